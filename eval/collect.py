@@ -1,156 +1,289 @@
-"""The passes of an evaluation: requests in, records on disk. The only part that needs the model."""
+"""Requests in, records on disk. The only part of an evaluation that needs the model."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
-import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import nn
 
-from eval.generate import end_tokens, generate
+from eval.branches import rows_of
+from eval.live import Live
+from eval.noise import sampling
 from eval.ragged import Ragged
-from eval.records import TOKEN_COLUMNS, GenerationRecords, LikelihoodRecords, is_current, write_records
-from eval.requests import Generation, Likelihood, Request
-from eval.shard import ALONE, Shard
-from unlearn.data.batches import collate, deal
-from unlearn.data.tokens import Encoder, TokenSequence
-from unlearn.forward import TokenRecord, record
+from eval.records import (
+    TOKEN_COLUMNS,
+    AnyRecords,
+    GenerationRecords,
+    LikelihoodRecords,
+    NormRecords,
+    is_current,
+    write_records,
+)
+from eval.requests import Answer, Generation, GradientNorm, Likelihood, Request
+from unlearn.data.tokens import DataError, Encoder, PromptFormat, TokenSequence
+from unlearn.files import read_json, replacing, write_json
+
+# A pass is on disk in portions of so many forwards per process: what a killed one loses at most.
+_FORWARDS, _ROUNDS = 8, 4
 
 
-def collect(
-    model: nn.Module,
-    encoder: Encoder,
-    requests: Sequence[Request],
-    directory: Path,
-    *,
-    max_tokens: int,
-    max_rows_generation: int,
-    shard: Shard = ALONE,
-    progress: bool = False,
-    device: torch.device | None = None,
-) -> None:
-    """Bring the records of all requests to `directory/records`; those already there are kept.
+def collect(live: Live, requests: Sequence[Request]) -> None:
+    """Bring the records of all requests to `live.directory/records`; those already there are kept.
 
     A question with an answer meets the model once, however many requests ask for it. The directory belongs
-    to one model: records of another model there count as this one's. `model` is the transformers model, not
-    an engine around it; `device` (default: its first parameter's) is where its inputs go. `max_tokens`
-    bounds rows × longest of a forward.
+    to one model: records of another model there count as this one's. What cannot be asked (an empty answer, a
+    prompt that fills the context) is recorded as a problem of its example. A collective.
     """
     # The first process decides: file systems may differ between nodes.
-    stale = shard.from_first([not is_current(directory, request, encoder) for request in requests])
+    stale = live.shard.from_first([not is_current(live.directory, each, live.encoder) for each in requests])
     todo = [request for request, run in zip(requests, stale, strict=True) if run]
-    place = device if device is not None else next(model.parameters()).device
-    passes = _Passes(model, encoder, directory, shard, place, progress and shard.first)
-    with _evaluating(model):
-        passes.likelihoods([request for request in todo if isinstance(request, Likelihood)], max_tokens)
-        known: dict[tuple[str, int], str] = {}
-        for request in todo:
-            if isinstance(request, Generation):
-                passes.generation(request, known, max_rows_generation)
+    passes = _Passes(live)
+    passes.answers([request for request in todo if isinstance(request, Likelihood)], passes.read)
+    passes.answers([request for request in todo if isinstance(request, GradientNorm)], passes.norms)
+    passes.generations([request for request in todo if isinstance(request, Generation)])
+    if live.shard.first:
+        shutil.rmtree(_parts(live.directory), ignore_errors=True)
 
 
 @dataclass(frozen=True)
 class _Passes:
-    model: nn.Module
-    encoder: Encoder
-    directory: Path
-    shard: Shard
-    device: torch.device
-    progress: bool
+    live: Live
 
-    def likelihoods(self, requests: Sequence[Likelihood], max_tokens: int) -> None:
+    # -- given answers ---------------------------------------------------------------------------------
+
+    def answers(
+        self,
+        requests: Sequence[Likelihood] | Sequence[GradientNorm],
+        ask: Callable[[list[TokenSequence]], dict[str, Ragged]],
+    ) -> None:
         """All requests in one pass, then on disk."""
-        pairs = [(item.question, item.answer) for request in requests for item in request.items]
-        place = {pair: i for i, pair in enumerate(dict.fromkeys(pairs))}
-        if not place:
+        wanted = [(request.raw, i.question, i.answer) for request in requests for i in request.items]
+        place = {key: n for n, key in enumerate(dict.fromkeys(wanted))}
+        sequences, problems = self._encoded(list(place))
+        asked = [n for n, sequence in enumerate(sequences) if sequence is not None]
+        found = ask([sequence for sequence in sequences if sequence is not None])
+        if not self.live.shard.first:
             return
-        sequences = self.encoder.pairs(list(place))
-        parts = self.shard.gather(self._forwards(sequences, max_tokens))
-        if not self.shard.first:
-            return
-        order = np.argsort(np.concatenate([part.pop("rows") for part in parts]))
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        lengths = columns.pop("lengths")
-        tokens = {name: Ragged.cut(values, lengths).take(order) for name, values in columns.items()}
-        ended = np.array([sequence.ended for sequence in sequences])
+        row = np.full(len(sequences), len(asked))  # the last row, which is empty, for what was not asked
+        row[asked] = np.arange(len(asked))
+        columns = {name: _with_empty(values) for name, values in found.items()}
         for request in requests:
-            rows = np.array([place[item.question, item.answer] for item in request.items], dtype=np.int64)
-            records = LikelihoodRecords(
-                example=[item.example for item in request.items],
-                slot=np.array([item.slot for item in request.items], dtype=np.int32),
-                ended=ended[rows],
-                **{name: ragged.take(rows) for name, ragged in tokens.items()},
+            at = np.array([place[request.raw, i.question, i.answer] for i in request.items])
+            own = {name: values.take(row[at]) for name, values in columns.items()}
+            trouble = [problems.get(n) for n in at.tolist()]
+            ended = np.array([bool(s is not None and s.ended) for s in (sequences[n] for n in at)])
+            records = _answer_records(request.items, trouble, own, ended)
+            write_records(self.live.directory, request, self.live.encoder, records)
+
+    def read(self, sequences: list[TokenSequence]) -> dict[str, Ragged]:
+        return self._in_portions(sequences, self.live.read, TOKEN_COLUMNS)
+
+    def norms(self, sequences: list[TokenSequence]) -> dict[str, Ragged]:
+        """Without the end token, as in the published attack: it is no part of what was learned by heart."""
+        sequences = [
+            replace(s, ids=s.ids[:-1], ended=False) if s.ended and s.answer_length > 1 else s
+            for s in sequences
+        ]
+
+        def ask(part: list[TokenSequence], *, label: str) -> dict[str, Ragged]:
+            values = self.live.norms(part, label=label)
+            return {"norm": Ragged.cut(values, np.ones(len(values), dtype=np.int64))}
+
+        return self._in_portions(sequences, ask, ("norm",))
+
+    def _in_portions(
+        self, sequences: list[TokenSequence], ask: Callable[..., dict[str, Ragged]], names: Sequence[str]
+    ) -> dict[str, Ragged]:
+        """What `ask` gives of the sequences, each portion from disk or from the model."""
+        portions = list(_portions(sequences, _FORWARDS * self.live.shard.world * self.live.max_tokens))
+        found: list[dict[str, Ragged]] = []
+        for number, portion in enumerate(portions, start=1):
+            part = [sequences[i] for i in portion]
+            file = _parts(self.live.directory) / f"{_digest(names, part)}.npz"
+            label = f"{'answers' if 'logp' in names else 'gradients'} {number}/{len(portions)}"
+            (known,) = self.live.shard.from_first([_load(file, names) if self.live.shard.first else None])
+            if known is None:
+                known = ask(part, label=label)
+                if self.live.shard.first and len(portions) > 1:
+                    _save(file, known)
+            found.append(known)
+        back = np.argsort([i for portion in portions for i in portion])
+        return {name: _joined([part[name] for part in found]).take(back) for name in names}
+
+    def _encoded(
+        self, keys: Sequence[tuple[bool, str | None, str]]
+    ) -> tuple[list[TokenSequence | None], dict[int, str]]:
+        """Each key's sequence, or None and by its number what is wrong with it."""
+        found: list[TokenSequence | None] = [None] * len(keys)
+        problems: dict[int, str] = {}
+        for raw in (False, True):
+            where = [n for n, key in enumerate(keys) if key[0] is raw]
+            encoder = _encoder(self.live.encoder, raw)
+            try:
+                some = encoder.pairs([keys[n][1:] for n in where])
+            except DataError:  # one of them, or all: find out which
+                some = []
+            for k, n in enumerate(where):
+                try:
+                    found[n] = some[k] if some else encoder.pairs([keys[n][1:]])[0]
+                except DataError as error:
+                    problems[n] = str(error)
+        if keys and len(problems) == len(keys):
+            raise DataError(problems[0])
+        return found, problems
+
+    # -- free answers ----------------------------------------------------------------------------------
+
+    def generations(self, requests: Sequence[Generation]) -> None:
+        """Each request in its turn, then on disk; greedy answers to the same prompt are generated once."""
+        known: dict[tuple[Any, ...], str] = {}
+        for request in requests:
+            self._generation(request, known)
+
+    def _generation(self, request: Generation, known: dict[tuple[Any, ...], str]) -> None:
+        live, limit = self.live, request.max_new_tokens
+        encoder = _encoder(live.encoder, request.raw)
+        keys: list[tuple[Any, ...]] = [
+            (request.raw, item.question, item.opening, limit, request.temperature)
+            + (((request.seed, item.example, k),) if request.temperature else ())
+            for item in request.items
+            for k in range(request.samples)
+        ]
+        new = list(dict.fromkeys(key for key in keys if key not in known))
+        prompts = encoder.prompts([key[1] for key in new], [key[2] for key in new]) if new else []
+        room = [limit if live.context is None else min(limit, live.context - len(p)) for p in prompts]
+        for size in sorted(set(room), reverse=True):
+            if size > 0:
+                some = [n for n, own in enumerate(room) if own == size]
+                texts = self._texts([prompts[n] for n in some], [new[n] for n in some], size, request)
+                known |= {new[n]: text for n, text in zip(some, texts, strict=True)}
+        if live.shard.first:
+            full = {
+                key: f"the prompt alone has {len(p)} tokens and fills the model's context of {live.context}"
+                for key, p, own in zip(new, prompts, room, strict=True)
+                if own <= 0
+            }
+            records = GenerationRecords(
+                example=[item.example for item in request.items for _ in range(request.samples)],
+                sample=np.tile(np.arange(request.samples), len(request.items)),
+                problem=[full.get(key) for key in keys],
+                text=[known.get(key) for key in keys],
+                truth=[
+                    self._cut(item.truth, limit) for item in request.items for _ in range(request.samples)
+                ],
             )
-            write_records(self.directory, request, self.encoder, records)
+            write_records(live.directory, request, live.encoder, records)
 
-    def _forwards(self, sequences: Sequence[TokenSequence], max_tokens: int) -> list[dict[str, np.ndarray]]:
-        """This process's forwards: the sequences' numbers as `rows` and their records, flat; or nothing."""
-        bins = deal([len(s.ids) for s in sequences], self.shard.world, max_tokens=max_tokens)
-        mine = bins[self.shard.rank]
-        found: list[TokenRecord] = []
-        with self._bar("answers", len(sequences)) as advance:
-            for part in mine:
-                if part:
-                    batch = collate([sequences[i] for i in part])
-                    found.append(record(self.model, batch.to(self.device)))
-                elif self.shard.synced:
-                    record(self.model, collate(sequences[:1]).to(self.device))
-                advance(len(part) * self.shard.world)
-        if not found:
-            return []
-        # Copied from the device once, at the end: a copy per batch would make the host wait for each.
-        names = (*TOKEN_COLUMNS, "lengths")
-        flat = {name: torch.cat([getattr(each, name) for each in found]).cpu().numpy() for name in names}
-        return [{"rows": np.array([i for part in mine for i in part]), **flat}]
+    def _texts(
+        self, prompts: list[list[int]], keys: list[tuple[Any, ...]], limit: int, request: Generation
+    ) -> list[str]:
+        live = self.live
+        size = _ROUNDS * live.shard.world * live.max_rows
+        order = sorted(range(len(prompts)), key=lambda n: (-len(prompts[n]), n))
+        portions = [order[i : i + size] for i in range(0, len(order), size)]
+        texts = [""] * len(prompts)
+        for number, portion in enumerate(portions, start=1):
+            part = [prompts[n] for n in portion]
+            named = [repr(keys[n]) for n in portion]
+            file = _parts(live.directory) / f"{_digest((limit, *named), ())}.json"
+            label = request.name if len(portions) == 1 else f"{request.name} {number}/{len(portions)}"
+            (found,) = live.shard.from_first([_texts_of(file) if live.shard.first else None])
+            if found is None:
+                noise = None
+                if request.temperature:
+                    noise = sampling([name.encode() for name in named], request.temperature)
+                tokens = live.answers(part, max_new_tokens=limit, label=label, perturb=noise)
+                decode = live.encoder.tokenizer.decode
+                found = [str(decode(own, skip_special_tokens=True)).strip() for own in tokens]
+                if live.shard.first and len(portions) > 1:
+                    write_json(file, {"texts": found})
+            for n, text in zip(portion, found, strict=True):
+                texts[n] = text
+        return texts
 
-    def generation(self, request: Generation, known: dict[tuple[str, int], str], max_rows: int) -> None:
-        """One request, then on disk. `known` are the texts so far by question and limit; it is added to."""
-        limit, tokenizer = request.max_new_tokens, self.encoder.tokenizer
-        new = list(dict.fromkeys(i.question for i in request.items if (i.question, limit) not in known))
-        end_id = self.encoder.end_id
-        with self._bar(request.name, len(new)) as advance:
-            tokens = generate(
-                self.model,
-                self.encoder.prompts(new) if new else [],
-                max_new_tokens=limit,
-                end_ids=end_tokens(self.model, end_id),
-                pad_id=self.encoder.pad_id,
-                max_rows=max_rows,
-                shard=self.shard,
-                device=self.device,
-                advance=lambda n: advance(n * self.shard.world),
-            )
-        for question, answer in zip(new, tokens, strict=True):
-            known[question, limit] = str(tokenizer.decode(answer, skip_special_tokens=True)).strip()
-        if self.shard.first:
-            found = [known[item.question, limit] for item in request.items]
-            records = GenerationRecords([item.example for item in request.items], found)
-            write_records(self.directory, request, self.encoder, records)
-
-    @contextmanager
-    def _bar(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        if not self.progress:
-            yield lambda _: None
-            return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=Console(stderr=True)) as bar:
-            task = bar.add_task(description, total=total)
-            yield lambda n: bar.advance(task, n)
+    def _cut(self, truth: str | None, limit: int) -> str | None:
+        if truth is None:
+            return None
+        tokenizer = self.live.encoder.tokenizer
+        return str(tokenizer.decode(tokenizer(truth)["input_ids"][:limit], skip_special_tokens=True)).strip()
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
+def _encoder(encoder: Encoder, raw: bool) -> Encoder:
+    return replace(encoder, format=PromptFormat("{question}", end=encoder.format.end)) if raw else encoder
+
+
+def _answer_records(
+    items: Sequence[Answer], problem: list[str | None], own: dict[str, Ragged], ended: np.ndarray
+) -> AnyRecords:
+    example = [item.example for item in items]
+    slot = np.array([item.slot for item in items], dtype=np.int32)
+    if "norm" in own:
+        return NormRecords(example, slot, problem, own["norm"].mean())
+    return LikelihoodRecords(example, slot, problem, **own, ended=ended)
+
+
+def _portions(sequences: Sequence[TokenSequence], tokens: int) -> Iterator[list[int]]:
+    """Numbers of sequences, those of one prompt together and like lengths side by side."""
+    rows = sorted(rows_of(sequences, shared=True), key=lambda row: -row.width)
+    part: list[int] = []
+    size = 0
+    for row in rows:
+        if part and size + row.width > tokens:
+            yield part
+            part, size = [], 0
+        part.extend(row.members)
+        size += row.width
+    if part:
+        yield part
+
+
+def _parts(directory: Path) -> Path:
+    return directory / "records" / ".parts"
+
+
+def _digest(names: Sequence[Any], sequences: Sequence[TokenSequence]) -> str:
+    digest = hashlib.sha256(json.dumps([str(name) for name in names]).encode())
+    for sequence in sequences:
+        digest.update(np.array([len(sequence.ids), sequence.answer_start]).tobytes())
+        digest.update(sequence.ids.tobytes())
+    return digest.hexdigest()[:24]
+
+
+def _save(file: Path, found: dict[str, Ragged]) -> None:
+    arrays = {
+        f"{name}/{part}": getattr(r, part) for name, r in found.items() for part in ("values", "offsets")
+    }
+    with replacing(file) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, **arrays)
+
+
+def _load(file: Path, names: Sequence[str]) -> dict[str, Ragged] | None:
     try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in before:
-            module.training = training
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: Ragged(arrays[f"{name}/values"], arrays[f"{name}/offsets"]) for name in names}
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # absent, or cut short
+        return None
+
+
+def _texts_of(file: Path) -> list[str] | None:
+    try:
+        return [str(text) for text in read_json(file)["texts"]]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _with_empty(values: Ragged) -> Ragged:
+    return Ragged(values.values, np.append(values.offsets, values.offsets[-1]))
+
+
+def _joined(parts: Sequence[Ragged]) -> Ragged:
+    if not parts:
+        return Ragged.of([])
+    return Ragged.cut(np.concatenate([p.values for p in parts]), np.concatenate([p.lengths for p in parts]))

@@ -2,32 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import nn
 
-from eval.benchmark import Sets, find, options_of
+from eval.benchmark import (
+    BenchmarkError,
+    LiveBenchmark,
+    Result,
+    Role,
+    Sets,
+    find,
+    is_live,
+    options_of,
+    scored,
+)
 from eval.collect import collect
-from eval.records import Records
+from eval.live import Live
+from eval.published import PublishedLog, read_log
+from eval.records import LikelihoodRecords, Records
 from eval.requests import Request
 from eval.shard import ALONE, Shard
 from unlearn.data.tokens import Encoder
-from unlearn.files import replacing, write_json
+from unlearn.files import digest, read_json, replacing, write_json
+
+log = logging.getLogger(__name__)
+
+_SHOWN = 3  # examples of a problem that are named
 
 
 def plan(benchmark: str, sets: Sets, options: Mapping[str, Any] | None = None) -> list[Request]:
     """What the benchmark will ask of a model; needs none, so it can be called before anything is loaded.
 
+    A benchmark that calls the model itself has no requests; its options are checked.
+
     Raises:
         BenchmarkError: no such benchmark, option or set, or examples that it cannot score.
     """
     module = find(benchmark)
-    return module.requests(sets, options_of(module, options or {}, benchmark))
+    chosen = options_of(module, options or {}, benchmark)
+    if is_live(module):
+        problems = module.check(chosen)
+        if problems:
+            raise BenchmarkError(f"benchmark {benchmark}: {'; '.join(problems)}")
+        return []
+    return module.requests(_own_sets(benchmark, sets, None), chosen)
 
 
 def evaluate(
@@ -38,7 +64,9 @@ def evaluate(
     directory: Path,
     *,
     options: Mapping[str, Any] | None = None,
+    roles: Sequence[Role] | None = None,
     retain_directory: Path | None = None,
+    retain_log: Path | None = None,
     shard: Shard = ALONE,
     max_tokens: int = 16_384,
     max_rows_generation: int = 128,
@@ -47,28 +75,33 @@ def evaluate(
 ) -> dict[str, float]:
     """The benchmark's metrics, on every process; records, results and examples in `directory/<benchmark>`.
 
-    What an evaluation that was cut off has on disk is not collected again. `retain_directory` is the same
-    directory of the retain model, evaluated before. A collective when `shard.world` > 1.
+    `sets` are a dataset's, of which the benchmark scores its own (those with one of `roles`). What an
+    evaluation that was cut off has on disk is not collected again. `retain_directory` is the same directory
+    of the retain model, evaluated before; or `retain_log` a published log of it. `model` is the transformers
+    model, not an engine around it; `device` (default: its first parameter's) is where its inputs go.
+    A collective when `shard.world` > 1.
 
     Raises:
         BenchmarkError: no such benchmark, option or set.
     """
-    collect(
-        model,
-        encoder,
-        plan(benchmark, sets, options),
-        directory / benchmark,
-        max_tokens=max_tokens,
-        max_rows_generation=max_rows_generation,
-        shard=shard,
-        progress=progress,
-        device=device,
-    )
+    module = find(benchmark)
+    chosen = options_of(module, options or {}, benchmark)
+    place = device if device is not None else next(model.parameters()).device
+    live = Live(
+        model, encoder, directory / benchmark, shard, max_tokens, max_rows_generation, place, progress
+    )  # fmt: skip
+    if is_live(module):
+        return _measured(module, benchmark, live, scored(module, sets, roles), chosen)
+    own = _own_sets(benchmark, sets, roles)
+    collect(live, module.requests(own, chosen))
     metrics = []
     if shard.first:
         metrics = [
-            score_directory(benchmark, sets, directory, options=options, retain_directory=retain_directory)
-        ]
+            score_directory(
+                benchmark, own, directory, options=options, retain_directory=retain_directory,
+                retain_log=retain_log,
+            )
+        ]  # fmt: skip
     return shard.from_first(metrics)[0]
 
 
@@ -79,20 +112,93 @@ def score_directory(
     *,
     options: Mapping[str, Any] | None = None,
     retain_directory: Path | None = None,
+    retain_log: Path | None = None,
 ) -> dict[str, float]:
     """Metrics from the records in `directory/<benchmark>`, without a model; writes results and examples.
 
-    In results.json, what could not be measured (NaN) is null.
+    `sets` as the benchmark names them. In results.json, what could not be measured (NaN) is null; what is
+    the matter with single examples is in problems.json.
 
     Raises:
         RecordsError: records are absent or of other examples.
     """
     module = find(benchmark)
-    retain = None if retain_directory is None else Records(retain_directory / benchmark)
-    result = module.score(
-        Records(directory / benchmark), retain, sets, options_of(module, options or {}, benchmark)
-    )
-    with replacing(directory / benchmark / "examples.parquet") as path:
-        pq.write_table(pa.Table.from_pylist(result.examples), path, compression="zstd")
-    write_json(directory / benchmark / "results.json", result.metrics)
+    assert not is_live(module)
+    chosen = options_of(module, options or {}, benchmark)
+    read = Records(directory / benchmark)
+    problems = [text for request in module.requests(sets, chosen) for text in _problems(read, request)]
+    retain: Records | PublishedLog | None = None
+    if retain_directory is not None:
+        retain = Records(retain_directory / benchmark)
+        if retain.tokenizer not in (None, read.tokenizer):
+            problems.append(
+                "the retain model has another tokenizer than this one, and likelihoods per token of the two "
+                "do not compare: nothing was compared with it; give a retain model of the same family"
+            )
+            retain = None
+    elif retain_log is not None:
+        retain = read_log(retain_log)
+    result = module.score(read, retain, sets, chosen)
+    _write(directory / benchmark, result, problems)
     return result.metrics
+
+
+def _measured(module: LiveBenchmark, name: str, live: Live, sets: Sets, options: Any) -> dict[str, float]:
+    """A live benchmark's metrics, from disk if the same was measured there."""
+    mark = live.directory / "measured.json"
+    key = digest({"options": repr(options), "sets": {n: [e.id for e in own] for n, own in sets.items()}})
+    known = None
+    if live.shard.first and mark.is_file() and read_json(mark).get("key") == key:
+        known = {k: np.nan if v is None else v for k, v in read_json(live.directory / "results.json").items()}
+    (found,) = live.shard.from_first([known])
+    if found is not None:
+        return dict(found)
+    result = module.measure(live, sets, options)
+    if live.shard.first:
+        _write(live.directory, result, [])
+        write_json(mark, {"key": key})
+    return result.metrics
+
+
+def _own_sets(benchmark: str, sets: Sets, roles: Sequence[Role] | None) -> Sets:
+    module = find(benchmark)
+    own = scored(module, sets, roles)
+    if not own:
+        raise BenchmarkError(
+            f"benchmark {benchmark} scores {', '.join(module.SETS)}; the dataset has none of them "
+            f"({', '.join(sets) or 'nothing'}): choose a dataset that goes with it, or another eval=…"
+        )
+    return own
+
+
+def _problems(read: Records, request: Request) -> list[str]:
+    """What is wrong with single examples of a request, a sentence for each kind of problem."""
+    records = read.any(request.name)
+    told: dict[str, list[str]] = {}
+    for example, problem in zip(records.example, records.problem, strict=True):
+        if problem is not None:
+            told.setdefault(problem, []).append(example)
+    if isinstance(records, LikelihoodRecords):
+        for example, logp in zip(records.example, records.logp, strict=True):
+            if np.isnan(logp).any():
+                told.setdefault("the model gives NaN for it", []).append(example)
+    return [f"{request.name}, {_few(examples)}: {problem}" for problem, examples in told.items()]
+
+
+def _few(examples: Sequence[str]) -> str:
+    distinct = list(dict.fromkeys(examples))
+    more = f" and {len(distinct) - _SHOWN} more" if len(distinct) > _SHOWN else ""
+    return f"{'example' if len(distinct) == 1 else 'examples'} {', '.join(distinct[:_SHOWN])}{more}"
+
+
+def _write(directory: Path, result: Result, problems: Sequence[str]) -> None:
+    every = [*problems, *result.problems]
+    for problem in every:
+        log.warning("%s: %s", directory.name, problem)
+    with replacing(directory / "examples.parquet") as path:
+        pq.write_table(pa.Table.from_pylist(result.examples), path, compression="zstd")
+    if every:
+        write_json(directory / "problems.json", {"problems": every})
+    else:
+        (directory / "problems.json").unlink(missing_ok=True)
+    write_json(directory / "results.json", result.metrics)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,11 +19,13 @@ import pyarrow.parquet as pq
 
 from eval.ragged import Ragged
 from eval.requests import Answer, Prompt, Request
-from unlearn.data.tokens import Encoder
 from unlearn.errors import UserError
 from unlearn.files import replacing
 
-_KEY = b"unlearn.request"
+if TYPE_CHECKING:
+    from unlearn.data.tokens import Encoder
+
+_KEY, _TOKENIZER = b"unlearn.request", b"unlearn.tokenizer"
 TOKEN_COLUMNS = ("logp", "correct", "mean", "variance")
 
 
@@ -32,10 +35,14 @@ class RecordsError(UserError):
 
 @dataclass(frozen=True)
 class LikelihoodRecords:
-    """Per answer token, with the end token where `ended`; see `unlearn.forward.TokenRecord`."""
+    """Per answer token, with the end token where `ended`; see `unlearn.forward.TokenRecord`.
+
+    An answer that could not be scored has no tokens here; `problem` says why.
+    """
 
     example: list[str]
     slot: np.ndarray
+    problem: Sequence[str | None]
     logp: Ragged
     correct: Ragged
     mean: Ragged
@@ -44,26 +51,59 @@ class LikelihoodRecords:
 
     def select(self, items: Sequence[Answer]) -> LikelihoodRecords:
         """The records of these items, in their order."""
-        have = {key: row for row, key in enumerate(zip(self.example, self.slot.tolist(), strict=True))}
-        rows = _rows(have, [(item.example, item.slot) for item in items])
+        rows = _by_slot(self.example, self.slot, items)
         return LikelihoodRecords(
             example=[self.example[i] for i in rows],
             slot=self.slot[rows],
+            problem=[self.problem[i] for i in rows],
             ended=self.ended[rows],
             **{column: getattr(self, column).take(rows) for column in TOKEN_COLUMNS},
         )
 
 
 @dataclass(frozen=True)
-class GenerationRecords:
+class NormRecords:
+    """Gradient norms [E]; NaN where there is none, and `problem` says why."""
+
     example: list[str]
-    text: list[str]
+    slot: np.ndarray
+    problem: Sequence[str | None]
+    norm: np.ndarray
+
+    def select(self, items: Sequence[Answer]) -> NormRecords:
+        """The records of these items, in their order."""
+        rows = _by_slot(self.example, self.slot, items)
+        return NormRecords(
+            [self.example[i] for i in rows], self.slot[rows], [self.problem[i] for i in rows], self.norm[rows]
+        )
+
+
+@dataclass(frozen=True)
+class GenerationRecords:
+    """`text` is None where nothing could be generated; `truth` is the true answer's beginning, as asked for.
+
+    Of several samples of a prompt, `sample` counts them, and they follow each other.
+    """
+
+    example: list[str]
+    sample: np.ndarray
+    problem: Sequence[str | None]
+    text: Sequence[str | None]
+    truth: Sequence[str | None]
 
     def select(self, items: Sequence[Prompt]) -> GenerationRecords:
         """The records of these items, in their order."""
-        have = {example: row for row, example in enumerate(self.example)}
-        rows = _rows(have, [item.example for item in items])
-        return GenerationRecords([self.example[i] for i in rows], [self.text[i] for i in rows])
+        samples = int(self.sample.max()) + 1 if len(self.sample) else 1
+        have = {key: row for row, key in enumerate(zip(self.example, self.sample.tolist(), strict=True))}
+        rows = _rows(have, [(item.example, k) for item in items for k in range(samples)])
+        return GenerationRecords(
+            [self.example[i] for i in rows], self.sample[rows],
+            *([column[i] for i in rows] for column in (self.problem, self.text, self.truth)),
+        )  # fmt: skip
+
+
+AnyRecords: TypeAlias = LikelihoodRecords | NormRecords | GenerationRecords
+R = TypeVar("R", LikelihoodRecords, NormRecords, GenerationRecords)
 
 
 @dataclass(frozen=True)
@@ -73,15 +113,42 @@ class Records:
     directory: Path
 
     def likelihood(self, name: str) -> LikelihoodRecords:
-        found = read_records(self.directory, name)
-        if not isinstance(found, LikelihoodRecords):
-            raise RecordsError(f"{record_path(self.directory, name)} holds generations, not likelihoods")
-        return found
+        return self._read(name, LikelihoodRecords, "likelihoods")
+
+    def norms(self, name: str) -> NormRecords:
+        return self._read(name, NormRecords, "gradient norms")
 
     def generation(self, name: str) -> GenerationRecords:
-        found = read_records(self.directory, name)
-        if not isinstance(found, GenerationRecords):
-            raise RecordsError(f"{record_path(self.directory, name)} holds likelihoods, not generations")
+        return self._read(name, GenerationRecords, "generations")
+
+    def any(self, name: str) -> AnyRecords:
+        return self._once(name)
+
+    def has(self, name: str) -> bool:
+        return record_path(self.directory, name).is_file()
+
+    @property
+    def tokenizer(self) -> str | None:
+        """What identifies the tokenizer that the records were made with; None without records."""
+        file = next(iter(sorted((self.directory / "records").rglob("*.parquet"))), None)
+        metadata = (pq.read_schema(file).metadata or {}) if file else {}
+        return metadata[_TOKENIZER].decode() if _TOKENIZER in metadata else None
+
+    @cached_property
+    def _once(self) -> Callable[[str], AnyRecords]:
+        read: dict[str, AnyRecords] = {}
+
+        def once(name: str) -> AnyRecords:
+            if name not in read:
+                read[name] = read_records(self.directory, name)
+            return read[name]
+
+        return once
+
+    def _read(self, name: str, kind: type[R], wanted: str) -> R:
+        found = self._once(name)
+        if not isinstance(found, kind):
+            raise RecordsError(f"{record_path(self.directory, name)} does not hold {wanted}")
         return found
 
 
@@ -102,6 +169,12 @@ def request_key(request: Request, encoder: Encoder) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
+def tokenizer_key(encoder: Encoder) -> str:
+    """Hash of the tokenizer's vocabulary."""
+    vocabulary = json.dumps(sorted(encoder.tokenizer.get_vocab().items()))
+    return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
+
+
 def is_current(directory: Path, request: Request, encoder: Encoder) -> bool:
     """Whether the request's records are there, made from the same content."""
     try:
@@ -111,22 +184,25 @@ def is_current(directory: Path, request: Request, encoder: Encoder) -> bool:
     return bool(metadata.get(_KEY, b"").decode() == request_key(request, encoder))
 
 
-def write_records(
-    directory: Path, request: Request, encoder: Encoder, records: LikelihoodRecords | GenerationRecords
-) -> None:
+def write_records(directory: Path, request: Request, encoder: Encoder, records: AnyRecords) -> None:
     columns: dict[str, Any] = {"example": pa.array(records.example, pa.string())}
+    columns["problem"] = pa.array(records.problem, pa.string())
     if isinstance(records, LikelihoodRecords):
         columns["slot"] = records.slot
         columns |= {column: getattr(records, column).to_arrow() for column in TOKEN_COLUMNS}
         columns["ended"] = records.ended
+    elif isinstance(records, NormRecords):
+        columns |= {"slot": records.slot, "norm": records.norm}
     else:
-        columns["text"] = pa.array(records.text, pa.string())
-    table = pa.table(columns).replace_schema_metadata({_KEY: request_key(request, encoder)})
+        columns["sample"] = records.sample
+        columns |= {name: pa.array(getattr(records, name), pa.string()) for name in ("text", "truth")}
+    metadata = {_KEY: request_key(request, encoder), _TOKENIZER: tokenizer_key(encoder)}
+    table = pa.table(columns).replace_schema_metadata(metadata)
     with replacing(record_path(directory, request.name)) as path:
         pq.write_table(table, path, compression="zstd")
 
 
-def read_records(directory: Path, name: str) -> LikelihoodRecords | GenerationRecords:
+def read_records(directory: Path, name: str) -> AnyRecords:
     """The records of a request.
 
     Raises:
@@ -136,15 +212,20 @@ def read_records(directory: Path, name: str) -> LikelihoodRecords | GenerationRe
     if not path.exists():
         raise RecordsError(f"no records at {path}: evaluate the model first")
     table = pq.ParquetFile(path).read()
-    example = table["example"].to_pylist()
+    example, problem = table["example"].to_pylist(), table["problem"].to_pylist()
     if "text" in table.column_names:
-        return GenerationRecords(example, table["text"].to_pylist())
-    return LikelihoodRecords(
-        example=example,
-        slot=table["slot"].to_numpy(),
-        ended=table["ended"].to_numpy(),
-        **{column: Ragged.from_arrow(table[column]) for column in TOKEN_COLUMNS},
-    )
+        text, truth = table["text"].to_pylist(), table["truth"].to_pylist()
+        return GenerationRecords(example, table["sample"].to_numpy(), problem, text, truth)
+    slot = table["slot"].to_numpy()
+    if "norm" in table.column_names:
+        return NormRecords(example, slot, problem, table["norm"].to_numpy())
+    columns = {column: Ragged.from_arrow(table[column]) for column in TOKEN_COLUMNS}
+    return LikelihoodRecords(example, slot, problem, **columns, ended=table["ended"].to_numpy())
+
+
+def _by_slot(example: Sequence[str], slot: np.ndarray, items: Sequence[Answer]) -> list[int]:
+    have = {key: row for row, key in enumerate(zip(example, slot.tolist(), strict=True))}
+    return _rows(have, [(item.example, item.slot) for item in items])
 
 
 def _rows(have: dict[Any, int], wanted: Sequence[Any]) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeAlias
 
@@ -19,18 +20,41 @@ class Answer(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """One question to answer freely."""
+    """One question to answer freely.
+
+    `opening` is how the answer begins already: the model goes on from there, and only what it adds is kept.
+    `truth` is the true answer where a metric wants no more of it than the model may say: the records hold
+    its first `max_new_tokens` tokens.
+    """
 
     example: str
     question: str
+    opening: str = ""
+    truth: str | None = None
 
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Log-probabilities of given answers. `name` is a path of the records, such as `forget/perturbed`."""
+    """Log-probabilities of given answers. `name` is a path of the records, such as `forget/perturbed`.
+
+    With `raw` a question is the whole prompt as it stands, whatever the model's prompt format.
+    """
 
     name: str
     items: tuple[Answer, ...]
+    raw: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.name, [f"{item.example} (slot {item.slot})" for item in self.items])
+
+
+@dataclass(frozen=True)
+class GradientNorm:
+    """Norms of the gradients of given answers' mean NLL, one number per answer; the end token is left out."""
+
+    name: str
+    items: tuple[Answer, ...]
+    raw: bool = False
 
     def __post_init__(self) -> None:
         _check(self.name, [f"{item.example} (slot {item.slot})" for item in self.items])
@@ -38,22 +62,36 @@ class Likelihood:
 
 @dataclass(frozen=True)
 class Generation:
-    """Greedy answers of at most `max_new_tokens` tokens, the end token included."""
+    """Answers of at most `max_new_tokens` tokens, the end token included: greedy at temperature 0.
+
+    Otherwise `samples` answers of each prompt, drawn with noise that follows from `seed`, the example's id
+    and the sample's number alone: no batching and no number of processes changes them.
+    """
 
     name: str
     items: tuple[Prompt, ...]
     max_new_tokens: int
+    raw: bool = False
+    samples: int = 1
+    temperature: float = 0.0
+    seed: int = 0
 
     def __post_init__(self) -> None:
         _check(self.name, [item.example for item in self.items])
         if self.max_new_tokens < 1:
             raise ValueError(f"request {self.name}: max_new_tokens={self.max_new_tokens}; it must be ≥ 1")
+        if self.samples < 1 or self.temperature < 0:
+            raise ValueError(
+                f"request {self.name}: samples={self.samples} must be ≥ 1, temperature={self.temperature} ≥ 0"
+            )
+        if self.samples > 1 and self.temperature == 0:
+            raise ValueError(f"request {self.name}: {self.samples} samples need a temperature above 0")
 
 
-Request: TypeAlias = Likelihood | Generation
+Request: TypeAlias = Likelihood | GradientNorm | Generation
 
 
-def _check(name: str, keys: list[str]) -> None:
+def _check(name: str, keys: Sequence[str]) -> None:
     if not keys:
         raise ValueError(f"request {name} asks for nothing: leave it out")
     seen: set[str] = set()

@@ -197,13 +197,40 @@ def _intervention(config: RunConfig, terms: Sequence[Term]) -> list[str]:
 
 
 def _evaluation(config: RunConfig) -> list[str]:
-    if config.eval.benchmark is None:
-        return []
-    from eval.benchmark import BenchmarkError, find, options_of
+    from eval.benchmark import BenchmarkError, find, is_live, options_of
+    from unlearn import variants
+    from unlearn.run import benchmark_options
 
+    problems = []
     try:
-        options = {"max_new_tokens": config.eval.max_new_tokens, **config.eval.options}
-        options_of(find(config.eval.benchmark), options, config.eval.benchmark)
-    except BenchmarkError as error:
-        return [f"eval.benchmark={config.eval.benchmark}: {error}"]
-    return []
+        has = set(available(config.dataset))
+    except ConfigError:  # told elsewhere
+        return []
+    for name in config.eval.benchmarks:
+        try:
+            benchmark = find(name)
+            options = options_of(benchmark, benchmark_options(config, name), name)
+        except BenchmarkError as error:
+            problems.append(f"eval.benchmarks.{name}: {error}")
+            continue
+        if benchmark.SETS and not benchmark.SETS.keys() & has:
+            problems.append(
+                f"eval.benchmarks.{name}: scores {', '.join(benchmark.SETS)}, and dataset "
+                f"{config.dataset.name} has none of these ({', '.join(sorted(has))}); choose another eval=… "
+                "or dataset=…"
+            )
+        if is_live(benchmark):
+            problems += [f"eval.benchmarks.{name}: {problem}" for problem in benchmark.check(options)]
+    problems += variants.check(config.eval.variants, config)
+    log = config.model.retain_log
+    if log is not None and config.model.retain is not None:
+        problems.append(f"model.retain_log={log}: takes the place of model.retain; give one of the two")
+    if log is not None:
+        from eval.logrows import PublishedLogError
+        from eval.published import read_log
+
+        try:
+            read_log(Path(log))
+        except PublishedLogError as error:
+            problems.append(f"model.retain_log: {error}")
+    return problems

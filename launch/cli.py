@@ -111,10 +111,11 @@ def _one_run(composed: DictConfig) -> tuple[int, Made | None]:
 
 def _run(config: RunConfig, directory: Path, overrides: tuple[str, ...]) -> Made:
     from launch.check import check
+    from launch.judgement import with_judgement
     from launch.plan import make_plan
     from launch.processes import ensure, is_complete
     from launch.report import write_report
-    from launch.table import LEGEND, direction, in_order, result_table
+    from launch.table import LEGEND, result_table, shown
     from unlearn.files import read_json
 
     check(config)
@@ -134,7 +135,8 @@ def _run(config: RunConfig, directory: Path, overrides: tuple[str, ...]) -> Made
     }
     last = "unlearned" if config.method.start == "target" and config.method.makes_model else "this model"
     columns[last] = read_json(plan.main.rundir.results)
-    keys = in_order(key for column in columns.values() for key in column if direction(key))
+    columns = with_judgement(columns, own_target=not config.method.makes_model)
+    keys = shown(key for column in columns.values() for key in column)
     if keys:
         console.print(result_table(columns, keys))
         console.print(LEGEND, style="dim", soft_wrap=True, highlight=False)

@@ -128,7 +128,8 @@ def _parsed(overrides: Sequence[str]) -> list[Override]:
 
 
 def _options(value: str) -> list[str]:
-    return [option.strip() for option in value.split(",")]
+    """The options that a value names: one, several to sweep (a,b), several together ([a,b])."""
+    return re.findall(r"[^\[\],\s]+", value)
 
 
 def _first(override: Override) -> str:

@@ -42,12 +42,12 @@ def _training(run: Planned) -> tuple[str, str]:
     if not names:
         return "–", "–"
     try:
-        sets = load_sets(config.dataset, names)
+        tokenizer = models.load_tokenizer(config.model)
+        encoder = models.make_encoder(config.model, tokenizer, config.dataset.max_length)
+        sets = {name: encoder.chunks(rows) for name, rows in load_sets(config.dataset, names).items()}
         sizes = {name: len(sets[name]) for name in names}
         schedule = Schedule(sizes, names[0], config.method.batch, config.seed)
         steps = total_steps(config.method, schedule.steps_per_epoch)
-        tokenizer = models.load_tokenizer(config.model)
-        encoder = models.make_encoder(config.model, tokenizer, config.dataset.max_length)
     except UserError as error:
         return "?", f"? ({str(error).splitlines()[0]})"
     lengths = {

@@ -6,17 +6,20 @@ A trace names its `role` instead of a colour: the page turns it into one, for li
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-from launch.table import direction, format_value, in_order, split_key
+from eval.judged import split_variant
+from launch.table import direction, format_value, in_order, is_detail, split_key
+from launch.traces import Figure, Results, Row, axis, drawable, label, level, line, number, over_steps
 
-Row = Mapping[str, Any]
-Results = Mapping[str, float | None]
-
-MAX_POINTS = 1500  # per line; a longer one is thinned evenly
-SMALLEST_P = 1e-40  # where a p-value of 0 is drawn on the logarithmic axis; the hover tells the value
-UTILITY = ("tofu/model_utility", "muse/retain/knowmem", "mmlu/accuracy", "tofu/retain/probability")
+UTILITY = (
+    "tofu/model_utility",
+    "muse/retain/knowmem",
+    "lume/retain/regurgitation",
+    "copyright/retain/rougeL_recall",
+    "mmlu/accuracy",
+    "tofu/retain/probability",
+)
 FORGETTING = (
     "tofu/forget_quality",
     "tofu/forget/probability",
@@ -24,18 +27,12 @@ FORGETTING = (
     "muse/forget/knowmem",
     "wmdp/bio/accuracy",
     "wmdp/cyber/accuracy",
+    "lume/forget/regurgitation",
+    "copyright/forget/rougeL_recall",
 )
-BENCHMARKS = {"tofu", "muse", "wmdp", "mmlu"}
+BENCHMARKS = {"tofu", "muse", "wmdp", "mmlu", "lume", "copyright", "general", "sampling", "prompts", "judged"}
 # Counters, drawn by nobody: they are what the others are drawn against.
 COUNTERS = {"step", "epoch", "tokens", "examples", "seconds", "time"}
-
-
-@dataclass
-class Figure:
-    title: str
-    hint: str = ""
-    data: list[dict[str, Any]] = field(default_factory=list)
-    layout: dict[str, Any] = field(default_factory=dict)
 
 
 def trade_offs(models: Mapping[str, Results], history: Sequence[Row]) -> list[Figure]:
@@ -44,7 +41,7 @@ def trade_offs(models: Mapping[str, Results], history: Sequence[Row]) -> list[Fi
     models: role (`target`, `retain model`, `unlearned` …) to results.
     """
     measured = [*models.values(), *history]
-    x = next((key for key in UTILITY if any(_number(m.get(key)) is not None for m in measured)), None)
+    x = next((key for key in UTILITY if any(number(m.get(key)) is not None for m in measured)), None)
     if x is None:
         return []
     figures = []
@@ -61,9 +58,9 @@ def _trade_off(x: str, y: str, models: Mapping[str, Results], history: Sequence[
     figure = Figure(
         title=f"{label(y)} against {label(x)}",
         hint=f"{label(x)}: {direction(x)} · {label(y)}: {direction(y)}",
-        layout={"xaxis": {"title": {"text": label(x)}}, "yaxis": _axis(y), "hovermode": "closest"},
+        layout={"xaxis": {"title": {"text": label(x)}}, "yaxis": axis(y), "hovermode": "closest"},
     )
-    path = [row for row in history if _number(row.get(x)) is not None and _number(row.get(y)) is not None]
+    path = [row for row in history if number(row.get(x)) is not None and number(row.get(y)) is not None]
     if path:
         figure.hint += " · larger dots are later"
         figure.data.append(
@@ -76,7 +73,7 @@ def _trade_off(x: str, y: str, models: Mapping[str, Results], history: Sequence[
             }
         )
     for name, results in models.items():
-        if _number(results.get(x)) is not None and _number(results.get(y)) is not None:
+        if number(results.get(x)) is not None and number(results.get(y)) is not None:
             figure.data.append(
                 _points(x, y, [results], [name])
                 | {"name": name, "role": name, "mode": "markers", "marker": {"size": 15}}
@@ -93,10 +90,10 @@ def training_curves(history: Sequence[Row], benchmarks: set[str]) -> list[Figure
             groups.setdefault(key.split("/")[0], []).append(key)
     figures = []
     for group, members in groups.items():
-        lines = [_line(history, key, name=_member(group, key), role=f"c{i}") for i, key in enumerate(members)]
+        lines = [line(history, key, name=_member(group, key), role=f"c{i}") for i, key in enumerate(members)]
         drawn = [line for line in lines if line["x"]]
         if drawn:
-            figures.append(Figure(label(group), data=drawn, layout=_over_steps(legend=len(drawn) > 1)))
+            figures.append(Figure(label(group), data=drawn, layout=over_steps(legend=len(drawn) > 1)))
     return figures
 
 
@@ -106,32 +103,24 @@ def dynamics(history: Sequence[Row], models: Mapping[str, Results], benchmarks: 
     charts: dict[tuple[str, str], list[str]] = {}
     for key in keys:
         bench, _, metric = split_key(key)
-        charts.setdefault((bench, metric), []).append(key)
+        if not is_detail(key) and not split_variant(key)[0]:
+            charts.setdefault((bench, metric), []).append(key)
     figures = []
     for (bench, metric), members in charts.items():
-        lines = [_line(history, key, name=_set(key), role=split_key(key)[1] or "c0") for key in members]
+        lines = [line(history, key, name=_set(key), role=split_key(key)[1] or "c0") for key in members]
         steps = [x for line in lines for x in line["x"]]
         if not steps:
             continue
         levels = [
-            _level(members[0], name, results, min(steps), max(steps))
+            level(members[0], name, results, min(steps), max(steps))
             for name, results in models.items()
-            if name in ("target", "retain model") and _number(results.get(members[0])) is not None
+            if name in ("target", "retain model") and number(results.get(members[0])) is not None
         ]
-        axes = _over_steps(legend=len(lines) > 1) | {"yaxis": _axis(members[0], titled=False)}
+        axes = over_steps(legend=len(lines) > 1) | {"yaxis": axis(members[0], titled=False)}
         figures.append(
             Figure(f"{bench.upper()} · {label(metric)}", _hint(members, levels), [*lines, *levels], axes)
         )
     return figures
-
-
-def label(key: str) -> str:
-    """A key in words: `tofu/forget/rougeL_recall` → "forget ROUGE-L recall"."""
-    _, group, metric = split_key(key)
-    words = {"lr": "learning rate", "rougeL_recall": "ROUGE-L recall", "tokens_per_s": "tokens per second"}
-    words |= {"memory_gib": "memory (GiB)", "grad_norm": "gradient norm"}
-    text = words.get(metric, metric.replace("_", " "))
-    return f"{group.replace('_', ' ')} {text}".strip()
 
 
 def _points(x: str, y: str, rows: Sequence[Row], names: list[str]) -> dict[str, Any]:
@@ -141,64 +130,11 @@ def _points(x: str, y: str, rows: Sequence[Row], names: list[str]) -> dict[str, 
     return {
         "type": "scatter",
         "x": [row[x] for row in rows],
-        "y": [_drawable(y, row[y]) for row in rows],
+        "y": [drawable(y, row[y]) for row in rows],
         "customdata": shown,
         "hovertemplate": f"<b>%{{customdata[0]}}</b><br>{label(x)} %{{customdata[1]}}"
         f"<br>{label(y)} %{{customdata[2]}}<extra></extra>",
     }
-
-
-def _line(history: Sequence[Row], key: str, *, name: str, role: str) -> dict[str, Any]:
-    rows = [row for row in history if _number(row.get(key)) is not None]
-    if len(rows) > MAX_POINTS:
-        rows = [rows[round(i * (len(rows) - 1) / (MAX_POINTS - 1))] for i in range(MAX_POINTS)]
-    return {
-        "type": "scatter",
-        "mode": "lines" if len(rows) > 30 else "lines+markers",
-        "marker": {"size": 5},
-        "name": name,
-        "role": role,
-        "x": [row["step"] for row in rows],
-        "y": [_drawable(key, row[key]) for row in rows],
-        "customdata": [format_value(row[key]) for row in rows],
-        "hovertemplate": "%{customdata}",
-    }
-
-
-def _level(key: str, name: str, results: Results, first: int, last: int) -> dict[str, Any]:
-    value = results[key]
-    group = split_key(key)[1]
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "line": {"dash": "dot", "width": 1.5},
-        "showlegend": False,
-        "name": f"{name} ({group})" if group else name,
-        "role": name,
-        "x": [first, last],
-        "y": [_drawable(key, value)] * 2,
-        "customdata": [format_value(value)] * 2,
-        "hovertemplate": "%{customdata}",
-    }
-
-
-def _axis(key: str, *, titled: bool = True) -> dict[str, Any]:
-    axis: dict[str, Any] = {"title": {"text": label(key), "standoff": 14}} if titled else {}
-    if key.endswith("forget_quality"):
-        axis |= {"type": "log", "nticks": 7}
-    return axis
-
-
-def _over_steps(*, legend: bool) -> dict[str, Any]:
-    return {"xaxis": {"title": {"text": "step"}}, "hovermode": "x unified", "showlegend": legend}
-
-
-def _drawable(key: str, value: Any) -> Any:
-    return max(value, SMALLEST_P) if key.endswith("forget_quality") else value
-
-
-def _number(value: Any) -> float | None:
-    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 
 def _member(group: str, key: str) -> str:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,11 @@ from launch.compose import yaml_of_defaults
 from unlearn import interventions, models
 from unlearn.config import EvalConfig, LoraConfig, MethodConfig, RunConfig
 from unlearn.data import alternatives
-from unlearn.data.sources import available, identity
+from unlearn.data.sources import BASE, available, before, identity, retain_model
 from unlearn.data.sources.tables import content_hash
+from unlearn.files import digest
 from unlearn.methods import bind, needs_alternatives, training_sets
-from unlearn.run import Job, Weights, evaluation_sets
+from unlearn.run import Beside, Job, Weights, evaluation_sets
 from unlearn.rundir import RunDir
 
 _FORMAT = 1
@@ -39,9 +38,11 @@ class Planned:
     def evaluation_key(self) -> str:
         """Changes when the same model would be measured in another way."""
         config = self.job.config
-        wanted = config.eval.model_dump(include={"benchmark", "max_new_tokens", "limit", "options"})
+        wanted = config.eval.model_dump(include={"benchmarks", "variants", "max_new_tokens", "limit"})
         sets = identity(config.dataset, evaluation_sets(config))
-        return _digest({"eval": wanted, "sets": sets, "retain": str(self.job.retain_eval)})
+        beside = self.job.beside
+        retain = content_hash(beside.log) if beside.log else beside.retain
+        return digest({"eval": wanted, "sets": sets, "retain": str(retain)})
 
 
 @dataclass(frozen=True)
@@ -67,16 +68,19 @@ def make_plan(config: RunConfig, directory: Path | None = None) -> Plan:
     if method.start == "base" and method.terms:
         return Plan((_planned("run", config, base, directory=directory),))
     target = _target(config, base, runs)
-    retain_eval = None
-    if config.eval.benchmark and config.eval.compare:
-        retain = _retain(config, runs)
+    beside = Beside(log=Path(config.model.retain_log) if config.model.retain_log else None)
+    if (config.eval.benchmarks or config.eval.variants) and config.eval.compare:
+        retain = _retain(config, runs) if beside.log is None else None
         if retain is not None:
             runs.append(_planned("evaluate the retain model", _evaluation_of(config), retain))
-            retain_eval = runs[-1].directory / "eval"
+            beside = replace(beside, retain=runs[-1].directory)
         if method.makes_model:
-            runs.append(_planned("evaluate the target", _evaluation_of(config), target, retain_eval))
+            runs.append(_planned("evaluate the target", _evaluation_of(config), target, beside))
+            beside = replace(beside, target=runs[-1].directory)
+    for earlier in before(config.dataset):
+        target = _unlearned(config, earlier, target, runs)
     reinforced = _reinforced(config, target, runs) if needs_reinforced(method) else None
-    runs.append(_planned("run", config, target, retain_eval, reinforced, directory))
+    runs.append(_planned("run", config, target, beside, reinforced, directory))
     return Plan(tuple(runs))
 
 
@@ -86,7 +90,7 @@ def fingerprint(config: RunConfig, start: Weights, reinforced: Weights | None = 
     makes = method.makes_model
     relevant = {"prompt", "lora", "lr_scale"} if makes else {"prompt"}
     apart = {"source", "name", "forget_only", "reinforced", "alternatives"}
-    return _digest(
+    return digest(
         {
             "format": _FORMAT,
             "start": start.key,
@@ -123,12 +127,26 @@ def _reinforced(config: RunConfig, target: Weights, runs: list[Planned]) -> Weig
     made = config.model_copy(
         update={
             "method": MethodConfig.model_validate(keys),
-            "eval": EvalConfig(name="none", benchmark=None),
+            "eval": EvalConfig(),
             "seed": 0,
             "save_model": True,
         }
     )
     run = _planned("build the reinforced model", made, target)
+    runs.append(run)
+    return Weights(str(run.rundir.model), f"run:{run.job.fingerprint}")
+
+
+def _unlearned(config: RunConfig, split: str, start: Weights, runs: list[Planned]) -> Weights:
+    """The model that has unlearned an earlier request by the same method: what the next one starts from."""
+    made = config.model_copy(
+        update={
+            "dataset": config.dataset.model_copy(update={"forget": split}),
+            "eval": EvalConfig(),
+            "save_model": True,
+        }
+    )
+    run = _planned(f"unlearn {split}", made, start)
     runs.append(run)
     return Weights(str(run.rundir.model), f"run:{run.job.fingerprint}")
 
@@ -141,7 +159,7 @@ def finetune_config(config: RunConfig, split: str | None) -> RunConfig:
             "model": config.model.model_copy(update={"lora": LoraConfig()}),
             "method": MethodConfig.model_validate(keys),
             "dataset": config.dataset.model_copy(update={"full": split}),
-            "eval": EvalConfig(name="none", benchmark=None),
+            "eval": EvalConfig(),
             "seed": 0,
             "save_model": True,
         }
@@ -163,9 +181,12 @@ def _retain(config: RunConfig, runs: list[Planned]) -> Weights | None:
     given = config.model.retain or config.model.published.get(config.dataset.name, {}).get(split or "")
     if given:
         return Weights(given, _key(config, given))
-    if config.model.is_target or split is None:
+    known = retain_model(config.dataset)
+    if config.model.is_target or known is None:
         return None
-    return _build("retain model", config, split, runs)
+    if known == BASE:
+        return Weights(None, _key(config, None))
+    return _build("retain model", config, known, runs)
 
 
 def _build(role: str, config: RunConfig, split: str | None, runs: list[Planned]) -> Weights:
@@ -180,11 +201,11 @@ def _evaluation_of(config: RunConfig) -> RunConfig:
 
 
 def _planned(
-    role: str, config: RunConfig, weights: Weights, retain_eval: Path | None = None,
+    role: str, config: RunConfig, weights: Weights, beside: Beside | None = None,
     reinforced: Weights | None = None, directory: Path | None = None,
 ) -> Planned:  # fmt: skip
     mark = fingerprint(config, weights, reinforced)
-    job = Job(config, mark, weights, retain_eval, reinforced)
+    job = Job(config, mark, weights, beside or Beside(), reinforced)
     return Planned(role, job, directory or Path(config.root) / run_name(config, mark))
 
 
@@ -202,9 +223,4 @@ def _plain(split: str | None) -> str:
 def _key(config: RunConfig, source: str | None) -> str:
     path = str(Path(source).expanduser()) if source is not None and is_local(source) else source
     seed = {"seed": config.seed} if config.model.kind == "nano" and source is None else {}
-    return _digest({**models.identity(config.model, path), **seed})
-
-
-def _digest(values: Any) -> str:
-    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return digest({**models.identity(config.model, path), **seed})

@@ -10,19 +10,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
 from launch.tracking import NullTracker, Tracker, open_tracker
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
-from unlearn.run import Job, Weights, execute
+from unlearn.run import Beside, Job, Weights, execute
 from unlearn.rundir import RunDir
 from unlearn.trainer import Stopped
 
 log = logging.getLogger(__name__)
 
 _SAMPLES = 20  # generations of each set that go to the tracker; all are in examples.parquet
+_TEXTS = ("set", "id", "group", "question", "answer", "generation", "prediction")
 STOPPED = 75
 """Exit code of a run that a signal stopped after its checkpoint (sysexits' EX_TEMPFAIL: try again)."""
 
@@ -57,9 +59,9 @@ def read_job(rundir: RunDir) -> Job:
     assert isinstance(stored, dict)
     config = RunConfig.model_validate({k: v for k, v in stored.items() if k in RunConfig.model_fields})
     job: dict[str, Any] = stored["job"]
-    retain = Path(job["retain_eval"]) if job["retain_eval"] else None
+    beside = Beside(**{name: Path(path) if path else None for name, path in job["beside"].items()})
     reinforced = Weights(**job["reinforced"]) if job["reinforced"] else None
-    return Job(config, stored["fingerprint"], Weights(**job["start"]), retain, reinforced)
+    return Job(config, stored["fingerprint"], Weights(**job["start"]), beside, reinforced)
 
 
 @contextmanager
@@ -106,14 +108,22 @@ def _show(tracker: Tracker, rundir: RunDir, summary: Mapping[str, float]) -> Non
     """The results as summary and table, and samples of what was generated."""
     tracker.summary(summary)
     tracker.table("results", ["metric", "value"], [[key, value] for key, value in summary.items()])
-    columns = ["set", "id", "question", "answer", "generation", "probability", "rougeL_recall"]
     for file in sorted(rundir.eval.glob("*/examples.parquet")):
-        rows = pq.read_table(file, columns=columns).to_pylist()
+        columns = _columns(pq.read_schema(file))
+        if "set" not in columns:  # no example at all
+            continue
         shown: dict[str, list[list[Any]]] = {}
-        for row in rows:
+        for row in pq.read_table(file, columns=columns).to_pylist():
             shown.setdefault(row["set"], []).append([row[column] for column in columns])
         sample = [row for group in shown.values() for row in group[:_SAMPLES]]
-        tracker.table(f"{file.parent.name}/generations", columns, sample)
+        kind = "generations" if "generation" in columns else "examples"
+        tracker.table(f"{file.parent.name}/{kind}", columns, sample)
+
+
+def _columns(schema: pa.Schema) -> list[str]:
+    """Those of a benchmark's rows that a table shows: what was asked and said, and every number."""
+    texts = [name for name in _TEXTS if name in schema.names]
+    return texts + [field.name for field in schema if pa.types.is_floating(field.type)]
 
 
 def without_home(values: Mapping[str, Any]) -> dict[str, Any]:

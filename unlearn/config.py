@@ -74,6 +74,11 @@ class ModelConfig(Section):
     retain: str | None = Field(
         None, description="the retain model: hub id or folder; null: published or built"
     )
+    retain_log: str | None = Field(
+        None,
+        description="in place of a retain model, a published log of one: the original TOFU "
+        "eval_log_aggregated.json or OpenUnlearning's TOFU_EVAL.json",
+    )
     published: dict[str, dict[str, str]] = Field(
         {}, description="hub checkpoints by dataset: {tofu: {target: id, retain90: id}}"
     )
@@ -262,15 +267,21 @@ class HardwareConfig(Section):
 
 
 class EvalConfig(Section):
-    """What is measured at the end (and, with every_steps, on the way)."""
+    """What is measured at the end and, with every_steps, on the way; several: eval=[tofu,sampling]."""
 
-    name: str = "tofu"
-    benchmark: str | None = Field("tofu", description="a module of eval.benchmarks; null: evaluate nothing")
+    benchmarks: dict[str, dict[str, Any] | None] = Field(
+        {}, description="modules of eval, each with its options: {tofu: {truth_ratio: arithmetic}}"
+    )
+    variants: dict[str, dict[str, Any] | None] = Field(
+        {},
+        description="what becomes of the model afterwards: modules of unlearn.variants with their options",
+    )
     every_steps: PositiveInt | None = Field(None, description="also evaluate every so many steps")
-    max_new_tokens: PositiveInt = Field(200, description="longest generation, in tokens")
+    max_new_tokens: PositiveInt | None = Field(
+        None, description="longest generation, in tokens, of every benchmark; null: each one's own"
+    )
     limit: PositiveInt | None = Field(None, description="evaluate only so many examples of each set")
     compare: bool = Field(True, description="also evaluate the target and the retain model (cached)")
-    options: dict[str, Any] = Field({}, description="further options of the benchmark")
 
 
 class TrackerConfig(Section):

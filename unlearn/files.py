@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -52,3 +53,9 @@ def finite(values: Mapping[str, Any]) -> dict[str, Any]:
         else v
         for k, v in values.items()
     }
+
+
+def digest(values: Any) -> str:
+    """A short hash of JSON values."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

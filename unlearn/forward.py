@@ -15,12 +15,14 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from unlearn.data.batches import Batch
 from unlearn.layout import laid_out, right_padded
 
 # Elements of one fp32 block of logits: bounds what log-softmax and its backward hold beside the logits.
 _BLOCK = 1 << 24
+_LOGITS = 1 << 26  # logits that exist at a time where no gradient is wanted
 _CPU_BLOCK = 1 << 19  # small enough to stay in a core's cache from one operation to the next
 
 
@@ -83,30 +85,76 @@ def forward(model: nn.Module, batch: Batch) -> Statistics:
 
 
 @torch.no_grad()
-def record(model: nn.Module, batch: Batch) -> TokenRecord:
-    """The same pass without gradients, with all that likelihood metrics need."""
-    logits = answer_logits(model, batch)
+def record(
+    model: nn.Module, batch: Batch, most: int = 0, told: Mapping[str, Tensor] | None = None
+) -> TokenRecord:
+    """The same pass without gradients, with all that likelihood metrics need.
+
+    Never more than a set budget of logits exists at a time. Where a call of the head is a collective, `most`
+    is the largest N of any process: it decides in how many pieces the head runs. `told` goes to the model.
+    """
     parts = []
-    for rows, labels in _blocks(logits, batch.labels):
-        logprob = rows.float().log_softmax(-1)
-        prob = logprob.exp()
-        mean = (prob * logprob).sum(-1)
-        parts.append(
-            (
-                logprob.gather(-1, labels[:, None])[:, 0],
-                logprob.argmax(-1) == labels,
-                mean,
-                (prob * (logprob - mean[:, None]).square()).sum(-1),
+    for logits, labels in _in_pieces(model, batch, max(most, len(batch.index)), told or {}):
+        for rows, wanted in _blocks(logits, labels):
+            logprob = rows.float().log_softmax(-1)
+            prob = logprob.exp()
+            mean = (prob * logprob).sum(-1)
+            parts.append(
+                (
+                    logprob.gather(-1, wanted[:, None])[:, 0],
+                    logprob.argmax(-1) == wanted,
+                    mean,
+                    (prob * (logprob - mean[:, None]).square()).sum(-1),
+                )
             )
-        )
     logp, correct, mean, variance = (torch.cat(column) for column in zip(*parts, strict=True))
     return TokenRecord(logp, correct, mean, variance, batch.lengths)
 
 
-def answer_logits(model: nn.Module, batch: Batch) -> Tensor:
+def _in_pieces(
+    model: nn.Module, batch: Batch, most: int, told: Mapping[str, Tensor]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The logits at the batch's positions with their labels, a budget's worth at a time."""
+    inner = unwrap(model)
+    pieces = -(-most * int(inner.config.get_text_config(decoder=True).vocab_size) // _LOGITS)
+    if pieces <= 1 or hasattr(inner, "interventions"):  # an edit may have to know all of the positions
+        yield answer_logits(model, batch, **told), batch.labels
+        return
+    head: Any = inner.get_output_embeddings()
+    seen: list[Tensor] = []
+    given: list[tuple[Tensor, int]] = []
+    handle = head.register_forward_hook(lambda _, __, out: given.append((out, out._version)))
+    with _laid_out(batch, batch.index[:0]), head_on(model, batch.index[:0], watch=seen):
+        logits = model(input_ids=batch.input_ids, use_cache=False, **told).logits
+    handle.remove()
+    plain = logits is given[0][0] and logits._version == given[0][1]
+    size = -(-most // pieces)
+    for start in range(0, size * pieces, size):
+        hidden = seen[0].flatten(0, 1)[batch.index[start : start + size]]
+        piece = head(hidden) if plain else _after_backbone(model, batch, hidden)
+        yield piece, batch.labels[start : start + size]
+
+
+def _after_backbone(model: nn.Module, batch: Batch, hidden: Tensor) -> Tensor:
+    """Logits [N, V] of hidden states [N, D], by all that the model does after its backbone."""
+    base = unwrap(model)
+    base = base.get_base_model() if hasattr(base, "get_base_model") else base
+    backbone = base.base_model
+    own = backbone.__dict__.get("forward")
+    backbone.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden[None])
+    try:
+        logits = model(input_ids=batch.input_ids[:1], use_cache=False).logits
+    finally:
+        del backbone.forward
+        if own is not None:
+            backbone.forward = own
+    return cast(Tensor, logits).squeeze(0)
+
+
+def answer_logits(model: nn.Module, batch: Batch, **told: Tensor) -> Tensor:
     """Logits [N, V] at the positions that predict the answer tokens, in the model's dtype."""
     with _laid_out(batch, batch.index), head_on(model, batch.index):
-        logits = model(input_ids=batch.input_ids, use_cache=False).logits
+        logits = model(input_ids=batch.input_ids, use_cache=False, **told).logits
     return cast(Tensor, logits).squeeze(0)  # whose derivative is a view, where that of [0] is a copy
 
 

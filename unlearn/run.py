@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,21 +21,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eval.evaluate import evaluate, plan
-from eval.shard import Shard
-from unlearn import interventions, models
+from eval.benchmark import find
+from eval.evaluate import plan
+from eval.judged import judge
+from unlearn import interventions, models, variants
 from unlearn.config import RunConfig
 from unlearn.data.batches import Batch, collate, deal
 from unlearn.data.example import Example
-from unlearn.data.sources import EVALUATION, load_sets
+from unlearn.data.sources import load_sets
 from unlearn.engine import Engine, World, deepspeed_config, precision, start_world, stop_world
-from unlearn.files import write_json
+from unlearn.files import read_json, write_json
 from unlearn.methods import bind, training_sets
 from unlearn.micro import Frozen
 from unlearn.prepare import FrozenModel, Preparation
 from unlearn.rules import make_rule
 from unlearn.rundir import RunDir
 from unlearn.trainer import Logger, Trainer
+from unlearn.variants.base import ROLES, Workbench
+from unlearn.variants.scoring import Scoring
 
 log = logging.getLogger(__name__)
 
@@ -48,17 +52,26 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Job:
-    """A run that is ready to execute: what it starts from, and whose records it is compared with.
+class Beside:
+    """What a run is compared with: the directories of the runs that evaluate the retain model and the target,
+    and a published `log` in place of the former."""
 
-    `retain_eval` is the `eval` folder of the retain model's evaluation; `reinforced` the target trained
-    further on the forget set, for methods that need it.
+    retain: Path | None = None
+    target: Path | None = None
+    log: Path | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run that is ready to execute: what it starts from, and what it is compared with.
+
+    `reinforced` is the target trained further on the forget set, for methods that need it.
     """
 
     config: RunConfig
     fingerprint: str
     start: Weights
-    retain_eval: Path | None = None
+    beside: Beside = Beside()
     reinforced: Weights | None = None
 
 
@@ -80,8 +93,17 @@ def execute(job: Job, rundir: RunDir, tracker: Logger, *, progress: bool = True)
 
 
 def evaluation_sets(config: RunConfig) -> set[str]:
-    """The sets that the benchmark scores."""
-    return set(EVALUATION) if config.eval.benchmark else set()
+    """The sets that the benchmarks score and the variants read, where the dataset has them."""
+    scored = {name for benchmark in config.eval.benchmarks for name in find(benchmark).SETS}
+    return scored | variants.sets(config.eval.variants)
+
+
+def benchmark_options(config: RunConfig, name: str) -> dict[str, Any]:
+    """The options a benchmark is given: its own, and what the configuration says to all of them."""
+    limit = config.eval.max_new_tokens
+    knows = any(field.name == "max_new_tokens" for field in fields(find(name).Options))
+    common = {"max_new_tokens": limit} if limit is not None and knows else {}
+    return common | dict(config.eval.benchmarks[name] or {})
 
 
 class _Run:
@@ -90,10 +112,14 @@ class _Run:
         self.progress = progress
         self.terms = models.placed(bind(self.config.method), self.config.model, job.start.source)
         self.sets = load_sets(self.config.dataset, training_sets(self.config) | evaluation_sets(self.config))
-        if self.config.eval.benchmark:  # what cannot be measured is refused before it is trained for
-            plan(self.config.eval.benchmark, self._scored_sets(), self._benchmark_options())
+        for (
+            name
+        ) in self.config.eval.benchmarks:  # what cannot be measured is refused before it is trained for
+            plan(name, self._scored_sets(), benchmark_options(self.config, name))
         self.tokenizer = models.load_tokenizer(self.config.model, job.start.source)
         self.encoder = models.make_encoder(self.config.model, self.tokenizer, self.config.dataset.max_length)
+        for name in training_sets(self.config) & self.sets.keys():  # a long text is trained on to its end
+            self.sets[name] = self.encoder.chunks(self.sets[name])
 
     def execute(self, started: float) -> dict[str, float]:
         made = self.config.method.makes_model
@@ -109,6 +135,8 @@ class _Run:
             if made and not self.rundir.model.is_dir():
                 self._fit()
             metrics = self._evaluate(self._finished_model(), "eval", synced=False)
+        metrics |= self._variants(metrics)
+        metrics |= self._judged(metrics)
         summary = {**self._training_summary(), **metrics, "run/seconds": time.time() - started}
         if self.world.main:
             if made and not self.config.save_model:
@@ -232,7 +260,11 @@ class _Run:
     # -- evaluation ------------------------------------------------------------------------------------
 
     def _finished_model(self) -> nn.Module:
-        source = str(self.rundir.model) if self.config.method.makes_model else self.job.start.source
+        made = self.config.method.makes_model
+        return self._loaded(str(self.rundir.model) if made else self.job.start.source)
+
+    def _loaded(self, source: str | None) -> nn.Module:
+        """A whole model in compute precision, on the device."""
         model: Any = models.load_model(self.config.model, source, seed=self.config.seed)
         dtype = precision(self.config.hardware.dtype)
         moved: nn.Module = model.to(device=self.world.device, dtype=dtype)
@@ -242,30 +274,63 @@ class _Run:
         return self._evaluate(engine.module, f"eval/step-{step}", synced=engine.zero == 3)
 
     def _evaluate(self, model: nn.Module, folder: str, *, synced: bool) -> dict[str, float]:
-        config = self.config
-        if config.eval.benchmark is None:
-            return {}
-        return evaluate(
-            model,
-            self.encoder,
-            config.eval.benchmark,
-            self._scored_sets(),
-            self.rundir.path / folder,
-            options=self._benchmark_options(),
-            retain_directory=self.job.retain_eval,
-            shard=Shard(self.world.rank, self.world.size, synced),
-            max_tokens=config.hardware.eval_tokens,
-            max_rows_generation=config.hardware.generate_rows,
+        return self._scoring(folder)(model, "", ROLES, synced=synced)
+
+    def _scoring(self, folder: str) -> Scoring:
+        config, beside = self.config, self.job.beside
+        return Scoring(
+            benchmarks={name: benchmark_options(config, name) for name in config.eval.benchmarks},
+            sets=self._scored_sets(),
+            encoder=self.encoder,
+            directory=self.rundir.path / folder,
+            world=self.world,
+            hardware=config.hardware,
+            retain_directory=None if beside.retain is None else beside.retain / "eval",
+            retain_log=beside.log,
             progress=self.progress,
-            device=self.world.device,
         )
 
-    def _scored_sets(self) -> dict[str, list[Example]]:
-        limit = self.config.eval.limit
-        return {n.removesuffix("_eval"): self.sets[n][:limit] for n in EVALUATION if n in self.sets}
+    def _variants(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        """What becomes of the finished model; nothing without `eval.variants`."""
+        chosen = self.config.eval.variants
+        if not chosen:
+            return {}
+        start = self.config.method.start == "target" and self.config.method.makes_model
+        bench = Workbench(
+            config=self.config,
+            sets=self.sets,
+            encoder=self.encoder,
+            world=self.world,
+            unlearned=self._finished_model,
+            target=(lambda: self._loaded(self.job.start.source)) if start else None,
+            score=self._scoring("eval"),
+            directory=self.rundir.path,
+            results=metrics,
+            target_results=_results_of(self.job.beside.target),
+            progress=self.progress,
+        )
+        return {
+            key: value
+            for name, options in chosen.items()
+            for key, value in variants.measure(name, bench, options).items()
+        }
 
-    def _benchmark_options(self) -> dict[str, Any]:
-        return {"max_new_tokens": self.config.eval.max_new_tokens, **self.config.eval.options}
+    def _judged(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        beside = self.job.beside
+        target = _results_of(beside.target) if self.config.method.makes_model else metrics
+        return judge(metrics, target, _results_of(beside.retain)).metrics
+
+    def _scored_sets(self) -> dict[str, list[Example]]:
+        wanted = evaluation_sets(self.config)
+        return {n: rows[: self.config.eval.limit] for n, rows in self.sets.items() if n in wanted}
+
+
+def _results_of(directory: Path | None) -> dict[str, float]:
+    """The flat results of another run, NaN for null; nothing where there is none."""
+    if directory is None or not (directory / "results.json").is_file():
+        return {}
+    found = read_json(directory / "results.json")
+    return {key: math.nan if value is None else value for key, value in found.items()}
 
 
 class _Holder:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -72,6 +74,11 @@ def model(seed: int = 0, vocabulary: int = 400) -> LlamaForCausalLM:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return LlamaForCausalLM(config)
+
+
+def plain(records: object) -> dict[str, Any]:
+    """Records of any kind with lists for arrays, so that they compare."""
+    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(records).items()}
 
 
 def tofu_set(name: str, file: str) -> list[Example]:

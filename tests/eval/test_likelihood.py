@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import importlib.util
 import math
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from eval.likelihood import (
+from eval.metrics.likelihood import (
+    TruthRatioForm,
     closeness_to_one,
     exact_memorization,
     extraction_strength,
@@ -18,8 +22,12 @@ from eval.likelihood import (
     mean,
     mean_nll,
     option_probability,
+    perplexity,
     probability,
     truth_preference,
+    truth_probability,
+    without_end,
+    word_perplexity,
 )
 from eval.ragged import Ragged
 
@@ -28,6 +36,65 @@ def test_probability_counts_every_recorded_token():
     # log p of (1/2, 1/8) averages to log(1/4); an empty answer cannot be measured.
     nll = mean_nll(Ragged.of([[math.log(0.5), math.log(0.125)], [], [math.log(0.9)]]))
     np.testing.assert_allclose(probability(nll), [0.25, math.nan, 0.9], rtol=1e-12)
+
+
+def test_perplexity_by_hand():
+    # (1 + 3 + 2)/3 tokens = 2 nats: e². The mean over rows would be e^((2 + 2)/2), of other rows another.
+    assert perplexity(Ragged.of([[-1.0, -3.0], [], [-2.0]])) == pytest.approx(math.exp(2))
+    # (4 + 4 + 1)/3 = 3: long rows count more; by rows it were e^((4 + 1)/2).
+    assert perplexity(Ragged.of([[-4.0, -4.0], [-1.0]])) == pytest.approx(math.exp(3))
+    assert math.isnan(perplexity(Ragged.of([[], []])))
+    assert math.isnan(perplexity(Ragged.of([])))
+    assert perplexity(Ragged.of([[-2000.0]])) == math.inf
+
+
+def test_word_perplexity_by_hand():
+    # 6 nats over the words "one", "two" and "three": e². White space at an end makes one more piece: e^(6/4).
+    logp = Ragged.of([[-1.0, -3.0], [-2.0], []])
+    assert word_perplexity(logp, ["one  two", "three", "not measured"]) == pytest.approx(math.exp(2))
+    assert word_perplexity(logp, ["one two\n", "three", ""]) == pytest.approx(math.exp(6 / 4))
+    assert math.isnan(word_perplexity(Ragged.of([[]]), ["one"]))
+    assert math.isnan(word_perplexity(Ragged.of([]), []))
+    assert word_perplexity(Ragged.of([[-2000.0]]), ["one"]) == math.inf
+    with pytest.raises(ValueError, match="1 texts for 3 rows"):
+        word_perplexity(logp, ["one"])
+
+
+def test_word_perplexity_as_lm_eval_has_it():
+    installed = importlib.util.find_spec("lm_eval")
+    if installed is None or installed.origin is None:
+        pytest.skip("lm-eval is not installed")
+    # The one file, without importing all of the package.
+    task = runpy.run_path(
+        str(Path(installed.origin).parent / "tasks" / "wikitext" / "preprocess_wikitext.py")
+    )
+    pages = [" = Robert @-@ X = \n \n He is , so to say , 5 @.@ 2 feet .\n", "One  line", "\n"]
+    logp = [[-3.0, -2.5, -1.0], [-4.0], [-0.5, -0.25]]
+    found = [
+        task["process_results"]({"page": page}, (sum(row),))["word_perplexity"]
+        for page, row in zip(pages, logp, strict=True)
+    ]
+    total, words = (sum(values) for values in zip(*found, strict=True))
+    assert word_perplexity(Ragged.of(logp), pages) == pytest.approx(math.exp(-total / words), rel=1e-12)
+
+
+_ROWS = st.lists(st.lists(st.floats(-60, 0, width=32), max_size=6), max_size=5)
+
+
+@given(_ROWS, st.lists(st.text(" a\n", max_size=8), min_size=5, max_size=5))
+def test_perplexities_are_defined_as_they_say(rows, texts):
+    logp = Ragged.cut(
+        np.array([x for row in rows for x in row], np.float32), np.array([*map(len, rows)], int)
+    )
+    total, words = math.fsum(float(x) for row in rows for x in row), 0
+    for row, text in zip(rows, texts, strict=False):  # pieces are one more than runs of white space
+        runs = sum(c.isspace() and not text[i - 1 : i].isspace() for i, c in enumerate(text))
+        words += runs + 1 if row else 0
+    n = sum(map(len, rows))
+    assert perplexity(logp) == pytest.approx(math.exp(-total / n) if n else math.nan, nan_ok=True)
+    assert word_perplexity(logp, texts[: len(rows)]) == pytest.approx(
+        math.exp(-total / words) if words else math.nan, nan_ok=True
+    )
 
 
 @pytest.mark.parametrize(
@@ -65,6 +132,39 @@ def test_truth_ratio_without_perturbed_answers_is_not_measurable():
 def test_truth_ratio_of_an_unknown_form_is_refused():
     with pytest.raises(ValueError, match="'geometric' or 'arithmetic'"):
         log_truth_ratio(np.array([1.0]), Ragged.of([[1.0]]), "harmonic")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ("geometric", 0.880797),  # 1/(1 + e⁻²) = 1/1.135335
+        ("arithmetic", 0.844356),  # e⁻¹/(e⁻¹ + .067813) = .367879/.435692 = 1/(1 + .184334)
+    ],
+)
+def test_truth_probability_by_hand(form, expected):
+    found = truth_probability(np.array([1.0, 1.0]), Ragged.of([[2.0, 3.0, 4.0], []]), form)
+    np.testing.assert_allclose(found, [expected, math.nan], atol=5e-7)
+
+
+def test_truth_probability_of_vanishing_probabilities():
+    # e⁻⁹⁰⁰ against e⁻⁹⁰¹, both 0 in float64: 1/(1 + e⁻¹) = .731059. Far apart: 1 and 0.
+    found = truth_probability(np.array([900.0, 1.0, 5000.0]), Ragged.of([[901.0], [5000.0], [1.0]]))
+    np.testing.assert_allclose(found, [0.731059, 1, 0], atol=5e-7)
+
+
+_NLL = st.floats(0, 30)
+
+
+@given(_NLL, st.lists(_NLL, min_size=1, max_size=5))
+def test_truth_probability_is_defined_as_it_says(true, wrong):
+    p = math.exp(-true)
+    wrongs: dict[TruthRatioForm, float] = {
+        "geometric": math.exp(-math.fsum(wrong) / len(wrong)),
+        "arithmetic": math.fsum(math.exp(-x) for x in wrong) / len(wrong),
+    }
+    for form, p_wrong in wrongs.items():
+        found = truth_probability(np.array([true]), Ragged.of([wrong]), form)
+        assert found == pytest.approx(p / (p + p_wrong), rel=1e-9)
 
 
 def test_summaries_of_the_truth_ratio():
@@ -118,8 +218,13 @@ def test_memorization_by_hand():
 
 def test_memorization_needs_to_know_of_every_answer_whether_it_ended():
     for metric in (extraction_strength, exact_memorization):
-        with pytest.raises(ValueError, match="shorter"):
+        with pytest.raises(ValueError, match="2 answers, and of 1 it is known"):
             metric(tokens("11", "11"), np.array([True]))
+
+
+def test_the_end_token_is_left_out_where_there_is_one():
+    found = without_end(Ragged.of([[1.0, 2.0], [3.0, 4.0], [5.0], []]), np.array([True, False, True, False]))
+    assert [row.tolist() for row in found] == [[1], [3, 4], [], []]
 
 
 _ANSWERS = st.lists(st.tuples(st.text("01", min_size=1, max_size=12), st.booleans()), max_size=6)

@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
-from eval_fixtures import SHARED, needs_shared, tofu_set
+import torch
+from eval_fixtures import SHARED, needs_shared
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from eval.evaluate import evaluate
-from eval.likelihood import exact_memorization, extraction_strength, mean_nll
+from eval.benchmark import find, scored
+from eval.benchmarks.tofu import SETS
+from eval.benchmarks.tofu_membership import gradient_requests
+from eval.collect import collect
+from eval.evaluate import evaluate, score_directory
+from eval.live import Live
+from eval.metrics.likelihood import exact_memorization, extraction_strength, mean_nll
 from eval.ragged import Ragged
 from eval.records import Records
+from unlearn.config import DatasetConfig
+from unlearn.data.sources import load_sets
 from unlearn.data.tokens import Encoder
 
 pytestmark = [pytest.mark.slow, needs_shared]
-FILES = {
-    "forget": "forget10_perturbed",
-    "retain": "retain_perturbed",
-    "real_authors": "real_authors_perturbed",
-    "world_facts": "world_facts_perturbed",
-}
 PREFIX = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
+PEER = SHARED / "peer" / "nano-tofu-full.TOFU_EVAL.json"
+MIA_SETS = ("forget", "holdout")
 
 
-def load(name):
+def load(name) -> tuple[Any, Encoder]:
     path = SHARED / "models" / name
     return AutoModelForCausalLM.from_pretrained(path), Encoder(AutoTokenizer.from_pretrained(path))
 
@@ -33,22 +42,28 @@ def load(name):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("eval")
-    sets = {name: tofu_set(name, file) for name, file in FILES.items()}
+    data = str(SHARED / "data" / "tofu")
+    cfg = DatasetConfig(name="tofu", source="tofu", path=data, forget="forget10", holdout="full@1200:1600")
+    sets = load_sets(cfg, SETS)
+    gold, options = directory / "gold", {"generation": False, "gradients": False}
+    attacked = {name: sets[name] for name in ("forget_eval", "holdout")}
     net, code = load("nano-tofu-retain90")
-    evaluate(net, code, "tofu", {"forget": sets["forget"]}, directory / "gold", max_tokens=4096)
+    evaluate(net, code, "tofu", attacked, gold, options=options, max_tokens=4096)
     net, code = load("nano-tofu-full")
-    gold = directory / "gold"
-    metrics = evaluate(net, code, "tofu", sets, directory / "run", retain_directory=gold, max_tokens=4096)
-    return metrics, sets, Records(directory / "run" / "tofu")
+    where, options = directory / "run", {"gradients": False}
+    metrics = evaluate(
+        net, code, "tofu", sets, where, options=options, retain_directory=gold, max_tokens=4096
+    )
+    return metrics, scored(find("tofu"), sets), Records(directory / "run" / "tofu")
 
 
 @pytest.fixture(scope="module")
 def peer():
-    return json.loads((SHARED / "peer" / "nano-tofu-full.TOFU_EVAL.json").read_text(encoding="utf-8"))
+    return json.loads(PEER.read_text(encoding="utf-8"))
 
 
-def values(peer, key, field):
-    found = peer[key]["value_by_index"]
+def values(peer, key, field, part=None):
+    found = (peer[key] if part is None else peer[key][part])["value_by_index"]
     return [found[str(i)][field] for i in range(len(found))]
 
 
@@ -66,7 +81,7 @@ def test_headline_numbers(run, peer):
     assert metrics["tofu/forget/probability"] == pytest.approx(peer["forget_Q_A_Prob"]["agg_value"], rel=1e-4)
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", PREFIX)
 def test_every_example(run, peer, name):
     _, sets, records = run
     key, examples = PREFIX[name], sets[name]
@@ -113,7 +128,7 @@ def test_memorization_of_every_example(run, peer):
     )
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", PREFIX)
 def test_every_set(run, peer, name):
     metrics, _, _ = run
     key = PREFIX[name]
@@ -127,3 +142,75 @@ def test_every_set(run, peer, name):
     )
     normalised = f"{key}_Q_A_Prob" + ("_normalised" if key in ("ra", "wf") else "")
     assert metrics[f"tofu/{name}/probability"] == pytest.approx(peer[normalised]["agg_value"], rel=1e-4)
+
+
+def test_paraphrased_answers_and_their_texts(run, peer):
+    metrics, _, records = run
+    for name in ("forget", "retain"):
+        assert metrics[f"tofu/{name}/paraphrased_probability"] == pytest.approx(
+            peer[f"{name}_Q_A_PARA_Prob"]["agg_value"], rel=2e-5
+        )
+    rows = pq.read_table(records.directory / "examples.parquet").to_pylist()
+    for name, key in PREFIX.items():
+        own = [row for row in rows if row["set"] == name]
+        for metric in ("rouge1_recall", "rougeL_recall", "rougeL_f1"):
+            assert [row[metric] for row in own] == values(peer, f"{key}_Q_A_ROUGE", metric)
+
+
+@pytest.mark.parametrize("attack", ["loss", "zlib", "min_k", "min_k_plus_plus", "reference"])
+def test_an_attack_on_every_example(run, peer, attack):
+    metrics, _, records = run
+    rows = pq.read_table(records.directory / "examples.parquet").to_pylist()
+    # Forget losses near 0.001 differ by as much as above; by as much less as zlib divides them.
+    tolerance = {"loss": (1e-5, 4e-5), "zlib": (1e-5, 1e-6), "reference": (1e-5, 4e-5)}
+    rtol, atol = tolerance.get(attack, (1e-4, 0))
+    for name in MIA_SETS:
+        ours = [row[f"mia_{attack}"] for row in rows if row["set"] == name]
+        theirs = values(peer, f"mia_{attack}", "score", name)
+        np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=atol)
+    assert metrics[f"tofu/mia/{attack}"] == pytest.approx(peer[f"mia_{attack}"]["auc"], abs=1e-12)
+
+
+# On the forget set, where losses are near 0.001, the peer's are up to 1.5e-3 off float64.
+@pytest.mark.parametrize(("name", "rtol"), [("forget", 3e-3), ("holdout", 1e-5)])
+def test_gradient_norms(run, peer, tmp_path, name, rtol):
+    sets = {key: own[:60] for key, own in run[1].items()}
+    net, code = load("nano-tofu-full")
+    (request,) = (r for r in gradient_requests(sets) if r.name == f"{name}/gradients")
+    collect(Live(net, code, tmp_path, max_tokens=4096), [request])
+    found = Records(tmp_path).norms(request.name).norm
+    np.testing.assert_allclose(found, values(peer, "mia_gradnorm", "score", name)[:60], rtol=rtol)
+    bare = [
+        replace(s, ids=s.ids[:-1]) for s in code.pairs([(i.question, i.answer) for i in request.items[:4]])
+    ]
+    np.testing.assert_allclose(found[:4], [exact_norm(net, s) for s in bare], rtol=1e-5)
+
+
+def exact_norm(net, sequence):
+    """By a plain backward in float64."""
+    net = copy.deepcopy(net).double().eval()
+    ids = torch.from_numpy(sequence.ids)[None]
+    start = sequence.answer_start
+    logits = net(ids[:, :-1]).logits[0, start - 1 :]
+    torch.nn.functional.cross_entropy(logits, ids[0, start:]).backward()
+    return np.mean([p.grad.norm().item() for p in net.parameters()])
+
+
+def test_privleak_as_good_as_the_peers(run, peer):
+    metrics, _, _ = run
+    # It adds 1e−10 to what it divides by.
+    assert metrics["tofu/privleak"] == pytest.approx(peer["privleak"]["agg_value"], rel=1e-9)
+
+
+def test_its_log_in_place_of_a_retain_model(run, tmp_path):
+    """The log is of this very model: nothing is left of Reference and PrivLeak, and forget quality is 1."""
+    _, sets, records = run
+    shutil.copytree(records.directory, tmp_path / "tofu")
+    metrics = score_directory("tofu", sets, tmp_path, options={"gradients": False}, retain_log=PEER)
+    assert metrics["tofu/forget_quality"] == pytest.approx(1)
+    rows = pq.read_table(tmp_path / "tofu" / "examples.parquet").to_pylist()
+    reference = np.array([row["mia_reference"] for row in rows if row["set"] in MIA_SETS])
+    assert np.abs(reference).max() < 4e-5
+    assert np.isnan(metrics["tofu/privleak"])
+    (problem,) = json.loads((tmp_path / "tofu" / "problems.json").read_text())["problems"]
+    assert "AUC 1" in problem

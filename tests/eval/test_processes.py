@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from eval_fixtures import encoder, examples, model
+from eval_fixtures import encoder, examples, model, plain
 
 from eval.evaluate import evaluate
 from eval.records import Records
@@ -23,7 +23,11 @@ def run(directory: Path, shard: Shard) -> tuple[dict[str, float], int]:
     """Metrics and the number of forwards of this process."""
     net, calls = model(seed=3), []
     net.register_forward_pre_hook(lambda *_: calls.append(1))
-    sets = {"forget": examples("forget"), "retain": examples("retain")[:2]}
+    sets = {
+        "forget_eval": examples("forget"),
+        "retain_eval": examples("retain")[:2],
+        "holdout": examples("holdout")[:3],
+    }
     metrics = evaluate(
         net,
         encoder(),
@@ -60,7 +64,13 @@ def test_several_processes_equal_one(tmp_path, world, synced):
         assert len({calls for _, calls, _ in told}) == 1
     assert not any((tmp_path / f"rank{rank}").exists() for rank in range(1, world))
     one, many = Records(tmp_path / "alone" / "tofu"), Records(tmp_path / "rank0" / "tofu")
-    for name in ("forget/answer", "forget/paraphrased", "forget/perturbed", "retain/answer"):
+    for name in (
+        "forget/answer",
+        "forget/paraphrased",
+        "forget/perturbed",
+        "retain/answer",
+        "holdout/answer",
+    ):
         mine, other = one.likelihood(name), many.likelihood(name)
         assert (mine.example, mine.slot.tolist()) == (other.example, other.slot.tolist())
         np.testing.assert_array_equal(mine.ended, other.ended)
@@ -68,4 +78,6 @@ def test_several_processes_equal_one(tmp_path, world, synced):
             left, right = getattr(mine, column), getattr(other, column)
             np.testing.assert_array_equal(left.offsets, right.offsets)
             np.testing.assert_allclose(left.values, right.values, rtol=1e-5, atol=1e-5)
-    assert one.generation("forget/generation") == many.generation("forget/generation")
+    assert plain(one.generation("forget/generation")) == plain(many.generation("forget/generation"))
+    for name in ("forget/gradients", "holdout/gradients"):
+        np.testing.assert_allclose(one.norms(name).norm, many.norms(name).norm, rtol=1e-4)

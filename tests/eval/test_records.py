@@ -5,27 +5,30 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from eval_fixtures import encoder
+from eval_fixtures import encoder, plain
 
 from eval.ragged import Ragged
 from eval.records import (
     GenerationRecords,
     LikelihoodRecords,
+    NormRecords,
     Records,
     RecordsError,
     is_current,
     read_records,
     record_path,
     replacing,
+    tokenizer_key,
     write_records,
 )
-from eval.requests import Answer, Generation, Likelihood, Prompt
+from eval.requests import Answer, Generation, GradientNorm, Likelihood, Prompt
 from unlearn.data.tokens import PromptFormat
 
 REQUEST = Likelihood("forget/perturbed", (Answer("a", 0, "q", "x"), Answer("a", 1, "q", "y")))
 RECORDS = LikelihoodRecords(
     example=["a", "a"],
     slot=np.array([0, 1], dtype=np.int32),
+    problem=[None, "cut off"],
     logp=Ragged(np.array([-1, -2, -3], dtype=np.float32), np.array([0, 1, 3])),
     correct=Ragged(np.array([True, False, True]), np.array([0, 1, 3])),
     mean=Ragged(np.array([-4, -5, -6], dtype=np.float32), np.array([0, 1, 3])),
@@ -69,11 +72,38 @@ def test_written_and_read_again(tmp_path):
         "perturbed.parquet"
     ]
 
-    text = Generation("forget/generation", (Prompt("a", "q"),), 5)
-    write_records(tmp_path, text, encoder(), GenerationRecords(["a"], ["Où ?"]))
-    assert read_records(tmp_path, "forget/generation") == GenerationRecords(["a"], ["Où ?"])
-    with pytest.raises(RecordsError, match="holds generations"):
-        Records(tmp_path).likelihood("forget/generation")
+    assert found.problem == [None, "cut off"]
+
+
+def test_texts_and_norms_written_and_read_again(tmp_path):
+    prompts = (Prompt("a", "q", truth="Où"), Prompt("b", "q"))
+    asked = Generation("forget/generation", prompts, 5, samples=2, temperature=1.0)
+    told = GenerationRecords(
+        example=["a", "a", "b", "b"],
+        sample=np.array([0, 1, 0, 1]),
+        problem=[None, None, "too long", "too long"],
+        text=["Où ?", "", None, None],
+        truth=["Où", "Où", None, None],
+    )
+    write_records(tmp_path, asked, encoder(), told)
+    records = Records(tmp_path)
+    found = records.generation("forget/generation")
+    assert plain(found) == plain(told)
+    # the samples of an item stay together, items in the order asked for
+    assert found.select(prompts[::-1]).text == [None, None, "Où ?", ""]
+    with pytest.raises(RecordsError, match="does not hold likelihoods"):
+        records.likelihood("forget/generation")
+
+    norms = NormRecords(
+        ["a", "a"], np.array([0, 1], dtype=np.int32), [None, "empty"], np.array([2.5, np.nan])
+    )
+    write_records(tmp_path, GradientNorm("forget/gradients", REQUEST.items), encoder(), norms)
+    back = records.norms("forget/gradients").select(REQUEST.items[::-1])
+    np.testing.assert_array_equal(back.norm, [np.nan, 2.5])
+    assert back.problem == ["empty", None]
+    with pytest.raises(RecordsError, match="does not hold gradient norms"):
+        records.norms("forget/generation")
+    assert records.tokenizer == tokenizer_key(encoder())
 
 
 def test_select_gives_the_items_in_their_order_and_names_what_lacks():

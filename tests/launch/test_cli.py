@@ -138,8 +138,28 @@ REFUSED = {
     ),
     "forget split of authors": (["dataset.forget=half"], ["dataset.forget=half", "forget10"]),
     "unknown dataset option": (["dataset.options.writers=3"], ["dataset.options.writers"]),
-    "unknown benchmark": (["eval.benchmark=toffee"], ["eval.benchmark=toffee", "tofu"]),
-    "unknown benchmark option": (["eval.options.truth=1"], ["'truth'", "truth_ratio"]),
+    "unknown benchmark": (["eval.benchmarks.toffee={}"], ["eval.benchmarks.toffee", "tofu"]),
+    "unknown benchmark option": (
+        ["eval.benchmarks.tofu.truth=1"],
+        ["eval.benchmarks.tofu", "'truth'", "truth_ratio"],
+    ),
+    "wrong value of a benchmark option": (
+        ["eval.benchmarks.tofu.truth_ratio=harmonic"],
+        ["eval.benchmarks.tofu", "truth_ratio=harmonic", "geometric"],
+    ),
+    "benchmark of other data": (["eval=muse"], ["eval.benchmarks.muse", "verbmem", "authors", "dataset="]),
+    "one of several": (["eval=[tofu,samplin]"], ["eval=samplin", "sampling"]),
+    "unknown variant": (["eval.variants.quantization={}"], ["eval.variants.quantization", "quantisation"]),
+    "unknown variant option": (
+        ["eval.variants.quantisation={bit: [4]}"],
+        ["eval.variants.quantisation.bit", "bits"],
+    ),
+    "no such retain log": (["model.retain_log=gone.json"], ["model.retain_log", "gone.json"]),
+    "a log that is none": (["model.retain_log=notes.txt"], ["model.retain_log", "notes.txt", "JSON"]),
+    "retain model and log": (
+        ["model.retain_log=notes.txt", "model.retain=./folder"],
+        ["model.retain_log=notes.txt", "one of the two"],
+    ),
     "tracker mode": (["tracker.mode=on"], ["tracker.mode", "'online'"]),
     "interpolation to nowhere": (["method.lr=${nothing}"], ["nothing"]),
     "unparsable": (["method.forget={beta"], ["method.forget"]),
@@ -147,6 +167,12 @@ REFUSED = {
     "heads": (["model.nano.heads=7"], ["model.nano.heads=7", "hidden_size=128"]),
     "betas": (["method.betas=[0.9,1.5]"], ["method.betas", "[0, 1)"]),
 }
+
+
+@pytest.mark.slow  # the library's thousands of tasks are looked through
+def test_a_task_that_the_harness_does_not_have():
+    with pytest.raises(ConfigError, match=r"eval\.benchmarks\.general: .*boolqq.*boolq"):
+        check(configure("eval=general", "eval.benchmarks.general.tasks=[boolqq]"))
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -183,7 +209,7 @@ def test_a_refusal_of_the_schema_loads_no_torch():
 ALL = groups()
 
 
-@pytest.mark.parametrize(("method", "dataset"), itertools.product(("npo", "flat", "whp"), ALL["dataset"]))
+@pytest.mark.parametrize(("method", "dataset"), [*itertools.product(("npo", "flat", "whp"), ALL["dataset"])])
 def test_methods_compose_with_every_dataset(method, dataset):
     config = configure(f"method={method}", f"dataset={dataset}")
     assert config.method.name == method
@@ -196,7 +222,7 @@ OTHERS = [(group, option) for group, options in ALL.items() for option in option
 @pytest.mark.parametrize(("group", "option"), OTHERS)
 def test_every_option_composes_and_describes_itself(group, option):
     config = configure(f"{group}={option}")
-    if group != "experiment":
+    if group not in ("experiment", "eval"):  # several evaluations can be chosen together: none is the one
         assert getattr(config, group).name == option
     assert len(describe(group, option)) > 10
 

@@ -16,9 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from launch.figures import MAX_POINTS, training_curves
-from launch.report import SAMPLES_PER_SET, write_report
+from launch.figures import training_curves
+from launch.report import write_report
+from launch.sections import SAMPLES_PER_SET
 from launch.table import MISSING, direction, format_value, in_order, result_table
+from launch.traces import MAX_POINTS
 
 NASTY = """</script><script>document.title='owned'</script><img src=x onerror="boom()"> & 'quoted'"""
 SETS = ("forget", "retain", "real_authors", "world_facts")
@@ -95,6 +97,40 @@ def run(tmp_path) -> dict[str, Path]:
         "model:\n  name: llama-3.2-1b\nnote: '<b>not bold</b>'\n"
     )
     return paths
+
+
+def attacks(es: float, recovered: float) -> dict:
+    """What a robustness evaluation adds: a model quantised, trained on the forget set, asked otherwise."""
+    flat: dict[str, float | None] = {"tofu/forget/extraction_strength": es, "tofu/mia/min_k": 0.5 + es / 2}
+    flat |= {"tofu/mia/min_k_low": es / 2, "tofu/mia/min_k_high": 0.9, "tofu/forget/probability/missing": 3.0}
+    for name, value in (("quantisation/int8", es), ("quantisation/int4", (es + recovered) / 2)):
+        flat |= {f"{name}/tofu/forget/{m}": value for m in ("extraction_strength", "probability")}
+    for i, step in enumerate((20, 60, 120), start=1):
+        value = es + (recovered - es) * i / 3
+        flat |= {f"relearning/{step}/tofu/forget/{m}": value for m in ("extraction_strength", "probability")}
+    flat["relearning/120/unseen/tofu/forget/probability"] = recovered
+    for k, value in ((1, es / 2), (4, es), (16, min(1.0, 2 * es))):
+        flat[f"sampling/forget/leakage_at_{k}"] = value
+        flat[f"sampling/forget/rougeL_recall_max_at_{k}"] = value / 2
+    flat |= {"sampling/forget/leakage_at_16_low": 0.2345, "sampling/forget/leakage_at_16_high": 0.6789}
+    for kind, value in (("original", es), ("paraphrased", es), ("prefixed", es * 1.1), ("worst", es * 1.5)):
+        flat |= {f"prompts/{kind}/{m}": min(1.0, value) for m in ("rougeL_recall", "probability")}
+    return flat
+
+
+@pytest.fixture
+def attacked(run) -> dict[str, Path]:
+    """The same with robustness evaluations of the run and the retain model, and problems."""
+    for name, es, recovered in (("run", 0.15, 0.9), ("retain", 0.1, 0.45), ("target", 0.97, 0.99)):
+        flat = json.loads((run[name] / "results.json").read_text())
+        more = attacks(es, recovered)
+        if name == "target":
+            more = {key: value for key, value in more.items() if key.startswith("tofu/")}
+        write_results(run[name], flat | more)
+    (run["run"] / "eval/tofu/problems.json").write_text(json.dumps({"problems": [f"forget/1: {NASTY}"]}))
+    (run["run"] / "eval/step-12/tofu").mkdir(parents=True)
+    (run["run"] / "eval/step-12/tofu/problems.json").write_text('{"problems": ["while it was trained"]}')
+    return run
 
 
 def page_of(run: dict[str, Path]) -> str:
@@ -282,11 +318,106 @@ def test_directions_turn_with_the_set():
     assert direction("wmdp/bio/accuracy").startswith("↓")
     assert direction("mmlu/accuracy").startswith("↑")
     assert direction("tofu/privleak") == "→ 0 is best"
-    assert direction("tofu/mia/min_k") == ""
+    assert direction("tofu/mia/min_k").startswith("→ the retain model's")
+
+
+def text_of(page: str) -> str:
+    """The words of a page, in order."""
+    bare = re.sub(r"<(style|script)\b.*?</\1>|<[^>]+>", " ", without_plotly(page), flags=re.S)
+    return " ".join(bare.split())
+
+
+def test_the_four_aspects_stand_above_everything_with_a_column_for_each_model(attacked):
+    text = text_of(page_of(attacked))
+    assert text.index("Judged together") < text.index("At a glance")
+    # 1 − extraction strength is all there is of forgetting; the rest of the four is named.
+    assert "forget efficacy how little of the forget set is left · harmonic mean 0.8500" in text
+    assert "1 − tofu/forget/extraction_strength 0.0300 0.9000 0.8500" in text
+    assert "tofu/forget/exact_memorization – – –" in text
+    # 0.5512/0.6301 and 0.6212/0.6301
+    assert "tofu/model_utility ÷ target&#39;s 1.0000 0.9859 0.8748" in text
+    # |0.575 − 0.55| → 10^(−0.025/0.6) = 0.9085; the retain model's own is 1.
+    # The target's is 10^(−0.435/0.6).
+    assert "closeness of tofu/mia/min_k to the retain model&#39;s 0.1884 1.0000 0.9085" in text
+    # After 120 steps (1 − 0.9)/(1 − 0.15); the retain model: (1 − 0.45)/(1 − 0.1). Nothing of the target's.
+    assert "relearning/120: share of forget efficacy – 0.6111 0.1176" in text
+    assert "robustness share of the forgetting that the worst attack leaves · least 0.1176" in text
+
+
+def test_charts_of_what_comes_back(attacked):
+    figures = {figure["title"]: figure for figure in figures_of(page_of(attacked)).values()}
+    relearned = figures["Relearning · TOFU forget extraction strength"]["data"]
+    assert [(line["name"], line["x"]) for line in relearned] == [
+        ("target (forget)", [0, 120]),
+        ("retain model", [0, 20, 60, 120]),
+        ("unlearned", [0, 20, 60, 120]),
+    ]
+    assert relearned[2]["y"] == pytest.approx([0.15, 0.4, 0.65, 0.9])
+    unseen = figures["Relearning · TOFU forget probability, what was not trained on"]["data"]
+    assert [line["x"] for line in unseen] == [[0, 120]] * 3
+    bars = figures["Quantisation · TOFU forget extraction strength"]["data"]
+    assert [bar["name"] for bar in bars] == ["target", "retain model", "unlearned"]
+    assert bars[2]["x"] == ["before", "int4", "int8"]
+    assert bars[2]["y"] == pytest.approx([0.15, 0.525, 0.15])
+    assert bars[0]["y"] == [0.97, None, None]
+    assert not any("quantisation" in title or "missing" in title for title in figures)
+
+
+def test_other_phrasings_and_samples_are_tables(attacked):
+    text = text_of(page_of(attacked))
+    assert "Asked in other words · ROUGE-L recall retain model unlearned original" in text
+    assert "worst 0.1500 0.2250" in text
+    assert "k = 4 0.1000 0.1500 k = 16 0.2000 0.2345 to 0.6789 0.3000 0.2345 to 0.6789" in text
+
+
+def test_intervals_and_counts_stand_beside_their_value(attacked):
+    page = page_of(attacked)
+    row = re.search(r"<code>tofu/mia/min_k</code></td>(.*?)</tr>", page)
+    assert row is not None
+    assert "0.0750 to 0.9000" in row[1]
+    assert "<code>tofu/mia/min_k_low</code>" not in page
+    row = re.search(r"<code>tofu/forget/probability</code></td>(.*?)</tr>", page)
+    assert row is not None
+    assert row[1].count("3 missing") == 3
+    assert "Of the model quantised" in page
+
+
+def test_problems_are_listed_as_text(attacked):
+    page = page_of(attacked)
+    assert "<h2>Problems</h2>" in page
+    assert NASTY not in without_plotly(page)
+    assert "while it was trained" not in page
+
+
+def test_rows_of_other_benchmarks_need_no_more_than_set_and_id(run):
+    muse = [
+        {
+            "set": "verbmem",
+            "id": "v0",
+            "question": "Once",
+            "generation": "upon",
+            "rougeL_f1": 0.25,
+            "tags": ["a"],
+        }
+    ]
+    harness = [{"set": "boolq", "id": "boolq/0", "accuracy": 1.0}]
+    bare = [{"set": "forget", "id": "forget-0", "generation": "said without a question"}]
+    for name, rows in (("muse", muse), ("general", harness), ("prompts", bare), ("sampling", [])):
+        (run["run"] / "eval" / name).mkdir()
+        pq.write_table(pa.Table.from_pylist(rows), run["run"] / f"eval/{name}/examples.parquet")
+    page = page_of(run)
+    assert "ROUGE-L F1 0.2500" in page
+    assert "boolq/0" not in page
+    # The same id of two benchmarks: both are there.
+    assert "said without a question" in page
+    assert "I forgot 0" in page
+    assert 'data-set="muse verbmem"' in page
+    assert 'data-set="tofu forget"' in page
 
 
 @pytest.mark.slow
-def test_a_browser_draws_every_chart_without_an_error(run, tmp_path):
+def test_a_browser_draws_every_chart_without_an_error(attacked, tmp_path):
+    run = attacked
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no chromium on this machine: the page was not opened")
@@ -304,6 +435,8 @@ def test_a_browser_draws_every_chart_without_an_error(run, tmp_path):
     assert root is not None, done.stderr[-2000:]
     assert "data-error" not in root[0]
     assert f'data-charts="{len(figures_of(page))}"' in root[0]
-    # every chart has drawn its lines and points (plotly names the group "scatterlayer")
-    assert done.stdout.count('class="scatterlayer mlayer"') == len(figures_of(page))
+    # every chart has drawn its lines and points or its bars (plotly names the groups so)
+    bars = [figure["data"][0]["type"] == "bar" for figure in figures_of(page).values()]
+    assert done.stdout.count('class="barlayer mlayer"') == sum(bars) == 2
+    assert done.stdout.count('class="scatterlayer mlayer"') == len(bars) - sum(bars)
     assert "<title>npo · tofu-forget10" in done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import socket
 import subprocess
@@ -12,10 +13,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from launch.tracking import NullTracker, WandbTracker, _key_configured, open_tracker
+from launch.worker import _show
 from tests.launch.wandb_files import finished_records, read_run
+from unlearn.rundir import RunDir
 
 
 @pytest.fixture(autouse=True)
@@ -93,6 +98,37 @@ def test_an_offline_run_holds_everything(tmp_path, caplog):
     assert table["columns"] == ["question", "rougeL_recall"]
     assert table["data"] == [["Who?", 0.25], ["Where?", None], ["When?", 1]]
     assert warnings_of(caplog) == []
+
+
+def test_examples_of_every_benchmark_are_a_table_of_the_columns_it_has(tmp_path):
+    rows: dict[str, list[dict[str, Any]]] = {
+        "general": [
+            {"set": "boolq", "id": "boolq/0", "prediction": "yes", "accuracy": 1.0, "logp": math.nan}
+        ],
+        "muse": [
+            {"set": "verbmem", "id": str(i), "generation": f"text {i}", "rougeL_f1": 0.5, "tags": ["a"]}
+            for i in range(25)
+        ],
+        "empty": [],
+    }
+    for name, own in rows.items():
+        (tmp_path / "eval" / name).mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(own), tmp_path / f"eval/{name}/examples.parquet")
+    tracker = opened(tmp_path)
+    _show(tracker, RunDir(tmp_path), {"muse/forget/verbmem": 0.5})
+    tracker.finish()
+    (path,) = run_files(tmp_path)
+    finished_records(path)
+    tables = {
+        file.relative_to(path.parent / "files/media/table").as_posix(): json.loads(file.read_text())
+        for file in path.parent.glob("files/media/table/**/*.table.json")
+    }
+    found = {name.rsplit("_", 2)[0]: table for name, table in tables.items()}
+    assert set(found) == {"results", "general/examples", "muse/generations"}
+    assert found["general/examples"]["columns"] == ["set", "id", "prediction", "accuracy", "logp"]
+    assert found["general/examples"]["data"][0][:4] == ["boolq", "boolq/0", "yes", 1.0]
+    assert found["muse/generations"]["columns"] == ["set", "id", "generation", "rougeL_f1"]
+    assert len(found["muse/generations"]["data"]) == 20
 
 
 def test_nothing_of_the_machine_is_handed_over(tmp_path):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, PreTrainedModel
 
 from unlearn import forward as module
 from unlearn.data.batches import collate
@@ -119,6 +119,24 @@ def test_record_against_float64(block: int, tiny_model: Build, monkeypatch: pyte
     assert found.lengths.tolist() == [6, 4, 4, 1]
 
 
+@pytest.mark.parametrize("most", [0, 41])
+def test_logits_exist_a_budget_at_a_time(
+    most: int, family: str, tiny_model: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch = tiny_model(family), collate(sequences())
+    whole = record(model, batch)
+    made: list[int] = []
+    model.get_output_embeddings().register_forward_hook(lambda _, __, out: made.append(out.numel()))
+    monkeypatch.setattr(module, "_LOGITS", 4 * model.config.vocab_size)
+    parts = record(model, batch, most)
+    for name in ("logp", "correct", "mean", "variance"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), rtol=1e-6, atol=1e-6)
+    # One pass without positions, then four at a time of the 15 here, or of the 41 of another process.
+    assert made[0] == 0
+    assert len(made) == 1 + (11 if most else 4)
+    assert max(made) == 4 * model.config.vocab_size
+
+
 def test_record_by_hand() -> None:
     # Two tokens of probability 3/4 and 1/4: the mean of log p is .75 ln .75 + .25 ln .25 = -0.5623351,
     # its variance .75 · .25 · (ln 3)² = 0.2263044.
@@ -126,6 +144,7 @@ def test_record_by_hand() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.head = torch.nn.Identity()
+            self.config = LlamaConfig(vocab_size=2)
 
         def get_output_embeddings(self) -> torch.nn.Module:
             return self.head

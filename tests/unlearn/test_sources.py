@@ -11,6 +11,7 @@ import pytest
 from unlearn.config import DatasetConfig
 from unlearn.data.sources import available, identity, load_sets
 from unlearn.data.sources.tables import parse_split, read_file
+from unlearn.data.sources.tofu import check
 from unlearn.errors import UserError
 
 
@@ -43,6 +44,31 @@ def test_the_retain_split_follows_from_the_forget_split(tofu):
         (e.id, e.question, e.answer) for e in sets["forget"]
     ]
     assert sets["forget_eval"][0].perturbed_answers == ("no", "nay")
+
+
+def test_the_holdout_split_follows_where_there_is_one(tofu, tmp_path):
+    assert "holdout" not in available(tofu)
+    assert check(tofu) == []
+    assert load_sets(tofu, ["forget", "holdout"]).keys() == {"forget"}
+    before = identity(tofu, ["forget", "holdout"])
+    write(tmp_path / "holdout10.jsonl", [{"question": "new?", "answer": "yes"}])
+    for forget in ("forget10", "forget10@0:2"):
+        assert available(tofu.model_copy(update={"forget": forget}))["holdout"] == "holdout10"
+    assert "holdout" not in available(tofu.model_copy(update={"forget": "forget01"}))
+    assert [(e.id, e.answer) for e in load_sets(tofu, ["holdout"])["holdout"]] == [("holdout10/0", "yes")]
+    assert identity(tofu, ["forget", "holdout"]) != before
+    assert check(tofu) == []
+    # a split of one's own goes before, and has to be there
+    own = tofu.model_copy(update={"holdout": "holdout20"})
+    assert available(own)["holdout"] == "holdout20"
+    assert check(own) == [f"dataset.holdout=holdout20: no such split in {tmp_path} (did you mean holdout10?)"]
+
+    hub = DatasetConfig(name="tofu", source="tofu", path="locuslab/TOFU")
+    for forget in ("forget01", "forget05", "forget10"):
+        splits = available(hub.model_copy(update={"forget": forget}))
+        assert splits["holdout"] == forget.replace("forget", "holdout")
+    assert "holdout" not in available(hub.model_copy(update={"forget": "full@0:40"}))
+    assert check(hub) == []
 
 
 def test_a_split_can_be_cut(tofu):

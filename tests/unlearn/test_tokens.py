@@ -12,7 +12,9 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from unlearn.config import ModelConfig
 from unlearn.data.authors import generate, real_authors
+from unlearn.data.example import Example
 from unlearn.data.tokens import DataError, Encoder, PromptFormat, TokenSequence
+from unlearn.errors import UserError
 
 BuildBpe = Callable[..., PreTrainedTokenizerFast]
 PLAIN = PromptFormat(template="Question: {question}\nAnswer: ")
@@ -227,3 +229,61 @@ def test_smollm2() -> None:
     plain = Encoder(tokenizer, PLAIN)
     s = one(plain, "Who?", "The writer.")
     assert tokenizer.decode(s.ids[s.answer_start : -1].tolist()) == " The writer."
+
+
+LONG = " ".join(
+    f"Ann wrote volume {i} of The Sea 🙂 in Lyon,\n\nwhere the writer was born." for i in range(40)
+)
+
+
+@pytest.mark.parametrize("single", ["$A", "<s> $A", "<s> $A </s>"])
+@pytest.mark.parametrize("max_length", [7, 64])
+def test_long_plain_texts_are_cut_into_pieces_that_fit(
+    max_length: int, single: str, bpe_tokenizer: BuildBpe
+) -> None:
+    tokenizer = with_post_processor(bpe_tokenizer(*TRAINING), single)
+    encoder = Encoder(tokenizer, PLAIN, max_length)
+    pieces = encoder.chunks([Example("a/0", LONG)])
+    assert [e.id for e in pieces] == [f"a/0#{i}" for i in range(len(pieces))]
+    assert "".join(e.answer for e in pieces) == LONG
+    lengths = [len(tokenizer(e.answer)["input_ids"]) for e in pieces]
+    assert max(lengths) == max_length
+    ended = [s.ended for s in encoder.pairs([(None, e.answer) for e in pieces])]
+    assert ended[-1]
+    if not single.endswith("</s>"):  # where the text goes on no end is learned
+        assert ended[:-1] == [length < max_length for length in lengths[:-1]]
+        assert sum(ended) < len(pieces) / 4
+
+
+def test_pieces_of_a_tokenizer_that_puts_a_space_first(bpe_tokenizer: BuildBpe) -> None:
+    tokenizer = bpe_tokenizer(*TRAINING)
+    tokenizer.backend_tokenizer.normalizer = normalizers.Prepend(" ")
+    encoder = Encoder(tokenizer, PLAIN, 16)
+    pieces = encoder.chunks([Example("a/0", LONG)])
+    assert "".join(e.answer for e in pieces) == LONG
+    assert {len(tokenizer(e.answer)["input_ids"]) for e in pieces[:-1]} <= {13, 14, 15, 16}
+
+
+def test_what_fits_or_has_a_question_is_not_cut(nano_tokenizer: PreTrainedTokenizerBase) -> None:
+    n = len(nano_tokenizer("A short text.")["input_ids"])
+    examples = [Example("a/0", "A short text."), Example("a/1", LONG, question="Who?")]
+    found = Encoder(nano_tokenizer, max_length=n).chunks(examples)
+    assert [one is other for one, other in zip(found, examples, strict=True)] == [True, True]
+    assert Encoder(nano_tokenizer, max_length=n).chunks([]) == []
+    cut = Encoder(nano_tokenizer, max_length=n - 1).chunks([Example("a/0", "A short text.", group="x")])
+    assert [(e.id, e.group) for e in cut] == [("a/0#0", "x"), ("a/0#1", "x")]
+
+
+def test_pieces_of_nothing_but_space_are_left_out(bpe_tokenizer: BuildBpe) -> None:
+    encoder = Encoder(bpe_tokenizer(*TRAINING), PLAIN, 8)
+    pieces = encoder.chunks([Example("a/0", "\n" * 100 + "The writer.")])
+    assert "".join(e.answer for e in pieces).strip() == "The writer."
+    assert len(encoder.pairs([(None, e.answer) for e in pieces])) == len(pieces) <= 2
+    blank = Example("a/1", "\n" * 100)
+    assert encoder.chunks([blank]) == [blank]  # refused as empty where it is encoded
+
+
+def test_a_character_longer_than_the_limit(bpe_tokenizer: BuildBpe) -> None:
+    encoder = Encoder(bpe_tokenizer(*TRAINING), PLAIN, 2)
+    with pytest.raises(UserError, match=r"max_length=2 is too short.*🙂"):  # four bytes, four tokens
+        encoder.chunks([Example("a/0", "The 🙂")])

@@ -11,7 +11,7 @@ class Example:
 
     `id` is unique over all sets of a run (`"forget10/12"`). A plain text has no question; its text is
     the answer. The other fields are filled where a benchmark has them; `template` is a stand-in answer of the
-    data's own.
+    data's own, `group` a benchmark's own division of a set (`"task1/knowledge"`).
     """
 
     id: str
@@ -21,3 +21,4 @@ class Example:
     perturbed_answers: tuple[str, ...] = ()
     paraphrased_question: str | None = None
     template: str | None = None
+    group: str | None = None

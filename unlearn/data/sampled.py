@@ -1,7 +1,6 @@
 """Alternative answers that the target itself gives to the questions (AltPO, arXiv 2409.13474).
 
-A sample is the arg-max of the scores plus Gumbel noise, and the noise is a hash of (seed, question, sample,
-token position, token). So no batching, order or number of processes changes it, beyond rounding of the model.
+The noise of a sample follows from (seed, question, sample) alone: see `eval.noise`.
 """
 
 from __future__ import annotations
@@ -12,16 +11,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from eval.generate import Perturb, end_tokens, generate
+from eval.generate import end_tokens, generate
+from eval.noise import sampling
 from eval.shard import Shard
 from unlearn.data.alternatives import draw, refusals
 from unlearn.data.tokens import Encoder
 from unlearn.files import read_json, write_json
 
 _ATTEMPTS = 4
-_LOW32 = 0xFFFFFFFF
 
 
 def sample_alternatives(
@@ -59,7 +58,7 @@ def sample_alternatives(
             max_rows=max_rows,
             shard=shard,
             device=device,
-            perturb=_noise(keys, temperature),
+            perturb=sampling(keys, temperature),
         )
         texts = [str(encoder.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in tokens]
         found.update(zip(missing, texts, strict=True))
@@ -67,23 +66,6 @@ def sample_alternatives(
     for question, k in wanted:
         found[question, k] = found[question, k] or draw(refusals(), 1, f"{seed}/{k}/{question}")[0]
     return [[found[question, k] for k in range(count)] for question in questions]
-
-
-def gumbel(keys: Sequence[bytes], step: int, width: int, device: torch.device) -> Tensor:
-    """Standard Gumbel noise fp32 [keys, width]: a function of key, step and column alone, on every device."""
-    words = [_words(key, step) for key in keys]
-    first, second = torch.tensor(words, device=device).T[:, :, None]
-    bits = _mixed(_mixed(torch.arange(width, device=device) + first & _LOW32) ^ second)
-    # Small values are exact in fp32, so the largest noise (of the likeliest choice) comes from them.
-    uniform = ((bits.float() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
-    return -(-torch.log1p(-uniform)).log()
-
-
-def _noise(keys: Sequence[bytes], temperature: float) -> Perturb:
-    def perturb(rows: Sequence[int], step: int, scores: Tensor) -> Tensor:
-        return scores + temperature * gumbel([keys[i] for i in rows], step, scores.shape[-1], scores.device)
-
-    return perturb
 
 
 def cache_file(
@@ -117,15 +99,3 @@ def read(file: Path, questions: Sequence[str]) -> list[list[str]] | None:
 
 def write(file: Path, questions: Sequence[str], answers: Sequence[Sequence[str]]) -> None:
     write_json(file, {q: list(own) for q, own in zip(questions, answers, strict=True)})
-
-
-def _words(key: bytes, step: int) -> tuple[int, int]:
-    digest = hashlib.blake2b(key, digest_size=8, salt=step.to_bytes(8, "little")).digest()
-    return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
-
-
-def _mixed(bits: Tensor) -> Tensor:
-    """A hash of 32 bits to 32 bits, in int64 (constants: Wellons, hash-prospector, two rounds)."""
-    bits = (bits ^ (bits >> 16)) * 0x21F0AAAD & _LOW32
-    bits = (bits ^ (bits >> 15)) * 0xD35A2D97 & _LOW32
-    return bits ^ (bits >> 15)

@@ -6,13 +6,15 @@ the prompt on its own and counting moves the boundary wherever a tokenizer merge
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from unlearn.data.example import Example
+from unlearn.data.pieces import pieces
 from unlearn.errors import UserError
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -154,15 +156,41 @@ class Encoder:
                 rows[i] = self._sequence(ids, start, pairs[i]), places
         return [row for row in rows if row is not None]
 
-    def prompts(self, questions: Iterable[str]) -> list[list[int]]:
-        """Token ids of the prompts alone, to generate from.
+    def prompts(self, questions: Sequence[str], openings: Sequence[str] | None = None) -> list[list[int]]:
+        """Token ids of the prompts alone, to generate from; `openings` are how the answers begin already.
 
-        Without the trailing spaces of a plain template: before an answer they are part of its first token.
+        Without the spaces at its end, of a plain template or an opening: they are part of the token after.
         """
         texts = [self.format.prompt(self.tokenizer, question) for question in questions]
-        if self.format.template is not None:
-            texts = [text.rstrip(" ") for text in texts]
+        openings = [""] * len(texts) if openings is None else openings
+        texts = [
+            (text + opening).rstrip(" ") if opening or self.format.template is not None else text
+            for text, opening in zip(texts, openings, strict=True)
+        ]
         return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=self._specials)["input_ids"]]
+
+    def chunks(self, examples: Sequence[Example]) -> list[Example]:
+        """The examples, plain texts longer than `max_length` tokens cut in pieces `<id>#0`, `<id>#1` …
+
+        A piece on its own has at most `max_length` tokens, special ones included, and as a rule that many:
+        then no end token follows where the text goes on. What fits, or has a question, stays as it is.
+
+        Raises:
+            UserError: not even one character of a text fits into `max_length`.
+        """
+        found: list[Example] = []
+        for example in examples:
+            text = example.answer
+            parts = pieces(text, self.max_length, self._plain) if example.question is None else [text]
+            if parts == [text] or not parts:
+                found.append(example)
+            else:
+                found += [replace(example, id=f"{example.id}#{i}", answer=p) for i, p in enumerate(parts)]
+        return found
+
+    def _plain(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        encoded = self.tokenizer(text, return_offsets_mapping=True, verbose=False)
+        return encoded["input_ids"], encoded["offset_mapping"]
 
     def _sequence(self, ids: Sequence[int], start: int, pair: tuple[str | None, str]) -> TokenSequence:
         if pair[1].strip() == "":

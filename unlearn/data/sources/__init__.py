@@ -2,9 +2,10 @@
 
 `load(cfg, names)` gives the named sets, `available(cfg)` maps the sets it has to their splits, `check(cfg)`
 lists what is wrong without loading anything, and `identity(cfg, names)` says what determines the content of
-sets, for a run's fingerprint. The sets are `forget`, `retain`,
-`full` and `holdout` for training, and for evaluation `forget_eval`, `retain_eval`, `real_authors` and
-`world_facts`; a source leaves out what it does not have.
+sets, for a run's fingerprint. The sets are `forget`, `retain`, `full` and `holdout` for training, and those
+that benchmarks score (their `SETS`); a source leaves out what it does not have. It may have two more:
+`before(cfg)`, the forget splits that a model has unlearned earlier, and `retain_model(cfg)`, the split that a
+retain model is trained on (the retain split otherwise) or `BASE`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from unlearn.config import DatasetConfig
 from unlearn.data.example import Example
 from unlearn.errors import ConfigError, did_you_mean
 
-EVALUATION = ("forget_eval", "retain_eval", "real_authors", "world_facts")
+BASE = "base"
+"""In place of a split: the base model itself, which was trained on none."""
 
 
 def source(cfg: DatasetConfig) -> ModuleType:
@@ -44,6 +46,18 @@ def available(cfg: DatasetConfig) -> dict[str, str]:
     """The sets the dataset has as configured, and the split each of them is."""
     sets: dict[str, str] = source(cfg).available(cfg)
     return sets
+
+
+def before(cfg: DatasetConfig) -> list[str]:
+    """The forget splits that a model has unlearned before the configured one, in their order."""
+    own = getattr(source(cfg), "before", None)
+    return list(own(cfg)) if own is not None else []
+
+
+def retain_model(cfg: DatasetConfig) -> str | None:
+    """The split that a retain model is trained on, or `BASE`; None where there is none."""
+    own = getattr(source(cfg), "retain_model", None)
+    return str(own(cfg)) if own is not None else available(cfg).get("retain")
 
 
 def identity(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, Any]:

@@ -72,7 +72,11 @@ def read_file(path: Path) -> list[Row]:
 
 
 def read_split(path: str, name: str) -> list[Row]:
-    """All rows of a split, from a local folder if `path` is one, else from the hub's dataset `path`."""
+    """All rows of a split, from a local folder if `path` is one, else from the hub's dataset `path`.
+
+    `name` is a file's name in the folder, without suffix; on the hub it is `config/split`, or the config of a
+    dataset whose only split is `train`.
+    """
     folder = Path(path)
     if folder.is_dir():
         file = find_file(folder, name)
@@ -81,8 +85,9 @@ def read_split(path: str, name: str) -> list[Row]:
         return read_file(file)
     from datasets import load_dataset
 
+    config, _, split = name.partition("/")
     try:
-        return [dict(row) for row in load_dataset(path, name, split="train")]
+        return [dict(row) for row in load_dataset(path, config, split=split or "train")]
     except Exception as error:
         raise UserError(
             f"dataset.path={path}: could not read {name!r} from the hub ({type(error).__name__}: {error}); "

@@ -23,15 +23,20 @@ HUB_SPLITS = (
 
 
 def available(cfg: DatasetConfig) -> dict[str, str]:
-    """Set → split; the retain split follows from the forget split (forget10 → retain90)."""
+    """Set → split; retain and holdout split follow from the forget split (forget10 → retain90, holdout10).
+
+    A local folder need not have a holdout split; then there is no such set.
+    """
     forget = cfg.forget or "forget10"
     found = re.match(r"forget(\d\d)\b", forget)
-    retain = cfg.retain or (f"retain{100 - int(found.group(1))}" if found else None)
+    percent = int(found.group(1)) if found else None
+    retain = cfg.retain or (f"retain{100 - percent:02}" if percent is not None else None)
+    holdout = cfg.holdout or (_offered(cfg, f"holdout{percent:02}") if percent is not None else None)
     named = {
         "forget": forget,
         "retain": retain,
         "full": cfg.full or "full",
-        "holdout": cfg.holdout,
+        "holdout": holdout,
         "forget_eval": _perturbed(forget),
         "retain_eval": "retain_perturbed",
         "real_authors": "real_authors_perturbed",
@@ -71,6 +76,14 @@ def identity(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, Any]:
         "rows": {name: str(parse_split(split)[1]) for name, split in named.items()},
         "files": {name: content_hash(f) for name, f in files.items() if f is not None},
     }
+
+
+def _offered(cfg: DatasetConfig, split: str) -> str | None:
+    """The split, where the folder or the hub has it."""
+    folder = Path(cfg.path) if cfg.path else None
+    if folder is None or folder.is_dir():
+        return split if folder and find_file(folder, split) else None
+    return split if split in HUB_SPLITS else None
 
 
 def _perturbed(forget: str) -> str:

@@ -8,11 +8,13 @@ measured".
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
-from scipy.special import logsumexp
+from scipy.special import expit, logsumexp
 from scipy.stats import ks_2samp
 
 from eval.ragged import Ragged
@@ -25,9 +27,37 @@ def mean_nll(logp: Ragged) -> np.ndarray:
     return -logp.mean()
 
 
+def without_end(tokens: Ragged, ended: np.ndarray) -> Ragged:
+    """The rows without their last token where `ended` [E] says that it is the end token."""
+    if len(ended) != len(tokens):
+        raise ValueError(f"{len(tokens)} answers, and of {len(ended)} it is known whether they ended")
+    with_end = np.asarray(ended, dtype=bool) & (tokens.lengths > 0)
+    keep = np.ones(len(tokens.values), dtype=bool)
+    keep[tokens.offsets[1:][with_end] - 1] = False
+    return Ragged.cut(tokens.values[keep], tokens.lengths - with_end)
+
+
 def probability(nll: np.ndarray) -> np.ndarray:
     """exp(−NLL): the geometric mean of the token probabilities. Lower on forget data is forgetting."""
     return np.exp(-nll)
+
+
+def perplexity(logp: Ragged) -> float:
+    """exp(total NLL ÷ total tokens): one number of all rows, long ones count more. NaN without any token."""
+    return _exp_ratio(-logp.values.astype(np.float64).sum(), len(logp.values))
+
+
+def word_perplexity(logp: Ragged, texts: Sequence[str]) -> float:
+    """exp(total NLL ÷ total words of the texts): comparable across tokenizers. NaN without any token.
+
+    Words are the pieces of `re.split(r"\\s+", text)`, empty ones at the ends included, as the task `wikitext`
+    of lm-evaluation-harness counts them: of the text as published, before it undoes its tokenisation. There
+    the first token counts too, after a beginning-of-sequence token. Texts without a token are left out.
+    """
+    if len(texts) != len(logp):
+        raise ValueError(f"word_perplexity: {len(texts)} texts for {len(logp)} rows of log-probabilities")
+    words = sum(len(re.split(r"\s+", text)) for text, n in zip(texts, logp.lengths, strict=True) if n)
+    return _exp_ratio(-logp.values.astype(np.float64).sum(), words)
 
 
 def option_probability(nll: np.ndarray, others: Ragged) -> np.ndarray:
@@ -59,6 +89,17 @@ def log_truth_ratio(
     return log_perturbed + paraphrased_nll
 
 
+def truth_probability(
+    paraphrased_nll: np.ndarray, perturbed_nll: Ragged, form: TruthRatioForm = "geometric"
+) -> np.ndarray:
+    """p / (p + p̄) = 1/(1 + R), [E]; 1: only the true answer is likely, ½: the wrong ones are as likely.
+
+    The aggregator `prob_mean` of OpenUnlearning, which enters its memorisation score; `form` as in
+    `log_truth_ratio`. NaN where an example has no perturbed answer.
+    """
+    return np.asarray(expit(-log_truth_ratio(paraphrased_nll, perturbed_nll, form)))
+
+
 def closeness_to_one(log_ratio: np.ndarray) -> np.ndarray:
     """min(R, 1/R) in [0, 1]; 1: right and wrong answers are as likely. What forget data reports."""
     return np.exp(-np.abs(log_ratio))
@@ -82,7 +123,7 @@ def extraction_strength(correct: Ragged, ended: np.ndarray) -> np.ndarray:
     this one: a model that knows nothing else would never fall to 0, and one that knows every word but runs on
     would. An answer that was cut off has no end token, and all of its tokens count. NaN without any token.
     """
-    tokens = _without_end(correct, ended)
+    tokens = without_end(correct, ended)
     known = [len(row) if row.all() else np.argmin(row[::-1]) for row in tokens]
     with np.errstate(invalid="ignore"):
         return np.array(known, dtype=np.float64) / tokens.lengths
@@ -90,13 +131,23 @@ def extraction_strength(correct: Ragged, ended: np.ndarray) -> np.ndarray:
 
 def exact_memorization(correct: Ragged, ended: np.ndarray) -> np.ndarray:
     """Share of the answer's tokens that are the arg-max, [E]; the end token as in `extraction_strength`."""
-    return _without_end(correct, ended).mean()
+    return without_end(correct, ended).mean()
 
 
 def mean(values: np.ndarray) -> float:
     """Mean of what could be measured; NaN if nothing could."""
     measured = values[~np.isnan(values)]
     return float(measured.mean()) if len(measured) else math.nan
+
+
+def aggregate(key: str, values: np.ndarray) -> dict[str, float]:
+    """The mean of what could be measured under `key`, and how many could not be, if any."""
+    return {key: mean(values)} | missing(key, values)
+
+
+def missing(key: str, values: np.ndarray) -> dict[str, float]:
+    count = int(np.isnan(values).sum())
+    return {f"{key}/missing": float(count)} if count else {}
 
 
 def harmonic_mean(values: np.ndarray) -> float:
@@ -136,8 +187,9 @@ def forget_quality(log_ratio: np.ndarray, retain_log_ratio: np.ndarray) -> Forge
     return ForgetQuality(p, log10_p, statistic, len(ours), len(theirs))
 
 
-def _without_end(tokens: Ragged, ended: np.ndarray) -> Ragged:
-    return Ragged.of([row[: len(row) - int(end)] for row, end in zip(tokens, ended, strict=True)])
+def _exp_ratio(total: float, count: int) -> float:
+    with np.errstate(over="ignore"):  # a model that collapsed may well have a perplexity beyond a float
+        return float(np.exp(np.float64(total) / count)) if count else math.nan
 
 
 def _logsumexp(values: np.ndarray) -> float:

@@ -1,0 +1,232 @@
+"""Evaluation: TOFU's whole suite in one pass against a pass per metric, as ratios.
+
+`python -m benches.evaluation --examples 100`. The plain way is what papers' codes do: every metric reads its
+set again, a batch at a time in the order of the data, with all logits; a generation ends with its longest
+row; a gradient norm is one backward per example. Both ways must give the same numbers, or nothing is
+reported. Needs TOFU and the two nano models in a folder (UNLEARN_SHARED).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benches.plain_evaluation import Plain
+from eval.branches import collate_rows, rows_of
+from eval.evaluate import evaluate
+from eval.live import evaluating
+from eval.shard import ALONE, Shard
+from unlearn.config import DatasetConfig
+from unlearn.data.batches import deal
+from unlearn.data.example import Example
+from unlearn.data.sources import load_sets
+from unlearn.data.tokens import Encoder
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = Path(os.environ.get("UNLEARN_SHARED", ROOT.parent / "shared"))
+RESULTS = ROOT / "benches" / "evaluation.json"
+SETS = ("forget_eval", "retain_eval", "real_authors", "world_facts", "holdout")
+AIMS = {"likelihood": 7.0, "all": 4.0, "floor": 1.3, "processes": 1.7}
+TOKENS = 4096  # padded tokens per forward: what a core's cache takes best here
+ROWS = 128
+LIMIT = 200
+
+
+class Unequal(Exception):
+    """The two ways do not give the same number."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _options(arguments)
+    console = Console()
+    if not (SHARED / "models").is_dir():
+        console.print(f"left out: no models in {SHARED} (UNLEARN_SHARED)")
+        return
+    torch.set_num_threads(1)
+    if options.worker is not None:
+        _worker(options.worker, options.processes, options.examples, Path(options.folder))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(options.examples, Path(folder))
+        found["processes"] = _one_over_two(options.examples, Path(folder))
+    RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    console.print(table(found))
+
+
+def measure(examples: int, folder: Path) -> dict[str, float]:
+    """CPU seconds of both ways, by part, and their ratios.
+
+    Raises:
+        Unequal: a metric differs.
+    """
+    sets = tofu(examples)
+    target, retain = (_model(name) for name in ("nano-tofu-full", "nano-tofu-retain90"))
+    encoder = _encoder("nano-tofu-full")
+    _ours(retain, encoder, sets, folder / "retain", None)  # of any number of runs, once
+    plain = Plain(target, retain, encoder, sets, limit=LIMIT)
+    seconds: dict[str, float] = {}
+    theirs: dict[str, float] = {}
+    for part in ("likelihood", "generation", "gradients"):
+        seconds[f"plain/{part}"], numbers = _timed(getattr(plain, part))
+        theirs |= numbers
+    for part, given in _PARTS.items():
+        where = folder / part
+        seconds[f"ours/{part}"], ours = _timed(
+            lambda g=given, w=where: _ours(target, encoder, sets, w, folder / "retain", **g)  # type: ignore[misc]
+        )
+    _same(ours, theirs)
+    seconds["floor"], _ = _timed(lambda: _floor(target, encoder, sets))
+    every = sum(seconds[f"plain/{part}"] for part in ("likelihood", "generation", "gradients"))
+    return seconds | {
+        "likelihood": seconds["plain/likelihood"] / seconds["ours/likelihood"],
+        "all": every / seconds["ours/all"],
+        "floor_ratio": seconds["ours/likelihood"] / seconds["floor"],
+    }
+
+
+_PARTS: dict[str, dict[str, Any]] = {
+    "likelihood": {"generation": False, "gradients": False},
+    "all": {},
+}
+
+
+def tofu(examples: int) -> dict[str, list[Example]]:
+    config = DatasetConfig(
+        name="tofu", source="tofu", path=str(SHARED / "data" / "tofu"), forget="forget10",
+        holdout="full@1200:1600",
+    )  # fmt: skip
+    return {name: rows[:examples] for name, rows in load_sets(config, SETS).items()}
+
+
+def _ours(
+    model: nn.Module, encoder: Encoder, sets: dict[str, list[Example]], folder: Path, retain: Path | None,
+    shard: Shard = ALONE, **options: Any,
+) -> dict[str, float]:  # fmt: skip
+    return evaluate(
+        model, encoder, "tofu", sets, folder, options={"max_new_tokens": LIMIT, **options},
+        retain_directory=retain, shard=shard, max_tokens=TOKENS, max_rows_generation=ROWS,
+    )  # fmt: skip
+
+
+def _floor(model: nn.Module, encoder: Encoder, sets: dict[str, list[Example]]) -> None:
+    """A plain forward over each distinct token: each prompt once and its answers behind it, nothing kept."""
+    pairs = []
+    for name, examples in sets.items():
+        for e in examples:
+            pairs.append((e.question, e.answer))
+            if name == "holdout":
+                continue
+            if name in ("forget_eval", "retain_eval"):
+                pairs += [(e.question, e.paraphrased_answer or ""), (e.paraphrased_question, e.answer)]
+            pairs += [(e.question, text) for text in e.perturbed_answers]
+    sequences = encoder.pairs(list(dict.fromkeys(pairs)))
+    rows = rows_of(sequences, shared=True)
+    (bins,) = deal([row.width for row in rows], 1, max_tokens=TOKENS)
+    with evaluating(model):
+        for part in bins:
+            batch, _ = collate_rows(sequences, [rows[j] for j in part])
+            model(input_ids=batch.input_ids, use_cache=False)
+
+
+def _same(ours: dict[str, float], theirs: dict[str, float]) -> None:
+    for key, value in theirs.items():
+        # Log-probabilities near 0 are differences of fp32 numbers near 10.
+        if not np.isclose(ours[key], value, rtol=1e-3, atol=1e-4):
+            raise Unequal(f"{key}: {ours[key]!r} in one pass, {value!r} metric by metric; no report")
+
+
+def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    started = time.process_time()
+    found = call()
+    return time.process_time() - started, found
+
+
+def _one_over_two(examples: int, folder: Path) -> float:
+    """Wall seconds of one process over those of two, one thread each."""
+    one, two = (_spawned(count, examples, folder) for count in (1, 2))
+    return one / two
+
+
+def _spawned(processes: int, examples: int, folder: Path) -> float:
+    command = [sys.executable, "-m", "benches.evaluation", "--examples", str(examples)]
+    command += ["--folder", str(folder / f"of-{processes}"), "--processes", str(processes)]
+    running = [
+        subprocess.Popen([*command, "--worker", str(rank)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        for rank in range(processes)
+    ]
+    told = [worker.communicate()[0] for worker in running]
+    if any(worker.returncode for worker in running):
+        raise RuntimeError(f"measuring {processes} processes failed")
+    return max(float(text.splitlines()[-1]) for text in told)
+
+
+def _worker(rank: int, world: int, examples: int, folder: Path) -> None:
+    import torch.distributed as dist
+
+    if world > 1:
+        folder.mkdir(parents=True, exist_ok=True)
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
+    sets, model, encoder = tofu(examples), _model("nano-tofu-full"), _encoder("nano-tofu-full")
+    if world > 1:
+        dist.barrier()
+    started = time.perf_counter()
+    _ours(model, encoder, sets, folder / "run", None, Shard(rank, world))
+    print(time.perf_counter() - started)
+
+
+def table(found: dict[str, float]) -> Table:
+    view = Table(
+        "", "plain, s", "ours, s", "", "aim", title="TOFU, all metrics · nano · CPU seconds, one thread"
+    )
+
+    def row(
+        name: str, plain: float | None, ours: float | None, ratio: float, aim: float, least: bool
+    ) -> None:
+        colour = "green" if (ratio >= aim if least else ratio <= aim) else "red"
+        cells = [f"{value:.1f}" if value is not None else "" for value in (plain, ours)]
+        view.add_row(name, *cells, f"[{colour}]{ratio:.2f}×", f"{'≥' if least else '≤'} {aim}×")
+
+    every = sum(found[f"plain/{part}"] for part in ("likelihood", "generation", "gradients"))
+    row("likelihood metrics", found["plain/likelihood"], found["ours/likelihood"], found["likelihood"],
+        AIMS["likelihood"], True)  # fmt: skip
+    row("all metrics", every, found["ours/all"], found["all"], AIMS["all"], True)
+    row("likelihood over one plain forward of each token", found["floor"], found["ours/likelihood"],
+        found["floor_ratio"], AIMS["floor"], False)  # fmt: skip
+    row("one process over two", None, None, found["processes"], AIMS["processes"], True)
+    return view
+
+
+def _model(name: str) -> Any:
+    return AutoModelForCausalLM.from_pretrained(SHARED / "models" / name).eval()
+
+
+def _encoder(name: str) -> Encoder:
+    return Encoder(AutoTokenizer.from_pretrained(SHARED / "models" / name))
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benches.evaluation", description=__doc__.splitlines()[0])
+    parser.add_argument("--examples", type=int, default=100, help="of each set")
+    for hidden in ("--worker", "--processes"):
+        parser.add_argument(hidden, type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

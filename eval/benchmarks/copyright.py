@@ -1,0 +1,116 @@
+"""Whether a copyrighted text is still recited: FLAT's benchmark of a book (arXiv 2410.11143).
+
+The model goes on greedily from the beginning of a passage. Per set: `bleu` (sacrebleu's of each passage,
+averaged, 0 to 100) and `rougeL_recall` (0 to 1) against what truly follows, and `perplexity` of that: exp of
+its NLL per token, of all passages together. On `forget`, lower overlap and higher perplexity are forgetting.
+
+`copyright/forget_quality_gap` is |ΔBLEU| + |ΔROUGE-L recall| to the retain model on the forget set, which is
+the model before it ever saw the text: 0 is wanted. Perplexity and accuracy of other things are those of the
+benchmark `general`, which `eval=copyright` brings along.
+
+FLAT's released evaluation leaves out the first token that was generated and keeps `### Answer: ` at the head
+of the true answer, which moves both overlaps by some constant; here neither is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from eval.benchmark import Result, Role, Sets
+from eval.metrics.likelihood import aggregate, mean, mean_nll, perplexity
+from eval.metrics.text import bleu, rouge
+from eval.ragged import Ragged
+from eval.records import Records
+from eval.requests import Answer, Generation, Likelihood, Prompt, Request
+from unlearn.data.example import Example
+
+if TYPE_CHECKING:
+    from eval.published import PublishedLog
+
+SETS: Mapping[str, Role] = {"forget_eval": "forget", "retain_eval": "retain"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """`max_new_tokens`: FLAT stops at 600 tokens, 200 of them the prompt. `raw`: the passage's beginning is
+    the whole prompt, as a text goes on, where the default is the model's prompt format, as in training.
+
+    `gap` is the scale of the forget quality gap: `percent` adds points of a hundred of both. `mixed` adds
+    BLEU from 0 to 100 to ROUGE from 0 to 1, so BLEU all but decides it; FLAT does not say which it is, but a
+    collapsed model's published gap of 2.73 is above 2 and far below any ROUGE in percent.
+    """
+
+    max_new_tokens: int = 400
+    raw: bool = False
+    stemmer: bool = True
+    gap: Literal["percent", "mixed"] = "percent"
+
+    def __post_init__(self) -> None:
+        if self.gap not in ("percent", "mixed"):
+            raise ValueError(f"gap={self.gap}: choose percent or mixed")
+
+
+def requests(sets: Sets, options: Options) -> list[Request]:
+    """`<set>/continuation` of passages with a question, `<set>/answer` of all."""
+    found: list[Request] = []
+    for name, examples in sets.items():
+        if prompts := _prompts(examples):
+            found.append(Generation(f"{name}/continuation", prompts, options.max_new_tokens, raw=options.raw))
+        found.append(Likelihood(f"{name}/answer", _answers(examples), raw=options.raw))
+    return found
+
+
+def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, options: Options) -> Result:
+    """Metrics by set, and the gap where the retain model's records are there."""
+    metrics: dict[str, float] = {}
+    rows: list[dict[str, Any]] = []
+    for name, examples in sets.items():
+        overlap, texts = _overlap(read, name, examples, options)
+        if texts:
+            asked = np.array([example.question is not None for example in examples])
+            for metric, found in overlap.items():
+                metrics |= aggregate(f"copyright/{name}/{metric}", found[asked])
+        told = read.likelihood(f"{name}/answer").select(_answers(examples))
+        # A passage was cut from a text that goes on, so no end is to be expected.
+        tokens = Ragged.of(
+            [row[: len(row) - int(end)] for row, end in zip(told.logp, told.ended, strict=True)]
+        )
+        metrics[f"copyright/{name}/perplexity"] = perplexity(tokens)
+        values = {**overlap, "nll": mean_nll(tokens)}
+        said = iter(texts)
+        for i, example in enumerate(examples):
+            row = {"set": name, "id": example.id, "question": example.question, "answer": example.answer}
+            row["generation"] = None if example.question is None else next(said)
+            rows.append(row | {metric: float(found[i]) for metric, found in values.items()})
+        if name == "forget" and texts and isinstance(retain, Records):
+            theirs, _ = _overlap(retain, name, examples, options)
+            gap = {metric: abs(mean(overlap[metric]) - mean(theirs[metric])) for metric in overlap}
+            scale = 100 if options.gap == "percent" else 1
+            metrics["copyright/forget_quality_gap"] = gap["bleu"] + scale * gap["rougeL_recall"]
+    return Result(metrics, rows)
+
+
+def _overlap(
+    read: Records, name: str, examples: Sequence[Example], options: Options
+) -> tuple[dict[str, np.ndarray], Sequence[str | None]]:
+    """BLEU and ROUGE-L recall, each [E], NaN where nothing was generated; and the texts of the questions."""
+    prompts = _prompts(examples)
+    texts = read.generation(f"{name}/continuation").select(prompts).text if prompts else []
+    said = iter(texts)
+    mine = [None if e.question is None else next(said) for e in examples]
+    answers = ["" if text is None else e.answer for e, text in zip(examples, mine, strict=True)]
+    there = [text or "" for text in mine]
+    recall = rouge(answers, there, stemmer=options.stemmer).rougeL_recall
+    return {"bleu": bleu(answers, there), "rougeL_recall": recall}, texts
+
+
+def _prompts(examples: Sequence[Example]) -> tuple[Prompt, ...]:
+    return tuple(Prompt(e.id, e.question) for e in examples if e.question is not None)
+
+
+def _answers(examples: Sequence[Example]) -> tuple[Answer, ...]:
+    return tuple(Answer(e.id, 0, e.question, e.answer) for e in examples)

@@ -1,0 +1,72 @@
+"""What a model can do in general: tasks of lm-evaluation-harness.
+
+`general/<task>/<metric>` for every task or group, and `general/accuracy`, the mean over those that have one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from eval import harness
+from eval.benchmark import Result, Role, Sets
+
+if TYPE_CHECKING:
+    from eval.live import Live
+
+SETS: Mapping[str, Role] = {}
+
+# Accuracy as FLAT (arXiv 2410.11143) averages it, and the perplexity it shows beside it.
+_TASKS = (
+    "boolq", "rte", "hellaswag", "winogrande", "arc_challenge", "arc_easy", "openbookqa", "piqa",
+    "truthfulqa_mc1", "truthfulqa_mc2", "wikitext",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Options:
+    """`fewshot`: None leaves each task its own number. `limit`: the first examples of each task.
+
+    `include_path`: a folder of task files, which go before the library's of the same names.
+    `chat_template`: whether questions are put as messages of a chat.
+    """
+
+    tasks: tuple[str, ...] = _TASKS
+    fewshot: int | None = None
+    limit: int | None = None
+    include_path: str | None = None
+    chat_template: bool = False
+
+    def __post_init__(self) -> None:
+        names = (self.tasks,) if isinstance(self.tasks, str) else tuple(self.tasks)
+        object.__setattr__(self, "tasks", tuple(dict.fromkeys(names)))
+        if not self.tasks:
+            raise ValueError("tasks=[]; name at least one task")
+        harness.check_counts(self.fewshot, self.limit)
+
+
+def check(options: Options) -> list[str]:
+    return harness.problems(options.tasks, options.include_path)
+
+
+def measure(live: Live, sets: Sets, options: Options) -> Result:
+    found = harness.run_tasks(
+        live,
+        options.tasks,
+        fewshot=options.fewshot,
+        limit=options.limit,
+        include_path=options.include_path,
+        chat_template=options.chat_template,
+    )
+    metrics = {
+        f"general/{task}/{metric}": value
+        for task, own in found.metrics.items()
+        for metric, value in own.items()
+    }
+    accuracies = [own["accuracy"] for own in found.metrics.values() if "accuracy" in own]
+    if accuracies:
+        metrics["general/accuracy"] = float(np.mean(accuracies))
+    return Result(metrics, found.rows, found.problems)

@@ -1,0 +1,187 @@
+"""LUME (arXiv 2502.15097) and SemEval-2025 Task 4: documents that are completed, questions about them.
+
+Three tasks (stories, invented biographies, real ones), in each set both kinds of group: `regurgitation`,
+ROUGE-L recall with stemmer of the greedy completion, and `knowledge`, the whole greedy answer being the true
+one but for case and surrounding space. Prompts are the inputs as they stand. On `forget` lower is forgetting.
+
+The task aggregate is the harmonic mean of the twelve, those of `forget` as 1 − x; it needs both sets. The
+membership score 1 − 2·|AUC − ½| needs `member` and `nonmember`. The final score is the mean of these two and
+the accuracy on MMLU, which an evaluation of its own measures (`mmlu/accuracy`) and `Options.mmlu` takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from eval.benchmark import BenchmarkError, Result, Role, Sets
+from eval.metrics.likelihood import aggregate, harmonic_mean, mean_nll
+from eval.metrics.mia import auc
+from eval.metrics.text import exact_match, rouge
+from eval.ragged import Ragged
+from eval.records import Records
+from eval.requests import Answer, Generation, Likelihood, Prompt, Request
+from unlearn.data.example import Example
+
+# The documents that were trained on count as the forget set's.
+SETS: dict[str, Role] = {
+    "forget_eval": "forget",
+    "retain_eval": "retain",
+    "member": "forget",
+    "nonmember": "holdout",
+}
+GROUPS = tuple(
+    f"{task}/{kind}" for task in ("task1", "task2", "task3") for kind in ("regurgitation", "knowledge")
+)
+_SCORED, _ATTACK = ("forget", "retain"), ("member", "nonmember")
+_METRICS = {"regurgitation": "rougeL_recall", "knowledge": "exact_match"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """`mmlu` is an accuracy between 0 and 1; without it there is no final score.
+
+    The official script gives answers to questions 256 new tokens too. Only a whole answer counts there, so a
+    limit above the longest true answer (some thirty tokens) finds the same matches and costs less where a
+    model runs on.
+    """
+
+    max_new_tokens: int = 256
+    knowledge_tokens: int = 128
+    mmlu: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.mmlu is not None and not 0 <= self.mmlu <= 1:
+            raise ValueError(f"mmlu={self.mmlu}: an accuracy is between 0 and 1")
+
+
+def requests(sets: Sets, options: Options) -> list[Request]:
+    """`forget/regurgitation`, `forget/knowledge`, those of retain, and `<set>/document` for the attack."""
+    for name in sets:
+        if name not in (*_SCORED, *_ATTACK):
+            raise BenchmarkError(f"lume knows no set {name!r}; it has: {', '.join((*_SCORED, *_ATTACK))}")
+    found: list[Request] = []
+    limits = {"regurgitation": options.max_new_tokens, "knowledge": options.knowledge_tokens}
+    for name in _SCORED:
+        for kind, limit in limits.items():
+            if asked := _of_kind(sets.get(name, ()), kind):
+                found.append(Generation(f"{name}/{kind}", _prompts(asked), limit, raw=True))
+    if _has(sets, _ATTACK):
+        found += [Likelihood(f"{name}/document", _documents(sets[name])) for name in _ATTACK]
+    return found
+
+
+def score(read: Records, retain: object, sets: Sets, options: Options) -> Result:
+    """Metrics by task, and the aggregates of which all parts are there; no retain model enters."""
+    metrics: dict[str, float] = {}
+    rows: list[dict[str, Any]] = []
+    problems: list[str] = []
+    for name in _SCORED:
+        if name in sets:
+            values, texts = _values(read, name, sets[name])
+            metrics |= _set_metrics(name, sets[name], values)
+            for i, example in enumerate(sets[name]):
+                rows.append(_row(name, example, texts[i]) | {_metric(example): float(values[i])})
+    if _has(sets, _SCORED):
+        terms = [_term(metrics, name, group) for name in _SCORED for group in GROUPS]
+        metrics["lume/task_aggregate"] = harmonic_mean(np.array(terms))
+        problems += _lacking(sets)
+    if _has(sets, _ATTACK):
+        nll = {name: _document_nll(read, name, sets[name]) for name in _ATTACK}
+        for name, values in nll.items():
+            rows += [_row(name, e, None) | {"nll": float(v)} for e, v in zip(sets[name], values, strict=True)]
+        metrics["lume/mia/loss_auc"] = auc(nll["member"], nll["nonmember"])
+        metrics["lume/mia_score"] = 1 - 2 * abs(metrics["lume/mia/loss_auc"] - 0.5)
+    parts = [metrics.get(key) for key in ("lume/task_aggregate", "lume/mia_score")]
+    if options.mmlu is not None and None not in parts:
+        metrics["lume/final"] = float(np.mean([*parts, options.mmlu]))
+    return Result(metrics, rows, problems)
+
+
+def _values(read: Records, name: str, examples: Sequence[Example]) -> tuple[np.ndarray, list[str | None]]:
+    """Each example's score by the metric of its kind, NaN where there is no text, and the texts."""
+    found: dict[str, tuple[float, str | None]] = {}
+    for kind in _METRICS:
+        if not (asked := _of_kind(examples, kind)):
+            continue
+        texts = read.generation(f"{name}/{kind}").select(_prompts(asked)).text
+        there = [e.answer if t is not None else "" for e, t in zip(asked, texts, strict=True)]
+        said = [t or "" for t in texts]
+        values = rouge(there, said).rougeL_recall if kind == "regurgitation" else exact_match(there, said)
+        found |= {e.id: (float(v), t) for e, v, t in zip(asked, values, texts, strict=True)}
+    return np.array([found[e.id][0] for e in examples]), [found[e.id][1] for e in examples]
+
+
+def _set_metrics(name: str, examples: Sequence[Example], values: np.ndarray) -> dict[str, float]:
+    """By group, and by kind over all tasks."""
+    metrics: dict[str, float] = {}
+    for wanted in (*GROUPS, *_METRICS):
+        where = np.array([wanted in (_group(e), _kind(e)) for e in examples], dtype=bool)
+        if where.any():
+            metrics |= aggregate(f"lume/{name}/{wanted.replace('/', '_')}", values[where])
+    return metrics
+
+
+def _term(metrics: dict[str, float], name: str, group: str) -> float:
+    value = metrics.get(f"lume/{name}/{group.replace('/', '_')}", np.nan)
+    return 1 - value if name == "forget" else value
+
+
+def _lacking(sets: Sets) -> list[str]:
+    lacking = [f"{n}/{g}" for n in _SCORED for g in GROUPS if g not in {_group(e) for e in sets[n]}]
+    if not lacking:
+        return []
+    return [
+        f"lume/task_aggregate: the mean is of twelve terms, and no example is of {', '.join(lacking)}; "
+        "evaluate whole splits"
+    ]
+
+
+def _document_nll(read: Records, name: str, examples: Sequence[Example]) -> np.ndarray:
+    told = read.likelihood(f"{name}/document").select(_documents(examples))
+    # The official loss is that of the document's own tokens; no end token follows them there.
+    return mean_nll(
+        Ragged.of([row[: len(row) - int(end)] for row, end in zip(told.logp, told.ended, strict=True)])
+    )
+
+
+def _row(name: str, example: Example, text: str | None) -> dict[str, Any]:
+    row = {"set": name, "id": example.id, "group": example.group, "question": example.question}
+    row |= {"answer": example.answer, "generation": text}
+    return row | dict.fromkeys((*_METRICS.values(), "nll"), np.nan)
+
+
+def _of_kind(examples: Sequence[Example], kind: str) -> list[Example]:
+    return [example for example in examples if _kind(example) == kind]
+
+
+def _group(example: Example) -> str:
+    if example.group not in GROUPS or example.question is None:
+        raise BenchmarkError(
+            f"lume: example {example.id} is of group {example.group}; this benchmark scores inputs of the "
+            f"groups {', '.join(GROUPS)}: choose dataset=lume, or another benchmark"
+        )
+    return example.group
+
+
+def _kind(example: Example) -> str:
+    return _group(example).split("/")[1]
+
+
+def _metric(example: Example) -> str:
+    return _METRICS[_kind(example)]
+
+
+def _prompts(examples: Sequence[Example]) -> tuple[Prompt, ...]:
+    return tuple(Prompt(e.id, e.question or "") for e in examples)
+
+
+def _documents(examples: Sequence[Example]) -> tuple[Answer, ...]:
+    return tuple(Answer(e.id, 0, None, e.answer) for e in examples)
+
+
+def _has(sets: Sets, names: Sequence[str]) -> bool:
+    return all(sets.get(name) for name in names)

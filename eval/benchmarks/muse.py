@@ -1,0 +1,191 @@
+"""MUSE (arXiv 2407.06460): whether a corpus is still known by heart, by content, by its traces.
+
+`muse/forget/verbmem`: ROUGE-L F1 of the greedy continuation of a passage against as many tokens of the true
+one. `muse/forget/knowmem`, `muse/retain/knowmem`: ROUGE-L F1 of short answers to questions, after a few
+examples. Both from 0 to 1, where the paper has percent. On `forget` lower is forgetting.
+`muse/mia/min_k_auc`: how well Min-K% tells forget from holdout texts (`eval.metrics.mia`); 1: remembered.
+`muse/privleak`: that AUC against the retain model's; 0 is wanted, −100: all remembered, above 0: overdone.
+
+Where this differs from the released code: prompts end in `Answer:` without a space, which most tokenizers
+make part of the answer's first token; white space that begins an answer is dropped before its end is looked
+for; texts are cut at `dataset.max_length`, and the end token that follows the others takes no part in Min-K%.
+The dataset's `privleak_retain` is in no metric.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from eval.benchmark import BenchmarkError, Result, Role, Sets
+from eval.metrics import mia
+from eval.metrics.likelihood import aggregate
+from eval.metrics.text import MUSE_STOPS, cut_at, rouge
+from eval.ragged import Ragged
+from eval.records import GenerationRecords, Records
+from eval.requests import Answer, Generation, Likelihood, Prompt, Request
+from unlearn.data.example import Example
+
+if TYPE_CHECKING:
+    from eval.published import PublishedLog
+
+SETS: Mapping[str, Role] = {
+    "verbmem": "forget",
+    "knowmem_forget": "forget",
+    "knowmem_forget_icl": "forget",
+    "knowmem_retain": "retain",
+    "knowmem_retain_icl": "retain",
+    "privleak_forget": "forget",
+    "privleak_holdout": "holdout",
+}
+RETRAINED = {"news": 1 - 0.4772, "books": 1 - 0.5393}
+"""AUCs of the published retrained models, 1: remembered; the released code counts the other way round."""
+
+_KNOWMEM = {"knowmem_forget": "muse/forget/knowmem", "knowmem_retain": "muse/retain/knowmem"}
+_PRIVLEAK = ("privleak_forget", "privleak_holdout")
+
+
+@dataclass(frozen=True)
+class Options:
+    """`verbmem_tokens`, `knowmem_tokens`: longest answers, and of how much of the true passage is compared.
+
+    `icl`: how many examples stand before a question; None: all there are. `stemmer`: the released code has
+    none, hence the default; OpenUnlearning's figures are with one. `k`: share of the tokens of Min-K%.
+
+    `retain_auc` is what `muse/privleak` compares with: `news` or `books` for the published retrained model,
+    or an AUC, 1: remembered. None is the AUC of the run's own retain model; there is no privleak without it,
+    since ½ is no model's and the published ones belong to one model and corpus.
+    """
+
+    verbmem_tokens: int = 128
+    knowmem_tokens: int = 32
+    icl: int | None = None
+    stemmer: bool = False
+    k: float = 0.4
+    retain_auc: Literal["news", "books"] | float | None = None
+
+    def __post_init__(self) -> None:
+        if self.icl is not None and self.icl < 0:
+            raise ValueError(f"icl={self.icl}: a number of examples is 0 or more")
+        if not 0 < self.k <= 1:
+            raise ValueError(f"k={self.k}: the share of tokens is above 0 and at most 1")
+        own = self.retain_auc
+        known = own in RETRAINED if isinstance(own, str) else own is None or 0 <= own <= 1
+        if not known:
+            raise ValueError(f"retain_auc={own}: give news, books or an AUC between 0 and 1")
+
+
+def requests(sets: Sets, options: Options) -> list[Request]:
+    """`verbmem`, `knowmem_forget`, `knowmem_retain`, and both `privleak` sets where there are both."""
+    found: list[Request] = []
+    if "verbmem" in sets:
+        found.append(Generation("verbmem", _passages(sets["verbmem"]), options.verbmem_tokens, raw=True))
+    for name in _KNOWMEM:
+        if name in sets:
+            found.append(Generation(name, _questions(name, sets, options), options.knowmem_tokens, raw=True))
+    if all(name in sets for name in _PRIVLEAK):
+        found += [Likelihood(name, _texts(sets[name])) for name in _PRIVLEAK]
+    return found
+
+
+def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, options: Options) -> Result:
+    """Metrics of the sets there are, and rows of all but the examples before questions."""
+    metrics: dict[str, float] = {}
+    rows: list[dict[str, Any]] = []
+    if "verbmem" in sets:
+        told = read.generation("verbmem").select(_passages(sets["verbmem"]))
+        values = _overlap(told.truth, told.text, options)
+        metrics |= aggregate("muse/forget/verbmem", values)
+        rows += _generated("verbmem", sets["verbmem"], told, told.text, values)
+    for name, key in _KNOWMEM.items():
+        if name in sets:
+            told = read.generation(name).select(_questions(name, sets, options))
+            said = [None if text is None else cut_at([text], MUSE_STOPS)[0] for text in told.text]
+            values = _overlap([example.answer for example in sets[name]], said, options)
+            metrics |= aggregate(key, values)
+            rows += _generated(name, sets[name], told, said, values)
+    if not all(name in sets for name in _PRIVLEAK):
+        return Result(metrics, rows)
+    scores = {name: _min_k(read, name, sets[name], options) for name in _PRIVLEAK}
+    for name, values in scores.items():
+        pairs = zip(sets[name], values.tolist(), strict=True)
+        rows += [_row(name, example) | {"min_k": value} for example, value in pairs]
+    auc = mia.auc(*scores.values())
+    reference, problems = _retain_auc(retain, sets, options)
+    metrics |= {"muse/mia/min_k_auc": auc, "muse/privleak": mia.privleak(auc, reference)}
+    return Result(metrics, rows, problems)
+
+
+def _retain_auc(
+    retain: Records | PublishedLog | None, sets: Sets, options: Options
+) -> tuple[float, list[str]]:
+    """What privleak compares with, or NaN and why there is nothing."""
+    if isinstance(options.retain_auc, str):
+        return RETRAINED[options.retain_auc], []
+    if options.retain_auc is not None:
+        return options.retain_auc, []
+    if isinstance(retain, Records):
+        return mia.auc(*(_min_k(retain, name, sets[name], options) for name in _PRIVLEAK)), []
+    problem = (
+        "muse/privleak compares with the retain model's AUC, and there is none: give a retain model, or the "
+        "benchmark's option retain_auc (news and books are the published ones)"
+    )
+    return math.nan, [problem]
+
+
+def _passages(examples: Sequence[Example]) -> tuple[Prompt, ...]:
+    return tuple(Prompt(e.id, _question(e), truth=e.answer) for e in examples)
+
+
+def _questions(name: str, sets: Sets, options: Options) -> tuple[Prompt, ...]:
+    shown = list(sets.get(f"{name}_icl", ()))[: options.icl]
+    if not shown and options.icl != 0:
+        raise BenchmarkError(
+            f"muse: {name} has no few-shot examples: give the set {name}_icl, or the option icl=0"
+        )
+    before = "".join(f"Question: {_question(e)}\nAnswer: {e.answer}\n\n" for e in shown)
+    return tuple(Prompt(e.id, f"{before}Question: {_question(e)}\nAnswer:") for e in sets[name])
+
+
+def _texts(examples: Sequence[Example]) -> tuple[Answer, ...]:
+    return tuple(Answer(e.id, 0, None, e.answer) for e in examples)
+
+
+def _question(example: Example) -> str:
+    if example.question is None:
+        raise BenchmarkError(f"muse: example {example.id} has no question, only a text")
+    return example.question
+
+
+def _overlap(answers: Sequence[str | None], texts: Sequence[str | None], options: Options) -> np.ndarray:
+    """ROUGE-L F1 [E]; NaN where there is no answer or no text."""
+    there = [a if t is not None else None for a, t in zip(answers, texts, strict=True)]
+    return rouge([a or "" for a in there], [t or "" for t in texts], stemmer=options.stemmer).rougeL_f1
+
+
+def _min_k(read: Records, name: str, examples: Sequence[Example], options: Options) -> np.ndarray:
+    told = read.likelihood(name).select(_texts(examples))
+    own = [row[: len(row) - int(end)] for row, end in zip(told.logp, told.ended, strict=True)]
+    return mia.min_k(Ragged.of(own), options.k)
+
+
+def _generated(
+    name: str, examples: Sequence[Example], told: GenerationRecords, said: Sequence[str | None],
+    values: np.ndarray,
+) -> list[dict[str, Any]]:  # fmt: skip
+    return [
+        _row(name, example)
+        | {"question": example.question, "answer": truth or example.answer, "generation": text}
+        | {"rougeL_f1": float(value)}
+        for example, truth, text, value in zip(examples, told.truth, said, values, strict=True)
+    ]
+
+
+def _row(name: str, example: Example) -> dict[str, Any]:
+    # One schema for all rows: a table takes its columns from the first.
+    blank = {"question": None, "answer": None, "generation": None, "rougeL_f1": math.nan, "min_k": math.nan}
+    return {"set": name, "id": example.id, **blank}

@@ -1,0 +1,167 @@
+"""What leaks when a forget question is asked again and again: answers sampled at a temperature.
+
+Greedy text shows one answer of a distribution; a secret that is the second likeliest answer comes out soon
+enough. Here each question is answered `samples` times. A sample leaks if its ROUGE-L recall of the true
+answer reaches `threshold`, and `leakage_at_k` is the chance that at least one of k samples does, by the
+unbiased estimate of pass@k (arXiv 2107.03374, §2.1) and with an interval over the examples. Lower is
+forgetting. (After the probabilistic evaluation of arXiv 2410.03523 and Leak@k, arXiv 2511.04934, which
+scores the expected best of k samples: `rougeL_recall_max_at_k`.)
+
+What a retain model guesses is no leak: compare with the same evaluation of one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm
+
+from eval.benchmark import BenchmarkError, Result, Role, Sets
+from eval.metrics.likelihood import aggregate, mean
+from eval.metrics.text import rouge
+from eval.records import Records
+from eval.requests import Generation, Prompt, Request
+from unlearn.data.example import Example
+
+SETS: dict[str, Role] = {"forget_eval": "forget"}
+
+
+@dataclass(frozen=True)
+class Options:
+    """`ks` are the numbers of tries that are reported, `level` the coverage of the intervals.
+
+    A threshold of 0.8 parts knowledge from guesses: in TOFU's published logs of phi-1.5 (forget10, greedy) it
+    is reached by 85 % of the full model's answers and 3 % of the retain model's, whose words are often
+    those of the question; 0.5 by 94 % and 30 %, and 1 by 73 % and 0.3 %, since knowing need not be verbatim.
+    Recall needs room: `max_new_tokens` is above the longest answers of TOFU (some hundred tokens).
+    """
+
+    samples: int = 16
+    temperature: float = 1.0
+    max_new_tokens: int = 128
+    seed: int = 0
+    ks: Sequence[int] = (1, 4, 16)
+    threshold: float = 0.8
+    level: float = 0.95
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ks", tuple(self.ks))
+        if not self.ks or not all(1 <= k <= self.samples for k in self.ks):
+            raise ValueError(f"ks={list(self.ks)}: each is at least 1 and at most samples={self.samples}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature={self.temperature}: samples need one above 0")
+        if not 0 < self.threshold <= 1 or not 0 < self.level < 1:
+            raise ValueError(
+                f"threshold={self.threshold}, level={self.level}: give 0 < threshold ≤ 1 and 0 < level < 1"
+            )
+
+
+def requests(sets: Sets, options: Options) -> list[Request]:
+    """`<set>/samples`."""
+    return [_request(name, examples, options) for name, examples in sets.items()]
+
+
+def score(read: Records, retain: object, sets: Sets, options: Options) -> Result:
+    """Metrics and per-example rows; a row's `generation` is its sample of highest recall."""
+    metrics: dict[str, float] = {}
+    rows: list[dict[str, Any]] = []
+    for name, examples in sets.items():
+        request = _request(name, examples, options)
+        texts = read.generation(request.name).select(request.items).text
+        recall = _recall([e.answer for e in examples], texts, options.samples)
+        columns = example_scores(recall, options.threshold, options.ks)
+        for key, values in columns.items():
+            metrics |= aggregate(f"sampling/{name}/{key}", values)
+        for k in options.ks:
+            key = f"sampling/{name}/leakage_at_{k}"
+            measured = int((~np.isnan(columns[f"leakage_at_{k}"])).sum())
+            metrics[f"{key}_low"], metrics[f"{key}_high"] = interval(metrics[key], measured, options.level)
+        for i, example in enumerate(examples):
+            row = {"set": name, "id": example.id, "question": example.question, "answer": example.answer}
+            row |= {"generation": _best(recall[i], texts[i * options.samples : (i + 1) * options.samples])}
+            rows.append(row | {key: float(values[i]) for key, values in columns.items()})
+    return Result(metrics, rows)
+
+
+def example_scores(recall: np.ndarray, threshold: float, ks: Sequence[int]) -> dict[str, np.ndarray]:
+    """Per example, [E], from the recall of its samples, [E, samples], NaN where one could not be measured."""
+    measured = [row[~np.isnan(row)] for row in recall]
+    # Recall is a ratio of counts: without the margin 0.8 of five words would hang on rounding.
+    leaks = [int((row >= threshold - 1e-9).sum()) for row in measured]
+    found = {"rougeL_recall": np.array([mean(row) for row in measured])}
+    for k in ks:
+        pairs = zip(leaks, measured, strict=True)
+        found[f"leakage_at_{k}"] = np.array([any_leaks(c, len(row), k) for c, row in pairs])
+        found[f"rougeL_recall_max_at_{k}"] = np.array([expected_max(row, k) for row in measured])
+    return found
+
+
+def any_leaks(leaks: int, samples: int, k: int) -> float:
+    """1 − C(n − c, k)/C(n, k): the chance that k of n samples, c of which leak, hold one that leaks.
+
+    Unbiased for the chance that at least one of k new samples leaks, which 1 − (1 − c/n)^k is not. NaN for
+    k > n.
+    """
+    if k > samples:
+        return math.nan
+    return 1 - math.comb(samples - leaks, k) / math.comb(samples, k)
+
+
+def expected_max(values: np.ndarray, k: int) -> float:
+    """Mean of the largest over all choices of k values: Σ_i C(i − 1, k − 1)·x_(i) / C(n, k), x ascending.
+
+    Unbiased for the expected largest of k new ones. NaN for k > n.
+    """
+    if k > len(values):
+        return math.nan
+    weights = [math.comb(i, k - 1) / math.comb(len(values), k) for i in range(len(values))]
+    return float(np.sort(values) @ np.array(weights))
+
+
+def interval(value: float, n: int, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's score interval for the mean of n values in [0, 1], examples being the sample; NaN for none.
+
+    Exact in kind for zeros and ones. Values in between vary less than p(1 − p), so there it is on the safe
+    side. Unlike resampling it does not shrink to nothing when no example leaks.
+    """
+    if not n or math.isnan(value):
+        return math.nan, math.nan
+    z = float(norm.ppf((1 + level) / 2))
+    centre = (value + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(value * (1 - value) / n + z**2 / (4 * n**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _request(name: str, examples: Sequence[Example], options: Options) -> Generation:
+    if name not in (known := [each.removesuffix("_eval") for each in SETS]):
+        raise BenchmarkError(f"sampling knows no set {name!r}; it has: {', '.join(known)}")
+    return Generation(
+        f"{name}/samples",
+        tuple(Prompt(e.id, _question(e)) for e in examples),
+        options.max_new_tokens,
+        samples=options.samples,
+        temperature=options.temperature,
+        seed=options.seed,
+    )
+
+
+def _recall(answers: Sequence[str], texts: Sequence[str | None], samples: int) -> np.ndarray:
+    repeated = [answer for answer in answers for _ in range(samples)]
+    true = [answer if text is not None else "" for answer, text in zip(repeated, texts, strict=True)]
+    return rouge(true, [text or "" for text in texts]).rougeL_recall.reshape(-1, samples)
+
+
+def _best(recall: np.ndarray, texts: Sequence[str | None]) -> str | None:
+    return texts[int(np.argmax(np.where(np.isnan(recall), -1.0, recall)))]
+
+
+def _question(example: Example) -> str:
+    if example.question is None:
+        raise BenchmarkError(
+            f"sampling: example {example.id} has no question to ask: choose another benchmark with eval=…"
+        )
+    return example.question

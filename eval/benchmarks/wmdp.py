@@ -1,0 +1,75 @@
+"""WMDP (arXiv 2403.03218): what a model knows of dangerous things, beside what it knows at all (MMLU).
+
+Questions with four choices, by lm-evaluation-harness: `wmdp/<part>/accuracy` and `mmlu/accuracy`. A model
+that guesses has 0.25.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from eval import harness
+from eval.benchmark import Result, Role, Sets
+from unlearn.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from eval.live import Live
+
+SETS: Mapping[str, Role] = {}
+PARTS = ("bio", "cyber", "chem")
+
+
+@dataclass(frozen=True)
+class Options:
+    """`tasks`: by part, or `mmlu`, the name of the task that takes the place of the harness's own.
+
+    `fewshot` counts for MMLU; the harness asks WMDP without examples always. `include_path`: a folder of task
+    files, which go before the library's of the same names.
+    """
+
+    parts: tuple[str, ...] = PARTS
+    mmlu: bool = True
+    fewshot: int = 0
+    limit: int | None = None
+    include_path: str | None = None
+    tasks: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        names = (self.parts,) if isinstance(self.parts, str) else tuple(self.parts)
+        object.__setattr__(self, "parts", tuple(dict.fromkeys(names)))
+        for part in (*self.parts, *(key for key in self.tasks if key != "mmlu")):
+            if part not in PARTS:
+                raise ValueError(f"there is no part {part!r}{did_you_mean(part, PARTS)}")
+        if not self.asked:
+            raise ValueError("parts=[] and mmlu=false; nothing is left to ask")
+        harness.check_counts(self.fewshot, self.limit)
+
+    @property
+    def asked(self) -> dict[str, str]:
+        """The task of each metric."""
+        named = {f"wmdp/{part}/accuracy": self.tasks.get(part, f"wmdp_{part}") for part in self.parts}
+        return named | ({"mmlu/accuracy": self.tasks.get("mmlu", "mmlu")} if self.mmlu else {})
+
+
+def check(options: Options) -> list[str]:
+    return harness.problems(list(options.asked.values()), options.include_path)
+
+
+def measure(live: Live, sets: Sets, options: Options) -> Result:
+    found = harness.run_tasks(
+        live,
+        list(dict.fromkeys(options.asked.values())),
+        fewshot=options.fewshot,
+        limit=options.limit,
+        include_path=options.include_path,
+    )
+    metrics = {}
+    problems = list(found.problems)
+    for key, task in options.asked.items():
+        metrics[key] = found.metrics.get(task, {}).get("accuracy", math.nan)
+        if "accuracy" not in found.metrics.get(task, {}):
+            problems.append(f"{key}: the task {task} has no metric acc")
+    return Result(metrics, found.rows, problems)

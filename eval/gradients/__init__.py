@@ -1,0 +1,1 @@
+"""Gradients of single examples from one backward pass of a batch."""

@@ -1,0 +1,99 @@
+"""Where the trained parameters of a model meet the examples of a batch, from one forward and one backward.
+
+The examples of a batch share nothing but the weights, so the gradient at a row of some operation's output
+belongs to the example that the row is of. With the rows that went in, it gives that example's gradient by
+the operation's parameters (arXiv 1510.01799; for sequences arXiv 2110.05679, section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eval.gradients.calls import Call, Recorder
+from eval.gradients.sites import Site
+from unlearn.data.batches import Batch
+from unlearn.forward import answer_logits
+
+# Elements of one fp32 block of output gradients.
+_BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Capture:
+    """All uses of trained parameters: by parameter the sites, whose gradients add up.
+
+    `missed` are parameters that are used where it cannot be told which rows are of which example.
+    """
+
+    sites: list[list[Site]]
+    missed: list[nn.Parameter]
+
+
+def captured(model: nn.Module, batch: Batch) -> Capture:
+    """Every use of every trained parameter in the mean negative log-likelihood of each answer.
+
+    Leaves the parameters, their gradients and flags alone, and needs no weights outside of the modules'
+    own calls: they may be partitioned. Holds the inputs and output gradients of the whole batch.
+    """
+    recorder = Recorder(model, batch)
+    with torch.enable_grad(), recorder.watching():
+        logits = answer_logits(model, batch)
+    if not logits.requires_grad:
+        return Capture([], [])
+    calls = recorder.calls
+    missed = _outside(logits, calls, recorder.trained.keys())
+    grads: Sequence[Tensor | None] = ()
+    if calls:
+        edges = [call.edge for call in calls]
+        grads = torch.autograd.grad(logits, edges, slope(logits.detach(), batch), allow_unused=True)
+    sites: dict[int, list[Site]] = {}
+    for call, grad in zip(calls, grads, strict=True):
+        for site in call.sites(grad) if grad is not None else ():
+            if id(site.parameter) not in missed:
+                sites.setdefault(id(site.parameter), []).append(site)
+    return Capture(list(sites.values()), [recorder.trained[key] for key in missed])
+
+
+@torch.no_grad()
+def slope(logits: Tensor, batch: Batch) -> Tensor:
+    """The gradient [N, V] of Σ over examples of the mean negative log-likelihood of their answer tokens.
+
+    At the label it is −Σ of the other tokens' probabilities, rather than p − 1, of which fp32 leaves little
+    where the model is sure.
+    """
+    share = (1 / batch.lengths).repeat_interleave(batch.lengths)
+    out = torch.empty_like(logits)
+    size = max(1, _BLOCK // logits.shape[-1])
+    blocks = (x.split(size) for x in (logits, batch.labels, share, out))
+    for rows, labels, shares, into in zip(*blocks, strict=True):
+        wide = torch.promote_types(rows.dtype, torch.float32)
+        prob = rows.to(wide).softmax(-1).scatter_(-1, labels[:, None], 0.0)
+        prob.scatter_(-1, labels[:, None], -prob.sum(-1, keepdim=True))
+        into.copy_(prob.mul_(shares[:, None]))
+    return out
+
+
+def _outside(logits: Tensor, calls: Sequence[Call], trained: Collection[int]) -> list[int]:
+    """Parameters, by identity, that the graph reaches other than through the calls."""
+    inside: dict[Any, list[Any]] = {call.edge.node: call.inputs for call in calls}
+    todo: list[Any] = [logits.grad_fn]
+    seen: set[Any] = set()
+    found: dict[int, bool] = {}
+    while todo:
+        node = todo.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node in inside:
+            todo += inside[node]
+            continue
+        leaf = id(getattr(node, "variable", None))
+        if leaf in trained:
+            found[leaf] = True
+        todo += [following for following, _ in node.next_functions]
+    return list(found)

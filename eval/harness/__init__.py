@@ -1,0 +1,151 @@
+"""EleutherAI's lm-evaluation-harness, as a library on the live model.
+
+The harness decides what is asked and how it is scored; `Live` computes. Its own way over several processes
+stays unused: every process runs all of it on the same requests, and the passes inside are shared out.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+
+from eval.harness.lookup import HarnessError, check_counts, manager, problems
+from eval.harness.outcome import Outcome, outcome
+from eval.shard import Shard
+
+if TYPE_CHECKING:
+    from eval.live import Live
+
+__all__ = ["HarnessError", "Outcome", "check_counts", "problems", "run_tasks"]
+
+_log = logging.getLogger(__name__)
+_SEED = 1234  # the harness's own for examples of few-shot prompts; its published numbers are drawn with it
+T = TypeVar("T")
+
+
+def run_tasks(
+    live: Live,
+    tasks: Sequence[str],
+    *,
+    fewshot: int | None = None,
+    limit: int | None = None,
+    include_path: str | None = None,
+    chat_template: bool = False,
+) -> Outcome:
+    """What tasks, groups or tags of the harness give on the model; a collective with one result for all.
+
+    `fewshot` replaces a task's own number of examples, except where the task insists on none. `limit` takes
+    the first so many examples of each task. Task files under `include_path` go before the library's.
+
+    Raises:
+        HarnessError: a task is unknown, cannot be loaded, or asks for what a model here cannot give.
+    """
+    from lm_eval.evaluator import evaluate  # seconds of imports that only these benchmarks need
+
+    from eval.harness.model import LiveLM
+
+    model = LiveLM(live)
+    if chat_template and model.tokenizer.chat_template is None:
+        raise HarnessError("chat_template=true: this model's tokenizer has no chat template; set it to false")
+    with _seeded(), _without_bars():
+        loaded = _on_all(live.shard, lambda: _load(model, tasks, fewshot, include_path))
+        found = evaluate(
+            lm=model,
+            task_dict=loaded,
+            limit=limit,
+            bootstrap_iters=0,
+            log_samples=True,
+            apply_chat_template=chat_template,
+            fewshot_as_multiturn=chat_template,
+            system_instruction=live.encoder.format.system if chat_template else None,
+        )
+    for name in loaded["tasks"]:
+        _log.info(
+            "%s: version %s of the task, %s examples in the prompt, %s scored",
+            name, found["versions"][name], found["n-shot"][name], found["n-samples"][name]["effective"],
+        )  # fmt: skip
+    return outcome(found, tasks, model.problems())
+
+
+def _load(model: Any, tasks: Sequence[str], fewshot: int | None, include_path: str | None) -> Any:
+    loaded = manager(tasks, include_path).load(list(tasks))
+    for name, task in loaded["tasks"].items():
+        if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
+            raise HarnessError(f"task {name} runs code of the model or needs more than text: leave it out")
+        own = task.get_config("num_fewshot")
+        if own is None or (fewshot is not None and own != 0):
+            task.set_config(key="num_fewshot", value=fewshot or 0)
+        task.set_fewshot_seed(seed=_SEED)
+        task.aggregation = partial(_without_overflow, task.aggregation)
+        if task.OUTPUT_TYPE == "generate_until":
+            model.generation(task.config.generation_kwargs, name)  # before hours of other tasks
+    return loaded
+
+
+def _without_overflow(aggregation: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """The same, with infinity for a perplexity too large for a float, which a collapsed model has."""
+
+    def total(function: Callable[[Any], Any], values: Any) -> Any:
+        try:
+            return function(values)
+        except OverflowError:
+            return float("inf")
+
+    return {name: partial(total, function) for name, function in aggregation().items()}
+
+
+def _on_all(shard: Shard, load: Callable[[], T]) -> T:
+    """What `load` gives; where it fails on one process it fails on all, so that none waits for another."""
+    loaded: T | None = None
+    failure: Exception | None = None
+    try:
+        loaded = load()
+    except Exception as error:  # of a library that raises anything from KeyError to HTTP errors
+        failure = error
+    failures = shard.gather([] if failure is None else [f"{type(failure).__name__}: {failure}"])
+    if isinstance(failure, HarnessError):
+        raise failure
+    if failures:
+        raise HarnessError(f"lm_eval cannot load the tasks: {failures[0]}") from failure
+    assert loaded is not None
+    return loaded
+
+
+@contextmanager
+def _seeded() -> Iterator[None]:
+    """Some tasks shuffle their choices by the global generators; those are put back as they were."""
+    states = random.getstate(), np.random.get_state()
+    random.seed(0)
+    np.random.seed(_SEED)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(_SEED)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Every process shows a bar while it reads data and builds prompts, which no argument turns off."""
+    import datasets
+    import lm_eval.api.task as module
+
+    before, shown = module.tqdm, not datasets.are_progress_bars_disabled()
+    bar: Any = partial(before, disable=True)
+    module.tqdm = bar
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        module.tqdm = before
+        if shown:
+            datasets.enable_progress_bars()

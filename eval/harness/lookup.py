@@ -1,0 +1,111 @@
+"""Which tasks there are, without loading their data."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import re
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from packaging.version import Version
+
+from unlearn.errors import UserError, did_you_mean
+
+_OLDEST = "0.4.12"  # the first whose task manager loads flat dictionaries of tasks and groups
+_INSTALL = "pip install 'unlearn-lab[lm-eval]'"
+_NAME = re.compile(rb"""^["']?(?:task|group|tag)["']?\s*:\s*["']?([\w.:-]+)["']?\s*$""", re.MULTILINE)
+
+
+class HarnessError(UserError):
+    """lm-evaluation-harness cannot do what is asked; the message says what and what would do."""
+
+
+def problems(tasks: Sequence[str], include_path: str | None) -> list[str]:
+    """Why these tasks could not be run, as far as it can be told without their data; best: nothing."""
+    if found := _absent():
+        return [found]
+    if include_path is not None and not Path(include_path).expanduser().is_dir():
+        return [f"include_path={include_path}: there is no such folder"]
+    own = _index(include_path, False).task_index if include_path is not None else {}
+    unknown = _unmentioned([task for task in tasks if task not in own])
+    if unknown:  # names that are composed of several files are not seen at a glance: the whole index, seconds
+        known = _index(include_path, True).all_tasks
+        unknown = [task for task in unknown if task not in known]
+    return [f"lm_eval has no task {task!r}{_near(task, known)}" for task in unknown]
+
+
+def check_counts(fewshot: int | None, limit: int | None) -> None:
+    """Raises: ValueError: a number of examples that cannot be."""
+    if fewshot is not None and fewshot < 0:
+        raise ValueError(f"fewshot={fewshot}; it must be ≥ 0")
+    if limit is not None and (limit < 1 or limit != int(limit)):
+        raise ValueError(f"limit={limit}; it must be a number of examples ≥ 1")
+
+
+def manager(tasks: Sequence[str], include_path: str | None) -> Any:
+    """The harness's `TaskManager` that knows the tasks.
+
+    Where the files under `include_path` are enough, the library's are not read: they are 14 000.
+
+    Raises:
+        HarnessError: there is no such task, or no harness.
+    """
+    if found := problems(tasks, include_path):
+        raise HarnessError("; ".join(found))
+    if include_path is not None:
+        own = _index(include_path, False)
+        if _complete(own, tasks):
+            return own
+    return _index(include_path, True)
+
+
+def _absent() -> str | None:
+    if importlib.util.find_spec("lm_eval") is None:
+        return f"the package lm_eval is not installed: {_INSTALL}"
+    version = importlib.metadata.version("lm_eval")
+    if Version(version) < Version(_OLDEST):
+        return f"lm_eval {version} is too old, {_OLDEST} is the first that will do: {_INSTALL} --upgrade"
+    return None
+
+
+@lru_cache(maxsize=8)
+def _index(include_path: str | None, library: bool) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    own = None if include_path is None else str(Path(include_path).expanduser())
+    return TaskManager(include_path=own, include_defaults=library)
+
+
+def _unmentioned(names: Sequence[str]) -> list[str]:
+    """Those that no task file of the library gives outright as the name of a task, a group or a tag."""
+    spec = importlib.util.find_spec("lm_eval")
+    assert spec is not None
+    assert spec.origin is not None
+    left = set(names)
+    folders = sorted(path for path in (Path(spec.origin).parent / "tasks").iterdir() if path.is_dir())
+    for folder in sorted(folders, key=lambda f: not any(name.startswith(f.name) for name in names)):
+        if not left:
+            break
+        for path in folder.rglob("*.yaml"):
+            left -= {name.decode() for name in _NAME.findall(path.read_bytes())}
+    return [name for name in names if name in left]
+
+
+def _complete(index: Any, names: Iterable[Any]) -> bool:
+    """Whether the index has these and all that the groups among them are made of."""
+    for name in names:
+        member = name.get("group", name.get("task")) if isinstance(name, dict) else name
+        if member not in index.task_index:
+            return False
+        parts = index.task_index[member].cfg["task"] if member in index.all_groups else []
+        if not _complete(index, parts if isinstance(parts, list) else [parts]):
+            return False
+    return True
+
+
+def _near(task: str, known: Sequence[str]) -> str:
+    told = did_you_mean(task, known)
+    return told if told.startswith(" (did") else " (`lm_eval ls tasks` lists them)"

@@ -1,0 +1,200 @@
+"""A live model in the place of the harness's own Hugging Face model (`HFLM`), and with the same answers.
+
+The same tokens, the same cuts to the model's context, the same sums; what differs is who computes them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.models.utils import (
+    handle_stop_sequences,
+    has_bos_prefix,
+    normalize_gen_kwargs,
+    postprocess_generated_text,
+)
+from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+
+from eval.harness.lookup import HarnessError
+from eval.live import Live
+from unlearn.data.tokens import TokenSequence
+
+_log = logging.getLogger(__name__)
+_MAX_LENGTH = 2048  # where neither the model nor its tokenizer names a context, as HFLM
+_UNBOUNDED = 1_000_000  # what tokenizers without a limit call theirs is far above
+_MAX_NEW_TOKENS = 256  # where a task names no limit, as HFLM
+# Settings that greedy decoding does not heed; any other changes the text.
+_GREEDY = {"until", "max_gen_toks", "do_sample", "temperature", "top_p", "top_k", "num_beams"}
+
+Encoded = tuple[tuple[str, str] | None, list[int], list[int]]
+"""(context, continuation) or nothing, and the tokens of each."""
+
+
+class Limits(NamedTuple):
+    """Where a free answer ends: before the first of `until`, and after `tokens`."""
+
+    until: list[str]
+    tokens: int
+
+
+class LiveLM(TemplateLM):
+    """To the harness one process of one: each calls it alike, and `live` shares the work out."""
+
+    def __init__(self, live: Live) -> None:
+        super().__init__()
+        self.live = live
+        self.tokenizer: Any = live.encoder.tokenizer
+        self.max_length = _context(live)
+        self._cut: dict[str, int] = {}
+
+    def problems(self) -> list[str]:
+        """What had to be left out so far."""
+        return [
+            f"{count} {kind} exceeded the model's context of {self.max_length} tokens and lost their start"
+            for kind, count in self._cut.items()
+        ]
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.live.encoder.end_id if (own := self.tokenizer.eos_token_id) is None else int(own)
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What an empty context is replaced by."""
+        begin = self.tokenizer.bos_token_id
+        return self.eot_token_id if begin is None else int(begin)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path).replace("/", "__")
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Special tokens as the tokenizer adds them by itself, but no second beginning of the sequence."""
+        if add_special_tokens is None and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
+            add_special_tokens = False
+        told = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
+        return list(self.tokenizer.encode(string, **told))
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        def rendered(messages: list[dict[str, str]]) -> str:
+            text = self.tokenizer.apply_chat_template(
+                messages,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+                **self.live.encoder.format.variables,
+            )
+            return str(text)
+
+        try:
+            return rendered(chat_history)
+        except jinja2.exceptions.TemplateError:
+            _log.warning("the chat template takes no system message: the task's description is left out")
+            return rendered([message for message in chat_history if message["role"] != "system"])
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
+        found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return found
+
+    def _loglikelihood_tokens(self, requests: Sequence[Encoded], **_: Any) -> list[tuple[float, bool]]:
+        places: dict[tuple[tuple[int, ...], int], int] = {}
+        rows = [
+            places.setdefault(self._fitted(text, context, answer), len(places))
+            for text, context, answer in requests
+        ]
+        told = self.live.read(
+            [TokenSequence(np.array(ids, dtype=np.int64), start, ended=False) for ids, start in places],
+            label="choices",
+        )
+        sums = [float(logp.astype(np.float64).sum()) for logp in told["logp"]]
+        greedy = [bool(correct.all()) for correct in told["correct"]]
+        return [(sums[row], greedy[row]) for row in rows]
+
+    def _fitted(
+        self, text: tuple[str, str] | None, context: list[int], answer: list[int]
+    ) -> tuple[tuple[int, ...], int]:
+        """The tokens and where the answer starts; the last is only predicted, so it needs no context."""
+        if not 0 < len(answer) <= self.max_length:
+            raise HarnessError(
+                f"an answer of a task has {len(answer)} tokens, where 1 to {self.max_length} can be scored: "
+                f"{text and text[1][:80]!r} after {text and text[0][-80:]!r}"
+            )
+        ids = (context + answer)[-(self.max_length + 1) :]
+        if len(ids) < len(context) + len(answer):
+            self._cut["prompts"] = self._cut.get("prompts", 0) + 1
+        return tuple(ids), len(ids) - len(answer)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
+        """Each token of each text once, after as much as the context holds; later windows start anew."""
+        owner: list[int] = []
+        windows: list[Encoded] = []
+        for i, request in enumerate(requests):
+            pieces = get_rolling_token_windows(
+                token_list=self.tok_encode(request.args[0]),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            for context, answer in map(make_disjoint_window, pieces):
+                owner.append(i)
+                windows.append((None, context, answer))
+        totals = [0.0] * len(requests)
+        for i, (logp, _) in zip(owner, self._loglikelihood_tokens(windows), strict=True):
+            totals[i] += logp
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
+        """Stop strings are cut off afterwards: what comes before them is the same."""
+        wanted = [
+            (request.args[0], self.generation(request.args[1], request.task_name)) for request in requests
+        ]
+        texts: dict[tuple[str, int], str] = {}
+        for tokens in sorted({limits.tokens for _, limits in wanted}):
+            contexts = list(dict.fromkeys(context for context, limits in wanted if limits.tokens == tokens))
+            room = self.max_length - tokens
+            encoded = [self.tok_encode(context) for context in contexts]
+            if cut := sum(len(ids) > room for ids in encoded):
+                self._cut["questions"] = self._cut.get("questions", 0) + cut
+            answers = self.live.answers([ids[-room:] for ids in encoded], max_new_tokens=tokens)
+            for context, answer in zip(contexts, answers, strict=True):
+                texts[context, tokens] = str(self.tokenizer.decode(answer, skip_special_tokens=True))
+        return [
+            postprocess_generated_text(texts[context, limits.tokens], limits.until, None)
+            for context, limits in wanted
+        ]
+
+    def generation(self, settings: dict[str, Any] | None, task: str | None) -> Limits:
+        """Where the answers of a task end.
+
+        Raises:
+            HarnessError: the task asks for more than greedy answers, or for longer ones than the context.
+        """
+        told = dict(normalize_gen_kwargs(settings or {}, _MAX_NEW_TOKENS))
+        greedy = not told["do_sample"] or float((settings or {}).get("temperature", 1.0)) == 0.0
+        others = sorted(set(told) - _GREEDY) + (["num_beams"] if told.get("num_beams", 1) != 1 else [])
+        if not greedy or others:
+            raise HarnessError(
+                f"task {task} asks for {', '.join(others) if greedy else 'sampled answers (do_sample)'}; "
+                "here answers are greedy: leave it out, or give a copy of its file with do_sample false"
+                " and no other settings through include_path"
+            )
+        if told["max_gen_toks"] >= self.max_length:
+            raise HarnessError(
+                f"task {task} asks for answers of {told['max_gen_toks']} tokens, and the model's context has "
+                f"{self.max_length}: give a copy of its file with fewer (max_gen_toks) through include_path"
+            )
+        end = self.tokenizer.decode(self.eot_token_id, skip_special_tokens=False)
+        return Limits(handle_stop_sequences(list(told["until"]), eos=end), int(told["max_gen_toks"]))
+
+
+def _context(live: Live) -> int:
+    own = live.encoder.tokenizer.model_max_length
+    return live.context or (int(own) if own is not None and own < _UNBOUNDED else _MAX_LENGTH)

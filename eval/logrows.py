@@ -1,0 +1,98 @@
+"""Rows of a JSON log, `{"0": value, "1": value, …}`: checked, and put in order."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from eval.ragged import Ragged
+from unlearn.errors import UserError
+
+
+class PublishedLogError(UserError):
+    """A log cannot be read or lacks something; the message names file, part and what was expected."""
+
+
+def get(values: Any, key: str, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise PublishedLogError(f"{where}: expected an object with {key!r}, found {_name(values)}")
+    if key not in values:
+        have = ", ".join(list(values)[:16]) or "nothing"
+        raise PublishedLogError(f"{where}: has no {key!r}; it has: {have}")
+    return values[key]
+
+
+def number(value: Any, where: str) -> float:
+    # Python reads NaN and Infinity in JSON, and takes true for 1.
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise PublishedLogError(f"{where}: expected a finite number, found {_name(value)}")
+    return float(value)
+
+
+@dataclass(frozen=True, eq=False)
+class Column:
+    """One value per row, in row order; `where` names file and part."""
+
+    values: list[Any]
+    where: str
+
+    @classmethod
+    def of(cls, rows: Any, where: str) -> Column:
+        """Of an object whose keys are 0 … E − 1, in any order."""
+        if not isinstance(rows, dict) or not rows or not all(key.isdecimal() for key in rows):
+            raise PublishedLogError(
+                f'{where}: expected rows {{"0": …, "1": …}}, found {"none" if rows == {} else _name(rows)}'
+            )
+        last = max(map(int, rows))
+        if len(rows) <= last:
+            first = next(i for i in range(last + 1) if str(i) not in rows)
+            raise PublishedLogError(
+                f"{where}: holds {len(rows)} rows but its index runs to {last}; the first missing is {first}"
+            )
+        return cls([get(rows, str(i), where) for i in range(len(rows))], where)
+
+    def field(self, key: str | int) -> Column:
+        """The same entry of each row: of an object by its name, of a list by its place."""
+        if isinstance(key, str):
+            return Column([get(row, key, self._at(i)) for i, row in enumerate(self.values)], self.where)
+        for i, row in enumerate(self.values):
+            if not isinstance(row, list) or len(row) <= key:
+                raise PublishedLogError(
+                    f"{self._at(i)}: expected a list of more than {key}, found {_name(row)}"
+                )
+        return Column([row[key] for row in self.values], self.where)
+
+    def numbers(self) -> np.ndarray:
+        return np.array([number(value, self._at(i)) for i, value in enumerate(self.values)])
+
+    def lists(self) -> Ragged:
+        """Rows of one number or more."""
+        rows = [value if isinstance(value, list) else [value] for value in self.values]
+        for i, row in enumerate(rows):
+            if not row:
+                raise PublishedLogError(f"{self._at(i)}: expected numbers, found an empty list")
+        return Ragged.of([[number(value, self._at(i)) for value in row] for i, row in enumerate(rows)])
+
+    def texts(self) -> tuple[str, ...]:
+        for i, value in enumerate(self.values):
+            if not isinstance(value, str):
+                raise PublishedLogError(f"{self._at(i)}: expected a text, found {_name(value)}")
+        return tuple(self.values)
+
+    def _at(self, row: int) -> str:
+        return f"{self.where}: row {row}"
+
+
+def _name(value: Any) -> str:
+    """A value as JSON calls it, short enough for a message."""
+    if isinstance(value, dict):
+        return f"an object with {', '.join(list(value)[:3]) or 'nothing'}{' …' * (len(value) > 3)}"
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return "NaN" if value != value else repr(value)[:40]

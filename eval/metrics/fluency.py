@@ -1,0 +1,134 @@
+"""Whether generated text is still language; per example, [E], and no true answer needed.
+
+A model that forgot by breaking writes gibberish or repeats itself. NaN means "could not be measured".
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+
+from unlearn.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+GIBBERISH_DETECTOR = "madhurjindal/autonlp-Gibberish-Detector-492513457"
+_CLEAN = "clean"
+
+Classifier: TypeAlias = Callable[[Sequence[str]], np.ndarray]
+
+
+class DetectorError(UserError):
+    """The gibberish detector cannot be had or is none; the message names it and the mend."""
+
+
+def fluency(texts: Sequence[str], classifier: Classifier) -> np.ndarray:
+    """P(clean) of each text; 1: reads like language. (OpenUnlearning's fluency, arXiv 2506.12618.)
+
+    Each distinct text is classified once: a model that collapsed says the same to every question.
+    An empty text gets what the classifier says of it, as it does in published figures.
+    """
+    distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    if not distinct:
+        return np.empty(0)
+    found = np.asarray(classifier(list(distinct)), dtype=np.float64)
+    if found.shape != (len(distinct),):
+        raise ValueError(f"the classifier gave shape {found.shape} for {len(distinct)} texts; one value each")
+    return found[[distinct[text] for text in texts]]
+
+
+@dataclass(frozen=True)
+class GibberishDetector:
+    """P(clean) of texts under a sequence classifier; `clean` is the index of that label."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    clean: int
+    batch_size: int = 32
+    max_tokens: int = 512
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        order = sorted(range(len(texts)), key=lambda row: len(texts[row]))  # little padding
+        found = np.empty(len(texts))
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            found[rows] = self._batch([texts[row] for row in rows])
+        return found
+
+    def _batch(self, texts: list[str]) -> np.ndarray:
+        import torch
+
+        inputs = self.tokenizer(
+            texts, padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        ).to(self.model.device)
+        with torch.inference_mode():
+            shares = self.model(**inputs).logits.float().softmax(-1)[:, self.clean]
+        return np.asarray(shares.cpu().numpy())
+
+
+def gibberish_detector(
+    path_or_hub_id: str = GIBBERISH_DETECTOR, device: str | torch.device = "cpu"
+) -> GibberishDetector:
+    """The classifier in a folder or on the hub, in fp32; texts are cut at 512 tokens or what it can read.
+
+    Raises:
+        DetectorError: it cannot be had, has no safetensors weights, or has no label "clean".
+    """
+    # The metrics beside it need neither, and importing them takes seconds.
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path_or_hub_id, use_safetensors=True, dtype=torch.float32
+        )
+    except (OSError, ValueError) as error:
+        raise DetectorError(
+            f"gibberish detector {path_or_hub_id}: it cannot be loaded ({error}). Give the folder or the hub "
+            "id of a sequence classifier with safetensors weights and its tokenizer"
+        ) from error
+    labels = {int(row): str(label) for row, label in model.config.id2label.items()}
+    clean = [row for row, label in labels.items() if label.strip().lower() == _CLEAN]
+    if len(clean) != 1:
+        raise DetectorError(
+            f"gibberish detector {path_or_hub_id}: its labels are {', '.join(labels.values())}; "
+            f"give a classifier that has the label {_CLEAN!r} once"
+        )
+    readable = getattr(model.config, "max_position_embeddings", None) or 512
+    return GibberishDetector(model.eval().to(device), tokenizer, clean[0], max_tokens=min(512, int(readable)))
+
+
+def repetition(texts: Sequence[str], n: int = 4) -> np.ndarray:
+    """Share of a text's n-grams of words that are distinct (distinct-n); 1: nothing repeats, → 0: a loop.
+
+    Words are what stands between white space, case counts. NaN for a text of fewer than n words.
+    """
+    if n < 1:
+        raise ValueError(f"repetition: n={n}; it must be ≥ 1")
+    found = []
+    for text in texts:
+        words = text.split()
+        grams = list(zip(*(words[start:] for start in range(n)), strict=False))
+        found.append(len(set(grams)) / len(grams) if grams else math.nan)
+    return np.array(found, dtype=np.float64)
+
+
+def token_entropy(token_lists: Sequence[Sequence[Hashable]]) -> np.ndarray:
+    """Entropy of the tokens' frequencies within a text ÷ log of their number; 1: all differ, 0: all the same.
+
+    NaN for fewer than two tokens, where it is 0 ÷ 0. (Closer-look, arXiv 2410.08109; its code has 0 there.)
+    """
+    found = []
+    for tokens in token_lists:
+        share = np.array(list(Counter(tokens).values()), dtype=np.float64) / max(len(tokens), 1)
+        enough = len(tokens) > 1
+        found.append(-(share * np.log(share)).sum() / math.log(len(tokens)) if enough else math.nan)
+    return np.array(found, dtype=np.float64) + 0.0  # no −0

@@ -1,0 +1,119 @@
+"""Metrics of generated text against the true answer; pure functions, one value per example, [E].
+
+On forget data, lower is forgetting. NaN means "could not be measured". An empty generation is a measured 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rouge_score.tokenize import tokenize
+
+# Of the others nltk alone takes seconds to import, which the checks of a configuration need not wait for.
+if TYPE_CHECKING:
+    from rouge_score.rouge_scorer import RougeScorer
+    from sacrebleu.metrics import BLEU
+
+# Where an answer to the knowledge questions of MUSE ends.
+MUSE_STOPS = ("\n\n", "\nQuestion", "Question:")
+
+
+@dataclass(frozen=True)
+class Rouge:
+    """Overlap of words, each [E], from 0 to 1."""
+
+    rouge1_recall: np.ndarray
+    rougeL_recall: np.ndarray
+    rougeL_f1: np.ndarray
+
+
+def rouge(answers: Sequence[str], generations: Sequence[str], *, stemmer: bool = True) -> Rouge:
+    """NaN where the true answer has no word (ROUGE knows the letters a–z and digits only).
+
+    `stemmer` compares words by their stems: TOFU, LUME and OpenUnlearning do, the released MUSE does not.
+    """
+    rows = [_rouge(answer, text, stemmer) for answer, text in zip(answers, generations, strict=True)]
+    return Rouge(*np.array(rows, dtype=np.float64).reshape(-1, 3).T)
+
+
+def bleu(answers: Sequence[str], generations: Sequence[str], *, effective_order: bool = True) -> np.ndarray:
+    """BLEU of each single text as sacrebleu computes it, from 0 to 100 as published tables have it.
+
+    Its defaults hold: tokenizer 13a, n-grams up to 4, exponential smoothing. `effective_order` is the default
+    of its `sentence_bleu`: a generation of fewer than four tokens is scored by the n-grams that it has.
+    FLAT's released evaluation (arXiv 2410.11143) calls `corpus_bleu` on single texts, which is False here and
+    gives such generations 0. NaN where the true answer has no token.
+    """
+    score = _bleu(effective_order).sentence_score
+    found = [score(text, [answer]) for answer, text in zip(answers, generations, strict=True)]
+    return np.array([one.score if one.ref_len else np.nan for one in found], dtype=np.float64)
+
+
+def exact_match(answers: Sequence[str], generations: Sequence[str]) -> np.ndarray:
+    """1 where both are the same but for case and surrounding space, else 0. NaN for an empty true answer.
+
+    The knowledge score of LUME and of SemEval-2025 Task 4.
+    """
+    pairs = [
+        (answer.strip().lower(), text.strip().lower())
+        for answer, text in zip(answers, generations, strict=True)
+    ]
+    return np.array([float(answer == text) if answer else np.nan for answer, text in pairs], dtype=np.float64)
+
+
+def cut_at(texts: Sequence[str], stops: Sequence[str]) -> list[str]:
+    """Each text up to the first place where any of `stops` begins; whole where none does.
+
+    For answers to few-shot prompts, which run on to questions of their own.
+    """
+    if not all(stops):
+        raise ValueError(f"cut_at: the stops {list(stops)!r} hold an empty string, which is everywhere")
+    return [text[: min((at for at in map(text.find, stops) if at >= 0), default=None)] for text in texts]
+
+
+def _rouge(answer: str, generation: str, stemmer: bool) -> tuple[float, float, float]:
+    if not _words(stemmer).tokenize(answer):
+        return (np.nan, np.nan, np.nan)
+    found = _scorer(stemmer).score(answer, generation)
+    return found["rouge1"].recall, found["rougeL"].recall, found["rougeL"].fmeasure
+
+
+class _Stemmer:
+    """Porter stems, each word once: stemming is most of what ROUGE costs."""
+
+    def __init__(self) -> None:
+        from nltk.stem.porter import PorterStemmer
+
+        self.stem = lru_cache(1 << 16)(PorterStemmer().stem)
+
+
+class _Words:
+    def __init__(self, stemmer: bool) -> None:
+        self._stemmer = _Stemmer() if stemmer else None
+
+    def tokenize(self, text: str) -> list[str]:
+        words: list[str] = tokenize(text, self._stemmer)
+        return words
+
+
+@cache
+def _words(stemmer: bool) -> _Words:
+    return _Words(stemmer)
+
+
+@cache
+def _scorer(stemmer: bool) -> RougeScorer:
+    from rouge_score.rouge_scorer import RougeScorer
+
+    return RougeScorer(["rouge1", "rougeL"], tokenizer=_words(stemmer))
+
+
+@cache
+def _bleu(effective_order: bool) -> BLEU:
+    from sacrebleu.metrics import BLEU
+
+    return BLEU(effective_order=effective_order)

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer
+
+from eval.metrics.fluency import DetectorError, fluency, gibberish_detector, repetition, token_entropy
+
+nan = math.nan
+LABELS = ("mild gibberish", "Clean", "noise", "word salad")
+WORDS = ("a", "cat", "sat", "on", "the", "mat", "fgerf", "qsqsk")
+TEXTS = ["a cat sat on the mat", "", "fgerf qsqsk", "mat mat mat mat mat mat mat mat mat mat", "cat", "a cat"]
+
+
+def save(folder, labels=LABELS, **options):
+    """A sequence classifier as the published one is, but tiny and with random weights; reads 8 tokens."""
+    folder.mkdir()
+    (folder / "vocab.txt").write_text("\n".join(("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS)))
+    DistilBertTokenizer.from_pretrained(folder).save_pretrained(folder)
+    config = DistilBertConfig(
+        vocab_size=5 + len(WORDS),
+        dim=16,
+        hidden_dim=32,
+        n_layers=2,
+        n_heads=2,
+        max_position_embeddings=8,
+        initializer_range=1.0,
+        id2label=dict(enumerate(labels)),
+        label2id={label: row for row, label in enumerate(labels)},
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        DistilBertForSequenceClassification(config).save_pretrained(folder, **options)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save(tmp_path_factory.mktemp("detector") / "classifier")
+
+
+def plain(folder, text):
+    """One text alone, in float64, the softmax by hand."""
+    model = DistilBertForSequenceClassification.from_pretrained(folder, dtype=torch.float64).eval()
+    ids = [WORDS.index(word) + 5 for word in text.split()][:6]
+    with torch.no_grad():
+        logits = model(torch.tensor([[2, *ids, 3]])).logits[0].tolist()
+    return math.exp(logits[1]) / sum(map(math.exp, logits))
+
+
+def test_the_detector_gives_the_probability_of_clean(folder):
+    detector = gibberish_detector(str(folder))
+    expected = [plain(folder, text) for text in TEXTS]
+    assert max(expected) - min(expected) > 0.1
+    for size in (1, 2, 32):  # whatever they are padded with
+        np.testing.assert_allclose(replace(detector, batch_size=size)(TEXTS), expected, rtol=1e-5)
+    np.testing.assert_allclose(fluency(TEXTS, detector), expected, rtol=1e-5)
+    assert not detector.model.training
+
+
+def test_a_classifier_without_the_label_is_refused_with_the_labels_it_has(tmp_path):
+    with pytest.raises(
+        DetectorError, match="labels are good, bad, noise; give a classifier that has the label 'clean'"
+    ):
+        gibberish_detector(str(save(tmp_path / "other", ("good", "bad", "noise"))))
+
+
+def test_a_detector_that_cannot_be_had_is_named(tmp_path, folder):
+    with pytest.raises(DetectorError, match=r"nowhere: it cannot be loaded .*Give the folder or the hub id"):
+        gibberish_detector(str(tmp_path / "nowhere"))
+
+
+def test_weights_that_are_no_safetensors_are_refused(tmp_path):
+    other = save(tmp_path / "pickled")
+    weights = other / "model.safetensors"
+    torch.save(
+        DistilBertForSequenceClassification.from_pretrained(other).state_dict(), other / "pytorch_model.bin"
+    )
+    weights.unlink()
+    with pytest.raises(DetectorError, match="safetensors"):
+        gibberish_detector(str(other))
+
+
+def test_fluency_asks_for_each_distinct_text_once():
+    asked = []
+
+    def longer_is_cleaner(texts):
+        asked.extend(texts)
+        return np.array([len(text) / 10 for text in texts])
+
+    found = fluency(["bb", "", "bb", "c", "bb"], longer_is_cleaner)
+    np.testing.assert_array_equal(found, [0.2, 0, 0.2, 0.1, 0.2])
+    assert asked == ["bb", "", "c"]
+    assert fluency([], longer_is_cleaner).shape == (0,)
+    with pytest.raises(ValueError, match=r"shape \(1,\) for 2 texts"):
+        fluency(["a", "b"], lambda texts: np.ones(1))
+
+
+def test_the_metrics_alone_load_nothing_that_is_slow():
+    # The checks of a configuration import them, and they are to answer in about a second.
+    code = (
+        "import sys, eval.metrics.fluency, eval.metrics.text;"
+        "print([m for m in ('torch', 'sacrebleu') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_repetition_by_hand():
+    # "a b a b a b" has the five pairs ab ba ab ba ab, two distinct; no word, no pair.
+    np.testing.assert_array_equal(repetition(["a b a b a b", "a b\n c", "a", ""], n=2), [2 / 5, 1, nan, nan])
+    # Seven times "no" are four 4-grams, all the same.
+    assert repetition([" ".join(["no"] * 7)]) == 1 / 4
+    with pytest.raises(ValueError, match="n=0"):
+        repetition(["a"], n=0)
+
+
+def test_token_entropy_by_hand():
+    # 1 1 2 2: two of share ½, log 2 ÷ log 4 = ½. 1 1 1 2: (¾·log(4/3) + ¼·log 4)/log 4
+    # = (.215762 + .346574)/1.386294 = .405639. All different: 1. All the same: 0.
+    found = token_entropy([[1, 1, 2, 2], ["x", "x", "x", "y"], [1, 2, 3], [5, 5], [1], []])
+    np.testing.assert_allclose(found, [0.5, 0.405639, 1, 0, nan, nan], atol=5e-7)
+    assert not np.signbit(found[3])
+
+
+_TOKENS = st.lists(st.integers(0, 3), max_size=9)
+
+
+@given(st.lists(_TOKENS, max_size=4), st.integers(1, 4))
+def test_both_are_defined_as_they_say(rows, n):
+    for tokens, entropy, distinct in zip(
+        rows, token_entropy(rows), repetition([" ".join(map(str, row)) for row in rows], n), strict=True
+    ):
+        size = len(tokens)
+        bits = -sum(tokens.count(t) / size * math.log2(tokens.count(t) / size) for t in set(tokens))
+        assert entropy == pytest.approx(bits / math.log2(size) if size > 1 else nan, nan_ok=True, abs=1e-12)
+        grams = [tuple(tokens[i : i + n]) for i in range(size - n + 1)]
+        assert distinct == pytest.approx(len(set(grams)) / len(grams) if grams else nan, nan_ok=True)

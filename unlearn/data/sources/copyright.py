@@ -1,0 +1,175 @@
+"""A copyrighted text, which you supply, to forget: passages with what follows, as FLAT (arXiv 2410.11143).
+
+`dataset.path` is a plain text in UTF-8. The forget set are `chunks` passages of `chunk_words` words, whose
+beginnings are drawn without replacement by `seed`, in the order of the text; they may overlap. The first
+`prompt_words` of a passage are the question, the rest is the answer. The set `full`, from which a target is
+made, is the whole text in passages one after another, without questions. `dataset.retain`, `dataset.holdout`
+and `dataset.full` are files of other texts, cut in the same way (`.txt`), or of rows (json, jsonl, parquet)
+with the columns `question` and `answer`, or `text`.
+
+FLAT takes 400 chunks of at most 512 tokens, of which 200 are the prompt; in English that is about 380 and 150
+words. Here they are words, so that the forget set is the same for every model. Its prompt is
+`model.prompt.template="### Question: {question}\\n### Answer: "`. Its retain model is the model before it was
+trained on the text: the base model.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import PositiveInt, ValidationError
+
+from unlearn.config import DatasetConfig, Section
+from unlearn.data.example import Example
+from unlearn.data.sources import BASE
+from unlearn.data.sources.tables import SUFFIXES, content_hash, parse_split, read_file, text_of
+from unlearn.errors import UserError
+
+_OWN = ("retain", "full", "holdout")
+
+
+class Options(Section):
+    """`dataset.options` of this source."""
+
+    chunks: PositiveInt = 400
+    chunk_words: PositiveInt = 380
+    prompt_words: PositiveInt = 150
+    seed: int = 0
+
+
+def available(cfg: DatasetConfig) -> dict[str, str]:
+    """Set → what it is of; `forget_eval` and `retain_eval` are the sets that are trained on."""
+    given = {name: str(file) for name in _OWN if (file := getattr(cfg, name)) is not None}
+    forget = f"passages of {Path(cfg.path or '').name}"
+    found = {"full": f"all of {Path(cfg.path or '').name}", **given, "forget": forget, "forget_eval": forget}
+    return found | ({"retain_eval": found["retain"]} if "retain" in found else {})
+
+
+def load(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, list[Example]]:
+    options, wanted = Options(**cfg.options), set(names)
+    sets: dict[str, list[Example]] = {}
+    for name in ("forget", *_OWN):
+        asked = {name, f"{name}_eval"} & wanted & available(cfg).keys()
+        if asked:
+            sets |= dict.fromkeys(asked, _set(cfg, name, options))
+    return sets
+
+
+def retain_model(_: DatasetConfig) -> str:
+    return BASE
+
+
+def check(cfg: DatasetConfig) -> list[str]:
+    try:
+        options = Options(**cfg.options)
+    except ValidationError as error:
+        return [f"dataset.options.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+    problems = []
+    if cfg.forget is not None:
+        problems.append(
+            f"dataset.forget={cfg.forget}: the forget set is drawn from dataset.path; set "
+            "dataset.options.chunks and seed"
+        )
+    if options.prompt_words >= options.chunk_words:
+        problems.append(
+            f"dataset.options.prompt_words={options.prompt_words} leaves nothing to answer of "
+            f"chunk_words={options.chunk_words}"
+        )
+    if cfg.path is None:
+        problems.append("dataset.path is not set: give the text to forget, a plain text file in UTF-8")
+    elif not Path(cfg.path).expanduser().is_file():
+        problems.append(f"dataset.path={cfg.path}: there is no such file")
+    for name in _OWN:
+        if (file := _file(cfg, name)) is None:
+            continue
+        if not file.is_file():
+            problems.append(f"dataset.{name}={file}: there is no such file")
+        elif file.suffix not in (".txt", *SUFFIXES):
+            can = ", ".join((".txt", *SUFFIXES))
+            problems.append(f"dataset.{name}={file}: cannot read {file.suffix or 'it'} (can: {can})")
+    return problems
+
+
+def identity(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, Any]:
+    wanted = {name.removesuffix("_eval") for name in names} & available(cfg).keys()
+    files = {name: _file(cfg, name) or Path(cfg.path or "").expanduser() for name in wanted}
+    return {
+        "files": {name: content_hash(file) for name, file in sorted(files.items())},
+        "rows": {
+            name: str(parse_split(getattr(cfg, name))[1])
+            for name in _OWN
+            if name in wanted and getattr(cfg, name)
+        },
+        "options": Options(**cfg.options).model_dump(),
+    }
+
+
+def passages(text: str, options: Options, name: str) -> list[Example]:
+    """The drawn passages of a text as questions and answers.
+
+    Raises:
+        UserError: the text is too short for so many; says how many there are.
+    """
+    words = _words(text)
+    places = len(words) - options.chunk_words + 1
+    if places < options.chunks:
+        raise UserError(
+            f"{name} has {len(words)} words, in which {max(places, 0)} passages of "
+            f"{options.chunk_words} words begin: lower dataset.options.chunks={options.chunks} or chunk_words"
+        )
+    found = []
+    for first in sorted(random.Random(options.seed).sample(range(places), options.chunks)):
+        own = words[first : first + options.chunk_words]
+        question = text[own[0][0] : own[options.prompt_words - 1][1]]
+        answer = text[own[options.prompt_words][0] : own[-1][1]]
+        found.append(Example(id=f"{name}/{first}", question=question, answer=answer))
+    return found
+
+
+def whole(text: str, options: Options, name: str) -> list[Example]:
+    """All of a text in passages one after another, the last one shorter, without questions."""
+    words, size = _words(text), options.chunk_words
+    parts = [words[first : first + size] for first in range(0, len(words), size)]
+    return [Example(id=f"{name}#{i}", answer=text[p[0][0] : p[-1][1]]) for i, p in enumerate(parts)]
+
+
+def _set(cfg: DatasetConfig, name: str, options: Options) -> list[Example]:
+    file = _file(cfg, name)
+    if file is not None and file.suffix in SUFFIXES:
+        rows = parse_split(getattr(cfg, name))[1]
+        return [_row(row, file, number) for number, row in list(enumerate(read_file(file)))[rows]]
+    text = _text(file or Path(cfg.path or "").expanduser())
+    stem = (file or Path(cfg.path or "")).stem
+    return whole(text, options, stem) if name == "full" else passages(text, options, stem)
+
+
+def _file(cfg: DatasetConfig, name: str) -> Path | None:
+    """The set's own file; None where it is of the text itself."""
+    given = getattr(cfg, name) if name in _OWN else None
+    return None if given is None else Path(parse_split(given)[0]).expanduser()
+
+
+def _row(row: dict[str, Any], file: Path, number: int) -> Example:
+    where, key = f"{file}, row {number}", f"{file.stem}/{number}"
+    if "text" in row and "question" not in row:
+        return Example(id=key, answer=text_of(row, "text", where))
+    return Example(id=key, question=text_of(row, "question", where), answer=text_of(row, "answer", where))
+
+
+def _text(file: Path) -> str:
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not a text in UTF-8 (byte {error.start}): convert it first") from None
+    if not text.strip():
+        raise UserError(f"{file}: the file is empty")
+    return text
+
+
+def _words(text: str) -> list[tuple[int, int]]:
+    """Where each word begins and ends; words are what white space divides."""
+    return [found.span() for found in re.finditer(r"\S+", text)]

@@ -1,0 +1,116 @@
+"""What becomes of an unlearned model: evaluations of it after something more was done to it.
+
+A variant is a module of this package (see `base.Variant`), chosen in `eval.variants: {name: options}`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+import pkgutil
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from typing import Any, cast
+
+from pydantic import TypeAdapter, ValidationError
+
+from eval.shard import Shard
+from unlearn.config import RunConfig
+from unlearn.errors import ConfigError, did_you_mean
+from unlearn.files import digest, read_json, write_json
+from unlearn.variants.base import Score, Variant, Workbench
+
+__all__ = ["Score", "Variant", "Workbench", "check", "find", "measure", "names", "options_of", "sets"]
+
+KEY = "eval.variants"
+_BESIDE = ("base", "scoring")
+
+
+def names() -> list[str]:
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _BESIDE)
+
+
+def find(name: str) -> Variant:
+    """
+    Raises:
+        ConfigError: there is no such variant.
+    """
+    if name not in names():
+        raise ConfigError([f"{KEY}.{name}: no such variant{did_you_mean(name, names())}"])
+    return cast(Variant, importlib.import_module(f"{__name__}.{name}"))
+
+
+def options_of(name: str, given: Mapping[str, Any] | None) -> Any:
+    """The variant's options with the given ones in place, converted to their types.
+
+    Raises:
+        ConfigError: what is wrong with them, by dotted name.
+    """
+    variant, given = find(name), dict(given or {})
+    known = [field.name for field in fields(variant.Options)]
+    problems = [
+        f"{KEY}.{name}.{key}={value}: no such option{did_you_mean(key, known)}"
+        for key, value in given.items()
+        if key not in known
+    ]
+    try:
+        options = TypeAdapter(variant.Options).validate_python(given)
+    except ValidationError as error:
+        for each in error.errors():
+            if each["loc"][0] in known:
+                key = ".".join(map(str, each["loc"]))
+                message = each["msg"][0].lower() + each["msg"][1:]
+                problems.append(f"{KEY}.{name}.{key}={each['input']!r}: {message}")
+    if problems:
+        raise ConfigError(problems)
+    return options
+
+
+def check(chosen: Mapping[str, Mapping[str, Any] | None], config: RunConfig) -> list[str]:
+    """What is wrong with `eval.variants` for a run of this configuration; needs no model."""
+    problems = []
+    for name, given in chosen.items():
+        try:
+            found = find(name).check(options_of(name, given), config)
+        except ConfigError as error:
+            problems += error.problems
+        else:
+            problems += [f"{KEY}.{name}.{problem}" for problem in found]
+    return problems
+
+
+def sets(chosen: Iterable[str]) -> set[str]:
+    """The training sets that variants read, beside those that the benchmarks score."""
+    return {own for name in chosen for own in find(name).SETS}
+
+
+def measure(name: str, bench: Workbench, given: Mapping[str, Any] | None = None) -> dict[str, float]:
+    """The variant's metrics, from disk if the same was measured there. A collective.
+
+    `eval/<variant>` is emptied where what lies there is of other options: its records are of other models.
+
+    Raises:
+        UserError: it cannot be measured on this model; the message says why.
+    """
+    options = options_of(name, given)
+    folder = bench.directory / "eval" / name
+    mark, shard = folder / "measured.json", Shard(bench.world.rank, bench.world.size)
+    asked = bench.config.eval.model_dump(mode="json", exclude={"variants", "every_steps"})
+    models = digest(find(name).identity(options))
+    whole = digest({"models": models, "eval": asked})
+    known = None
+    if shard.first:
+        found = read_json(mark) if mark.is_file() else {}
+        if found.get("whole") == whole:
+            known = {key: math.nan if v is None else v for key, v in found["metrics"].items()}
+        elif found.get("models") != models:
+            shutil.rmtree(folder, ignore_errors=True)
+            write_json(mark, {"models": models})
+    (known,) = shard.from_first([known])
+    if known is not None:
+        return dict(known)
+    metrics = find(name).measure(bench, options)
+    if shard.first:
+        write_json(mark, {"models": models, "whole": whole, "metrics": metrics})
+    return metrics

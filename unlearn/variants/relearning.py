@@ -1,0 +1,191 @@
+"""How fast what was forgotten comes back when the model is trained on a part of it.
+
+What was only hidden returns within steps, also where it was not trained on; what is gone is learned like
+anything new. So two curves: of the whole forget set, and of what was left out of the training (`unseen`),
+which is the measure of hidden knowledge. The retain model's own evaluation gives the curve of a model that
+has nothing to remember.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unlearn import models
+from unlearn.config import CheckpointConfig, DatasetConfig, MethodConfig, RunConfig
+from unlearn.data.example import Example
+from unlearn.data.sources import custom
+from unlearn.data.sources.tables import SUFFIXES, content_hash
+from unlearn.engine import Engine, deepspeed_config
+from unlearn.errors import UserError
+from unlearn.methods import bind
+from unlearn.micro import Group, Part
+from unlearn.rules import make_rule
+from unlearn.rundir import RunDir
+from unlearn.trainer import NonFiniteLoss, Trainer
+from unlearn.variants.base import Workbench, prefixed
+
+SETS = ("forget",)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Optimizer steps after which the forget sets are scored, and what the model is trained on until then.
+
+    `share` of the forget set is drawn by the run's seed, the same for every model; or `text` is a file of
+    other, related data (json, jsonl or parquet as for dataset.source=custom, or txt: one plain text).
+    `lr` is what TOFU's target was made with (arXiv 2401.06121, §3): no more than it took to learn it; it is
+    constant, times `model.lr_scale`. With `share`, `batch` and `steps` as they are, TOFU's forget10 is
+    relearned on 40 of 400 examples, and looked at after one, two and four epochs of them.
+    """
+
+    steps: tuple[int, ...] = (5, 10, 20)
+    share: float = 0.1
+    text: str | None = None
+    lr: float = 1e-5
+    batch: int = 8
+
+
+def check(options: Options, config: RunConfig) -> list[str]:
+    problems = []
+    if not options.steps or min(options.steps) < 1:
+        problems.append(f"steps={list(options.steps)}: give one or more numbers of steps, from 1 on")
+    if not 0 < options.share <= 1:
+        problems.append(f"share={options.share}: give a share of the forget set, above 0 and up to 1")
+    problems += [
+        f"{key}={value}: it must be above 0"
+        for key in ("lr", "batch")
+        if not (value := getattr(options, key)) > 0
+    ]
+    if options.text is not None:
+        file, suffixes = Path(options.text), (*SUFFIXES, ".txt")
+        if not file.is_file():
+            problems.append(f"text={file}: there is no such file")
+        elif file.suffix not in suffixes:
+            problems.append(f"text={file}: cannot read {file.suffix} (can: {', '.join(suffixes)})")
+    return problems
+
+
+def identity(options: Options) -> Any:
+    text = None if options.text is None else content_hash(Path(options.text))
+    return asdict(options) | {"text": text}
+
+
+def measure(bench: Workbench, options: Options) -> dict[str, float]:
+    """`relearning/<steps>/…` of the forget sets, `relearning/<steps>/unseen/…` of what of them was not
+    trained on, `relearning/steps` and `relearning/examples`.
+
+    Raises:
+        UserError: there is nothing to train on, or the loss is not finite.
+    """
+    examples = relearned(bench, options)
+    seen = also_seen(bench, examples)
+    metrics: dict[str, float] = {}
+    with _trainer(bench, options, examples) as trainer:
+        for steps in sorted(set(options.steps)):
+            trainer.total = steps  # the rate is constant, so nothing hangs on where it ends
+            try:
+                trainer.run()
+            except NonFiniteLoss as error:
+                raise UserError(
+                    f"relearning: the loss is not finite at step {trainer.step + 1}; lower "
+                    f"eval.variants.relearning.lr={options.lr}"
+                ) from error
+            label, synced = f"relearning/{steps}", trainer.engine.zero == 3
+            model = trainer.engine.module
+            metrics |= prefixed(label, bench.score(model, label, ["forget"], synced=synced))
+            if seen:
+                unseen = bench.score(model, label, ["forget"], synced=synced, without=seen)
+                metrics |= prefixed(f"{label}/unseen", unseen)
+    return metrics | {"relearning/steps": max(options.steps), "relearning/examples": len(examples)}
+
+
+def relearned(bench: Workbench, options: Options) -> list[Example]:
+    """What is trained on."""
+    if options.text is not None:
+        return bench.encoder.chunks(_read(Path(options.text)))
+    pool = bench.sets.get("forget", [])
+    if not pool:
+        raise UserError(
+            f"relearning trains on the forget set, which dataset {bench.config.dataset.name} does not give: "
+            "set dataset.forget, or eval.variants.relearning.text"
+        )
+    draws = np.random.default_rng([bench.config.seed, zlib.crc32(b"relearning")])
+    chosen = draws.permutation(len(pool))[: max(1, round(options.share * len(pool)))]
+    return bench.encoder.chunks([pool[i] for i in chosen])
+
+
+def also_seen(bench: Workbench, examples: Sequence[Example]) -> frozenset[str]:
+    """Ids, in any set, of what is among these examples: by id, by question or by text."""
+    ids = {example.id for example in examples}
+    texts = {(example.question, example.answer) for example in examples}
+    return frozenset(
+        example.id
+        for own in bench.sets.values()
+        for example in own
+        if example.id in ids or (example.question, example.answer) in texts
+    )
+
+
+class _Trainer(Trainer):
+    def save(self) -> None:
+        """So few steps are sooner made again than written down."""
+
+
+class _Untold:
+    """The losses are in the variant's own history; the tracker's are the run's."""
+
+    def log(self, row: Any, step: int) -> None: ...
+
+
+@contextmanager
+def _trainer(bench: Workbench, options: Options, examples: Sequence[Example]) -> Iterator[Trainer]:
+    config, world = bench.config, bench.world
+    method = MethodConfig(
+        name="relearning", forget={"objective": "nll"}, lr=options.lr, batch=options.batch,
+        steps=max(options.steps), schedule="constant", warmup_epochs=0, weight_decay=0,
+    )  # fmt: skip
+    rundir = RunDir(bench.directory / "eval" / "relearning")
+    if world.main:
+        rundir.path.mkdir(parents=True, exist_ok=True)
+        rundir.history.unlink(missing_ok=True)
+    engine = Engine(
+        _trainable(bench), world, deepspeed_config(config.hardware, clip=method.clip),
+        weight_decay=method.weight_decay, betas=method.betas,
+    )  # fmt: skip
+    answers = Part(bench.encoder.pairs([(e.question, e.answer) for e in examples]))
+    groups = {"forget": Group([e.id for e in examples], answers)}
+    try:
+        yield _Trainer(
+            engine, bind(method), make_rule(method.rule.name), groups, method, config.hardware,
+            CheckpointConfig(every_steps=1 + max(options.steps)), config.seed,
+            method.rate(config.model.lr_scale), rundir, _Untold(), pad_id=bench.encoder.pad_id,
+            progress=bench.progress,
+        )  # fmt: skip
+    finally:
+        engine.close()
+
+
+def _trainable(bench: Workbench) -> Any:
+    """The finished model, with adapters where the run's own training needed them; edits stay as they are."""
+    config = bench.config
+    made: Any = bench.unlearned()
+    if config.model.lora.r:
+        made = models.add_lora(made, config.model.lora, config.seed)
+    if config.hardware.activation_checkpointing:
+        made.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        made.enable_input_require_grads()
+    return made
+
+
+def _read(file: Path) -> list[Example]:
+    if file.suffix == ".txt":
+        return [Example(id=file.stem, answer=file.read_text(encoding="utf-8"))]
+    given = DatasetConfig(name="relearning", source="custom", path=str(file.parent), forget=file.name)
+    return custom.load(given, ["forget"])["forget"]
