@@ -134,6 +134,7 @@ def test_forget_set_summaries_are_near_the_published_ones_of_weight_decay_0_01()
         assert found == pytest.approx(published, abs=0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["full", "retain90", "peer"])
 def test_rouge_of_the_stored_generations_is_the_stored_one(name):
     rows = dict.fromkeys(("forget", "retain"), 400) | {"real_authors": 100, "world_facts": 117}

@@ -209,6 +209,7 @@ def run(*arguments):
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_module_runs_and_refuses_without_a_traceback(tofu):
     done = run("-m", "eval.rescore", str(tofu))
     assert (done.returncode, done.stderr) == (0, "")
@@ -218,6 +219,7 @@ def test_the_module_runs_and_refuses_without_a_traceback(tofu):
     assert refused.stderr == f"{tofu.with_name('none.json')}: cannot be read: No such file or directory\n"
 
 
+@pytest.mark.slow
 def test_it_needs_neither_torch_nor_transformers(tofu):
     code = (
         "import sys; from eval.rescore import main; main(sys.argv[1:]); "

@@ -50,7 +50,7 @@ def small_portions(monkeypatch):
     monkeypatch.setattr(collecting, "_ROUNDS", 1)
 
 
-@pytest.mark.parametrize("share", [0.15, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0.5, *(pytest.param(s, marks=pytest.mark.slow) for s in (0.15, 0.9))])
 def test_a_cut_loses_no_more_than_a_portion(tmp_path, share):
     whole = run(tmp_path / "whole")
     cut = int(share * whole)

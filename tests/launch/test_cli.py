@@ -285,6 +285,7 @@ class TestFingerprint:
     def of(self, *arguments: str) -> str:
         return make_plan(configure(*arguments)).main.job.fingerprint
 
+    @pytest.mark.slow
     def test_it_is_stable(self):
         # Changes only when the same configuration would give other numbers; then count _FORMAT up.
         assert self.of() == self.of()

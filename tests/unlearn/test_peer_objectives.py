@@ -22,9 +22,10 @@ from unlearn.objectives.kl import kl
 from unlearn.objectives.undial import undial
 
 SHARED = Path(os.environ.get("UNLEARN_SHARED", Path(__file__).parents[3] / "shared"))
-pytestmark = pytest.mark.skipif(
+_absent = pytest.mark.skipif(
     not SHARED.is_dir(), reason="needs the nano models and real TOFU (UNLEARN_SHARED)"
 )
+pytestmark = [_absent, pytest.mark.slow]
 
 
 class Padded:

@@ -23,6 +23,7 @@ from unlearn.trainer import Stopped
 from unlearn.variants.relearning import Options, also_seen, relearned
 from unlearn.variants.scoring import Scoring
 
+pytestmark = pytest.mark.slow
 KEY = "tofu/forget/probability"
 
 

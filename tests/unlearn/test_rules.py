@@ -199,7 +199,7 @@ def test_normalised_by_hand() -> None:
     assert (factors @ gradients).tolist() == pytest.approx([0.6, -0.2], rel=1e-12)
 
 
-@pytest.mark.parametrize("zero", [0, 2, 3])
+@pytest.mark.parametrize("zero", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (2, 3))])
 def test_normalised_against_plain_autograd_in_float64(tmp_path: Path, zero: int) -> None:
     method = training.preset("ngdiff", **NGDIFF)
     with running(tmp_path, method, zero) as trainer:

@@ -49,8 +49,13 @@ def test_training_moves_the_weights(plain):
     "hardware",
     [
         {"micro_batch": 4}, {"micro_batch": 2}, {"micro_batch": 1}, {"micro_tokens": 60},
-        {"zero": 1, "micro_batch": 4}, {"zero": 2, "micro_batch": 2}, {"zero": 3, "micro_batch": 8},
-        {"zero": 2, "offload": True}, {"zero": 3, "offload": True}, {"activation_checkpointing": True},
+        *(
+            pytest.param(hardware, marks=pytest.mark.slow)
+            for hardware in (
+                {"zero": 1, "micro_batch": 4}, {"zero": 2, "micro_batch": 2}, {"zero": 3, "micro_batch": 8},
+                {"zero": 2, "offload": True}, {"zero": 3, "offload": True}, {"activation_checkpointing": True},
+            )
+        ),
     ],
     ids=str,
 )  # fmt: skip

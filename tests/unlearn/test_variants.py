@@ -313,6 +313,7 @@ def test_a_model_without_a_target_is_not_calibrated(tmp_path: Path) -> None:
     assert variants.measure("calibrated", bench(tmp_path)) == {}
 
 
+@pytest.mark.slow
 def test_calibration_of_a_real_model(tmp_path: Path) -> None:
     """At the α that is found the retain set is as likely as was asked for, counted by hand."""
 
