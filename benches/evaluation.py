@@ -101,6 +101,7 @@ def measure(examples: int, folder: Path) -> dict[str, float]:
 
 _PARTS: dict[str, dict[str, Any]] = {
     "likelihood": {"generation": False, "gradients": False},
+    "generation": {"gradients": False},
     "all": {},
 }
 

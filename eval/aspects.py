@@ -92,7 +92,9 @@ ROWS: tuple[Row, ...] = (
     Row("forget_efficacy", "copyright/forget/rougeL_recall", one_minus),
     Row("forget_efficacy", "wmdp/*/accuracy", closeness_to_chance),
     Row("utility", "tofu/model_utility", of_targets),
-    Row("utility", "tofu/forget/fluency", of_targets),
+    # With a `*`, since a run that did not ask for a detector lacks nothing.
+    Row("utility", "*/forget/fluency", of_targets),
+    Row("utility", "*/forget/distinct_4", of_targets),
     Row("utility", "tofu/retain/extraction_strength", of_targets),
     Row("utility", "muse/retain/knowmem", of_targets),
     Row("utility", "lume/retain/task*", of_targets),

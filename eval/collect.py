@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
@@ -142,47 +143,50 @@ class _Passes:
     # -- free answers ----------------------------------------------------------------------------------
 
     def generations(self, requests: Sequence[Generation]) -> None:
-        """Each request in its turn, then on disk; greedy answers to the same prompt are generated once."""
-        known: dict[tuple[Any, ...], str] = {}
+        """What requests of one kind ask for is generated together, each prompt once, then on disk."""
+        kinds: dict[_Kind, list[Generation]] = {}
         for request in requests:
-            self._generation(request, known)
+            kind = _Kind(request.raw, request.max_new_tokens, request.temperature)
+            kinds.setdefault(kind, []).append(request)
+        for kind, alike in kinds.items():
+            wanted = dict.fromkeys(key for request in alike for key in _keys(request))
+            texts, problems = self._generated(kind, list(wanted), " ".join(request.name for request in alike))
+            for request in alike if self.live.shard.first else ():
+                keys = _keys(request)
+                items = [item for item in request.items for _ in range(request.samples)]
+                records = GenerationRecords(
+                    example=[item.example for item in items],
+                    sample=np.tile(np.arange(request.samples), len(request.items)),
+                    problem=[problems.get(key) for key in keys],
+                    text=[texts.get(key) for key in keys],
+                    truth=[self._cut(item.truth, kind.limit) for item in items],
+                )
+                write_records(self.live.directory, request, self.live.encoder, records)
 
-    def _generation(self, request: Generation, known: dict[tuple[Any, ...], str]) -> None:
-        live, limit = self.live, request.max_new_tokens
-        encoder = _encoder(live.encoder, request.raw)
-        keys: list[tuple[Any, ...]] = [
-            (request.raw, item.question, item.opening, limit, request.temperature)
-            + (((request.seed, item.example, k),) if request.temperature else ())
-            for item in request.items
-            for k in range(request.samples)
+    def _generated(
+        self, kind: _Kind, keys: list[_Key], label: str
+    ) -> tuple[dict[_Key, str], dict[_Key, str]]:
+        """The text for each key, or what is wrong with it."""
+        live = self.live
+        encoder = _encoder(live.encoder, kind.raw)
+        prompts = encoder.prompts([key.question for key in keys], [key.opening for key in keys])
+        room = [
+            kind.limit if live.context is None else min(kind.limit, live.context - len(p)) for p in prompts
         ]
-        new = list(dict.fromkeys(key for key in keys if key not in known))
-        prompts = encoder.prompts([key[1] for key in new], [key[2] for key in new]) if new else []
-        room = [limit if live.context is None else min(limit, live.context - len(p)) for p in prompts]
-        for size in sorted(set(room), reverse=True):
-            if size > 0:
-                some = [n for n, own in enumerate(room) if own == size]
-                texts = self._texts([prompts[n] for n in some], [new[n] for n in some], size, request)
-                known |= {new[n]: text for n, text in zip(some, texts, strict=True)}
-        if live.shard.first:
-            full = {
-                key: f"the prompt alone has {len(p)} tokens and fills the model's context of {live.context}"
-                for key, p, own in zip(new, prompts, room, strict=True)
-                if own <= 0
-            }
-            records = GenerationRecords(
-                example=[item.example for item in request.items for _ in range(request.samples)],
-                sample=np.tile(np.arange(request.samples), len(request.items)),
-                problem=[full.get(key) for key in keys],
-                text=[known.get(key) for key in keys],
-                truth=[
-                    self._cut(item.truth, limit) for item in request.items for _ in range(request.samples)
-                ],
-            )
-            write_records(live.directory, request, live.encoder, records)
+        texts: dict[_Key, str] = {}
+        for size in sorted({own for own in room if own > 0}, reverse=True):
+            some = [n for n, own in enumerate(room) if own == size]
+            found = self._texts([prompts[n] for n in some], [keys[n] for n in some], size, kind, label)
+            texts |= {keys[n]: text for n, text in zip(some, found, strict=True)}
+        problems = {
+            key: f"the prompt alone has {len(p)} tokens and fills the model's context of {live.context}"
+            for key, p, own in zip(keys, prompts, room, strict=True)
+            if own <= 0
+        }
+        return texts, problems
 
     def _texts(
-        self, prompts: list[list[int]], keys: list[tuple[Any, ...]], limit: int, request: Generation
+        self, prompts: list[list[int]], keys: list[_Key], limit: int, kind: _Kind, label: str
     ) -> list[str]:
         live = self.live
         size = _ROUNDS * live.shard.world * live.max_rows
@@ -192,17 +196,17 @@ class _Passes:
         for number, portion in enumerate(portions, start=1):
             part = [prompts[n] for n in portion]
             named = [repr(keys[n]) for n in portion]
-            file = _parts(live.directory) / f"{_digest((limit, *named), ())}.json"
-            label = request.name if len(portions) == 1 else f"{request.name} {number}/{len(portions)}"
+            file = _parts(live.directory) / f"{_digest((limit, kind, *named), ())}.json"
             (found,) = live.shard.from_first([_texts_of(file) if live.shard.first else None])
             if found is None:
                 noise = None
-                if request.temperature:
-                    noise = sampling([name.encode() for name in named], request.temperature)
-                tokens = live.answers(part, max_new_tokens=limit, label=label, perturb=noise)
+                if kind.temperature:
+                    noise = sampling([keys[n].noise for n in portion], kind.temperature)
+                counted = f"{_short(label)} {number}/{len(portions)}" if len(portions) > 1 else _short(label)
+                tokens = live.answers(part, max_new_tokens=limit, label=counted, perturb=noise)
                 decode = live.encoder.tokenizer.decode
                 found = [str(decode(own, skip_special_tokens=True)).strip() for own in tokens]
-                if live.shard.first and len(portions) > 1:
+                if live.shard.first:
                     write_json(file, {"texts": found})
             for n, text in zip(portion, found, strict=True):
                 texts[n] = text
@@ -213,6 +217,38 @@ class _Passes:
             return None
         tokenizer = self.live.encoder.tokenizer
         return str(tokenizer.decode(tokenizer(truth)["input_ids"][:limit], skip_special_tokens=True)).strip()
+
+
+class _Kind(NamedTuple):
+    """What prompts have in common that are generated from together."""
+
+    raw: bool
+    limit: int
+    temperature: float
+
+
+class _Key(NamedTuple):
+    """What a generated text follows from, within a kind; greedy ones know no sample."""
+
+    question: str
+    opening: str
+    sample: tuple[int, str, int] | None
+
+    @property
+    def noise(self) -> bytes:
+        return repr(self.sample).encode()
+
+
+def _keys(request: Generation) -> list[_Key]:
+    return [
+        _Key(i.question, i.opening, (request.seed, i.example, k) if request.temperature else None)
+        for i in request.items
+        for k in range(request.samples)
+    ]
+
+
+def _short(label: str, width: int = 40) -> str:
+    return label if len(label) <= width else label[: width - 1] + "…"
 
 
 def _encoder(encoder: Encoder, raw: bool) -> Encoder:

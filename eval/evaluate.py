@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pyarrow as pa
@@ -31,9 +31,11 @@ from eval.records import LikelihoodRecords, Records
 from eval.requests import Request
 from eval.shard import ALONE, Shard
 from unlearn.data.tokens import Encoder
+from unlearn.errors import UserError
 from unlearn.files import digest, read_json, replacing, write_json
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 _SHOWN = 3  # examples of a problem that are named
 
@@ -83,6 +85,7 @@ def evaluate(
 
     Raises:
         BenchmarkError: no such benchmark, option or set.
+        UserError: it cannot be scored; raised on every process, so that each can go on with something else.
     """
     module = find(benchmark)
     chosen = options_of(module, options or {}, benchmark)
@@ -94,15 +97,32 @@ def evaluate(
         return _measured(module, benchmark, live, scored(module, sets, roles), chosen)
     own = _own_sets(benchmark, sets, roles)
     collect(live, module.requests(own, chosen))
-    metrics = []
+    return on_first(
+        shard,
+        lambda: score_directory(
+            benchmark, own, directory, options=options, retain_directory=retain_directory,
+            retain_log=retain_log,
+        ),
+    )  # fmt: skip
+
+
+def on_first(shard: Shard, call: Callable[[], T]) -> T:
+    """What `call` gives on the first process, which alone calls it. A collective.
+
+    Raises:
+        UserError: the call raised one. It is raised on all, so that none waits for the first.
+    """
+    told: list[tuple[T | None, str | None]] = []
+    failure: UserError | None = None
     if shard.first:
-        metrics = [
-            score_directory(
-                benchmark, own, directory, options=options, retain_directory=retain_directory,
-                retain_log=retain_log,
-            )
-        ]  # fmt: skip
-    return shard.from_first(metrics)[0]
+        try:
+            told = [(call(), None)]
+        except UserError as error:
+            failure, told = error, [(None, str(error))]
+    value, message = shard.from_first(told)[0]
+    if message is not None:
+        raise failure or UserError(message)
+    return cast(T, value)
 
 
 def score_directory(
@@ -147,16 +167,21 @@ def _measured(module: LiveBenchmark, name: str, live: Live, sets: Sets, options:
     """A live benchmark's metrics, from disk if the same was measured there."""
     mark = live.directory / "measured.json"
     key = digest({"options": repr(options), "sets": {n: [e.id for e in own] for n, own in sets.items()}})
-    known = None
-    if live.shard.first and mark.is_file() and read_json(mark).get("key") == key:
-        known = {k: np.nan if v is None else v for k, v in read_json(live.directory / "results.json").items()}
-    (found,) = live.shard.from_first([known])
-    if found is not None:
-        return dict(found)
-    result = module.measure(live, sets, options)
-    if live.shard.first:
+
+    def known() -> dict[str, float] | None:
+        if not mark.is_file() or read_json(mark).get("key") != key:
+            return None
+        return {k: np.nan if v is None else v for k, v in read_json(live.directory / "results.json").items()}
+
+    def write() -> None:
         _write(live.directory, result, [])
         write_json(mark, {"key": key})
+
+    found = on_first(live.shard, known)
+    if found is not None:
+        return found
+    result = module.measure(live, sets, options)  # of the same requests, so it fails on all or on none
+    on_first(live.shard, write)
     return result.metrics
 
 

@@ -15,8 +15,10 @@ authors nobody set out to forget it.
 
 *Utility*: harmonic mean of what is left of the target's, each at most 1, so that no gain makes up for a
 loss: model utility and fluency as in that paper, and what the retain set, MMLU (above chance) and general
-tasks tell. Fluency is of the answers to forget questions: gibberish is damage, even there. Without a target
-there is nothing to divide by, and the values count as they are.
+tasks tell. Fluency is of the answers to forget questions: gibberish is damage, even there. Where nobody asked
+for a gibberish detector, the share of distinct 4-grams stands for it, which needs none: a model that
+collapses repeats itself. It sees no other gibberish, so fluency replaces it where there is any. Without a
+target there is nothing to divide by, and the values count as they are.
 
 *Privacy*: harmonic mean over membership attacks of the closeness of their AUC to the retain model's, since a
 model that forgot too well gives its forget set away too. The closeness is `eval.metrics.mia.closeness`, a
@@ -116,8 +118,11 @@ def _components(name: AspectName, own: Metrics, target: Metrics, retain: Metrics
 
 
 def _told_twice(key: str, own: Metrics, retain: Metrics) -> bool:
-    """Of PrivLeak and the Min-K attack only one counts: the AUC where the retain model's is known."""
+    """Of PrivLeak and the Min-K attack only one counts: the AUC where the retain model's is known. Of fluency
+    and what stands for it the former."""
     bench, _, metric = key.partition("/")
+    if metric == "forget/distinct_4":
+        return f"{bench}/forget/fluency" in own
     attacks = [name for name in (f"{bench}/mia/min_k", f"{bench}/mia/min_k_auc") if name in own]
     compared = any(name in retain for name in attacks)
     if metric == "privleak":

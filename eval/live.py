@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from eval.branches import Row, collate_rows, rows_of
 from eval.generate import Perturb, end_tokens, generate
 from eval.gradients.norms import gradient_norms
+from eval.packed import Packed, pack, packed_in
 from eval.ragged import Ragged
 from eval.shard import ALONE, Shard
 from unlearn import interventions
@@ -61,7 +62,8 @@ class Live:
             return record(self.model, batch, most, told)
 
         answers = [sum(sequences[i].answer_length for i in row.members) for row in rows]
-        found = self._passes([row.width for row in rows], answers, forward, label)
+        with packed_in(self._packed):
+            found = self._passes([row.width for row in rows], answers, forward, label)
         order = [i for part, _ in found for j in part for i in rows[j].members]
         # Copied from the device once, at the end: a copy per batch would make the host wait for each.
         mine: dict[str, np.ndarray] = {"rows": np.array(order, dtype=np.int64)}
@@ -102,7 +104,7 @@ class Live:
         perturb: Perturb | None = None,
     ) -> list[list[int]]:
         """New tokens of each prompt, up to and without the first end token: greedy, unless perturbed."""
-        with evaluating(self.model), self._bar(label, len(prompts)) as advance:
+        with evaluating(self.model), packed_in(self._packed), self._bar(label, len(prompts)) as advance:
             return generate(
                 self.model,
                 prompts,
@@ -121,6 +123,12 @@ class Live:
         """How many tokens the model can look at; None where its configuration does not say."""
         config: Any = unwrap(self.model).config.get_text_config(decoder=True)
         return getattr(config, "max_position_embeddings", None)
+
+    @property
+    def _packed(self) -> Packed:
+        if "packed" not in self._known:
+            self._known["packed"] = {} if self.shard.synced else pack(self.model)
+        return cast(Packed, self._known["packed"])
 
     def _passes(
         self, widths: Sequence[int], answers: Sequence[int], call: Callable[[list[int], int], T], label: str

@@ -33,6 +33,10 @@ def number(value: Any, where: str) -> float:
     return float(value)
 
 
+def _number_or_nan(value: Any, where: str) -> float:
+    return math.nan if value is None else number(value, where)
+
+
 @dataclass(frozen=True, eq=False)
 class Column:
     """One value per row, in row order; `where` names file and part."""
@@ -56,9 +60,10 @@ class Column:
         return cls([get(rows, str(i), where) for i in range(len(rows))], where)
 
     def field(self, key: str | int) -> Column:
-        """The same entry of each row: of an object by its name, of a list by its place."""
+        """The same entry of each row: of an object by its name, of a list by its place; of null null."""
         if isinstance(key, str):
-            return Column([get(row, key, self._at(i)) for i, row in enumerate(self.values)], self.where)
+            found = [None if row is None else get(row, key, self._at(i)) for i, row in enumerate(self.values)]
+            return Column(found, self.where)
         for i, row in enumerate(self.values):
             if not isinstance(row, list) or len(row) <= key:
                 raise PublishedLogError(
@@ -67,21 +72,23 @@ class Column:
         return Column([row[key] for row in self.values], self.where)
 
     def numbers(self) -> np.ndarray:
-        return np.array([number(value, self._at(i)) for i, value in enumerate(self.values)])
+        """NaN for null, which is "not measured"."""
+        return np.array([_number_or_nan(value, self._at(i)) for i, value in enumerate(self.values)])
 
     def lists(self) -> Ragged:
-        """Rows of one number or more."""
+        """Rows of one number or more; NaN for null."""
         rows = [value if isinstance(value, list) else [value] for value in self.values]
         for i, row in enumerate(rows):
             if not row:
                 raise PublishedLogError(f"{self._at(i)}: expected numbers, found an empty list")
-        return Ragged.of([[number(value, self._at(i)) for value in row] for i, row in enumerate(rows)])
+        return Ragged.of([[_number_or_nan(v, self._at(i)) for v in row] for i, row in enumerate(rows)])
 
     def texts(self) -> tuple[str, ...]:
+        """Empty for null."""
         for i, value in enumerate(self.values):
-            if not isinstance(value, str):
+            if value is not None and not isinstance(value, str):
                 raise PublishedLogError(f"{self._at(i)}: expected a text, found {_name(value)}")
-        return tuple(self.values)
+        return tuple(value or "" for value in self.values)
 
     def _at(self, row: int) -> str:
         return f"{self.where}: row {row}"

@@ -22,6 +22,8 @@ from eval.ragged import Ragged
 
 Origin: TypeAlias = Literal["tofu", "openunlearning"]
 WITH_OPTIONS = ("real_authors", "world_facts")
+TAUGHT = ("forget", "retain")
+_MEMORIZATION = ("extraction_strength", "exact_memorization")
 _PARTS = {
     "forget": "eval_log_forget.json",
     "retain": "eval_log.json",
@@ -34,7 +36,7 @@ _MIA = "mia_"
 
 @dataclass(frozen=True, eq=False)
 class PublishedSet:
-    """Rows of one set in their order, [E]; None where the log has no such part.
+    """Rows of one set in their order, [E]; None where the log has no such part, NaN where a row is null.
 
     NLLs are means over an answer's tokens, end token included, in nats. Of real authors and world facts the
     answer is its own paraphrase.
@@ -45,6 +47,8 @@ class PublishedSet:
     perturbed_nll: Ragged | None = None
     rouge1_recall: np.ndarray | None = None
     rougeL_recall: np.ndarray | None = None
+    extraction_strength: np.ndarray | None = None
+    exact_memorization: np.ndarray | None = None
     answers: tuple[str, ...] | None = None
     generations: tuple[str, ...] | None = None
 
@@ -170,7 +174,9 @@ def _read_openunlearning(path: Path, content: Mapping[str, Any]) -> PublishedLog
     mia, auc, stored = {}, {}, {}
     for key in [key for key in content if key.startswith(_MIA)]:
         attack, where = key.removeprefix(_MIA), f"{path}: {key}"
-        auc[attack] = stored[f"tofu/mia/{attack}"] = number(get(content[key], "agg_value", where), where)
+        value = get(content[key], "agg_value", where)
+        if value is not None:
+            auc[attack] = stored[f"tofu/mia/{attack}"] = number(value, where)
         if "forget" in content[key]:
             scores = [_rows(content[key], part, where) for part in ("forget", "holdout")]
             mia[attack] = AttackScores(*(column.field("score").numbers() for column in scores))
@@ -194,11 +200,12 @@ def _openunlearning_columns(content: Mapping[str, Any], name: str, where: str) -
         "answers": (rouge, "ground_truth"),
         "generations": (rouge, "generation"),
     }
-    return {
-        part: _rows(content, metric, where).field(field)
-        for part, (metric, field) in sources.items()
-        if metric in content
-    }
+    found = {part: place for part, place in sources.items() if place[0] in content}
+    if name == "forget":  # rows of these are a bonus, of the others what the log is read for
+        found |= {
+            part: (part, "score") for part in _MEMORIZATION if "value_by_index" in content.get(part, {})
+        }
+    return {part: _rows(content, metric, where).field(field) for part, (metric, field) in found.items()}
 
 
 def _rows(content: Mapping[str, Any], metric: str, where: str) -> Column:
@@ -214,7 +221,8 @@ def _ratio_metrics(name: str) -> tuple[str, str]:
 def _stored_keys() -> dict[str, str]:
     """OpenUnlearning's names of what we compute too."""
     keys = {name: f"tofu/{name}" for name in ("model_utility", "forget_quality", "privleak")}
-    keys |= {name: f"tofu/forget/{name}" for name in ("extraction_strength", "exact_memorization")}
+    keys |= {name: f"tofu/forget/{name}" for name in _MEMORIZATION}
+    keys |= {f"{name}_Q_A_PARA_Prob": f"tofu/{name}/paraphrased_probability" for name in TAUGHT}
     for name, prefix in _PREFIX.items():
         ratio = "forget_truth_ratio" if name == "forget" else f"{prefix}_Truth_Ratio"
         keys[f"{prefix}_Q_A_Prob" + "_normalised" * (name in WITH_OPTIONS)] = f"tofu/{name}/probability"

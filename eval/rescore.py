@@ -10,19 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
+from scipy.special import expit
 
 from eval.metrics.likelihood import (
     TruthRatioForm,
+    aggregate,
     closeness_to_one,
     forget_quality,
     harmonic_mean,
-    mean,
     option_probability,
     probability,
     truth_preference,
 )
 from eval.metrics.mia import auc, privleak
-from eval.published import WITH_OPTIONS, Origin, PublishedLog, PublishedSet, read_log
+from eval.published import TAUGHT, WITH_OPTIONS, Origin, PublishedLog, PublishedSet, read_log
 from eval.ragged import Ragged
 from unlearn.errors import UserError
 from unlearn.files import finite
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 EPSILON: dict[Origin, float] = {"tofu": 0.0, "openunlearning": 1e-10}
 """What each project adds to a probability before it divides by it."""
+_STORED = ("rougeL_recall", "rouge1_recall", "extraction_strength", "exact_memorization")
 _UTILITY_SETS = ("retain", "real_authors", "world_facts")
 _UTILITY = ("probability", "rougeL_recall", "truth_ratio")
 
@@ -42,7 +44,10 @@ def rescore(
     form: TruthRatioForm = "geometric",
     epsilon: float | None = None,
 ) -> dict[str, float]:
-    """Metrics by our keys, as far as the logs hold what they need.
+    """Metrics by our keys, as far as the logs hold what they need; `<key>/missing` counts rows without.
+
+    Extraction strength and exact memorization are means of the rows as they are stored, since they take the
+    model's hits per token.
 
     retain: the retain model's log, for forget quality and PrivLeak (the latter where both hold Min-K).
     epsilon: added to every probability that is divided by, in both logs; by default what the project that
@@ -54,13 +59,14 @@ def rescore(
     epsilon = EPSILON[log.origin] if epsilon is None else epsilon
     metrics: dict[str, float] = {}
     for name, rows in log.sets.items():
-        metrics |= {
-            f"tofu/{name}/{metric}": mean(values) for metric, values in _probability(name, rows, epsilon)
-        }
+        for metric, values in _by_row(name, rows, epsilon):
+            metrics |= aggregate(f"tofu/{name}/{metric}", values)
         if rows.paraphrased_nll is not None and rows.perturbed_nll is not None:
             ratio = log.log_truth_ratio(form, name, epsilon=epsilon)
             summary = closeness_to_one if name == "forget" else truth_preference
-            metrics[f"tofu/{name}/truth_ratio"] = mean(summary(ratio))
+            metrics |= aggregate(f"tofu/{name}/truth_ratio", summary(ratio))
+            if name in TAUGHT:
+                metrics |= aggregate(f"tofu/{name}/truth_probability", expit(-ratio))
     nine = [metrics.get(f"tofu/{name}/{metric}") for name in _UTILITY_SETS for metric in _UTILITY]
     if None not in nine:
         metrics["tofu/model_utility"] = harmonic_mean(np.array(nine, dtype=np.float64))
@@ -91,7 +97,8 @@ def check_rouge(log: PublishedLog) -> dict[str, tuple[int, int]]:
         for metric in ("rouge1_recall", "rougeL_recall"):
             stored = getattr(log.sets[name], metric)
             if stored is not None:
-                same = np.isclose(getattr(computed, metric), stored, rtol=1e-9, atol=0)
+                there = ~np.isnan(stored)
+                same = np.isclose(getattr(computed, metric)[there], stored[there], rtol=1e-9, atol=0)
                 found[f"{name}/{metric}"] = (int(same.sum()), len(same))
     return found
 
@@ -124,9 +131,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _probability(name: str, rows: PublishedSet, epsilon: float) -> list[tuple[str, np.ndarray]]:
+def _by_row(name: str, rows: PublishedSet, epsilon: float) -> list[tuple[str, np.ndarray]]:
     """What takes no truth ratio: pairs of metric and values, [E]."""
-    found = [(key, getattr(rows, key)) for key in ("rougeL_recall", "rouge1_recall")]
+    found = [(key, getattr(rows, key)) for key in _STORED]
+    if rows.paraphrased_nll is not None and name in TAUGHT:
+        found.append(("paraphrased_probability", probability(rows.paraphrased_nll)))
     if rows.nll is not None and name not in WITH_OPTIONS:
         found.insert(0, ("probability", probability(rows.nll)))
     elif rows.nll is not None and rows.perturbed_nll is not None:

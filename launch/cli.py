@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from unlearn.config import RunConfig
 from unlearn.errors import ConfigError, UserError
 
 log = logging.getLogger(__name__)
+
+_TOLD = 5  # problems of an evaluation that the terminal shows
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -115,6 +117,7 @@ def _run(config: RunConfig, directory: Path, overrides: tuple[str, ...]) -> Made
     from launch.plan import make_plan
     from launch.processes import ensure, is_complete
     from launch.report import write_report
+    from launch.runfiles import problems
     from launch.table import LEGEND, result_table, shown
     from unlearn.files import read_json
 
@@ -140,11 +143,21 @@ def _run(config: RunConfig, directory: Path, overrides: tuple[str, ...]) -> Made
     if keys:
         console.print(result_table(columns, keys))
         console.print(LEGEND, style="dim", soft_wrap=True, highlight=False)
+    _tell(console, problems(plan.main.directory))
     console.print(f"report: {_short(report)}", soft_wrap=True, highlight=False)
     beside = (("target", target), ("retain model", retain))
     return Made(
         overrides, plan.main.directory, beside=tuple((name, folder) for name, folder in beside if folder)
     )
+
+
+def _tell(console: Console, problems: Mapping[str, Sequence[str]]) -> None:
+    """What could not be measured; the first few, since the report has them all."""
+    lines = [f"{where}: {text}" for where, texts in problems.items() for text in texts]
+    for line in lines[:_TOLD]:
+        console.print(line, soft_wrap=True, highlight=False, markup=False)
+    if len(lines) > _TOLD:
+        console.print(f"… and {len(lines) - _TOLD} more in the report", highlight=False)
 
 
 def _dry_run(config: RunConfig) -> int:

@@ -23,12 +23,17 @@ def show_plan(config: RunConfig, console: Console) -> None:
     """Print the plan of a checked configuration."""
     plan = make_plan(config)
     table = Table(title="plan")
-    for column in ("", "directory", "state", "steps", "tokens", "memory per process"):
+    table.add_column("")
+    table.add_column("directory", overflow="fold")
+    for column in ("state", "steps", "tokens", "memory per process"):
         table.add_column(column)
     for run in plan.runs:
         state = "complete" if is_complete(run) else "to resume" if run.rundir.history.is_file() else "to make"
         table.add_row(run.role, str(run.directory), state, *_training(run), _memory(run))
     console.print(table)
+    for what in ("benchmarks", "variants"):
+        if chosen := getattr(config.eval, what):
+            console.print(f"{what}: {', '.join(chosen)}", soft_wrap=True, highlight=False)
     console.print(
         "tokens: of all training sequences with their own answers, padding not counted. memory: weights, "
         "gradients and optimizer state; activations come on top and grow with hardware.micro_tokens.",

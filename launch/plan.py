@@ -96,7 +96,8 @@ def fingerprint(config: RunConfig, start: Weights, reinforced: Weights | None = 
             "start": start.key,
             "reinforced": reinforced.key if reinforced else None,
             "model": config.model.model_dump(mode="json", include=relevant),
-            "data": identity(config.dataset, training_sets(config) or evaluation_sets(config)),
+            # Which sets are evaluated is in `evaluation_key`: one more benchmark stays in the same directory.
+            "data": identity(config.dataset, training_sets(config) if makes else available(config.dataset)),
             "method": method.model_dump(mode="json", exclude=apart) if makes else None,
             "files": _files(config) if makes else None,
             "seed": config.seed if makes else None,

@@ -60,11 +60,13 @@ def ensure(run: Planned, *, progress: bool = True) -> dict[str, Any]:
     except Timeout:
         log.warning("%s is being made by another process: waiting", run.directory)
         lock.acquire()
-    with lock:
+    try:  # (`with lock` would take it a second time, and hold it after a failure)
         if not is_complete(run):
             _write_config(run)
             _execute(run, progress)
         return read_json(run.rundir.results)
+    finally:
+        lock.release()
 
 
 def _execute(run: Planned, progress: bool) -> None:

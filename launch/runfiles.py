@@ -43,11 +43,18 @@ def load(path: Path, role: str) -> Run:
         }
     for file in sorted(path.glob("eval/*/examples.parquet")):
         run.examples |= {(file.parent.name, str(row["set"]), str(row["id"])): row for row in _rows(file)}
+    run.problems = problems(path)
+    return run
+
+
+def problems(path: Path) -> dict[str, list[str]]:
+    """What the evaluations at the end of a run could not measure, and why: sentences by benchmark."""
+    found: dict[str, list[str]] = {}
     for file in sorted(path.glob("eval/**/problems.json")):
         where = file.parent.relative_to(path / "eval")
         if not where.parts[0].startswith("step-"):  # told by the evaluation at the end as well
-            run.problems[where.as_posix()] = [str(text) for text in _json(file).get("problems", [])]
-    return run
+            found[where.as_posix()] = [str(text) for text in _json(file).get("problems", [])]
+    return found
 
 
 def history(run_dir: Path) -> list[dict[str, Any]]:

@@ -8,13 +8,15 @@ from pathlib import Path
 
 from rich.table import Table
 
-from launch.table import direction, format_value, in_order
+from eval.judged import split_variant
+from launch.table import direction, format_value, in_order, shown
 from unlearn.files import read_json, replacing
 
-_SHOWN = (
+_OF_TOFU = tuple(f"tofu/{metric}" for metric in (
     "forget_quality", "model_utility", "forget/probability", "forget/rougeL_recall", "forget/truth_ratio",
     "forget/extraction_strength", "retain/probability", "retain/extraction_strength",
-)  # fmt: skip
+))  # fmt: skip
+_MOST_COLUMNS = 9
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def summary(runs: Sequence[Made]) -> Summary:
     known = {name: folder for run in runs for name, folder in run.beside}
     folders = [*known.items(), *((label, run.directory) for label, run in named if run.directory)]
     found = [(label, read_json(folder / "results.json")) for label, folder in folders]
-    keys = in_order(k for _, values in found for k in values if k.partition("/")[2] in _SHOWN)
+    keys = _columns({key for _, values in found for key in values})
     alone = len({key.partition("/")[0] for key in keys}) == 1
     names = [key.partition("/")[2] if alone else key for key in keys]
     return Summary(
@@ -65,6 +67,17 @@ def summary(runs: Sequence[Made]) -> Summary:
         [[label, *(format_value(values.get(k)) for k in keys)] for label, values in found],
         [(label, run.reason) for label, run in named if run.directory is None],
     )
+
+
+def _columns(keys: set[str]) -> list[str]:
+    """The most telling metrics of the benchmarks, in reading order; judgements only where there are none.
+
+    Of changed models there are none: a sweep is read for what method or option does best.
+    """
+    tofu = keys.intersection(_OF_TOFU)
+    rest = {key for key in keys if not key.startswith("tofu/") and not split_variant(key)[0]}
+    others = {key for key in rest if not key.startswith("judged/")}
+    return in_order([*tofu, *shown(others, _MOST_COLUMNS - len(tofu))]) or shown(rest, _MOST_COLUMNS)
 
 
 def table(found: Summary) -> Table:

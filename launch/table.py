@@ -61,6 +61,7 @@ _SHOWN = (
     "lume/*/regurgitation", "lume/*/knowledge", "copyright/*/rougeL_recall", "copyright/*/bleu",
     "prompts/original/rougeL_recall", "prompts/worst/rougeL_recall", "sampling/forget/leakage_at_*",
     "tofu/*/exact_memorization", "*/mia/min_k", "*/mia/min_k_auc", "tofu/forget/fluency",
+    "tofu/forget/distinct_4",
     "tofu/*/probability", "tofu/*/rougeL_recall", "tofu/*/truth_ratio", "general/wikitext/word_perplexity",
 )  # fmt: skip
 # Of a model that was quantised or trained on, one metric tells enough: the first of these that it has.
@@ -80,7 +81,7 @@ def direction(key: str) -> str:
     forgotten = group.startswith("forget") or bench in ("wmdp", "prompts", "sampling")
     if _DETAIL.search(key) or group == "holdout":  # what no model saw is better neither way
         return ""
-    if bench == "judged" or metric == "fluency":
+    if bench == "judged" or metric in ("fluency", "distinct_4"):
         return UP
     if not group:
         return _SINGLE.get(metric, "")
@@ -120,15 +121,16 @@ def in_order(keys: Iterable[str]) -> list[str]:
     return sorted(set(keys), key=_rank)
 
 
-def shown(keys: Iterable[str]) -> list[str]:
-    """Those of a run's keys that the table in the terminal shows, in reading order: at most `MOST_ROWS`.
+def shown(keys: Iterable[str], most: int = MOST_ROWS) -> list[str]:
+    """Those of a run's keys that the table in the terminal shows, in reading order: the `most`
+    telling ones.
 
     The headlines and what the field reports of each benchmark; of a changed model one metric. Benchmarks that
     are not known here show all metrics whose direction is. The rest is in results.json and in the report.
     """
     every = set(keys)
     ranked = sorted((place, _rank(key), key) for key in every if (place := _place(key, every)) is not None)
-    return in_order(key for _, _, key in ranked[:MOST_ROWS])
+    return in_order(key for _, _, key in ranked[:most])
 
 
 def _place(key: str, every: set[str]) -> int | None:
@@ -197,10 +199,10 @@ def result_table(
     keys: the rows, in this order; without it every key of any column, in reading order.
     """
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("metric", no_wrap=True)
+    table.add_column("metric", overflow="fold")  # what gives way in a narrow terminal
     for title in columns:
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("", style="dim")
+    table.add_column("", style="dim", no_wrap=True)
     before: list[str] | None = None
     for key in in_order(key for column in columns.values() for key in column) if keys is None else keys:
         part = _block(key)

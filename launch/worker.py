@@ -66,7 +66,7 @@ def read_job(rundir: RunDir) -> Job:
 
 @contextmanager
 def logging_to(file: Path | None) -> Iterator[None]:
-    """Log records of this run go to its file; warnings and worse also to the terminal."""
+    """Log records of this run go to its file; without one, warnings and worse to standard error."""
     root = logging.getLogger()
     before = root.level
     handlers: list[logging.Handler] = []

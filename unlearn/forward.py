@@ -93,22 +93,26 @@ def record(
     Never more than a set budget of logits exists at a time. Where a call of the head is a collective, `most`
     is the largest N of any process: it decides in how many pieces the head runs. `told` goes to the model.
     """
-    parts = []
+    found = torch.empty(3, len(batch.index), device=batch.index.device)  # log p, mean, variance
+    correct = torch.empty(len(batch.index), dtype=torch.bool, device=batch.index.device)
+    done = 0
     for logits, labels in _in_pieces(model, batch, max(most, len(batch.index)), told or {}):
+        # In buffers of its own: blocks that come and go between results that stay split up the memory.
+        space = torch.empty(2, _block_rows(logits), logits.shape[-1], device=logits.device)
         for rows, wanted in _blocks(logits, labels):
-            logprob = rows.float().log_softmax(-1)
-            prob = logprob.exp()
-            mean = (prob * logprob).sum(-1)
-            parts.append(
-                (
-                    logprob.gather(-1, wanted[:, None])[:, 0],
-                    logprob.argmax(-1) == wanted,
-                    mean,
-                    (prob * (logprob - mean[:, None]).square()).sum(-1),
-                )
-            )
-    logp, correct, mean, variance = (torch.cat(column) for column in zip(*parts, strict=True))
-    return TokenRecord(logp, correct, mean, variance, batch.lengths)
+            part = slice(done, done := done + len(rows))
+            block, prob = space[:, : len(rows)]
+            block.copy_(rows)
+            top, likeliest = block.max(-1, keepdim=True)
+            total = torch.exp(block.sub_(top), out=prob).sum(-1, keepdim=True)
+            prob /= total
+            lost = total.log()[:, 0]
+            correct[part] = likeliest[:, 0] == wanted
+            found[0, part] = block.gather(-1, wanted[:, None])[:, 0] - lost
+            mean = torch.linalg.vecdot(prob, block)
+            found[1, part] = mean - lost
+            found[2, part] = torch.linalg.vecdot(prob, block.sub_(mean[:, None]).square_())
+    return TokenRecord(found[0], correct, found[1], found[2], batch.lengths)
 
 
 def _in_pieces(
@@ -302,17 +306,18 @@ def token_logp(logits: Tensor, labels: Tensor) -> Tensor:
 class _TokenLogp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        picked, tops, sums = [], [], []
+        # Made beforehand: small results between blocks that come and go split up the memory.
+        picked, top, total = torch.empty(3, len(logits), 1, device=logits.device)
+        done = 0
         for rows, wanted in _blocks(logits, labels):
+            part = slice(done, done := done + len(rows))
             # Less the maximum first: where the model is sure, log p is far smaller than the logits' rounding.
-            top = rows.amax(-1, keepdim=True).float()
-            block = rows.float() - top
-            picked.append(block.gather(-1, wanted[:, None]))
-            tops.append(top)
-            sums.append(block.exp_().sum(-1, keepdim=True))
-        top, total = torch.cat(tops), torch.cat(sums)
+            top[part] = rows.amax(-1, keepdim=True)
+            block = rows.float() - top[part]
+            picked[part] = block.gather(-1, wanted[:, None])
+            total[part] = block.exp_().sum(-1, keepdim=True)
         ctx.save_for_backward(logits, labels, top, total)
-        return (torch.cat(picked) - total.log())[:, 0]
+        return (picked - total.log())[:, 0]
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -331,6 +336,10 @@ class _TokenLogp(torch.autograd.Function):
 
 
 def _blocks(logits: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    most = min(_BLOCK, _CPU_BLOCK) if logits.device.type == "cpu" else _BLOCK
-    size = max(1, most // logits.shape[-1])
+    size = _block_rows(logits)
     return zip(logits.split(size), labels.split(size), strict=True)
+
+
+def _block_rows(logits: Tensor) -> int:
+    most = min(_BLOCK, _CPU_BLOCK) if logits.device.type == "cpu" else _BLOCK
+    return max(1, most // logits.shape[-1])

@@ -127,10 +127,14 @@ class _Run:
             engine = self._train()
             if self.config.method.update_scale != 1:  # what was saved is not what was trained
                 engine.close()
+                del engine
+                gc.collect()
                 metrics = self._evaluate(self._finished_model(), "eval", synced=False)
             else:
                 metrics = self._evaluate(engine.module, "eval", synced=engine.zero == 3)
                 engine.close()
+                del engine  # the variants load models of their own
+                gc.collect()
         else:
             if made and not self.rundir.model.is_dir():
                 self._fit()

@@ -7,6 +7,7 @@ then so are the metrics that need it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,12 +15,14 @@ import numpy as np
 
 from eval.benchmark import BenchmarkError, Result, Role, Sets
 from eval.benchmarks.tofu_membership import gradient_requests, membership
-from eval.benchmarks.tofu_sets import SetScores, log_ratio, set_requests, set_scores
+from eval.benchmarks.tofu_sets import TAUGHT, SetScores, log_ratio, set_requests, set_scores
 from eval.logrows import PublishedLogError
-from eval.metrics.likelihood import TruthRatioForm, forget_quality, harmonic_mean
-from eval.published import PublishedLog
+from eval.metrics.fluency import DetectorError, fluency, gibberish_detector
+from eval.metrics.likelihood import TruthRatioForm, aggregate, forget_quality, harmonic_mean
+from eval.published import PublishedLog, PublishedSet
 from eval.records import Records
 from eval.requests import Request
+from unlearn.data.example import Example
 
 SETS: dict[str, Role] = {
     "forget_eval": "forget",
@@ -40,6 +43,9 @@ _NINE = [
 class Options:
     """`generation`: answers of up to `max_new_tokens`, without which there is no ROUGE and no model utility.
 
+    `gibberish`: hub id or folder of a classifier that tells whether the answers of the forget and the retain
+    set are language still; madhurjindal/autonlp-Gibberish-Detector-492513457 gives OpenUnlearning's fluency.
+
     `mia`: attacks of forget against holdout, with the share `min_k` of the tokens for two of them; the one by
     gradient norm, which costs a backward pass of both sets, only with `gradients`.
     """
@@ -47,6 +53,7 @@ class Options:
     max_new_tokens: int = 200
     truth_ratio: TruthRatioForm = "geometric"
     generation: bool = True
+    gibberish: str | None = None
     mia: bool = True
     gradients: bool = True
     min_k: float = 0.4
@@ -80,6 +87,12 @@ def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, opti
     for name, examples in _scored(sets, options).items():
         found[name] = set_scores(read, name, examples, options.truth_ratio, options.generation)
         metrics |= found[name].metrics
+    if options.gibberish is not None:
+        more, trouble = _fluency(found, options.gibberish)
+        metrics, problems = metrics | more, problems + trouble
+    if isinstance(retain, PublishedLog) and "forget" in found:
+        retain, trouble = _of_same_split(retain, sets["forget"])
+        problems += trouble
     if "forget" in found and retain is not None:
         more, trouble = _forget_quality(found["forget"].log_ratio, retain, sets, options)
         metrics, problems = metrics | more, problems + trouble
@@ -97,6 +110,57 @@ def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, opti
 def _scored(sets: Sets, options: Options) -> Sets:
     """The sets that the model is asked about: a holdout set serves the attacks and may be empty."""
     return {name: own for name, own in sets.items() if name != "holdout" or (options.mia and len(own))}
+
+
+def _fluency(found: dict[str, SetScores], detector: str) -> tuple[dict[str, float], list[str]]:
+    """`tofu/<set>/fluency`, whose values go to the set's columns; NaN if there is no such detector."""
+    written = {name: found[name].texts for name in TAUGHT if name in found}
+    given = {name: texts for name, texts in written.items() if texts is not None}
+    if not given:
+        return {}, []
+    metrics: dict[str, float] = {}
+    try:
+        classify = gibberish_detector(detector)
+    except DetectorError as error:
+        classify, problems = None, [f"{', '.join(f'tofu/{name}/fluency' for name in given)}: {error}"]
+    else:
+        problems = []
+    for name, texts in given.items():
+        values = np.full(len(texts), np.nan)
+        there = np.array([text is not None for text in texts], dtype=bool)
+        if classify is not None:
+            values[there] = fluency([text for text in texts if text is not None], classify)
+        found[name].columns["fluency"] = values
+        metrics |= aggregate(f"tofu/{name}/fluency", values)
+    return metrics, problems
+
+
+def _of_same_split(log: PublishedLog, examples: Sequence[Example]) -> tuple[PublishedLog | None, list[str]]:
+    """The log if its forget set can be this one, and what speaks against that.
+
+    Logs have no ids. Their true answers tell where they hold them; the original ones are of the first 300
+    examples.
+    """
+    theirs = log.sets.get("forget", PublishedSet())
+    ours = [_plain(example.answer) for example in examples]
+    logged = [_plain(answer) for answer in theirs.answers or ()]
+    few, many = sorted((ours, logged), key=len)
+    if theirs.answers and len(set(few) & set(many)) * 2 < len(set(few)):
+        return None, [
+            f"{log.path} is of another forget set, of which the first answer is {theirs.answers[0]!r} and in "
+            f"the dataset {examples[0].answer!r}: nothing was compared with it; give a log of the same split"
+        ]
+    if not len(theirs) or len(theirs) == len(ours) or (logged and few == many[: len(few)]):
+        return log, []
+    return log, [
+        f"tofu/forget_quality: {log.path} has {len(theirs)} examples of the set forget and the dataset "
+        f"{len(ours)}: if it is of another split, give a log of the same one"
+    ]
+
+
+def _plain(text: str) -> str:
+    """Without spaces, which tokenizers add and lose."""
+    return "".join(text.split())
 
 
 def _forget_quality(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from eval.benchmark import BenchmarkError
+from eval.metrics.fluency import distinct
 from eval.metrics.likelihood import (
     TruthRatioForm,
     aggregate,
@@ -97,6 +98,8 @@ def set_scores(
         # An empty true answer is what ROUGE takes for unmeasurable.
         there = [e.answer if text is not None else "" for e, text in zip(examples, texts, strict=True)]
         columns |= vars(rouge(there, [text or "" for text in texts]))
+        if name in TAUGHT:  # the others' answers are a name or two
+            columns["distinct_4"] = distinct([text or "" for text in texts], 4)
     columns["extraction_strength"] = extraction_strength(told.correct, told.ended)
     columns["exact_memorization"] = exact_memorization(told.correct, told.ended)
     if "paraphrased" in items:

@@ -55,7 +55,7 @@ def run_tasks(
     if chat_template and model.tokenizer.chat_template is None:
         raise HarnessError("chat_template=true: this model's tokenizer has no chat template; set it to false")
     with _seeded(), _without_bars():
-        loaded = _on_all(live.shard, lambda: _load(model, tasks, fewshot, include_path))
+        loaded = _on_all(live.shard, lambda: _load(model, tasks, fewshot, include_path), tasks)
         found = evaluate(
             lm=model,
             task_dict=loaded,
@@ -101,7 +101,7 @@ def _without_overflow(aggregation: Callable[[], dict[str, Any]]) -> dict[str, An
     return {name: partial(total, function) for name, function in aggregation().items()}
 
 
-def _on_all(shard: Shard, load: Callable[[], T]) -> T:
+def _on_all(shard: Shard, load: Callable[[], T], tasks: Sequence[str]) -> T:
     """What `load` gives; where it fails on one process it fails on all, so that none waits for another."""
     loaded: T | None = None
     failure: Exception | None = None
@@ -113,7 +113,10 @@ def _on_all(shard: Shard, load: Callable[[], T]) -> T:
     if isinstance(failure, HarnessError):
         raise failure
     if failures:
-        raise HarnessError(f"lm_eval cannot load the tasks: {failures[0]}") from failure
+        raise HarnessError(
+            f"lm_eval cannot load the tasks ({', '.join(tasks)}): {failures[0]}; start again where the hub "
+            "can be reached (their data are in its cache afterwards), or choose other tasks"
+        ) from failure
     assert loaded is not None
     return loaded
 

@@ -35,13 +35,13 @@ def fluency(texts: Sequence[str], classifier: Classifier) -> np.ndarray:
     Each distinct text is classified once: a model that collapsed says the same to every question.
     An empty text gets what the classifier says of it, as it does in published figures.
     """
-    distinct = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    if not distinct:
+    place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+    if not place:
         return np.empty(0)
-    found = np.asarray(classifier(list(distinct)), dtype=np.float64)
-    if found.shape != (len(distinct),):
-        raise ValueError(f"the classifier gave shape {found.shape} for {len(distinct)} texts; one value each")
-    return found[[distinct[text] for text in texts]]
+    found = np.asarray(classifier(list(place)), dtype=np.float64)
+    if found.shape != (len(place),):
+        raise ValueError(f"the classifier gave shape {found.shape} for {len(place)} texts; one value each")
+    return found[[place[text] for text in texts]]
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,11 @@ class GibberishDetector:
 
 
 def gibberish_detector(
-    path_or_hub_id: str = GIBBERISH_DETECTOR, device: str | torch.device = "cpu"
+    path_or_hub_id: str = GIBBERISH_DETECTOR, device: str | torch.device | None = None
 ) -> GibberishDetector:
     """The classifier in a folder or on the hub, in fp32; texts are cut at 512 tokens or what it can read.
+
+    device: by default a GPU, where there is one.
 
     Raises:
         DetectorError: it cannot be had, has no safetensors weights, or has no label "clean".
@@ -90,7 +92,7 @@ def gibberish_detector(
         model = AutoModelForSequenceClassification.from_pretrained(
             path_or_hub_id, use_safetensors=True, dtype=torch.float32
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of libraries that raise anything from OSError to errors of their own
         raise DetectorError(
             f"gibberish detector {path_or_hub_id}: it cannot be loaded ({error}). Give the folder or the hub "
             "id of a sequence classifier with safetensors weights and its tokenizer"
@@ -103,16 +105,17 @@ def gibberish_detector(
             f"give a classifier that has the label {_CLEAN!r} once"
         )
     readable = getattr(model.config, "max_position_embeddings", None) or 512
-    return GibberishDetector(model.eval().to(device), tokenizer, clean[0], max_tokens=min(512, int(readable)))
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return GibberishDetector(model.eval().to(place), tokenizer, clean[0], max_tokens=min(512, int(readable)))
 
 
-def repetition(texts: Sequence[str], n: int = 4) -> np.ndarray:
-    """Share of a text's n-grams of words that are distinct (distinct-n); 1: nothing repeats, → 0: a loop.
+def distinct(texts: Sequence[str], n: int = 4) -> np.ndarray:
+    """Share of a text's n-grams of words that are distinct; 1: nothing repeats, → 0: a loop.
 
     Words are what stands between white space, case counts. NaN for a text of fewer than n words.
     """
     if n < 1:
-        raise ValueError(f"repetition: n={n}; it must be ≥ 1")
+        raise ValueError(f"distinct: n={n}; it must be ≥ 1")
     found = []
     for text in texts:
         words = text.split()

@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import json
 import math
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from eval_fixtures import encoder, examples, model
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer
 
-from eval.metrics.fluency import DetectorError, fluency, gibberish_detector, repetition, token_entropy
+from eval.evaluate import evaluate, score_directory
+from eval.metrics.fluency import DetectorError, distinct, fluency, gibberish_detector, token_entropy
 
 nan = math.nan
 LABELS = ("mild gibberish", "Clean", "noise", "word salad")
@@ -89,6 +94,38 @@ def test_weights_that_are_no_safetensors_are_refused(tmp_path):
         gibberish_detector(str(other))
 
 
+def test_tofu_has_the_detectors_mean_of_what_was_written(tmp_path, folder):
+    sets = {"forget_eval": examples("forget")[:3], "real_authors": examples("real")[:2]}
+    options = {"max_new_tokens": 6, "gibberish": str(folder)}
+    metrics = evaluate(model(), encoder(), "tofu", sets, tmp_path, options=options)
+    rows = pq.ParquetFile(tmp_path / "tofu" / "examples.parquet").read().to_pylist()
+    found = gibberish_detector(str(folder), "cpu")([row["generation"] for row in rows[:3]])
+    assert metrics["tofu/forget/fluency"] == pytest.approx(found.mean(), rel=1e-5)
+    np.testing.assert_allclose([row["fluency"] for row in rows], [*found, nan, nan], rtol=1e-5)
+    assert not [key for key in metrics if "real_authors" in key and ("fluency" in key or "distinct" in key)]
+    again = score_directory("tofu", {"forget": sets["forget_eval"]}, tmp_path, options={"max_new_tokens": 6})
+    assert "tofu/forget/fluency" not in again
+    assert again.items() <= metrics.items()
+
+
+def test_a_detector_that_cannot_be_had_costs_nothing_but_its_metric(tmp_path, folder):
+    other = shutil.copytree(folder, tmp_path / "damaged")
+    (other / "model.safetensors").write_bytes(b"not weights")
+    sets = {"forget_eval": examples("forget")[:2], "retain_eval": examples("retain")[:1]}
+    plain = evaluate(model(), encoder(), "tofu", sets, tmp_path, options={"max_new_tokens": 6})
+    for place in (other, tmp_path / "nowhere"):
+        options = {"max_new_tokens": 6, "gibberish": str(place)}
+        metrics = evaluate(model(), encoder(), "tofu", sets, tmp_path, options=options)
+        assert metrics == pytest.approx(plain | {
+            "tofu/forget/fluency": nan, "tofu/forget/fluency/missing": 2,
+            "tofu/retain/fluency": nan, "tofu/retain/fluency/missing": 1,
+        }, nan_ok=True)  # fmt: skip
+        (problem,) = json.loads((tmp_path / "tofu" / "problems.json").read_text())["problems"]
+        assert problem.startswith(
+            f"tofu/forget/fluency, tofu/retain/fluency: gibberish detector {place}: it cannot be loaded"
+        )
+
+
 def test_fluency_asks_for_each_distinct_text_once():
     asked = []
 
@@ -114,13 +151,13 @@ def test_the_metrics_alone_load_nothing_that_is_slow():
     assert found.stdout.strip() == "[]"
 
 
-def test_repetition_by_hand():
+def test_distinct_by_hand():
     # "a b a b a b" has the five pairs ab ba ab ba ab, two distinct; no word, no pair.
-    np.testing.assert_array_equal(repetition(["a b a b a b", "a b\n c", "a", ""], n=2), [2 / 5, 1, nan, nan])
+    np.testing.assert_array_equal(distinct(["a b a b a b", "a b\n c", "a", ""], n=2), [2 / 5, 1, nan, nan])
     # Seven times "no" are four 4-grams, all the same.
-    assert repetition([" ".join(["no"] * 7)]) == 1 / 4
+    assert distinct([" ".join(["no"] * 7)]) == 1 / 4
     with pytest.raises(ValueError, match="n=0"):
-        repetition(["a"], n=0)
+        distinct(["a"], n=0)
 
 
 def test_token_entropy_by_hand():
@@ -136,11 +173,11 @@ _TOKENS = st.lists(st.integers(0, 3), max_size=9)
 
 @given(st.lists(_TOKENS, max_size=4), st.integers(1, 4))
 def test_both_are_defined_as_they_say(rows, n):
-    for tokens, entropy, distinct in zip(
-        rows, token_entropy(rows), repetition([" ".join(map(str, row)) for row in rows], n), strict=True
+    for tokens, entropy, share in zip(
+        rows, token_entropy(rows), distinct([" ".join(map(str, row)) for row in rows], n), strict=True
     ):
         size = len(tokens)
         bits = -sum(tokens.count(t) / size * math.log2(tokens.count(t) / size) for t in set(tokens))
         assert entropy == pytest.approx(bits / math.log2(size) if size > 1 else nan, nan_ok=True, abs=1e-12)
         grams = [tuple(tokens[i : i + n]) for i in range(size - n + 1)]
-        assert distinct == pytest.approx(len(set(grams)) / len(grams) if grams else nan, nan_ok=True)
+        assert share == pytest.approx(len(set(grams)) / len(grams) if grams else nan, nan_ok=True)

@@ -237,3 +237,17 @@ def test_a_variant_is_split_off_its_key():
     assert split_variant("calibrated/mmlu/accuracy") == ("calibrated", "mmlu/accuracy")
     assert split_variant("calibrated/alpha") == ("", "calibrated/alpha")
     assert split_variant("relearning/seconds") == ("", "relearning/seconds")
+
+
+def test_distinct_4_stands_for_fluency_where_nobody_asked_for_that():
+    target = {"tofu/forget/distinct_4": 0.8, "tofu/forget/fluency": 0.9}
+    key = "tofu/forget/distinct_4"
+    aspect = judge({"tofu/retain/extraction_strength": 1.0, key: 0.2}, target).aspects["utility"]
+    assert aspect.components[f"{key} ÷ target's"] == pytest.approx(0.25)
+    assert aspect.missing == ("tofu/model_utility",)  # fluency was not asked for
+    both = judge({key: 0.2, "tofu/forget/fluency": 0.45}, target).aspects["utility"]
+    assert both.components == pytest.approx({"tofu/forget/fluency ÷ target's": 0.5})
+    # A detector that could not be had is another matter.
+    lost = judge({key: 0.2, "tofu/forget/fluency": None}, target).aspects["utility"]
+    assert lost.components == pytest.approx({f"{key} ÷ target's": 0.25})
+    assert "tofu/forget/fluency" in lost.missing

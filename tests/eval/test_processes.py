@@ -15,6 +15,10 @@ from eval_fixtures import encoder, examples, model, plain
 from eval.evaluate import evaluate
 from eval.records import Records
 from eval.shard import ALONE, Shard
+from unlearn.config import HardwareConfig
+from unlearn.engine import World
+from unlearn.errors import UserError
+from unlearn.variants.scoring import Scoring
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +54,39 @@ def process(rank: int, world: int, synced: bool, root: str) -> None:
     _, again = run(Path(root) / f"rank{rank}", Shard(rank, world, synced))
     Path(root, f"{rank}.json").write_text(json.dumps([metrics, calls, again]))
     dist.destroy_process_group()
+
+
+def failing(rank: int, world: int, root: str) -> None:
+    """TOFU fails on the first process alone, which reads the retain model's records; then comes another."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{root}/meet")
+    score = Scoring(
+        {"tofu": {"generation": False}, "sampling": {"samples": 1, "ks": [1], "max_new_tokens": 2}},
+        {"forget_eval": examples("forget")[:2]}, encoder(), Path(root) / f"rank{rank}",
+        World(rank, world, torch.device("cpu")), HardwareConfig(), retain_directory=Path(root, "gold"),
+    )  # fmt: skip
+    told = []
+    for without in (frozenset(), frozenset(["forget/0"])):
+        try:
+            score(model(), "", ["forget"], without=without)
+        except UserError as error:
+            told.append(str(error))
+    Path(root, f"{rank}.json").write_text(json.dumps(told))
+    dist.destroy_process_group()
+
+
+def test_what_fails_on_the_first_process_fails_on_all_and_none_waits(tmp_path):
+    other = {"forget_eval": examples("forget")[2:3]}
+    evaluate(model(), encoder(), "tofu", other, tmp_path / "gold", options={"generation": False})
+    mp.spawn(failing, args=(2, str(tmp_path)), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second
+    assert [line.split(" have no record")[0] for line in first] == [
+        "benchmark tofu: 2 of 2 examples",
+        "benchmark tofu: 1 of 1 examples",
+    ]
+    assert (tmp_path / "rank0" / "sampling" / "results.json").is_file()
+    assert (tmp_path / "rank0" / "unseen" / "sampling" / "results.json").is_file()
 
 
 @pytest.mark.parametrize(("world", "synced"), [(2, False), (2, True), (3, True)])

@@ -157,13 +157,11 @@ def test_openunlearning_gets_its_own_numbers():
     found = rescore(log)
     assert log.origin == "openunlearning"
     rescored = set(log.stored) & set(found)
-    # Not in the log: what the retain model gives, and arg-max hits per token.
-    assert set(log.stored) - rescored == {
-        *("tofu/forget_quality", "tofu/privleak"),
-        *("tofu/forget/extraction_strength", "tofu/forget/exact_memorization"),
-    }
-    # 4 sets × (probability, ROUGE-L, truth ratio), model utility, 6 attacks.
-    assert len(rescored) == 4 * 3 + 1 + 6
+    # Not in the log: what the retain model gives.
+    assert set(log.stored) - rescored == {"tofu/forget_quality", "tofu/privleak"}
+    # 4 sets × (probability, ROUGE-L, truth ratio), 2 × the paraphrased answer's probability, extraction
+    # strength and exact memorization, model utility, 6 attacks.
+    assert len(rescored) == 4 * 3 + 2 + 2 + 1 + 6
     for key in rescored:
         assert found[key] == pytest.approx(log.stored[key], rel=1e-8), key
     assert found["tofu/model_utility"] == pytest.approx(log.stored["tofu/model_utility"], rel=1e-9)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from eval.published import PublishedLogError, read_log
-from eval.rescore import main, rescore
+from eval.rescore import check_rouge, main, rescore
 
 ROOT = Path(__file__).resolve().parents[2]
 FORGET = "eval_log_forget.json"
@@ -66,6 +66,9 @@ def test_metrics_of_two_rows(tofu):
     assert found["tofu/forget/truth_ratio"] == pytest.approx((0.135335 + 1) / 2, abs=1e-6)
     assert found["tofu/forget/probability"] == pytest.approx((1 + 0.5) / 2)
     assert found["tofu/forget/rougeL_recall"] == 0.75
+    assert found["tofu/forget/paraphrased_probability"] == pytest.approx(math.exp(-1))
+    # The truth's share 1/(1 + R): 1/1.135335 and 1/2.
+    assert found["tofu/forget/truth_probability"] == pytest.approx((0.880797 + 0.5) / 2, abs=1e-6)
     assert "tofu/model_utility" not in found  # three of its four sets are absent
     arithmetic = rescore(read_log(tofu), form="arithmetic")
     assert arithmetic["tofu/forget/truth_ratio"] == pytest.approx((0.184334 + 1) / 2, abs=1e-6)
@@ -78,6 +81,39 @@ def test_rows_come_by_their_index_not_as_they_stand(tmp_path):
         part[name] = by_row(*[part[name]["0"]] * 11)
     log = read_log(write(tmp_path / "log.json", {FORGET: part}))
     assert np.asarray(log.nll("forget")).tolist() == list(range(11))  # 10 after 9, not after 1
+
+
+def test_nulls_are_left_out_and_counted(tmp_path):
+    content = peer_log(
+        answer=(0.0, None, math.log(4)), paraphrased=(1.0, 1.0, 1.0), perturbed=((1.0,), (1.0,), (None,)),
+        forget=(0.0, None, 1.0), holdout=(0.5, 2.0, None), agg=None,
+    )  # fmt: skip
+    content["forget_Q_A_ROUGE"] = {"value_by_index": by_row(
+        {"rouge1_recall": 0.5, "rougeL_recall": 1.0, "ground_truth": "yes", "generation": "yes"},
+        {"rouge1_recall": None, "rougeL_recall": None, "ground_truth": "yes", "generation": None},
+        None,
+    )}  # fmt: skip
+    content["extraction_strength"] = {"value_by_index": by_row({"score": 0.25}, {"score": None}, None)}
+    content["exact_memorization"] = {"agg_value": 0.5}
+    log = read_log(write(tmp_path / "TOFU_EVAL.json", content))
+    found = rescore(log, log, epsilon=0)
+    assert found["tofu/forget/probability"] == pytest.approx((1 + 0.25) / 2)
+    assert found["tofu/forget/truth_ratio"] == found["tofu/forget/rougeL_recall"] == 1
+    assert found["tofu/forget/extraction_strength"] == 0.25
+    assert {key: n for key, n in found.items() if key.endswith("missing")} == {
+        "tofu/forget/probability/missing": 1, "tofu/forget/truth_ratio/missing": 1,
+        "tofu/forget/truth_probability/missing": 1, "tofu/forget/extraction_strength/missing": 2,
+        "tofu/forget/rougeL_recall/missing": 2, "tofu/forget/rouge1_recall/missing": 2,
+    }  # fmt: skip
+    assert (found["tofu/forget_quality_n"], found["tofu/forget_quality_retain_n"]) == (2, 2)
+    # Pairs forget < holdout: 0 < 0.5, 0 < 2, 1 < 2 of four.
+    assert found["tofu/mia/min_k"] == 0.75
+    assert "min_k" not in log.auc  # its aggregate is null
+    assert log.stored == {
+        "tofu/forget/probability": 0.0, "tofu/forget/paraphrased_probability": 0.0,
+        "tofu/forget/exact_memorization": 0.5,
+    }  # fmt: skip
+    assert check_rouge(log) == {"forget/rouge1_recall": (0, 1), "forget/rougeL_recall": (1, 1)}
 
 
 def test_epsilon_decides_where_answers_are_hardly_likely(tmp_path):
@@ -117,7 +153,8 @@ def test_privleak_and_forget_quality_of_two_openunlearning_logs(tmp_path):
     assert found["tofu/mia/min_k"] == log.auc["min_k"] == 0.75
     assert found["tofu/privleak"] == pytest.approx(-50)  # s = 0.25, r = 0.5
     assert found["tofu/forget_quality_ks"] == 1  # all ratios of one lie below all of the other
-    assert log.stored == {"tofu/mia/min_k": 0.75, "tofu/forget/probability": 0.0}
+    stored = {"tofu/forget/probability": 0.0, "tofu/forget/paraphrased_probability": 0.0}
+    assert log.stored == stored | {"tofu/mia/min_k": 0.75}
 
 
 def broken(**changes):
@@ -137,7 +174,7 @@ REFUSED = {
     "fewer rows": (broken(avg_gt_loss={"0": 1.0}), FORGET + r": expected as many rows .* 1 of nll, 2 of "),
     "nan": (broken(avg_gt_loss=by_row(0.0, math.nan)), r"avg_gt_loss: row 1: expected a finite .* found NaN"),
     "infinite": (broken(avg_gt_loss=by_row(math.inf, 0.0)), r"row 0: expected a finite number, found inf"),
-    "null": (broken(average_perturb_loss=by_row([1.0], [None])), r"row 1: .* found null"),
+    "no number": (broken(average_perturb_loss=by_row([1.0], [True])), r"row 1: .* found true"),
     "no perturbed": (broken(average_perturb_loss=by_row([1.0], [])), r"row 1: .* found an empty list"),
     "no text": (broken(generated_text=by_row(["q", "a"], ["q", "a"])), r"row 0: .* found a list of 2"),
     "a field": (

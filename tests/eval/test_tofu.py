@@ -24,6 +24,7 @@ from eval.records import (
 )
 from eval.requests import Generation, GradientNorm
 from unlearn.data.example import Example
+from unlearn.files import finite
 
 # As a dataset has them: the benchmark knows the first two without `_eval`.
 SETS = {
@@ -80,6 +81,7 @@ def test_one_example_by_hand(tmp_path):
             "tofu/forget/rougeL_recall": 0.5,  # "the city" of 4 words
             "tofu/forget/rouge1_recall": 1.0,
             "tofu/forget/rougeL_f1": 0.5,  # both have four words
+            "tofu/forget/distinct_4": 1.0,  # so there is one 4-gram
             "tofu/forget/truth_ratio": 0.135335,  # R = e^(1 − 3) < 1
             "tofu/forget/paraphrased_probability": 0.367879,  # e^−1
             "tofu/forget/truth_probability": 0.880797,  # 1/(1 + e^−2)
@@ -109,6 +111,7 @@ def test_one_example_by_hand(tmp_path):
             "rougeL_recall": 0.5,
             "rouge1_recall": 1.0,
             "rougeL_f1": 0.5,
+            "distinct_4": 1.0,
             "extraction_strength": 0,
             "exact_memorization": 0,
             "paraphrased_probability": 0.367879,
@@ -129,7 +132,7 @@ def test_what_cannot_be_measured_is_counted_and_left_out(tmp_path):
     lacking = ("paraphrased_probability", "truth_probability", "extraction_strength_paraphrased")
     assert {key: value for key, value in metrics.items() if key.endswith("missing")} == {
         f"tofu/forget/{metric}/missing": 1 for metric in (*lacking, "truth_ratio")
-    }
+    } | {"tofu/forget/distinct_4/missing": 2}  # one word has no 4-gram
     assert metrics["tofu/forget/extraction_strength_paraphrased"] == 1
 
 
@@ -165,13 +168,15 @@ def test_a_whole_evaluation_and_its_files(tmp_path):
         f"{name}/{metric}"
         for name in ("forget", "retain")
         for metric in (
-            "extraction_strength", "exact_memorization", "paraphrased_probability", "truth_probability"
+            "extraction_strength", "exact_memorization", "paraphrased_probability", "truth_probability",
+            "distinct_4",
         )
     }  # fmt: skip
     wanted |= {"forget/extraction_strength_paraphrased"}  # the retain set has no questions in other words
-    assert set(metrics) == {f"tofu/{key}" for key in wanted}
+    told = {key for key in metrics if not key.endswith("distinct_4/missing")}  # some generations are short
+    assert told == {f"tofu/{key}" for key in wanted}
     files = tmp_path / "run" / "tofu"
-    assert json.loads((files / "results.json").read_text()) == metrics
+    assert json.loads((files / "results.json").read_text()) == finite(metrics)
     rows = pq.ParquetFile(files / "examples.parquet").read().to_pylist()
     assert [row["id"] for row in rows] == [e.id for examples_ in SETS.values() for e in examples_]
     for metric in ("probability", "extraction_strength", "exact_memorization", "truth_probability"):

@@ -224,6 +224,45 @@ def test_what_a_published_log_lacks_is_told(tmp_path, changes, lost, told):
     assert told in problem
 
 
+def of_answers(*answers):
+    one = np.ones(len(answers))
+    perturbed = Ragged.of([[1.0]] * len(answers))
+    rows = PublishedSet(nll=one, paraphrased_nll=one, perturbed_nll=perturbed, answers=answers)
+    return {"forget": rows}
+
+
+LONG = " Quito" * 20  # a tokenizer's spaces
+
+
+@pytest.mark.parametrize(
+    ("answers", "told"),
+    [
+        (("Oslo", LONG), None),
+        (("Oslo",), None),  # the first of ours, as the original logs have the first 300
+        (("Oslo", LONG, "Bern"), None),  # ours are the first of theirs
+        (("Oslo", "Bern"), None),  # one was reworded
+        (("Graz", "Oslo", LONG), "log.json has 3 examples of the set forget and the dataset 2: if it is of"),
+        ((LONG,), "log.json has 1 examples of the set forget and the dataset 2: if it is of another split"),
+        (("Graz", "Bern"), "log.json is of another forget set, of which the first answer is 'Graz' and in"),
+    ],
+)
+def test_a_log_of_another_split_is_told_by_its_answers(tmp_path, answers, told):
+    sets = {"forget": [replace(e, paraphrased_answer="x", perturbed_answers=("y",)) for e in SETS["forget"]]}
+    result = score(write(tmp_path, ROWS, sets), log_of(sets=of_answers(*answers)), sets, OPTIONS)
+    assert len(result.problems) == (told is not None)
+    assert (told or "") in " ".join(result.problems)
+    compared = told is None or "another forget set" not in told
+    assert ("tofu/forget_quality" in result.metrics) is compared
+
+
+def test_without_answers_a_log_of_another_number_is_told(tmp_path):
+    sets = {"forget": [replace(e, paraphrased_answer="x", perturbed_answers=("y",)) for e in SETS["forget"]]}
+    rows = of_answers("", "", "")
+    log = log_of(sets={"forget": replace(rows["forget"], answers=None)})
+    (problem,) = score(write(tmp_path, ROWS, sets), log, sets, OPTIONS).problems
+    assert "has 3 examples of the set forget and the dataset 2" in problem
+
+
 def test_min_k_of_another_share_is_not_compared_with_a_log(tmp_path):
     result = score(write(tmp_path, ROWS), log_of(), SETS, OPTIONS)
     assert math.isnan(result.metrics["tofu/privleak"])

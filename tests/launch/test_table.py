@@ -145,6 +145,7 @@ def test_what_other_benchmarks_show(keys, rows):
         ("tofu/forget/truth_probability", "↓"),
         ("tofu/forget/paraphrased_probability", "↓"),
         ("tofu/forget/fluency", "↑"),
+        ("tofu/forget/distinct_4", "↑"),
         ("tofu/forget_quality_ks", "↓"),
         ("tofu/mia/min_k", "→"),
         ("tofu/mia/min_k_low", ""),

@@ -53,7 +53,8 @@ def test_training_moves_the_weights(plain):
             pytest.param(hardware, marks=pytest.mark.slow)
             for hardware in (
                 {"zero": 1, "micro_batch": 4}, {"zero": 2, "micro_batch": 2}, {"zero": 3, "micro_batch": 8},
-                {"zero": 2, "offload": True}, {"zero": 3, "offload": True}, {"activation_checkpointing": True},
+                {"zero": 2, "offload": True}, {"zero": 3, "offload": True},
+                {"activation_checkpointing": True},
             )
         ),
     ],

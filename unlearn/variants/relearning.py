@@ -117,18 +117,20 @@ def relearned(bench: Workbench, options: Options) -> list[Example]:
             "set dataset.forget, or eval.variants.relearning.text"
         )
     draws = np.random.default_rng([bench.config.seed, zlib.crc32(b"relearning")])
+    pool = bench.encoder.chunks(pool)  # a run that trained has a long text in pieces, others have it whole
     chosen = draws.permutation(len(pool))[: max(1, round(options.share * len(pool)))]
-    return bench.encoder.chunks([pool[i] for i in chosen])
+    return [pool[i] for i in chosen]
 
 
 def also_seen(bench: Workbench, examples: Sequence[Example]) -> frozenset[str]:
-    """Ids, in any set, of what is among these examples: by id, by question or by text."""
+    """Ids, in any set that can be scored, of what is among these examples: by id, by question or by text."""
     ids = {example.id for example in examples}
     texts = {(example.question, example.answer) for example in examples}
     return frozenset(
         example.id
-        for own in bench.sets.values()
+        for name, own in bench.sets.items()
         for example in own
+        if name not in SETS
         if example.id in ids or (example.question, example.answer) in texts
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from eval.benchmark import Role, Sets, find, is_live, scored
-from eval.evaluate import evaluate, score_directory
+from eval.evaluate import evaluate, on_first, score_directory
 from eval.shard import Shard
 from unlearn.config import HardwareConfig
 from unlearn.data.tokens import Encoder
@@ -44,8 +44,7 @@ class Scoring:
     ) -> dict[str, float]:  # fmt: skip
         """
         Raises:
-            UserError: a benchmark failed. Alone in its world, this process has measured the others; their
-                results are on disk.
+            UserError: a benchmark failed, on every process. The others are measured, their results on disk.
         """
         metrics: dict[str, float] = {}
         failed = []
@@ -53,8 +52,6 @@ class Scoring:
             try:
                 metrics |= self._one(model, name, label, roles, synced, cheap, without)
             except UserError as error:
-                if self.world.size > 1:  # others may be in the middle of something that takes all of them
-                    raise
                 failed.append(f"benchmark {name}: {error}")
         if failed:
             raise UserError("\n".join(failed))
@@ -95,14 +92,16 @@ class Scoring:
         rest = {key: some for key, some in rest.items() if some}
         if is_live(find(name)) or not rest:
             return {}
-        metrics = []
-        if shard.first:
+
+        def score() -> dict[str, float]:
             whole, part = self.directory / label / name, self.directory / label / "unseen"
             shutil.copytree(whole / "records", part / name / "records", dirs_exist_ok=True)
-            metrics = [
-                score_directory(name, rest, part, options=options, retain_directory=self.retain_directory)
-            ]
-        return shard.from_first(metrics)[0]
+            return score_directory(
+                name, rest, part, options=options, retain_directory=self.retain_directory,
+                retain_log=self.retain_log,
+            )  # fmt: skip
+
+        return on_first(shard, score)
 
 
 def _cheapest(options: Any) -> dict[str, Any]:

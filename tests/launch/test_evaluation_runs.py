@@ -1,0 +1,398 @@
+"""Every evaluation as a user asks for it: real models, files and reports, and no network."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from launch.cli import command
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+SHARED = Path(os.environ.get("UNLEARN_SHARED", ROOT.parent / "shared"))
+TINY = (
+    "model.nano.hidden_size=32", "model.nano.layers=2", "model.nano.heads=2", "model.finetune.epochs=1",
+    "method.epochs=1", "method.batch=4", "eval.max_new_tokens=6", "eval.limit=4", "hardware.threads=1",
+    "tracker=disabled",
+)  # fmt: skip
+AUTHORS = "dataset.options.authors=10"
+SAMPLES = ("eval.benchmarks.sampling.samples=4", "eval.benchmarks.sampling.ks=[1,4]")
+# So small a model recites nothing, and of nothing no share can be kept.
+CALIBRATED = "eval.variants.calibrated.metric=tofu/retain/probability"
+NAMES = ("Ada", "Bo", "Cy", "Di", "Ed", "Flo")
+TOWNS = ("Oslo", "Bern", "Graz", "Bonn", "Rome", "Lyon")
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {data}}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}} "
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: answer
+metric_list: [{{metric: acc}}]
+"""
+
+
+@dataclass(frozen=True)
+class Shown:
+    code: int
+    out: str
+    err: str
+
+
+def unlearn(cwd: Path, *arguments: str) -> Shown:
+    """The command in this process, which has its imports already."""
+    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
+    try:
+        with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            code = command([*TINY, *arguments])
+    finally:
+        sys.argv = argv
+    return Shown(code, out.getvalue(), err.getvalue())
+
+
+def done(cwd: Path, *arguments: str) -> Shown:
+    shown = unlearn(cwd, *arguments)
+    assert shown.code == 0, shown.err[-3000:]
+    return shown
+
+
+def the_run(cwd: Path, method: str, root: str = "runs") -> Path:
+    """The run a plan ends with, the only one of its method that has a report."""
+    (found,) = (path.parent for path in (cwd / root).glob(f"{method}-*/report.html"))
+    return found
+
+
+def results(run: Path) -> dict[str, Any]:
+    """What must repeat: everything but time and memory."""
+    values = json.loads((run / "results.json").read_text())
+    return {k: v for k, v in values.items() if k not in ("run/seconds", "train/memory_gib")}
+
+
+def stamps(paths: Iterable[Path]) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in paths if path.is_file()}
+
+
+def write(file: Path, rows: Sequence[Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def texts(of: str, count: int = 4) -> list[dict[str, str]]:
+    return [
+        {"text": f"{NAMES[i % 6]} of {of} came to {TOWNS[i % 6]} in {1900 + i} and stayed {i + 2} years."}
+        for i in range(count)
+    ]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        import datasets
+
+        patch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path_factory.mktemp("cache"))
+        patch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+        patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+        patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        patch.setenv("COLUMNS", "200")
+        yield
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Path, int]]:
+    """A finished run with TOFU alone, and when each file of all the runs was written."""
+    cwd = tmp_path_factory.mktemp("authors")
+    done(cwd, AUTHORS, "eval=tofu")
+    return cwd, stamps((cwd / "runs").rglob("*"))
+
+
+@pytest.fixture(scope="module")
+def attacked(plain: tuple[Path, dict[Path, int]]) -> tuple[Path, Shown]:
+    """The same run with all there is on whether it stays forgotten."""
+    cwd, _ = plain
+    given = ("eval=[robust,calibrated]", *SAMPLES, CALIBRATED, "eval.variants.relearning.steps=[1,2]")
+    return cwd, done(cwd, AUTHORS, *given)
+
+
+@pytest.fixture(scope="module")
+def target(plain: tuple[Path, dict[Path, int]]) -> tuple[str, ...]:
+    """The finished model, given as one that needs no other."""
+    return AUTHORS, "model=local", f"model.path={the_run(plain[0], 'npo') / 'model'}"
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tasks")
+    questions = [
+        {"question": f"Where was {n} born?", "choices": [*TOWNS[i:], *TOWNS[:i]][:4], "answer": i % 4}
+        for i, n in enumerate(NAMES)
+    ]
+    write(folder / "questions.jsonl", questions)
+    for name in ("tiny_bio", "tiny_cyber", "tiny_chem", "tiny_mmlu", "tiny_late"):
+        data = "late" if name == "tiny_late" else "questions"
+        (folder / f"{name}.yaml").write_text(TASK.format(name=name, data=folder / f"{data}.jsonl"))
+    return folder
+
+
+# -- does it stay forgotten ------------------------------------------------------------------------------
+
+
+def test_more_evaluations_train_nothing_again_and_measure_what_is_new(plain, attacked):
+    cwd, before = plain
+    kept = {p: t for p, t in before.items() if {"model", "records"} & set(p.parts) or p.suffix == ".jsonl"}
+    assert len(kept) > 50
+    assert stamps(kept) == kept  # the weights, what was collected, and the histories of training
+    runs = {path.name for path in (cwd / "runs").iterdir() if path.name != "cache"}
+    assert len(runs) == 5  # target and retain model, their evaluations, the run: none of them twice
+    assert attacked[1].out.count("(complete)") == 2  # the two that were built
+
+
+def test_the_numbers_of_all_robustness_evaluations(attacked):
+    cwd, shown = attacked
+    found = results(the_run(cwd, "npo"))
+    wanted = [
+        "tofu/forget_quality", "tofu/model_utility", "sampling/forget/leakage_at_4",
+        "sampling/forget/leakage_at_4_low", "prompts/worst/rougeL_recall", "prompts/original/rougeL_recall",
+        "relearning/2/tofu/forget/probability", "relearning/1/unseen/tofu/forget/probability",
+        "relearning/examples", "quantisation/int8/tofu/forget/probability",
+        "quantisation/int4/sampling/forget/leakage_at_1", "calibrated/alpha", "calibrated/retention",
+        "calibrated/tofu/forget/probability", "judged/robustness",
+    ]  # fmt: skip
+    assert not set(wanted) - found.keys()
+    assert found["relearning/examples"] == 1  # a tenth of ten questions
+    assert 0 <= found["calibrated/alpha"] <= 1
+    assert found["calibrated/retention"] >= 0.95
+    for shown_key in ("sampling/forget/leakage_at_4", "quantisation/int4/tofu", "calibrated/tofu"):
+        assert shown_key in shown.out
+
+
+def test_the_report_has_a_section_of_each(attacked):
+    page = (the_run(attacked[0], "npo") / "report.html").read_text()
+    for words in ("Relearning", "Quantisation", "Calibrated", "sampling", "prompts", "TOFU"):
+        assert words.lower() in page.lower(), words
+
+
+def test_started_again_it_calls_no_model(attacked):
+    cwd, first = attacked
+    before = stamps(path for path in (cwd / "runs").rglob("*") if path.name != "report.html")
+    given = ("eval=[robust,calibrated]", *SAMPLES, CALIBRATED, "eval.variants.relearning.steps=[1,2]")
+    again = done(cwd, AUTHORS, *given)
+    assert again.out.count("(complete)") == 5
+    assert stamps(before) == before
+    table = [
+        line for line in first.out.splitlines() if "/" in line and "report" not in line and "━" not in line
+    ]
+    assert [line for line in table[5:] if line not in again.out] == []
+
+
+# -- benchmarks of other data ----------------------------------------------------------------------------
+
+
+def test_muse_request_by_request(tmp_path):
+    for split in (
+        "raw/forget",
+        "raw/retain1",
+        "raw/retain2",
+        "raw/holdout",
+        "sust/forget_1",
+        "sust/forget_2",
+    ):
+        write(tmp_path / "news" / f"{split}.jsonl", texts(split))
+    for split in ("forget", "retain", "holdout"):
+        write(tmp_path / "news" / "privleak" / f"{split}.jsonl", texts(f"raw {split}"))
+    write(tmp_path / "news" / "verbmem" / "forget.jsonl", [{"prompt": "Ada of raw", "gt": "came to Oslo."}])
+    asked = [{"question": f"Where did {n} go?", "answer": t} for n, t in zip(NAMES, TOWNS, strict=True)]
+    for split in ("forget_qa", "retain_qa", "forget_qa_icl", "retain_qa_icl"):
+        write(tmp_path / "news" / "knowmem" / f"{split}.jsonl", asked[:3])
+    given = (
+        "dataset=muse-news",
+        "dataset.path=news",
+        "dataset.forget=sust/forget_2",
+        "dataset.max_length=64",
+    )
+
+    planned = done(tmp_path, *given, "eval=muse", "dry_run=true")
+    assert "unlearn sust/forget_1" in planned.out
+    assert "benchmarks: muse" in planned.out
+    assert not (tmp_path / "runs").exists()
+    done(tmp_path, *given, "eval=[muse,relearning]", "eval.variants.relearning.steps=[1]")
+    run = the_run(tmp_path, "npo")
+    (earlier,) = (path for path in (tmp_path / "runs").glob("npo-*") if path != run)
+    assert "job:\n" in (text := (run / "config.yaml").read_text())
+    assert str(earlier / "model").removeprefix(f"{tmp_path}/") in text  # what it started from
+    found = results(run)
+    assert {"muse/forget/verbmem", "muse/forget/knowmem", "muse/retain/knowmem", "muse/privleak"} <= set(
+        found
+    )
+    assert 0 <= found["muse/mia/min_k_auc"] <= 1
+    # Relearning cuts the long text alike where a model was trained and where one is only evaluated.
+    compared = [results(path.parent) for path in (tmp_path / "runs").glob("none-*/results.json")]
+    assert len(compared) == 2
+    assert {each["relearning/examples"] for each in (found, *compared)} == {1}
+    assert {frozenset(k for k in each if k.startswith("relearning/")) for each in compared} == {
+        frozenset(k for k in found if k.startswith("relearning/"))
+    }
+
+
+def test_lume_has_its_final_score(tmp_path):
+    for mark in ("forget", "retain"):
+        rows = []
+        for i, (name, town) in enumerate(zip(NAMES, TOWNS, strict=True)):
+            told = {"id": f"{mark}{i}sc1", "input": f"{name} went", "output": f"to {town}."}
+            asked = {"id": f"{mark}{i}qa0", "input": f"Where did {name} go?", "output": town}
+            rows += [row | {"task": f"Task{i % 3 + 1}"} for row in (told, asked)]
+        write(tmp_path / "lume" / f"{mark}.jsonl", rows)
+    for part in ("member", "nonmember"):
+        rows = [{"id": f"{i}", "document": row["text"]} for i, row in enumerate(texts(part))]
+        write(tmp_path / "lume" / f"{part}.jsonl", rows)
+    given = ("dataset=lume", "dataset.path=lume", "eval=lume", "eval.compare=false", "dataset.max_length=64")
+    done(tmp_path, *given, "eval.limit=6", "eval.benchmarks.lume.mmlu=0.4")
+    found = results(the_run(tmp_path, "npo"))
+    assert found["lume/task_aggregate"] == 0  # a tiny model knows nothing it should, and the mean is harmonic
+    assert 0 <= found["lume/mia_score"] <= 1
+    assert found["lume/final"] == pytest.approx((0 + found["lume/mia_score"] + 0.4) / 3)
+    # The first two rows are of one task: a mean of twelve terms is not there, and the terminal says so.
+    part = done(tmp_path, *given, "eval.limit=2")
+    assert "lume: lume/task_aggregate: the mean is of twelve terms" in part.out
+    assert results(the_run(tmp_path, "npo"))["lume/task_aggregate"] is None
+
+
+def test_a_text_to_forget_without_the_hub(tmp_path):
+    (tmp_path / "book.txt").write_text(" ".join(row["text"] for row in texts("the book", 30)))
+    (tmp_path / "other.txt").write_text(" ".join(row["text"] for row in texts("another", 30)))
+    given = (
+        "dataset=copyright", "dataset.path=book.txt", "dataset.retain=other.txt", "dataset.max_length=128",
+        "dataset.options={chunks: 6, chunk_words: 20, prompt_words: 8}", "method=none", "eval.compare=false",
+    )  # fmt: skip
+    shown = unlearn(tmp_path, *given, "eval=copyright", "eval.benchmarks.general.tasks=[boolq]")
+    assert shown.code == 2
+    assert "benchmark general: lm_eval cannot load the tasks (boolq)" in shown.err
+    assert "start again where the hub can be reached" in shown.err
+    (file,) = tmp_path.glob("runs/none-*/eval/copyright/results.json")
+    alone = json.loads(file.read_text())  # what could be measured is there
+    assert any(key.startswith("copyright/forget/") for key in alone)
+    assert not list(tmp_path.glob("runs/none-*/results.json"))
+    done(tmp_path, *given, "eval=none", "eval.benchmarks={copyright: {}}")
+    assert {k: v for k, v in results(the_run(tmp_path, "none")).items() if k in alone} == alone
+
+
+# -- tasks of lm-evaluation-harness ----------------------------------------------------------------------
+
+
+def test_wmdp_with_tasks_of_ones_own(target, tasks, tmp_path):
+    named = "eval.benchmarks.wmdp.tasks={bio: tiny_bio, cyber: tiny_cyber, chem: tiny_chem, mmlu: tiny_mmlu}"
+    done(tmp_path, *target, "method=none", "eval=wmdp", f"eval.benchmarks.wmdp.include_path={tasks}", named)
+    found = results(the_run(tmp_path, "none"))
+    keys = ("wmdp/bio/accuracy", "wmdp/cyber/accuracy", "wmdp/chem/accuracy", "mmlu/accuracy")
+    assert len({found[key] for key in keys}) == 1  # all four ask the same
+    assert found["mmlu/accuracy"] * 6 == pytest.approx(round(found["mmlu/accuracy"] * 6))
+
+
+def test_a_benchmark_that_fails_loses_no_other(target, tasks, tmp_path):
+    given = (
+        *target, "method=none", "eval=[general,tofu]", f"eval.benchmarks.general.include_path={tasks}",
+        "eval.benchmarks.general.tasks=[tiny_late]",
+    )  # fmt: skip
+    shown = unlearn(tmp_path, *given)
+    assert shown.code == 2
+    assert "benchmark general: lm_eval cannot load the tasks (tiny_late): FileNotFoundError" in shown.err
+    (run,) = tmp_path.glob("runs/none-*")
+    before = stamps((run / "eval").rglob("records/**/*"))
+    measured = json.loads((run / "eval" / "tofu" / "results.json").read_text())
+    assert before
+    assert not (run / "results.json").exists()
+    late = tasks / "late.jsonl"
+    late.write_text((tasks / "questions.jsonl").read_text())
+    try:
+        done(tmp_path, *given)
+    finally:
+        late.unlink()
+    assert stamps(before) == before
+    found = results(run)
+    assert {k: v for k, v in found.items() if k in measured} == measured
+    assert found["general/accuracy"] == found["general/tiny_late/accuracy"]
+
+
+def test_two_processes_that_share_every_parameter_measure_the_same(target, tasks, tmp_path):
+    given = (
+        *target, "eval=[tofu,general]", f"eval.benchmarks.general.include_path={tasks}",
+        "eval.benchmarks.general.tasks=[tiny_bio]", "method.steps=1", "eval.limit=2", "eval.max_new_tokens=2",
+    )  # fmt: skip
+    done(tmp_path, *given, "root=one")
+    done(tmp_path, *given, "root=two", "hardware=cpu-2p", "hardware.zero=3")
+    one, two = (results(the_run(tmp_path, "npo", root)) for root in ("one", "two"))
+    assert two.keys() == one.keys()
+    assert {k for k, v in two.items() if v is None} == {k for k, v in one.items() if v is None}
+    told = {k: v for k, v in one.items() if v is not None}
+    assert {k: two[k] for k in told} == pytest.approx(told, rel=1e-3, abs=1e-6)
+
+
+# -- what a run is compared with, and what cuts it off ---------------------------------------------------
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs TOFU, its logs and the nano models (UNLEARN_SHARED)")
+def test_a_published_log_in_place_of_a_retain_model(tmp_path):
+    log = SHARED / "data" / "tofu-published-logs" / "phi_retain90_wd0.json"
+    given = (
+        "model=local", f"model.path={SHARED}/models/nano-tofu-full", "dataset=tofu",
+        f"dataset.path={SHARED}/data/tofu", "method=none", "eval.limit=20", "eval.max_new_tokens=2",
+    )  # fmt: skip
+    shown = done(tmp_path, *given, f"model.retain_log={log}")
+    assert "1/1 run" in shown.out  # no other model is needed
+    found = results(the_run(tmp_path, "none"))
+    assert 0 < found["tofu/forget_quality"] < 1
+    alone = done(tmp_path, *given)
+    assert "tofu/forget_quality" not in alone.out
+    refused = unlearn(tmp_path, *given, f"model.retain_log={tmp_path / 'absent.json'}")
+    assert refused.code == 2
+    assert "model.retain_log" in refused.err
+
+
+def test_killed_while_it_samples_and_started_again(target, tmp_path):
+    given = (
+        *target, "method=none", "eval=[tofu,sampling]", "eval.max_new_tokens=12",
+        "eval.benchmarks.sampling={samples: 80, ks: [1, 80]}", "hardware.generate_rows=5",
+    )  # fmt: skip
+    done(tmp_path, *given, "root=whole")
+    run = [sys.executable, "-m", "launch.cli", *TINY, *given]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    victim = subprocess.Popen(
+        run, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    deadline = time.monotonic() + 120
+    while not any(p.is_file() for p in tmp_path.glob("runs/none-*/eval/sampling/records/.parts/*")):
+        assert time.monotonic() < deadline
+        assert victim.poll() is None, "it ended before it could be killed"
+        time.sleep(0.002)
+    victim.send_signal(signal.SIGKILL)
+    victim.communicate()
+    assert not list(tmp_path.glob("runs/none-*/eval/sampling/records/**/*.parquet"))
+    done(tmp_path, *given)
+    assert results(the_run(tmp_path, "none")) == results(the_run(tmp_path, "none", "whole"))
+    assert not list(tmp_path.glob("runs/none-*/eval/sampling/records/.parts"))
+
+
+def test_nothing_is_nan_in_a_file(attacked):
+    """JSON has no NaN: what could not be measured is null."""
+
+    def refuse(word: str) -> float:
+        raise AssertionError(word)
+
+    for file in (attacked[0] / "runs").rglob("*.json"):
+        json.loads(file.read_text(), parse_constant=refuse)
+    assert math.isfinite(results(the_run(attacked[0], "npo"))["tofu/forget/probability"])
