@@ -65,12 +65,18 @@ class Benchmark(Protocol):
 
 
 class LiveBenchmark(Protocol):
-    """A benchmark that calls the model itself. `check` lists what is wrong with options, before any model."""
+    """A benchmark that calls the model itself.
+
+    `check` lists what is wrong with options, before any model; `identity` is what determines the questions
+    beside them, JSON: the content of files that they name.
+    """
 
     Options: Any
     SETS: Mapping[str, Role]
 
     def check(self, options: Any) -> list[str]: ...
+
+    def identity(self, options: Any) -> Any: ...
 
     def measure(self, live: Live, sets: Sets, options: Any) -> Result: ...
 

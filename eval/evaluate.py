@@ -166,7 +166,8 @@ def score_directory(
 def _measured(module: LiveBenchmark, name: str, live: Live, sets: Sets, options: Any) -> dict[str, float]:
     """A live benchmark's metrics, from disk if the same was measured there."""
     mark = live.directory / "measured.json"
-    key = digest({"options": repr(options), "sets": {n: [e.id for e in own] for n, own in sets.items()}})
+    asked = {"options": repr(options), "files": module.identity(options)}
+    key = digest({**asked, "sets": {n: [e.id for e in own] for n, own in sets.items()}})
 
     def known() -> dict[str, float] | None:
         if not mark.is_file() or read_json(mark).get("key") != key:

@@ -126,8 +126,9 @@ class Live:
 
     @property
     def _packed(self) -> Packed:
-        if "packed" not in self._known:
-            self._known["packed"] = {} if self.shard.synced else pack(self.model)
+        state = [parameter._version for parameter in self.model.parameters()]
+        if self._known.get("state") != state:
+            self._known.update(state=state, packed={} if self.shard.synced else pack(self.model))
         return cast(Packed, self._known["packed"])
 
     def _passes(

@@ -222,6 +222,12 @@ def _evaluation(config: RunConfig) -> list[str]:
         if is_live(benchmark):
             problems += [f"eval.benchmarks.{name}: {problem}" for problem in benchmark.check(options)]
     problems += variants.check(config.eval.variants, config)
+    if config.eval.variants and not config.eval.benchmarks:
+        chosen = ",".join(config.eval.variants)
+        problems.append(
+            "eval.variants: no benchmark scores what becomes of the model; choose one too: "
+            f"eval=[tofu,{chosen}]"
+        )
     log = config.model.retain_log
     if log is not None and config.model.retain is not None:
         problems.append(f"model.retain_log={log}: takes the place of model.retain; give one of the two")

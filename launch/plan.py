@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from eval.benchmark import find, is_live, options_of
 from launch.check import is_local
 from launch.compose import yaml_of_defaults
 from unlearn import interventions, models
@@ -15,7 +16,7 @@ from unlearn.data.sources import BASE, available, before, identity, retain_model
 from unlearn.data.sources.tables import content_hash
 from unlearn.files import digest
 from unlearn.methods import bind, needs_alternatives, training_sets
-from unlearn.run import Beside, Job, Weights, evaluation_sets
+from unlearn.run import Beside, Job, Weights, benchmark_options, evaluation_sets
 from unlearn.rundir import RunDir
 
 _FORMAT = 1
@@ -40,9 +41,18 @@ class Planned:
         config = self.job.config
         wanted = config.eval.model_dump(include={"benchmarks", "variants", "max_new_tokens", "limit"})
         sets = identity(config.dataset, evaluation_sets(config))
+        files = {name: found for name in config.eval.benchmarks if (found := _files_of(config, name))}
         beside = self.job.beside
         retain = content_hash(beside.log) if beside.log else beside.retain
-        return digest({"eval": wanted, "sets": sets, "retain": str(retain)})
+        return digest({"eval": wanted, "sets": sets, "files": files, "retain": str(retain)})
+
+
+def _files_of(config: RunConfig, benchmark: str) -> Any:
+    """What determines a benchmark's questions beside its options and the dataset."""
+    module = find(benchmark)
+    if not is_live(module):
+        return None
+    return module.identity(options_of(module, benchmark_options(config, benchmark), benchmark))
 
 
 @dataclass(frozen=True)

@@ -278,9 +278,11 @@ class EvalConfig(Section):
     )
     every_steps: PositiveInt | None = Field(None, description="also evaluate every so many steps")
     max_new_tokens: PositiveInt | None = Field(
-        None, description="longest generation, in tokens, of every benchmark; null: each one's own"
+        None, description="max_new_tokens of every benchmark that has this option; null: each one's own"
     )
-    limit: PositiveInt | None = Field(None, description="evaluate only so many examples of each set")
+    limit: PositiveInt | None = Field(
+        None, description="evaluate only so many examples of each set of the data"
+    )
     compare: bool = Field(True, description="also evaluate the target and the retain model (cached)")
 
 

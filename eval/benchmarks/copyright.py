@@ -41,13 +41,15 @@ class Options:
 
     `gap` is the scale of the forget quality gap: `percent` adds points of a hundred of both. `mixed` adds
     BLEU from 0 to 100 to ROUGE from 0 to 1, so BLEU all but decides it; FLAT does not say which it is, but a
-    collapsed model's published gap of 2.73 is above 2 and far below any ROUGE in percent.
+    collapsed model's published gap of 2.73 is above 2 and far below any ROUGE in percent. `effective_order`:
+    a completion of fewer than four tokens is scored by the n-grams it has; FLAT's code gives it a BLEU of 0.
     """
 
     max_new_tokens: int = 400
     raw: bool = False
     stemmer: bool = True
     gap: Literal["percent", "mixed"] = "percent"
+    effective_order: bool = True
 
     def __post_init__(self) -> None:
         if self.gap not in ("percent", "mixed"):
@@ -105,7 +107,10 @@ def _overlap(
     answers = ["" if text is None else e.answer for e, text in zip(examples, mine, strict=True)]
     there = [text or "" for text in mine]
     recall = rouge(answers, there, stemmer=options.stemmer).rougeL_recall
-    return {"bleu": bleu(answers, there), "rougeL_recall": recall}, texts
+    return {
+        "bleu": bleu(answers, there, effective_order=options.effective_order),
+        "rougeL_recall": recall,
+    }, texts
 
 
 def _prompts(examples: Sequence[Example]) -> tuple[Prompt, ...]:

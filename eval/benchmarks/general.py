@@ -52,6 +52,10 @@ def check(options: Options) -> list[str]:
     return harness.problems(options.tasks, options.include_path)
 
 
+def identity(options: Options) -> dict[str, str]:
+    return harness.task_files(options.include_path)
+
+
 def measure(live: Live, sets: Sets, options: Options) -> Result:
     found = harness.run_tasks(
         live,

@@ -58,6 +58,10 @@ def check(options: Options) -> list[str]:
     return harness.problems(list(options.asked.values()), options.include_path)
 
 
+def identity(options: Options) -> dict[str, str]:
+    return harness.task_files(options.include_path)
+
+
 def measure(live: Live, sets: Sets, options: Options) -> Result:
     found = harness.run_tasks(
         live,

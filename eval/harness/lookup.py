@@ -12,6 +12,7 @@ from typing import Any
 
 from packaging.version import Version
 
+from unlearn.data.sources.tables import content_hash
 from unlearn.errors import UserError, did_you_mean
 
 _OLDEST = "0.4.12"  # the first whose task manager loads flat dictionaries of tasks and groups
@@ -109,3 +110,12 @@ def _complete(index: Any, names: Iterable[Any]) -> bool:
 def _near(task: str, known: Sequence[str]) -> str:
     told = did_you_mean(task, known)
     return told if told.startswith(" (did") else " (`lm_eval ls tasks` lists them)"
+
+
+def task_files(include_path: str | None) -> dict[str, str]:
+    """Hashes of what lies in a folder of task files, by name: data beside the tasks included."""
+    folder = Path(include_path).expanduser() if include_path else None
+    if folder is None or not folder.is_dir():
+        return {}
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): content_hash(path) for path in files}

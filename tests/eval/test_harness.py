@@ -389,7 +389,9 @@ def test_what_a_model_here_cannot_give_is_refused(tmp_path: Path, folder: Path) 
     (folder / "absent" / "absent.yaml").write_text(
         "task: tiny_absent\n" + CHOICE.format(data=folder / "absent.jsonl")
     )
-    with pytest.raises(HarnessError, match=r"cannot load the tasks \(tiny_absent\): .*absent.jsonl.*; start again"):
+    with pytest.raises(
+        HarnessError, match=r"cannot load the tasks \(tiny_absent\): .*absent.jsonl.*; start again"
+    ):
         harness.run_tasks(live(tmp_path), ["tiny_absent"], include_path=str(folder / "absent"))
 
 

@@ -146,6 +146,9 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("tiny_bio", "tiny_cyber", "tiny_chem", "tiny_mmlu", "tiny_late"):
         data = "late" if name == "tiny_late" else "questions"
         (folder / f"{name}.yaml").write_text(TASK.format(name=name, data=folder / f"{data}.jsonl"))
+    (folder / "tiny_hub.yaml").write_text(
+        "task: tiny_hub\ndataset_path: nobody/nothing\ntest_split: test\noutput_type: multiple_choice\n"
+    )
     return folder
 
 
@@ -272,16 +275,18 @@ def test_lume_has_its_final_score(tmp_path):
     assert results(the_run(tmp_path, "npo"))["lume/task_aggregate"] is None
 
 
-def test_a_text_to_forget_without_the_hub(tmp_path):
+def test_a_text_to_forget_without_the_hub(tasks, tmp_path):
     (tmp_path / "book.txt").write_text(" ".join(row["text"] for row in texts("the book", 30)))
     (tmp_path / "other.txt").write_text(" ".join(row["text"] for row in texts("another", 30)))
     given = (
         "dataset=copyright", "dataset.path=book.txt", "dataset.retain=other.txt", "dataset.max_length=128",
         "dataset.options={chunks: 6, chunk_words: 20, prompt_words: 8}", "method=none", "eval.compare=false",
     )  # fmt: skip
-    shown = unlearn(tmp_path, *given, "eval=copyright", "eval.benchmarks.general.tasks=[boolq]")
+    public = f"eval.benchmarks.general={{tasks: [tiny_hub], include_path: {tasks}}}"
+    shown = unlearn(tmp_path, *given, "eval=copyright", public)
     assert shown.code == 2
-    assert "benchmark general: lm_eval cannot load the tasks (boolq)" in shown.err
+    assert "benchmark general: lm_eval cannot load the tasks (tiny_hub): " in shown.err
+    assert "'nobody/nothing' on the Hub" in shown.err
     assert "start again where the hub can be reached" in shown.err
     (file,) = tmp_path.glob("runs/none-*/eval/copyright/results.json")
     alone = json.loads(file.read_text())  # what could be measured is there
