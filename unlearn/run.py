@@ -30,6 +30,7 @@ from unlearn.data.batches import Batch, collate, deal
 from unlearn.data.example import Example
 from unlearn.data.sources import load_sets
 from unlearn.engine import Engine, World, deepspeed_config, precision, start_world, stop_world
+from unlearn.errors import UserError
 from unlearn.files import read_json, write_json
 from unlearn.methods import bind, training_sets
 from unlearn.micro import Frozen
@@ -313,11 +314,18 @@ class _Run:
             target_results=_results_of(self.job.beside.target),
             progress=self.progress,
         )
-        return {
-            key: value
-            for name, options in chosen.items()
-            for key, value in variants.measure(name, bench, options).items()
-        }
+        found: dict[str, float] = {}
+        for name, options in chosen.items():
+            told = self.rundir.eval / name / "problems.json"
+            try:
+                found |= variants.measure(name, bench, options)
+                problems = []
+            except UserError as error:  # of this model: the rest of what was measured stands
+                log.warning("%s: %s", name, error)
+                problems = [str(error)]
+            if self.world.main and (problems or told.is_file()):
+                write_json(told, {"problems": problems})
+        return found
 
     def _judged(self, metrics: Mapping[str, float]) -> dict[str, float]:
         beside = self.job.beside

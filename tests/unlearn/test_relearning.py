@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def test_what_was_not_trained_on_is_told_apart(done: tuple[Path, Mapping[str, fl
 
 def test_it_is_the_same_again(done: tuple[Path, Mapping[str, float]], world: World, tmp_path: Path) -> None:
     _, metrics = done
-    assert relearn(tmp_path, world, HardwareConfig(micro_batch=1)) == pytest.approx(dict(metrics), rel=1e-4)
+    assert relearn(tmp_path, world, HardwareConfig(micro_batch=1)) == near(metrics, 1e-4)
 
 
 def test_a_measured_curve_trains_nothing(done: tuple[Path, Mapping[str, float]], world: World) -> None:
@@ -83,7 +84,12 @@ def test_a_measured_curve_trains_nothing(done: tuple[Path, Mapping[str, float]],
     def none() -> Any:
         raise AssertionError("no model is wanted")
 
-    assert variants.measure("relearning", bench(folder, world=world, unlearned=none), RELEARNING) == metrics
+    again = variants.measure("relearning", bench(folder, world=world, unlearned=none), RELEARNING)
+    assert again == near(metrics, 0)
+
+
+def near(metrics: Mapping[str, float], rel: float) -> Any:
+    return pytest.approx(dict(metrics), rel=rel, nan_ok=True)
 
 
 class Interrupted(Scoring):
@@ -108,7 +114,7 @@ def test_a_killed_curve_goes_on_with_what_was_scored(
     records = sorted((tmp_path / "eval" / "relearning" / "2" / "tofu" / "records").rglob("*.parquet"))
     written = [path.stat().st_mtime_ns for path in records]
     assert written
-    assert relearn(tmp_path, world, HardwareConfig()) == pytest.approx(dict(metrics), rel=1e-4)
+    assert relearn(tmp_path, world, HardwareConfig()) == near(metrics, 1e-4)
     assert [path.stat().st_mtime_ns for path in records] == written
     history = (tmp_path / "eval" / "relearning" / "history.jsonl").read_text().splitlines()
     assert len(history) == 6
@@ -132,8 +138,9 @@ def test_the_part_is_drawn_by_the_seed(tmp_path: Path) -> None:
     assert ids == [e.id for e in relearned(work, Options(share=0.5))]
     assert ids[:2] == [e.id for e in relearned(work, Options(share=0.25))]  # more of them, not others
     assert ids != [e.id for e in work.sets["forget"][:4]]
-    other = work.config.model_copy(update={"seed": 1})
-    assert ids != [e.id for e in relearned(bench(tmp_path, config=other), Options(share=0.5))]
+    other = work.config.model_copy(update={"seed": 1})  # of the run: the same part for all models
+    assert ids == [e.id for e in relearned(bench(tmp_path, config=other), Options(share=0.5))]
+    assert ids != [e.id for e in relearned(work, Options(share=0.5, seed=1))]
     assert len(relearned(work, Options(share=1e-9))) == 1  # never none
 
 
@@ -199,4 +206,4 @@ def test_two_processes_under_zero_3_give_the_same(
     )  # fmt: skip
     assert ran.returncode == 0, ran.stdout[-3000:]
     found = json.loads((tmp_path / "metrics.json").read_text())
-    assert found == pytest.approx(dict(metrics), rel=1e-3)
+    assert {key: nan if value is None else value for key, value in found.items()} == near(metrics, 1e-3)

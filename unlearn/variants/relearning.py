@@ -38,7 +38,7 @@ SETS = ("forget",)
 class Options:
     """Optimizer steps after which the forget sets are scored, and what the model is trained on until then.
 
-    `share` of the forget set is drawn by the run's seed, the same for every model; or `text` is a file of
+    `share` of the forget set is drawn by `seed`, the same for every model; or `text` is a file of
     other, related data (json, jsonl or parquet as for dataset.source=custom, or txt: one plain text).
     `lr` is what TOFU's target was made with (arXiv 2401.06121, §3): no more than it took to learn it; it is
     constant, times `model.lr_scale`. With `share`, `batch` and `steps` as they are, TOFU's forget10 is
@@ -50,6 +50,7 @@ class Options:
     text: str | None = None
     lr: float = 1e-5
     batch: int = 8
+    seed: int = 0
 
 
 def check(options: Options, config: RunConfig) -> list[str]:
@@ -116,7 +117,7 @@ def relearned(bench: Workbench, options: Options) -> list[Example]:
             f"relearning trains on the forget set, which dataset {bench.config.dataset.name} does not give: "
             "set dataset.forget, or eval.variants.relearning.text"
         )
-    draws = np.random.default_rng([bench.config.seed, zlib.crc32(b"relearning")])
+    draws = np.random.default_rng([options.seed, zlib.crc32(b"relearning")])
     pool = bench.encoder.chunks(pool)  # a run that trained has a long text in pieces, others have it whole
     chosen = draws.permutation(len(pool))[: max(1, round(options.share * len(pool)))]
     return [pool[i] for i in chosen]
@@ -166,7 +167,7 @@ def _trainer(bench: Workbench, options: Options, examples: Sequence[Example]) ->
     try:
         yield _Trainer(
             engine, bind(method), make_rule(method.rule.name), groups, method, config.hardware,
-            CheckpointConfig(every_steps=1 + max(options.steps)), config.seed,
+            CheckpointConfig(every_steps=1 + max(options.steps)), options.seed,
             method.rate(config.model.lr_scale), rundir, _Untold(), pad_id=bench.encoder.pad_id,
             progress=bench.progress,
         )  # fmt: skip
