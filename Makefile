@@ -42,9 +42,10 @@ format: setup  ## put the format right
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
 
-bench: setup  ## speed and memory against a plain loop and against the floor; what each method costs
+bench: setup  ## speed and memory against a plain loop and against the floor; what methods and evaluation cost
 	$(PY) -m benches.train
 	$(PY) -m benches.methods
+	$(PY) -m benches.evaluation
 
 docs: setup  ## docs/methods.md anew from presets and code
 	$(PY) -m launch.methodtable

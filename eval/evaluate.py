@@ -74,6 +74,7 @@ def evaluate(
     max_rows_generation: int = 128,
     progress: bool = False,
     device: torch.device | None = None,
+    static_cache: bool = False,
 ) -> dict[str, float]:
     """The benchmark's metrics, on every process; records, results and examples in `directory/<benchmark>`.
 
@@ -91,7 +92,8 @@ def evaluate(
     chosen = options_of(module, options or {}, benchmark)
     place = device if device is not None else next(model.parameters()).device
     live = Live(
-        model, encoder, directory / benchmark, shard, max_tokens, max_rows_generation, place, progress
+        model, encoder, directory / benchmark, shard, max_tokens, max_rows_generation, place, progress,
+        static_cache,
     )  # fmt: skip
     if is_live(module):
         return _measured(module, benchmark, live, scored(module, sets, roles), chosen)

@@ -35,11 +35,13 @@ def generate(
     device: torch.device,
     advance: Callable[[int], None] = lambda _: None,
     perturb: Perturb | None = None,
+    static_cache: bool = False,
 ) -> list[list[int]]:
     """New tokens of each prompt, up to and without the first of `end_ids`; all of them on every process.
 
     `advance` is told how many prompts of this process are done since the last call. With noise that follows
     from the prompt's number and the tokens so far alone, `perturb` makes samples that no batching changes.
+    `static_cache`: keys and values in a space of fixed size, which transformers can compile for.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     pending = list(range(len(prompts)))
@@ -47,7 +49,7 @@ def generate(
         if not pending:
             break
         rows = [[*prompts[i], *answers[i]] for i in pending]
-        config, so_far = _greedy(tokens, end_ids, pad_id), len(answers[pending[0]])
+        config, so_far = _greedy(tokens, end_ids, pad_id, static_cache), len(answers[pending[0]])
         mine: list[tuple[int, list[int], bool]] = []
         for part in deal([len(row) for row in rows], shard.world, max_rows=max_rows)[shard.rank]:
             if part or shard.synced:
@@ -83,7 +85,7 @@ def _rounds(max_new_tokens: int) -> Iterator[tuple[int, bool]]:
         total, upto = upto, min(2 * upto, max_new_tokens)
 
 
-def _greedy(tokens: int, end_ids: Sequence[int], pad_id: int) -> GenerationConfig:
+def _greedy(tokens: int, end_ids: Sequence[int], pad_id: int, static_cache: bool) -> GenerationConfig:
     # What is unset here is filled in from the model's own generation config, so everything that a published
     # model sets there for sampling is put back to neutral by name.
     return GenerationConfig(
@@ -97,6 +99,7 @@ def _greedy(tokens: int, end_ids: Sequence[int], pad_id: int) -> GenerationConfi
         repetition_penalty=1.0,
         no_repeat_ngram_size=0,
         use_cache=True,
+        cache_implementation="static" if static_cache else None,
         eos_token_id=list(end_ids),
         pad_token_id=pad_id,
     )

@@ -48,6 +48,7 @@ class Live:
     max_rows: int = 128
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     progress: bool = False
+    static_cache: bool = False
     _known: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def read(self, sequences: Sequence[TokenSequence], *, label: str = "answers") -> dict[str, Ragged]:
@@ -116,6 +117,7 @@ class Live:
                 device=self.device,
                 advance=lambda n: advance(n * self.shard.world),
                 perturb=perturb,
+                static_cache=self.static_cache,
             )
 
     @property

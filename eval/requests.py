@@ -34,30 +34,24 @@ class Prompt(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Likelihood:
+class _OfAnswers:
+    name: str
+    items: tuple[Answer, ...]
+    raw: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self.name, [f"{item.example} (slot {item.slot})" for item in self.items])
+
+
+class Likelihood(_OfAnswers):
     """Log-probabilities of given answers. `name` is a path of the records, such as `forget/perturbed`.
 
     With `raw` a question is the whole prompt as it stands, whatever the model's prompt format.
     """
 
-    name: str
-    items: tuple[Answer, ...]
-    raw: bool = False
 
-    def __post_init__(self) -> None:
-        _check(self.name, [f"{item.example} (slot {item.slot})" for item in self.items])
-
-
-@dataclass(frozen=True)
-class GradientNorm:
-    """Norms of the gradients of given answers' mean NLL, one number per answer; the end token is left out."""
-
-    name: str
-    items: tuple[Answer, ...]
-    raw: bool = False
-
-    def __post_init__(self) -> None:
-        _check(self.name, [f"{item.example} (slot {item.slot})" for item in self.items])
+class GradientNorm(_OfAnswers):
+    """Norms of the gradients of given answers' mean NLL, a number each; the end token is left out."""
 
 
 @dataclass(frozen=True)

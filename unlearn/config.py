@@ -260,6 +260,9 @@ class HardwareConfig(Section):
     )
     eval_tokens: PositiveInt = Field(16384, description="padded tokens per forward while evaluating")
     generate_rows: PositiveInt = Field(128, description="sequences generated side by side")
+    generate_cache: Literal["dynamic", "static"] = Field(
+        "dynamic", description="of keys and values: grows with a text, or has a fixed size to compile for"
+    )
     dtype: Literal["fp32", "bf16"] = Field("fp32", description="compute precision; master weights are fp32")
     zero: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
     offload: bool = Field(False, description="optimizer (and ZeRO-3 parameters) in CPU memory")

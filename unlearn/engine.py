@@ -84,6 +84,8 @@ def start_world(device: str) -> World:
     # The shared-memory collectives would be compiled for minutes on first use; gloo serves.
     if device == "cpu" and hasattr(deepspeed.ops, "__compatible_ops__"):
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Whatever else used Accelerate in this process left it without DeepSpeed.
+    AcceleratorState._reset_state(reset_partial_state=True)
     state = PartialState(cpu=device == "cpu")
     return World(state.process_index, state.num_processes, state.device)
 

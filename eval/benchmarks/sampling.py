@@ -15,10 +15,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
 
 from eval.benchmark import BenchmarkError, Result, Role, Sets
 from eval.metrics.likelihood import aggregate, mean
@@ -130,7 +130,7 @@ def interval(value: float, n: int, level: float = 0.95) -> tuple[float, float]:
     """
     if not n or math.isnan(value):
         return math.nan, math.nan
-    z = float(norm.ppf((1 + level) / 2))
+    z = NormalDist().inv_cdf((1 + level) / 2)
     centre = (value + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * math.sqrt(value * (1 - value) / n + z**2 / (4 * n**2))
     return max(0.0, centre - half), min(1.0, centre + half)

@@ -6,8 +6,7 @@ A model that forgot by breaking writes gibberish or repeats itself. NaN means "c
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -122,16 +121,3 @@ def distinct(texts: Sequence[str], n: int = 4) -> np.ndarray:
         grams = list(zip(*(words[start:] for start in range(n)), strict=False))
         found.append(len(set(grams)) / len(grams) if grams else math.nan)
     return np.array(found, dtype=np.float64)
-
-
-def token_entropy(token_lists: Sequence[Sequence[Hashable]]) -> np.ndarray:
-    """Entropy of the tokens' frequencies within a text ÷ log of their number; 1: all differ, 0: all the same.
-
-    NaN for fewer than two tokens, where it is 0 ÷ 0. (Closer-look, arXiv 2410.08109; its code has 0 there.)
-    """
-    found = []
-    for tokens in token_lists:
-        share = np.array(list(Counter(tokens).values()), dtype=np.float64) / max(len(tokens), 1)
-        enough = len(tokens) > 1
-        found.append(-(share * np.log(share)).sum() / math.log(len(tokens)) if enough else math.nan)
-    return np.array(found, dtype=np.float64) + 0.0  # no −0

@@ -15,7 +15,6 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 from scipy.special import expit, logsumexp
-from scipy.stats import ks_2samp
 
 from eval.ragged import Ragged
 
@@ -177,6 +176,8 @@ def forget_quality(log_ratio: np.ndarray, retain_log_ratio: np.ndarray) -> Forge
     ours, theirs = (values[~np.isnan(values)] for values in (log_ratio, retain_log_ratio))
     if not len(ours) or not len(theirs):
         return ForgetQuality(math.nan, math.nan, math.nan, len(ours), len(theirs))
+    from scipy.stats import ks_2samp  # takes two seconds, and many that import this never come here
+
     test = ks_2samp(ours, theirs)
     p, statistic = float(test.pvalue), float(test.statistic)
     if p > 0:

@@ -81,6 +81,16 @@ def test_generations_are_those_of_a_plain_greedy_loop(tmp_path):
     assert max(lengths) == LIMIT
 
 
+def test_a_cache_of_fixed_size_changes_nothing(tmp_path):
+    net, code = model(seed=3), encoder()
+    prompts = code.prompts([e.question or "" for e in examples("forget")])
+    found = [
+        Live(net, code, tmp_path, max_rows=4, static_cache=static).answers(prompts, max_new_tokens=LIMIT)
+        for static in (False, True)
+    ]
+    assert found[0] == found[1]
+
+
 def test_a_models_own_sampling_settings_change_nothing(tmp_path):
     net = model(seed=3)
     before = plain(run(tmp_path / "a", net).generation("forget/generation"))

@@ -12,12 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from eval_fixtures import encoder, examples, model
-from hypothesis import given
-from hypothesis import strategies as st
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer
 
 from eval.evaluate import evaluate, score_directory
-from eval.metrics.fluency import DetectorError, distinct, fluency, gibberish_detector, token_entropy
+from eval.metrics.fluency import DetectorError, distinct, fluency, gibberish_detector
 
 nan = math.nan
 LABELS = ("mild gibberish", "Clean", "noise", "word salad")
@@ -158,26 +156,3 @@ def test_distinct_by_hand():
     assert distinct([" ".join(["no"] * 7)]) == 1 / 4
     with pytest.raises(ValueError, match="n=0"):
         distinct(["a"], n=0)
-
-
-def test_token_entropy_by_hand():
-    # 1 1 2 2: two of share ½, log 2 ÷ log 4 = ½. 1 1 1 2: (¾·log(4/3) + ¼·log 4)/log 4
-    # = (.215762 + .346574)/1.386294 = .405639. All different: 1. All the same: 0.
-    found = token_entropy([[1, 1, 2, 2], ["x", "x", "x", "y"], [1, 2, 3], [5, 5], [1], []])
-    np.testing.assert_allclose(found, [0.5, 0.405639, 1, 0, nan, nan], atol=5e-7)
-    assert not np.signbit(found[3])
-
-
-_TOKENS = st.lists(st.integers(0, 3), max_size=9)
-
-
-@given(st.lists(_TOKENS, max_size=4), st.integers(1, 4))
-def test_both_are_defined_as_they_say(rows, n):
-    for tokens, entropy, share in zip(
-        rows, token_entropy(rows), distinct([" ".join(map(str, row)) for row in rows], n), strict=True
-    ):
-        size = len(tokens)
-        bits = -sum(tokens.count(t) / size * math.log2(tokens.count(t) / size) for t in set(tokens))
-        assert entropy == pytest.approx(bits / math.log2(size) if size > 1 else nan, nan_ok=True, abs=1e-12)
-        grams = [tuple(tokens[i : i + n]) for i in range(size - n + 1)]
-        assert share == pytest.approx(len(set(grams)) / len(grams) if grams else nan, nan_ok=True)

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from eval_fixtures import SHARED, needs_shared
 from peft import LoraConfig, get_peft_model
 from torch import nn
@@ -31,11 +27,8 @@ from transformers import (
 from eval.gradients.capture import captured
 from eval.gradients.norms import _gram, _summed, _way, gradient_norms
 from eval.gradients.sites import Outer
-from unlearn.config import HardwareConfig
 from unlearn.data.batches import collate
 from unlearn.data.tokens import Encoder, TokenSequence
-from unlearn.engine import Engine, deepspeed_config, start_world, stop_world
-from unlearn.forward import forward
 
 SIZE: dict[str, Any] = {
     "vocab_size": 97,
@@ -312,43 +305,3 @@ def test_against_the_peer():
         theirs = peer[name]["value_by_index"]
         expected = torch.tensor([theirs[str(i)]["score"] for i in range(32)], dtype=torch.float64)
         torch.testing.assert_close(found, expected, rtol=rtol, atol=0)
-
-
-def process(rank, root):
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="0"
-    )
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2, init_method=f"file://{root}/meet")
-    some = sequences(9)[4 * rank : 4 * rank + 4 + rank]  # four and five
-    out = {}
-    for name in ("gpt2",):
-        model = made(name)
-        expected = plain(model, some)
-        config = deepspeed_config(HardwareConfig(processes=2, zero=3), clip=0.0)
-        config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
-        norms = []
-        for probe in (False, True):
-            engine = Engine(
-                made(name).requires_grad_(True), start_world("cpu"), config, weight_decay=0.0,
-                betas=(0.9, 0.95),
-            )  # fmt: skip
-            engine.backward(-forward(engine.model, collate(some[:2])).logp.sum())
-            if probe:
-                found = gradient_norms(engine.module, collate(some))
-                error = float((found / expected - 1).abs().max())
-            engine.backward(-forward(engine.model, collate(some[2:])).logp.sum())
-            norms.append(engine.step(1e-3))
-            engine.close()
-        out[name] = [error, *norms]
-    Path(root, f"{rank}.json").write_text(json.dumps(out))
-    stop_world()
-
-
-@pytest.mark.slow
-def test_parameters_partitioned_by_zero(tmp_path):
-    mp.spawn(process, args=(str(tmp_path),), nprocs=2)
-    for rank in range(2):
-        for error, without, probed in json.loads((tmp_path / f"{rank}.json").read_text()).values():
-            assert error < 1e-5
-            assert probed == without  # between two micro-batches of a step, without a trace

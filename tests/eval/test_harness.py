@@ -17,7 +17,6 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
@@ -469,14 +468,6 @@ def test_benchmarks_are_listed_without_the_package() -> None:
 
 
 @pytest.mark.slow
-def test_an_unknown_task_is_named_with_those_alike(tmp_path: Path, folder: Path) -> None:
-    (problem,) = general.check(general.Options(tasks=("wmdp_biology", "boolq")))
-    assert problem.startswith("lm_eval has no task 'wmdp_biology' (did you mean")
-    (problem,) = general.check(general.Options(tasks=("tiny_wurds", "tiny_text"), include_path=str(folder)))
-    assert problem.startswith("lm_eval has no task 'tiny_wurds' (did you mean tiny_words")
-
-
-@pytest.mark.slow
 def test_a_local_file_goes_before_the_librarys(tmp_path: Path, folder: Path) -> None:
     """A local `wmdp_bio`, asked together with a group of the library: the index of both is read."""
     (tmp_path / "tasks").mkdir()
@@ -506,20 +497,3 @@ def process(rank: int, world: int, root: str, folder: str) -> None:
         refusal = str(error)
     Path(root, f"{rank}.json").write_text(json.dumps([found.metrics, found.rows, refusal]))
     dist.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_every_process_gets_what_one_alone_gets(tmp_path: Path, folder: Path) -> None:
-    alone = harness.run_tasks(live(tmp_path), TASKS, include_path=str(folder), limit=5)
-    for rank, data in enumerate((folder / "bio.jsonl", folder / "nowhere.jsonl")):
-        (tmp_path / str(rank)).mkdir()
-        text = "task: tiny_lost\n" + CHOICE.format(data=data)
-        (tmp_path / str(rank) / "lost.yaml").write_text(text)
-    mp.spawn(process, args=(2, str(tmp_path), str(folder)), nprocs=2)
-    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
-    assert str(told[0][:2]) == str(told[1][:2])  # as text, for NaN is not itself
-    for task, metrics in alone.metrics.items():
-        assert told[0][0][task] == pytest.approx(metrics, rel=1e-5)
-    assert [row["prediction"] for row in told[0][1]] == [row["prediction"] for row in alone.rows]
-    for _, _, refusal in told:
-        assert "nowhere.jsonl" in refusal

@@ -44,7 +44,9 @@ def run(tmp_path_factory):
     directory = tmp_path_factory.mktemp("eval")
     data = str(SHARED / "data" / "tofu")
     cfg = DatasetConfig(name="tofu", source="tofu", path=data, forget="forget10", holdout="full@1200:1600")
-    sets = load_sets(cfg, SETS)
+    # Without the questions in other words, of which the peer has nothing.
+    loaded = load_sets(cfg, SETS)
+    sets = {name: [replace(e, paraphrased_question=None) for e in own] for name, own in loaded.items()}
     gold, options = directory / "gold", {"generation": False, "gradients": False}
     attacked = {name: sets[name] for name in ("forget_eval", "holdout")}
     net, code = load("nano-tofu-retain90")
@@ -163,7 +165,8 @@ def test_an_attack_on_every_example(run, peer, attack):
     rows = pq.read_table(records.directory / "examples.parquet").to_pylist()
     # Forget losses near 0.001 differ by as much as above; by as much less as zlib divides them.
     tolerance = {"loss": (1e-5, 4e-5), "zlib": (1e-5, 1e-6), "reference": (1e-5, 4e-5)}
-    rtol, atol = tolerance.get(attack, (1e-4, 0))
+    # The rest is near 0 where the model is sure, and a difference of fp32 numbers near 10.
+    rtol, atol = tolerance.get(attack, (1e-4, 5e-6))
     for name in MIA_SETS:
         ours = [row[f"mia_{attack}"] for row in rows if row["set"] == name]
         theirs = values(peer, f"mia_{attack}", "score", name)

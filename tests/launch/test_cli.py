@@ -169,12 +169,6 @@ REFUSED = {
 }
 
 
-@pytest.mark.slow  # the library's thousands of tasks are looked through
-def test_a_task_that_the_harness_does_not_have():
-    with pytest.raises(ConfigError, match=r"eval\.benchmarks\.general: .*boolqq.*boolq"):
-        check(configure("eval=general", "eval.benchmarks.general.tasks=[boolqq]"))
-
-
 @pytest.mark.parametrize("name", REFUSED)
 def test_bad_input_is_refused_with_its_name_its_place_and_the_mend(name, files):
     arguments, words = REFUSED[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -35,6 +36,7 @@ SMALL = [
     "eval.limit=10",
     "hardware.threads=1",
     "checkpoint.every_steps=2",
+    "tracker=disabled",
 ]
 
 
@@ -52,7 +54,8 @@ def main_run(cwd: Path, method: str = "npo") -> Path:
 def results(run: Path) -> dict[str, Any]:
     """The numbers of a run that must repeat: everything but time and memory."""
     values = json.loads((run / "results.json").read_text())
-    return {k: v for k, v in values.items() if k not in ("run/seconds", "train/memory_gib")}
+    apart = ("run/seconds", "train/memory_gib")
+    return {k: math.nan if v is None else v for k, v in values.items() if k not in apart}
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -64,7 +67,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.Com
     """One finished default run, made small, in a folder with a space."""
     cwd = tmp_path_factory.mktemp("a run") / "with space"
     cwd.mkdir()
-    process = unlearn(cwd, "eval.every_steps=2")
+    process = unlearn(cwd, "eval.every_steps=2", "tracker=offline")
     assert process.returncode == 0, process.stderr[-3000:]
     return cwd, process
 
@@ -102,7 +105,7 @@ def test_the_run_leaves_what_the_design_promises(done):
     # evaluated on the way, after steps 2, 4, …
     assert next(row["step"] for row in rows if "tofu/model_utility" in row) == 2
     examples = pq.read_table(run / "eval" / "tofu" / "examples.parquet").to_pylist()
-    assert {row["set"] for row in examples} == {"forget", "retain", "real_authors", "world_facts"}
+    assert {row["set"] for row in examples} == {"forget", "retain", "real_authors", "world_facts", "holdout"}
 
 
 def test_the_model_is_plain_hugging_face(done):
@@ -154,13 +157,18 @@ def test_another_way_of_measuring_does_not_train_again(done):
     assert weights(main_run(cwd)).keys() == trained.keys()
 
 
-@pytest.mark.parametrize("moment", ["training", "evaluation"])
-def test_killed_and_started_again_gives_the_same(tmp_path, moment):
-    process = unlearn(tmp_path, "eval.compare=false", "method=wga", "method.epochs=12")
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Results and weights of the run that is killed below."""
+    cwd = tmp_path_factory.mktemp("undisturbed")
+    process = unlearn(cwd, "eval.compare=false", "method=wga", "method.epochs=12")
     assert process.returncode == 0, process.stderr[-2000:]
-    whole = main_run(tmp_path, "wga")
-    wanted, wanted_weights = results(whole), weights(whole)
-    (tmp_path / "runs").rename(tmp_path / "undisturbed")
+    return results(main_run(cwd, "wga")), weights(main_run(cwd, "wga"))
+
+
+@pytest.mark.parametrize("moment", ["training", "evaluation"])
+def test_killed_and_started_again_gives_the_same(tmp_path, undisturbed, moment):
+    wanted, wanted_weights = undisturbed
     command = [
         sys.executable,
         "-m",
@@ -187,7 +195,8 @@ def test_killed_and_started_again_gives_the_same(tmp_path, moment):
     assert process.returncode == 0, process.stderr[-2000:]
     resumed = main_run(tmp_path, "wga")
     assert all(torch.equal(tensor, wanted_weights[name]) for name, tensor in weights(resumed).items())
-    assert results(resumed) == wanted
+    # What was measured again may have met other company in its batches.
+    assert results(resumed) == pytest.approx(wanted, rel=1e-6, nan_ok=True)
 
 
 def _reached(path: Path, moment: str) -> bool:
@@ -202,7 +211,6 @@ def test_a_signal_stops_it_after_a_checkpoint(tmp_path):
         *SMALL,
         "eval=none",
         "method.epochs=200",
-        "tracker=disabled",
         "checkpoint.every_steps=1000",
     ]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -233,7 +241,8 @@ def test_two_processes_need_no_launcher_and_agree(done, tmp_path):
         tmp_path,
         f"root={cwd}/runs",
         f"hydra.run.dir={tmp_path}/two",
-        "eval.every_steps=2",
+        "eval.every_steps=8",
+        "eval.limit=4",
         "hardware.processes=2",
         "hardware.zero=3",
     )
@@ -269,7 +278,9 @@ def test_a_directory_of_another_run_is_refused(done, tmp_path):
 
 
 def test_a_sweep_makes_every_run_and_groups_them(tmp_path):
-    process = unlearn(tmp_path, "-m", "method=grad_ascent,grad_diff", "eval=none", "method.epochs=1")
+    process = unlearn(
+        tmp_path, "-m", "method=grad_ascent,grad_diff", "eval=none", "method.epochs=1", "tracker=offline"
+    )
     assert process.returncode == 0, process.stderr[-3000:]
     runs = [main_run(tmp_path, "grad_ascent"), main_run(tmp_path, "grad_diff")]
     groups = set()

@@ -5,10 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
-from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -192,18 +189,3 @@ def test_an_edited_model_is_trained_under_its_edit(world: World, tmp_path: Path)
     assert 0 < metrics[f"relearning/2/{KEY}"] < 1
     (edit, before) = edits[0]
     torch.testing.assert_close(dict(edit.state_dict()), before, rtol=0, atol=0)
-
-
-@pytest.mark.slow
-def test_two_processes_under_zero_3_give_the_same(
-    done: tuple[Path, Mapping[str, float]], tmp_path: Path
-) -> None:
-    _, metrics = done
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.unlearn.workbench"]
-    ran = subprocess.run(
-        [sys.executable, "-m", *command, str(tmp_path)], env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
-    )  # fmt: skip
-    assert ran.returncode == 0, ran.stdout[-3000:]
-    found = json.loads((tmp_path / "metrics.json").read_text())
-    assert {key: nan if value is None else value for key, value in found.items()} == near(metrics, 1e-3)

@@ -6,7 +6,6 @@ variables; the first process writes the metrics to FOLDER.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +25,7 @@ from unlearn.config import (
     RunConfig,
 )
 from unlearn.data.sources import load_sets
-from unlearn.engine import World, start_world, stop_world
-from unlearn.files import write_json
+from unlearn.engine import World
 from unlearn.variants import Workbench, measure
 from unlearn.variants.scoring import Scoring
 
@@ -62,18 +60,3 @@ def bench(
 
 def relearn(directory: Path, world: World, hardware: HardwareConfig) -> Mapping[str, float]:
     return measure("relearning", bench(directory, world=world, hardware=hardware), RELEARNING)
-
-
-def main() -> None:
-    folder = Path(sys.argv[1])
-    torch.set_num_threads(1)
-    world = start_world("cpu")
-    hardware = HardwareConfig(processes=world.size, zero=3)
-    metrics = relearn(folder, world, hardware)
-    if world.main:
-        write_json(folder / "metrics.json", metrics)
-    stop_world()
-
-
-if __name__ == "__main__":
-    main()

@@ -81,6 +81,7 @@ class Scoring:
             roles=roles if find(name).SETS else None, retain_directory=self.retain_directory,
             retain_log=self.retain_log, shard=shard, max_tokens=self.hardware.eval_tokens,
             max_rows_generation=self.hardware.generate_rows, progress=self.progress, device=self.world.device,
+            static_cache=self.hardware.generate_cache == "static",
         )  # fmt: skip
 
     def _rest(
