@@ -80,16 +80,21 @@ class Live:
         return {name: Ragged.cut(values, lengths).take(back) for name, values in whole.items()}
 
     def norms(self, sequences: Sequence[TokenSequence], *, label: str = "gradients") -> np.ndarray:
-        """Each answer's gradient norm, [E]; see `eval.gradients.norms.gradient_norms`."""
+        """Each answer's gradient norm, [E]; see `eval.gradients.norms.gradient_norms`.
+
+        Of all of the model's own parameters, whichever are trained at the moment: the number is the same when
+        the model was saved, adapters merged, and loaded again.
+        """
 
         def backward(part: list[int], _: int) -> list[float]:
             batch = collate([sequences[i] for i in part]).to(self.device)
             norms: list[float] = gradient_norms(self.model, batch).tolist()
             return norms
 
-        found = self._passes(
-            [len(s.ids) - 1 for s in sequences], [s.answer_length for s in sequences], backward, label
-        )
+        with _all_trained(self.model):
+            found = self._passes(
+                [len(s.ids) - 1 for s in sequences], [s.answer_length for s in sequences], backward, label
+            )
         values = np.full(len(sequences), np.nan)
         pairs = [pair for part, norms in found for pair in zip(part, norms, strict=True)]
         for i, value in self.shard.gather(pairs):
@@ -218,3 +223,16 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in before:
             module.training = training
+
+
+@contextmanager
+def _all_trained(model: nn.Module) -> Iterator[None]:
+    """Every parameter but those of adapters counts as trained; afterwards each is as it was."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.is_floating_point() and ".lora_" not in name)
+        yield
+    finally:
+        for parameter, trained in before:
+            parameter.requires_grad_(trained)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from eval_fixtures import SHARED, needs_shared
+from eval_fixtures import SHARED, encoder, examples, model, needs_shared
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import (
@@ -27,6 +27,7 @@ from transformers import (
 from eval.gradients.capture import captured
 from eval.gradients.norms import _gram, _summed, _way, gradient_norms
 from eval.gradients.sites import Outer
+from eval.live import Live
 from unlearn.data.batches import collate
 from unlearn.data.tokens import Encoder, TokenSequence
 
@@ -305,3 +306,27 @@ def test_against_the_peer():
         theirs = peer[name]["value_by_index"]
         expected = torch.tensor([theirs[str(i)]["score"] for i in range(32)], dtype=torch.float64)
         torch.testing.assert_close(found, expected, rtol=rtol, atol=0)
+
+
+def test_what_is_trained_at_the_moment_changes_no_norm(tmp_path):
+    """Frozen for adapters or an edit, or merged and loaded again: the attack is on the model as it is."""
+    some = encoder().pairs([(e.question, e.answer) for e in examples("forget")])
+
+    def norms(net):
+        return Live(net.eval(), encoder(), tmp_path, max_tokens=400).norms(some)
+
+    plain = norms(model())
+    frozen = model()
+    frozen.requires_grad_(False)
+    np.testing.assert_array_equal(norms(frozen), plain)
+    assert not any(p.requires_grad for p in frozen.parameters())
+    adapted = get_peft_model(model(), LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    torch.manual_seed(0)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    flags = [p.requires_grad for p in adapted.parameters()]
+    found = norms(adapted)
+    assert [p.requires_grad for p in adapted.parameters()] == flags
+    assert np.abs(found / plain - 1).max() > 0.01
+    np.testing.assert_allclose(found, norms(adapted.merge_and_unload()), rtol=1e-4)
