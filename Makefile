@@ -8,8 +8,9 @@ CONSTRAINTS ?= -c constraints.txt
 EXTRAS ?= dev
 WORKERS ?= 2
 PY = .venv/bin/python
-# One thread a worker: tests compare sums bit for bit, and workers share the cores.
-PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist worksteal
+# One thread a worker: tests compare sums bit for bit, and workers share the cores. Modules whose fixtures are
+# whole runs stay on one worker (their xdist_group).
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadgroup
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12

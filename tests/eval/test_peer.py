@@ -28,7 +28,7 @@ from unlearn.config import DatasetConfig
 from unlearn.data.sources import load_sets
 from unlearn.data.tokens import Encoder
 
-pytestmark = [pytest.mark.slow, needs_shared]
+pytestmark = [pytest.mark.slow, needs_shared, pytest.mark.xdist_group("peer")]
 PREFIX = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
 PEER = SHARED / "peer" / "nano-tofu-full.TOFU_EVAL.json"
 MIA_SETS = ("forget", "holdout")

@@ -16,7 +16,7 @@ import pytest
 
 from launch.cli import command
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("evaluations")]
 
 ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("UNLEARN_SHARED", ROOT.parent / "shared"))

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.launch.test_run import results, unlearn, weights
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("methods")]
 
 SWEPT = "altpo,ngdiff,nlul,pdu,task_vector,reinforce,whp,whp-distilled,grun,rmu-wmdp"
 QUICK = ["method.epochs=2", "eval.compare=false", "method.alternatives.max_new_tokens=6", "tracker=disabled"]
