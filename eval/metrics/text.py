@@ -27,6 +27,7 @@ class Rouge:
     """Overlap of words, each [E], from 0 to 1."""
 
     rouge1_recall: np.ndarray
+    rouge1_f1: np.ndarray
     rougeL_recall: np.ndarray
     rougeL_f1: np.ndarray
 
@@ -37,7 +38,7 @@ def rouge(answers: Sequence[str], generations: Sequence[str], *, stemmer: bool =
     `stemmer` compares words by their stems: TOFU, LUME and OpenUnlearning do, the released MUSE does not.
     """
     rows = [_rouge(answer, text, stemmer) for answer, text in zip(answers, generations, strict=True)]
-    return Rouge(*np.array(rows, dtype=np.float64).reshape(-1, 3).T)
+    return Rouge(*np.array(rows, dtype=np.float64).reshape(-1, 4).T)
 
 
 def bleu(answers: Sequence[str], generations: Sequence[str], *, effective_order: bool = True) -> np.ndarray:
@@ -75,11 +76,11 @@ def cut_at(texts: Sequence[str], stops: Sequence[str]) -> list[str]:
     return [text[: min((at for at in map(text.find, stops) if at >= 0), default=None)] for text in texts]
 
 
-def _rouge(answer: str, generation: str, stemmer: bool) -> tuple[float, float, float]:
+def _rouge(answer: str, generation: str, stemmer: bool) -> tuple[float, float, float, float]:
     if not _words(stemmer).tokenize(answer):
-        return (np.nan, np.nan, np.nan)
+        return (np.nan, np.nan, np.nan, np.nan)
     found = _scorer(stemmer).score(answer, generation)
-    return found["rouge1"].recall, found["rougeL"].recall, found["rougeL"].fmeasure
+    return found["rouge1"].recall, found["rouge1"].fmeasure, found["rougeL"].recall, found["rougeL"].fmeasure
 
 
 class _Stemmer:

@@ -19,6 +19,7 @@ def test_rouge_by_hand():
     # longest common subsequence "cat sat" or "the sat": 2 of 5, 2 of 3; F1 = 2·(2/5)(2/3)/(2/5 + 2/3) = .5
     found = rouge(["the cat sat on mat"], ["cat the sat"])
     assert found.rouge1_recall == pytest.approx(3 / 5)
+    assert found.rouge1_f1 == pytest.approx(3 / 4)  # 2·(3/5)(3/3)/(3/5 + 3/3)
     assert found.rougeL_recall == pytest.approx(2 / 5)
     assert found.rougeL_f1 == pytest.approx(0.5)
 
@@ -54,6 +55,7 @@ def test_the_same_as_the_library_with_its_own_stemmer(stemmer):
         assert found.rouge1_recall[i] == expected["rouge1"].recall
         assert found.rougeL_recall[i] == expected["rougeL"].recall
         assert found.rougeL_f1[i] == expected["rougeL"].fmeasure
+        assert found.rouge1_f1[i] == expected["rouge1"].fmeasure
 
 
 _WORDS = st.lists(st.sampled_from(["the", "cats", "cat", "sat", "run"]), max_size=8)

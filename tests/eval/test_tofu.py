@@ -80,6 +80,7 @@ def test_one_example_by_hand(tmp_path):
             "tofu/forget/probability": 0.606531,  # e^−.5
             "tofu/forget/rougeL_recall": 0.5,  # "the city" of 4 words
             "tofu/forget/rouge1_recall": 1.0,
+            "tofu/forget/rouge1_f1": 1.0,
             "tofu/forget/rougeL_f1": 0.5,  # both have four words
             "tofu/forget/distinct_4": 1.0,  # so there is one 4-gram
             "tofu/forget/truth_ratio": 0.135335,  # R = e^(1 − 3) < 1
@@ -92,6 +93,7 @@ def test_one_example_by_hand(tmp_path):
             "tofu/world_facts/probability": 0.748832,
             "tofu/world_facts/rougeL_recall": 0.5,
             "tofu/world_facts/rouge1_recall": 1.0,
+            "tofu/world_facts/rouge1_f1": 1.0,
             "tofu/world_facts/rougeL_f1": 0.5,
             "tofu/world_facts/truth_ratio": 1 - 0.082085,  # R = e^(.5 − 3)
         },
@@ -162,7 +164,14 @@ def test_a_whole_evaluation_and_its_files(tmp_path):
     wanted |= {
         f"{name}/{metric}"
         for name in OWN
-        for metric in ("probability", "rougeL_recall", "rouge1_recall", "rougeL_f1", "truth_ratio")
+        for metric in (
+            "probability",
+            "rougeL_recall",
+            "rougeL_f1",
+            "rouge1_recall",
+            "rouge1_f1",
+            "truth_ratio",
+        )
     }
     wanted |= {
         f"{name}/{metric}"
