@@ -112,6 +112,7 @@ def test_one_example_by_hand(tmp_path):
             "probability": 0.606531,
             "rougeL_recall": 0.5,
             "rouge1_recall": 1.0,
+            "rouge1_f1": 1.0,
             "rougeL_f1": 0.5,
             "distinct_4": 1.0,
             "extraction_strength": 0,
