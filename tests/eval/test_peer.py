@@ -155,7 +155,7 @@ def test_paraphrased_answers_and_their_texts(run, peer):
     rows = pq.read_table(records.directory / "examples.parquet").to_pylist()
     for name, key in PREFIX.items():
         own = [row for row in rows if row["set"] == name]
-        for metric in ("rouge1_recall", "rouge1_f1", "rougeL_recall", "rougeL_f1"):
+        for metric in ("rouge1_recall", "rougeL_recall", "rougeL_f1"):
             assert [row[metric] for row in own] == values(peer, f"{key}_Q_A_ROUGE", metric)
 
 
