@@ -20,6 +20,7 @@ from eval.generate import Perturb, end_tokens, generate
 from eval.gradients.norms import gradient_norms
 from eval.packed import Packed, pack, packed_in
 from eval.ragged import Ragged
+from eval.records import TOKEN_COLUMNS
 from eval.shard import ALONE, Shard
 from unlearn import interventions
 from unlearn.data.batches import Batch, collate, deal
@@ -27,8 +28,6 @@ from unlearn.data.tokens import Encoder, TokenSequence
 from unlearn.forward import TokenRecord, record, unwrap
 
 T = TypeVar("T")
-
-TOKEN_COLUMNS = ("logp", "correct", "mean", "variance")
 
 
 @dataclass(frozen=True)

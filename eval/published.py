@@ -21,6 +21,7 @@ from eval.metrics.likelihood import TruthRatioForm, log_truth_ratio
 from eval.ragged import Ragged
 
 Origin: TypeAlias = Literal["tofu", "openunlearning"]
+# In these the answer is a name among options: it is its own paraphrase, and its probability is relative.
 WITH_OPTIONS = ("real_authors", "world_facts")
 TAUGHT = ("forget", "retain")
 _MEMORIZATION = ("extraction_strength", "exact_memorization")

@@ -21,9 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from eval.benchmark import Result, Role, Sets
-from eval.metrics.likelihood import aggregate, mean, mean_nll, perplexity
+from eval.metrics.likelihood import aggregate, mean, mean_nll, perplexity, without_end
 from eval.metrics.text import bleu, rouge
-from eval.ragged import Ragged
 from eval.records import Records
 from eval.requests import Answer, Generation, Likelihood, Prompt, Request
 from unlearn.data.example import Example
@@ -78,9 +77,7 @@ def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, opti
                 metrics |= aggregate(f"copyright/{name}/{metric}", found[asked])
         told = read.likelihood(f"{name}/answer").select(_answers(examples))
         # A passage was cut from a text that goes on, so no end is to be expected.
-        tokens = Ragged.of(
-            [row[: len(row) - int(end)] for row, end in zip(told.logp, told.ended, strict=True)]
-        )
+        tokens = without_end(told.logp, told.ended)
         metrics[f"copyright/{name}/perplexity"] = perplexity(tokens)
         values = {**overlap, "nll": mean_nll(tokens)}
         said = iter(texts)
@@ -104,11 +101,10 @@ def _overlap(
     texts = read.generation(f"{name}/continuation").select(prompts).text if prompts else []
     said = iter(texts)
     mine = [None if e.question is None else next(said) for e in examples]
-    answers = ["" if text is None else e.answer for e, text in zip(examples, mine, strict=True)]
-    there = [text or "" for text in mine]
-    recall = rouge(answers, there, stemmer=options.stemmer).rougeL_recall
+    answers = [e.answer for e in examples]
+    recall = rouge(answers, mine, stemmer=options.stemmer).rougeL_recall
     return {
-        "bleu": bleu(answers, there, effective_order=options.effective_order),
+        "bleu": bleu(answers, mine, effective_order=options.effective_order),
         "rougeL_recall": recall,
     }, texts
 

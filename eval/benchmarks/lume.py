@@ -18,10 +18,9 @@ from typing import Any
 import numpy as np
 
 from eval.benchmark import BenchmarkError, Result, Role, Sets
-from eval.metrics.likelihood import aggregate, harmonic_mean, mean_nll
+from eval.metrics.likelihood import aggregate, harmonic_mean, mean_nll, without_end
 from eval.metrics.mia import auc
 from eval.metrics.text import exact_match, rouge
-from eval.ragged import Ragged
 from eval.records import Records
 from eval.requests import Answer, Generation, Likelihood, Prompt, Request
 from unlearn.data.example import Example
@@ -108,9 +107,8 @@ def _values(read: Records, name: str, examples: Sequence[Example]) -> tuple[np.n
         if not (asked := _of_kind(examples, kind)):
             continue
         texts = read.generation(f"{name}/{kind}").select(_prompts(asked)).text
-        there = [e.answer if t is not None else "" for e, t in zip(asked, texts, strict=True)]
-        said = [t or "" for t in texts]
-        values = rouge(there, said).rougeL_recall if kind == "regurgitation" else exact_match(there, said)
+        true = [e.answer for e in asked]
+        values = rouge(true, texts).rougeL_recall if kind == "regurgitation" else exact_match(true, texts)
         found |= {e.id: (float(v), t) for e, v, t in zip(asked, values, texts, strict=True)}
     return np.array([found[e.id][0] for e in examples]), [found[e.id][1] for e in examples]
 
@@ -143,9 +141,7 @@ def _lacking(sets: Sets) -> list[str]:
 def _document_nll(read: Records, name: str, examples: Sequence[Example]) -> np.ndarray:
     told = read.likelihood(f"{name}/document").select(_documents(examples))
     # The official loss is that of the document's own tokens; no end token follows them there.
-    return mean_nll(
-        Ragged.of([row[: len(row) - int(end)] for row, end in zip(told.logp, told.ended, strict=True)])
-    )
+    return mean_nll(without_end(told.logp, told.ended))
 
 
 def _row(name: str, example: Example, text: str | None) -> dict[str, Any]:

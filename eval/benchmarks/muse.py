@@ -23,9 +23,8 @@ import numpy as np
 
 from eval.benchmark import BenchmarkError, Result, Role, Sets
 from eval.metrics import mia
-from eval.metrics.likelihood import aggregate
+from eval.metrics.likelihood import aggregate, without_end
 from eval.metrics.text import MUSE_STOPS, cut_at, rouge
-from eval.ragged import Ragged
 from eval.records import GenerationRecords, Records
 from eval.requests import Answer, Generation, Likelihood, Prompt, Request
 from unlearn.data.example import Example
@@ -163,14 +162,12 @@ def _question(example: Example) -> str:
 
 def _overlap(answers: Sequence[str | None], texts: Sequence[str | None], options: Options) -> np.ndarray:
     """ROUGE-L F1 [E]; NaN where there is no answer or no text."""
-    there = [a if t is not None else None for a, t in zip(answers, texts, strict=True)]
-    return rouge([a or "" for a in there], [t or "" for t in texts], stemmer=options.stemmer).rougeL_f1
+    return rouge(answers, texts, stemmer=options.stemmer).rougeL_f1
 
 
 def _min_k(read: Records, name: str, examples: Sequence[Example], options: Options) -> np.ndarray:
     told = read.likelihood(name).select(_texts(examples))
-    own = [row[: len(row) - int(end)] for row, end in zip(told.logp, told.ended, strict=True)]
-    return mia.min_k(Ragged.of(own), options.k)
+    return mia.min_k(without_end(told.logp, told.ended), options.k)
 
 
 def _generated(

@@ -173,9 +173,8 @@ def _scores(read: Records, phrasing: Phrasing) -> tuple[Scores, list[str | None]
             for rows in (logp, correct)
         )
     texts: list[str | None] = list(read.generation(f"{path}/generation").select(phrasing.generation).text)
-    true = [a.rest if text is not None else "" for a, text in zip(phrasing.asked, texts, strict=True)]
     values = {
-        "rougeL_recall": rouge(true, [text or "" for text in texts]).rougeL_recall,
+        "rougeL_recall": rouge([a.rest for a in phrasing.asked], texts).rougeL_recall,
         "probability": probability(mean_nll(logp)),
         "extraction_strength": extraction_strength(correct, told.ended),
     }

@@ -151,8 +151,7 @@ def _request(name: str, examples: Sequence[Example], options: Options) -> Genera
 
 def _recall(answers: Sequence[str], texts: Sequence[str | None], samples: int) -> np.ndarray:
     repeated = [answer for answer in answers for _ in range(samples)]
-    true = [answer if text is not None else "" for answer, text in zip(repeated, texts, strict=True)]
-    return rouge(true, [text or "" for text in texts]).rougeL_recall.reshape(-1, samples)
+    return rouge(repeated, texts).rougeL_recall.reshape(-1, samples)
 
 
 def _best(recall: np.ndarray, texts: Sequence[str | None]) -> str | None:

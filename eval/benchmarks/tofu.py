@@ -15,11 +15,11 @@ import numpy as np
 
 from eval.benchmark import BenchmarkError, Result, Role, Sets
 from eval.benchmarks.tofu_membership import gradient_requests, membership
-from eval.benchmarks.tofu_sets import TAUGHT, SetScores, log_ratio, set_requests, set_scores
+from eval.benchmarks.tofu_sets import SetScores, log_ratio, set_requests, set_scores
 from eval.logrows import PublishedLogError
 from eval.metrics.fluency import DetectorError, fluency, gibberish_detector
 from eval.metrics.likelihood import TruthRatioForm, aggregate, forget_quality, harmonic_mean
-from eval.published import PublishedLog, PublishedSet
+from eval.published import TAUGHT, PublishedLog, PublishedSet
 from eval.records import Records
 from eval.requests import Request
 from unlearn.data.example import Example

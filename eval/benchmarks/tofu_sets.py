@@ -23,14 +23,12 @@ from eval.metrics.likelihood import (
     truth_probability,
 )
 from eval.metrics.text import rouge
+from eval.published import TAUGHT, WITH_OPTIONS
 from eval.ragged import Ragged
 from eval.records import Records
 from eval.requests import Answer, Generation, Likelihood, Prompt, Request
 from unlearn.data.example import Example
 
-# In these the answer is a name among options: it is its own paraphrase, and its probability is relative.
-WITH_OPTIONS = ("real_authors", "world_facts")
-TAUGHT = ("forget", "retain")
 # Of answers that no model was taught, the examples tell these and no mean is taken.
 _MEMORIZATION = ("extraction_strength", "exact_memorization")
 
@@ -95,9 +93,7 @@ def set_scores(
     texts = None
     if generation and name != "holdout":
         texts = read.generation(f"{name}/generation").select(_prompts(examples)).text
-        # An empty true answer is what ROUGE takes for unmeasurable.
-        there = [e.answer if text is not None else "" for e, text in zip(examples, texts, strict=True)]
-        columns |= vars(rouge(there, [text or "" for text in texts]))
+        columns |= vars(rouge([e.answer for e in examples], texts))
         if name in TAUGHT:  # the others' answers are a name or two
             columns["distinct_4"] = distinct([text or "" for text in texts], 4)
     columns["extraction_strength"] = extraction_strength(told.correct, told.ended)

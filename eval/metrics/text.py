@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from rouge_score.tokenize import tokenize
@@ -32,16 +32,20 @@ class Rouge:
     rougeL_f1: np.ndarray
 
 
-def rouge(answers: Sequence[str], generations: Sequence[str], *, stemmer: bool = True) -> Rouge:
+Texts: TypeAlias = Sequence[str | None]
+"""None where there is none; a metric is NaN there."""
+
+
+def rouge(answers: Texts, generations: Texts, *, stemmer: bool = True) -> Rouge:
     """NaN where the true answer has no word (ROUGE knows the letters a–z and digits only).
 
     `stemmer` compares words by their stems: TOFU, LUME and OpenUnlearning do, the released MUSE does not.
     """
-    rows = [_rouge(answer, text, stemmer) for answer, text in zip(answers, generations, strict=True)]
+    rows = [_rouge(answer, text, stemmer) for answer, text in _compared(answers, generations)]
     return Rouge(*np.array(rows, dtype=np.float64).reshape(-1, 4).T)
 
 
-def bleu(answers: Sequence[str], generations: Sequence[str], *, effective_order: bool = True) -> np.ndarray:
+def bleu(answers: Texts, generations: Texts, *, effective_order: bool = True) -> np.ndarray:
     """BLEU of each single text as sacrebleu computes it, from 0 to 100 as published tables have it.
 
     Its defaults hold: tokenizer 13a, n-grams up to 4, exponential smoothing. `effective_order` is the default
@@ -50,18 +54,17 @@ def bleu(answers: Sequence[str], generations: Sequence[str], *, effective_order:
     gives such generations 0. NaN where the true answer has no token.
     """
     score = _bleu(effective_order).sentence_score
-    found = [score(text, [answer]) for answer, text in zip(answers, generations, strict=True)]
+    found = [score(text, [answer]) for answer, text in _compared(answers, generations)]
     return np.array([one.score if one.ref_len else np.nan for one in found], dtype=np.float64)
 
 
-def exact_match(answers: Sequence[str], generations: Sequence[str]) -> np.ndarray:
+def exact_match(answers: Texts, generations: Texts) -> np.ndarray:
     """1 where both are the same but for case and surrounding space, else 0. NaN for an empty true answer.
 
     The knowledge score of LUME and of SemEval-2025 Task 4.
     """
     pairs = [
-        (answer.strip().lower(), text.strip().lower())
-        for answer, text in zip(answers, generations, strict=True)
+        (answer.strip().lower(), text.strip().lower()) for answer, text in _compared(answers, generations)
     ]
     return np.array([float(answer == text) if answer else np.nan for answer, text in pairs], dtype=np.float64)
 
@@ -74,6 +77,12 @@ def cut_at(texts: Sequence[str], stops: Sequence[str]) -> list[str]:
     if not all(stops):
         raise ValueError(f"cut_at: the stops {list(stops)!r} hold an empty string, which is everywhere")
     return [text[: min((at for at in map(text.find, stops) if at >= 0), default=None)] for text in texts]
+
+
+def _compared(answers: Texts, generations: Texts) -> list[tuple[str, str]]:
+    """Pairs of texts; where one is not there the true answer is empty, which no metric measures."""
+    pairs = zip(answers, generations, strict=True)
+    return [("", "") if answer is None or text is None else (answer, text) for answer, text in pairs]
 
 
 def _rouge(answer: str, generation: str, stemmer: bool) -> tuple[float, float, float, float]:

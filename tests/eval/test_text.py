@@ -172,3 +172,10 @@ def test_cutting_one_stop_after_the_other_gives_the_same_for_muse(text):
     for stop in MUSE_STOPS:
         plain = plain.split(stop)[0]
     assert cut_at([text], MUSE_STOPS) == [plain]
+
+
+def test_where_a_text_is_not_there_nothing_is_measured():
+    answers, texts = ["the cat", None, "the cat"], [None, "the cat", "the cat"]
+    np.testing.assert_array_equal(rouge(answers, texts).rougeL_recall, [math.nan, math.nan, 1])
+    np.testing.assert_array_equal(exact_match(answers, texts), [math.nan, math.nan, 1])
+    np.testing.assert_array_equal(np.isnan(bleu(answers, texts)), [True, True, False])
