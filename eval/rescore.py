@@ -149,14 +149,7 @@ def _against(
     log: PublishedLog, retain: PublishedLog, form: TruthRatioForm, epsilon: float
 ) -> dict[str, float]:
     ours, theirs = (one.log_truth_ratio(form, epsilon=epsilon) for one in (log, retain))
-    quality = forget_quality(ours, theirs)
-    found = {
-        "tofu/forget_quality": quality.p,
-        "tofu/forget_quality_log10": quality.log10_p,
-        "tofu/forget_quality_ks": quality.statistic,
-        "tofu/forget_quality_n": quality.n1,
-        "tofu/forget_quality_retain_n": quality.n2,
-    }
+    found = forget_quality(ours, theirs).under("tofu/forget_quality")
     if "min_k" in log.auc and "min_k" in retain.auc:
         found["tofu/privleak"] = privleak(log.auc["min_k"], retain.auc["min_k"])
     return found
@@ -180,7 +173,7 @@ def _show(found: Mapping[str, float], stored: Mapping[str, float]) -> None:
 def _format(value: float | None) -> str:
     if value is None or np.isnan(value):
         return "–"
-    return f"{value}" if isinstance(value, int) else f"{value:.6g}"
+    return f"{value:.6g}"
 
 
 def _parser() -> argparse.ArgumentParser:

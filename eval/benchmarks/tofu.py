@@ -174,15 +174,7 @@ def _forget_quality(
             problems, theirs = [f"tofu/forget_quality: {error}"], np.empty(0)
     else:
         theirs = log_ratio(retain, "forget", sets["forget"], options.truth_ratio)
-    quality = forget_quality(ours, theirs)
-    metrics = {
-        "tofu/forget_quality": quality.p,
-        "tofu/forget_quality_log10": quality.log10_p,
-        "tofu/forget_quality_ks": quality.statistic,
-        "tofu/forget_quality_n": float(quality.n1),
-        "tofu/forget_quality_retain_n": float(quality.n2),
-    }
-    return metrics, problems
+    return forget_quality(ours, theirs).under("tofu/forget_quality"), problems
 
 
 def _rows(

@@ -166,6 +166,11 @@ class ForgetQuality:
     n1: int
     n2: int
 
+    def under(self, key: str) -> dict[str, float]:
+        """All of it as metrics: the p-value under `key`, the rest beside it."""
+        beside = {"log10": self.log10_p, "ks": self.statistic, "n": self.n1, "retain_n": self.n2}
+        return {key: self.p} | {f"{key}_{name}": float(value) for name, value in beside.items()}
+
 
 def forget_quality(log_ratio: np.ndarray, retain_log_ratio: np.ndarray) -> ForgetQuality:
     """Whether truth ratios could be the retain model's; p near 1 is forgetting as if never trained.
