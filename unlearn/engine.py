@@ -36,10 +36,9 @@ from torch import Tensor, nn
 from unlearn.config import HardwareConfig
 from unlearn.errors import UserError
 from unlearn.layout import all_prompt, laid_out
+from unlearn.shares import Shares
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-# Elements of each gradient turned to float64 at once for inner products.
-CHUNK = 1 << 20
 
 
 class NonFiniteGradient(UserError):
@@ -161,6 +160,7 @@ class Engine:
         if not isinstance(prepared, deepspeed.DeepSpeedEngine):
             raise RuntimeError(f"DeepSpeed is not in charge of the model, but {type(prepared).__name__}")
         self.model: Any = prepared
+        self._shares = Shares(world, self.zero, prepared)
         self._adamw.register_step_pre_hook(self._before_update)
 
     @property
@@ -171,6 +171,8 @@ class Engine:
         """Add a micro-batch's gradients to the step's sum over micro-batches and processes."""
         if self._put is not None:
             raise RuntimeError("backward after put_gradients would be lost; call step first")
+        if not self._summed:
+            self._shares.clear()
         self._summed = True
         self.model.backward(loss * self.world.size)  # DeepSpeed averages over processes
 
@@ -230,19 +232,33 @@ class Engine:
 
     def gram(self, gradients: Sequence[Sequence[Tensor]]) -> Tensor:
         """Inner products of T taken gradients over the whole model, the same everywhere: float64 [T, T]."""
-        total = torch.zeros((len(gradients),) * 2, dtype=torch.float64, device=self.world.device)
-        for parts in zip(*gradients, strict=True):
-            for chunk in zip(*(part.flatten().split(CHUNK) for part in parts), strict=True):
-                rows = torch.stack([part.double() for part in chunk])
-                total += (rows @ rows.T).to(total.device)
-        return total if self.zero == 0 else self.world.sum(total)
+        return self._shares.gram(gradients)
+
+    def gram_by_parameter(self, gradients: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+        """`gram` of each trained parameter alone, by name; they sum to it. A collective."""
+        return self._shares.gram_by_parameter(gradients)
+
+    def whole_gradients(self, gradients: Sequence[Sequence[Tensor]]) -> Iterator[tuple[str, list[Tensor]]]:
+        """Name and whole tensors, one per taken gradient, of one trained parameter after the other.
+
+        In fp32 on the device, to be read: views where this process has all of it. A collective, which every
+        process must exhaust; it holds one parameter at a time.
+        """
+        return self._shares.whole_gradients(gradients)
+
+    def as_live(self, gradient: Sequence[Tensor]) -> list[Tensor]:
+        """A taken gradient shaped as `live_weights`, in fp32, to be read: with it, weights can be moved.
+
+        Views at ZeRO 0 and 3, and where there is one process; elsewhere 4 bytes per parameter. A collective.
+        """
+        return self._shares.as_live(gradient)
 
     def live(self) -> Iterator[Tensor]:
         """The trained parameters in compute precision, as far as this process keeps them; to be read.
 
         Full tensors up to ZeRO 2, this process's flat, padded parts under ZeRO 3.
         """
-        return (getattr(p, "ds_tensor", p) for _, p in self._trained())
+        return (getattr(p, "ds_tensor", p) for _, p in self._shares.trained())
 
     def live_weights(self) -> list[Tensor]:
         """A copy of `live`."""
@@ -275,7 +291,7 @@ class Engine:
         process must exhaust it; only the main process gets tensors.
         """
         self._link_moments()
-        for name, parameter in self._trained():
+        for name, parameter in self._shares.trained():
             if self.zero == 0:
                 moments = self._adamw.state[parameter]
                 tensors = {"weight": parameter.detach(), **{key: moments[key] for key in MOMENTS}}
@@ -298,7 +314,7 @@ class Engine:
         self._link_moments()
         for state in self._adamw.state.values():
             state["step"].fill_(steps)
-        for name, parameter in self._trained():
+        for name, parameter in self._shares.trained():
             values = {key: moments[f"{key}/{name}"] for key in MOMENTS}
             if self.zero == 0:
                 for key, value in values.items():
@@ -308,9 +324,9 @@ class Engine:
                 for key, value in values.items():
                     safe_set_full_optimizer_state(parameter, value.to(self.world.device), key)
             else:
-                safe_set_local_fp32_param(parameter, self._shard(weights[name]))
+                safe_set_local_fp32_param(parameter, self._shares.cut(weights[name]))
                 for key, value in values.items():
-                    safe_set_local_optimizer_state(parameter, self._shard(value), key)
+                    safe_set_local_optimizer_state(parameter, self._shares.cut(value), key)
 
     def weights(self) -> dict[str, Tensor]:
         """The whole state dict in compute precision, on the CPU; empty on all but the main process."""
@@ -328,19 +344,11 @@ class Engine:
 
     def whole(self, shares: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Name and whole tensor, on the CPU, of shares such as `live_weights` gives. A collective."""
-        for (name, parameter), share in zip(self._trained(), shares, strict=True):
-            if self.zero < 3:
-                yield name, share.to("cpu", copy=True)
-                continue
-            parts = [torch.empty_like(share) for _ in range(self.world.size)]
-            dist.all_gather(parts, share.contiguous())
-            shape = parameter.ds_shape  # type: ignore[attr-defined]
-            yield name, torch.cat(parts)[: shape.numel()].view(shape).cpu()
+        return self._shares.whole(shares)
 
     def shares(self, whole: Mapping[str, Tensor]) -> Iterator[Tensor]:
         """This process's shares of whole tensors by name, in the order of `live_weights`."""
-        for name, _ in self._trained():
-            yield whole[name].to(self.world.device) if self.zero < 3 else self._shard(whole[name])
+        return self._shares.of(whole)
 
     def whole_parameters(self, module: nn.Module) -> AbstractContextManager[None]:
         """Inside, a module's parameters are whole, to be read."""
@@ -363,18 +371,9 @@ class Engine:
             for low, high in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
                 lazy_init_hp_params_optimizer_state(low, high, self._adamw.state)
 
-    def _trained(self) -> Iterator[tuple[str, nn.Parameter]]:
-        return ((n, p) for n, p in self.module.named_parameters() if p.requires_grad)
-
     def _saved_buffers(self) -> Iterator[tuple[str, Tensor]]:
         saved = self.module.state_dict().keys()
         return ((n, b) for n, b in self.module.named_buffers() if n in saved)
-
-    def _shard(self, full: Tensor) -> Tensor:
-        """This process's part of a tensor as ZeRO-3 cuts it: equal parts, the last one padded."""
-        part = -(-full.numel() // self.world.size)
-        flat = torch.nn.functional.pad(full.flatten(), (0, part * self.world.size - full.numel()))
-        return flat[self.world.rank * part : (self.world.rank + 1) * part].to(self.world.device)
 
     def _set_live(self, slots: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         if self.zero == 3:
@@ -416,6 +415,8 @@ class Engine:
         assert parameter.grad is not None
         if self._offload:  # DeepSpeed needs its buffer back
             self._lent.append((parameter, parameter.grad))
+            self._taken.append(parameter.grad.clone())
+        elif self._shares.is_kept(parameter.grad):
             self._taken.append(parameter.grad.clone())
         else:
             self._taken.append(parameter.grad)
