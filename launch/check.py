@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unlearn.config import RunConfig
+from unlearn.config import ProbeConfig, RunConfig
 from unlearn.data import alternatives
 from unlearn.data.sources import available, source
 from unlearn.errors import ConfigError
+from unlearn.probes.saved import saved_models
 
 if TYPE_CHECKING:
     from unlearn.methods import Term
@@ -28,6 +29,7 @@ def check(config: RunConfig) -> None:
         *_hardware(config),
         *_method(config),
         *_evaluation(config),
+        *_probe(config),
     ]
     if problems:
         raise ConfigError(problems)
@@ -158,6 +160,42 @@ def _method(config: RunConfig) -> list[str]:
                 f"{kind} term; set one, or method.auto_lr.loss to what there is"
             )
     return problems + _intervention(config, terms)
+
+
+def _probe(config: RunConfig) -> list[str]:
+    probe, method = config.probe, config.method
+    if not probe.on:
+        return []
+    problems = []
+    try:
+        if "forget" not in available(config.dataset):
+            problems.append(
+                f"probe.name={probe.name}: looks at a forget set, which dataset {config.dataset.name} does not "
+                "have; set dataset.forget"
+            )
+    except ConfigError:  # told elsewhere
+        pass
+    if method.makes_model:
+        if method.intervention is not None and not method.terms:
+            problems.append(f"probe.name={probe.name}: method {method.name} trains nothing; set probe=none")
+        problems += [
+            f"probe.{key}: goes with method=none; method {method.name} is looked at while it trains"
+            for key in ("models", "method")
+            if getattr(probe, key)
+        ]
+    elif probe.method is None:
+        problems.append(
+            "probe.method is not set: method=none has no objective to look at; name one, such as probe.method=npo"
+        )
+    else:
+        looked = config.model_copy(update={"method": probe.method, "probe": ProbeConfig()})
+        problems += [f"probe.{problem}" for problem in (*_method(looked), *_dataset(looked))]
+    problems += [
+        f"probe.models: {pattern} matches no folder with a model (no config.json)"
+        for pattern in probe.models
+        if not saved_models([pattern])
+    ]
+    return problems
 
 
 def _retain(config: RunConfig, terms: Sequence[Term]) -> list[str]:

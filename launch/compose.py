@@ -93,6 +93,13 @@ def checked(
     except OmegaConfBaseException as error:
         raise ConfigError([" ".join(str(error).split())]) from None
     assert isinstance(plain, dict)
+    probe = plain.get("probe")
+    if isinstance(probe, dict) and isinstance(name := probe.get("method"), str):
+        if name not in (known := groups()["method"]):
+            raise ConfigError(
+                [f"probe.method={name}: there is no configs/method/{name}.yaml{did_you_mean(name, known)}"]
+            )
+        probe["method"] = yaml_of_defaults("method", name)
     try:
         return RunConfig.model_validate(plain)
     except ValidationError as error:

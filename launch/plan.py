@@ -10,13 +10,14 @@ from eval.benchmark import find, is_live, options_of
 from launch.check import is_local
 from launch.compose import yaml_of_defaults
 from unlearn import interventions, models
-from unlearn.config import EvalConfig, LoraConfig, MethodConfig, RunConfig
+from unlearn.config import EvalConfig, LoraConfig, MethodConfig, ProbeConfig, RunConfig
 from unlearn.data import alternatives
 from unlearn.data.sources import BASE, available, before, identity, retain_model
 from unlearn.data.sources.tables import content_hash
 from unlearn.files import digest
 from unlearn.methods import bind, needs_alternatives, training_sets
-from unlearn.run import Beside, Job, Weights, benchmark_options, evaluation_sets
+from unlearn.probes.saved import saved_models
+from unlearn.run import Beside, Job, Weights, benchmark_options, evaluation_sets, watched_sets
 from unlearn.rundir import RunDir
 
 _FORMAT = 1
@@ -100,8 +101,10 @@ def fingerprint(config: RunConfig, start: Weights, reinforced: Weights | None = 
     makes = method.makes_model
     relevant = {"prompt", "lora", "lr_scale"} if makes else {"prompt"}
     apart = {"source", "name", "forget_only", "reinforced", "alternatives"}
+    watched = {} if not config.probe.on else {"probe": _probe(config)}
     return digest(
         {
+            **watched,
             "format": _FORMAT,
             "start": start.key,
             "reinforced": reinforced.key if reinforced else None,
@@ -113,6 +116,16 @@ def fingerprint(config: RunConfig, start: Weights, reinforced: Weights | None = 
             "seed": config.seed if makes else None,
         }
     )
+
+
+def _probe(config: RunConfig) -> dict[str, Any]:
+    """A run that is watched changes nothing, but leaves more: it has a directory of its own."""
+    saved = [models.identity(config.model, str(path)) for path in saved_models(config.probe.models)]
+    return {
+        **config.probe.model_dump(mode="json", exclude={"models"}),
+        "models": saved,
+        "data": identity(config.dataset, watched_sets(config)),
+    }
 
 
 def _files(config: RunConfig) -> dict[str, Any]:
@@ -139,6 +152,7 @@ def _reinforced(config: RunConfig, target: Weights, runs: list[Planned]) -> Weig
         update={
             "method": MethodConfig.model_validate(keys),
             "eval": EvalConfig(),
+            "probe": ProbeConfig(),
             "seed": 0,
             "save_model": True,
         }
@@ -154,6 +168,7 @@ def _unlearned(config: RunConfig, split: str, start: Weights, runs: list[Planned
         update={
             "dataset": config.dataset.model_copy(update={"forget": split}),
             "eval": EvalConfig(),
+            "probe": ProbeConfig(),
             "save_model": True,
         }
     )
@@ -171,6 +186,7 @@ def finetune_config(config: RunConfig, split: str | None) -> RunConfig:
             "method": MethodConfig.model_validate(keys),
             "dataset": config.dataset.model_copy(update={"full": split}),
             "eval": EvalConfig(),
+            "probe": ProbeConfig(),
             "seed": 0,
             "save_model": True,
         }
@@ -208,7 +224,7 @@ def _build(role: str, config: RunConfig, split: str | None, runs: list[Planned])
 
 
 def _evaluation_of(config: RunConfig) -> RunConfig:
-    return config.model_copy(update={"method": MethodConfig(name="none"), "seed": 0})
+    return config.model_copy(update={"method": MethodConfig(name="none"), "probe": ProbeConfig(), "seed": 0})
 
 
 def _planned(

@@ -302,11 +302,57 @@ class TrackerConfig(Section):
     tags: list[str] = []
 
 
+class ProbeConfig(Section):
+    """What watches the training and changes nothing: the G-effect (arXiv 2502.19301)."""
+
+    name: Literal["none", "geffect"] = "none"
+    every: PositiveInt | None = Field(
+        None, description="look every so many steps, and before the first and after the last; null: ten times"
+    )
+    examples: PositiveInt | None = Field(
+        32,
+        description="gradients are means over so many examples of each set, a fixed sample; null: over all",
+    )
+    mode: Literal["exact", "running"] = Field(
+        "exact",
+        description="running: over mini-batches 0.6 of the old mean and 0.4 of the new, as the released code",
+    )
+    points: NonNegativeInt = Field(8, description="examples of each sample that are looked at one by one")
+    tokens: bool = Field(True, description="also by answer token")
+    token_layers: bool = Field(False, description="by answer token also for each group of layers")
+    grid: NonNegativeInt = Field(
+        4, description="which of so many forget examples hurts which of so many retain examples; 0: no grid"
+    )
+    check: bool = Field(True, description="compare the prediction with the change by one small step")
+    step: PositiveFloat = Field(1.0, description="length of that step, in steps of AdamW at the peak rate")
+    second_order: bool = Field(False, description="also predict that change to second order")
+    trust: float = Field(
+        0.9, le=1, description="share of the change that the prediction must explain to be called trusted"
+    )
+    boundaries: tuple[float, float] = Field(
+        (1 / 3, 2 / 3), description="where middle and deep layers begin: shares of the depth, or layers"
+    )
+    models: list[str] = Field(
+        [], description="with method=none: folders of saved models to look at, in order; patterns allowed"
+    )
+    method: MethodConfig | None = Field(
+        None,
+        description="with method=none: whose objective is looked at, a name of configs/method or its keys",
+    )
+
+    @property
+    def on(self) -> bool:
+        return self.name != "none"
+
+
 class CheckpointConfig(Section):
     """Resumable state during training."""
 
     every_steps: PositiveInt | None = Field(None, description="null: about ten times a run")
     keep: PositiveInt = Field(1, description="how many of the newest to keep")
+    models_every: PositiveInt | None = Field(
+        None, description="also save the model every so many steps, for good: models/step-N"
+    )
 
 
 class RunConfig(Section):
@@ -317,6 +363,7 @@ class RunConfig(Section):
     method: MethodConfig
     hardware: HardwareConfig = HardwareConfig()
     eval: EvalConfig = EvalConfig()
+    probe: ProbeConfig = ProbeConfig()
     tracker: TrackerConfig = TrackerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     seed: NonNegativeInt = Field(0, description="of initialisation, data order and everything random")

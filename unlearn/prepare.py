@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,6 +53,16 @@ class Preparation:
         """Token sequences of all sets that are trained on, without what frozen models give."""
         wanted = kinds((term, term.needs) for term in self.terms)
         return {name: self._group(name, some, reference_model) for name, some in wanted.items()}
+
+    def watched(self, groups: Mapping[str, Group], names: Iterable[str]) -> dict[str, Group]:
+        """The groups with the answers of these sets, also of those that no term is on."""
+        found = dict(groups)
+        for name in names:
+            examples = self.sets.get(name)
+            if examples and (name not in found or found[name].answers is None):
+                group = found.get(name, Group([e.id for e in examples]))
+                found[name] = group.with_part("answers", self._answers(name, examples))
+        return found
 
     def with_kept(
         self, groups: Mapping[str, Group], models: Mapping[str, FrozenModel]

@@ -28,13 +28,15 @@ from unlearn import interventions, models, variants
 from unlearn.config import RunConfig
 from unlearn.data.batches import Batch, collate, deal
 from unlearn.data.example import Example
-from unlearn.data.sources import load_sets
+from unlearn.data.sources import available, load_sets
 from unlearn.engine import Engine, World, deepspeed_config, precision, start_world, stop_world
 from unlearn.errors import UserError
 from unlearn.files import read_json, write_json
 from unlearn.methods import bind, training_sets
 from unlearn.micro import Frozen
 from unlearn.prepare import FrozenModel, Preparation
+from unlearn.probes.saved import saved_models
+from unlearn.probes.setup import look_at_saved, make_probe
 from unlearn.rules import make_rule
 from unlearn.rundir import RunDir
 from unlearn.trainer import Logger, Trainer
@@ -99,6 +101,15 @@ def evaluation_sets(config: RunConfig) -> set[str]:
     return scored | variants.sets(config.eval.variants)
 
 
+def watched_sets(config: RunConfig) -> set[str]:
+    """The sets that a probe looks at, where the dataset has them."""
+    if not config.probe.on:
+        return set()
+    method = config.probe.method
+    own = set() if method is None else training_sets(config.model_copy(update={"method": method}))
+    return own | ({"forget", "retain"} & set(available(config.dataset)))
+
+
 def benchmark_options(config: RunConfig, name: str) -> dict[str, Any]:
     """The options a benchmark is given: its own, and what the configuration says to all of them."""
     limit = config.eval.max_new_tokens
@@ -112,14 +123,15 @@ class _Run:
         self.job, self.config, self.rundir, self.tracker, self.world = job, job.config, rundir, tracker, world
         self.progress = progress
         self.terms = models.placed(bind(self.config.method), self.config.model, job.start.source)
-        self.sets = load_sets(self.config.dataset, training_sets(self.config) | evaluation_sets(self.config))
+        trained = training_sets(self.config) | watched_sets(self.config)
+        self.sets = load_sets(self.config.dataset, trained | evaluation_sets(self.config))
         for (
             name
         ) in self.config.eval.benchmarks:  # what cannot be measured is refused before it is trained for
             plan(name, self._scored_sets(), benchmark_options(self.config, name))
         self.tokenizer = models.load_tokenizer(self.config.model, job.start.source)
         self.encoder = models.make_encoder(self.config.model, self.tokenizer, self.config.dataset.max_length)
-        for name in training_sets(self.config) & self.sets.keys():  # a long text is trained on to its end
+        for name in trained & self.sets.keys():  # a long text is trained on to its end
             self.sets[name] = self.encoder.chunks(self.sets[name])
 
     def execute(self, started: float) -> dict[str, float]:
@@ -139,6 +151,8 @@ class _Run:
         else:
             if made and not self.rundir.model.is_dir():
                 self._fit()
+            if self.config.probe.on and not made:
+                self._look_at_saved()
             metrics = self._evaluate(self._finished_model(), "eval", synced=False)
         metrics |= self._variants(metrics)
         metrics |= self._judged(metrics)
@@ -163,11 +177,18 @@ class _Run:
             sources["reinforced"] = FrozenModel(self.job.reinforced.key, self._reinforced, _as_it_is)
         groups, heads = ready.with_kept(ready.groups(sources["reference"]), sources)
         engine = holder.take({} if found is None else found[1])
+        probe = None
+        if config.probe.on:
+            watched = ready.watched(groups, ("forget", "retain"))
+            probe = make_probe(config, engine, self.terms, watched, self.sets, self.encoder, self.rundir)
+            if found is None:
+                probe.start.keep()
         trainer = Trainer(
             engine, self.terms, make_rule(**config.method.rule.model_dump()), groups, config.method,
             config.hardware, config.checkpoint, config.seed, config.method.rate(config.model.lr_scale),
             self.rundir, self.tracker, Frozen(heads), self.encoder.pad_id, partial(self._evaluate_at, engine),
-            config.eval.every_steps, self.progress,
+            config.eval.every_steps, self.progress, probe,
+            partial(self._keep_model, engine) if config.checkpoint.models_every else None,
         )  # fmt: skip
         if found is not None:
             log.info("continuing after step %d", found[0]["step"])
@@ -175,8 +196,31 @@ class _Run:
         elif self.world.main:
             self.rundir.cut_history(0)
         trainer.run()
-        self._save_model(engine)
+        self._save_model(engine, self.rundir.model)
         return engine
+
+    def _look_at_saved(self) -> None:
+        """The probe of a run that trains nothing: over models that were saved."""
+        assert self.config.probe.method is not None
+        config = self.config.model_copy(update={"method": self.config.probe.method})
+        terms = models.placed(bind(config.method), config.model, self.job.start.source)
+        ready = Preparation(config, terms, self.sets, self.encoder, self.world)
+
+        def engine_of(folder: str | None) -> Engine:
+            source = folder or self.job.start.source
+            return self._engine(models.load_model(config.model, source, seed=config.seed))
+
+        holder = _Holder(partial(models.load_model, config.model, self.job.start.source, seed=config.seed),
+                         self._engine)  # fmt: skip
+        sources = {"reference": FrozenModel(self.job.start.key, holder.hold, holder.whole_head)}
+        groups, heads = ready.with_kept(ready.groups(sources["reference"]), sources)
+        holder.close()
+        watched = ready.watched(groups, ("forget", "retain"))
+        look_at_saved(
+            config, saved_models(config.probe.models), engine_of,
+            lambda engine: make_probe(config, engine, terms, watched, self.sets, self.encoder, self.rundir),
+            Frozen(heads), self.rundir, self.tracker,
+        )  # fmt: skip
 
     def _fit(self) -> None:
         """Make the model of a method that trains nothing: the target with an edit of what it computes."""
@@ -249,7 +293,10 @@ class _Run:
         settings = deepspeed_config(self.config.hardware, clip=method.clip)
         return Engine(model, self.world, settings, weight_decay=method.weight_decay, betas=method.betas)
 
-    def _save_model(self, engine: Engine) -> None:
+    def _keep_model(self, engine: Engine, step: int) -> None:
+        self._save_model(engine, self.rundir.models / f"step-{step}")
+
+    def _save_model(self, engine: Engine, folder: Path) -> None:
         weights = engine.weights()
         if self.world.main:
             scale = self.config.method.update_scale
@@ -259,7 +306,7 @@ class _Run:
             own, _ = interventions.split(weights)
             plain = models.exportable(engine.module, own)
             beside = partial(interventions.save, engine.module, weights=weights)
-            models.save_pretrained(plain, self.tokenizer, self.rundir.model, beside=beside)
+            models.save_pretrained(plain, self.tokenizer, folder, beside=beside)
         self.world.barrier()
 
     # -- evaluation ------------------------------------------------------------------------------------
@@ -362,12 +409,16 @@ class _Holder:
         assert self._engine is not None
         return self._engine.whole_parameters(model.get_output_embeddings())
 
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
     def take(self, tensors: Mapping[str, Tensor]) -> Engine:
         """The engine to train with, its model loaded with a checkpoint's tensors where there are any."""
         weights = {n.removeprefix("weight/"): t for n, t in tensors.items() if n.startswith("weight/")}
-        if self._engine is not None and weights:  # an engine may have cut the model in parts
-            self._engine.close()
-            self._engine = None
+        if weights:  # an engine may have cut the model in parts
+            self.close()
         if self._engine is None:
             model = self._model()
             model.load_state_dict(weights, strict=False)

@@ -28,6 +28,9 @@ class RunDir:
         self.history = path / "history.jsonl"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
+        self.models = path / "models"
+        self.probe = path / "geffect"
+        self.probe_start = self.probe / "start.safetensors"
         self.eval = path / "eval"
         self.results = path / "results.json"
         self.log = path / "run.log"
@@ -52,8 +55,12 @@ class RunDir:
         return rows
 
     def cut_history(self, step: int) -> None:
-        """Drop what was logged after `step`: those steps are about to be run again."""
-        kept = [row for row in self.read_history() if row["step"] <= step]
+        """Drop what was logged after `step`, and what a probe saw at it: both are about to come again."""
+
+        def again(row: Mapping[str, Any]) -> bool:
+            return row["step"] > step or (row["step"] == step and any("geffect/" in key for key in row))
+
+        kept = [row for row in self.read_history() if not again(row)]
         with replacing(self.history) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
 
@@ -102,8 +109,9 @@ class RunDir:
         return None
 
     def drop_checkpoints(self) -> None:
-        """The model is saved: the resumable state has served."""
+        """The model is saved: the resumable state has served, and what a probe measured distances from."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
+        self.probe_start.unlink(missing_ok=True)
 
     def _steps(self) -> list[int]:
         found = [p.name.removeprefix("step-") for p in self.checkpoints.glob("step-*")]

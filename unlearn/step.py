@@ -122,6 +122,10 @@ class Steps:
             for term in back
         }
 
+    def named(self, plan: Plan, units: Sequence[Unit], term: Term) -> dict[str, Tensor]:
+        """What the model gives of these units for a term, by the names that objectives ask with."""
+        return self._micro(plan, units, [(term, term.step_needs)]).named[term.name]
+
     def dummy(self, plan: Plan, terms: Sequence[Term]) -> list[Unit]:
         """One unit of each group, for a process that has none and must take part in the collectives."""
         first: dict[str, Unit] = {}

@@ -42,10 +42,28 @@ class NonFiniteLoss(UserError):
     """The loss is NaN or infinite."""
 
 
+@dataclass(frozen=True)
+class Moment:
+    """When a probe looks: after `step` updates, at a peak learning `rate`; and how terms make an update."""
+
+    step: int
+    rate: float
+    rule: Rule
+    frozen: Frozen
+
+
 class Logger(Protocol):
     """What the trainer tells of its steps; the files are written by the trainer itself."""
 
     def log(self, row: Mapping[str, float], step: int) -> None: ...
+
+
+class Watcher(Protocol):
+    """A probe: it looks at chosen steps and changes nothing."""
+
+    def due(self, step: int, total: int) -> bool: ...
+
+    def look(self, moment: Moment) -> dict[str, float]: ...
 
 
 @dataclass
@@ -68,6 +86,8 @@ class Trainer:
     evaluate: Callable[[int], Mapping[str, float]] | None = None
     evaluate_every: int | None = None
     progress: bool = True
+    probe: Watcher | None = None
+    keep_model: Callable[[int], None] | None = None
     step: int = 0
     tokens: int = 0
     _asked_to_stop: bool = field(default=False, init=False)
@@ -98,6 +118,7 @@ class Trainer:
             total=self.total, initial=self.step, desc="train", unit="step", disable=None if shown else True
         )
         with bar, on_stop(self._ask_to_stop):
+            self._look()
             while self.step < self.total:
                 row, stop = self._one_step()
                 self._tell(row)
@@ -120,6 +141,9 @@ class Trainer:
                 ):
                     self._tell({"step": self.step, **self.evaluate(self.step)})
                     self.engine.model.train()
+                if self.keep_model and self.step % (self.checkpoint.models_every or self.total) == 0:
+                    self.keep_model(self.step)
+                self._look()
 
     def save(self) -> None:
         """A checkpoint of the current step."""
@@ -148,6 +172,13 @@ class Trainer:
             self.teacher.put_back(tensors)
         if self.engine.world.main:
             self.rundir.cut_history(self.step)
+
+    def _look(self) -> None:
+        if self.probe is None or not self.probe.due(self.step, self.total):
+            return
+        seen = self.probe.look(Moment(self.step, self.auto.lr, self.rule, self.frozen))
+        if seen:
+            self._tell({"step": self.step, "epoch": self.step / self.schedule.steps_per_epoch, **seen})
 
     # -- one step --------------------------------------------------------------------------------------
 

@@ -15,11 +15,10 @@ from torch.nn.functional import embedding
 from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode
 
+from eval.gradients.products import LINEAR, linear
 from eval.gradients.sites import Outer, Own, OwnCall, Rows, Site
 from unlearn.data.batches import Batch
 from unlearn.forward import unwrap
-
-_LINEAR = torch._C._nn.linear  # what functional.linear is, whoever has put something else in its place
 
 
 @dataclass(frozen=True)
@@ -68,11 +67,11 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is _LINEAR:
-            return self._product(func, *_bound(("input", "weight", "bias"), args, kwargs))
+        if func is LINEAR:
+            return self._product(linear, *bound(("input", "weight", "bias"), args, kwargs))
         if func is torch.addmm and len(args) == 3 and not kwargs and args[0].ndim == 1:
             bias, rows, weight = args  # the weight is [in, out] here
-            return self._product(lambda x, w, b: torch.addmm(b, x, w), rows, weight, bias, transposed=True)
+            return self._product(_transposed, rows, weight, bias, transposed=True)
         if func is embedding and len(args) > 1 and self._is_trained(args[1]):
             return self._look_up(args, kwargs)
         return func(*args, **kwargs)
@@ -102,7 +101,7 @@ class Recorder(TorchFunctionMode):
 
     def _look_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         names = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq")
-        ids, weight, padding, renormed, _, scaled = _bound(names, args, kwargs)
+        ids, weight, padding, renormed, _, scaled = bound(names, args, kwargs)
         ids = self._spread(ids, ids.ndim)
         lengths = None if renormed is not None or scaled else self._lengths(ids.shape)
         out = embedding(ids, *args[1:], **kwargs)
@@ -201,6 +200,11 @@ class Recorder(TorchFunctionMode):
         return pad_sequence(list(value[0].split(self._answers)), batch_first=True).unsqueeze(1)
 
 
-def _bound(names: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+def _transposed(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return linear(rows, weight.mT, bias)
+
+
+def bound(names: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments of a call in this order, None where not given."""
     given = dict(zip(names, args, strict=False)) | kwargs
     return [given.get(name) for name in names]

@@ -7,7 +7,7 @@ the operation's parameters (arXiv 1510.01799; for sequences arXiv 2110.05679, se
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,7 @@ def slope(logits: Tensor, batch: Batch) -> Tensor:
     At the label it is −Σ of the other tokens' probabilities, rather than p − 1, of which fp32 leaves little
     where the model is sure.
     """
-    share = (1 / batch.lengths).repeat_interleave(batch.lengths)
+    share = (1 / batch.lengths.double()).repeat_interleave(batch.lengths)
     out = torch.empty_like(logits)
     size = max(1, _BLOCK // logits.shape[-1])
     blocks = (x.split(size) for x in (logits, batch.labels, share, out))
@@ -74,8 +74,44 @@ def slope(logits: Tensor, batch: Batch) -> Tensor:
         wide = torch.promote_types(rows.dtype, torch.float32)
         prob = rows.to(wide).softmax(-1).scatter_(-1, labels[:, None], 0.0)
         prob.scatter_(-1, labels[:, None], -prob.sum(-1, keepdim=True))
-        into.copy_(prob.mul_(shares[:, None]))
+        into.copy_(prob.mul_(shares[:, None].to(wide)))
     return out
+
+
+def alone(
+    model: nn.Module, batch: Batch, parameters: Sequence[nn.Parameter]
+) -> Iterator[Sequence[Tensor | None]]:
+    """Example after example, the gradients by these parameters, each by a pass of its own.
+
+    Raises:
+        NotImplementedError: ZeRO 3 partitions one.
+    """
+    if any(hasattr(p, "ds_id") for p in parameters):
+        names = ", ".join(n for n, p in model.named_parameters() if any(p is q for q in parameters))
+        raise NotImplementedError(
+            f"gradients of single examples by {names}: the rows at its use cannot be told apart by example, "
+            "and ZeRO partitions it; use the saved model in one process instead"
+        )
+    for one in _singles(batch):
+        with torch.enable_grad():
+            logits = answer_logits(model, one)
+        yield torch.autograd.grad(logits, parameters, slope(logits.detach(), one), allow_unused=True)
+
+
+def _singles(batch: Batch) -> Iterator[Batch]:
+    """Batches of one example each, without padding."""
+    width, start = batch.input_ids.shape[1], 0
+    for row, (count, own) in enumerate(zip(batch.lengths.tolist(), batch.widths.tolist(), strict=True)):
+        here = slice(start, start := start + count)
+        one = slice(row, row + 1)
+        yield Batch(
+            input_ids=batch.input_ids[one, :own],
+            index=batch.index[here] - row * width,
+            labels=batch.labels[here],
+            lengths=batch.lengths[one],
+            prompt_end=batch.prompt_end[one],
+            widths=batch.widths[one],
+        )
 
 
 def _outside(logits: Tensor, calls: Sequence[Call], trained: Collection[int]) -> list[int]:

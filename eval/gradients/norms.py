@@ -5,17 +5,16 @@ One forward and one backward serve a whole batch: see `eval.gradients.capture`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from eval.gradients.capture import captured, slope
+from eval.gradients.capture import alone, captured
 from eval.gradients.sites import Outer, Own, Site
 from unlearn.data.batches import Batch
-from unlearn.forward import answer_logits
 
 # Elements held for one parameter at a time, beside what the pass itself keeps.
 _BUDGET = 1 << 23
@@ -109,33 +108,8 @@ def _summed(sites: Sequence[Site], examples: slice) -> Tensor:
 
 def _alone(model: nn.Module, batch: Batch, parameters: Sequence[nn.Parameter]) -> Tensor:
     """[B]: the sum of the norms over these parameters, by one pass for each example."""
-    if any(hasattr(p, "ds_id") for p in parameters):
-        names = ", ".join(n for n, p in model.named_parameters() if any(p is q for q in parameters))
-        raise NotImplementedError(
-            f"gradient norms of {names}: the rows at its use cannot be told apart by example, and ZeRO "
-            "partitions it; evaluate the saved model in one process instead"
-        )
     totals = []
-    for one in _singles(batch):
-        with torch.enable_grad():
-            logits = answer_logits(model, one)
-        grads = torch.autograd.grad(logits, parameters, slope(logits.detach(), one), allow_unused=True)
-        norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in grads if g is not None]
+    for gradients in alone(model, batch, parameters):
+        norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients if g is not None]
         totals.append(torch.stack(norms).sum())
     return torch.stack(totals)
-
-
-def _singles(batch: Batch) -> Iterator[Batch]:
-    """Batches of one example each, without padding."""
-    width, start = batch.input_ids.shape[1], 0
-    for row, (count, own) in enumerate(zip(batch.lengths.tolist(), batch.widths.tolist(), strict=True)):
-        here = slice(start, start := start + count)
-        one = slice(row, row + 1)
-        yield Batch(
-            input_ids=batch.input_ids[one, :own],
-            index=batch.index[here] - row * width,
-            labels=batch.labels[here],
-            lengths=batch.lengths[one],
-            prompt_end=batch.prompt_end[one],
-            widths=batch.widths[one],
-        )

@@ -95,6 +95,22 @@ REFUSED = {
         ["method=rmu", "method.forget.layer=9"],
         ["method.forget.layer=9", "the model has 4 layers"],
     ),
+    "probe without an objective": (
+        ["method=none", "probe=geffect"],
+        ["probe.method is not set", "probe.method=npo"],
+    ),
+    "probe of a method that is not there": (
+        ["method=none", "probe=geffect", "probe.method=npp"],
+        ["probe.method=npp", "did you mean npo"],
+    ),
+    "models to look at beside a training": (
+        ["method=npo", "probe=geffect", "probe.models=[gone]"],
+        ["probe.models: goes with method=none", "gone matches no folder"],
+    ),
+    "probe of what trains nothing": (
+        ["method=whp", "probe=geffect"],
+        ["probe.name=geffect: method whp trains nothing"],
+    ),
     "unknown rule": (["method.rule.name=sum"], ["method.rule.name=sum", "weighted_sum"]),
     "wrong type": (["method.lr=fast"], ["method.lr='fast'", "command line", "valid number"]),
     "negative number": (["method.batch=-3"], ["method.batch=-3", "greater than 0"]),

@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from pydantic import TypeAdapter, ValidationError
 
+from eval.evaluate import on_first
 from eval.shard import Shard
 from unlearn.config import RunConfig
 from unlearn.errors import ConfigError, did_you_mean
@@ -99,18 +100,19 @@ def measure(name: str, bench: Workbench, given: Mapping[str, Any] | None = None)
     asked = bench.config.eval.model_dump(mode="json", exclude={"variants", "every_steps"})
     models = digest(find(name).identity(options))
     whole = digest({"models": models, "eval": asked})
-    known = None
-    if shard.first:
+
+    def known() -> dict[str, float] | None:
         found = read_json(mark) if mark.is_file() else {}
         if found.get("whole") == whole:
-            known = {key: math.nan if v is None else v for key, v in found["metrics"].items()}
-        elif found.get("models") != models:
+            return {key: math.nan if v is None else v for key, v in found["metrics"].items()}
+        if found.get("models") != models:
             shutil.rmtree(folder, ignore_errors=True)
             write_json(mark, {"models": models})
-    (known,) = shard.from_first([known])
-    if known is not None:
-        return dict(known)
+        return None
+
+    before = on_first(shard, known)
+    if before is not None:
+        return before
     metrics = find(name).measure(bench, options)
-    if shard.first:
-        write_json(mark, {"models": models, "whole": whole, "metrics": metrics})
+    on_first(shard, lambda: write_json(mark, {"models": models, "whole": whole, "metrics": metrics}))
     return metrics

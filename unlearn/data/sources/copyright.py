@@ -26,7 +26,8 @@ from pydantic import PositiveInt, ValidationError
 from unlearn.config import DatasetConfig, Section
 from unlearn.data.example import Example
 from unlearn.data.sources import BASE
-from unlearn.data.sources.tables import SUFFIXES, content_hash, parse_split, read_file, text_of
+from unlearn.data.sources.custom import example_of
+from unlearn.data.sources.tables import SUFFIXES, content_hash, parse_split, read_file
 from unlearn.errors import UserError
 
 _OWN = ("retain", "full", "holdout")
@@ -141,7 +142,7 @@ def _set(cfg: DatasetConfig, name: str, options: Options) -> list[Example]:
     file = _file(cfg, name)
     if file is not None and file.suffix in SUFFIXES:
         rows = parse_split(getattr(cfg, name))[1]
-        return [_row(row, file, number) for number, row in list(enumerate(read_file(file)))[rows]]
+        return [example_of(row, file, number) for number, row in list(enumerate(read_file(file)))[rows]]
     text = _text(file or Path(cfg.path or "").expanduser())
     stem = (file or Path(cfg.path or "")).stem
     return whole(text, options, stem) if name == "full" else passages(text, options, stem)
@@ -151,13 +152,6 @@ def _file(cfg: DatasetConfig, name: str) -> Path | None:
     """The set's own file; None where it is of the text itself."""
     given = getattr(cfg, name) if name in _OWN else None
     return None if given is None else Path(parse_split(given)[0]).expanduser()
-
-
-def _row(row: dict[str, Any], file: Path, number: int) -> Example:
-    where, key = f"{file}, row {number}", f"{file.stem}/{number}"
-    if "text" in row and "question" not in row:
-        return Example(id=key, answer=text_of(row, "text", where))
-    return Example(id=key, question=text_of(row, "question", where), answer=text_of(row, "answer", where))
 
 
 def _text(file: Path) -> str:

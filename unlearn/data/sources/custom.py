@@ -43,7 +43,7 @@ def load(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, list[Example]]:
         rows = parse_split(getattr(cfg, name))[1]
         if {name, f"{name}_eval"} & wanted:
             numbered = list(enumerate(read_file(path)))[rows]
-            sets[name] = [_example(row, columns, path, number) for number, row in numbered]
+            sets[name] = [example_of(row, path, number, columns) for number, row in numbered]
     for name in ("forget", "retain"):
         if name in sets and f"{name}_eval" in wanted:
             sets[f"{name}_eval"] = sets[name]
@@ -83,7 +83,13 @@ def identity(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def _example(row: Row, columns: Columns, path: Path, number: int) -> Example:
+def example_of(row: Row, path: Path, number: int, columns: Columns | None = None) -> Example:
+    """One row of a file.
+
+    Raises:
+        UserError: a column is absent or not text.
+    """
+    columns = columns or Columns()
     where, key = f"{path}, row {number}", f"{path.stem}/{number}"
     template = text_of(row, columns.template, where) if row.get(columns.template) is not None else None
     if columns.text in row and columns.question not in row:

@@ -1,0 +1,72 @@
+"""A probe in whole runs: live, over the models that the same run saved, and what is left on disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.launch.commands import done, unlearn
+
+pytestmark = pytest.mark.slow
+
+PROBE = ["probe=geffect", "probe.examples=6", "probe.points=2", "probe.grid=2"]
+QUICK = ["eval=none", "tracker=disabled", "hardware.threads=1"]
+
+
+@pytest.fixture(scope="module")
+def looked(tmp_path_factory: pytest.TempPathFactory, saved: Path) -> tuple[Path, list[str]]:
+    cwd = tmp_path_factory.mktemp("probe")
+    model = ["model=local", f"model.path={saved}", *QUICK]
+    steps = ["method.steps=4", "checkpoint.models_every=2", "probe.every=2"]
+    done(cwd, *model, "method=npo", *PROBE, *steps)
+    return cwd, model
+
+
+def seen(run: Path) -> dict[int, dict[str, float]]:
+    rows = map(json.loads, (run / "history.jsonl").read_text().splitlines())
+    passing = {"step", "epoch", "geffect/seconds"}
+    return {
+        row["step"]: {k: v for k, v in row.items() if k not in passing}
+        for row in rows
+        if "geffect/unlearn" in row
+    }
+
+
+def test_live_and_after_the_fact_are_the_same(looked):
+    cwd, model = looked
+    (live,) = (cwd / "runs").glob("npo-*")
+    assert sorted(path.name for path in (live / "models").iterdir()) == ["step-2", "step-4"]
+    saved = f"probe.models=[{live}/models/step-*]"
+    done(cwd, *model, "method=none", "probe.method=npo", *PROBE, saved)
+    (after,) = (path for path in (cwd / "runs").glob("none-*") if (path / "geffect").is_dir())
+    first, second = seen(live), seen(after)
+    assert sorted(first) == [0, 2, 4]
+    assert sorted(second) == [2, 4]
+    for step, row in second.items():
+        assert row.keys() == first[step].keys()
+        for key, value in row.items():
+            assert value == pytest.approx(first[step][key], rel=1e-6, abs=1e-12, nan_ok=True), (step, key)
+    report = (after / "report.html").read_text()
+    assert "G-effect" in report
+
+
+def test_a_watched_run_has_a_folder_of_its_own_and_the_same_model(looked):
+    cwd, model = looked
+    (live,) = (cwd / "runs").glob("npo-*")
+    done(cwd, *model, "method=npo", "method.steps=4")
+    (plain,) = set((cwd / "runs").glob("npo-*")) - {live}
+    weights = [run / "model" / "model.safetensors" for run in (live, plain)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert not (live / "geffect" / "start.safetensors").exists()
+    assert {path.name for path in (live / "geffect" / "step-000002").iterdir()} == {
+        f"{name}.parquet" for name in ("layers", "examples", "tokens", "grid")
+    }
+
+
+def test_without_an_objective_there_is_nothing_to_look_at(looked):
+    cwd, model = looked
+    shown = unlearn(cwd, *model, "method=none", *PROBE)
+    assert shown.code == 2
+    assert "probe.method is not set" in shown.err

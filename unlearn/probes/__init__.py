@@ -1,0 +1,1 @@
+"""Probes: what watches a training and changes nothing of it."""

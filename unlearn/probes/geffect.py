@@ -1,0 +1,280 @@
+"""The G-effect (arXiv 2502.19301, definition 1): e = ⟨∇R(D), ∇L⟩ of a risk R on a set D and an objective L.
+
+A step of size η on L changes R by about −η·e: unlearning wants e < 0 on the forget set and e ≥ 0 on the
+retain set. Looked at by parameter tensor, group of layers, kind of module, term, example and token.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from unlearn.config import HardwareConfig, ProbeConfig
+from unlearn.engine import Engine, NonFiniteGradient
+from unlearn.methods import Term
+from unlearn.micro import Group, own_view
+from unlearn.probes.change import Change, changes
+from unlearn.probes.distance import Start
+from unlearn.probes.gradients import Gradients, risk_terms, sampled
+from unlearn.probes.places import places
+from unlearn.probes.points import Eye, Points, implicit_weights
+from unlearn.probes.tables import Example, Measured, Pair, Tensors, numbers, write
+from unlearn.step import Steps
+from unlearn.trainer import Moment
+
+log = logging.getLogger(__name__)
+Share = list[Tensor]
+
+
+@dataclass(frozen=True)
+class _Objective:
+    """What a step descends: its gradient, and by what each term's gradient went into it."""
+
+    gradient: Share
+    factors: Mapping[str, float]
+
+
+@dataclass
+class GEffect:
+    """Looks at a model under an engine. `groups` have the answers of the sets, with what the terms need.
+
+    `texts` are question and answer by set and example; `folder` is where its tables go.
+    """
+
+    config: ProbeConfig
+    engine: Engine
+    terms: Sequence[Term]
+    groups: Mapping[str, Group]
+    hardware: HardwareConfig
+    batch: int
+    seed: int
+    tokenizer: Any
+    texts: Mapping[str, Mapping[str, tuple[str | None, str]]]
+    folder: Path
+    pad_id: int = 0
+    start: Start = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.places = places(self.engine.module, self.config.boundaries)
+        self.risks = risk_terms([name for name in ("forget", "retain") if self._answers(name)])
+        self.rows = sampled(self.groups, self.config.examples, self.seed)
+        self.start = Start(self.folder / "start.safetensors", self.engine)
+
+    def due(self, step: int, total: int) -> bool:
+        """Whether to look after so many of all steps: first, last, and every so many."""
+        every = self.config.every or max(1, total // 10)
+        return step % every == 0 or step == total
+
+    def look(self, moment: Moment) -> dict[str, float]:
+        """What is seen goes to tables on disk, its numbers are returned; a collective.
+
+        The model, its gradients, its modes and every random state are afterwards what they were.
+        """
+        started = time.perf_counter()
+        with _still(self.engine.module, self.hardware.activation_checkpointing, self.engine.world.device):
+            try:
+                found = self._measure(moment)
+            except NonFiniteGradient as error:
+                log.warning("the probe sees nothing at step %d: %s", moment.step, error)
+                return {}
+        if self.engine.world.main:
+            write(self.folder / f"step-{moment.step:06}", found, self.tokenizer)
+        self.engine.world.barrier()
+        return numbers(found, self.config.trust) | {"geffect/seconds": time.perf_counter() - started}
+
+    # -- gradients -------------------------------------------------------------------------------------
+
+    def _measure(self, moment: Moment) -> Measured:
+        gradients = self._gradients(moment)
+        risks: dict[str, Share] = {}
+        levels: dict[str, float] = {}
+        for name, term in self.risks.items():
+            risks[name], levels[name] = gradients.of(term, moment.step)
+        tensors: list[Tensors] = []
+
+        def compare(gradient: Share, name: str, factor: float) -> None:
+            grams = self.engine.gram_by_parameter([gradient, *risks.values()])
+            tensors.append(Tensors(name, factor, tuple(risks), grams))
+
+        objective = self._objective(gradients, risks, moment, compare)
+        compare(objective.gradient, "objective", 1.0)
+        return Measured(
+            step=moment.step,
+            places=self.places,
+            risks=levels,
+            tensors=tensors,
+            distance=self.start.distance(),
+            examples=self._examples(gradients, objective, risks, moment),
+            change=self._change(objective, moment),
+            pairs=self._pairs(gradients, objective, moment),
+        )
+
+    def _gradients(self, moment: Moment) -> Gradients:
+        steps = Steps(
+            self.engine, self.terms, self.groups, self.hardware, moment.frozen, self.seed, self.pad_id
+        )
+        return Gradients(steps, self.rows, self.batch if self.config.mode == "running" else None)
+
+    def _objective(
+        self, gradients: Gradients, risks: Mapping[str, Share], moment: Moment, compare: Any
+    ) -> _Objective:
+        """The terms one at a time, put together as the gradient rule does."""
+        rule = copy.deepcopy(moment.rule)
+        weights = {term.name: term.weight * rule.factors().get(term.name, 1.0) for term in self.terms}
+        kept: dict[str, Share] = {}
+        total: Share = []
+        for term in self.terms:
+            group = own_view(term).group
+            plain = group in self.risks and _alike(term, self.risks[group])
+            gradient = risks[group] if plain else gradients.of(term, moment.step)[0]
+            if rule.separate:
+                kept[term.name] = gradient
+                continue
+            compare(gradient, term.name, weights[term.name])
+            _add(total, gradient, weights[term.name])
+        if rule.separate:
+            combined = rule.combine(self.engine.gram(list(kept.values()))).tolist()
+            for name, factor in zip(kept, combined, strict=True):
+                weights[name] *= factor
+                compare(kept[name], name, weights[name])
+                _add(total, kept[name], weights[name])
+        return _Objective(total, weights)
+
+    # -- single examples -------------------------------------------------------------------------------
+
+    @cached_property
+    def _points(self) -> dict[str, Points]:
+        some = self.config.points
+        return {n: Points.of(n, self.groups[n], self.rows[n][:some]) for n in self.risks} if some else {}
+
+    @cached_property
+    def _eye(self) -> Eye:
+        return Eye(self.engine, self.places, self.hardware.micro_tokens)
+
+    def _examples(
+        self, gradients: Gradients, objective: _Objective, risks: Mapping[str, Share], moment: Moment
+    ) -> list[Example]:
+        directions = {"objective": objective.gradient}
+        directions |= {"unlearn" if name == "forget" else "retain": share for name, share in risks.items()}
+        found = []
+        for name, points in self._points.items():
+            effects = self._eye.by_example(points, list(directions.values()))
+            levels = self._eye.risks(points)
+            weights = self._weights(gradients, points, moment)
+            tokens = self._tokens(points, directions)
+            for i, key in enumerate(points.ids):
+                question, answer = self.texts[name][key]
+                by_group = {
+                    way: {group: float(values[place]) for group, values in effects[i].items()}
+                    for place, way in enumerate(directions)
+                }
+                pull = None if weights is None or name != "forget" else weights[i]
+                found.append(
+                    Example(
+                        set=name,
+                        id=key,
+                        question=question,
+                        answer=answer,
+                        risk=float(levels[i]),
+                        effects=by_group,
+                        sequence=points.sequences[i],
+                        weights=pull,
+                        tokens=tokens[i],
+                    )
+                )
+        return found
+
+    def _tokens(self, points: Points, directions: Mapping[str, Share]) -> list[dict[str, Any]]:
+        """For each example log p and effects by token, under the names of columns."""
+        found: list[dict[str, Any]] = [{} for _ in points.ids]
+        if not self.config.tokens:
+            return found
+        for way, share in directions.items():
+            whole = self._eye.whole(share)
+            wanted: dict[str, list[str] | None] = {way: None}
+            if self.config.token_layers:
+                groups = dict.fromkeys(self.places[name].group for name in whole)
+                wanted |= {f"{way}/{group}": [group] for group in groups}
+            for column, some in wanted.items():
+                for columns, (logp, effect) in zip(
+                    found, self._eye.by_token(points, whole, some), strict=True
+                ):
+                    columns.update({"logp": logp, column: effect})
+        return found
+
+    def _weights(self, gradients: Gradients, points: Points, moment: Moment) -> Any:
+        """Implicit weights of the first term that looks at these answers."""
+        for term in self.terms if points.name == "forget" else ():
+            means = gradients.means(term, moment.step)
+            weights = implicit_weights(gradients.steps, term, points, moment.step, means)
+            if weights is not None:
+                return weights
+        return None
+
+    def _change(self, objective: _Objective, moment: Moment) -> dict[str, Change]:
+        if not self.config.check:
+            return {}
+        rate = moment.rate * self.config.step
+        return changes(self._eye, self._points, objective.gradient, rate, second=self.config.second_order)
+
+    def _pairs(self, gradients: Gradients, objective: _Objective, moment: Moment) -> list[Pair]:
+        """What forgetting one example alone does to single retain examples."""
+        size = min([self.config.grid, *(len(points.ids) for points in self._points.values())])
+        own = [term for term in self.terms if own_view(term).group == "forget"]
+        if not size or len(self._points) < 2 or not own:
+            return []
+        forget, retain = (self._points[name] for name in ("forget", "retain"))
+        hurt = Points("retain", retain.rows[:size], retain.ids[:size], retain.sequences[:size])
+        means = {term.name: gradients.means(term, moment.step) for term in own}
+        found = []
+        for row, key in zip(forget.rows[:size], forget.ids[:size], strict=True):
+            alone: Share = []
+            for term in own:
+                gradient, _ = gradients.over(term, [row], moment.step, means[term.name])
+                _add(alone, gradient, objective.factors[term.name])
+            length = float(self.engine.gram([alone])[0, 0].sqrt())
+            for other, values in zip(hurt.ids, self._eye.by_example(hurt, [alone]), strict=True):
+                effect = float(sum(each[0] for each in values.values()))
+                found.append(Pair(key, other, effect, effect / length if length else 0.0))
+        return found
+
+    def _answers(self, name: str) -> bool:
+        return name in self.groups and self.groups[name].answers is not None
+
+
+def _alike(term: Term, risk: Term) -> bool:
+    """Whether a term is the risk itself."""
+    return (term.objective, term.mask, term.skip, term.weighting) == (risk.objective, "answer", 0, None)
+
+
+def _add(total: Share, gradient: Share, factor: float) -> None:
+    if not total:
+        total += [factor * each for each in gradient]
+        return
+    for into, each in zip(total, gradient, strict=True):
+        into.add_(each, alpha=factor)
+
+
+@contextmanager
+def _still(model: nn.Module, checkpointing: bool, device: torch.device) -> Iterator[None]:
+    """No dropout, and afterwards every module's mode and every random state as before."""
+    before = [(module, module.training) for module in model.modules()]
+    for module, _ in before:
+        # Blocks recompute their activations in training mode alone; what is inside them need not be in it.
+        module.training = checkpointing and bool(getattr(module, "gradient_checkpointing", False))
+    try:
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            yield
+    finally:
+        for module, training in before:
+            module.training = training

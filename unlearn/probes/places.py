@@ -1,0 +1,86 @@
+"""Where in a model a parameter is: its layer, the group of layers, and the kind of its module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+GROUPS = ("embedding", "shallow", "middle", "deep", "head")
+KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")
+
+# By the name of a module's class, innermost first; some families have no module around their MLP's matrices.
+_CLASSES = {
+    "norm": "norm",
+    "attention": "attention",
+    "mlp": "mlp",
+    "feedforward": "mlp",
+    "embedding": "embedding",
+}
+_NAMES = {"fc1": "mlp", "fc2": "mlp", "fc_in": "mlp", "fc_out": "mlp"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """`layer` counts blocks from 0; None outside of them."""
+
+    group: str
+    kind: str
+    layer: int | None
+
+
+def places(model: Any, boundaries: Sequence[float]) -> dict[str, Place]:
+    """The place of each parameter of a transformers model, by name.
+
+    `boundaries` are where the middle and the deep layers begin: shares of the depth (below 1), or numbers of
+    layers. A third and two thirds are those of arXiv 2502.19301, section 4.1 (of 33: 1–11, 12–22, 23–33); the
+    code released with it has 10 and 20. What stands outside of the blocks belongs to the head, unless it has
+    to do with embeddings; a head that is tied to the embedding is the embedding.
+    """
+    named = dict(model.named_parameters())
+    blocks = {name: _block(name, model) for name in named}
+    depth = 1 + max((block for block in blocks.values() if block is not None), default=-1)
+    starts = [boundary * depth if boundary < 1 else boundary for boundary in boundaries]
+    heads = _of(model.get_output_embeddings())
+    looked_up = _of(model.get_input_embeddings())
+    found = {}
+    for name, parameter in named.items():
+        block = blocks[name]
+        kind = _kind(name, model)
+        if id(parameter) in looked_up:
+            place = Place("embedding", "embedding", None)
+        elif id(parameter) in heads:
+            place = Place("head", "head", None)
+        elif block is not None:
+            place = Place(GROUPS[1 + sum(block >= start for start in starts)], kind, block)
+        else:
+            place = Place("embedding" if "embed" in name or kind == "embedding" else "head", kind, None)
+        found[name] = place
+    return found
+
+
+def _of(module: nn.Module | None) -> set[int]:
+    return set() if module is None else {id(p) for p in module.parameters()}
+
+
+def _block(name: str, model: nn.Module) -> int | None:
+    """The number in the outermost list of modules that the parameter is in."""
+    parts = name.split(".")
+    for place, part in enumerate(parts):
+        if part.isdigit() and isinstance(model.get_submodule(".".join(parts[:place])), nn.ModuleList):
+            return int(part)
+    return None
+
+
+def _kind(name: str, model: nn.Module) -> str:
+    parts = name.split(".")[:-1]
+    for end in range(len(parts), 0, -1):
+        label = type(model.get_submodule(".".join(parts[:end]))).__name__.lower()
+        for part, kind in _CLASSES.items():
+            if part in label:
+                return kind
+        if parts[end - 1] in _NAMES:
+            return _NAMES[parts[end - 1]]
+    return "other"

@@ -1,0 +1,30 @@
+"""Folders of saved models, as a probe goes through them."""
+
+from __future__ import annotations
+
+import glob
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def saved_models(patterns: Sequence[str]) -> list[Path]:
+    """The folders with a model that the patterns match, in their order; those of one pattern by number."""
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        paths = [Path(path) for path in glob.glob(str(Path(pattern).expanduser()))]
+        found |= dict.fromkeys(sorted((p for p in paths if (p / "config.json").is_file()), key=_by_number))
+    return list(found)
+
+
+def numbered(folders: Sequence[Path]) -> list[int]:
+    """The steps of saved models: the number each name ends with (`checkpoint-15`), else counted from 1."""
+    ends = [re.search(r"(\d+)$", folder.name) for folder in folders]
+    steps = [int(end[1]) for end in ends if end]
+    if len(set(steps)) == len(folders):
+        return steps
+    return list(range(1, len(folders) + 1))
+
+
+def _by_number(path: Path) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", str(path))]

@@ -1,0 +1,221 @@
+"""What the G-effect probe found at one moment, as numbers for the history and as tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from torch import Tensor
+
+from unlearn.data.tokens import TokenSequence
+from unlearn.files import replacing
+from unlearn.probes.change import Change, agreement
+from unlearn.probes.places import GROUPS, KINDS, Place
+
+WAYS = {"forget": "unlearn", "retain": "retain"}
+"""What an effect on a set's risk is called."""
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """Inner products by parameter of a gradient and those of the risks on `sets`: [1 + S, 1 + S] each.
+
+    The gradient is of a term before its `factor`, or of the whole objective.
+    """
+
+    name: str
+    factor: float
+    sets: tuple[str, ...]
+    grams: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example: `effects` by direction and group of layers; `tokens` are columns [N] of its answer."""
+
+    set: str
+    id: str
+    question: str | None
+    answer: str
+    risk: float
+    effects: Mapping[str, Mapping[str, float]]
+    sequence: TokenSequence
+    weights: np.ndarray | None
+    tokens: Mapping[str, np.ndarray]
+
+
+class Pair(NamedTuple):
+    """What forgetting one example does to another: ⟨∇ its risk, ∇L of the first alone⟩."""
+
+    forget_id: str
+    retain_id: str
+    effect: float
+    per_length: float
+    """By the length of that gradient: steps of one length compared."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    step: int
+    places: Mapping[str, Place]
+    risks: Mapping[str, float]
+    tensors: Sequence[Tensors]
+    distance: float
+    examples: Sequence[Example]
+    change: Mapping[str, Change]
+    pairs: Sequence[Pair]
+
+
+# -- numbers -------------------------------------------------------------------------------------------
+
+
+def numbers(found: Measured, trust: float) -> dict[str, float]:
+    """The row of the history."""
+    row: dict[str, float] = {f"geffect/risk_{name}": risk for name, risk in found.risks.items()}
+    for each in found.tensors:
+        if each.name == "objective":
+            row |= _objective(each, found.places)
+        else:
+            total = _sum(each.grams.values())
+            row |= {
+                f"geffect/terms/{each.name}/{WAYS[name]}": each.factor * float(total[0, 1 + i])
+                for i, name in enumerate(each.sets)
+            }
+    row["geffect/distance"] = found.distance
+    return row | _check(found.change, trust)
+
+
+def _objective(each: Tensors, places: Mapping[str, Place]) -> dict[str, float]:
+    total = _sum(each.grams.values())
+    row = {"geffect/gradient_norm": math.sqrt(max(0.0, float(total[0, 0])))}
+    by_group = {g: _of(each, places, lambda p, g=g: p.group == g) for g in GROUPS}  # type: ignore[misc]
+    by_kind = {k: _of(each, places, lambda p, k=k: p.kind == k) for k in KINDS}  # type: ignore[misc]
+    for i, name in enumerate(each.sets, start=1):
+        way = f"geffect/{WAYS[name]}"
+        row |= {way: float(total[0, i]), f"{way}_cosine": cosine(total, 0, i)}
+        row |= {f"{way}/{group}": float(gram[0, i]) for group, gram in by_group.items() if gram is not None}
+        row |= {f"{way}_by_kind/{k}": float(gram[0, i]) for k, gram in by_kind.items() if gram is not None}
+    if len(each.sets) == 2:
+        row["geffect/conflict"] = cosine(total, 1, 2)
+        row |= {
+            f"geffect/conflict/{group}": cosine(gram, 1, 2)
+            for group, gram in by_group.items()
+            if gram is not None
+        }
+    return row
+
+
+def _check(change: Mapping[str, Change], trust: float) -> dict[str, float]:
+    if not change:
+        return {}
+    row = {"geffect/check/step": next(iter(change.values())).eta}
+    for name, each in change.items():
+        row[f"geffect/check/{name}_predicted"] = float(each.predicted.mean())
+        row[f"geffect/check/{name}_true"] = float(each.true.mean())
+        if each.second is not None:
+            row[f"geffect/check/{name}_second_order"] = float(each.second.mean())
+    first = agreement(change)
+    row |= {f"geffect/check/{name}": value for name, value in first.items()}
+    if all(each.second is not None for each in change.values()):
+        row |= {f"geffect/check/second_order_{n}": v for n, v in agreement(change, second=True).items()}
+    # Not a number, where nothing moved, is no ground for trust.
+    return row | {"geffect/trusted": float(first["explained"] >= trust)}
+
+
+def cosine(gram: Tensor, i: int, j: int) -> float:
+    """NaN where one of the two is zero."""
+    lengths = float(gram[i, i]) * float(gram[j, j])
+    return float(gram[i, j]) / math.sqrt(lengths) if lengths > 0 else math.nan
+
+
+def _of(each: Tensors, places: Mapping[str, Place], wanted: Callable[[Place], bool]) -> Tensor | None:
+    some = [gram for name, gram in each.grams.items() if wanted(places[name])]
+    return _sum(some) if some else None
+
+
+def _sum(grams: Any) -> Tensor:
+    total: Tensor = sum(grams)
+    return total
+
+
+# -- tables --------------------------------------------------------------------------------------------
+
+
+def write(folder: Path, found: Measured, tokenizer: Any) -> None:
+    """The tables of a step; each is there whole or not at all."""
+    tables = {
+        "layers": list(_layer_rows(found)),
+        "examples": list(_example_rows(found)),
+        "tokens": list(_token_rows(found, tokenizer)),
+        "grid": [
+            {
+                "forget_id": p.forget_id,
+                "retain_id": p.retain_id,
+                "effect": p.effect,
+                "per_length": p.per_length,
+            }
+            for p in found.pairs
+        ],
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in tables.items():
+        if rows:
+            with replacing(folder / f"{name}.parquet") as path:
+                pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
+
+
+def _layer_rows(found: Measured) -> Iterator[dict[str, Any]]:
+    for each in found.tensors:
+        for name, gram in each.grams.items():
+            place = found.places[name]
+            row: dict[str, Any] = {
+                "parameter": name, "group": place.group, "kind": place.kind, "layer": place.layer,
+                "term": each.name, "unlearn": None, "retain": None, "unlearn_cosine": None,
+                "retain_cosine": None, "conflict": None,
+            }  # fmt: skip
+            for i, which in enumerate(each.sets, start=1):
+                way = WAYS[which]
+                row |= {way: each.factor * float(gram[0, i]), f"{way}_cosine": _known(cosine(gram, 0, i))}
+            if each.name == "objective" and len(each.sets) == 2:
+                row["conflict"] = _known(cosine(gram, 1, 2))
+            yield row
+
+
+def _example_rows(found: Measured) -> Iterator[dict[str, Any]]:
+    counted: dict[str, int] = {}
+    for example in found.examples:
+        place = counted[example.set] = counted.get(example.set, -1) + 1
+        change = found.change.get(example.set)
+        row: dict[str, Any] = {
+            "set": example.set, "id": example.id, "question": example.question, "answer": example.answer,
+            "risk": example.risk,
+        }  # fmt: skip
+        for way, groups in example.effects.items():
+            row |= {way: sum(groups.values()), **{f"{way}/{group}": e for group, e in groups.items()}}
+        row["predicted"] = None if change is None else float(change.predicted[place])
+        row["true"] = None if change is None else float(change.true[place])
+        if change is not None and change.second is not None:
+            row["second_order"] = float(change.second[place])
+        yield row
+
+
+def _token_rows(found: Measured, tokenizer: Any) -> Iterator[dict[str, Any]]:
+    for example in found.examples:
+        ids = example.sequence.ids[example.sequence.answer_start :]
+        for position, token in enumerate(ids if example.tokens else ()):
+            yield {
+                "set": example.set, "id": example.id, "position": position,
+                "text": tokenizer.decode([int(token)]),
+                "weight": None if example.weights is None else float(example.weights[position]),
+                **{name: float(values[position]) for name, values in example.tokens.items()},
+            }  # fmt: skip
+
+
+def _known(value: float) -> float | None:
+    return None if math.isnan(value) else value
