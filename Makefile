@@ -8,9 +8,9 @@ CONSTRAINTS ?= -c constraints.txt
 EXTRAS ?= dev
 WORKERS ?= 2
 PY = .venv/bin/python
-# One thread a worker: tests compare sums bit for bit, and workers share the cores. Modules whose fixtures are
-# whole runs stay on one worker (their xdist_group).
-PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadgroup
+# One thread a worker: tests compare sums bit for bit, and workers share the cores. A file stays on one worker,
+# since fixtures of many are whole runs; tests/conftest.py puts the long ones first.
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,7 @@ bench: setup  ## speed and memory against a plain loop and against the floor; wh
 	$(PY) -m benches.train
 	$(PY) -m benches.methods
 	$(PY) -m benches.evaluation
+	$(PY) -m benches.geffect
 
 docs: setup  ## docs/methods.md anew from presets and code
 	$(PY) -m launch.methodtable

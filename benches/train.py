@@ -159,10 +159,10 @@ def _memory(path: str, model: str, method: str, folder: Path) -> float:
         built = _paths(case, folder)[path]()
         for number in range(2):
             built.step(number)
-    return (_peak() - before) / 2**20
+    return (peak() - before) / 2**20
 
 
-def _peak() -> int:
+def peak() -> int:
     """Most resident bytes of this process.
 
     Not getrusage where /proc has it: a process starts there with the peak of the one that started it.

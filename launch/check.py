@@ -170,8 +170,8 @@ def _probe(config: RunConfig) -> list[str]:
     try:
         if "forget" not in available(config.dataset):
             problems.append(
-                f"probe.name={probe.name}: looks at a forget set, which dataset {config.dataset.name} does not "
-                "have; set dataset.forget"
+                f"probe.name={probe.name}: looks at a forget set, which dataset {config.dataset.name} does "
+                "not have; set dataset.forget"
             )
     except ConfigError:  # told elsewhere
         pass
@@ -185,7 +185,8 @@ def _probe(config: RunConfig) -> list[str]:
         ]
     elif probe.method is None:
         problems.append(
-            "probe.method is not set: method=none has no objective to look at; name one, such as probe.method=npo"
+            "probe.method is not set: method=none has no objective to look at; name one, such as "
+            "probe.method=npo"
         )
     else:
         looked = config.model_copy(update={"method": probe.method, "probe": ProbeConfig()})

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.judged import split_variant
+from launch.geffect.files import PREFIX
 from launch.table import direction, format_value, in_order, is_detail, split_key
 from launch.traces import Figure, Results, Row, axis, drawable, label, level, line, number, over_steps
 
@@ -82,11 +83,14 @@ def _trade_off(x: str, y: str, models: Mapping[str, Results], history: Sequence[
 
 
 def training_curves(history: Sequence[Row], benchmarks: set[str]) -> list[Figure]:
-    """Loss and its parts in one chart; then lr, grad norm and whatever else was logged, by prefix."""
+    """Loss and its parts in one chart; then lr, grad norm and whatever else was logged, by prefix.
+
+    What the G-effect probe logged has charts of its own.
+    """
     keys = sorted({key for row in history for key in row} - COUNTERS)
     groups: dict[str, list[str]] = {"loss": []}
     for key in keys:
-        if split_key(key)[0] not in benchmarks | BENCHMARKS:
+        if split_key(key)[0] not in benchmarks | BENCHMARKS and not key.startswith(PREFIX):
             groups.setdefault(key.split("/")[0], []).append(key)
     figures = []
     for group, members in groups.items():

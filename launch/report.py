@@ -17,11 +17,12 @@ from plotly.offline import get_plotlyjs
 from eval.judged import split_variant
 from launch.changed import quantised, relearned
 from launch.figures import dynamics, trade_offs, training_curves
+from launch.geffect.sections import geffect
 from launch.judgement import judged_columns, with_judgement
 from launch.runfiles import Results, Run, configuration, history, load
 from launch.sections import attack_tables, beside, cards, judgements, samples
 from launch.table import direction, format_value, in_order, is_detail, split_key
-from launch.traces import label
+from launch.traces import Figure, label
 from unlearn.files import replacing
 
 
@@ -45,8 +46,10 @@ def write_report(run_dir: Path, *, target_dir: Path | None = None, retain_dir: P
     for run in runs:
         run.results = with_judgement(columns, own_target=method == "none")[run.role]
     keys = in_order(key for run in runs for key in run.results if not is_detail(key))
+    rows = history(run_dir)
+    effects, told = geffect(run_dir, rows)
     page = (
-        _environment()
+        environment()
         .get_template("report.html.j2")
         .render(
             title=[method, *(_name(config, key) for key in ("dataset", "model", "fingerprint"))],
@@ -61,7 +64,8 @@ def write_report(run_dir: Path, *, target_dir: Path | None = None, retain_dir: P
             samples=list(samples(runs)),
             problems=runs[-1].problems,
             config=config_text,
-            **_charts(runs, history(run_dir)),
+            geffect=told,
+            **_charts(runs, rows, effects),
         )
     )
     report = run_dir / "report.html"
@@ -70,15 +74,23 @@ def write_report(run_dir: Path, *, target_dir: Path | None = None, retain_dir: P
     return report
 
 
-def _charts(runs: Sequence[Run], rows: list[dict[str, Any]]) -> dict[str, Any]:
+def _charts(
+    runs: Sequence[Run], rows: list[dict[str, Any]], effects: Mapping[str, list[Figure]]
+) -> dict[str, Any]:
     models = {run.role: run.results for run in runs}
-    benchmarks = {split_key(key)[0] for run in runs for key in run.results} - {"train", ""}
+    benchmarks = {split_key(key)[0] for run in runs for key in run.results} - {"train", "geffect", ""}
     sections = {
         "tradeoff": trade_offs(models, rows),
         "attacked": relearned(models) + quantised(models),
         "training": training_curves(rows, benchmarks),
         "dynamics": dynamics(rows, models, benchmarks),
+        **effects,
     }
+    return drawn(sections)
+
+
+def drawn(sections: Mapping[str, Sequence[Figure]]) -> dict[str, Any]:
+    """What `charts.html.j2` and `draw.html.j2` need to draw them."""
     figures = {
         f"{name}-{i}": _finite(asdict(figure))
         for name, group in sections.items()
@@ -86,7 +98,7 @@ def _charts(runs: Sequence[Run], rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
     return {
         "figures": figures,
-        "sections": {name: [key for key in figures if key.startswith(name)] for name in sections},
+        "sections": {name: [key for key in figures if key.startswith(f"{name}-")] for name in sections},
         "plotly": _packed_plotly() if figures else "",
     }
 
@@ -113,9 +125,10 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Where the templates of this package are, with what they use."""
     loader = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters |= {"value": format_value, "direction": direction, "label": label}
-    environment.globals |= {"slug": lambda role: role.replace(" ", "-"), "beside": beside}
-    return environment
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    made.filters |= {"value": format_value, "direction": direction, "label": label}
+    made.globals |= {"slug": lambda role: role.replace(" ", "-"), "beside": beside}
+    return made

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
+from launch.geffect.files import tracked
 from launch.tracking import NullTracker, Tracker, open_tracker
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
@@ -105,7 +106,7 @@ def _tracker(job: Job, rundir: RunDir) -> Tracker:
 
 
 def _show(tracker: Tracker, rundir: RunDir, summary: Mapping[str, float]) -> None:
-    """The results as summary and table, and samples of what was generated."""
+    """The results as summary and table, samples of what was generated, and what a probe saw last."""
     tracker.summary(summary)
     tracker.table("results", ["metric", "value"], [[key, value] for key, value in summary.items()])
     for file in sorted(rundir.eval.glob("*/examples.parquet")):
@@ -118,6 +119,8 @@ def _show(tracker: Tracker, rundir: RunDir, summary: Mapping[str, float]) -> Non
         sample = [row for group in shown.values() for row in group[:_SAMPLES]]
         kind = "generations" if "generation" in columns else "examples"
         tracker.table(f"{file.parent.name}/{kind}", columns, sample)
+    for name, columns, rows in tracked(rundir.path):
+        tracker.table(name, columns, rows)
 
 
 def _columns(schema: pa.Schema) -> list[str]:

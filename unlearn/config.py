@@ -324,7 +324,7 @@ class ProbeConfig(Section):
         4, description="which of so many forget examples hurts which of so many retain examples; 0: no grid"
     )
     check: bool = Field(True, description="compare the prediction with the change by one small step")
-    step: PositiveFloat = Field(1.0, description="length of that step, in steps of AdamW at the peak rate")
+    step: PositiveFloat = Field(0.1, description="length of that step, in steps of AdamW at the peak rate")
     second_order: bool = Field(False, description="also predict that change to second order")
     trust: float = Field(
         0.9, le=1, description="share of the change that the prediction must explain to be called trusted"

@@ -11,7 +11,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, cast
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +79,8 @@ def _along(logits: Tensor, tangent: Tensor, labels: Tensor) -> Tensor:
 class _Carrier(TorchFunctionMode):
     """Puts the direction beside trained parameters, wherever torch is given one.
 
-    Parameters that ZeRO 3 partitions are whole only while their modules run, and only then exchanged.
+    Parameters that ZeRO 3 partitions are whole only while their modules run, and only then exchanged: what
+    uses one elsewhere sees no direction (`inner_products` refuses such a model).
     """
 
     def __init__(self, model: nn.Module, direction: Direction) -> None:
@@ -99,8 +99,8 @@ class _Carrier(TorchFunctionMode):
                     # Through these ZeRO 3 passes all that goes in and out of a module, to hear of the
                     # backward; there is none, and they know no forward mode.
                     if name in module.__dict__:
-                        stack.enter_context(patch.object(module, name, SimpleNamespace(apply=_same)))
-            stack.enter_context(patch.object(nn.functional, "linear", LINEAR))  # nor does ZeRO 3's own
+                        stack.enter_context(_instead(module, name, SimpleNamespace(apply=_same)))
+            stack.enter_context(_instead(nn.functional, "linear", LINEAR))  # nor does ZeRO 3's own
             stack.enter_context(self)
             yield
 
@@ -175,6 +175,16 @@ class _Carrier(TorchFunctionMode):
 
         # After the hook that gathers, before the one that lets go.
         return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, prepend=True)]
+
+
+@contextmanager
+def _instead(owner: Any, name: str, value: Any) -> Iterator[None]:
+    former = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, former)
 
 
 def _same(value: Any) -> Any:

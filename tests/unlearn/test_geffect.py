@@ -25,8 +25,8 @@ from unlearn.probes.saved import numbered, saved_models
 from unlearn.reference import LOGP
 
 
-# A gradient in fp32 has a relative error of about 1e-6 (sums of some thousand products); inner products of two
-# that are far from parallel lose a digit or two of that. A wrong average or a missing part is off by more.
+# A gradient in fp32 has a relative error of about 1e-6 (sums of some thousand products); inner products of
+# two that are far from parallel lose a digit or two. A wrong average or a missing part is off by more.
 def close(value: float) -> Any:
     return pytest.approx(value, rel=1e-4, abs=1e-6)
 
@@ -256,7 +256,7 @@ def test_a_small_step_does_what_is_predicted_and_a_large_one_is_told_apart(tmp_p
 
 
 def test_the_second_order_is_the_hessian_along_the_step(tmp_path):
-    seen = watching.look(tmp_path, GA, second_order=True, points=21, step=0.5)
+    seen = watching.look(tmp_path, GA, second_order=True, points=21, step=0.1)
     model = in_double()
     model.config._attn_implementation = "eager"  # which can be differentiated twice
     named = list(model.parameters())
@@ -360,7 +360,7 @@ def test_a_resumed_run_has_seen_everything_once(tmp_path):
 def test_processes_and_zero_do_not_show(tmp_path):
     cases: dict[str, Any] = {
         f"{name}-{zero}": {"method": name, "hardware": {"zero": zero, "processes": 2, "micro_tokens": 200}}
-        for name, zero in (("npo", 0), ("npo", 1), ("ngdiff", 2), ("npo", 3), ("ngdiff", 3))
+        for name, zero in (("npo", 1), ("ngdiff", 2), ("npo", 3))
     }
     (tmp_path / "cases.json").write_text(json.dumps(cases))
     together(2, watching.run, tmp_path / "cases.json")

@@ -177,11 +177,12 @@ def _layer_rows(found: Measured) -> Iterator[dict[str, Any]]:
             row: dict[str, Any] = {
                 "parameter": name, "group": place.group, "kind": place.kind, "layer": place.layer,
                 "term": each.name, "unlearn": None, "retain": None, "unlearn_cosine": None,
-                "retain_cosine": None, "conflict": None,
+                "retain_cosine": None, "conflict": None, "forget_norm": None, "retain_norm": None,
             }  # fmt: skip
             for i, which in enumerate(each.sets, start=1):
                 way = WAYS[which]
                 row |= {way: each.factor * float(gram[0, i]), f"{way}_cosine": _known(cosine(gram, 0, i))}
+                row[f"{which}_norm"] = math.sqrt(max(0.0, float(gram[i, i])))
             if each.name == "objective" and len(each.sets) == 2:
                 row["conflict"] = _known(cosine(gram, 1, 2))
             yield row

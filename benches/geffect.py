@@ -1,0 +1,228 @@
+"""The G-effect on single examples: one pass for a batch against one backward per example, as ratios.
+
+`python -m benches.geffect`. The plain way is a forward and a backward of each example alone, with all logits,
+and a product of each parameter's gradient with the direction. A training pass is forward and backward of the
+same bins with the gradients of all weights. Both ways must give the same numbers, or nothing is reported.
+Needs TOFU and a nano model in a folder (UNLEARN_SHARED).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from copy import copy, deepcopy
+from functools import partial
+from typing import Any
+
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benches.cases import ROOT, SHARED
+from benches.train import peak
+from eval.gradients.inner import inner_products
+from eval.gradients.tangents import token_effects
+from unlearn.config import DatasetConfig
+from unlearn.data.batches import collate, deal
+from unlearn.data.sources import load_sets
+from unlearn.data.tokens import Encoder, TokenSequence
+from unlearn.forward import forward
+
+AIMS = {"plain": 10.0, "pass": 2.0, "memory": 1.5}
+DIRECTIONS = 4  # as many as a probe has at least: the objective, its two terms, a risk
+ROUNDS = 6
+TOKENS = 1024  # padded tokens per bin: what the CPU preset has
+
+Products = dict[str, Tensor]
+
+
+class Unequal(Exception):
+    """The ways do not give the same numbers."""
+
+
+class Case:
+    """Examples of TOFU's forget set on a trained Llama of 4.3M parameters, with random directions."""
+
+    def __init__(self, examples: int) -> None:
+        path = SHARED / "models" / "nano-tofu-full"
+        encoder = Encoder(AutoTokenizer.from_pretrained(path))
+        self.model = AutoModelForCausalLM.from_pretrained(path).eval()
+        tofu = DatasetConfig(
+            name="tofu", source="tofu", path=str(SHARED / "data" / "tofu"), forget="forget10", limit=examples
+        )  # fmt: skip
+        rows = load_sets(tofu, ["forget"])["forget"]
+        self.some = encoder.pairs([(e.question, e.answer) for e in rows])
+        (self.bins,) = deal([len(s.ids) - 1 for s in self.some], 1, max_tokens=TOKENS)
+        made = torch.Generator().manual_seed(0)
+        self.directions = {
+            name: [torch.randn(p.shape, generator=made) for _ in range(DIRECTIONS)]
+            for name, p in self.model.named_parameters()
+        }
+
+    def plain(self, count: int = 1) -> Products:
+        found = [self._alone(s, count) for s in self.some]
+        return {name: torch.stack([one[name] for one in found], dim=1) for name in self.directions}
+
+    def exact(self, count: int) -> Products:
+        """The plain way in float64."""
+        double = copy(self)
+        double.model = deepcopy(self.model).double()
+        double.directions = {n: [v.double() for v in each] for n, each in self.directions.items()}
+        return double.plain(count)
+
+    def _alone(self, s: TokenSequence, count: int) -> Products:
+        ids = torch.from_numpy(s.ids)[None]
+        logits = self.model(input_ids=ids, use_cache=False).logits[0, s.answer_start - 1 : -1]
+        loss = torch.nn.functional.cross_entropy(logits, ids[0, s.answer_start :])
+        gradients = torch.autograd.grad(loss, list(self.model.parameters()))
+        return {
+            name: torch.stack([(gradient * v).sum() for v in several[:count]])
+            for gradient, (name, several) in zip(gradients, self.directions.items(), strict=True)
+        }
+
+    def ours(self, count: int = 1) -> Products:
+        some = [(name, several[:count]) for name, several in self.directions.items()]
+        found: Products = {}
+        for part in self.bins:
+            for name, each in inner_products(self.model, self._batch(part), some).items():
+                whole = found.setdefault(name, torch.empty(count, len(self.some), dtype=torch.float64))
+                whole[:, part] = each
+        return found
+
+    def tokens(self) -> Tensor:
+        """The mean over the answer tokens of each example."""
+        means = torch.empty(len(self.some), dtype=torch.float64)
+        for part in self.bins:
+            batch = self._batch(part)
+            effect = token_effects(self.model, batch, lambda name: self.directions[name][0]).effect
+            means[part] = torch.stack([e.double().mean() for e in effect.split(batch.lengths.tolist())])
+        return means
+
+    def training(self, *, state: bool = False) -> None:
+        """Forward and backward with the gradients of all weights; with AdamW's `state`, a whole step."""
+        for part in self.bins:
+            (-forward(self.model, self._batch(part)).logp.sum()).backward()
+        if state:
+            torch.optim.AdamW(self.model.parameters(), lr=1e-6, fused=True).step()
+        self.model.zero_grad()
+
+    def forward(self) -> None:
+        with torch.no_grad():
+            for part in self.bins:
+                forward(self.model, self._batch(part))
+
+    def _batch(self, part: Sequence[int]) -> Any:
+        return collate([self.some[i] for i in part])
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    options = _options(arguments)
+    console = Console()
+    if not (SHARED / "models" / "nano-tofu-full").is_dir() or not (SHARED / "data" / "tofu").is_dir():
+        console.print(f"left out: no TOFU or no models in {SHARED} (UNLEARN_SHARED)")
+        return
+    torch.set_num_threads(1)
+    if options.memory:
+        print(_memory(options.memory, options.examples))
+        return
+    console.print(table(measure(options.examples), options.examples))
+
+
+def measure(examples: int) -> dict[str, float]:
+    """Seconds of CPU time of each way, the best of those that took turns, and MiB at the peak.
+
+    Raises:
+        Unequal: ours and the plain way differ.
+    """
+    case = Case(examples)
+    _same(case)
+    ways: dict[str, Callable[[], object]] = {
+        "plain": case.plain,
+        "ours": case.ours,
+        "pass": case.training,
+        "forward": case.forward,
+        "tokens": case.tokens,
+        "plain, several": partial(case.plain, DIRECTIONS),
+        "ours, several": partial(case.ours, DIRECTIONS),
+    }
+    found: dict[str, float] = {}
+    for _ in range(ROUNDS):
+        for name, way in ways.items():
+            started = time.process_time()
+            way()
+            taken = time.process_time() - started
+            found[name] = min(taken, found.get(name, taken))
+    return found | {f"memory/{name}": _memory_of(name, examples) for name in ("ours", "training")}
+
+
+def _same(case: Case) -> None:
+    # In float64: at a label of which the model is sure fp32's p − 1 has lost four digits.
+    ours, exact = case.ours(DIRECTIONS), case.exact(DIRECTIONS)
+    for name, each in exact.items():
+        off = (ours[name] - each).abs().max() / each.abs().max()
+        if not off < 1e-4:
+            raise Unequal(f"{name}: {float(off):.1e} between one pass and a backward per example; no report")
+    total = torch.stack(list(ours.values()))[:, 0].sum(0)
+    off = (case.tokens() - total).abs().max() / total.abs().max()
+    if not off < 1e-4:
+        raise Unequal(f"tokens: {float(off):.1e} between forward and reverse mode; no report")
+
+
+def table(found: dict[str, float], examples: int) -> Table:
+    view = Table("", "", "aim", title=f"effects on {examples} examples · nano (4.3M) · one thread")
+
+    def row(name: str, ratio: float, aim: float | None = None, *, least: bool = False) -> None:
+        met = aim is not None and (ratio >= aim if least else ratio <= aim)
+        colour = "default" if aim is None else "green" if met else "red"
+        wanted = "" if aim is None else f"{'≥' if least else '≤'} {aim}×"
+        view.add_row(name, f"[{colour}]{ratio:.2f}×", wanted)
+
+    several = f"{DIRECTIONS} directions"
+    row("a backward per example over ours", found["plain"] / found["ours"], AIMS["plain"], least=True)
+    row(f"the same, {several}", found["plain, several"] / found["ours, several"])
+    row("ours over a training pass", found["ours"] / found["pass"], AIMS["pass"])
+    row(f"the same, {several}", found["ours, several"] / found["pass"])
+    row("peak memory over a training step's", found["memory/ours"] / found["memory/training"], AIMS["memory"])
+    row("by token, over a training pass", found["tokens"] / found["pass"])
+    row("by token, over a forward", found["tokens"] / found["forward"])
+    return view
+
+
+def _memory_of(way: str, examples: int) -> float:
+    command = [sys.executable, "-m", "benches.geffect", "--memory", way, "--examples", f"{examples}"]
+    # glibc gives back what is let go at once, so that the peak is of what is held.
+    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"measuring the memory of {way} failed:\n{done.stderr[-2000:]}")
+    return float(done.stdout.splitlines()[-1])
+
+
+def _memory(way: str, examples: int) -> float:
+    """MiB that it adds at its peak to a process with model and directions, in which a forward was made."""
+    case = Case(examples)
+    case.forward()
+    before = psutil.Process().memory_info().rss
+    if way == "training":
+        case.training(state=True)
+    else:
+        case.ours(DIRECTIONS)
+    return (peak() - before) / 2**20
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benches.geffect", description=__doc__.splitlines()[0])
+    parser.add_argument("--examples", type=int, default=32)
+    parser.add_argument("--memory", help=argparse.SUPPRESS)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()
