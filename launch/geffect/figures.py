@@ -14,7 +14,7 @@ from launch.geffect.files import Tables, thinned
 from launch.scales import Signed, signed
 from launch.traces import Figure, Row, number
 
-GROUPS = ("embedding", "shallow", "middle", "deep", "head")
+GROUPS = ("embedding", "shallow", "middle", "deep", "head", "other")
 KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")
 EFFECTS = {
     "unlearn": ("Unlearning effect", "on the forget risk · negative: a step raises it"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from tests.launch.commands import done, unlearn
@@ -70,3 +71,22 @@ def test_without_an_objective_there_is_nothing_to_look_at(looked):
     shown = unlearn(cwd, *model, "method=none", *PROBE)
     assert shown.code == 2
     assert "probe.method is not set" in shown.err
+
+
+@pytest.mark.parametrize(
+    "kind", [["method=npo", "model.lora.r=4"], ["method=grun"]], ids=["adapters", "edit"]
+)
+def test_adapters_and_edits_are_looked_at_over_what_is_trained(looked, kind):
+    cwd, model = looked
+    root = f"root=runs-{kind[-1].rpartition('=')[2]}"
+    done(cwd, *model, *kind, *PROBE, "method.steps=2", "probe.every=2", root)
+    (run,) = (p.parent for p in (cwd / root.partition("=")[2]).glob("*/geffect"))
+    rows = seen(run)
+    assert sorted(rows) == [0, 2]
+    assert rows[2]["geffect/distance"] > 0
+    assert rows[2]["geffect/unlearn"] != 0
+    table = pq.read_table(run / "geffect/step-000002/layers.parquet").to_pylist()
+    mark = "lora_" if "model.lora.r=4" in kind else "interventions."
+    assert table
+    assert all(mark in row["parameter"] for row in table)
+    assert {row["group"] for row in table} <= {"shallow", "middle", "deep", "other"}

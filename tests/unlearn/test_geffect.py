@@ -104,8 +104,10 @@ def test_effects_are_inner_products_of_whole_gradients(tmp_path, method, by_hand
         assert row["unlearn"] == close(wanted), row["parameter"]
 
 
-@pytest.mark.parametrize("method", [NPO, RMU, training.preset("ngdiff"), training.preset("kl_min")],
-                         ids=["NPO", "RMU", "NGDiff", "KL"])  # fmt: skip
+@pytest.mark.parametrize("method", [
+        NPO, training.preset("ngdiff"),
+        *(pytest.param(m, marks=pytest.mark.slow) for m in (RMU, training.preset("kl_min"))),
+    ], ids=["NPO", "NGDiff", "RMU", "KL"])  # fmt: skip
 def test_parts_add_up_to_the_whole(tmp_path, method):
     seen = watching.look(tmp_path, method)
     for way in ("unlearn", "retain"):
@@ -133,6 +135,7 @@ def test_no_objective_no_effect(tmp_path):
     assert not any(key.startswith("geffect/check") for key in seen)
 
 
+@pytest.mark.slow
 def test_the_effect_is_linear_in_the_objective(tmp_path):
     once = watching.look(tmp_path / "1", GA)
     twice = watching.look(tmp_path / "2", keys(forget={"objective": "ascent"}, forget_weight=2.0))
@@ -140,6 +143,7 @@ def test_the_effect_is_linear_in_the_objective(tmp_path):
     assert twice["geffect/retain_cosine"] == pytest.approx(once["geffect/retain_cosine"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_batches_do_not_show(tmp_path):
     whole = watching.look(tmp_path / "1", NPO, {"micro_tokens": 4096})
     small = watching.look(tmp_path / "2", NPO, {"micro_tokens": 40})
@@ -148,6 +152,7 @@ def test_batches_do_not_show(tmp_path):
         assert small[key] == pytest.approx(whole[key], rel=1e-4, abs=1e-6), key
 
 
+@pytest.mark.slow
 def test_the_running_mean_over_mini_batches_by_hand(tmp_path):
     """0.6 of the old, 0.4 of the new: 21 forget examples in batches of 8 make three."""
     model = in_double()
@@ -255,8 +260,9 @@ def test_a_small_step_does_what_is_predicted_and_a_large_one_is_told_apart(tmp_p
     assert large["geffect/trusted"] == 0.0
 
 
+@pytest.mark.slow
 def test_the_second_order_is_the_hessian_along_the_step(tmp_path):
-    seen = watching.look(tmp_path, GA, second_order=True, points=21, step=0.1)
+    seen = watching.look(tmp_path, GA, second_order=True, points=21, step=0.02)
     model = in_double()
     model.config._attn_implementation = "eager"  # which can be differentiated twice
     named = list(model.parameters())
@@ -275,9 +281,9 @@ def test_the_second_order_is_the_hessian_along_the_step(tmp_path):
     assert seen["geffect/check/forget_predicted"] == pytest.approx(-eta * slope, rel=1e-4)
     # The central difference leaves out the third order over a tenth of the step: some thousandths of it.
     assert seen["geffect/check/forget_second_order"] == pytest.approx(wanted, rel=5e-3)
-    error = {n: abs(seen[f"geffect/check/forget_{n}"] - seen["geffect/check/forget_true"])
-             for n in ("predicted", "second_order")}  # fmt: skip
-    assert error["second_order"] < error["predicted"]
+    # What is left over falls with the third power of the step instead of the second.
+    left = [1 - seen[f"geffect/check/{order}explained"] for order in ("", "second_order_")]
+    assert left[1] < left[0] / 100
 
 
 # -- nothing changes -----------------------------------------------------------------------------------
@@ -296,7 +302,9 @@ def same_history(a: Path, b: Path) -> None:
     assert rows[0] == rows[1]
 
 
-@pytest.mark.parametrize("preset", ["npo", "rmu", "ngdiff"])
+@pytest.mark.parametrize(
+    "preset", ["npo", *(pytest.param(n, marks=pytest.mark.slow) for n in ("rmu", "ngdiff"))]
+)
 def test_a_watched_run_is_bit_for_bit_the_same(tmp_path, preset):
     method = training.preset(preset, epochs=1)
     plain = training.train(tmp_path / "plain", HardwareConfig(), method=method, spread=0.3)
@@ -323,6 +331,7 @@ def test_modes_gradients_and_random_states_are_left_alone(tmp_path):
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_seen_everything_once(tmp_path):
     method = training.preset("npo", epochs=2)
     hardware = HardwareConfig()

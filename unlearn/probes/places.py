@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-GROUPS = ("embedding", "shallow", "middle", "deep", "head")
+GROUPS = ("embedding", "shallow", "middle", "deep", "head", "other")
 KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")
 
 # By the name of a module's class, innermost first; some families have no module around their MLP's matrices.
@@ -36,8 +36,8 @@ def places(model: Any, boundaries: Sequence[float]) -> dict[str, Place]:
 
     `boundaries` are where the middle and the deep layers begin: shares of the depth (below 1), or numbers of
     layers. A third and two thirds are those of arXiv 2502.19301, section 4.1 (of 33: 1–11, 12–22, 23–33); the
-    code released with it has 10 and 20. What stands outside of the blocks belongs to the head, unless it has
-    to do with embeddings; a head that is tied to the embedding is the embedding.
+    code released with it has 10 and 20. Norms outside of the blocks belong to the head, a head that is tied to
+    the embedding is the embedding, and edits beside the model are the other.
     """
     named = dict(model.named_parameters())
     blocks = {name: _block(name, model) for name in named}
@@ -56,7 +56,8 @@ def places(model: Any, boundaries: Sequence[float]) -> dict[str, Place]:
         elif block is not None:
             place = Place(GROUPS[1 + sum(block >= start for start in starts)], kind, block)
         else:
-            place = Place("embedding" if "embed" in name or kind == "embedding" else "head", kind, None)
+            embeds = "embed" in name or kind == "embedding"
+            place = Place("embedding" if embeds else "head" if kind == "norm" else "other", kind, None)
         found[name] = place
     return found
 
@@ -65,12 +66,15 @@ def _of(module: nn.Module | None) -> set[int]:
     return set() if module is None else {id(p) for p in module.parameters()}
 
 
-def _block(name: str, model: nn.Module) -> int | None:
-    """The number in the outermost list of modules that the parameter is in."""
+def _block(name: str, model: Any) -> int | None:
+    """The number of the block that the parameter is in."""
+    depth = model.config.get_text_config(decoder=True).num_hidden_layers
     parts = name.split(".")
     for place, part in enumerate(parts):
-        if part.isdigit() and isinstance(model.get_submodule(".".join(parts[:place])), nn.ModuleList):
-            return int(part)
+        if part.isdigit():
+            around = model.get_submodule(".".join(parts[:place]))
+            if isinstance(around, nn.ModuleList) and len(around) == depth:
+                return int(part)
     return None
 
 
