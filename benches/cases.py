@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 from unlearn import models, reference
 from unlearn.config import DatasetConfig, HardwareConfig, MethodConfig, ModelConfig
 from unlearn.data.sources import load_sets
-from unlearn.engine import start_world
 from unlearn.methods import bind
 from unlearn.micro import Group, Part
 from unlearn.reference import Kept
+from unlearn.world import start_world
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("UNLEARN_SHARED", ROOT.parent / "shared"))

@@ -18,11 +18,12 @@ from benches.cases import RATE, Case, Silent
 from unlearn.config import CheckpointConfig
 from unlearn.data.batches import Schedule, collate, deal
 from unlearn.data.tokens import TokenSequence
-from unlearn.engine import Engine, decay_groups, deepspeed_config, start_world
+from unlearn.engine import Engine, decay_groups, deepspeed_config
 from unlearn.methods import bind
 from unlearn.rules import make_rule
 from unlearn.rundir import RunDir
 from unlearn.trainer import Trainer
+from unlearn.world import start_world
 
 
 class Outcome(NamedTuple):

@@ -22,13 +22,14 @@ from unlearn.config import (
     RunConfig,
 )
 from unlearn.data.sources import load_sets
-from unlearn.engine import Engine, deepspeed_config, start_world, stop_world
+from unlearn.engine import Engine, deepspeed_config
 from unlearn.methods import bind, training_sets
 from unlearn.micro import Frozen
 from unlearn.prepare import FrozenModel, Preparation
 from unlearn.rules import make_rule
 from unlearn.rundir import RunDir
 from unlearn.trainer import Trainer
+from unlearn.world import start_world, stop_world
 
 # Of each set: some steps' worth, so that frozen models have little to read.
 EXAMPLES = 4 * BATCH

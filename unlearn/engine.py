@@ -10,16 +10,13 @@ import unlearn.environment  # noqa: F401 (before DeepSpeed)
 
 # isort: split
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import deepspeed
 import torch
-import torch.distributed as dist
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin
 from deepspeed.utils import (
@@ -37,64 +34,13 @@ from unlearn.config import HardwareConfig
 from unlearn.errors import UserError
 from unlearn.layout import all_prompt, laid_out
 from unlearn.shares import Shares
+from unlearn.world import World
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class NonFiniteGradient(UserError):
     """A gradient holds NaN or infinity."""
-
-
-@dataclass(frozen=True)
-class World:
-    """Who this process is among how many, and where its tensors live."""
-
-    rank: int
-    size: int
-    device: torch.device
-
-    @property
-    def main(self) -> bool:
-        return self.rank == 0
-
-    def sum(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, on each of them."""
-        if self.size > 1:
-            dist.all_reduce(value)
-        return value
-
-    def barrier(self) -> None:
-        if self.size > 1:
-            dist.barrier()
-
-
-def start_world(device: str) -> World:
-    """Join the processes of this run (torchrun's environment variables), or start a world of one."""
-    backend = "gloo" if device == "cpu" else "nccl"
-    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    if alone:
-        # DeepSpeed looks for MPI when these are absent.
-        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
-    if not dist.is_initialized():
-        if alone:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
-        else:
-            dist.init_process_group(backend)
-    # The shared-memory collectives would be compiled for minutes on first use; gloo serves.
-    if device == "cpu" and hasattr(deepspeed.ops, "__compatible_ops__"):
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    # Whatever else used Accelerate in this process left it without DeepSpeed.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    state = PartialState(cpu=device == "cpu")
-    return World(state.process_index, state.num_processes, state.device)
-
-
-def stop_world() -> None:
-    """Let another run start in this process, or end one of several processes in good order."""
-    AcceleratorState._reset_state(reset_partial_state=True)
-    # A world of one stays for the next run: DeepSpeed keeps handles to its group.
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.destroy_process_group()
 
 
 def precision(dtype: str) -> torch.dtype:

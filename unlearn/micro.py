@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -23,9 +23,7 @@ from unlearn.forward import Ask, Head, read
 from unlearn.interventions import gates
 from unlearn.methods import Term
 from unlearn.reference import LOGP, Kept
-
-if TYPE_CHECKING:
-    from unlearn.engine import World
+from unlearn.world import World
 
 _COPIES = {"ref_logp": ("reference", "logp"), "ref_logits": ("reference", "head"),
            "reinforced_logits": ("reinforced", "head")}  # fmt: skip

@@ -19,12 +19,13 @@ from unlearn.data.alternatives import alternatives
 from unlearn.data.annotations import load_annotations
 from unlearn.data.example import Example
 from unlearn.data.tokens import Encoder
-from unlearn.engine import World, precision
+from unlearn.engine import precision
 from unlearn.errors import UserError
 from unlearn.forward import Head
 from unlearn.methods import Term
 from unlearn.micro import Group, Part, kept_for, kinds, own_view
 from unlearn.reference import Kept
+from unlearn.world import World
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,9 @@ from eval.shard import Shard
 from unlearn.config import Mask
 from unlearn.data.batches import collate, count, deal, positions
 from unlearn.data.tokens import TokenSequence
-from unlearn.engine import World
 from unlearn.files import replacing
 from unlearn.forward import Head, forward, states, unwrap
+from unlearn.world import World
 
 log = logging.getLogger(__name__)
 

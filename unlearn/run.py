@@ -29,7 +29,7 @@ from unlearn.config import RunConfig
 from unlearn.data.batches import Batch, collate, deal
 from unlearn.data.example import Example
 from unlearn.data.sources import available, load_sets
-from unlearn.engine import Engine, World, deepspeed_config, precision, start_world, stop_world
+from unlearn.engine import Engine, deepspeed_config, precision
 from unlearn.errors import UserError
 from unlearn.files import read_json, write_json
 from unlearn.methods import bind, training_sets
@@ -42,6 +42,7 @@ from unlearn.rundir import RunDir
 from unlearn.trainer import Logger, Trainer
 from unlearn.variants.base import ROLES, Workbench
 from unlearn.variants.scoring import Scoring
+from unlearn.world import World, start_world, stop_world
 
 log = logging.getLogger(__name__)
 

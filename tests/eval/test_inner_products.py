@@ -21,7 +21,8 @@ from eval.gradients.tangents import token_effects
 from tests.worlds import together
 from unlearn.config import HardwareConfig
 from unlearn.data.batches import collate
-from unlearn.engine import Engine, deepspeed_config, start_world, stop_world
+from unlearn.engine import Engine, deepspeed_config
+from unlearn.world import start_world, stop_world
 
 SOME = sequences()
 # Forward and backward in fp32 keep about six digits, and inner products with random directions cancel some.
@@ -50,7 +51,7 @@ def random(model, count=2):
 def gradients(model, some):
     """By parameter [B, *shape]: a backward for each example, without padding, hooks or chosen positions."""
     parameters = trained(model)
-    found = {name: [] for name in parameters}
+    found: dict[str, list[Tensor]] = {name: [] for name in parameters}
     for s in some:
         ids = torch.from_numpy(s.ids)[None]
         logits = model(input_ids=ids, use_cache=False).logits[0, s.answer_start - 1 : -1]
@@ -260,9 +261,11 @@ def test_refusals():
         inner_products(model, batch, [(name, [torch.ones(17)])])
     with pytest.raises(ValueError, match=r"norm\.weight is \[17\], the parameter \[16\]"):
         token_effects(model, batch, lambda n: torch.ones(17) if n == name else None)
-    for probe in (inner_products, token_effects):
-        with pytest.raises(ValueError, match="eval mode"):
-            probe(model.train(), batch, None)
+    model.train()
+    with pytest.raises(ValueError, match="eval mode"):
+        inner_products(model, batch, [])
+    with pytest.raises(ValueError, match="eval mode"):
+        token_effects(model, batch, lambda _: None)
 
 
 PARTITIONED = ("llama tied", "gpt2", "opt")
@@ -283,7 +286,8 @@ def partitioned(root):
     world = start_world("cpu")
     products._LEAST = 0  # which reads weights in the backward too
     for name in PARTITIONED:
-        nets, kept = [made(name), made(name)], {}
+        nets = [made(name), made(name)]
+        kept: dict[str, Any] = {}
         for probed, net in enumerate(nets):
             config = deepspeed_config(HardwareConfig(zero=3, processes=2), clip=0.0)
             config["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # small ones as well

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from tests.unlearn.gradients import BETAS, DEALT, DECAY, LR, ROWS, forward_loss, full, loss, tokens
 from tests.unlearn.training import tiny_llama
 from unlearn.config import HardwareConfig
-from unlearn.engine import Engine, deepspeed_config, start_world, stop_world
+from unlearn.engine import Engine, deepspeed_config
+from unlearn.world import start_world, stop_world
 
 PARTS = {"deep": ["deep"], "shallow": ["shallow"], "late": ["shallow", "deep"]}
 # Down the gradient of `deep`: from ln 97 = 4.57 nats to about 3.5.

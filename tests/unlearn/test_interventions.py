@@ -17,12 +17,13 @@ from tests.unlearn.edits import PROMPTS, answers, batch, uncached
 from unlearn import interventions
 from unlearn.config import HardwareConfig
 from unlearn.data.batches import Batch
-from unlearn.engine import Engine, deepspeed_config, start_world
+from unlearn.engine import Engine, deepspeed_config
 from unlearn.errors import ConfigError, UserError
 from unlearn.files import read_json
 from unlearn.forward import answer_logits, forward
 from unlearn.interventions.grun import default_layers, orthonormal
 from unlearn.layout import Layout, all_prompt, current_layout, laid_out, left_padded, right_padded
+from unlearn.world import start_world
 
 Build = Callable[[str], PreTrainedModel]
 BOTH = {"name": "grun", "layers": [0, 1], "width": 8, "width2": 4}

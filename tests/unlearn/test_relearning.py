@@ -15,11 +15,11 @@ import torch
 from tests.unlearn.workbench import RELEARNING, bench, llama, relearn
 from unlearn import interventions, variants
 from unlearn.config import HardwareConfig
-from unlearn.engine import World, start_world, stop_world
 from unlearn.errors import UserError
 from unlearn.trainer import Stopped
 from unlearn.variants.relearning import Options, also_seen, relearned
 from unlearn.variants.scoring import Scoring
+from unlearn.world import World, start_world, stop_world
 
 pytestmark = pytest.mark.slow
 KEY = "tofu/forget/probability"

@@ -15,9 +15,9 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.unlearn import training
 from unlearn.config import HardwareConfig, MethodConfig, ProbeConfig
-from unlearn.engine import stop_world
 from unlearn.probes.geffect import GEffect
 from unlearn.trainer import Moment, Trainer
+from unlearn.world import stop_world
 
 FEW: dict[str, Any] = {"examples": 7, "points": 3}
 """An odd number, which two processes cannot share evenly."""

@@ -25,9 +25,9 @@ from unlearn.config import (
     RunConfig,
 )
 from unlearn.data.sources import load_sets
-from unlearn.engine import World
 from unlearn.variants import Workbench, measure
 from unlearn.variants.scoring import Scoring
+from unlearn.world import World
 
 SHAPE = NanoConfig(hidden_size=32, layers=2, heads=2, vocabulary=300)
 AUTHORS = {"authors": 10, "questions": 4}

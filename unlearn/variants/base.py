@@ -13,7 +13,7 @@ from eval.benchmark import Role
 from unlearn.config import RunConfig
 from unlearn.data.example import Example
 from unlearn.data.tokens import Encoder
-from unlearn.engine import World
+from unlearn.world import World
 
 ROLES: tuple[Role, ...] = get_args(Role)
 _OTHER = ("train/", "run/", "judged/", "relearning/", "quantisation/", "calibrated/")

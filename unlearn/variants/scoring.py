@@ -15,8 +15,8 @@ from eval.evaluate import evaluate, on_first, score_directory
 from eval.shard import Shard
 from unlearn.config import HardwareConfig
 from unlearn.data.tokens import Encoder
-from unlearn.engine import World
 from unlearn.errors import UserError
+from unlearn.world import World
 
 
 @dataclass(frozen=True)
