@@ -42,8 +42,9 @@ SHARED = Path(os.environ.get("UNLEARN_SHARED", ROOT.parent / "shared"))
 RESULTS = ROOT / "benches" / "evaluation.json"
 SETS = ("forget_eval", "retain_eval", "real_authors", "world_facts", "holdout")
 AIMS = {"likelihood": 7.0, "all": 4.0, "floor": 1.3, "processes": 1.7}
-TOKENS = 4096  # padded tokens per forward: what a core's cache takes best here
+TOKENS = 2048  # padded tokens per forward: what a core's cache takes best here
 ROWS = 128
+ROUNDS = 2
 LIMIT = 200
 
 
@@ -63,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         found = measure(options.examples, Path(folder))
-        found["processes"] = _one_over_two(options.examples, Path(folder))
+        found |= _one_over_two(options.examples, Path(folder))
     RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     console.print(table(found))
 
@@ -157,22 +158,33 @@ def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - started, found
 
 
-def _one_over_two(examples: int, folder: Path) -> float:
-    """Wall seconds of one process over those of two, one thread each."""
-    one, two = (_spawned(count, examples, folder) for count in (1, 2))
-    return one / two
+def _one_over_two(examples: int, folder: Path) -> dict[str, float]:
+    """Wall seconds of one process, of two unrelated ones with all of the work each, and of two together.
+
+    The best of each; they take turns, since a machine is not the same all the time. A thread a process.
+    """
+    best: dict[str, float] = {}
+    for turn in range(ROUNDS):
+        for name, worlds in (("one", [1]), ("pair", [1, 1]), ("two", [2])):
+            taken = _spawned(worlds, examples, folder / f"{name}-{turn}")
+            best[f"wall/{name}"] = min(taken, best.get(f"wall/{name}", taken))
+    one, pair, two = (best[f"wall/{name}"] for name in ("one", "pair", "two"))
+    return best | {"processes": one / two, "processes_ceiling": 2 * one / pair}
 
 
-def _spawned(processes: int, examples: int, folder: Path) -> float:
+def _spawned(worlds: Sequence[int], examples: int, folder: Path) -> float:
+    """Seconds of the slowest process of evaluations side by side, each in a world of so many processes."""
     command = [sys.executable, "-m", "benches.evaluation", "--examples", str(examples)]
-    command += ["--folder", str(folder / f"of-{processes}"), "--processes", str(processes)]
     running = [
-        subprocess.Popen([*command, "--worker", str(rank)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-        for rank in range(processes)
-    ]
+        subprocess.Popen(
+            [*command, "--folder", f"{folder}/{number}", "--processes", f"{size}", "--worker", f"{rank}"],
+            cwd=ROOT, stdout=subprocess.PIPE, text=True,
+        )
+        for number, size in enumerate(worlds) for rank in range(size)
+    ]  # fmt: skip
     told = [worker.communicate()[0] for worker in running]
     if any(worker.returncode for worker in running):
-        raise RuntimeError(f"measuring {processes} processes failed")
+        raise RuntimeError(f"measuring worlds of {', '.join(map(str, worlds))} processes failed")
     return max(float(text.splitlines()[-1]) for text in told)
 
 
@@ -198,19 +210,22 @@ def table(found: dict[str, float]) -> Table:
     )
 
     def row(
-        name: str, plain: float | None, ours: float | None, ratio: float, aim: float, least: bool
+        name: str, plain: float, ours: float, ratio: float, aim: float | None = None, least: bool = True
     ) -> None:
-        colour = "green" if (ratio >= aim if least else ratio <= aim) else "red"
-        cells = [f"{value:.1f}" if value is not None else "" for value in (plain, ours)]
-        view.add_row(name, *cells, f"[{colour}]{ratio:.2f}×", f"{'≥' if least else '≤'} {aim}×")
+        met = aim is not None and (ratio >= aim if least else ratio <= aim)
+        colour = "default" if aim is None else "green" if met else "red"
+        wanted = "" if aim is None else f"{'≥' if least else '≤'} {aim}×"
+        view.add_row(name, f"{plain:.1f}", f"{ours:.1f}", f"[{colour}]{ratio:.2f}×", wanted)
 
     every = sum(found[f"plain/{part}"] for part in ("likelihood", "generation", "gradients"))
     row("likelihood metrics", found["plain/likelihood"], found["ours/likelihood"], found["likelihood"],
-        AIMS["likelihood"], True)  # fmt: skip
-    row("all metrics", every, found["ours/all"], found["all"], AIMS["all"], True)
+        AIMS["likelihood"])  # fmt: skip
+    row("all metrics", every, found["ours/all"], found["all"], AIMS["all"])
     row("likelihood over one plain forward of each token", found["floor"], found["ours/likelihood"],
         found["floor_ratio"], AIMS["floor"], False)  # fmt: skip
-    row("one process over two", None, None, found["processes"], AIMS["processes"], True)
+    one, pair, two = (found[f"wall/{name}"] for name in ("one", "pair", "two"))
+    row("one process over two, wall time of each", one, two, found["processes"], AIMS["processes"])
+    row("what two unrelated evaluations side by side reach", 2 * one, pair, found["processes_ceiling"])
     return view
 
 

@@ -128,6 +128,20 @@ def scored(benchmark: Benchmark | LiveBenchmark, sets: Sets, roles: Sequence[Rol
     }
 
 
+def question_of(example: Example, benchmark: str) -> str:
+    """What a benchmark of questions and answers asks.
+
+    Raises:
+        BenchmarkError: the example is a plain text.
+    """
+    if example.question is None:
+        raise BenchmarkError(
+            f"{benchmark}: example {example.id} has no question, only a text: choose another benchmark, or "
+            "eval=none"
+        )
+    return example.question
+
+
 def _modules() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__))
 

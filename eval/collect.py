@@ -31,7 +31,7 @@ from unlearn.data.tokens import DataError, Encoder, PromptFormat, TokenSequence
 from unlearn.files import read_json, replacing, write_json
 
 # A pass is on disk in portions of so many forwards per process: what a killed one loses at most.
-_FORWARDS, _ROUNDS = 8, 4
+_FORWARDS, _ROUNDS = 32, 4
 
 
 def collect(live: Live, requests: Sequence[Request]) -> None:

@@ -51,17 +51,17 @@ def generate(
         rows = [[*prompts[i], *answers[i]] for i in pending]
         config, so_far = _greedy(tokens, end_ids, pad_id, static_cache), len(answers[pending[0]])
         mine: list[tuple[int, list[int], bool]] = []
-        for part in deal([len(row) for row in rows], shard.world, max_rows=max_rows)[shard.rank]:
-            if part or shard.synced:
-                part_rows = part or [0]
-                noise = _Noise(perturb, [pending[j] for j in part_rows], so_far) if perturb else None
-                starts = [len(prompts[pending[j]]) for j in part_rows]
-                new = _batch(
-                    model, [rows[j] for j in part_rows], starts, config, pad_id, shard.synced, device, noise
-                )
-                cuts = [_until_end(row, end_ids) for row in new[: len(part)]]
-                mine += [(pending[j], *cut) for j, cut in zip(part, cuts, strict=True)]
-                advance(sum(ended or last for _, ended in cuts))
+        bins = deal([len(row) for row in rows], shard.world, max_rows=max_rows)
+        for part in shard.mine(bins):
+            part_rows = part or [0]
+            noise = _Noise(perturb, [pending[j] for j in part_rows], so_far) if perturb else None
+            starts = [len(prompts[pending[j]]) for j in part_rows]
+            new = _batch(
+                model, [rows[j] for j in part_rows], starts, config, pad_id, shard.synced, device, noise
+            )
+            cuts = [_until_end(row, end_ids) for row in new[: len(part)]]
+            mine += [(pending[j], *cut) for j, cut in zip(part, cuts, strict=True)]
+            advance(sum(ended or last for _, ended in cuts))
         ended = set()
         for i, new_tokens, has_ended in shard.gather(mine):
             answers[i] += new_tokens

@@ -146,12 +146,11 @@ class Live:
         bins = deal(widths, self.shard.world, max_tokens=self.max_tokens)
         found = []
         with evaluating(self.model), self._bar(label, len(widths)) as advance:
-            for turn, part in enumerate(bins[self.shard.rank]):
-                most = max(sum(answers[j] for j in each[turn]) for each in bins)
-                if part:
-                    found.append((part, call(part, most)))
-                elif self.shard.synced:  # the others call the model, and each call is a collective
-                    call([0], most)
+            for turn, part in enumerate(self.shard.mine(bins)):
+                together = [each[turn] for each in bins] if self.shard.synced else [part]
+                most = max(sum(answers[j] for j in each) for each in together)
+                told = call(part or [0], most)  # without a part, for the others: it is a collective
+                found += [(part, told)] if part else []
                 advance(len(part) * self.shard.world)
         return found
 

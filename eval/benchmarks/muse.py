@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from eval.benchmark import BenchmarkError, Result, Role, Sets
+from eval.benchmark import BenchmarkError, Result, Role, Sets, question_of
 from eval.metrics import mia
 from eval.metrics.likelihood import aggregate, without_end
 from eval.metrics.text import MUSE_STOPS, cut_at, rouge
@@ -137,7 +137,7 @@ def _retain_auc(
 
 
 def _passages(examples: Sequence[Example]) -> tuple[Prompt, ...]:
-    return tuple(Prompt(e.id, _question(e), truth=e.answer) for e in examples)
+    return tuple(Prompt(e.id, question_of(e, "muse"), truth=e.answer) for e in examples)
 
 
 def _questions(name: str, sets: Sets, options: Options) -> tuple[Prompt, ...]:
@@ -146,18 +146,12 @@ def _questions(name: str, sets: Sets, options: Options) -> tuple[Prompt, ...]:
         raise BenchmarkError(
             f"muse: {name} has no few-shot examples: give the set {name}_icl, or the option icl=0"
         )
-    before = "".join(f"Question: {_question(e)}\nAnswer: {e.answer}\n\n" for e in shown)
-    return tuple(Prompt(e.id, f"{before}Question: {_question(e)}\nAnswer:") for e in sets[name])
+    before = "".join(f"Question: {question_of(e, 'muse')}\nAnswer: {e.answer}\n\n" for e in shown)
+    return tuple(Prompt(e.id, f"{before}Question: {question_of(e, 'muse')}\nAnswer:") for e in sets[name])
 
 
 def _texts(examples: Sequence[Example]) -> tuple[Answer, ...]:
     return tuple(Answer(e.id, 0, None, e.answer) for e in examples)
-
-
-def _question(example: Example) -> str:
-    if example.question is None:
-        raise BenchmarkError(f"muse: example {example.id} has no question, only a text")
-    return example.question
 
 
 def _overlap(answers: Sequence[str | None], texts: Sequence[str | None], options: Options) -> np.ndarray:

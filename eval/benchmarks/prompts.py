@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from eval.benchmark import BenchmarkError, Result, Role, Sets
+from eval.benchmark import BenchmarkError, Result, Role, Sets, question_of
 from eval.metrics.likelihood import aggregate, extraction_strength, mean, mean_nll, probability
 from eval.metrics.text import rouge
 from eval.ragged import Ragged
@@ -126,7 +126,7 @@ def score(read: Records, retain: object, sets: Sets, options: Options) -> Result
 
 def phrasings(examples: Sequence[Example], options: Options) -> list[Phrasing]:
     """The ways of asking that at least one example has."""
-    whole = [Asked(e, _question(e), "", e.answer) for e in examples]
+    whole = [Asked(e, question_of(e, "prompts"), "", e.answer) for e in examples]
     prefixed = {
         f"prefixed/{i}": tuple(Asked(a.example, f"{prefix} {a.question}", "", a.rest) for a in whole)
         for i, prefix in enumerate(options.prefixes)
@@ -198,11 +198,3 @@ def _placed(values: np.ndarray, at: Sequence[int], length: int) -> np.ndarray:
     found = np.full(length, np.nan)
     found[list(at)] = values
     return found
-
-
-def _question(example: Example) -> str:
-    if example.question is None:
-        raise BenchmarkError(
-            f"prompts: example {example.id} has no question to ask: choose another benchmark with eval=…"
-        )
-    return example.question

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from eval.benchmark import BenchmarkError, Result, Role, Sets
+from eval.benchmark import BenchmarkError, Result, Role, Sets, question_of
 from eval.metrics.likelihood import aggregate, mean
 from eval.metrics.text import rouge
 from eval.records import Records
@@ -141,7 +141,7 @@ def _request(name: str, examples: Sequence[Example], options: Options) -> Genera
         raise BenchmarkError(f"sampling knows no set {name!r}; it has: {', '.join(known)}")
     return Generation(
         f"{name}/samples",
-        tuple(Prompt(e.id, _question(e)) for e in examples),
+        tuple(Prompt(e.id, question_of(e, "sampling")) for e in examples),
         options.max_new_tokens,
         samples=options.samples,
         temperature=options.temperature,
@@ -156,11 +156,3 @@ def _recall(answers: Sequence[str], texts: Sequence[str | None], samples: int) -
 
 def _best(recall: np.ndarray, texts: Sequence[str | None]) -> str | None:
     return texts[int(np.argmax(np.where(np.isnan(recall), -1.0, recall)))]
-
-
-def _question(example: Example) -> str:
-    if example.question is None:
-        raise BenchmarkError(
-            f"sampling: example {example.id} has no question to ask: choose another benchmark with eval=…"
-        )
-    return example.question

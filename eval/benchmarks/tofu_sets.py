@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval.benchmark import BenchmarkError
+from eval.benchmark import BenchmarkError, question_of
 from eval.metrics.fluency import distinct
 from eval.metrics.likelihood import (
     TruthRatioForm,
@@ -61,10 +61,10 @@ def answers(name: str, examples: Sequence[Example]) -> dict[str, tuple[Answer, .
     `answer`, the true one; `perturbed`, wrong ones; `paraphrased`, the true one in other words; `rephrased`,
     the true one after the question in other words. Of a holdout set the first alone.
     """
-    found = {"answer": tuple(Answer(e.id, 0, _question(e), e.answer) for e in examples)}
+    found = {"answer": tuple(Answer(e.id, 0, question_of(e, "tofu"), e.answer) for e in examples)}
     if name in TAUGHT:
         found["paraphrased"] = tuple(
-            Answer(e.id, 0, _question(e), e.paraphrased_answer)
+            Answer(e.id, 0, question_of(e, "tofu"), e.paraphrased_answer)
             for e in examples
             if e.paraphrased_answer is not None
         )
@@ -73,7 +73,7 @@ def answers(name: str, examples: Sequence[Example]) -> dict[str, tuple[Answer, .
         )
     if name != "holdout":
         found["perturbed"] = tuple(
-            Answer(e.id, slot, _question(e), text)
+            Answer(e.id, slot, question_of(e, "tofu"), text)
             for e in examples
             for slot, text in enumerate(e.perturbed_answers)
         )
@@ -144,13 +144,4 @@ def _placed(values: np.ndarray, owners: Sequence[str], examples: Sequence[Exampl
 
 
 def _prompts(examples: Sequence[Example]) -> tuple[Prompt, ...]:
-    return tuple(Prompt(e.id, _question(e)) for e in examples)
-
-
-def _question(example: Example) -> str:
-    if example.question is None:
-        raise BenchmarkError(
-            f"tofu: example {example.id} has no question; this benchmark scores questions and answers: "
-            "choose eval=none, or another benchmark"
-        )
-    return example.question
+    return tuple(Prompt(e.id, question_of(e, "tofu")) for e in examples)

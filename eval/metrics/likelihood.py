@@ -8,8 +8,6 @@ measured".
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -44,19 +42,6 @@ def probability(nll: np.ndarray) -> np.ndarray:
 def perplexity(logp: Ragged) -> float:
     """exp(total NLL ÷ total tokens): one number of all rows, long ones count more. NaN without any token."""
     return _exp_ratio(-logp.values.astype(np.float64).sum(), len(logp.values))
-
-
-def word_perplexity(logp: Ragged, texts: Sequence[str]) -> float:
-    """exp(total NLL ÷ total words of the texts): comparable across tokenizers. NaN without any token.
-
-    Words are the pieces of `re.split(r"\\s+", text)`, empty ones at the ends included, as the task `wikitext`
-    of lm-evaluation-harness counts them: of the text as published, before it undoes its tokenisation. There
-    the first token counts too, after a beginning-of-sequence token. Texts without a token are left out.
-    """
-    if len(texts) != len(logp):
-        raise ValueError(f"word_perplexity: {len(texts)} texts for {len(logp)} rows of log-probabilities")
-    words = sum(len(re.split(r"\s+", text)) for text, n in zip(texts, logp.lengths, strict=True) if n)
-    return _exp_ratio(-logp.values.astype(np.float64).sum(), words)
 
 
 def option_probability(nll: np.ndarray, others: Ragged) -> np.ndarray:

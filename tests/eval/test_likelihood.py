@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import importlib.util
 import math
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,7 +24,6 @@ from eval.metrics.likelihood import (
     truth_preference,
     truth_probability,
     without_end,
-    word_perplexity,
 )
 from eval.ragged import Ragged
 
@@ -48,53 +44,16 @@ def test_perplexity_by_hand():
     assert perplexity(Ragged.of([[-2000.0]])) == math.inf
 
 
-def test_word_perplexity_by_hand():
-    # 6 nats over the words "one", "two" and "three": e². White space at an end makes one more piece: e^(6/4).
-    logp = Ragged.of([[-1.0, -3.0], [-2.0], []])
-    assert word_perplexity(logp, ["one  two", "three", "not measured"]) == pytest.approx(math.exp(2))
-    assert word_perplexity(logp, ["one two\n", "three", ""]) == pytest.approx(math.exp(6 / 4))
-    assert math.isnan(word_perplexity(Ragged.of([[]]), ["one"]))
-    assert math.isnan(word_perplexity(Ragged.of([]), []))
-    assert word_perplexity(Ragged.of([[-2000.0]]), ["one"]) == math.inf
-    with pytest.raises(ValueError, match="1 texts for 3 rows"):
-        word_perplexity(logp, ["one"])
-
-
-def test_word_perplexity_as_lm_eval_has_it():
-    installed = importlib.util.find_spec("lm_eval")
-    if installed is None or installed.origin is None:
-        pytest.skip("lm-eval is not installed")
-    # The one file, without importing all of the package.
-    task = runpy.run_path(
-        str(Path(installed.origin).parent / "tasks" / "wikitext" / "preprocess_wikitext.py")
-    )
-    pages = [" = Robert @-@ X = \n \n He is , so to say , 5 @.@ 2 feet .\n", "One  line", "\n"]
-    logp = [[-3.0, -2.5, -1.0], [-4.0], [-0.5, -0.25]]
-    found = [
-        task["process_results"]({"page": page}, (sum(row),))["word_perplexity"]
-        for page, row in zip(pages, logp, strict=True)
-    ]
-    total, words = (sum(values) for values in zip(*found, strict=True))
-    assert word_perplexity(Ragged.of(logp), pages) == pytest.approx(math.exp(-total / words), rel=1e-12)
-
-
 _ROWS = st.lists(st.lists(st.floats(-60, 0, width=32), max_size=6), max_size=5)
 
 
-@given(_ROWS, st.lists(st.text(" a\n", max_size=8), min_size=5, max_size=5))
-def test_perplexities_are_defined_as_they_say(rows, texts):
+@given(_ROWS)
+def test_perplexity_is_defined_as_it_says(rows):
     logp = Ragged.cut(
         np.array([x for row in rows for x in row], np.float32), np.array([*map(len, rows)], int)
     )
-    total, words = math.fsum(float(x) for row in rows for x in row), 0
-    for row, text in zip(rows, texts, strict=False):  # pieces are one more than runs of white space
-        runs = sum(c.isspace() and not text[i - 1 : i].isspace() for i, c in enumerate(text))
-        words += runs + 1 if row else 0
-    n = sum(map(len, rows))
+    total, n = math.fsum(float(x) for row in rows for x in row), sum(map(len, rows))
     assert perplexity(logp) == pytest.approx(math.exp(-total / n) if n else math.nan, nan_ok=True)
-    assert word_perplexity(logp, texts[: len(rows)]) == pytest.approx(
-        math.exp(-total / words) if words else math.nan, nan_ok=True
-    )
 
 
 @pytest.mark.parametrize(

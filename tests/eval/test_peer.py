@@ -28,7 +28,7 @@ from unlearn.config import DatasetConfig
 from unlearn.data.sources import load_sets
 from unlearn.data.tokens import Encoder
 
-pytestmark = [pytest.mark.slow, needs_shared, pytest.mark.xdist_group("peer")]
+pytestmark = [pytest.mark.slow, needs_shared]
 PREFIX = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
 PEER = SHARED / "peer" / "nano-tofu-full.TOFU_EVAL.json"
 MIA_SETS = ("forget", "holdout")
@@ -50,11 +50,11 @@ def run(tmp_path_factory):
     gold, options = directory / "gold", {"generation": False, "gradients": False}
     attacked = {name: sets[name] for name in ("forget_eval", "holdout")}
     net, code = load("nano-tofu-retain90")
-    evaluate(net, code, "tofu", attacked, gold, options=options, max_tokens=4096)
+    evaluate(net, code, "tofu", attacked, gold, options=options, max_tokens=2048)
     net, code = load("nano-tofu-full")
     where, options = directory / "run", {"gradients": False}
     metrics = evaluate(
-        net, code, "tofu", sets, where, options=options, retain_directory=gold, max_tokens=4096
+        net, code, "tofu", sets, where, options=options, retain_directory=gold, max_tokens=2048
     )
     return metrics, scored(find("tofu"), sets), Records(directory / "run" / "tofu")
 
@@ -180,7 +180,7 @@ def test_gradient_norms(run, peer, tmp_path, name, rtol):
     sets = {key: own[:60] for key, own in run[1].items()}
     net, code = load("nano-tofu-full")
     (request,) = (r for r in gradient_requests(sets) if r.name == f"{name}/gradients")
-    collect(Live(net, code, tmp_path, max_tokens=4096), [request])
+    collect(Live(net, code, tmp_path, max_tokens=2048), [request])
     found = Records(tmp_path).norms(request.name).norm
     np.testing.assert_allclose(found, values(peer, "mia_gradnorm", "score", name)[:60], rtol=rtol)
     bare = [

@@ -1,4 +1,4 @@
-"""Two processes give what one gives."""
+"""Several processes give what one gives."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from eval_fixtures import encoder, examples, model, plain
+from torch.distributed import distributed_c10d
 
 from eval.evaluate import evaluate
 from eval.records import Records
 from eval.shard import ALONE, Shard
+from tests.worlds import together
 from unlearn.config import HardwareConfig
-from unlearn.engine import World
 from unlearn.errors import UserError
 from unlearn.variants.scoring import Scoring
+from unlearn.world import World
 
 pytestmark = pytest.mark.slow
+WAYS = {"synced": True, "free": False}
 
 
 def run(directory: Path, shard: Shard) -> tuple[dict[str, float], int]:
@@ -46,20 +48,26 @@ def run(directory: Path, shard: Shard) -> tuple[dict[str, float], int]:
     return metrics, len(calls)
 
 
-def process(rank: int, world: int, synced: bool, root: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{root}/meet")
-    # Each has its own folder: only the first may write, and only it may be asked what is there.
-    metrics, calls = run(Path(root) / f"rank{rank}", Shard(rank, world, synced))
-    _, again = run(Path(root) / f"rank{rank}", Shard(rank, world, synced))
-    Path(root, f"{rank}.json").write_text(json.dumps([metrics, calls, again]))
+def join() -> tuple[int, int]:
+    dist.init_process_group("gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
+def process(root: str) -> None:
+    """The run with every process calling the model as often as the others, and without that."""
+    rank, world = join()
+    for name, synced in WAYS.items():
+        # Each has its own folder: only the first may write, and only it may be asked what is there.
+        directory, shard = Path(root, name, f"rank{rank}"), Shard(rank, world, synced)
+        metrics, calls = run(directory, shard)
+        _, again = run(directory, shard)
+        Path(root, f"{name}{rank}.json").write_text(json.dumps([metrics, calls, again]))
     dist.destroy_process_group()
 
 
-def failing(rank: int, world: int, root: str) -> None:
+def failing(root: str) -> None:
     """TOFU fails on the first process alone, which reads the retain model's records; then comes another."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{root}/meet")
+    rank, world = join()
     score = Scoring(
         {"tofu": {"generation": False}, "sampling": {"samples": 1, "ks": [1], "max_new_tokens": 2}},
         {"forget_eval": examples("forget")[:2]}, encoder(), Path(root) / f"rank{rank}",
@@ -75,10 +83,49 @@ def failing(rank: int, world: int, root: str) -> None:
     dist.destroy_process_group()
 
 
+# Two processes with four rounds, in one of which the second has nothing to do.
+BINS: list[list[list[int]]] = [[[0, 1], [2], [3], [4]], [[5], [], [6], [7, 8]]]
+
+
+def dealing(root: str) -> None:
+    """What each process is given of three passes: rounds, whoever is free, and whoever is free again."""
+    rank, world = join()
+    store, given = distributed_c10d._get_default_store(), []
+    given.append(list(Shard(rank, world, synced=True).mine(BINS)))
+    for number in range(2):
+        slow, mine = rank == number, []
+        if not slow:
+            store.wait([f"{number}/begun"])
+        for part in Shard(rank, world).mine(BINS):
+            mine.append(part)
+            if slow:  # with its first part, until the other has nothing left to do
+                store.set(f"{number}/begun", "")
+                store.wait([f"{number}/over"])
+        store.set(f"{number}/over", "")
+        given.append(mine)
+        dist.barrier()
+    Path(root, f"{rank}.json").write_text(json.dumps(given))
+    dist.destroy_process_group()
+
+
+def test_synced_processes_keep_rounds_else_who_is_free_goes_on(tmp_path):
+    together(2, dealing, str(tmp_path))
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert (first[0], second[0]) == tuple(map(list, BINS))
+    parts = [[0, 1], [5], [2], [3], [6], [4], [7, 8]]  # all that are not empty, by rounds
+    assert (first[1], second[1]) == (parts[:1], parts[1:])
+    assert (second[2], first[2]) == (parts[:1], parts[1:])
+
+
+def test_one_process_does_every_part_of_a_world_of_one():
+    assert list(ALONE.mine(([[1], [], [0, 2]],))) == [[1], [0, 2]]
+    assert list(Shard(synced=True).mine(([[1], [], [0, 2]],))) == [[1], [], [0, 2]]
+
+
 def test_what_fails_on_the_first_process_fails_on_all_and_none_waits(tmp_path):
     other = {"forget_eval": examples("forget")[2:3]}
     evaluate(model(), encoder(), "tofu", other, tmp_path / "gold", options={"generation": False})
-    mp.spawn(failing, args=(2, str(tmp_path)), nprocs=2)
+    together(2, failing, str(tmp_path))
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
     assert [line.split(" have no record")[0] for line in first] == [
@@ -89,18 +136,25 @@ def test_what_fails_on_the_first_process_fails_on_all_and_none_waits(tmp_path):
     assert (tmp_path / "rank0" / "unseen" / "sampling" / "results.json").is_file()
 
 
-@pytest.mark.parametrize(("world", "synced"), [(3, True)])
-def test_several_processes_equal_one(tmp_path, world, synced):
-    alone, _ = run(tmp_path / "alone", ALONE)
-    mp.spawn(process, args=(world, synced, str(tmp_path)), nprocs=world)
-    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(world)]
-    for metrics, _, again in told:
-        assert metrics == pytest.approx(alone, rel=1e-5)
-        assert again == 0
-    if synced:
-        assert len({calls for _, calls, _ in told}) == 1
-    assert not any((tmp_path / f"rank{rank}").exists() for rank in range(1, world))
-    one, many = Records(tmp_path / "alone" / "tofu"), Records(tmp_path / "rank0" / "tofu")
+def test_several_processes_equal_one(tmp_path):
+    alone, calls_alone = run(tmp_path / "alone", ALONE)
+    together(3, process, str(tmp_path))
+    for name, synced in WAYS.items():
+        told = [json.loads((tmp_path / f"{name}{rank}.json").read_text()) for rank in range(3)]
+        for metrics, _, again in told:
+            assert metrics == pytest.approx(alone, rel=1e-5)
+            assert again == 0
+        calls = [calls for _, calls, _ in told]
+        if synced:
+            assert len(set(calls)) == 1
+        else:
+            assert calls_alone <= sum(calls) < 3 * calls_alone
+        assert not any((tmp_path / name / f"rank{rank}").exists() for rank in range(1, 3))
+        assert_same_records(tmp_path / "alone", tmp_path / name / "rank0")
+
+
+def assert_same_records(alone: Path, together: Path) -> None:
+    one, many = Records(alone / "tofu"), Records(together / "tofu")
     for name in (
         "forget/answer",
         "forget/paraphrased",

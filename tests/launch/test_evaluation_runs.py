@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launch.cli import command
+from tests.launch import commands
+from tests.launch.commands import SHARED, Shown
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("evaluations")]
+pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
-SHARED = Path(os.environ.get("UNLEARN_SHARED", ROOT.parent / "shared"))
 TINY = (
     "model.nano.hidden_size=32", "model.nano.layers=2", "model.nano.heads=2", "model.finetune.epochs=1",
     "method.epochs=1", "method.batch=4", "eval.max_new_tokens=6", "eval.limit=4", "hardware.threads=1",
@@ -44,28 +38,12 @@ metric_list: [{{metric: acc}}]
 """
 
 
-@dataclass(frozen=True)
-class Shown:
-    code: int
-    out: str
-    err: str
-
-
 def unlearn(cwd: Path, *arguments: str) -> Shown:
-    """The command in this process, which has its imports already."""
-    out, err, argv = io.StringIO(), io.StringIO(), sys.argv
-    try:
-        with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = command([*TINY, *arguments])
-    finally:
-        sys.argv = argv
-    return Shown(code, out.getvalue(), err.getvalue())
+    return commands.unlearn(cwd, *TINY, *arguments)
 
 
 def done(cwd: Path, *arguments: str) -> Shown:
-    shown = unlearn(cwd, *arguments)
-    assert shown.code == 0, shown.err[-3000:]
-    return shown
+    return commands.done(cwd, *TINY, *arguments)
 
 
 def the_run(cwd: Path, method: str, root: str = "runs") -> Path:
@@ -105,7 +83,6 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
         patch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
         patch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-        patch.setenv("COLUMNS", "200")
         yield
 
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,12 +15,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.launch import commands
+from tests.launch.commands import SHARED, Shown, ended, started
 from tests.launch.wandb_files import read_run
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parents[2]
-SHARED = Path(os.environ.get("UNLEARN_SHARED", ROOT.parent / "shared"))
 
 # Ten authors and two epochs: a target that knows little, made in seconds. One thread, so that sums have one
 # order and equal means equal.
@@ -40,10 +36,8 @@ SMALL = [
 ]
 
 
-def unlearn(cwd: Path, *arguments: str, small: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "launch.cli", *(SMALL if small else []), *arguments]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+def unlearn(cwd: Path, *arguments: str, small: bool = True) -> Shown:
+    return commands.unlearn(cwd, *(SMALL if small else []), *arguments)
 
 
 def main_run(cwd: Path, method: str = "npo") -> Path:
@@ -63,13 +57,13 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
-    """One finished default run, made small, in a folder with a space."""
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Shown]:
+    """One finished default run, made small, by a process of its own in a folder with a space."""
     cwd = tmp_path_factory.mktemp("a run") / "with space"
     cwd.mkdir()
-    process = unlearn(cwd, "eval.every_steps=2", "tracker=offline")
-    assert process.returncode == 0, process.stderr[-3000:]
-    return cwd, process
+    shown = ended(started(cwd, *SMALL, "eval.every_steps=2", "tracker=offline"))
+    assert shown.code == 0, shown.err[-3000:]
+    return cwd, shown
 
 
 def test_the_run_leaves_what_the_design_promises(done):
@@ -87,7 +81,7 @@ def test_the_run_leaves_what_the_design_promises(done):
         assert (run / name).exists(), name
     assert not (run / "checkpoints").exists()  # the model is there; the resumable state has served
     for word in ("target", "retain model", "unlearned", "tofu/forget_quality", "report.html"):
-        assert word in process.stdout
+        assert word in process.out
     found = results(run)
     for key in (
         "tofu/forget_quality",
@@ -140,11 +134,11 @@ def test_started_again_it_returns_at_once(done):
     cwd, first = done
     before = {path: path.stat().st_mtime_ns for path in main_run(cwd).rglob("*.safetensors")}
     again = unlearn(cwd, "eval.every_steps=2")
-    assert again.returncode == 0
-    assert again.stdout.count("(complete)") == 5
+    assert again.code == 0
+    assert again.out.count("(complete)") == 5
     assert {path: path.stat().st_mtime_ns for path in before} == before
-    table = [line for line in first.stdout.splitlines() if line.startswith("tofu/")]
-    assert table == [line for line in again.stdout.splitlines() if line.startswith("tofu/")]
+    table = [line for line in first.out.splitlines() if line.startswith("tofu/")]
+    assert table == [line for line in again.out.splitlines() if line.startswith("tofu/")]
 
 
 def test_another_way_of_measuring_does_not_train_again(done):
@@ -152,85 +146,58 @@ def test_another_way_of_measuring_does_not_train_again(done):
     trained = weights(main_run(cwd))
     stamp = (main_run(cwd) / "model" / "model.safetensors").stat().st_mtime_ns
     process = unlearn(cwd, "eval.limit=5")
-    assert process.returncode == 0, process.stderr[-2000:]
+    assert process.code == 0, process.err[-2000:]
     assert (main_run(cwd) / "model" / "model.safetensors").stat().st_mtime_ns == stamp
     assert weights(main_run(cwd)).keys() == trained.keys()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Results and weights of the run that is killed below."""
-    cwd = tmp_path_factory.mktemp("undisturbed")
-    process = unlearn(cwd, "eval.compare=false", "method=wga", "method.epochs=12")
-    assert process.returncode == 0, process.stderr[-2000:]
-    return results(main_run(cwd, "wga")), weights(main_run(cwd, "wga"))
-
-
-@pytest.mark.parametrize("moment", ["training", "evaluation"])
-def test_killed_and_started_again_gives_the_same(tmp_path, undisturbed, moment):
-    wanted, wanted_weights = undisturbed
-    command = [
-        sys.executable,
-        "-m",
-        "launch.cli",
-        *SMALL,
-        "eval.compare=false",
-        "method=wga",
-        "method.epochs=12",
-    ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
-    victim = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    sign = "history.jsonl" if moment == "training" else "eval/tofu/records"
-    deadline = time.monotonic() + 300
-    while not any(_reached(path, moment) for path in tmp_path.glob(f"runs/wga-*/{sign}")):
-        assert time.monotonic() < deadline
-        assert victim.poll() is None, "it ended before it could be killed"
-        time.sleep(0.002)
-    victim.send_signal(signal.SIGKILL)
-    victim.wait()
-    assert not list(tmp_path.glob("runs/wga-*/results.json"))
-    process = unlearn(tmp_path, "eval.compare=false", "method=wga", "method.epochs=12")
-    assert process.returncode == 0, process.stderr[-2000:]
-    resumed = main_run(tmp_path, "wga")
-    assert all(torch.equal(tensor, wanted_weights[name]) for name, tensor in weights(resumed).items())
+def test_killed_in_training_and_in_evaluation_it_gives_the_same(done, tmp_path):
+    cwd, _ = done
+    given = [f"root={cwd}/runs", "eval.compare=false", "method=wga", "method.epochs=12"]
+    undisturbed, run = tmp_path / "undisturbed", tmp_path / "killed"
+    assert unlearn(tmp_path, *given, f"hydra.run.dir={undisturbed}").code == 0
+    for sign in ("history.jsonl", "eval/tofu/records"):
+        victim = started(tmp_path, *SMALL, *given, f"hydra.run.dir={run}")
+        deadline = time.monotonic() + 300
+        while not _reached(run / sign):
+            assert time.monotonic() < deadline
+            assert victim.poll() is None, "it ended before it could be killed"
+            time.sleep(0.002)
+        victim.send_signal(signal.SIGKILL)
+        assert ended(victim).code == -signal.SIGKILL
+        assert not (run / "results.json").exists()
+    process = unlearn(tmp_path, *given, f"hydra.run.dir={run}")
+    assert process.code == 0, process.err[-2000:]
+    wanted = weights(undisturbed)
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in weights(run).items())
     # What was measured again may have met other company in its batches.
-    assert results(resumed) == pytest.approx(wanted, rel=1e-6, nan_ok=True)
+    assert results(run) == pytest.approx(results(undisturbed), rel=1e-6, nan_ok=True)
 
 
-def _reached(path: Path, moment: str) -> bool:
-    return moment == "evaluation" or len(path.read_text().splitlines()) >= 4
+def _reached(sign: Path) -> bool:
+    """Whether there is a file of at least four lines, or a folder."""
+    return sign.is_dir() or (sign.is_file() and len(sign.read_text().splitlines()) >= 4)
 
 
-def test_a_signal_stops_it_after_a_checkpoint(tmp_path):
-    command = [
-        sys.executable,
-        "-m",
-        "launch.cli",
-        *SMALL,
-        "eval=none",
-        "method.epochs=200",
-        "checkpoint.every_steps=1000",
-    ]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+def test_a_signal_stops_it_after_a_checkpoint(done, tmp_path):
+    given = [f"root={done[0]}/runs", f"hydra.run.dir={tmp_path}/run", "eval=none", "method.epochs=200"]
+    process = started(tmp_path, *SMALL, *given, "checkpoint.every_steps=1000")
     deadline = time.monotonic() + 300
-    while not any(_reached(path, "training") for path in tmp_path.glob("runs/npo-*/history.jsonl")):
+    while not _reached(tmp_path / "run" / "history.jsonl"):
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
-    _, shown = process.communicate(timeout=120)
-    assert process.returncode == 75
-    assert "it can be resumed" in shown
-    assert list(main_run(tmp_path).glob("checkpoints/step-*/state.json"))
+    shown = ended(process, limit=120)
+    assert shown.code == 75
+    assert "it can be resumed" in shown.err
+    assert list((tmp_path / "run").glob("checkpoints/step-*/state.json"))
 
 
 def test_evaluating_on_the_way_changes_nothing(done, tmp_path):
     cwd, _ = done
     process = unlearn(tmp_path, f"root={cwd}/runs", f"hydra.run.dir={tmp_path}/plain", "eval.compare=false")
-    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.code == 0, process.err[-3000:]
     evaluated = weights(main_run(cwd))  # by a run that evaluated after every second step
     assert all(torch.equal(evaluated[name], t) for name, t in weights(tmp_path / "plain").items())
 
@@ -243,10 +210,11 @@ def test_two_processes_need_no_launcher_and_agree(done, tmp_path):
         f"hydra.run.dir={tmp_path}/two",
         "eval.every_steps=8",
         "eval.limit=4",
+        "eval.compare=false",
         "hardware.processes=2",
         "hardware.zero=3",
     )
-    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.code == 0, process.err[-3000:]
     one, two = weights(main_run(cwd)), weights(tmp_path / "two")
     # the tolerance of tests/unlearn/test_trainer.py, for updates of 1e-3 a step
     assert max(float((one[n] - t).abs().max()) for n, t in two.items()) < 2e-5
@@ -261,7 +229,7 @@ def test_adapters_are_trained_alone_and_merged(done, tmp_path):
     process = unlearn(
         tmp_path, f"root={cwd}/runs", f"hydra.run.dir={tmp_path}/lora", "model.lora.r=4", "eval.limit=5"
     )
-    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.code == 0, process.err[-3000:]
     (target,) = cwd.glob("runs/finetune-authors-full-*")
     before, after = weights(target), weights(tmp_path / "lora")
     assert before.keys() == after.keys()
@@ -273,15 +241,15 @@ def test_adapters_are_trained_alone_and_merged(done, tmp_path):
 def test_a_directory_of_another_run_is_refused(done, tmp_path):
     cwd, _ = done
     process = unlearn(cwd, f"hydra.run.dir={main_run(cwd)}", "seed=5", "eval.compare=false")
-    assert process.returncode == 2
-    assert "holds another run" in process.stderr
+    assert process.code == 2
+    assert "holds another run" in process.err
 
 
 def test_a_sweep_makes_every_run_and_groups_them(tmp_path):
     process = unlearn(
         tmp_path, "-m", "method=grad_ascent,grad_diff", "eval=none", "method.epochs=1", "tracker=offline"
     )
-    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.code == 0, process.err[-3000:]
     runs = [main_run(tmp_path, "grad_ascent"), main_run(tmp_path, "grad_diff")]
     groups = set()
     for run in runs:
@@ -307,8 +275,8 @@ def test_your_own_questions_and_plain_text(tmp_path):
         "dataset.retain=retain.jsonl",
         "~dataset.options",
     )
-    assert qa.returncode == 0, qa.stderr[-3000:]
-    assert "tofu/forget/probability" in qa.stdout
+    assert qa.code == 0, qa.err[-3000:]
+    assert "tofu/forget/probability" in qa.out
     text = unlearn(
         tmp_path,
         "dataset=custom",
@@ -317,7 +285,7 @@ def test_your_own_questions_and_plain_text(tmp_path):
         "eval=none",
         "~dataset.options",
     )
-    assert text.returncode == 0, text.stderr[-3000:]
+    assert text.code == 0, text.err[-3000:]
     scored = unlearn(
         tmp_path,
         "dataset=custom",
@@ -326,9 +294,9 @@ def test_your_own_questions_and_plain_text(tmp_path):
         "method.retain=null",
         "~dataset.options",
     )
-    assert scored.returncode == 2
-    assert "has no question" in scored.stderr
-    assert "eval=none" in scored.stderr
+    assert scored.code == 2
+    assert "has no question" in scored.err
+    assert "eval=none" in scored.err
     assert not list(tmp_path.glob("runs/wga-*/history.jsonl"))
 
 
@@ -343,14 +311,14 @@ def test_satimp_on_real_tofu_with_given_target_and_retain_model(tmp_path):
         f"dataset.path={SHARED}/data/tofu",
         "dataset.forget=forget10",
         "method=satimp",
-        "hardware=cpu",
+        "hardware.threads=1",
         "eval.limit=8",
         "eval.max_new_tokens=20",
         "method.steps=3",
         "tracker=disabled",
         small=False,
     )
-    assert process.returncode == 0, process.stderr[-3000:]
+    assert process.code == 0, process.err[-3000:]
     target, retain = (
         results(run)["tofu/forget/probability"]
         for run in sorted(

@@ -1,14 +1,13 @@
 """Training by two gradients on the engine, and the same in plain float64, for the tests and their processes.
 
-`python -m tests.unlearn.gradients FILE` runs the cases in FILE (JSON) as one process of a world given by
-torchrun's environment variables and lets the first process write what came out beside it.
+`run(FILE)` runs the cases in FILE (JSON) as one process of a world given by torchrun's environment variables
+and lets the first process write what came out beside it.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,8 @@ from torch import Tensor, nn
 
 from tests.unlearn.training import tiny_llama
 from unlearn.config import HardwareConfig
-from unlearn.engine import Engine, decay_groups, deepspeed_config, start_world, stop_world
+from unlearn.engine import Engine, decay_groups, deepspeed_config
+from unlearn.world import start_world, stop_world
 
 BETAS, DECAY, LR, STEPS = (0.9, 0.95), 0.1, 1e-2, 3
 ROWS = {"forget": 7, "retain": 6}
@@ -175,9 +175,7 @@ def forward_loss(engine: Engine) -> Tensor:
 CASES: dict[str, Callable[..., Any]] = {"train": train, "single": single, "probed": probed}
 
 
-def main() -> None:
-    file = Path(sys.argv[1])
-    torch.set_num_threads(1)
+def run(file: Path) -> None:
     for name, (what, hardware, options) in json.loads(file.read_text()).items():
         found = dict(CASES[what](HardwareConfig(**hardware), **options))
         if torch.distributed.get_rank() == 0:
@@ -187,7 +185,3 @@ def main() -> None:
             )
         torch.distributed.barrier()
     stop_world()
-
-
-if __name__ == "__main__":
-    main()

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from eval.generate import generate
 from eval.shard import ALONE, Shard
+from tests.worlds import together
 from unlearn import nano
 from unlearn.config import AlternativesConfig, DatasetConfig, NanoConfig
 from unlearn.data import sampled
@@ -248,23 +248,22 @@ def test_samples_do_not_depend_on_batches_or_order(model: LlamaForCausalLM, enco
     assert sample(model, encoder, []) == []
 
 
-def sample_in_process(rank: int, world: int, synced: bool, root: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{root}/meet")
-    shard = Shard(rank, world, synced)
-    found = sample(build_model(), Encoder(nano.tokenizer(1536)), QUESTIONS, shard=shard, max_rows=4)
+def sample_in_process(root: str) -> None:
+    dist.init_process_group("gloo")
+    rank, encoder, found = dist.get_rank(), Encoder(nano.tokenizer(1536)), []
+    for synced in (False, True):
+        shard = Shard(rank, dist.get_world_size(), synced)
+        found.append(sample(build_model(), encoder, QUESTIONS, shard=shard, max_rows=4))
     Path(root, f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
 
 @pytest.mark.slow  # starts processes
-@pytest.mark.parametrize("synced", [False, True])
-def test_several_processes_sample_as_one(
-    synced: bool, tmp_path: Path, model: LlamaForCausalLM, encoder: Encoder
-) -> None:
-    mp.spawn(sample_in_process, args=(2, synced, str(tmp_path)), nprocs=2)
+def test_several_processes_sample_as_one(tmp_path: Path, model: LlamaForCausalLM, encoder: Encoder) -> None:
+    together(2, sample_in_process, str(tmp_path))
     alone = sample(model, encoder, QUESTIONS)
-    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)] == [alone] * 2
+    for rank in range(2):
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == [alone] * 2
 
 
 def test_cold_samples_are_greedy(model: LlamaForCausalLM, encoder: Encoder) -> None:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.unlearn import gradients
+from tests.worlds import together
 from unlearn.config import HardwareConfig
 from unlearn.engine import NonFiniteGradient
 
@@ -177,12 +175,7 @@ def test_forwards_with_other_weights_leave_no_trace(hardware):
 def in_two_processes(directory: Path, cases: Mapping[str, Any]) -> dict[str, dict[str, torch.Tensor]]:
     file = directory / "cases.json"
     file.write_text(json.dumps(cases))
-    command = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.unlearn.gradients"]
-    done = subprocess.run(
-        [sys.executable, "-m", *command, str(file)], env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=600,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout[-3000:]
+    together(2, gradients.run, file)
     return {name: load_file(directory / f"{name}.safetensors") for name in cases}
 
 

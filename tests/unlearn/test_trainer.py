@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.unlearn import training
+from tests.worlds import together
 from unlearn.config import HardwareConfig, MethodConfig
 from unlearn.trainer import NonFiniteLoss, schedule_factor, total_steps
 
@@ -68,25 +65,7 @@ def in_processes(directory: Path, cases: Mapping[str, object], processes: int) -
     """Run cases in a world of several processes, one after another."""
     file = directory / "cases.json"
     file.write_text(json.dumps(cases))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    world = {
-        "WORLD_SIZE": str(processes),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "OMP_NUM_THREADS": "1",
-    }
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.unlearn.training", str(file)],
-            env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )
-        for rank in range(processes)
-    ]  # fmt: skip
-    outputs = [worker.communicate(timeout=300)[0] for worker in workers]
-    assert [worker.returncode for worker in workers] == [0] * processes, outputs[0][-3000:]
+    together(processes, training.run, file)
 
 
 @pytest.mark.slow

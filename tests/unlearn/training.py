@@ -2,14 +2,13 @@
 
 Of any method: alternative answers, annotated spans and what frozen models give are there for all sets.
 
-`python -m tests.unlearn.training FILE` runs the cases in FILE (JSON) as one process of a world given by
-torchrun's environment variables and lets the first process write what came out beside it.
+`run(FILE)` runs the cases in FILE (JSON) as one process of a world given by torchrun's environment variables
+and lets the first process write what came out beside it.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
@@ -26,7 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from unlearn import interventions, reference
 from unlearn.config import CheckpointConfig, HardwareConfig, MethodConfig
 from unlearn.data.tokens import TokenSequence
-from unlearn.engine import Engine, World, deepspeed_config, start_world, stop_world
+from unlearn.engine import Engine, deepspeed_config
 from unlearn.methods import Term, bind
 from unlearn.micro import Frozen, Group, Part, kept_for
 from unlearn.models import train_only
@@ -34,6 +33,7 @@ from unlearn.reference import Kept
 from unlearn.rules import make_rule
 from unlearn.rundir import RunDir
 from unlearn.trainer import Trainer
+from unlearn.world import World, start_world, stop_world
 
 METHOD = MethodConfig(
     name="npo", forget={"objective": "npo", "beta": 0.1}, retain={"objective": "nll"}, retain_weight=0.5,
@@ -222,9 +222,7 @@ def case_of(case: Mapping[str, Any]) -> MethodConfig:
     return MethodConfig(**keys) if keys else METHOD
 
 
-def main() -> None:
-    file = Path(sys.argv[1])
-    torch.set_num_threads(1)
+def run(file: Path) -> None:
     for name, case in json.loads(file.read_text()).items():
         weights = train(
             file.parent / case.pop("directory", name), HardwareConfig(**case["hardware"]),
@@ -233,7 +231,3 @@ def main() -> None:
         if weights:
             save_file(weights, file.parent / f"{name}.safetensors")
     stop_world()
-
-
-if __name__ == "__main__":
-    main()
