@@ -225,7 +225,7 @@ def table(found: dict[str, float]) -> Table:
         found["floor_ratio"], AIMS["floor"], False)  # fmt: skip
     one, pair, two = (found[f"wall/{name}"] for name in ("one", "pair", "two"))
     row("one process over two, wall time of each", one, two, found["processes"], AIMS["processes"])
-    row("what two unrelated evaluations side by side reach", 2 * one, pair, found["processes_ceiling"])
+    row("what two unrelated ones side by side reach, wall time", 2 * one, pair, found["processes_ceiling"])
     return view
 
 
