@@ -18,7 +18,8 @@ from launch.traces import Figure, number, over_steps
 P_BINS = 20
 COLOURS = 8
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-SPREAD = "bands and bars: 95 % interval over seeds"
+BANDS = 6  # in a chart; more cover each other
+SPREAD = f"bands (of up to {BANDS} settings), bars and hovers: 95 % interval over seeds"
 
 
 Styles = Mapping[str, tuple[str, str]]
@@ -87,7 +88,7 @@ def by_step(
     figure = Figure(title, " · ".join(part for part in (hint, scale.note) if part))
     for label, steps in found.items():
         role, dash = looks[label]
-        if any(not math.isnan(value.half) for value in steps.values()):
+        if len(found) <= BANDS and any(not math.isnan(value.half) for value in steps.values()):
             low, high = ([scale.place(_bound(value, sign)) for value in steps.values()] for sign in (-1, 1))
             figure.data += edges(list(steps), low, high, role)
         figure.data.append(
