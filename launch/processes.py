@@ -35,12 +35,19 @@ class RunFailed(UserError):
 
 
 def is_complete(run: Planned) -> bool:
-    """Whether the directory holds the results of this very run, measured in this very way."""
-    rundir = run.rundir
+    """Whether the directory holds the results of this very run, measured in this very way.
+
+    A run that another one needs for its model alone is not to be measured: what was measured of it stands.
+    """
+    rundir, config = run.rundir, run.job.config
     if not rundir.results.is_file() or not rundir.config.is_file():
         return False
     stored = OmegaConf.load(rundir.config)
-    return bool(stored.fingerprint == run.job.fingerprint and stored.job.evaluation_key == run.evaluation_key)
+    if stored.fingerprint != run.job.fingerprint:
+        return False
+    if not config.eval.benchmarks and not config.eval.variants and config.method.makes_model:
+        return rundir.model.is_dir() or not config.save_model
+    return bool(stored.job.evaluation_key == run.evaluation_key)
 
 
 def ensure(run: Planned, *, progress: bool = True) -> dict[str, Any]:
