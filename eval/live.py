@@ -213,11 +213,17 @@ class Live:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """The model in evaluation mode and no gradients; afterwards each module is as it was."""
+    with kept_modes(model), torch.no_grad():
+        model.eval()
+        yield
+
+
+@contextmanager
+def kept_modes(model: nn.Module) -> Iterator[None]:
+    """Afterwards each module is in training or evaluation mode as it was."""
     before = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
-        with torch.no_grad():
-            yield
+        yield
     finally:
         for module, training in before:
             module.training = training

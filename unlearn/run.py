@@ -35,6 +35,7 @@ from unlearn.files import read_json, write_json
 from unlearn.methods import bind, training_sets
 from unlearn.micro import Frozen
 from unlearn.prepare import FrozenModel, Preparation
+from unlearn.probes.gradients import SETS
 from unlearn.probes.saved import saved_models
 from unlearn.probes.setup import look_at_saved, make_probe
 from unlearn.rules import make_rule
@@ -108,7 +109,7 @@ def watched_sets(config: RunConfig) -> set[str]:
         return set()
     method = config.probe.method
     own = set() if method is None else training_sets(config.model_copy(update={"method": method}))
-    return own | ({"forget", "retain"} & set(available(config.dataset)))
+    return own | (set(SETS) & set(available(config.dataset)))
 
 
 def benchmark_options(config: RunConfig, name: str) -> dict[str, Any]:
@@ -180,7 +181,7 @@ class _Run:
         engine = holder.take({} if found is None else found[1])
         probe = None
         if config.probe.on:
-            watched = ready.watched(groups, ("forget", "retain"))
+            watched = ready.watched(groups, SETS)
             probe = make_probe(config, engine, self.terms, watched, self.sets, self.encoder, self.rundir)
             if found is None:
                 probe.start.keep()
@@ -216,7 +217,7 @@ class _Run:
         sources = {"reference": FrozenModel(self.job.start.key, holder.hold, holder.whole_head)}
         groups, heads = ready.with_kept(ready.groups(sources["reference"]), sources)
         holder.close()
-        watched = ready.watched(groups, ("forget", "retain"))
+        watched = ready.watched(groups, SETS)
         look_at_saved(
             config, saved_models(config.probe.models), engine_of,
             lambda engine: make_probe(config, engine, terms, watched, self.sets, self.encoder, self.rundir),

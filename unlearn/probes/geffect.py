@@ -16,19 +16,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from eval.live import kept_modes
 from unlearn.config import HardwareConfig, ProbeConfig
 from unlearn.engine import Engine, NonFiniteGradient
 from unlearn.methods import Term
 from unlearn.micro import Group, own_view
 from unlearn.probes.change import Change, changes
 from unlearn.probes.distance import Start
-from unlearn.probes.gradients import Gradients, risk_terms, sampled
+from unlearn.probes.gradients import SETS, Gradients, risk_terms, sampled
 from unlearn.probes.places import places
 from unlearn.probes.points import Eye, Points, implicit_weights
-from unlearn.probes.tables import Example, Measured, Pair, Tensors, numbers, write
+from unlearn.probes.tables import WAYS, Example, Measured, Pair, Tensors, numbers, write
 from unlearn.step import Steps
 from unlearn.trainer import Moment
 
@@ -66,7 +68,7 @@ class GEffect:
 
     def __post_init__(self) -> None:
         self.places = places(self.engine.module, self.config.boundaries)
-        self.risks = risk_terms([name for name in ("forget", "retain") if self._answers(name)])
+        self.risks = risk_terms([name for name in SETS if self._answers(name)])
         self.rows = sampled(self.groups, self.config.examples, self.seed)
         self.start = Start(self.folder / "start.safetensors", self.engine)
 
@@ -108,14 +110,15 @@ class GEffect:
 
         objective = self._objective(gradients, risks, moment, compare)
         compare(objective.gradient, "objective", 1.0)
+        examples = self._examples(gradients, objective, risks, moment)
         return Measured(
             step=moment.step,
             places=self.places,
             risks=levels,
             tensors=tensors,
             distance=self.start.distance(),
-            examples=self._examples(gradients, objective, risks, moment),
-            change=self._change(objective, moment),
+            examples=examples,
+            change=self._change(objective, examples, moment),
             pairs=self._pairs(gradients, objective, moment),
         )
 
@@ -165,7 +168,7 @@ class GEffect:
         self, gradients: Gradients, objective: _Objective, risks: Mapping[str, Share], moment: Moment
     ) -> list[Example]:
         directions = {"objective": objective.gradient}
-        directions |= {"unlearn" if name == "forget" else "retain": share for name, share in risks.items()}
+        directions |= {WAYS[name]: share for name, share in risks.items()}
         found = []
         for name, points in self._points.items():
             effects = self._eye.by_example(points, list(directions.values()))
@@ -178,7 +181,6 @@ class GEffect:
                     way: {group: float(values[place]) for group, values in effects[i].items()}
                     for place, way in enumerate(directions)
                 }
-                pull = None if weights is None or name != "forget" else weights[i]
                 found.append(
                     Example(
                         set=name,
@@ -188,7 +190,7 @@ class GEffect:
                         risk=float(levels[i]),
                         effects=by_group,
                         sequence=points.sequences[i],
-                        weights=pull,
+                        weights=None if weights is None else weights[i],
                         tokens=tokens[i],
                     )
                 )
@@ -221,11 +223,21 @@ class GEffect:
                 return weights
         return None
 
-    def _change(self, objective: _Objective, moment: Moment) -> dict[str, Change]:
+    def _change(
+        self, objective: _Objective, examples: Sequence[Example], moment: Moment
+    ) -> dict[str, Change]:
+        """From what the examples' risks and effects are at these weights."""
         if not self.config.check:
             return {}
+        known = {}
+        for name in self._points:
+            own = [example for example in examples if example.set == name]
+            effects = np.array([sum(example.effects["objective"].values()) for example in own])
+            known[name] = (effects, np.array([example.risk for example in own]))
         rate = moment.rate * self.config.step
-        return changes(self._eye, self._points, objective.gradient, rate, second=self.config.second_order)
+        return changes(
+            self._eye, self._points, known, objective.gradient, rate, second=self.config.second_order
+        )
 
     def _pairs(self, gradients: Gradients, objective: _Objective, moment: Moment) -> list[Pair]:
         """What forgetting one example alone does to single retain examples."""
@@ -268,13 +280,8 @@ def _add(total: Share, gradient: Share, factor: float) -> None:
 @contextmanager
 def _still(model: nn.Module, checkpointing: bool, device: torch.device) -> Iterator[None]:
     """No dropout, and afterwards every module's mode and every random state as before."""
-    before = [(module, module.training) for module in model.modules()]
-    for module, _ in before:
-        # Blocks recompute their activations in training mode alone; what is inside them need not be in it.
-        module.training = checkpointing and bool(getattr(module, "gradient_checkpointing", False))
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            yield
-    finally:
-        for module, training in before:
-            module.training = training
+    with kept_modes(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for module in model.modules():
+            # Blocks recompute their activations in training mode alone; what is in them need not be in it.
+            module.training = checkpointing and bool(getattr(module, "gradient_checkpointing", False))
+        yield
