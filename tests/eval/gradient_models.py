@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     Gemma2Config,
@@ -67,3 +68,11 @@ def sequences(count=7, seed=3):
     sizes = [(int(rng.integers(2, 9)), int(rng.integers(1, 12))) for _ in range(count)]
     # Token 0 among them: look-ups of it leave no gradient where it is the padding.
     return [TokenSequence(rng.integers(0, 97, a + b) % 30, a, ended=True) for a, b in sizes]
+
+
+def adapted() -> Any:
+    """The Llama with adapters that are not zero, on attention, MLP and head."""
+    config = LoraConfig(r=3, target_modules=["q_proj", "down_proj", "lm_head"], init_lora_weights=False)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return get_peft_model(made("llama"), config).eval()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from eval_fixtures import SHARED, encoder, examples, model, needs_shared
-from gradient_models import CONFIGS, made, sequences
+from gradient_models import CONFIGS, adapted, made, sequences
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -140,10 +140,7 @@ def test_a_parameter_without_part_in_the_answer_counts_as_zero():
 
 
 def test_lora():
-    config = LoraConfig(r=3, target_modules=["q_proj", "down_proj", "lm_head"], init_lora_weights=False)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = get_peft_model(made("llama"), config).eval()
+    model = adapted()
     some = sequences()
     close(gradient_norms(model, collate(some)), plain(model, some), 1e-4)
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from gradient_models import CONFIGS, made, sequences
+from gradient_models import CONFIGS, adapted, made, sequences
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -183,10 +182,7 @@ def test_a_parameter_without_part_in_the_answer_has_none():
 
 
 def test_lora():
-    config = LoraConfig(r=3, target_modules=["q_proj", "down_proj", "lm_head"], init_lora_weights=False)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = get_peft_model(made("llama"), config).eval()
+    model = adapted()
     directions = random(model)
     assert all("lora" in name for name in directions)
     found = inner_products(model, collate(SOME), directions.items())

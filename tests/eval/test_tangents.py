@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gradient_models import CONFIGS, made, sequences
+from gradient_models import CONFIGS, adapted, made, sequences
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import LoraConfig, get_peft_model
 from test_inner_products import drawn, outside, random, trained
 from torch import nn
 
@@ -122,10 +121,7 @@ def test_a_tied_weight_has_both_uses():
 
 
 def test_lora():
-    config = LoraConfig(r=3, target_modules=["q_proj", "down_proj", "lm_head"], init_lora_weights=False)
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = get_peft_model(made("llama"), config).eval()
+    model = adapted()
     directions = random(model)
     found = token_effects(model, collate(SOME), along(directions)).effect
     close(found, plain(model.double(), SOME, directions), 1e-4)

@@ -8,7 +8,6 @@ import math
 import random
 import re
 import shutil
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from launch.report import write_report
 from launch.runfiles import history
 from launch.scales import signed
 from launch.tracking import open_tracker
+from tests.launch.browser import drawn
 from tests.launch.geffect_files import GROUPS, layers, numbers, tokens, write_run
 
 NASTY = """</script><script>document.title='owned'</script><img src=x onerror="boom()"> & 'quoted'"""
@@ -547,20 +547,6 @@ def test_weights_of_other_rows_do_not_count():
 
 @pytest.mark.slow
 def test_a_browser_draws_both_pages_without_an_error(run, study, tmp_path):
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no chromium on this machine: the pages were not opened")
     page, *_ = write_study(find_runs([str(study)])[0], tmp_path / "out")
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
-    flags += " --disable-background-networking --disable-component-update --virtual-time-budget=12000"
     for file in (write_report(run), page):
-        done = subprocess.run(
-            [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", file.as_uri()],
-            capture_output=True,
-            text=True,
-            timeout=180,
-        )
-        root = re.search(r"<html[^>]*>", done.stdout)
-        assert root is not None, done.stderr[-2000:]
-        assert "data-error" not in root[0]
-        assert f'data-charts="{len(figures_of(file.read_text()))}"' in root[0]
+        drawn(file, tmp_path / "profile", charts=len(figures_of(file.read_text())))

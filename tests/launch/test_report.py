@@ -8,7 +8,6 @@ import math
 import os
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,6 +20,7 @@ from launch.report import write_report
 from launch.sections import SAMPLES_PER_SET
 from launch.table import MISSING, direction, format_value, in_order, result_table
 from launch.traces import MAX_POINTS
+from tests.launch.browser import drawn
 
 NASTY = """</script><script>document.title='owned'</script><img src=x onerror="boom()"> & 'quoted'"""
 SETS = ("forget", "retain", "real_authors", "world_facts")
@@ -418,25 +418,10 @@ def test_rows_of_other_benchmarks_need_no_more_than_set_and_id(run):
 @pytest.mark.slow
 def test_a_browser_draws_every_chart_without_an_error(attacked, tmp_path):
     run = attacked
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    if browser is None:
-        pytest.skip("no chromium on this machine: the page was not opened")
     page = page_of(run)
-    flags = "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync"
-    flags += " --disable-background-networking --disable-component-update --virtual-time-budget=8000"
-    page_address = (run["run"] / "report.html").as_uri()
-    done = subprocess.run(
-        [browser, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", page_address],
-        capture_output=True,
-        text=True,
-        timeout=180,
-    )
-    root = re.search(r"<html[^>]*>", done.stdout)
-    assert root is not None, done.stderr[-2000:]
-    assert "data-error" not in root[0]
-    assert f'data-charts="{len(figures_of(page))}"' in root[0]
+    shown = drawn(run["run"] / "report.html", tmp_path / "profile", charts=len(figures_of(page)))
     # every chart has drawn its lines and points or its bars (plotly names the groups so)
     bars = [figure["data"][0]["type"] == "bar" for figure in figures_of(page).values()]
-    assert done.stdout.count('class="barlayer mlayer"') == sum(bars) == 2
-    assert done.stdout.count('class="scatterlayer mlayer"') == len(bars) - sum(bars)
-    assert "<title>npo · tofu-forget10" in done.stdout
+    assert shown.count('class="barlayer mlayer"') == sum(bars) == 2
+    assert shown.count('class="scatterlayer mlayer"') == len(bars) - sum(bars)
+    assert "<title>npo · tofu-forget10" in shown
