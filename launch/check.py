@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unlearn.config import ProbeConfig, RunConfig
+from unlearn.config import MethodConfig, ProbeConfig, RunConfig
 from unlearn.data import alternatives
 from unlearn.data.sources import available, source
 from unlearn.errors import ConfigError
@@ -191,12 +191,32 @@ def _probe(config: RunConfig) -> list[str]:
     else:
         looked = config.model_copy(update={"method": probe.method, "probe": ProbeConfig()})
         problems += [f"probe.{problem}" for problem in (*_method(looked), *_dataset(looked))]
+        if not problems:
+            problems += _unseen(probe.method)
     problems += [
         f"probe.models: {pattern} matches no folder with a model (no config.json)"
         for pattern in probe.models
         if not saved_models([pattern])
     ]
     return problems
+
+
+def _unseen(method: MethodConfig) -> list[str]:
+    """What of a method a saved model does not tell."""
+    from unlearn.methods import bind
+
+    needs = {need for term in bind(method) for need in term.needs}
+    beside = {
+        "an edit beside the model": method.intervention is not None,
+        "a reinforced model": "reinforced_logits" in needs,
+        "its running average": "teacher_logits" in needs,
+    }
+    return [
+        f"probe.method: {method.name} works with {what}, which saved models do not have; look while it "
+        f"trains: method={method.name} probe=geffect"
+        for what, needed in beside.items()
+        if needed
+    ]
 
 
 def _retain(config: RunConfig, terms: Sequence[Term]) -> list[str]:

@@ -190,7 +190,7 @@ class _Run:
             config.hardware, config.checkpoint, config.seed, config.method.rate(config.model.lr_scale),
             self.rundir, self.tracker, Frozen(heads), self.encoder.pad_id, partial(self._evaluate_at, engine),
             config.eval.every_steps, self.progress, probe,
-            partial(self._keep_model, engine) if config.checkpoint.models_every else None,
+            partial(self._keep_model, engine),
         )  # fmt: skip
         if found is not None:
             log.info("continuing after step %d", found[0]["step"])

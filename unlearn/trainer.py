@@ -141,7 +141,8 @@ class Trainer:
                 ):
                     self._tell({"step": self.step, **self.evaluate(self.step)})
                     self.engine.model.train()
-                if self.keep_model and self.step % (self.checkpoint.models_every or self.total) == 0:
+                models_every = self.checkpoint.models_every
+                if self.keep_model and models_every and self.step % models_every == 0:
                     self.keep_model(self.step)
                 self._look()
 

@@ -104,6 +104,14 @@ REFUSED = {
         ["method=none", "probe=geffect", "probe.method=npp"],
         ["probe.method=npp", "did you mean npo"],
     ),
+    "probe of a method with a running average": (
+        ["method=none", "probe=geffect", "probe.method=nlul"],
+        ["probe.method: nlul works with its running average", "look while it trains"],
+    ),
+    "probe of a method with an edit": (
+        ["method=none", "probe=geffect", "probe.method=grun"],
+        ["probe.method: grun works with an edit"],
+    ),
     "models to look at beside a training": (
         ["method=npo", "probe=geffect", "probe.models=[gone]"],
         ["probe.models: goes with method=none", "gone matches no folder"],
