@@ -1,9 +1,10 @@
 """The G-effect on single examples: one pass for a batch against one backward per example, as ratios.
 
-`python -m benches.geffect`. The plain way is a forward and a backward of each example alone, with all logits,
-and a product of each parameter's gradient with the direction. A training pass is forward and backward of the
-same bins with the gradients of all weights. Both ways must give the same numbers, or nothing is reported.
-Needs TOFU and a nano model in a folder (UNLEARN_SHARED).
+`python -m benches.geffect [--device cuda] [--model 1b]`. The plain way is a forward and a backward of each
+example alone, with all logits, and a product of each parameter's gradient with the direction. A training pass
+is forward and backward of the same bins with the gradients of all weights. Both ways must give the same
+numbers, or nothing is reported. Needs TOFU and a nano model in a folder (UNLEARN_SHARED); `1b` has the shape
+of a Llama 3.2 of that size and random weights.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from benches.cases import ROOT, SHARED
 from benches.train import peak
@@ -38,7 +39,11 @@ from unlearn.forward import forward
 AIMS = {"plain": 10.0, "pass": 2.0, "memory": 1.5}
 DIRECTIONS = 4  # as many as a probe has at least: the objective, its two terms, a risk
 ROUNDS = 6
-TOKENS = 1024  # padded tokens per bin: what the CPU preset has
+TOKENS = {"cpu": 1024, "cuda": 16384}  # padded tokens per bin: what the presets have
+ONE_B: dict[str, Any] = {
+    "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True,
+}  # fmt: skip
 
 Products = dict[str, Tensor]
 
@@ -48,21 +53,28 @@ class Unequal(Exception):
 
 
 class Case:
-    """Examples of TOFU's forget set on a trained Llama of 4.3M parameters, with random directions."""
+    """Examples of TOFU's forget set, random directions, and a Llama: of 4.3M, trained, or of 1.2B, random."""
 
-    def __init__(self, examples: int) -> None:
+    def __init__(self, examples: int, model: str, device: str) -> None:
         path = SHARED / "models" / "nano-tofu-full"
         encoder = Encoder(AutoTokenizer.from_pretrained(path))
-        self.model = AutoModelForCausalLM.from_pretrained(path).eval()
+        self.device, self.trained = device, model != "1b"
+        if model == "1b":
+            torch.manual_seed(0)
+            with torch.device(device):
+                made: Any = AutoModelForCausalLM.from_config(LlamaConfig(**ONE_B), dtype=torch.float32)
+        else:
+            made = AutoModelForCausalLM.from_pretrained(path)
+        self.model = made.to(device).eval()
         tofu = DatasetConfig(
             name="tofu", source="tofu", path=str(SHARED / "data" / "tofu"), forget="forget10", limit=examples
         )  # fmt: skip
         rows = load_sets(tofu, ["forget"])["forget"]
         self.some = encoder.pairs([(e.question, e.answer) for e in rows])
-        (self.bins,) = deal([len(s.ids) - 1 for s in self.some], 1, max_tokens=TOKENS)
-        made = torch.Generator().manual_seed(0)
+        (self.bins,) = deal([len(s.ids) - 1 for s in self.some], 1, max_tokens=TOKENS[device])
+        drawn = torch.Generator(device).manual_seed(0)
         self.directions = {
-            name: [torch.randn(p.shape, generator=made) for _ in range(DIRECTIONS)]
+            name: [torch.randn(p.shape, generator=drawn, device=device) for _ in range(DIRECTIONS)]
             for name, p in self.model.named_parameters()
         }
 
@@ -71,14 +83,16 @@ class Case:
         return {name: torch.stack([one[name] for one in found], dim=1) for name in self.directions}
 
     def exact(self, count: int) -> Products:
-        """The plain way in float64."""
+        """The plain way in float64: where a trained model is sure of a label, fp32 loses digits of p − 1."""
+        if not self.trained:
+            return self.plain(count)
         double = copy(self)
         double.model = deepcopy(self.model).double()
         double.directions = {n: [v.double() for v in each] for n, each in self.directions.items()}
         return double.plain(count)
 
     def _alone(self, s: TokenSequence, count: int) -> Products:
-        ids = torch.from_numpy(s.ids)[None]
+        ids = torch.from_numpy(s.ids)[None].to(self.device)
         logits = self.model(input_ids=ids, use_cache=False).logits[0, s.answer_start - 1 : -1]
         loss = torch.nn.functional.cross_entropy(logits, ids[0, s.answer_start :])
         gradients = torch.autograd.grad(loss, list(self.model.parameters()))
@@ -92,13 +106,13 @@ class Case:
         found: Products = {}
         for part in self.bins:
             for name, each in inner_products(self.model, self._batch(part), some).items():
-                whole = found.setdefault(name, torch.empty(count, len(self.some), dtype=torch.float64))
+                whole = found.setdefault(name, each.new_empty(count, len(self.some)))
                 whole[:, part] = each
         return found
 
     def tokens(self) -> Tensor:
         """The mean over the answer tokens of each example."""
-        means = torch.empty(len(self.some), dtype=torch.float64)
+        means = torch.empty(len(self.some), dtype=torch.float64, device=self.device)
         for part in self.bins:
             batch = self._batch(part)
             effect = token_effects(self.model, batch, lambda name: self.directions[name][0]).effect
@@ -119,7 +133,7 @@ class Case:
                 forward(self.model, self._batch(part))
 
     def _batch(self, part: Sequence[int]) -> Any:
-        return collate([self.some[i] for i in part])
+        return collate([self.some[i] for i in part]).to(torch.device(self.device))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -129,20 +143,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
         console.print(f"left out: no TOFU or no models in {SHARED} (UNLEARN_SHARED)")
         return
     torch.set_num_threads(1)
+    chosen = (options.examples, options.model, options.device)
     if options.memory:
-        print(_memory(options.memory, options.examples))
+        print(_memory(options.memory, *chosen))
         return
-    console.print(table(measure(options.examples), options.examples))
+    console.print(table(measure(*chosen), *chosen))
 
 
-def measure(examples: int) -> dict[str, float]:
-    """Seconds of CPU time of each way, the best of those that took turns, and MiB at the peak.
+def measure(examples: int, model: str, device: str) -> dict[str, float]:
+    """Seconds of each way, the best of those that took turns, and MiB at the peak.
 
     Raises:
         Unequal: ours and the plain way differ.
     """
-    case = Case(examples)
+    case = Case(examples, model, device)
     _same(case)
+    clock = time.process_time if device == "cpu" else _after_all
     ways: dict[str, Callable[[], object]] = {
         "plain": case.plain,
         "ours": case.ours,
@@ -155,18 +171,25 @@ def measure(examples: int) -> dict[str, float]:
     found: dict[str, float] = {}
     for _ in range(ROUNDS):
         for name, way in ways.items():
-            started = time.process_time()
+            started = clock()
             way()
-            taken = time.process_time() - started
+            taken = clock() - started
             found[name] = min(taken, found.get(name, taken))
-    return found | {f"memory/{name}": _memory_of(name, examples) for name in ("ours", "training")}
+    del case
+    return found | {
+        f"memory/{name}": _memory_of(name, examples, model, device) for name in ("ours", "training")
+    }
+
+
+def _after_all() -> float:
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def _same(case: Case) -> None:
-    # In float64: at a label of which the model is sure fp32's p − 1 has lost four digits.
-    ours, exact = case.ours(DIRECTIONS), case.exact(DIRECTIONS)
+    ours, exact = case.ours(DIRECTIONS), case.exact(1)
     for name, each in exact.items():
-        off = (ours[name] - each).abs().max() / each.abs().max()
+        off = (ours[name][:1] - each).abs().max() / each.abs().max()
         if not off < 1e-4:
             raise Unequal(f"{name}: {float(off):.1e} between one pass and a backward per example; no report")
     total = torch.stack(list(ours.values()))[:, 0].sum(0)
@@ -175,8 +198,10 @@ def _same(case: Case) -> None:
         raise Unequal(f"tokens: {float(off):.1e} between forward and reverse mode; no report")
 
 
-def table(found: dict[str, float], examples: int) -> Table:
-    view = Table("", "", "aim", title=f"effects on {examples} examples · nano (4.3M) · one thread")
+def table(found: dict[str, float], examples: int, model: str, device: str) -> Table:
+    size = {"nano": "nano (4.3M)", "1b": "Llama of 1.2B, fp32"}[model]
+    place = {"cpu": "one CPU thread", "cuda": "one GPU"}[device]
+    view = Table("", "", "aim", title=f"effects on {examples} examples · {size} · {place}")
 
     def row(name: str, ratio: float, aim: float | None = None, *, least: bool = False) -> None:
         met = aim is not None and (ratio >= aim if least else ratio <= aim)
@@ -195,8 +220,11 @@ def table(found: dict[str, float], examples: int) -> Table:
     return view
 
 
-def _memory_of(way: str, examples: int) -> float:
-    command = [sys.executable, "-m", "benches.geffect", "--memory", way, "--examples", f"{examples}"]
+def _memory_of(way: str, examples: int, model: str, device: str) -> float:
+    command = [
+        sys.executable, "-m", "benches.geffect", "--memory", way, "--examples", f"{examples}",
+        "--model", model, "--device", device,
+    ]  # fmt: skip
     # glibc gives back what is let go at once, so that the peak is of what is held.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
@@ -205,21 +233,24 @@ def _memory_of(way: str, examples: int) -> float:
     return float(done.stdout.splitlines()[-1])
 
 
-def _memory(way: str, examples: int) -> float:
+def _memory(way: str, examples: int, model: str, device: str) -> float:
     """MiB that it adds at its peak to a process with model and directions, in which a forward was made."""
-    case = Case(examples)
+    case = Case(examples, model, device)
     case.forward()
-    before = psutil.Process().memory_info().rss
+    before = torch.cuda.memory_allocated() if device == "cuda" else psutil.Process().memory_info().rss
     if way == "training":
         case.training(state=True)
     else:
         case.ours(DIRECTIONS)
-    return (peak() - before) / 2**20
+    most = torch.cuda.max_memory_allocated() if device == "cuda" else peak()
+    return (most - before) / 2**20
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benches.geffect", description=__doc__.splitlines()[0])
     parser.add_argument("--examples", type=int, default=32)
+    parser.add_argument("--model", choices=("nano", "1b"), default="nano")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--memory", help=argparse.SUPPRESS)
     return parser.parse_args(arguments)
 

@@ -17,8 +17,8 @@ from eval.gradients.products import linear
 from eval.gradients.sites import Outer, Own, Site
 from unlearn.data.batches import Batch
 
-# Elements held for one parameter at a time, beside what the pass itself keeps.
-_BUDGET = 1 << 21
+# Elements held for one parameter at a time, beside what the pass itself keeps: a GPU wants more at once.
+_BUDGET = {"cpu": 1 << 21, "cuda": 1 << 26}
 # A gradient of one example with more elements than this is not formed.
 _LARGEST = 1 << 26
 # With fewer rows than this an example's gradient costs more to read than its rows do.
@@ -102,7 +102,7 @@ def _along(site: Site, given: Sequence[Tensor], real: _Real | None) -> Tensor:
 
 def _formed(gradient: Callable[[slice], Tensor], given: Sequence[Tensor], examples: int, area: int) -> Tensor:
     """By the gradients themselves, of which one takes `area` elements."""
-    size = max(1, _BUDGET // area)
+    size = max(1, _BUDGET[given[0].device.type] // area)
     found = []
     for start in range(0, examples, size):
         flat = gradient(slice(start, min(start + size, examples))).flatten(1)
@@ -136,7 +136,7 @@ def _by_row(site: Outer, given: Sequence[Tensor], real: _Real | None) -> Tensor:
     dtype = torch.promote_types(right.dtype, torch.float32)
     count, ways = sum(lengths), [_way(site, v.to(right.device, dtype)) for v in given]
     found = torch.empty(count, len(given), dtype=dtype, device=right.device)
-    step = max(1, _BUDGET // (site.left.width + 2 * site.right.width))
+    step = max(1, _BUDGET[right.device.type] // (site.left.width + 2 * site.right.width))
     for start in range(0, count, step):
         rows = slice(start, start + step)
         here = rows if index is None else index[rows]
