@@ -145,7 +145,7 @@ def test_small_chunks_and_padding_beyond_the_longest(name, count, monkeypatch):
     model = made(name, torch.float64)
     directions = random(model, count)
     whole = inner_products(model, collate(SOME), directions.items())
-    monkeypatch.setattr("eval.gradients.inner._BUDGET", 700)
+    monkeypatch.setattr("eval.gradients.inner._BUDGET", {"cpu": 700})
     close(inner_products(model, collate(SOME, width=40), directions.items()), whole, 1e-9)
 
 
