@@ -145,7 +145,7 @@ def samples(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
                 "set": f"{bench} {name}" if several else name,
                 "id": key[2],
                 "asked": answers[-1][1],
-                "answers": [(role, example, _scores(example)) for role, example in answers],
+                "answers": [(role, example, scores(example)) for role, example in answers],
             }
 
 
@@ -154,7 +154,7 @@ def _reading(place: tuple[str, str]) -> tuple[object, ...]:
     return bench in ("prompts", "sampling"), bench, "forget" not in name, "retain" not in name, name
 
 
-def _scores(example: Example) -> str:
+def scores(example: Example) -> str:
     """What an example's row tells of its answer in numbers."""
     shown = [f"{text} {format_value(example[name])}" for name, text in _SCORES.items() if name in example]
     return " · ".join(shown)

@@ -1,0 +1,1 @@
+"""Runs compared by their results: tables, and one page to explore them."""
