@@ -24,6 +24,7 @@ from eval.records import (
     LikelihoodRecords,
     NormRecords,
     is_current,
+    request_key,
     write_records,
 )
 from eval.requests import Answer, Generation, GradientNorm, Likelihood, Request
@@ -42,14 +43,37 @@ def collect(live: Live, requests: Sequence[Request]) -> None:
     prompt that fills the context) is recorded as a problem of its example. A collective.
     """
     # The first process decides: file systems may differ between nodes.
-    stale = live.shard.from_first([not is_current(live.directory, each, live.encoder) for each in requests])
-    todo = [request for request, run in zip(requests, stale, strict=True) if run]
+    flags = live.shard.from_first(_wanting(live, requests) if live.shard.first else [])
+    todo = [request for request, wanting in zip(requests, flags, strict=True) if wanting]
     passes = _Passes(live)
     passes.answers([request for request in todo if isinstance(request, Likelihood)], passes.read)
     passes.answers([request for request in todo if isinstance(request, GradientNorm)], passes.norms)
     passes.generations([request for request in todo if isinstance(request, Generation)])
     if live.shard.first:
         shutil.rmtree(_parts(live.directory), ignore_errors=True)
+
+
+def _wanting(live: Live, requests: Sequence[Request]) -> list[bool]:
+    """Which requests are to be asked: those without records, and those that a cut collection had begun with
+    in the same pass. So every example has the company in its batches that it would have had, and with it the
+    last bits of its numbers.
+    """
+    begun = _parts(live.directory) / "begun.json"
+    try:
+        before = set(read_json(begun)["requests"])
+    except (OSError, ValueError, KeyError, TypeError):
+        before = set()
+    keys = [request_key(request, live.encoder) for request in requests]
+    stale = [not is_current(live.directory, request, live.encoder) for request in requests]
+    passes = [_Kind.of(r) if isinstance(r, Generation) else type(r) for r in requests]
+    cut = {own for own, wanting in zip(passes, stale, strict=True) if wanting}
+    flags = [
+        wanting or (own in cut and key in before)
+        for wanting, own, key in zip(stale, passes, keys, strict=True)
+    ]
+    if any(flags):
+        write_json(begun, {"requests": sorted(before | {k for k, f in zip(keys, flags, strict=True) if f})})
+    return flags
 
 
 @dataclass(frozen=True)
@@ -145,8 +169,7 @@ class _Passes:
         """What requests of one kind ask for is generated together, each prompt once, then on disk."""
         kinds: dict[_Kind, list[Generation]] = {}
         for request in requests:
-            kind = _Kind(request.raw, request.max_new_tokens, request.temperature)
-            kinds.setdefault(kind, []).append(request)
+            kinds.setdefault(_Kind.of(request), []).append(request)
         for kind, alike in kinds.items():
             wanted = dict.fromkeys(key for request in alike for key in _keys(request))
             texts, problems = self._generated(kind, list(wanted), " ".join(request.name for request in alike))
@@ -224,6 +247,10 @@ class _Kind(NamedTuple):
     raw: bool
     limit: int
     temperature: float
+
+    @classmethod
+    def of(cls, request: Generation) -> _Kind:
+        return cls(request.raw, request.max_new_tokens, request.temperature)
 
 
 class _Key(NamedTuple):

@@ -32,7 +32,7 @@ from eval.requests import Request
 from eval.shard import ALONE, Shard
 from unlearn.data.tokens import Encoder
 from unlearn.errors import UserError
-from unlearn.files import digest, read_json, replacing, write_json
+from unlearn.files import BrokenFile, digest, read_json, replacing, write_json
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -172,9 +172,16 @@ def _measured(module: LiveBenchmark, name: str, live: Live, sets: Sets, options:
     key = digest({**asked, "sets": {n: [e.id for e in own] for n, own in sets.items()}})
 
     def known() -> dict[str, float] | None:
-        if not mark.is_file() or read_json(mark).get("key") != key:
+        try:
+            if not mark.is_file() or read_json(mark).get("key") != key:
+                return None
+            found = read_json(live.directory / "results.json")
+        except FileNotFoundError:
             return None
-        return {k: np.nan if v is None else v for k, v in read_json(live.directory / "results.json").items()}
+        except BrokenFile as error:
+            log.warning("%s: it is measured again", error.what)
+            return None
+        return {k: np.nan if v is None else v for k, v in found.items()}
 
     def write() -> None:
         _write(live.directory, result, [])

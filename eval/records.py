@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -25,12 +26,18 @@ from unlearn.files import replacing
 if TYPE_CHECKING:
     from unlearn.data.tokens import Encoder
 
+log = logging.getLogger(__name__)
+
 _KEY, _TOKENIZER = b"unlearn.request", b"unlearn.tokenizer"
 TOKEN_COLUMNS = ("logp", "correct", "mean", "variance")
 
 
 class RecordsError(UserError):
     """Records are absent or belong to other examples; the message names file and example."""
+
+
+class BrokenRecords(RecordsError):
+    """A file of records cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,10 @@ class Records:
     def tokenizer(self) -> str | None:
         """What identifies the tokenizer that the records were made with; None without records."""
         file = next(iter(sorted((self.directory / "records").rglob("*.parquet"))), None)
-        metadata = (pq.read_schema(file).metadata or {}) if file else {}
+        try:
+            metadata = (pq.read_schema(file).metadata or {}) if file else {}
+        except (OSError, pa.ArrowException):  # whoever reads the records says so
+            return None
         return metadata[_TOKENIZER].decode() if _TOKENIZER in metadata else None
 
     @cached_property
@@ -176,10 +186,14 @@ def tokenizer_key(encoder: Encoder) -> str:
 
 
 def is_current(directory: Path, request: Request, encoder: Encoder) -> bool:
-    """Whether the request's records are there, made from the same content."""
+    """Whether the request's records are there, whole and made from the same content."""
+    path = record_path(directory, request.name)
     try:
-        metadata = pq.read_schema(record_path(directory, request.name)).metadata or {}
-    except (OSError, pa.ArrowInvalid):
+        metadata = _table(path).schema.metadata or {}
+    except FileNotFoundError:
+        return False
+    except BrokenRecords as error:
+        log.warning("%s: they are made again", error)
         return False
     return bool(metadata.get(_KEY, b"").decode() == request_key(request, encoder))
 
@@ -206,12 +220,17 @@ def read_records(directory: Path, name: str) -> AnyRecords:
     """The records of a request.
 
     Raises:
-        RecordsError: there are none.
+        RecordsError: there are none, or the file is broken.
     """
     path = record_path(directory, name)
-    if not path.exists():
-        raise RecordsError(f"no records at {path}: evaluate the model first")
-    table = pq.ParquetFile(path).read()
+    try:
+        table = _table(path)
+    except FileNotFoundError:
+        raise RecordsError(f"no records at {path}: evaluate the model first") from None
+    except BrokenRecords as error:
+        raise RecordsError(
+            f"{error}. Remove it and the results.json of its run, and start again: it alone is measured again"
+        ) from error
     example, problem = table["example"].to_pylist(), table["problem"].to_pylist()
     if "text" in table.column_names:
         text, truth = table["text"].to_pylist(), table["truth"].to_pylist()
@@ -221,6 +240,16 @@ def read_records(directory: Path, name: str) -> AnyRecords:
         return NormRecords(example, slot, problem, table["norm"].to_numpy())
     columns = {column: Ragged.from_arrow(table[column]) for column in TOKEN_COLUMNS}
     return LikelihoodRecords(example, slot, problem, **columns, ended=table["ended"].to_numpy())
+
+
+def _table(path: Path) -> pa.Table:
+    try:
+        return pq.ParquetFile(path).read()
+    except FileNotFoundError:
+        raise
+    except (OSError, pa.ArrowException) as error:
+        said = str(error).strip().split("\n")[0]
+        raise BrokenRecords(f"{path} is broken, perhaps cut short ({said})") from error
 
 
 def _by_slot(example: Sequence[str], slot: np.ndarray, items: Sequence[Answer]) -> list[int]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from unlearn.config import ModelConfig
 from unlearn.errors import UserError
 
@@ -44,8 +46,10 @@ class Place:
             yield
         except ModelError:
             raise
-        except (OSError, ValueError, ImportError) as error:
+        except (OSError, ValueError, ImportError, SafetensorError) as error:
             said = str(error).strip().split("\n")[0]
+            if isinstance(error, SafetensorError):
+                raise ModelError(f"{self._broken(said)}\n{self._again()}") from error
             raise ModelError(f"{self.label} cannot be loaded: {said}\n{self._mend(str(error))}") from error
 
     def _mend(self, said: str) -> str:
@@ -61,13 +65,29 @@ class Place:
         if "trust_remote_code" in said:
             return "Set model.trust_remote_code=true if you trust the code of that repository."
         if self.folder is not None:
-            return "A model folder holds config.json, *.safetensors and the tokenizer's files."
+            return f"A model folder holds config.json, *.safetensors and tokenizer files. {self._again()}"
         if "gated" in said:
             return "Accept its licence on the hub and log in (hf auth login, or the variable HF_TOKEN)."
         return (
             "Check the id, model.revision and the network (private repositories need HF_TOKEN). "
             "A folder on disk serves as well: model=local model.path=/folder."
         )
+
+    def _broken(self, said: str) -> str:
+        """Which file of weights cannot be read."""
+        for file in sorted((self.folder or Path()).glob("*.safetensors")):
+            try:
+                with safe_open(file, framework="pt"):
+                    pass
+            except (OSError, SafetensorError) as error:
+                return f"{self.label} cannot be loaded: {file.name} is broken, perhaps cut short ({error})"
+        return f"{self.label} cannot be loaded: {said}"
+
+    def _again(self) -> str:
+        """How to get the files anew."""
+        if self.folder is not None and (self.folder.parent / "config.yaml").is_file():
+            return f"It was made by a run: remove {self.folder} and start again, and it is made again."
+        return "Where a file was cut short, copy or download it again."
 
 
 def find(cfg: ModelConfig, source: str | None) -> Place | None:

@@ -2,32 +2,133 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
+from unlearn.errors import UserError
+
+_WHY = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "files may not be as large (ulimit -f)",
+}
+
+
+class NoRoom(UserError):
+    """A file could not be written for want of room; `number` is the system's (ENOSPC, EDQUOT or EFBIG)."""
+
+    def __init__(self, path: Path, number: int, written: int, free: int) -> None:
+        self.number, self.written, self.free = number, written, free
+        begun = f" after {_size(written)} of it" if written else ""
+        super().__init__(
+            f"{path} could not be written: {_WHY[number]} ({_size(free)} are free{begun}). What was written "
+            "before is whole: make room and start again, and it goes on from there"
+        )
+
+
+class BrokenFile(UserError, ValueError):
+    """A file was cut short or overwritten; `what` is that alone, without the mend."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        self.what = f"{path} is broken ({why})"
+        super().__init__(f"{self.what}: remove it and start again")
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary neighbour to write to (a file or a folder) that takes the place of `path` at the end."""
+    """A temporary neighbour to write to (a file or a folder) that takes the place of `path` at the end.
+
+    By then it is on the disk itself: whatever is removed afterwards in its favour is not missed when the
+    machine goes down.
+
+    Raises:
+        NoRoom: the disk is full; what was there before stays.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        yield temporary
-        if path.is_dir():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+        with room_for(path, temporary):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove(temporary)  # of a process of this number that was killed
+            yield temporary
+            for file in [temporary, *temporary.rglob("*")]:
+                _to_disk(file)
+            if path.is_dir():
+                shutil.rmtree(path)
+            os.replace(temporary, path)
+            _to_disk(path.parent)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+@contextmanager
+def room_for(path: Path, written: Path | None = None) -> Iterator[None]:
+    """Errors of writing that mean a lack of room become `NoRoom` for this path; `written` is what was begun.
+
+    The innermost error's figures are kept, the outermost path is named: a folder rather than a file in it.
+    """
+    try:
+        yield
+    except NoRoom as error:
+        raise NoRoom(path, error.number, error.written, error.free) from error
+    except (OSError, SafetensorError) as error:
+        if (number := _number(error)) not in _WHY:
+            raise
+        folder = next(p for p in (path, *path.absolute().parents) if p.is_dir())
+        raise NoRoom(path, number, _bytes(written or path), shutil.disk_usage(folder).free) from error
+
+
+def leftovers(folder: Path) -> list[Path]:
+    """What `replacing` had begun in this folder when its process was killed."""
+    return [path for path in folder.glob(".*.tmp") if re.fullmatch(r"\..+\.\d+\.tmp", path.name)]
+
+
+def _number(error: Exception) -> int:
+    """The system's error number; safetensors has it in its text only."""
+    if isinstance(error, OSError):
+        return error.errno or 0
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else 0
+
+
+def _bytes(path: Path) -> int:
+    return sum(p.stat().st_size for p in [path, *path.rglob("*")] if p.is_file())
+
+
+def _size(number: int) -> str:
+    for unit, size in (("GiB", 2**30), ("MiB", 2**20)):
+        if number >= size:
+            return f"{number / size:.1f} {unit}"
+    return f"{number / 1024:.1f} KiB"
+
+
+def _to_disk(path: Path) -> None:
+    """Wait until a file or the names in a folder are on the disk, where the file system can say so."""
+    place = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(place)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(place)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -39,7 +140,17 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """The values of a JSON object.
+
+    Raises:
+        BrokenFile: the file holds no whole one.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BrokenFile(path, str(error)) from error
+    if not isinstance(values, dict):
+        raise BrokenFile(path, "no JSON object")
     return values
 
 

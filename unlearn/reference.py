@@ -67,12 +67,12 @@ def head_file(root: Path, model: str, dtype: str) -> Path:
 
 def read(file: Path, sequences: Sequence[TokenSequence], mask: Mask = "answer") -> list[Tensor] | None:
     """One tensor [n] or [n, D] per sequence; None where the cache has no whole entry."""
-    try:
-        flat = load_file(file)["values"]
-    except (OSError, SafetensorError, KeyError):
-        return None
     sizes = _sizes(sequences, mask)
-    return list(flat.split(sizes)) if len(flat) == sum(sizes) else None
+    found = _whole(file, "values")
+    if found is not None and len(found["values"]) != sum(sizes):
+        log.warning("%s is broken (%d rows for %d): made again", file, len(found["values"]), sum(sizes))
+        return None
+    return None if found is None else list(found["values"].split(sizes))
 
 
 def compute(
@@ -121,11 +121,21 @@ def write_head(file: Path, head: Head) -> None:
 
 def read_head(file: Path, device: torch.device, dtype: torch.dtype) -> Head | None:
     """The kept head in compute precision; None where there is none."""
+    found = _whole(file, "weight")
+    return None if found is None else Head(found["weight"], found.get("bias")).to(device, dtype)
+
+
+def _whole(file: Path, name: str) -> dict[str, Tensor] | None:
+    """The tensors of an entry, that of this name among them; None where it is not there or broken."""
     try:
         found = load_file(file)
-    except (OSError, SafetensorError):
+        found[name]
+    except FileNotFoundError:
         return None
-    return Head(found["weight"], found.get("bias")).to(device, dtype)
+    except (OSError, SafetensorError, KeyError) as error:
+        log.warning("%s is broken (%s: %s): made again", file, type(error).__name__, error)
+        return None
+    return found
 
 
 def _sizes(sequences: Sequence[TokenSequence], mask: Mask) -> list[int]:

@@ -10,9 +10,10 @@ import logging
 import math
 import os
 import shutil
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -40,7 +41,8 @@ from unlearn.probes.saved import saved_models
 from unlearn.probes.setup import look_at_saved, make_probe
 from unlearn.rules import make_rule
 from unlearn.rundir import RunDir
-from unlearn.trainer import Logger, Trainer
+from unlearn.signals import on_stop
+from unlearn.trainer import Logger, Stopped, Trainer
 from unlearn.variants.base import ROLES, Workbench
 from unlearn.variants.scoring import Scoring
 from unlearn.world import World, start_world, stop_world
@@ -85,13 +87,18 @@ def execute(job: Job, rundir: RunDir, tracker: Logger, *, progress: bool = True)
 
     Raises:
         UserError: the data, the model or the loss make the run impossible; the message says what to do.
-        Stopped: a signal asked for it; the run continues from its checkpoint when started again.
+        Stopped: a signal asked for it; the run continues when started again, in training from a checkpoint.
     """
-    started = time.time()
+    started = time.monotonic()
     _prepare_process(job.config)
     world = start_world(job.config.hardware.device)
+    # Of several processes one may have left the others in a collective: there the signal ends them all.
+    stopping = on_stop(_stop) if world.size == 1 else nullcontext()
     try:
-        return _Run(job, rundir, tracker, world, progress).execute(started)
+        with stopping:
+            if world.main:
+                rundir.clear_leftovers()
+            return _Run(job, rundir, tracker, world, progress).execute(started)
     finally:
         gc.collect()
         stop_world()
@@ -158,12 +165,13 @@ class _Run:
             metrics = self._evaluate(self._finished_model(), "eval", synced=False)
         metrics |= self._variants(metrics)
         metrics |= self._judged(metrics)
-        summary = {**self._training_summary(), **metrics, "run/seconds": time.time() - started}
+        summary = {**self._training_summary(), **metrics, "run/seconds": time.monotonic() - started}
         if self.world.main:
+            write_json(self.rundir.results, summary)
+            # From here on the run is complete: killed before, it still has what it needs.
             if made and not self.config.save_model:
                 shutil.rmtree(self.rundir.model, ignore_errors=True)
             self.rundir.drop_checkpoints()
-            write_json(self.rundir.results, summary)
         self.world.barrier()
         return summary
 
@@ -446,11 +454,16 @@ def _as_it_is(_: nn.Module) -> Iterator[None]:
     yield
 
 
+def _stop(number: int) -> None:
+    name = signal.Signals(number).name
+    raise Stopped(f"stopped by {name}; what is done is on disk: started again, the run goes on from there")
+
+
 def _prepare_process(config: RunConfig) -> None:
     torch.manual_seed(config.seed)
     hardware = config.hardware
     if hardware.device == "cpu":
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = hardware.threads or max(1, cores // hardware.processes)
+        threads = hardware.threads or max(1, cores * hardware.nodes // hardware.processes)
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate sets it, with a warning

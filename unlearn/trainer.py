@@ -34,8 +34,8 @@ from unlearn.teacher import MeanTeacher
 log = logging.getLogger(__name__)
 
 
-class Stopped(Exception):
-    """A signal asked the run to stop; a checkpoint was written first."""
+class Stopped(BaseException):
+    """A signal asked the run to stop; it can be resumed. Like KeyboardInterrupt, it is nobody's to handle."""
 
 
 class NonFiniteLoss(UserError):
@@ -118,7 +118,7 @@ class Trainer:
             total=self.total, initial=self.step, desc="train", unit="step", disable=None if shown else True
         )
         with bar, on_stop(self._ask_to_stop):
-            self._look()
+            self._measure()  # after a checkpoint: what may have been cut off
             while self.step < self.total:
                 row, stop = self._one_step()
                 self._tell(row)
@@ -129,22 +129,15 @@ class Trainer:
                 done = self.step == self.total
                 if stop or (self.step % every == 0 and not done):
                     self.save()
-                if stop and not done:
+                if not stop:
+                    self._measure()
+                    stop = done and self._stop_asked()
+                    if stop:
+                        self.save()
+                if stop:
                     raise Stopped(
                         f"stopped by a signal after step {self.step} of {self.total}; it can be resumed"
                     )
-                if (
-                    self.evaluate
-                    and self.evaluate_every
-                    and self.step % self.evaluate_every == 0
-                    and not done
-                ):
-                    self._tell({"step": self.step, **self.evaluate(self.step)})
-                    self.engine.model.train()
-                models_every = self.checkpoint.models_every
-                if self.keep_model and models_every and self.step % models_every == 0:
-                    self.keep_model(self.step)
-                self._look()
 
     def save(self) -> None:
         """A checkpoint of the current step."""
@@ -173,6 +166,21 @@ class Trainer:
             self.teacher.put_back(tensors)
         if self.engine.world.main:
             self.rundir.cut_history(self.step)
+
+    def _stop_asked(self) -> bool:
+        """Whether a signal came to any process. A collective."""
+        asked = torch.tensor(float(self._asked_to_stop), device=self.engine.world.device)
+        return bool(self.engine.world.sum(asked))
+
+    def _measure(self) -> None:
+        """What is due between this step and the next, and after the last."""
+        done = self.step == self.total
+        if self.evaluate and _due(self.step, self.evaluate_every) and not done:
+            self._tell({"step": self.step, **self.evaluate(self.step)})
+            self.engine.model.train()
+        if self.keep_model and _due(self.step, self.checkpoint.models_every):
+            self.keep_model(self.step)
+        self._look()
 
     def _look(self) -> None:
         if self.probe is None or not self.probe.due(self.step, self.total):
@@ -299,7 +307,7 @@ class Trainer:
             return
         ids = ", ".join(str(self.groups[unit.group].ids[unit.row]) for unit in plan.units[:8])
         more = f" and {len(plan.units) - 8} more" if len(plan.units) > 8 else ""
-        last = max(self.rundir.checkpoints.glob("step-*"), default=None, key=lambda p: p.stat().st_mtime)
+        last = self.rundir.newest_checkpoint()
         raise NonFiniteLoss(
             f"the loss is {loss} at step {self.step + 1} of {self.total}, before its update was made "
             f"(batch: {ids}{more}); last good checkpoint: {last or 'none yet'}. "
@@ -324,6 +332,10 @@ class Trainer:
     def _ask_to_stop(self, number: int) -> None:
         log.warning("%s: stopping after this step", signal.Signals(number).name)
         self._asked_to_stop = True
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step > 0 and step % every == 0
 
 
 def total_steps(method: MethodConfig, steps_per_epoch: int) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from eval.noise import sampling
 from eval.shard import Shard
 from unlearn.data.alternatives import draw, refusals
 from unlearn.data.tokens import Encoder
-from unlearn.files import read_json, write_json
+from unlearn.files import BrokenFile, read_json, write_json
+
+log = logging.getLogger(__name__)
 
 _ATTEMPTS = 4
 
@@ -93,7 +96,11 @@ def read(file: Path, questions: Sequence[str]) -> list[list[str]] | None:
     try:
         known = read_json(file)
         return [list(known[question]) for question in questions]
-    except (OSError, ValueError, KeyError, TypeError):
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        why = error.what if isinstance(error, BrokenFile) else f"{file} is broken ({error!r})"
+        log.warning("%s: made again", why)
         return None
 
 

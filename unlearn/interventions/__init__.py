@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -163,7 +164,7 @@ def load(model: PreTrainedModel, folder: Path) -> list[Intervention]:
             )
             made.restore({n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)})
             made.attach(model, train=False)
-    except (OSError, KeyError, ValueError, RuntimeError, ConfigError) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, ConfigError, SafetensorError) as error:
         raise UserError(f"the interventions in {folder} cannot be attached to the model: {error}") from error
     return attached(model)
 
