@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from unlearn.config import MethodConfig, ProbeConfig, RunConfig
+from launch import nodes
+from launch.nodes import this_task
+from unlearn.config import HardwareConfig, MethodConfig, ProbeConfig, RunConfig
 from unlearn.data import alternatives
 from unlearn.data.sources import available, source
-from unlearn.errors import ConfigError
+from unlearn.errors import ConfigError, UserError
 from unlearn.probes.saved import saved_models
 
 if TYPE_CHECKING:
@@ -111,16 +113,39 @@ def _hardware(config: RunConfig) -> list[str]:
         )
     if hardware.offload and hardware.zero < 2:
         problems.append(f"hardware.offload=True needs hardware.zero=2 or 3, not {hardware.zero}")
-    if hardware.device == "cuda" and not config.dry_run:
+    if hardware.processes % hardware.nodes:
+        problems.append(
+            f"hardware.processes={hardware.processes} is the number on all nodes together: it must be a "
+            f"multiple of hardware.nodes={hardware.nodes}"
+        )
+    return problems if config.dry_run or problems else _machine(hardware)
+
+
+def _machine(hardware: HardwareConfig) -> list[str]:
+    """What this machine, and the Slurm step that the command may be a task of, cannot do."""
+    task = this_task()
+    if task.count % hardware.nodes:
+        here = "this is no Slurm step" if task.count == 1 else f"this Slurm step has {task.count} tasks"
+        return [
+            f"hardware.nodes={hardware.nodes}: the command must be started on every node, and {here}; inside "
+            f"a job: srun --nodes={hardware.nodes} --ntasks-per-node=1 unlearn …"
+        ]
+    try:
+        share = len(task.places(hardware.processes))
+    except UserError as error:
+        return [str(error)]
+    if hardware.device == "cuda":
         import torch
 
         if not torch.cuda.is_available():
-            problems.append("hardware.device=cuda: torch sees no GPU here; hardware=cpu runs without one")
-        elif hardware.processes > torch.cuda.device_count():
-            problems.append(
-                f"hardware.processes={hardware.processes}: this machine has {torch.cuda.device_count()} GPUs"
-            )
-    return problems
+            return ["hardware.device=cuda: torch sees no GPU here; hardware=cpu runs without one"]
+        if share > torch.cuda.device_count():
+            each = f" of {task.count} tasks with {share} processes each" if task.count > 1 else ""
+            return [
+                f"hardware.processes={hardware.processes}: {nodes.node()}{each} has "
+                f"{torch.cuda.device_count()} GPUs"
+            ]
+    return []
 
 
 def _method(config: RunConfig) -> list[str]:

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from launch.memory import GIB, Load, bound, estimate, shape_of
 from launch.plan import Planned, make_plan
 from launch.processes import is_complete
 from unlearn import models
 from unlearn.config import RunConfig
-from unlearn.data.batches import Schedule
+from unlearn.data.batches import Schedule, deal
 from unlearn.data.sources import load_sets
+from unlearn.data.tokens import TokenSequence
+from unlearn.engine import deepspeed_config
 from unlearn.errors import UserError
 from unlearn.methods import bind
-from unlearn.rules import make_rule
+from unlearn.micro import kinds
 from unlearn.trainer import total_steps
 
-_GIB = 2**30
+_PARTS = ("parameters", "gradients", "optimizer", "activations", "peak", "buffers", "extras")
+_LOOKED_AT = 64  # steps: what a micro-batch holds hardly changes after that
 
 
 def show_plan(config: RunConfig, console: Console) -> None:
@@ -25,20 +32,77 @@ def show_plan(config: RunConfig, console: Console) -> None:
     table = Table(title="plan")
     table.add_column("")
     table.add_column("directory", overflow="fold")
-    for column in ("state", "steps", "tokens", "memory per process"):
+    for column in ("state", "steps", "tokens"):
         table.add_column(column)
+    memory = Table(title="memory of each process, GiB")
+    for column in ("", *_PARTS, "device", "host", "cache"):
+        memory.add_column(column, justify="left" if not column else "right")
     for run in plan.runs:
         state = "complete" if is_complete(run) else "to resume" if run.rundir.history.is_file() else "to make"
-        table.add_row(run.role, str(run.directory), state, *_training(run), _memory(run))
+        table.add_row(run.role, str(run.directory), state, *_training(run))
+        memory.add_row(run.role, *_memory(run.job.config))
     console.print(table)
+    console.print(memory)
     for what in ("benchmarks", "variants"):
         if chosen := getattr(config.eval, what):
             console.print(f"{what}: {', '.join(chosen)}", soft_wrap=True, highlight=False)
     console.print(
-        "tokens: of all training sequences with their own answers, padding not counted. memory: weights, "
-        "gradients and optimizer state; activations come on top and grow with hardware.micro_tokens.",
+        "tokens: of all training sequences with their own answers, padding not counted. memory: while "
+        "training; device is the sum of what stands before it, host what lies in the machine's memory "
+        "instead, cache what frozen models gave (also on disk). docs/hardware.md tells more.",
         soft_wrap=True,
     )
+
+
+def deepspeed_yaml(config: RunConfig) -> str:
+    """DeepSpeed's configuration as `hardware` and `method.clip` make it: comments, which nothing reads."""
+    made = {"deepspeed": deepspeed_config(config.hardware, clip=config.method.clip)}
+    lines = ["generated from hardware and method.clip:", *OmegaConf.to_yaml(made).splitlines()]
+    return "".join(f"# {line}\n" for line in lines)
+
+
+def load_of(config: RunConfig) -> Load:
+    """The largest micro-batch of the run's first steps; where its texts are not here, what there can be.
+
+    A set whose examples have an alternative answer beside their own goes through the model twice.
+    """
+    method, hardware = config.method, config.hardware
+    if not method.sets:
+        return Load(0, 0, 0)
+    try:
+        sets = _sequences(config)
+    except UserError:
+        return bound(config)
+    passes = {name: len(some) for name, some in kinds((t, t.needs) for t in bind(method)).items()}
+    schedule = Schedule({n: len(rows) for n, rows in sets.items()}, method.sets[0], method.batch, config.seed)
+    most = Load(0, 0, 0)
+    for step in range(min(_LOOKED_AT, total_steps(method, schedule.steps_per_epoch))):
+        every = [(name, sets[name][row]) for name, some in schedule.rows(step).items() for row, _ in some]
+        lengths = [passes.get(name, 1) * (len(s.ids) - 1) for name, s in every]
+        rows = hardware.micro_batch
+        dealt = deal(
+            lengths, hardware.processes, max_tokens=None if rows else hardware.micro_tokens,
+            max_rows=rows * len(sets) if rows else None,
+        )  # fmt: skip
+        for micro in (micro for rank in dealt for micro in rank if micro):
+            answers = sum(_answers(every[i][1]) * passes.get(every[i][0], 1) for i in micro)
+            width = max(lengths[i] for i in micro)
+            found = Load(len(micro) * width, width, answers)
+            most = max(most, found, key=lambda load: (load.tokens, load.answers))
+    return replace(most, cached=sum(_answers(s) for rows in sets.values() for s in rows))
+
+
+def _answers(sequence: TokenSequence) -> int:
+    return len(sequence.ids) - max(1, sequence.answer_start)
+
+
+def _sequences(config: RunConfig) -> dict[str, list[TokenSequence]]:
+    """The sets that terms are on, as token sequences with their own answers."""
+    names = config.method.sets
+    tokenizer = models.load_tokenizer(config.model)
+    encoder = models.make_encoder(config.model, tokenizer, config.dataset.max_length)
+    sets = {name: encoder.chunks(rows) for name, rows in load_sets(config.dataset, names).items()}
+    return {name: encoder.pairs([(e.question, e.answer) for e in sets[name]]) for name in names}
 
 
 def _training(run: Planned) -> tuple[str, str]:
@@ -47,18 +111,13 @@ def _training(run: Planned) -> tuple[str, str]:
     if not names:
         return "–", "–"
     try:
-        tokenizer = models.load_tokenizer(config.model)
-        encoder = models.make_encoder(config.model, tokenizer, config.dataset.max_length)
-        sets = {name: encoder.chunks(rows) for name, rows in load_sets(config.dataset, names).items()}
-        sizes = {name: len(sets[name]) for name in names}
-        schedule = Schedule(sizes, names[0], config.method.batch, config.seed)
-        steps = total_steps(config.method, schedule.steps_per_epoch)
+        sets = _sequences(config)
     except UserError as error:
         return "?", f"? ({str(error).splitlines()[0]})"
-    lengths = {
-        name: [len(s.ids) - 1 for s in encoder.pairs([(e.question, e.answer) for e in sets[name]])]
-        for name in names
-    }
+    lengths = {name: [len(sequence.ids) - 1 for sequence in rows] for name, rows in sets.items()}
+    sizes = {name: len(rows) for name, rows in sets.items()}
+    schedule = Schedule(sizes, names[0], config.method.batch, config.seed)
+    steps = total_steps(config.method, schedule.steps_per_epoch)
     tokens = sum(
         lengths[name][row]
         for step in range(steps)
@@ -68,37 +127,13 @@ def _training(run: Planned) -> tuple[str, str]:
     return f"{steps}", f"{tokens:,}"
 
 
-def _memory(run: Planned) -> str:
-    config = run.job.config
-    count = models.parameter_count(config.model)
-    if count is None:
-        return "? (configuration not on this machine)"
-    return f"{memory_gib(config, count):.2f} GiB"
+def _memory(config: RunConfig) -> list[str]:
+    shape = shape_of(config)
+    if shape is None:
+        return ["? (config.json not on this machine)"]
+    found = estimate(shape, config, load_of(config))
+    return [_gib(getattr(found, part)) for part in (*_PARTS, "device", "host", "cache")]
 
 
-def memory_gib(config: RunConfig, parameters: int) -> float:
-    """Estimated memory of one process on its device, in GiB, without activations and offloaded parts.
-
-    Weights in compute precision, fp32 gradients, two moments and (bf16) fp32 master weights, each divided
-    by the processes as the ZeRO stage says (arXiv 1910.02054, §5), and what rule, teacher and schedule keep.
-    """
-    hardware = config.hardware
-    size = 2 if hardware.dtype == "bf16" else 4
-    share = hardware.processes
-    weights = parameters * size / (share if hardware.zero == 3 else 1)
-    if not config.method.sets:
-        return weights / _GIB
-    method = config.method
-    trained = parameters // 100 if config.model.lora.r or method.intervention else parameters
-    gradients = trained * 4 / (share if hardware.zero >= 2 else 1)
-    master = 4 if size == 2 else 0
-    optimizer = 0 if hardware.offload else trained * (8 + master) / (share if hardware.zero >= 1 else 1)
-    terms = bind(method)
-    kept = 0.0
-    if make_rule(**method.rule.model_dump()).separate:  # a share of the gradient for each term
-        kept += len(terms) * trained * 4 / (share if hardware.zero >= 1 else 1)
-    if any("teacher_logits" in term.needs for term in terms):
-        kept += trained * 4 / (share if hardware.zero == 3 else 1)
-    if method.schedule == "auto":  # weights before and after an update, and between, while it is probed
-        kept += 3 * trained * size / (share if hardware.zero == 3 else 1)
-    return (weights + gradients + optimizer + kept) / _GIB
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f}" if size else "–"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import platform
-import socket
+import signal
 import subprocess
-import sys
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -18,8 +17,12 @@ from typing import Any
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
 
+from launch.nodes import this_task
 from launch.plan import Planned
-from launch.worker import STOPPED, work
+from launch.private import portable
+from launch.team import Team, team_of
+from launch.together import file_digest, follow, gather, judge, tell, work_together
+from launch.worker import work
 from unlearn.errors import UserError
 from unlearn.files import read_json, replacing
 from unlearn.signals import on_stop
@@ -28,10 +31,6 @@ from unlearn.trainer import Stopped
 log = logging.getLogger(__name__)
 
 _PACKAGES = ("unlearn-lab", "torch", "transformers", "accelerate", "deepspeed", "numpy", "wandb")
-
-
-class RunFailed(UserError):
-    """A process of the run ended badly; its directory keeps what was done."""
 
 
 def is_complete(run: Planned) -> bool:
@@ -53,13 +52,50 @@ def is_complete(run: Planned) -> bool:
 def ensure(run: Planned, *, progress: bool = True) -> dict[str, Any]:
     """The results of a run: read if it is complete, continued or made if not.
 
-    Only one process on the machine works at a run; others wait for it. The lock is the operating system's,
-    so it dies with its holder.
+    Only one command works at a run; others wait for it. The lock is the operating system's, so it dies with
+    its holder. The tasks of a Slurm step work at it together: the first one decides, the others follow.
 
     Raises:
         UserError: the directory belongs to another run, or the run failed.
         Stopped: a signal stopped it; start it again to continue.
     """
+    team = team_of(this_task())
+    team.begin()
+    return _lead(run, team, progress) if team.task.leads else follow(run, team)
+
+
+def _lead(run: Planned, team: Team, progress: bool) -> dict[str, Any]:
+    if not team.others:
+        with _alone_with(run):
+            return _decide(run, team, progress)
+    try:
+        with on_stop(_before_workers), _alone_with(run):
+            gather(run, team)
+            results = _decide(run, team, progress)
+    except BaseException as error:
+        stopped = isinstance(error, Stopped | KeyboardInterrupt)
+        tell(team, {"stopped": stopped, "error": str(error) or type(error).__name__})
+        raise
+    tell(team, {"results": file_digest(run.rundir.results)})
+    return results
+
+
+def _before_workers(number: int) -> None:
+    raise Stopped(f"stopped by {signal.Signals(number).name} before it began")
+
+
+def _decide(run: Planned, team: Team, progress: bool) -> dict[str, Any]:
+    if not is_complete(run):
+        _write_config(run)
+        if run.job.config.hardware.processes == 1 and not team.others:
+            work(run.directory, progress=progress)
+        else:
+            judge(run, work_together(run, team).values())
+    return read_json(run.rundir.results)
+
+
+@contextmanager
+def _alone_with(run: Planned) -> Iterator[None]:
     run.directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run.directory / ".lock")
     try:
@@ -68,72 +104,9 @@ def ensure(run: Planned, *, progress: bool = True) -> dict[str, Any]:
         log.warning("%s is being made by another process: waiting", run.directory)
         lock.acquire()
     try:  # (`with lock` would take it a second time, and hold it after a failure)
-        if not is_complete(run):
-            _write_config(run)
-            _execute(run, progress)
-        return read_json(run.rundir.results)
+        yield
     finally:
         lock.release()
-
-
-def _execute(run: Planned, progress: bool) -> None:
-    processes = run.job.config.hardware.processes
-    if processes == 1:
-        work(run.directory, progress=progress)
-        return
-    codes = _spawn(run, processes)
-    if any(code == STOPPED for code in codes):
-        raise Stopped(f"{run.directory}: stopped by a signal; start it again to continue")
-    failed = {rank: code for rank, code in enumerate(codes) if code != 0}
-    if failed:
-        first = next(iter(failed))
-        raise RunFailed(
-            f"{run.role}: process {first} of {processes} ended with code {failed[first]}; see "
-            f"{run.rundir.log} and {run.directory}/process-*.log. "
-            "Started again, the run continues from its last checkpoint"
-        )
-
-
-def _spawn(run: Planned, processes: int) -> list[int]:
-    """Start one worker per process, and end all when one fails; returns their exit codes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    command = [sys.executable, "-m", "launch.worker", str(run.directory.absolute())]
-    workers = []
-    for rank in range(processes):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
-        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        # The main process shares the terminal, for its progress bar; the others leave a log.
-        output = None if rank == 0 else (run.directory / f"process-{rank}.log").open("w")
-        workers.append(subprocess.Popen(command, env=os.environ | place, stdout=output, stderr=output))
-        if output is not None:
-            output.close()
-
-    def forward(number: int) -> None:
-        for worker in workers:
-            if worker.poll() is None:
-                worker.send_signal(number)
-
-    with on_stop(forward):
-        while any(worker.poll() is None for worker in workers):
-            if any(worker.returncode not in (None, 0, STOPPED) for worker in workers):
-                _end(workers)
-            time.sleep(0.05)
-    return [worker.returncode for worker in workers]
-
-
-def _end(workers: list[subprocess.Popen[bytes]], grace: float = 10.0) -> None:
-    """The others wait in a collective for the one that failed: they will not end by themselves."""
-    for worker in workers:
-        if worker.poll() is None:
-            worker.terminate()
-    until = time.monotonic() + grace
-    for worker in workers:
-        try:
-            worker.wait(max(0.0, until - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            worker.kill()
 
 
 def _write_config(run: Planned) -> None:
@@ -169,7 +142,7 @@ def _write_config(run: Planned) -> None:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
     with replacing(rundir.config) as temporary:
-        OmegaConf.save(OmegaConf.create(values), temporary)
+        OmegaConf.save(OmegaConf.create(portable(values)), temporary)
 
 
 def _git_revision() -> str | None:

@@ -6,6 +6,7 @@ computed; `eval`, `tracker` and the rest decide what is measured and kept. Descr
 
 from __future__ import annotations
 
+import re
 from typing import Any, Literal
 
 from pydantic import (
@@ -245,12 +246,46 @@ class MethodConfig(Section):
         return float(getattr(self, f"{slot}_weight"))
 
 
+class SlurmConfig(Section):
+    """What `hydra/launcher=slurm` asks Slurm for, for each run of a sweep; null leaves it to the cluster."""
+
+    model_config = ConfigDict(coerce_numbers_to_str=True)  # account=1234
+
+    partition: str | None = Field(None, description="where to queue; several: a list with commas, in quotes")
+    account: str | None = Field(None, description="who is charged")
+    qos: str | None = Field(None, description="quality of service")
+    constraint: str | None = Field(None, description="features that nodes must have")
+    minutes: PositiveInt = Field(240, description="time limit of a job; one that needs longer is continued")
+    memory_gb: PositiveInt | None = Field(None, description="memory on each node")
+    cpus_per_task: PositiveInt | None = None
+    gpus_per_node: NonNegativeInt | None = Field(
+        None, description="null: one for each process of a node, with device=cuda"
+    )
+    tasks_per_node: PositiveInt = Field(1, description="tasks that share a node's processes out")
+    concurrency: PositiveInt = Field(256, description="jobs of one array that may run at the same time")
+    warning_s: PositiveInt = Field(
+        120, description="seconds before the time limit at which a run is told to checkpoint"
+    )
+    requeues: NonNegativeInt = Field(10, description="how often a job that ran out of time is continued")
+    name: str = Field("unlearn", description="the job's name in the queue")
+    comment: str | None = None
+    setup: list[str] = Field([], description="shell lines before the run: load modules, export variables")
+    additional: dict[str, Any] = Field(
+        {}, description="further options of sbatch: {mail-type: END, reservation: mine}"
+    )
+
+
 class HardwareConfig(Section):
     """How a run is executed. Nothing here changes the data order or what is averaged over what."""
 
     name: str = "cpu"
     device: Literal["cpu", "cuda"] = "cpu"
-    processes: PositiveInt = Field(1, description="data-parallel processes, started by the command itself")
+    nodes: PositiveInt = Field(
+        1, description="machines that share the processes: srun --nodes=2 --ntasks-per-node=1 unlearn …"
+    )
+    processes: PositiveInt = Field(
+        1, description="data-parallel processes on all nodes together, started by the command itself"
+    )
     threads: PositiveInt | None = Field(
         None, description="CPU threads of each process; null: cores ÷ processes"
     )
@@ -267,6 +302,7 @@ class HardwareConfig(Section):
     zero: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
     offload: bool = Field(False, description="optimizer (and ZeRO-3 parameters) in CPU memory")
     activation_checkpointing: bool = Field(False, description="recompute activations to save memory")
+    slurm: SlurmConfig = SlurmConfig()
 
 
 class EvalConfig(Section):
@@ -296,10 +332,11 @@ class TrackerConfig(Section):
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
         "auto", description="auto: online with a key, else offline"
     )
-    project: str = "unlearn-lab"
-    entity: str | None = None
+    project: str = Field("unlearn-lab", description="one for each study; an experiment may set it")
+    entity: str | None = Field(None, description="user or team; null: the key's own")
     group: str | None = Field(None, description="null: a sweep's runs share one group")
-    tags: list[str] = []
+    tags: list[str] = Field([], description="beside model, dataset, split and method")
+    model: bool = Field(False, description="also keep the unlearned model in W&B, as an artifact")
 
 
 class ProbeConfig(Section):
@@ -345,6 +382,33 @@ class ProbeConfig(Section):
         return self.name != "none"
 
 
+_NUMBER = r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?"
+BOUND = re.compile(rf"(?P<sense>>=|<=)\s*(?P<number>{_NUMBER})(?:\s*(?P<of>target|retain))?")
+"""At least or at most a number, or that many times what the target or the retain model has."""
+
+
+class GoalConfig(Section):
+    """What a sweeper that optimises looks for: a number of results.json, subject to others."""
+
+    maximize: str = Field("tofu/forget_quality_log10", description="metric to be as large as it can")
+    minimize: str | None = Field(None, description="metric to be as small as it can, instead of that one")
+    subject_to: dict[str, float | str] = Field(
+        {},
+        description="what must hold, by metric: a number is the least share of the target's value; else "
+        "'>= 0.5', '<= 0.2' or, times what another model has, '<= 1.1 retain', '>= 0.9 target'",
+    )
+
+    @field_validator("subject_to", mode="before")
+    @classmethod
+    def _readable(cls, bounds: Any) -> Any:
+        if bounds is None:  # of a recipe, taken away
+            return {}
+        for key, bound in bounds.items() if isinstance(bounds, dict) else ():
+            if isinstance(bound, str) and not BOUND.fullmatch(bound.strip()):
+                raise ValueError(f"{key}: {bound!r} is no bound; write 0.9, '>= 0.5' or '<= 1.1 retain'")
+        return bounds
+
+
 class CheckpointConfig(Section):
     """Resumable state during training."""
 
@@ -366,6 +430,7 @@ class RunConfig(Section):
     probe: ProbeConfig = ProbeConfig()
     tracker: TrackerConfig = TrackerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    goal: GoalConfig = GoalConfig()
     seed: NonNegativeInt = Field(0, description="of initialisation, data order and everything random")
     root: str = Field("runs", description="folder of all runs and of the cache they share")
     save_model: bool = Field(True, description="keep the unlearned model in the run's folder")

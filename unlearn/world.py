@@ -5,8 +5,12 @@ from __future__ import annotations
 import unlearn.environment  # noqa: F401 (before DeepSpeed)
 
 # isort: split
+import ctypes
 import os
+import signal
+import sys
 from dataclasses import dataclass
+from datetime import timedelta
 
 import deepspeed
 import torch
@@ -39,8 +43,16 @@ class World:
             dist.barrier()
 
 
+_PATIENCE = timedelta(minutes=10)  # with processes whose imports take longer
+_DEATH_OF_PARENT = 1  # prctl's PR_SET_PDEATHSIG
+
+
 def start_world(device: str) -> World:
-    """Join the processes of this run (torchrun's environment variables), or start a world of one."""
+    """Join the processes of this run, or start a world of one.
+
+    RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are as torchrun sets them. With UNLEARN_MEETING
+    the store at that port is there already, and this prefix of its keys is the run's.
+    """
     backend = "gloo" if device == "cpu" else "nccl"
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if alone:
@@ -49,6 +61,12 @@ def start_world(device: str) -> World:
     if not dist.is_initialized():
         if alone:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        elif (prefix := os.environ.get("UNLEARN_MEETING")) is not None:
+            _stop_with_parent()
+            dist.init_process_group(
+                backend, store=_store(prefix), rank=int(os.environ["RANK"]),
+                world_size=int(os.environ["WORLD_SIZE"]),
+            )  # fmt: skip
         else:
             dist.init_process_group(backend)
     # The shared-memory collectives would be compiled for minutes on first use; gloo serves.
@@ -58,6 +76,18 @@ def start_world(device: str) -> World:
     AcceleratorState._reset_state(reset_partial_state=True)
     state = PartialState(cpu=device == "cpu")
     return World(state.process_index, state.num_processes, state.device)
+
+
+def _store(prefix: str) -> dist.Store:
+    host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_PATIENCE)
+    return dist.PrefixStore(prefix, store)
+
+
+def _stop_with_parent() -> None:
+    """Let a killed command take its processes with it: the next one may write where they do (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DEATH_OF_PARENT, signal.SIGTERM)
 
 
 def stop_world() -> None:

@@ -1,0 +1,124 @@
+"""Which task of a Slurm step this process is.
+
+`srun --nodes=2 --ntasks-per-node=1 unlearn … hardware.nodes=2` starts the command once on every node. Task 0
+leads, the others follow.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from unlearn.errors import UserError
+
+_PLAIN = re.compile(r"(?:[\w.-]|\[\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*\])+")  # a host, or hosts with ranges
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a step: its number among how many, and where; outside of a step the only one."""
+
+    number: int = 0
+    count: int = 1
+    local: int = 0
+    leader: str = "127.0.0.1"
+    step: str = ""
+
+    @property
+    def leads(self) -> bool:
+        return self.number == 0
+
+    @property
+    def name(self) -> str:
+        return f"task {self.number} on {node()}"
+
+    def places(self, processes: int, devices: int | None = None) -> list[dict[str, str]]:
+        """RANK, LOCAL_RANK and WORLD_SIZE of this task's share of the processes.
+
+        `devices`: how many GPUs the task sees. Where these are its own alone, they are counted from 0.
+
+        Raises:
+            UserError: the processes cannot be shared out evenly.
+        """
+        if processes % self.count:
+            raise UserError(
+                f"hardware.processes={processes} cannot be shared by the {self.count} tasks of this Slurm "
+                f"step: choose a multiple of {self.count}, or start fewer tasks (srun --ntasks). For "
+                "separate runs, one per task, unset SLURM_STEP_NUM_TASKS before the command"
+            )
+        share = processes // self.count
+        first = self.local * share
+        if devices is not None and devices < first + share:
+            first = 0
+        return [
+            {
+                "RANK": str(self.number * share + each),
+                "LOCAL_RANK": str(first + each),
+                "WORLD_SIZE": str(processes),
+            }
+            for each in range(share)
+        ]
+
+
+def this_task(environment: Mapping[str, str] | None = None) -> Task:
+    """Which task of a Slurm step this is; a lone one outside of a step, and in a batch script itself."""
+    given = os.environ if environment is None else environment
+    count = int(given.get("SLURM_STEP_NUM_TASKS", "1"))
+    if count == 1 or "SLURM_PROCID" not in given:
+        return Task()
+    hosts = expand(given.get("SLURM_STEP_NODELIST") or given.get("SLURM_JOB_NODELIST", ""))
+    return Task(
+        number=int(given["SLURM_PROCID"]),
+        count=count,
+        local=int(given.get("SLURM_LOCALID", "0")),
+        leader=hosts[0] if len(hosts) > 1 else "127.0.0.1",
+        step=f"{given.get('SLURM_JOB_ID', '')}.{given.get('SLURM_STEP_ID', '')}",
+    )
+
+
+def leads() -> bool:
+    """Whether this process writes and prints: all do but the tasks of a step that follow its first one."""
+    return os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1" or os.environ.get("SLURM_PROCID", "0") == "0"
+
+
+def node() -> str:
+    return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
+
+
+def expand(nodelist: str) -> list[str]:
+    """The hosts of a Slurm node list: `a[1-2,07],b` is a1, a2, a07, b; a list of another form: scontrol's.
+
+    Raises:
+        UserError: neither can read it.
+    """
+    words = re.findall(rf"{_PLAIN.pattern}(?=,|$)", nodelist)
+    if ",".join(words) == nodelist and words:
+        return [host for word in words for host in _hosts(word)]
+    try:
+        shown = subprocess.run(["scontrol", "show", "hostnames", nodelist], capture_output=True, text=True)
+    except OSError:
+        shown = None
+    if shown is None or shown.returncode or not shown.stdout.split():
+        raise UserError(f"SLURM_STEP_NODELIST={nodelist}: not a list of nodes, and scontrol does not read it")
+    return shown.stdout.split()
+
+
+def _hosts(word: str) -> list[str]:
+    found = [""]
+    for text, ranges in re.findall(r"([^\[\]]*)(?:\[([^\]]*)\])?", word):
+        found = [host + text + number for host in found for number in _numbers(ranges)]
+    return found
+
+
+def _numbers(ranges: str) -> list[str]:
+    if not ranges:
+        return [""]
+    found = []
+    for each in ranges.split(","):
+        first, _, last = each.partition("-")
+        found += [str(n).zfill(len(first)) for n in range(int(first), int(last or first) + 1)]
+    return found
