@@ -1,0 +1,155 @@
+"""Runs as jobs of Slurm: what is asked for, the script that is submitted, how a job that must stop goes on.
+
+submitit writes the script and waits for the results. In the job it has a handler of SIGUSR2, which puts the
+job back into the queue.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.utils import JobReturn, JobStatus
+from omegaconf import DictConfig, OmegaConf
+
+from unlearn.config import HardwareConfig
+from unlearn.errors import UserError
+
+LAUNCHER = "slurm"
+"""The name of `configs/hydra/launcher/slurm.yaml`."""
+
+# From 22.05 on, srun does not take this from the job it runs in.
+_CPUS = '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK'
+
+
+def chosen(composed: DictConfig) -> bool:
+    """Whether a configuration with Hydra's part is to be launched by Slurm."""
+    return composed.hydra.runtime.choices.get("hydra/launcher") == LAUNCHER
+
+
+def refuse(composed: DictConfig, *, sweep: bool) -> None:
+    """Raises UserError: nothing could be submitted from here, or Hydra would not do so."""
+    if not sweep:
+        raise UserError("hydra/launcher=slurm: only a sweep is submitted; add -m, for a single run too")
+    if not composed.get("dry_run") and not (shutil.which("sbatch") and shutil.which("srun")):
+        raise UserError(
+            "hydra/launcher=slurm: there is no sbatch or srun on PATH; start the command where jobs are "
+            "submitted, or look at the script with dry_run=true"
+        )
+
+
+def script(composed: DictConfig, jobs: int) -> str:
+    """What sbatch is given for so many runs, by submitit itself; nothing is submitted.
+
+    `composed` holds Hydra's part too, with `hydra/launcher=slurm`.
+    """
+    from submitit.slurm.slurm import SlurmExecutor
+
+    class Draft(SlurmExecutor):
+        @classmethod
+        def affinity(cls) -> int:
+            return 1  # it need not be a machine of the cluster
+
+    given = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
+    assert isinstance(given, dict)
+    values = {str(key): value for key, value in given.items() if value is not None and key != "_target_"}
+    draft = Draft(values.pop("submitit_folder"), max_num_timeout=values.pop("max_num_timeout"))
+    draft.update_parameters(**draft._convert_parameters(values))
+    if jobs > 1:
+        draft.parameters["map_count"] = jobs
+    return draft._make_submission_file_text(draft._submitit_command_str, "")
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """While a launcher waits for its jobs, let one that left no result wait for the others to end as well.
+
+    What became of it is then in Hydra's return of that job, in place of an error that hides the rest.
+    """
+    from submitit.core.utils import UncompletedJobError
+    from submitit.slurm import slurm
+
+    told: set[str] = set()
+
+    class Patient(slurm.SlurmJob[Any]):
+        def __init__(self, folder: Path | str, job_id: str, tasks: Sequence[int] = (0,)) -> None:
+            super().__init__(folder, job_id, tasks)
+            number = job_id.split("_")[0]
+            if number not in told:
+                told.add(number)
+                sys.stderr.write(
+                    f"Slurm job {number} is submitted: squeue --job {number} shows it, scancel {number} ends "
+                    f"it, what it prints is in {self.paths.folder.parent}\n"
+                )
+
+        def results(self) -> list[Any]:
+            try:
+                return super().results()
+            except UncompletedJobError:
+                reason = f"Slurm job {self.job_id} ({self.state}) left no result; see {self.paths.stdout}"
+                return [JobReturn([self.job_id], status=JobStatus.FAILED, _return_value=UserError(reason))]
+
+    before = slurm.SlurmJob
+    slurm.SlurmJob = slurm.SlurmExecutor.job_class = Patient  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        slurm.SlurmJob = slurm.SlurmExecutor.job_class = before  # type: ignore[misc]
+
+
+def give_back() -> None:
+    """Of a run that a signal has stopped: let its job be continued, if it is one of an array.
+
+    Returns outside of a job. In one it does not: what the run has reached is in its folder, and no result may
+    be left, for it would end the job. Time limit and preemption leave it running for a while, and it is put
+    back into the queue from here; otherwise Slurm has decided already whether it comes again.
+
+    Raises:
+        UserError: its time ran out too often.
+    """
+    if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
+        return
+    if os.environ.get("SLURM_PROCID", "0") != "0":
+        sys.exit(0)  # another code would end the first task, which is about to do this
+    if _state() == "RUNNING":
+        try:
+            signal.raise_signal(signal.SIGUSR2)
+        except Exception as error:
+            raise UserError(
+                "the job ran out of time more often than hardware.slurm.requeues allows; the same command "
+                "continues the run"
+            ) from error
+    sys.exit(1)
+
+
+def _state() -> str:
+    given = os.environ
+    array, element = given.get("SLURM_ARRAY_JOB_ID"), given.get("SLURM_ARRAY_TASK_ID")
+    # The number of the array is that of one of its jobs as well.
+    job = f"{array}_{element}" if array else given["SLURM_JOB_ID"]
+    shown = subprocess.run(["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True)
+    fields = dict(field.split("=", 1) for field in shown.stdout.split() if "=" in field)
+    return fields.get("JobState", "RUNNING")
+
+
+def _setting(key: str, *, _root_: Any) -> Any:
+    """`${unlearn_slurm:key}` of the launcher: a key of hardware.slurm, or what follows from the hardware."""
+    hardware = HardwareConfig.model_validate(OmegaConf.to_container(_root_.hardware, resolve=True))
+    slurm = hardware.slurm
+    if key == "nodes":
+        return hardware.nodes
+    if key == "gpus_per_node" and slurm.gpus_per_node is None:
+        return hardware.processes // hardware.nodes if hardware.device == "cuda" else None
+    if key == "setup":
+        return [_CPUS, *slurm.setup]
+    return getattr(slurm, key)
+
+
+OmegaConf.register_new_resolver("unlearn_slurm", _setting, replace=True)

@@ -1,0 +1,47 @@
+"""What a sweep would be submitted with; no Slurm is needed to say it."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.launch.commands import done, unlearn
+
+pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra `slurm` is not installed")
+
+OPTIONS = [
+    "hardware.slurm.account=1234", "hardware.slurm.qos=long", "hardware.slurm.partition='a,b'",
+    "hardware.slurm.memory_gb=40", "hardware.slurm.concurrency=3", "hardware.slurm.warning_s=90",
+    "hardware.slurm.setup=['module load cuda']", "hardware.slurm.additional={mail-type: END}",
+    "hardware.slurm.comment='for whom?'",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("hardware", "lines"),
+    [
+        ("gpu", ["--gpus-per-node=1", "--nodes=1", "--ntasks-per-node=1"]),
+        ("slurm-gpu", ["--gpus-per-node=1", "--cpus-per-task=8"]),
+        ("slurm-gpu-8-zero3", ["--gpus-per-node=8", "--nodes=1", "--exclusive"]),
+        ("slurm-gpu-2x8-zero3", ["--gpus-per-node=8", "--nodes=2", "--ntasks-per-node=1"]),
+    ],
+)
+def test_what_hardware_asks_for_is_in_the_script(tmp_path, hardware, lines):
+    shown = done(
+        tmp_path, "-m", "dry_run=true", f"hardware={hardware}", "hydra/launcher=slurm", "method=npo,rmu",
+        "seed=0,1", *OPTIONS
+    )  # fmt: skip
+    asked = {
+        *lines, "--account=1234", "--qos=long", "--partition=a,b", "--array=0-3%3", "--signal=USR2@90",
+        "--mem=40GB", "--mail-type=END", "--comment='for whom?'",
+    }  # fmt: skip
+    wanted = {f"#SBATCH {option}" for option in asked} | {"module load cuda"}
+    assert wanted <= set(shown.out.splitlines())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_without_m_or_sbatch_it_is_refused(tmp_path, monkeypatch):
+    assert "add -m" in unlearn(tmp_path, "hydra/launcher=slurm").err
+    monkeypatch.setenv("PATH", str(tmp_path))
+    shown = unlearn(tmp_path, "-m", "hydra/launcher=slurm", "seed=0,1")
+    assert shown.code == 2
+    assert "no sbatch or srun on PATH" in shown.err
