@@ -16,16 +16,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import wandb
 
-from launch.tracking import NullTracker, WandbTracker, _key_configured, open_tracker
-from launch.worker import _show
+from launch.compose import checked, compose_run
+from launch.mirror import show, show_files
+from launch.service import key_configured
+from launch.tracking import NullTracker, WandbTracker, open_tracker
 from tests.launch.wandb_files import finished_records, read_run
+from tests.launch.wandb_server import KEY, serving
+from unlearn.run import Job, Weights
 from unlearn.rundir import RunDir
 
 
 @pytest.fixture(autouse=True)
 def no_credentials(monkeypatch, tmp_path):
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR"):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_DIR", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "absent-netrc"))
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb-data"))
@@ -52,7 +57,8 @@ def run_files(directory: Path) -> list[Path]:
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    ours = [record for record in caplog.records if record.name.startswith("launch.")]
+    return [record.getMessage() for record in ours if record.levelno >= logging.WARNING]
 
 
 def test_an_offline_run_holds_everything(tmp_path, caplog):
@@ -115,7 +121,7 @@ def test_examples_of_every_benchmark_are_a_table_of_the_columns_it_has(tmp_path)
         (tmp_path / "eval" / name).mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(own), tmp_path / f"eval/{name}/examples.parquet")
     tracker = opened(tmp_path)
-    _show(tracker, RunDir(tmp_path), {"muse/forget/verbmem": 0.5})
+    show_files(tracker, RunDir(tmp_path))
     tracker.finish()
     (path,) = run_files(tmp_path)
     finished_records(path)
@@ -124,11 +130,51 @@ def test_examples_of_every_benchmark_are_a_table_of_the_columns_it_has(tmp_path)
         for file in path.parent.glob("files/media/table/**/*.table.json")
     }
     found = {name.rsplit("_", 2)[0]: table for name, table in tables.items()}
-    assert set(found) == {"results", "general/examples", "muse/generations"}
+    assert set(found) == {"general/examples", "muse/generations"}
     assert found["general/examples"]["columns"] == ["set", "id", "prediction", "accuracy", "logp"]
     assert found["general/examples"]["data"][0][:4] == ["boolq", "boolq/0", "yes", 1.0]
     assert found["muse/generations"]["columns"] == ["set", "id", "generation", "rougeL_f1"]
     assert len(found["muse/generations"]["data"]) == 20
+
+
+def test_tables_wait_in_the_run_s_own_folder(tmp_path, monkeypatch):
+    """Not below the home directory, which may be another one where they are sent from."""
+    monkeypatch.delenv("WANDB_DATA_DIR")
+    tracker = opened(tmp_path)
+    tracker.table("samples", ["question"], [["Who?"]])
+    assert "WANDB_DATA_DIR" not in os.environ
+    tracker.finish()
+    (path,) = run_files(tmp_path)
+    (artifact,) = read_run(path)["artifacts"]
+    (entry,) = artifact.manifest.contents
+    assert Path(entry.local_path).is_relative_to(tmp_path / "wandb")
+    assert json.loads(Path(entry.local_path).read_text())["data"] == [["Who?"]]
+
+
+def test_files_that_cannot_be_read_fail_no_run(tmp_path, caplog):
+    (tmp_path / "eval" / "tofu").mkdir(parents=True)
+    (tmp_path / "eval" / "tofu" / "examples.parquet").write_bytes(b"no parquet")
+    config = checked(compose_run(["method=none"]))
+    tracker = opened(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        show(tracker, Job(config, "abc123", Weights(None, "k")), "run", RunDir(tmp_path), {"loss": 1.0})
+    tracker.finish()
+    (path,) = run_files(tmp_path)
+    assert read_run(path)["summary"]["loss"] == 1.0
+    (message,) = warnings_of(caplog)
+    assert "not get all of this run's files" in message
+
+
+def test_switched_off_by_the_environment_it_takes_everything(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    monkeypatch.delenv("WANDB_DATA_DIR")
+    tracker = opened(tmp_path, mode="auto")
+    tracker.log({"loss": 1.0}, step=1)
+    tracker.table("t", ["a"], [["b"]])
+    tracker.figure("f", {"data": []})
+    tracker.summary({"loss": 1.0})
+    tracker.finish()
+    assert warnings_of(caplog) == []
 
 
 def test_nothing_of_the_machine_is_handed_over(tmp_path):
@@ -223,21 +269,22 @@ def test_auto_is_offline_without_a_key_and_obeys_the_environment(tmp_path, monke
 
 
 def test_a_key_is_found_where_wandb_finds_it(tmp_path, monkeypatch):
-    import wandb
-
     settings = wandb.Settings(base_url="https://wandb.example.org")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert not _key_configured(settings)
+    assert not key_configured(settings)
     netrc = tmp_path / "netrc"
     monkeypatch.setenv("NETRC", str(netrc))
     netrc.write_text("machine another.example.org login user password " + "0" * 40 + "\n")
-    assert not _key_configured(settings)
+    assert not key_configured(settings)
     netrc.write_text("machine wandb.example.org login user password " + "0" * 40 + "\n")
-    assert _key_configured(settings)
+    assert key_configured(settings)
+    # The key of W&B's own service, under the older of its two names.
+    netrc.write_text("machine api.wandb.ai login user password " + "0" * 40 + "\n")
+    assert key_configured(wandb.Settings(base_url="https://api.wandb.ai"))
     netrc.write_text("this is { not a netrc file")
-    assert not _key_configured(settings)
+    assert not key_configured(settings)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
-    assert _key_configured(settings)
+    assert key_configured(settings)
 
 
 SCRIPT = """
@@ -262,3 +309,120 @@ def test_disabled_imports_no_wandb_and_no_mode_writes_to_the_terminal(tmp_path, 
     assert done.returncode == code, done.stderr
     assert (done.stdout, done.stderr) == ("", "")
     assert len(run_files(tmp_path)) == (mode == "offline")
+
+
+# -- online: a service on this machine stands for W&B's ------------------------------------------------------
+
+
+@pytest.fixture
+def service(monkeypatch):
+    with serving() as served:
+        for name, value in served.environment().items():
+            monkeypatch.setenv(name, value)
+        wandb.teardown()  # what it was set up with before is gone
+        yield served
+    wandb.teardown()
+
+
+def test_online_a_continued_run_goes_on_behind_its_last_row(tmp_path, service):
+    rows = [{"step": step, "loss": float(step)} for step in (1, 2, 3)]
+    tracker = opened(tmp_path, mode="auto")
+    for row in rows:
+        tracker.log(row, step=row["step"])
+    tracker.finish()
+    # Killed after step 3, continued from a checkpoint of step 2.
+    tracker = opened(tmp_path, mode="auto", logged=rows)
+    for step in (3, 4):
+        tracker.log({"step": step, "loss": float(step)}, step=step)
+    tracker.finish()
+    # Evaluated in another way: nothing is trained.
+    tracker = opened(tmp_path, mode="auto", logged=[*rows, {"step": 4, "loss": 4.0}])
+    tracker.figure("figures/x", {"data": [{"type": "scatter", "x": [1], "y": [2]}]})
+    tracker.finish()
+    sent = service.histories["abc123"]
+    assert [(row["_step"], row.get("loss")) for row in sent] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 3.0),
+        (4, 4.0),
+        (5, None),
+    ]
+    assert "figures/x" in sent[-1]
+
+
+def test_online_nothing_of_the_machine_is_sent(tmp_path, service):
+    tracker = opened(tmp_path, mode="online")
+    tracker.log({"loss": 1.0}, step=1)
+    tracker.summary({"tofu/model_utility": 0.5})
+    tracker.finish()
+    assert service.runs[0]["displayName"] == "npo on tofu"
+    assert service.runs[0]["program"] == "unlearn"
+    sent = "\n".join(service.texts)
+    assert "tofu/model_utility" in sent
+    for private in (socket.gethostname(), sys.executable, str(Path.home()) + "/", os.getcwd(), KEY):
+        assert private not in sent, private
+
+
+def test_an_outage_ends_no_run(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "2")
+    with serving() as served:
+        for name, value in served.environment().items():
+            monkeypatch.setenv(name, value)
+        wandb.teardown()
+        tracker = opened(tmp_path, mode="online")
+        tracker.log({"loss": 1.0}, step=1)
+    tracker.log({"loss": 2.0}, step=2)
+    tracker.finish()  # waits no longer than it was told
+    (file,) = tmp_path.glob("wandb/run-*/*.wandb")
+    assert [row["loss"] for row in read_run(file)["history"]] == [1.0, 2.0]  # to be sent another time
+    wandb.teardown()
+
+
+def test_without_an_answer_an_online_run_is_logged_offline(tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_API_KEY", KEY)
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
+    wandb.teardown()
+    with caplog.at_level(logging.WARNING):
+        tracker = opened(tmp_path, mode="auto")
+        tracker.log({"loss": 1.0}, step=1)
+        tracker.finish()
+    wandb.teardown()
+    (message,) = warnings_of(caplog)
+    assert f"python -m launch.sync {tmp_path}" in message
+    (file,) = run_files(tmp_path)
+    assert [row["loss"] for row in read_run(file)["history"]] == [1.0]
+
+
+# -- more than numbers -------------------------------------------------------------------------------------
+
+
+def test_a_model_is_an_artifact_that_is_sent_from_where_it_lies(tmp_path):
+    model = tmp_path / "run" / "model"
+    model.mkdir(parents=True)
+    (model / "model.safetensors").write_bytes(b"weights")
+    (model / "config.json").write_text("{}")
+    tracker = opened(tmp_path / "run", name="n" * 300, tags=["t" * 100, "", "tofu", "tofu"])
+    tracker.model("npo tofu/forget10 (é)", model, {"fingerprint": "abc123", "tofu/privleak": math.nan})
+    tracker.finish()
+    (file,) = run_files(tmp_path / "run")
+    run = read_run(file)
+    (artifact,) = run["artifacts"]
+    assert (artifact.type, artifact.name) == ("model", "npo-tofu-forget10-")
+    assert json.loads(artifact.metadata) == {"fingerprint": "abc123", "tofu/privleak": None}
+    files = {entry.path: entry.local_path for entry in artifact.manifest.contents}
+    assert files == {name: str(model / name) for name in ("config.json", "model.safetensors")}
+    assert len(run["run"].display_name) == 128  # W&B takes no longer ones
+    assert list(run["run"].tags) == ["t" * 64, "tofu"]
+
+
+def test_a_figure_is_kept_as_plotly_draws_it(tmp_path):
+    tracker = opened(tmp_path)
+    tracker.log({"loss": 1.0}, step=7)
+    tracker.figure("figures/trade-off", {"data": [{"type": "scatter", "x": [0.5], "y": [0.1]}]})
+    tracker.finish()
+    (file,) = run_files(tmp_path)
+    (row,) = read_run(file)["history"]
+    assert row["step"] == 7
+    (drawn,) = file.parent.glob("files/media/plotly/figures/trade-off_7_*.plotly.json")
+    assert json.loads(drawn.read_text())["data"][0]["x"] == [0.5]

@@ -49,6 +49,7 @@ def finished_records(path: Path) -> list[Any]:
 
 def read_run(path: Path) -> dict[str, Any]:
     out: dict[str, Any] = {"config": {}, "history": [], "summary": {}, "metrics": [], "run": None}
+    out["artifacts"] = []
     for record in finished_records(path):
         kind = record.WhichOneof("record_type")
         if kind == "run":
@@ -61,6 +62,10 @@ def read_run(path: Path) -> dict[str, Any]:
         elif kind == "summary":
             for item in record.summary.update:
                 out["summary"]["/".join(item.nested_key) or item.key] = json.loads(item.value_json)
+        elif kind == "request" and record.request.WhichOneof("request_type") == "log_artifact":
+            out["artifacts"].append(record.request.log_artifact.artifact)
+        elif kind == "artifact":
+            out["artifacts"].append(record.artifact)
         elif kind == "metric":
             out["metrics"].append((record.metric.name or record.metric.glob_name, record.metric.step_metric))
     return out

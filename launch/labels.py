@@ -1,0 +1,84 @@
+"""What a dashboard calls a run: its kind, a name that a person can read, its tags."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from launch.compose import groups, yaml_of_defaults
+from unlearn.config import MethodConfig, RunConfig
+
+Kind = Literal["unlearn", "finetune", "evaluate", "probe"]
+WANTED = "run"
+"""The role of the run that the command was given for; the others are made because that one needs them."""
+_MOST = 4  # settings that a name tells
+
+
+def kind(config: RunConfig, role: str) -> Kind:
+    """What the run does: W&B's job type."""
+    if not config.method.makes_model:
+        return "probe" if config.probe.on else "evaluate"
+    return "finetune" if config.method.start == "base" or role.startswith("build ") else "unlearn"
+
+
+def title(config: RunConfig, role: str) -> str:
+    """`npo tofu forget10 nano lr=2e-05 seed 0`, or what the run is for: `evaluate the target tofu …`."""
+    method = config.method
+    what = role
+    if role == WANTED or role.startswith("unlearn "):
+        what = method.name if method.makes_model else kind(config, role)
+    about = [config.dataset.name, split(config), config.model.name]
+    own = [*_changed(method), f"seed {config.seed}"] if method.makes_model and role == WANTED else []
+    return " ".join(part for part in (what, *about, *own) if part)
+
+
+def tags(config: RunConfig, role: str) -> list[str]:
+    """Model, dataset, split and method; and which of the models it is that others are compared with."""
+    reference = [name for name in ("target", "retain model") if role.endswith(f"the {name}")]
+    return [config.model.name, config.dataset.name, split(config), config.method.name, *reference]
+
+
+def split(config: RunConfig) -> str:
+    """The split that is learnt, else the one to forget; without folders."""
+    data = config.dataset
+    name = data.full or "full" if "full" in config.method.terms else data.forget
+    return Path(name).stem if name else ""
+
+
+def _changed(method: MethodConfig) -> list[str]:
+    """`lr=2e-05`: where a method differs from the preset of its name, briefly."""
+    if method.name not in groups()["method"]:
+        return []
+    preset = MethodConfig.model_validate(yaml_of_defaults("method", method.name))
+    before, now = (_flat(each.model_dump(exclude={"name", "source"})) for each in (preset, method))
+    found = [
+        f"{_brief(key)}={_text(now.get(key))}"
+        for key in {**before, **now}
+        if before.get(key, ...) != now.get(key, ...) and not (key not in now and _gone(key, now))
+    ]
+    return [*found[:_MOST], "…"] if len(found) > _MOST else found
+
+
+def _gone(key: str, now: Mapping[str, Any]) -> bool:
+    """Whether the key's whole section has another value, which is told by itself."""
+    parent = key.rpartition(".")[0]
+    return parent in now or f"{parent}.objective" in now
+
+
+def _flat(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {f"{above}{key}": value}
+    return flat
+
+
+def _brief(key: str) -> str:
+    *above, last = key.split(".")
+    return above[-1] if above and last in ("objective", "name") else last
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)

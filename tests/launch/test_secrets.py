@@ -1,0 +1,219 @@
+"""No key and no home path in anything that a run leaves; overrides that a shell would change."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from launch.private import ScrubbedStream, cleaned, expanded, portable, scrubbed
+from launch.worker import logging_to, read_job
+from tests.launch.commands import done
+from tests.launch.wandb_files import read_run
+from unlearn import models, nano
+from unlearn.config import NanoConfig
+from unlearn.rundir import RunDir
+
+SECRETS = {
+    "HF_TOKEN": "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",
+    "WANDB_API_KEY": "5f2b9c7e1d3a4860b7c2e9f1a5d83b6c4e7f0912",
+    "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG+bPxRfiCYzzTESTKEYx",
+}
+NETRC_KEY = "c0ffee11c0ffee22c0ffee33c0ffee44c0ffee55"
+HOME = "home-of-nobody-else"
+ODD = [
+    "a b",
+    "$(touch pwned)",
+    "`touch pwned`; touch pwned",
+    "x & y | z > pwned < w",
+    "*?~!#%[]{}",
+    'it\'s "so"',
+]
+SMALL = [
+    "method.batch=4", "method.steps=2", "eval.max_new_tokens=4", "eval.limit=4",
+    "hardware.threads=1", "tracker=offline",
+]  # fmt: skip
+
+
+def quoted(text: str) -> str:
+    """As Hydra's grammar wants any text in an override."""
+    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Iterator[Path]:
+    """A run of two processes of a user who keeps all below the home directory, and secrets around."""
+    base = tmp_path_factory.mktemp("secrets")
+    home = base / HOME
+    data = home / "data & more; $(touch pwned)"
+    data.mkdir(parents=True)
+    (home / ".netrc").write_text(f"machine api.wandb.ai login user password {NETRC_KEY}\n")
+    for name, first in (("forget", 0), ("retain", 8)):
+        rows = [{"question": f"Who is {i}?", "answer": f"It is number {i}."} for i in range(first, first + 8)]
+        (data / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    cwd = home / "work"
+    cwd.mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {**SECRETS, "HOME": str(home)}.items():
+            patch.setenv(name, value)
+        patch.delenv("NETRC", raising=False)
+        shape = NanoConfig(layers=1)
+        models.save_pretrained(nano.model(shape, seed=1), nano.tokenizer(shape.vocabulary), home / "target")
+        done(
+            cwd,
+            *SMALL,
+            "hardware=cpu-2p",
+            "model=local",
+            f"model.path={home}/target",
+            "dataset=custom",
+            f"dataset.forget={quoted(str(data / 'forget.jsonl'))}",
+            f"dataset.retain={quoted(str(data / 'retain.jsonl'))}",
+            f"root={cwd}/runs",
+            "eval.compare=false",
+            f"tracker.tags=[{','.join(quoted(tag) for tag in ODD)}]",
+        )
+        (directory,) = cwd.glob("runs/npo-*")
+        yield directory
+
+
+def left_by(run: Path) -> dict[str, bytes]:
+    """Every file of a run but the weights, wherever links lead."""
+    return {
+        file.relative_to(run).as_posix(): file.read_bytes()
+        for file in run.rglob("*")
+        if file.is_file() and file.suffix != ".safetensors"
+    }
+
+
+@pytest.mark.slow
+def test_no_secret_is_in_any_file(run):
+    files = left_by(run)
+    assert {"config.yaml", "report.html", "run.log", "history.jsonl", "process-1.log"} <= files.keys()
+    assert any(name.endswith(".wandb") for name in files)
+    assert any(name.endswith("debug.log") for name in files)
+    for name, secret in {**SECRETS, "netrc": NETRC_KEY}.items():
+        assert [file for file, content in files.items() if secret.encode() in content] == [], name
+
+
+@pytest.mark.slow
+def test_no_file_names_the_home_directory(run):
+    """What the run reads is named with `~`, which is found again from there.
+
+    One exception stays on the machine: an offline run's data say where in its folder its tables wait.
+    """
+    files = left_by(run)
+    (data,) = [file for file in files if file.endswith(".wandb")]
+    files[data] = files[data].replace(f"{run}/wandb/artifacts/".encode(), b"")
+    assert [file for file, content in files.items() if HOME.encode() in content] == []
+    stored = OmegaConf.load(run / "config.yaml")
+    assert stored.model.path == "~/target"
+    home = run.parents[2]
+    config = read_job(RunDir(run)).config
+    assert config.model.path == f"{home}/target"
+    assert Path(config.dataset.forget or "").is_file()
+
+
+@pytest.mark.slow
+def test_what_a_shell_would_change_reaches_the_processes(run):
+    assert OmegaConf.load(run / "config.yaml").tracker.tags == ODD
+    (file,) = run.glob("wandb/offline-run-*/*.wandb")
+    assert set(ODD) <= set(read_run(file)["run"].tags)
+    assert not [path for path in run.parents[2].rglob("*") if path.name == "pwned"]
+
+
+@pytest.mark.slow
+def test_started_again_it_is_known_as_complete(run):
+    home = run.parents[2]
+    data = home / "data & more; $(touch pwned)"
+    shown = done(
+        run.parents[1], *SMALL, "hardware=cpu-2p", "model=local", f"model.path={home}/target",
+        "dataset=custom", f"dataset.forget={quoted(str(data / 'forget.jsonl'))}",
+        f"dataset.retain={quoted(str(data / 'retain.jsonl'))}", f"root={run.parent}", "eval.compare=false",
+    )  # fmt: skip
+    assert "(complete)" in shown.out.splitlines()[-1] or "(complete)" in shown.out
+
+
+# -- the parts ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def nobody(monkeypatch) -> str:
+    monkeypatch.setenv("HOME", "/home/nobody")
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    return "/home/nobody"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/home/nobody", "~"),
+        ("cannot read '/home/nobody/a b.json': gone", "cannot read '~/a b.json': gone"),
+        ("file:///home/nobody/x and a=/home/nobody/y", "file://~/x and a=~/y"),
+        # other folders
+        ("/home/nobody2/x /home/nobody.old /mnt/home/nobody/x",) * 2,
+        (f"https://user:{SECRETS['HF_TOKEN']}@hub", "https://user:[HF_TOKEN]@hub"),
+        (f"key={SECRETS['AWS_SECRET_ACCESS_KEY']}", "key=[AWS_SECRET_ACCESS_KEY]"),
+    ],
+)  # fmt: skip
+def test_a_text_is_scrubbed(nobody, text, expected):
+    assert scrubbed(text) == expected
+
+
+def test_words_and_other_variables_are_left(nobody, monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "a-value-that-is-long")  # no token
+    monkeypatch.setenv("SORT_KEY", "name")  # too short to be a secret
+    assert scrubbed("a-value-that-is-long by name") == "a-value-that-is-long by name"
+
+
+def test_every_text_of_a_configuration_is_cleaned(nobody):
+    config = {"path": "/home/nobody/m", "n": 1, "list": ["/home/nobody", None, ("a:/home/nobody/b",)]}
+    assert cleaned(config) == {"path": "~/m", "n": 1, "list": ["~", None, ["a:~/b"]]}
+
+
+@pytest.mark.parametrize(
+    "path", ["/home/nobody/m", "/home/nobody/a b/$(x)", "/data/m", "~x/y", "org/model", "a ~/b"]
+)
+def test_a_portable_path_leads_back(nobody, path):
+    value = {"model": {"path": path}, "models": [path, 1, None]}
+    assert expanded(portable(value)) == value
+    assert "nobody" not in str(portable(value))
+
+
+def test_it_leads_to_the_home_of_who_reads_it(nobody, monkeypatch):
+    stored = portable("/home/nobody/target")
+    monkeypatch.setenv("HOME", "/users/n")
+    assert expanded(stored) == "/users/n/target"
+
+
+def test_a_home_behind_a_link_is_known_by_both_names(tmp_path, monkeypatch):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    monkeypatch.setenv("HOME", str(tmp_path / "link"))
+    assert scrubbed(f"{tmp_path}/link/a {tmp_path}/disk/a") == "~/a ~/a"
+    assert portable(f"{tmp_path}/disk/a") == "~/a"
+
+
+def test_a_log_has_neither_in_messages_nor_in_tracebacks(nobody, tmp_path):
+    with logging_to(tmp_path / "run.log"):
+        try:
+            raise OSError(f"/home/nobody/model: 401 for {SECRETS['HF_TOKEN']}")
+        except OSError:
+            logging.getLogger("unlearn.run").error("reading %s", "/home/nobody/model", exc_info=True)
+    told = (tmp_path / "run.log").read_text()
+    assert "reading ~/model" in told
+    assert "OSError: ~/model: 401 for [HF_TOKEN]" in told
+    assert "nobody" not in told
+
+
+def test_what_a_process_writes_to_its_log_is_scrubbed(nobody, tmp_path):
+    with (tmp_path / "process-1.log").open("w") as file:
+        stream = ScrubbedStream(file)
+        assert stream.write("/home/nobody/x.py:3: UserWarning\n") == 33
+        stream.flush()
+        assert stream.fileno() == file.fileno()
+    assert (tmp_path / "process-1.log").read_text() == "~/x.py:3: UserWarning\n"
