@@ -53,4 +53,4 @@ docs: setup  ## docs/methods.md anew from presets and code
 	$(PY) -m launch.methodtable
 
 clean:  ## remove the environment and caches, not the runs
-	rm -rf .venv .pytest_cache .ruff_cache .mypy_cache .hypothesis .torch_extensions *.egg-info
+	rm -rf .venv .slurm .pytest_cache .ruff_cache .mypy_cache .hypothesis .torch_extensions *.egg-info

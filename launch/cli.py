@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from launch import helptext
-from launch.compose import CONFIGS, checked, compose_run, force_overrides, yaml_of
-from launch.sweep import Made, summary, table, write_markdown
+from launch import helptext, slurm
+from launch.compose import CONFIGS, check_plugins, checked, compose_run, force_overrides, yaml_of
+from launch.conclusion import conclude
+from launch.job import SweepJob, dry_run, one_run
+from launch.launchers import announced, job_count
+from launch.records import Records, sweep_name
 from unlearn.config import RunConfig
-from unlearn.errors import ConfigError, UserError
-
-log = logging.getLogger(__name__)
-
-_TOLD = 5  # problems of an evaluation that the terminal shows
+from unlearn.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -42,137 +41,87 @@ def command(arguments: list[str]) -> int:
         overrides = force_overrides(
             [a for a in arguments if a not in ("-c", "--cfg", "job") and a not in flags]
         )
-        config = _check(overrides)
+        composed = compose_run(overrides, hydra=True)
+        config = checked(composed, overrides, composed.hydra.runtime.choices)
         if "--cfg" in flags or "-c" in flags:
-            sys.stdout.write(yaml_of(config))
+            from launch.dryrun import deepspeed_yaml
+
+            sys.stdout.write(yaml_of(config) + deepspeed_yaml(config))
             return 0
-        if config.dry_run and not {"-m", "--multirun"} & set(flags):
-            return _dry_run(config)
+        sweep = bool({"-m", "--multirun"} & set(flags))
+        if slurm.chosen(composed):
+            check_plugins(composed)
+            slurm.refuse(composed, sweep=sweep)
+        if config.dry_run and (not sweep or slurm.chosen(composed)):
+            dry_run(config)
+            if sweep:
+                sys.stdout.write(slurm.script(composed, job_count(composed, overrides)))
+            return 0
+        if sweep:
+            return _sweep([*flags, *_search(composed), *overrides], composed)
+        if composed.hydra.sweeper.get("params"):
+            sys.stderr.write("experiment: this is one run of a sweep; with -m all of them are made\n")
     except UserError as error:
         sys.stderr.write(f"{error}\n")
         return 2
     return _through_hydra([*flags, *overrides])
 
 
-def _check(overrides: Sequence[str]) -> RunConfig:
-    composed = compose_run(overrides, hydra=True)
-    return checked(composed, overrides, composed.hydra.runtime.choices)
+def _search(composed: DictConfig) -> list[str]:
+    """What a sweeper that optimises is to have by itself: larger is better, and the same trials each time."""
+    sweeper = composed.hydra.sweeper
+    if "n_trials" not in sweeper:
+        return []
+    optuna = import_module("optuna")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    unseeded = "seed" in (sweeper.get("sampler") or {}) and sweeper.sampler.seed is None
+    return ["hydra.sweeper.direction=maximize", *(["hydra.sweeper.sampler.seed=0"] if unseeded else [])]
 
 
 def _through_hydra(arguments: list[str]) -> int:
-    """Let Hydra launch the run, or each run of a sweep."""
-    if {"-m", "--multirun"} & set(arguments):
-        os.environ.setdefault("UNLEARN_SWEEP", f"sweep-{datetime.now(UTC):%Y%m%d-%H%M%S}")
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+    """Let Hydra launch one run."""
     codes: list[int] = []
-    made: list[Made] = []
-    roots: list[Path] = []
 
-    def job(config: DictConfig) -> float | None:
-        code, one = _one_run(config)
-        codes.append(code)
-        roots.append(Path(HydraConfig.get().sweep.dir))
-        made.extend([one] if one else [])
-        return None
+    def job(config: DictConfig) -> None:
+        codes.append(one_run(config).code or 0)
 
-    sys.argv = [sys.argv[0], *arguments]
-    hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(job)()
-    if len(made) > 1:
-        file = roots[0] / f"{os.environ['UNLEARN_SWEEP']}.md"
-        found = summary(made)
-        write_markdown(file, found)
-        console = Console()
-        console.print(table(found))
-        for label, reason in found.failed:
-            console.print(f"failed: {label}: {reason}", soft_wrap=True, highlight=False, markup=False)
-        console.print(f"sweep: {_short(file)}", soft_wrap=True, highlight=False)
+    _launch(job, arguments)
     return max(codes, default=0)
 
 
-def _one_run(composed: DictConfig) -> tuple[int, Made | None]:
-    """One composed run, from check to table; errors are told here, so that a sweep goes on.
+def _sweep(arguments: list[str], composed: DictConfig) -> int:
+    """Let Hydra launch the jobs of a sweep, wherever; then tell what they made.
 
-    Returns the exit code and, unless nothing was to be made, what a sweep's table says of it.
+    A launcher raises when a process of its own died: what the jobs left is told all the same.
     """
-    from unlearn.trainer import Stopped
-
-    hydra_config = HydraConfig.get()
-    overrides = tuple(hydra_config.overrides.task)
+    check_plugins(composed)
+    name = os.environ.get("UNLEARN_SWEEP") or sweep_name([a for a in arguments if not a.startswith("-")])
+    records = Records(Path(composed.hydra.sweep.dir).absolute() / "sweeps" / name)
+    records.stop.unlink(missing_ok=True)
+    problem = ""
     try:
-        config = checked(composed, overrides, hydra_config.runtime.choices)
-        if config.dry_run:
-            return _dry_run(config), None
-        return 0, _run(config, Path(hydra_config.runtime.output_dir), overrides)
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2, Made(overrides, None, " ".join(str(error).split()))
-    except Stopped as stopped:
-        sys.stderr.write(f"{stopped}\n")
-        return 75, Made(overrides, None, str(stopped))
+        with announced(records):
+            _launch(SweepJob(records, os.getpid()), arguments)
+    except KeyboardInterrupt:
+        queue = slurm.chosen(composed)
+        problem = "no longer waiting: jobs in the queue go on" if queue else "the sweep was stopped"
+    except (UserError, HydraException) as error:
+        problem = " ".join(str(error).split())
+    except Exception as error:  # whatever a launcher's library has
+        place = extract_tb(error.__traceback__)[-1]
+        told = " ".join(str(error).split())
+        problem = f"{type(error).__name__} ({Path(place.filename).name}:{place.lineno}): {told}".strip(": ")
+    return conclude(records, problem)
 
 
-def _run(config: RunConfig, directory: Path, overrides: tuple[str, ...]) -> Made:
-    from launch.check import check
-    from launch.judgement import with_judgement
-    from launch.plan import make_plan
-    from launch.processes import ensure, is_complete
-    from launch.report import write_report
-    from launch.runfiles import problems
-    from launch.table import LEGEND, result_table, shown
-    from unlearn.files import read_json
-
-    check(config)
-    plan = make_plan(config, directory)
-    console = Console()
-    for number, run in enumerate(plan.runs, start=1):
-        note = " (complete)" if is_complete(run) else ""
-        line = f"[bold]{number}/{len(plan.runs)}[/] {run.role}: {_short(run.directory)}{note}"
-        console.print(line, soft_wrap=True, highlight=False)
-        ensure(run)
-    target, retain = plan.evaluation("target"), plan.evaluation("retain model")
-    report = write_report(plan.main.directory, target_dir=target, retain_dir=retain)
-    columns = {
-        name: read_json(folder / "results.json")
-        for name, folder in (("target", target), ("retain model", retain))
-        if folder is not None
-    }
-    last = "unlearned" if config.method.start == "target" and config.method.makes_model else "this model"
-    columns[last] = read_json(plan.main.rundir.results)
-    columns = with_judgement(columns, own_target=not config.method.makes_model)
-    keys = shown(key for column in columns.values() for key in column)
-    if keys:
-        console.print(result_table(columns, keys))
-        console.print(LEGEND, style="dim", soft_wrap=True, highlight=False)
-    _tell(console, problems(plan.main.directory))
-    console.print(f"report: {_short(report)}", soft_wrap=True, highlight=False)
-    beside = (("target", target), ("retain model", retain))
-    return Made(
-        overrides, plan.main.directory, beside=tuple((name, folder) for name, folder in beside if folder)
-    )
-
-
-def _tell(console: Console, problems: Mapping[str, Sequence[str]]) -> None:
-    """What could not be measured; the first few, since the report has them all."""
-    lines = [f"{where}: {text}" for where, texts in problems.items() for text in texts]
-    for line in lines[:_TOLD]:
-        console.print(line, soft_wrap=True, highlight=False, markup=False)
-    if len(lines) > _TOLD:
-        console.print(f"… and {len(lines) - _TOLD} more in the report", highlight=False)
-
-
-def _dry_run(config: RunConfig) -> int:
-    from launch.check import check
-    from launch.dryrun import show_plan
-
-    check(config)
-    show_plan(config, Console())
-    return 0
-
-
-def _short(path: Path) -> str:
-    """A path as one would type it here."""
-    here = Path.cwd()
-    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+def _launch(job: Callable[[DictConfig], Any], arguments: list[str]) -> None:
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its errors and exits
+    before = sys.argv
+    sys.argv = [before[0], *arguments]
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(job)()
+    finally:
+        sys.argv = before
 
 
 def _run_directory(*, _root_: Any) -> str:
@@ -181,8 +130,8 @@ def _run_directory(*, _root_: Any) -> str:
 
     try:
         return str(make_plan(checked(_root_)).main.directory)
-    except (ConfigError, UserError):
-        return "."  # the run itself tells what is wrong
+    except Exception:  # the run itself tells what is wrong; here it would end the sweep
+        return "."
 
 
 def _run_name(*, _root_: Any) -> str:

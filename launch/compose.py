@@ -7,13 +7,15 @@ then refuses what it does not know, with near misses. Hydra still sees every ove
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -22,12 +24,21 @@ from pydantic import BaseModel, ValidationError
 from unlearn.config import RunConfig
 from unlearn.errors import ConfigError, did_you_mean
 
+# configs/hydra has options of the same names as plugins have; their schemas are to hold for them.
+warnings.filterwarnings("ignore", r"\s*'hydra/[a-z/]+' is validated against ConfigStore schema", UserWarning)
+
+_PLUGINS = {
+    "hydra/launcher/joblib": "hydra-joblib-launcher, of the extra `sweeps`",
+    "hydra/launcher/slurm": "hydra-submitit-launcher, of the extra `slurm`",
+    "hydra/sweeper/optuna": "hydra-optuna-sweeper, of the extra `sweeps`",
+}
+
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 def groups() -> dict[str, list[str]]:
-    """Configuration groups and their options."""
-    folders = sorted(path for path in CONFIGS.iterdir() if path.is_dir())
+    """Configuration groups and their options, without Hydra's own."""
+    folders = sorted(path for path in CONFIGS.iterdir() if path.is_dir() and path.name != "hydra")
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
@@ -76,7 +87,29 @@ def compose_run(overrides: Sequence[str], *, hydra: bool = False) -> DictConfig:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             return compose("config", overrides=single, return_hydra_config=hydra)
     except (HydraException, OmegaConfBaseException) as error:
-        raise ConfigError([" ".join(str(error).split())]) from None
+        told = " ".join(str(error).split())
+        missing = next((kind for kind in _PLUGINS if kind in told), None)
+        raise ConfigError([told + (f" ({_install(missing)})" if missing else "")]) from None
+
+
+def check_plugins(composed: DictConfig) -> None:
+    """Raises:
+    ConfigError: the launcher or sweeper that was chosen is not installed.
+    """
+    chosen = {f"hydra/{kind}": composed.hydra[kind]._target_ for kind in ("launcher", "sweeper")}
+    packages = {group: ".".join(target.split(".")[:2]) for group, target in chosen.items()}
+    options = {group: composed.hydra.runtime.choices[group] for group in chosen}
+    problems = [
+        f"{group}={options[group]} is not installed: {_install(f'{group}/{options[group]}')}"
+        for group, package in packages.items()
+        if package.startswith("hydra_plugins.") and find_spec(package) is None
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _install(choice: str) -> str:
+    return f"pip install {_PLUGINS.get(choice, 'its plugin')}"
 
 
 def checked(
@@ -143,8 +176,12 @@ def _first(override: Override) -> str:
     line: str = override.input_line or ""
     if not override.is_sweep_override():
         return line
-    value = next(iter(override.sweep_string_iterator()))
-    return f"{line.partition('=')[0]}={value}"
+    interval = override.value()
+    if isinstance(interval, IntervalSweep):  # to search in
+        first: Any = interval.start
+    else:
+        first = next(iter(override.sweep_string_iterator()))
+    return f"{line.partition('=')[0]}={first}"
 
 
 def _explain(error: Any, given: set[str], choices: Mapping[str, Any]) -> str:

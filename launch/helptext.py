@@ -15,11 +15,15 @@ _HEAD = """\
 unlearn [group=option …] [key=value …]
 
 Compose a run and make it: find or build target and retain model, unlearn, evaluate, report.
-The same command again continues a run that was cut off, and returns at once when it is complete.
+The same command again continues a run or a sweep that was cut off, and returns at once when it is complete.
 
   unlearn                                       NPO on the embedded authors with the nano model
   unlearn method=satimp dataset.forget=forget05
-  unlearn -m method=npo,satimp,wga seed=0,1,2   a sweep
+  unlearn -m method=npo,satimp,wga seed=0,1,2   a sweep: nine runs, one after the other, and their table
+  unlearn -m … hydra/launcher=joblib            the same, two at a time (hydra.launcher.n_jobs=…)
+  unlearn -m … hydra/launcher=slurm             the same, as one Slurm job array
+  unlearn -m experiment=satimp-study            a sweep that a recipe describes
+  unlearn -m experiment=optuna-npo              a search: Optuna chooses what is tried (hydra/sweeper=optuna)
   unlearn dry_run=true method=npo               what would be made, and what it takes
   unlearn --cfg job                             the whole configuration, nothing run
 """

@@ -56,7 +56,7 @@ FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
 }
 
 # The longest first, so that no worker is left alone with one of them at the end.
-_FIRST = ("test_run.py", "test_peer.py", "test_evaluation_runs.py", "test_method_runs.py")
+_FIRST = ("test_run.py", "test_slurm.py", "test_peer.py", "test_evaluation_runs.py", "test_method_runs.py")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

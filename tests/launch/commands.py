@@ -10,6 +10,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+# Its import closes the handlers of all loggers; absl's would then close pytest's own standard error, if that
+# were not the standard error of the moment.
+import submitit  # noqa: F401
+
 from launch.cli import command
 
 ROOT = Path(__file__).parents[2]

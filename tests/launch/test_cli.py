@@ -298,6 +298,9 @@ def test_help_names_every_group_option_and_key(capsys):
         assert f"{group}=" in shown
         assert all(option[:20] in shown for option in options)
     assert "hardware.micro_tokens" in shown
+    assert all(
+        word in shown for word in ("hydra/launcher=joblib", "hydra/launcher=slurm", "hydra/sweeper=optuna")
+    )
 
 
 def write_fingerprint(file: Path, *arguments: str) -> None:

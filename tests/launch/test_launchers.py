@@ -1,0 +1,129 @@
+"""Sweeps whose jobs run in processes of their own, and what becomes of them when processes die."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from tests.launch.commands import ended, started, unlearn
+
+pytestmark = pytest.mark.slow
+
+# One layer: a step takes a few milliseconds.
+TINY = [
+    "-m", "dataset.options.authors=10", "model.nano.layers=1", "model.nano.hidden_size=32", "method.batch=4",
+    "method=grad_ascent", "model.finetune.epochs=1", "eval=none", "tracker=disabled", "hardware.threads=1",
+    "save_model=false",
+]  # fmt: skip
+POOL = [*TINY, "hydra/launcher=joblib", "checkpoint.every_steps=20"]
+SEARCH = [
+    *TINY, "hydra/sweeper=optuna", "hydra.sweeper.n_trials=4", "hydra.sweeper.n_jobs=1", "method.steps=2",
+    "method.lr=tag(log,interval(1e-5,1e-3))", "method.warmup_epochs=choice(0,-1)",
+    "eval=tofu", "eval.limit=2", "eval.max_new_tokens=2",
+]  # fmt: skip
+AWKWARD = """a b;$(touch x)&|"q',é=%d`touch y`#.jsonl"""
+
+
+def until(reached: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
+    deadline = time.monotonic() + 120
+    while not (found := reached()):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    return found
+
+
+def records(cwd: Path) -> list[dict[str, Any]]:
+    return [json.loads(file.read_text()) for file in sorted(cwd.glob("runs/sweeps/*/[0-9].json"))]
+
+
+def test_a_killed_process_loses_no_job_and_frees_its_lock(tmp_path):
+    """One job builds the target, the other waits; a pool that loses one process ends the other too."""
+    process = started(tmp_path, *POOL, "method=grad_ascent,npo", "method.steps=2", "model.finetune.epochs=30")
+    checkpoint = "runs/finetune-*/checkpoints/step-*/state.json"
+    until(lambda: list(tmp_path.glob(checkpoint)) and len(records(tmp_path)) == 2, process)
+    os.kill(records(tmp_path)[0]["process"], signal.SIGKILL)
+    shown = ended(process, limit=120)
+    assert shown.code == 0, shown.err[-3000:]
+    assert "was killed" in shown.err
+    assert "Traceback" not in shown.err
+    assert [r["code"] for r in records(tmp_path)] == [0, 0]
+    assert [(Path(r["directory"]) / "results.json").is_file() for r in records(tmp_path)] == [True, True]
+    (log,) = tmp_path.glob("runs/finetune-*/run.log")
+    assert "continuing after step" in log.read_text()
+    assert shown.out.count("[1/2] method=grad_ascent") == 2
+
+
+def test_a_signal_to_the_command_stops_its_jobs_where_they_can_go_on(tmp_path):
+    """One trains the target and the other waits for it; the third is not begun."""
+    process = started(tmp_path, *POOL, "seed=0,1,2", "model.finetune.epochs=2000")
+    until(
+        lambda: len(records(tmp_path)) == 2 and list(tmp_path.glob("runs/finetune-*/history.jsonl")), process
+    )
+    process.send_signal(signal.SIGTERM)
+    shown = ended(process, limit=60)
+    assert shown.code == 75, shown.err[-3000:]
+    assert "Traceback" not in shown.err
+    assert [r["code"] for r in records(tmp_path)] == [75, 75]
+    assert len(list(tmp_path.glob("runs/finetune-*/checkpoints/step-*/state.json"))) == 1
+    assert "not begun: " in shown.out
+    assert "seed=2" in shown.out.splitlines()[-1]
+    assert "the same command goes on where it stands" in shown.err
+
+
+def test_awkward_names_reach_the_jobs_as_they_are(tmp_path):
+    """Of a sweep over three files, one of which is not there: its run alone fails."""
+    names = [AWKWARD % number for number in (1, 2)]
+    for name in names:
+        rows = [{"question": f"What is the code of box {i}?", "answer": f"It is {i * 37}."} for i in range(8)]
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    quoted = ["'" + name.replace("'", "\\'") + "'" for name in names]
+    given = f"dataset.forget={quoted[0]},gone.jsonl,{quoted[1]}"
+    tiny = [one for one in TINY if not one.startswith("dataset")]
+    shown = unlearn(tmp_path, *tiny, "dataset=custom", given, "method.steps=2")
+    assert shown.code == 2
+    assert [r["code"] for r in records(tmp_path)] == [0, 2, 0]
+    found = [OmegaConf.load(Path(records(tmp_path)[n]["directory"]) / "config.yaml") for n in (0, 2)]
+    assert [config.dataset.forget for config in found] == names
+    assert f"[3/3] dataset.forget={quoted[1]}" in shown.out
+    assert "failed: forget=gone.jsonl: " in shown.out
+    assert "no such file" in shown.out
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*names, "runs"])
+
+
+def test_a_search_goes_on_after_a_failed_trial_and_repeats_itself(tmp_path):
+    first = unlearn(tmp_path, *SEARCH, "goal.maximize=tofu/forget/truth_ratio")
+    made = records(tmp_path)
+    failed = [n for n, r in enumerate(made) if r["code"] == 2]
+    assert 0 < len(failed) < 4
+    assert first.code == 2
+    assert "warmup_epochs=-1" in first.out
+    values = {n: r["value"] for n, r in enumerate(made) if n not in failed}
+    for number, value in values.items():
+        results = json.loads((Path(made[number]["directory"]) / "results.json").read_text())
+        assert value == results["tofu/forget/truth_ratio"]
+    (found,) = tmp_path.glob("runs/sweeps/*/optimization_results.yaml")
+    best = OmegaConf.load(found)
+    assert best.best_value == max(values.values())
+    assert f"best: lr={best.best_params['++method.lr']:.4g} " in first.out
+    # The same trials again, whose runs are complete; what must hold now holds for none.
+    again = unlearn(tmp_path, *SEARCH, "goal.subject_to={tofu/model_utility: '>= 2'}")
+    assert again.out.count("5/5 run: ") == again.out.count("(complete)") / 5 == 4 - len(failed)
+    assert "no trial holds what it is subject to" in again.out
+    assert "misses by " in again.out
+
+
+def test_a_goal_that_is_not_measured_is_told(tmp_path):
+    shown = unlearn(tmp_path, *SEARCH[:-5], "hydra.sweeper.n_trials=2", "method.lr=1e-5,2e-5")
+    assert shown.code == 2
+    assert "the run's results have no tofu/forget_quality_log10" in shown.err
+    assert "Traceback" not in shown.err
