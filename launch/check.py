@@ -32,9 +32,16 @@ def check(config: RunConfig) -> None:
         *_method(config),
         *_evaluation(config),
         *_probe(config),
+        *_tracker(config),
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def _tracker(config: RunConfig) -> list[str]:
+    if config.tracker.model and config.method.makes_model and not config.save_model:
+        return ["tracker.model=True: with save_model=False no model is kept that could be uploaded"]
+    return []
 
 
 def is_local(path: str) -> bool:

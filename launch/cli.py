@@ -18,8 +18,9 @@ from rich.console import Console
 from launch import helptext, slurm
 from launch.compose import CONFIGS, check_plugins, checked, compose_run, force_overrides, yaml_of
 from launch.conclusion import conclude
-from launch.job import SweepJob, dry_run, one_run
+from launch.job import SweepJob, dry_run, one_run, process
 from launch.launchers import announced, job_count
+from launch.nodes import leads
 from launch.records import Records, sweep_name
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
@@ -101,7 +102,7 @@ def _sweep(arguments: list[str], composed: DictConfig) -> int:
     problem = ""
     try:
         with announced(records):
-            _launch(SweepJob(records, os.getpid()), arguments)
+            _launch(SweepJob(records, process()), arguments)
     except KeyboardInterrupt:
         queue = slurm.chosen(composed)
         problem = "no longer waiting: jobs in the queue go on" if queue else "the sweep was stopped"
@@ -111,7 +112,7 @@ def _sweep(arguments: list[str], composed: DictConfig) -> int:
         place = extract_tb(error.__traceback__)[-1]
         told = " ".join(str(error).split())
         problem = f"{type(error).__name__} ({Path(place.filename).name}:{place.lineno}): {told}".strip(": ")
-    return conclude(records, problem)
+    return conclude(records, problem) if leads() else 0
 
 
 def _launch(job: Callable[[DictConfig], Any], arguments: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import signal
 import sys
 import traceback
@@ -36,17 +37,17 @@ _TOLD = 5  # problems of an evaluation that the terminal shows
 class SweepJob:
     """What Hydra calls for each job of a sweep, in whatever process its launcher chooses; it is pickled.
 
-    `command` is the process that was given the command. A launcher without processes of its own calls the
-    jobs there, one after the other.
+    `command` is the process that was given the command (`process()`). A launcher without processes of its own
+    calls the jobs there, one after the other.
     """
 
     records: Records
-    command: int
+    command: tuple[str, int]
 
     def __call__(self, composed: DictConfig) -> float | None:
         """The value that an optimising sweeper asks for; None without a goal, or where the run failed."""
         number, overrides = int(HydraConfig.get().job.num), tuple(HydraConfig.get().overrides.task)
-        here = os.getpid() == self.command
+        here = process() == self.command
         os.environ["UNLEARN_SWEEP"] = self.records.folder.name  # the tracker's group
         if self.records.stop.exists():
             if here:
@@ -68,6 +69,11 @@ class SweepJob:
         if here and made.code == STOPPED:
             raise KeyboardInterrupt
         return made.value
+
+
+def process() -> tuple[str, int]:
+    """This process among those of all machines."""
+    return platform.node(), os.getpid()
 
 
 def guarded(composed: DictConfig, *, apart: bool = False) -> Made:

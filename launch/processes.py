@@ -16,6 +16,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from launch.nodes import this_task
 from launch.plan import Planned
@@ -24,7 +26,7 @@ from launch.team import Team, team_of
 from launch.together import file_digest, follow, gather, judge, tell, work_together
 from launch.worker import work
 from unlearn.errors import UserError
-from unlearn.files import read_json, replacing
+from unlearn.files import BrokenFile, read_json, replacing
 from unlearn.signals import on_stop
 from unlearn.trainer import Stopped
 
@@ -41,7 +43,7 @@ def is_complete(run: Planned) -> bool:
     rundir, config = run.rundir, run.job.config
     if not rundir.results.is_file() or not rundir.config.is_file():
         return False
-    stored = OmegaConf.load(rundir.config)
+    stored = _stored(rundir.config)
     if stored.fingerprint != run.job.fingerprint:
         return False
     if not config.eval.benchmarks and not config.eval.variants and config.method.makes_model:
@@ -109,11 +111,27 @@ def _alone_with(run: Planned) -> Iterator[None]:
         lock.release()
 
 
+def _stored(file: Path) -> Any:
+    """What `_write_config` wrote.
+
+    Raises:
+        BrokenFile: it was cut short or overwritten.
+    """
+    try:
+        found = OmegaConf.load(file)
+        if "fingerprint" in found and "job" in found:
+            return found
+        why = "it has no fingerprint"
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        why = str(error).split("\n")[0]
+    raise BrokenFile(file, why)
+
+
 def _write_config(run: Planned) -> None:
     """`config.yaml`: the resolved configuration and what one needs to know to make the run again."""
     rundir = run.rundir
     if rundir.config.is_file():
-        found = OmegaConf.load(rundir.config).fingerprint
+        found = _stored(rundir.config).fingerprint
         if found != run.job.fingerprint:
             raise UserError(
                 f"{run.directory} holds another run (fingerprint {found}, not {run.job.fingerprint}): "

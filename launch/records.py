@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from launch.nodes import leads
 from launch.sweep import Made, varying
 from unlearn.files import digest, read_json, write_json
 
@@ -45,6 +46,8 @@ class Records:
 
         What an earlier start left of them is forgotten, except where the same job was done.
         """
+        if not leads():
+            return
         listed = self.listed() if first else {}
         for number, overrides in enumerate(jobs, start=first):
             listed[number] = tuple(overrides)
@@ -116,8 +119,8 @@ class Records:
             return None
 
     def _write(self, number: int, made: Made) -> None:
-        if os.environ.get("SLURM_PROCID", "0") != "0":
-            return  # one of several processes of the same job
+        if not leads():
+            return
         record = {
             "overrides": list(made.overrides),
             "code": made.code,

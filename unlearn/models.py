@@ -107,7 +107,7 @@ def depth(cfg: ModelConfig, source: str | None = None) -> int | None:
 
 
 def placed(terms: Sequence[Term], cfg: ModelConfig, source: str | None = None) -> list[Term]:
-    """The terms with their layers as numbers; a fraction is a share of the model's depth.
+    """The terms with their layers as numbers: 1 is the first layer, 1.0 the last, as a share of the depth.
 
     Raises:
         ConfigError: a term names a layer that the model does not have.
@@ -131,7 +131,7 @@ def placed(terms: Sequence[Term], cfg: ModelConfig, source: str | None = None) -
 def _number(layer: float, layers: int | None) -> int:
     if isinstance(layer, int) or layers is None:
         return int(layer)
-    return max(1, round(layer * layers)) if 0 < layer < 1 else int(layer)
+    return max(1, round(layer * layers)) if 0 < layer <= 1 else int(layer)
 
 
 def train_only(model: nn.Module, patterns: Sequence[str]) -> None:

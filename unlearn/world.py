@@ -5,6 +5,7 @@ from __future__ import annotations
 import unlearn.environment  # noqa: F401 (before DeepSpeed)
 
 # isort: split
+import atexit
 import ctypes
 import os
 import signal
@@ -61,6 +62,7 @@ def start_world(device: str) -> World:
     if not dist.is_initialized():
         if alone:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            atexit.register(_leave)
         elif (prefix := os.environ.get("UNLEARN_MEETING")) is not None:
             _stop_with_parent()
             dist.init_process_group(
@@ -88,6 +90,11 @@ def _stop_with_parent() -> None:
     """Let a killed command take its processes with it: the next one may write where they do (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_DEATH_OF_PARENT, signal.SIGTERM)
+
+
+def _leave() -> None:
+    if dist.is_initialized():  # NCCL warns of a group that is still there at the end
+        dist.destroy_process_group()
 
 
 def stop_world() -> None:

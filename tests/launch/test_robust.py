@@ -19,6 +19,9 @@ import numpy as np
 import pytest
 import torch
 
+from launch.compose import checked, compose_run
+from launch.plan import make_plan
+from launch.processes import is_complete
 from tests.launch.undisturbed import TINY, Place, assert_same, place_of
 from tests.unlearn import training
 from unlearn import reference
@@ -370,3 +373,13 @@ def test_a_clock_that_jumps_changes_nothing(place, stopped, tmp_path):
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert all(row["tokens_per_s"] > 0 for row in rows if "loss" in row)
     assert_same(run, place.undisturbed)
+
+
+@pytest.mark.parametrize("content", ["", "fingerprint: [", "method: {name: npo}\n", "\x00\x01"])
+def test_a_broken_config_of_a_run_is_named_with_the_mend(tmp_path, content):
+    planned = make_plan(checked(compose_run([f"++root={tmp_path}"]))).main
+    write_json(planned.rundir.results, {})
+    assert not is_complete(planned)
+    planned.rundir.config.write_text(content)
+    with pytest.raises(BrokenFile, match=r"config\.yaml is broken.*remove it"):
+        is_complete(planned)

@@ -170,6 +170,7 @@ class TestRecords:
 
     def test_one_process_of_a_job_tells_of_it(self, tmp_path, monkeypatch):
         records = self.records(tmp_path)
+        monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
         monkeypatch.setenv("SLURM_PROCID", "1")
         records.begin(0, self.JOBS[0])
         assert not records.begun(0)

@@ -18,7 +18,8 @@ from transformers import PreTrainedModel
 
 from unlearn import models
 from unlearn.checkpoints import ModelError
-from unlearn.config import ModelConfig
+from unlearn.config import MethodConfig, ModelConfig, NanoConfig
+from unlearn.methods import bind
 
 Build = Callable[[str], PreTrainedModel]
 IDS = torch.arange(40).reshape(2, 20)
@@ -195,3 +196,11 @@ def test_smollm2_out_of_its_package(tmp_path: Path) -> None:
     assert torch.equal(read(IDS).logits, model(IDS).logits)
     assert models.load_tokenizer(cfg, str(tmp_path / "model")).chat_template == tokenizer.chat_template
     assert "quantization_config" not in json.loads((tmp_path / "model" / "config.json").read_text())
+
+
+@pytest.mark.parametrize(("given", "layer"), [(1, 1), (4, 4), (0.1, 1), (0.66, 3), (1.0, 4), (3.0, 3)])
+def test_a_layer_is_a_number_or_a_share_of_the_depth(given, layer):
+    forget = {"objective": "rmu", "coefficient": 2.0, "layer": given}
+    nano = ModelConfig(name="nano", kind="nano", nano=NanoConfig(layers=4))
+    (term,) = models.placed(bind(MethodConfig(name="rmu", forget=forget)), nano)
+    assert term.layer == layer
