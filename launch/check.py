@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from launch import nodes
-from launch.nodes import this_task
+from launch.nodes.task import node as this_node
+from launch.nodes.task import this_task
 from unlearn.config import HardwareConfig, MethodConfig, ProbeConfig, RunConfig
 from unlearn.data import alternatives
 from unlearn.data.sources import available, source
@@ -149,7 +149,7 @@ def _machine(hardware: HardwareConfig) -> list[str]:
         if share > torch.cuda.device_count():
             each = f" of {task.count} tasks with {share} processes each" if task.count > 1 else ""
             return [
-                f"hardware.processes={hardware.processes}: {nodes.node()}{each} has "
+                f"hardware.processes={hardware.processes}: {this_node()}{each} has "
                 f"{torch.cuda.device_count()} GPUs"
             ]
     return []

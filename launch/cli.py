@@ -17,11 +17,11 @@ from rich.console import Console
 
 from launch import helptext, slurm
 from launch.compose import CONFIGS, check_plugins, checked, compose_run, force_overrides, yaml_of
-from launch.conclusion import conclude
-from launch.job import SweepJob, dry_run, one_run, process
-from launch.launchers import announced, job_count
-from launch.nodes import leads
-from launch.records import Records, sweep_name
+from launch.nodes.task import leads
+from launch.sweeps.conclusion import conclude
+from launch.sweeps.job import SweepJob, dry_run, one_run, process
+from launch.sweeps.launchers import announced, job_count
+from launch.sweeps.records import Records, sweep_name
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
 

@@ -54,7 +54,9 @@ _ELSEWHERE = {
 def page() -> str:
     """The whole page as Markdown."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), undefined=StrictUndefined, keep_trailing_newline=True
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
     )
     return environment.get_template("methods.md.j2").render(
         overview=_overview(), families=_families(), rules=_rules(), interventions=_interventions(),

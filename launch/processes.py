@@ -19,11 +19,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from launch.nodes import this_task
+from launch.nodes.task import this_task
+from launch.nodes.team import Team, team_of
+from launch.nodes.together import file_digest, follow, gather, judge, tell, work_together
 from launch.plan import Planned
 from launch.private import portable
-from launch.team import Team, team_of
-from launch.together import file_digest, follow, gather, judge, tell, work_together
 from launch.worker import work
 from unlearn.errors import UserError
 from unlearn.files import BrokenFile, read_json, replacing

@@ -127,7 +127,7 @@ def _finite(value: Any) -> Any:
 
 def environment() -> Environment:
     """Where the templates of this package are, with what they use."""
-    loader = FileSystemLoader(Path(__file__).parent)
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
     made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     made.filters |= {"value": format_value, "direction": direction, "label": label}
     made.globals |= {"slug": lambda role: role.replace(" ", "-"), "beside": beside}

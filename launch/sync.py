@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from launch.service import PROGRAM, key_configured
+from launch.tracker.service import PROGRAM, key_configured
 from unlearn.errors import UserError
 
 _REACHED = 15.0  # seconds for the service to answer at all

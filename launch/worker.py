@@ -12,9 +12,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from launch.mirror import show, tracker_of
 from launch.private import ScrubbedFormatter, expanded, scrub_output
-from launch.tracking import NullTracker
+from launch.tracker.mirror import show, tracker_of
+from launch.tracker.tracking import NullTracker
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
 from unlearn.run import Beside, Job, Weights, execute

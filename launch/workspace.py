@@ -12,9 +12,9 @@ from typing import Any
 from launch.figures import COUNTERS, FORGETTING, UTILITY
 from launch.geffect.files import PREFIX
 from launch.runfiles import history
-from launch.service import key_configured
 from launch.table import direction, in_order, is_detail, shown, split_key
 from launch.traces import label
+from launch.tracker.service import key_configured
 from unlearn.errors import UserError
 from unlearn.files import read_json, write_json
 

@@ -26,7 +26,7 @@ from tests.launch.commands import ROOT, Shown
 LIMIT = 120.0  # seconds until something must have happened
 _ENVIRONMENT = {"WANDB_MODE": "offline", "COLUMNS": "200", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 _PRELOADED = (
-    "launch.check", "launch.cli", "launch.job", "launch.judgement", "launch.plan", "launch.processes",
+    "launch.check", "launch.cli", "launch.sweeps.job", "launch.judgement", "launch.plan", "launch.processes",
     "launch.report", "launch.runfiles", "launch.table", "launch.worker", "unlearn.data.sources.authors",
     "unlearn.run", "eval.benchmarks.tofu", "deepspeed.module_inject.auto_ep_layer",
     "deepspeed.ops.op_builder.all_ops", "transformers.models.llama.modeling_llama", "nltk",
@@ -65,6 +65,11 @@ class Child:
         return True
 
 
+def _inherited() -> dict[str, str]:
+    """Without the W&B service that other tests may have begun in this process: children have their own."""
+    return {name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"}
+
+
 class Nursery:
     """Where children come from."""
 
@@ -72,7 +77,7 @@ class Nursery:
         self._folder, self._count = folder, 0
         self._server = subprocess.Popen(
             [sys.executable, "-m", "tests.launch.children"], text=True, cwd=ROOT,
-            env=os.environ | _ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env=_inherited() | _ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
     def start(self, cwd: Path, *arguments: str, before: str | None = None) -> Child:

@@ -28,7 +28,7 @@ from launch.geffect.study import Interval, compared, interval, read_run, shortes
 from launch.report import write_report
 from launch.runfiles import history
 from launch.scales import signed
-from launch.tracking import open_tracker
+from launch.tracker.tracking import open_tracker
 from tests.launch.browser import drawn
 from tests.launch.geffect_files import GROUPS, layers, numbers, tokens, write_run
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from launch import labels
 from launch.compose import checked, compose_run, force_overrides
+from launch.tracker import labels
 
 ABOUT = "authors forget10 nano"
 FIVE = ["method.steps=9", "method.batch=8", "method.clip=0", "method.lr=1e-4", "method.epochs=1"]

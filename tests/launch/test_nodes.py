@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from launch.check import check
 from launch.compose import checked, compose_run, force_overrides
-from launch.nodes import Task, expand, leads, this_task
-from launch.team import _PORTS, _ports
+from launch.nodes.task import Task, expand, leads, this_task
+from launch.nodes.team import _PORTS, _ports
 from tests.launch.commands import _ENVIRONMENT, ROOT, Shown, done, ended
 from unlearn.errors import ConfigError, UserError
 

@@ -17,11 +17,11 @@ from hydra.core.override_parser.types import IntervalSweep
 from omegaconf import OmegaConf
 
 from launch.compose import CONFIGS, checked, compose_run, force_overrides, groups
-from launch.conclusion import conclude
-from launch.goal import FLOOR, check_goal, goal_value, missed_by
-from launch.launchers import job_count, quoted
-from launch.records import Records, sweep_name
-from launch.sweep import Made, summary, varying
+from launch.sweeps.conclusion import conclude
+from launch.sweeps.goal import FLOOR, check_goal, goal_value, missed_by
+from launch.sweeps.launchers import job_count, quoted
+from launch.sweeps.records import Records, sweep_name
+from launch.sweeps.table import Made, summary, varying
 from unlearn.config import GoalConfig, RunConfig
 from unlearn.errors import ConfigError, UserError
 from unlearn.files import write_json

@@ -19,9 +19,9 @@ import pytest
 import wandb
 
 from launch.compose import checked, compose_run
-from launch.mirror import show, show_files
-from launch.service import key_configured
-from launch.tracking import NullTracker, WandbTracker, open_tracker
+from launch.tracker.mirror import show, show_files
+from launch.tracker.service import key_configured
+from launch.tracker.tracking import NullTracker, WandbTracker, open_tracker
 from tests.launch.wandb_files import finished_records, read_run
 from tests.launch.wandb_server import KEY, serving
 from unlearn.run import Job, Weights
@@ -292,7 +292,7 @@ import sys
 from pathlib import Path
 from tests.launch.wandb_files import finished_records, read_run
 
-from launch.tracking import open_tracker
+from launch.tracker.tracking import open_tracker
 tracker = open_tracker(mode=sys.argv[1], project="p", entity=None, group=None, job_type="j", name="n",
                        run_id="r", tags=[], config={}, directory=Path(sys.argv[2]))
 tracker.log({"loss": 1.0}, step=1)

@@ -16,7 +16,7 @@ import wandb
 from filelock import FileLock
 
 from launch import sync, workspace
-from launch.tracking import open_tracker
+from launch.tracker.tracking import open_tracker
 from tests.launch.commands import done, ended, started
 from tests.launch.wandb_files import read_run
 from tests.launch.wandb_server import KEY, Service, serving

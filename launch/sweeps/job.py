@@ -19,9 +19,9 @@ from rich.console import Console
 
 from launch import slurm
 from launch.compose import checked
-from launch.nodes import leads
-from launch.records import Records
-from launch.sweep import Made
+from launch.nodes.task import leads
+from launch.sweeps.records import Records
+from launch.sweeps.table import Made
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
 from unlearn.signals import STOPPING, on_stop
@@ -146,12 +146,12 @@ def _run(
     config: RunConfig, directory: Path, overrides: tuple[str, ...], *, apart: bool, searched: bool
 ) -> Made:
     from launch.check import check
-    from launch.goal import check_goal
     from launch.judgement import with_judgement
     from launch.plan import make_plan
     from launch.processes import ensure, is_complete
     from launch.report import write_report
     from launch.runfiles import problems
+    from launch.sweeps.goal import check_goal
     from launch.table import LEGEND, result_table, shown
     from unlearn.files import read_json
 
@@ -190,7 +190,7 @@ def _run(
 
 
 def _goal(config: RunConfig, plan: Plan) -> tuple[float, bool]:
-    from launch.goal import goal_value
+    from launch.sweeps.goal import goal_value
     from unlearn.files import read_json
 
     folders = {"target": plan.evaluation("target"), "retain": plan.evaluation("retain model")}

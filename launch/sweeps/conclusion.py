@@ -6,9 +6,9 @@ import sys
 
 from rich.console import Console
 
-from launch.job import short
-from launch.records import Records
-from launch.sweep import summary, table, write_markdown
+from launch.sweeps.job import short
+from launch.sweeps.records import Records
+from launch.sweeps.table import summary, table, write_markdown
 
 _TOLD = 5  # jobs without a word that are named
 

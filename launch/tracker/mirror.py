@@ -10,14 +10,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from launch import labels
 from launch.figures import trade_offs
 from launch.geffect.files import tracked
 from launch.private import cleaned
 from launch.runfiles import history
 from launch.table import shown
 from launch.traces import Figure
-from launch.tracking import NullTracker, Tracker, open_tracker
+from launch.tracker import labels
+from launch.tracker.tracking import NullTracker, Tracker, open_tracker
 from unlearn.files import read_json
 from unlearn.run import Beside, Job
 from unlearn.rundir import RunDir

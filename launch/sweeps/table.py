@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.table import Table
 
 from eval.judged import split_variant
-from launch.goal import missed_by
+from launch.sweeps.goal import missed_by
 from launch.table import direction, format_value, in_order, shown
 from unlearn.files import read_json, replacing
 
@@ -27,7 +27,7 @@ class Made:
     """One run of a sweep: its overrides, and its folder or why there is none.
 
     `beside` are runs it is compared with, by what they are called: the target and the retain model. `code` is
-    its exit code, None while it runs; `value` is what a sweeper optimises (launch/goal.py).
+    its exit code, None while it runs; `value` is what a sweeper optimises (launch/sweeps/goal.py).
     """
 
     overrides: tuple[str, ...]

@@ -16,7 +16,7 @@ from functools import cache
 from threading import Thread
 from typing import Any
 
-from launch.nodes import Task, node
+from launch.nodes.task import Task, node
 from unlearn.errors import UserError
 
 MEETING = 600.0

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast, get_args
 
-from launch.service import Mode, open_run, staged_with
+from launch.tracker.service import Mode, open_run, staged_with
 
 log = logging.getLogger(__name__)
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from launch import nodes
+from launch.nodes.task import node as this_node
+from launch.nodes.team import MEETING, TaskLost, Team
+from launch.nodes.workers import Report, Workers, log_of
 from launch.plan import Planned
-from launch.team import MEETING, TaskLost, Team
-from launch.workers import Report, Workers, log_of
 from unlearn.errors import UserError
 from unlearn.files import read_json
 from unlearn.signals import on_stop
@@ -100,7 +100,7 @@ def judge(run: Planned, reports: Iterable[Report]) -> None:
 def follow(run: Planned, team: Team) -> dict[str, Any]:
     me = team.task.number
     with _workers(run, team) as workers, on_stop(workers.forward):
-        team.say(f"ready/{me}", {"run": _mark(run), "node": nodes.node()})
+        team.say(f"ready/{me}", {"run": _mark(run), "node": this_node()})
         try:
             report = _work_along(run, team, workers)
         except Stopped:
@@ -137,7 +137,7 @@ def _work_along(run: Planned, team: Team, workers: Workers) -> Report:
 def _workers(run: Planned, team: Team) -> Workers:
     hardware = run.job.config.hardware
     devices = torch.cuda.device_count() if hardware.device == "cuda" else None
-    return Workers(run.directory, team.task.places(hardware.processes, devices), nodes.node())
+    return Workers(run.directory, team.task.places(hardware.processes, devices), this_node())
 
 
 def tell(team: Team, outcome: Mapping[str, Any]) -> None:

@@ -34,6 +34,7 @@ def open_run(mode: Mode, directory: Path, identity: Mapping[str, Any], config: M
         PermissionError: the directory cannot be written.
         Exception: whatever W&B finds wrong with the identity.
     """
+    directory = directory.absolute()  # W&B's process may have begun in another folder
     directory.mkdir(parents=True, exist_ok=True)
     if not os.access(directory, os.W_OK):
         # W&B itself would fall back to a temporary folder without a word.

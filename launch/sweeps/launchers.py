@@ -21,8 +21,8 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
 from launch import slurm
-from launch.records import Records
-from launch.sweep import Made
+from launch.sweeps.records import Records
+from launch.sweeps.table import Made
 from unlearn.signals import on_stop
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from launch.nodes import leads
-from launch.sweep import Made, varying
+from launch.nodes.task import leads
+from launch.sweeps.table import Made, varying
 from unlearn.files import digest, read_json, write_json
 
 ENDED_WITHOUT_A_WORD = "ended without a word (killed?); the same sweep started again goes on with it"
