@@ -13,6 +13,7 @@ from torch import nn
 
 from eval.shard import Shard
 from unlearn import reference
+from unlearn.cache import made_once
 from unlearn.config import RunConfig
 from unlearn.data import sampled
 from unlearn.data.alternatives import alternatives
@@ -131,52 +132,55 @@ class Preparation:
         }  # fmt: skip
         root = Path(self.config.root)
         file = sampled.cache_file(root, target.key, hardware.dtype, self.encoder, questions, **options)
-        if self._known(known := sampled.read(file, questions)):
-            assert known is not None
-            return known
-        with target.hold() as (model, synced):
-            texts = sampled.sample_alternatives(
-                model, self.encoder, questions, **options, max_rows=hardware.generate_rows,
-                shard=Shard(self.world.rank, self.world.size, synced), device=self.world.device,
-            )  # fmt: skip
-        if self.world.main:
-            sampled.write(file, questions, texts)
-        self.world.barrier()
-        return texts
+
+        def make() -> list[list[str]]:
+            with target.hold() as (model, synced):
+                texts = sampled.sample_alternatives(
+                    model, self.encoder, questions, **options, max_rows=hardware.generate_rows,
+                    shard=Shard(self.world.rank, self.world.size, synced), device=self.world.device,
+                )  # fmt: skip
+            if self.world.main:
+                sampled.write(file, questions, texts)
+            self.world.barrier()
+            return texts
+
+        return made_once(file, self._shard, lambda: sampled.read(file, questions), make)
 
     # -- frozen models ---------------------------------------------------------------------------------
 
     def _kept(self, part: Part, kept: Kept, frozen: FrozenModel) -> Sequence[torch.Tensor]:
         dtype = self.config.hardware.dtype
         file = reference.cache_file(Path(self.config.root), frozen.key, dtype, part.sequences, kept)
-        if self._known(known := reference.read(file, part.sequences, kept.mask)):
-            assert known is not None
-            return known
-        with frozen.hold() as (model, synced):
-            values = reference.compute(
-                model, part.sequences, self.world, max_tokens=self.config.hardware.eval_tokens,
-                synced=synced, kept=kept, pad_id=self.encoder.pad_id,
-            )  # fmt: skip
-        if self.world.main:
-            logp = kept.what == "logp"
-            reference.write(file, values, torch.float32 if logp else precision(dtype))
-        self.world.barrier()
-        return values
+
+        def make() -> Sequence[torch.Tensor]:
+            with frozen.hold() as (model, synced):
+                values = reference.compute(
+                    model, part.sequences, self.world, max_tokens=self.config.hardware.eval_tokens,
+                    synced=synced, kept=kept, pad_id=self.encoder.pad_id,
+                )  # fmt: skip
+            if self.world.main:
+                logp = kept.what == "logp"
+                reference.write(file, values, torch.float32 if logp else precision(dtype))
+            self.world.barrier()
+            return values
+
+        return made_once(file, self._shard, lambda: reference.read(file, part.sequences, kept.mask), make)
 
     def _head(self, frozen: FrozenModel) -> Head:
         dtype = self.config.hardware.dtype
         file = reference.head_file(Path(self.config.root), frozen.key, dtype)
-        head = reference.read_head(file, self.world.device, precision(dtype))
-        if self._known(head):
-            assert head is not None
-            return head
-        with frozen.hold() as (model, _), frozen.whole_head(model):
-            head = reference.head_of(model)
-        if self.world.main:
-            reference.write_head(file, head)
-        self.world.barrier()
-        return head.to(self.world.device, precision(dtype))
+        place, size = self.world.device, precision(dtype)
 
-    def _known(self, found: object) -> bool:
-        """Whether no process lacks it: one that cannot read what others can makes all compute."""
-        return all(Shard(self.world.rank, self.world.size).gather([found is not None]))
+        def make() -> Head:
+            with frozen.hold() as (model, _), frozen.whole_head(model):
+                head = reference.head_of(model)
+            if self.world.main:
+                reference.write_head(file, head)
+            self.world.barrier()
+            return head.to(place, size)
+
+        return made_once(file, self._shard, lambda: reference.read_head(file, place, size), make)
+
+    @property
+    def _shard(self) -> Shard:
+        return Shard(self.world.rank, self.world.size)

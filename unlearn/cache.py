@@ -1,0 +1,60 @@
+"""Files that several runs need and one of them makes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from filelock import FileLock, Timeout
+
+from eval.shard import Shard
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_PATIENCE = 30.0  # seconds between two questions, below what a collective allows
+
+
+def made_once(file: Path, shard: Shard, read: Callable[[], T | None], make: Callable[[], T]) -> T:
+    """What `read` finds in a file; where it finds nothing, what `make` gives, which is to write it there.
+
+    Of several runs the one that comes first makes it, and the others wait for it. The lock is the operating
+    system's: it dies with its holder. A collective.
+    """
+    if _everywhere(shard, found := read()):
+        assert found is not None
+        return found
+    with _turn(file, shard):
+        if _everywhere(shard, found := read()):
+            assert found is not None
+            return found
+        return make()
+
+
+@contextmanager
+def _turn(file: Path, shard: Shard) -> Iterator[None]:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file.with_name(f".{file.name}.lock"))
+    try:
+        while not shard.from_first([_taken(lock, file)] if shard.first else [])[0]:
+            pass
+        yield
+    finally:
+        lock.release()
+
+
+def _taken(lock: FileLock, file: Path) -> bool:
+    try:
+        lock.acquire(timeout=_PATIENCE)
+    except Timeout:
+        log.info("%s is being made by another run: waiting", file)
+        return False
+    return True
+
+
+def _everywhere(shard: Shard, found: object) -> bool:
+    """Whether no process lacks it: one that cannot read what others can makes all compute."""
+    return all(shard.gather([found is not None]))
