@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -13,14 +12,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from launch.check import check
 from launch.compose import checked, compose_run, force_overrides
 from launch.nodes.task import Task, expand, leads, this_task
 from launch.nodes.team import _PORTS, _ports
-from tests.launch.commands import _ENVIRONMENT, ROOT, Shown, done, ended
+from tests.launch.commands import _ENVIRONMENT, ROOT, ended
 from unlearn.errors import ConfigError, UserError
 
 SMALL = [
@@ -47,11 +44,6 @@ def as_task(number: int, cwd: Path, *arguments: str) -> subprocess.Popen[str]:
         env=os.environ | _ENVIRONMENT | {"PYTHONPATH": str(ROOT)} | mine,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-
-
-def step(cwd: Path, *arguments: str) -> list[Shown]:
-    tasks = [as_task(number, cwd, *arguments) for number in range(2)]
-    return [ended(task, limit=300) for task in tasks]
 
 
 def losses(run: Path) -> list[float]:
@@ -150,42 +142,6 @@ def test_what_cannot_be_shared_out_is_refused(monkeypatch):
     (few,) = problems("hardware.processes=1")
     assert "cannot be shared by the 3 tasks" in few
     assert "unset SLURM_STEP_NUM_TASKS" in few
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Shown]]:
-    """A run of two processes by two tasks."""
-    cwd = tmp_path_factory.mktemp("step")
-    # the first port that the tasks would meet at is taken by something that never answers
-    with socket.create_server(("", _ports(f"{os.getpid()}.0")[0])):
-        shown = step(cwd, "method.epochs=1", "hydra.run.dir=run")
-    assert [each.code for each in shown] == [0, 0], shown[0].err + shown[1].err
-    return cwd, shown
-
-
-@pytest.mark.slow
-def test_two_tasks_make_the_run_of_two_processes(shared, tmp_path):
-    done(tmp_path, *SMALL, "method.epochs=1", "hydra.run.dir=run")
-    here, there = tmp_path / "run", shared[0] / "run"
-    leader, follower = shared[1]
-    assert "report: run/report.html" in leader.out
-    assert not follower.out
-    # the same arithmetic by the same processes: bit for bit
-    assert losses(there) == losses(here)
-    one, other = (load_file(run / "model" / "model.safetensors") for run in (here, there))
-    assert all(torch.equal(one[name], tensor) for name, tensor in other.items())
-    assert sorted(path.name for path in there.iterdir()) == sorted(path.name for path in here.iterdir())
-
-
-@pytest.mark.slow
-def test_started_again_both_tasks_return_at_once(shared):
-    cwd, _ = shared
-    model = cwd / "run" / "model" / "model.safetensors"
-    before = model.stat().st_mtime_ns
-    again = step(cwd, "method.epochs=1", "hydra.run.dir=run")
-    assert [each.code for each in again] == [0, 0]
-    assert model.stat().st_mtime_ns == before
-    assert "(complete)" in again[0].out
 
 
 def _steps(run: Path, wanted: int, *tasks: subprocess.Popen[str]) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -149,22 +147,6 @@ def test_another_way_of_measuring_does_not_train_again(done):
     assert process.code == 0, process.err[-2000:]
     assert (main_run(cwd) / "model" / "model.safetensors").stat().st_mtime_ns == stamp
     assert weights(main_run(cwd)).keys() == trained.keys()
-
-
-def test_a_signal_stops_it_after_a_checkpoint(done, tmp_path):
-    given = [f"root={done[0]}/runs", f"hydra.run.dir={tmp_path}/run", "eval=none", "method.epochs=200"]
-    process = started(tmp_path, *SMALL, *given, "checkpoint.every_steps=1000")
-    deadline = time.monotonic() + 300
-    history = tmp_path / "run" / "history.jsonl"
-    while not (history.is_file() and len(history.read_text().splitlines()) >= 4):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    shown = ended(process, limit=120)
-    assert shown.code == 75
-    assert "it can be resumed" in shown.err
-    assert list((tmp_path / "run").glob("checkpoints/step-*/state.json"))
 
 
 def test_evaluating_on_the_way_changes_nothing(done, tmp_path):

@@ -164,8 +164,16 @@ def assert_same(run: Path, wanted: Path) -> None:
 
 def test_two_tasks_of_srun_make_one_run(slurm, two_processes, tmp_path):
     command = [sys.executable, "-m", "launch.cli", *TOGETHER, "tracker=disabled"]
-    slurm.ask("srun", "--ntasks=2", *command, cwd=tmp_path)
-    assert_same(only_run(tmp_path), two_processes)
+    shown = slurm.ask("srun", "--ntasks=2", *command, cwd=tmp_path)
+    run = only_run(tmp_path)
+    assert_same(run, two_processes)
+    assert sorted(path.name for path in run.iterdir()) == sorted(
+        path.name for path in two_processes.iterdir()
+    )
+    assert shown.count("report:") == 1  # the task that follows prints nothing
+    made = (run / "model" / "model.safetensors").stat().st_mtime_ns
+    assert "(complete)" in slurm.ask("srun", "--ntasks=2", *command, cwd=tmp_path)  # and returns at once
+    assert (run / "model" / "model.safetensors").stat().st_mtime_ns == made
     done(tmp_path, *TOGETHER, "tracker=disabled", "hardware.processes=1", "root=alone")
     (alone,) = tmp_path.glob("alone/*/history.jsonl")
     assert losses(only_run(tmp_path)) == pytest.approx(losses(alone.parent), rel=1e-5)
