@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from omegaconf import OmegaConf
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from launch.memory import GIB, Load, bound, estimate, shape_of
-from launch.plan import Planned, make_plan
+from launch.plan import make_plan
 from launch.processes import is_complete
 from unlearn import models
 from unlearn.config import RunConfig
@@ -22,7 +23,10 @@ from unlearn.methods import bind
 from unlearn.micro import kinds
 from unlearn.trainer import total_steps
 
-_PARTS = ("parameters", "gradients", "optimizer", "activations", "peak", "buffers", "extras")
+_SHOWN = (
+    "parameters", "gradients", "optimizer", "activations", "peak", "buffers", "extras",
+    "device", "host", "cache",
+)  # fmt: skip
 _LOOKED_AT = 64  # steps: what a micro-batch holds hardly changes after that
 
 
@@ -34,13 +38,21 @@ def show_plan(config: RunConfig, console: Console) -> None:
     table.add_column("directory", overflow="fold")
     for column in ("state", "steps", "tokens"):
         table.add_column(column)
-    memory = Table(title="memory of each process, GiB")
-    for column in ("", *_PARTS, "device", "host", "cache"):
-        memory.add_column(column, justify="left" if not column else "right")
+    memory = Table("", title="memory of each process, GiB")
+    taken = []
     for run in plan.runs:
         state = "complete" if is_complete(run) else "to resume" if run.rundir.history.is_file() else "to make"
-        table.add_row(run.role, str(run.directory), state, *_training(run))
-        memory.add_row(run.role, *_memory(run.job.config))
+        one = run.job.config
+        try:
+            sets = _sequences(one)
+            training, load = _training(one, sets), _largest(one, sets)
+        except UserError as error:
+            training, load = ("?", f"? ({str(error).splitlines()[0]})"), bound(one)
+        table.add_row(run.role, str(run.directory), state, *training)
+        memory.add_column(run.role, justify="right")
+        taken.append(_memory(one, load))
+    for part, *cells in zip(_SHOWN, *taken, strict=True):  # a column for each run: most terminals are narrow
+        memory.add_row(part, *cells)
     console.print(table)
     console.print(memory)
     for what in ("benchmarks", "variants"):
@@ -48,7 +60,7 @@ def show_plan(config: RunConfig, console: Console) -> None:
             console.print(f"{what}: {', '.join(chosen)}", soft_wrap=True, highlight=False)
     console.print(
         "tokens: of all training sequences with their own answers, padding not counted. memory: while "
-        "training; device is the sum of what stands before it, host what lies in the machine's memory "
+        "training; device is the sum of what stands above it, host what lies in the machine's memory "
         "instead, cache what frozen models gave (also on disk). docs/hardware.md tells more.",
         soft_wrap=True,
     )
@@ -62,17 +74,18 @@ def deepspeed_yaml(config: RunConfig) -> str:
 
 
 def load_of(config: RunConfig) -> Load:
-    """The largest micro-batch of the run's first steps; where its texts are not here, what there can be.
-
-    A set whose examples have an alternative answer beside their own goes through the model twice.
-    """
-    method, hardware = config.method, config.hardware
-    if not method.sets:
-        return Load(0, 0, 0)
+    """The largest micro-batch of the run's first steps; where its texts are not here, what there can be."""
     try:
-        sets = _sequences(config)
+        return _largest(config, _sequences(config))
     except UserError:
         return bound(config)
+
+
+def _largest(config: RunConfig, sets: Mapping[str, Sequence[TokenSequence]]) -> Load:
+    """A set whose examples have an alternative answer beside their own goes through the model twice."""
+    method, hardware = config.method, config.hardware
+    if not sets:
+        return Load(0, 0, 0)
     passes = {name: len(some) for name, some in kinds((t, t.needs) for t in bind(method)).items()}
     schedule = Schedule({n: len(rows) for n, rows in sets.items()}, method.sets[0], method.batch, config.seed)
     most = Load(0, 0, 0)
@@ -99,24 +112,21 @@ def _answers(sequence: TokenSequence) -> int:
 def _sequences(config: RunConfig) -> dict[str, list[TokenSequence]]:
     """The sets that terms are on, as token sequences with their own answers."""
     names = config.method.sets
+    if not names:
+        return {}
     tokenizer = models.load_tokenizer(config.model)
     encoder = models.make_encoder(config.model, tokenizer, config.dataset.max_length)
     sets = {name: encoder.chunks(rows) for name, rows in load_sets(config.dataset, names).items()}
     return {name: encoder.pairs([(e.question, e.answer) for e in sets[name]]) for name in names}
 
 
-def _training(run: Planned) -> tuple[str, str]:
-    config = run.job.config
-    names = config.method.sets
-    if not names:
+def _training(config: RunConfig, sets: Mapping[str, Sequence[TokenSequence]]) -> tuple[str, str]:
+    """Steps, and tokens of all of them."""
+    if not sets:
         return "–", "–"
-    try:
-        sets = _sequences(config)
-    except UserError as error:
-        return "?", f"? ({str(error).splitlines()[0]})"
     lengths = {name: [len(sequence.ids) - 1 for sequence in rows] for name, rows in sets.items()}
     sizes = {name: len(rows) for name, rows in sets.items()}
-    schedule = Schedule(sizes, names[0], config.method.batch, config.seed)
+    schedule = Schedule(sizes, config.method.sets[0], config.method.batch, config.seed)
     steps = total_steps(config.method, schedule.steps_per_epoch)
     tokens = sum(
         lengths[name][row]
@@ -127,12 +137,12 @@ def _training(run: Planned) -> tuple[str, str]:
     return f"{steps}", f"{tokens:,}"
 
 
-def _memory(config: RunConfig) -> list[str]:
+def _memory(config: RunConfig, load: Load) -> list[str]:
     shape = shape_of(config)
     if shape is None:
-        return ["? (config.json not on this machine)"]
-    found = estimate(shape, config, load_of(config))
-    return [_gib(getattr(found, part)) for part in (*_PARTS, "device", "host", "cache")]
+        return ["? (config.json not on this machine)", *("" for _ in _SHOWN[1:])]
+    found = estimate(shape, config, load)
+    return [_gib(getattr(found, part)) for part in _SHOWN]
 
 
 def _gib(size: float) -> str:
