@@ -19,18 +19,16 @@ from unlearn.config import RunConfig
 from unlearn.errors import UserError
 from unlearn.run import Beside, Job, Weights, execute
 from unlearn.rundir import RunDir
+from unlearn.signals import STOPPED
 from unlearn.trainer import Stopped
 
 log = logging.getLogger(__name__)
-
-STOPPED = 75
-"""Exit code of a run that a signal stopped after its checkpoint (sysexits' EX_TEMPFAIL: try again)."""
 
 
 def work(directory: Path, *, progress: bool = True) -> dict[str, float]:
     """Execute the run that `config.yaml` in the directory describes, as one of its processes."""
     rundir = RunDir(directory)
-    job, role = read_job(rundir), read_role(rundir)
+    job, role = read_job(rundir)
     main = os.environ.get("RANK", "0") == "0"
     with logging_to(rundir.log if main else None):
         tracker = tracker_of(job, role, rundir) if main else NullTracker()
@@ -51,25 +49,18 @@ def work(directory: Path, *, progress: bool = True) -> dict[str, float]:
             tracker.finish(code)
 
 
-def read_job(rundir: RunDir) -> Job:
-    """The job of a run directory; a path that begins with `~` is below the reader's home directory."""
-    stored = _stored(rundir)
+def read_job(rundir: RunDir) -> tuple[Job, str]:
+    """The job of a run directory, and its role in the plan that it was made by.
+
+    A path that begins with `~` is below the reader's home directory.
+    """
+    stored = expanded(OmegaConf.to_container(OmegaConf.load(rundir.config)))
+    assert isinstance(stored, dict)
     config = RunConfig.model_validate({k: v for k, v in stored.items() if k in RunConfig.model_fields})
     job: dict[str, Any] = stored["job"]
     beside = Beside(**{name: Path(path) if path else None for name, path in job["beside"].items()})
     reinforced = Weights(**job["reinforced"]) if job["reinforced"] else None
-    return Job(config, stored["fingerprint"], Weights(**job["start"]), beside, reinforced)
-
-
-def read_role(rundir: RunDir) -> str:
-    """The part of a run directory's run in the plan that it was made by."""
-    return str(_stored(rundir)["job"]["role"])
-
-
-def _stored(rundir: RunDir) -> dict[str, Any]:
-    stored = expanded(OmegaConf.to_container(OmegaConf.load(rundir.config)))
-    assert isinstance(stored, dict)
-    return stored
+    return Job(config, stored["fingerprint"], Weights(**job["start"]), beside, reinforced), str(job["role"])
 
 
 @contextmanager

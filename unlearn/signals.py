@@ -6,6 +6,8 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+STOPPED = 75
+"""Exit code of a run that a signal stopped where it can go on (sysexits' EX_TEMPFAIL: try again)."""
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """The last two are what schedulers are asked to send ahead of a time limit."""
 

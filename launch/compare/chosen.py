@@ -11,7 +11,7 @@ from typing import Any
 from launch.compare.best import distance
 from launch.compare.rows import Comparison
 from launch.compare.runs import ComparedRun
-from launch.geffect.study import word
+from launch.settings import word
 from launch.table import shown
 from unlearn.errors import UserError, did_you_mean
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.compare.runs import ComparedRun, Unusable, kind_of, measured, numbers, plain, settings_of
-from launch.geffect.study import flat
+from launch.settings import flat
 from launch.table import direction
 from unlearn.errors import UserError
 

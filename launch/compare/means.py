@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from launch.geffect.study import interval
+from launch.averages import interval
 from launch.table import format_value
 
 _SMALLEST = 5e-324  # what a p-value of 0, which was rounded to that, is at most

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launch.compare.runs import ComparedRun
-from launch.geffect.study import word
+from launch.settings import word
 
 _LONGEST = 32  # characters of a setting
 _MOST = 4  # settings, of which all are told; of more, as few as tell the same apart

@@ -10,7 +10,7 @@ from typing import Any
 
 from launch.compare.exports import flat_metrics, made, unwrapped
 from launch.compare.runs import ComparedRun, Unusable
-from launch.geffect.study import flat
+from launch.settings import flat
 
 _BLOCK = 32768
 """Bytes. The file is a log in LevelDB's format: blocks of pieces with 7 bytes of header each."""

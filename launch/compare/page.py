@@ -17,9 +17,9 @@ from launch.compare.rows import Comparison, Row, sortable
 from launch.compare.runs import ComparedRun
 from launch.compare.sampled import curves, generations
 from launch.figures import FORGETTING, UTILITY
-from launch.geffect.study import word
 from launch.private import cleaned
 from launch.report import drawn, environment
+from launch.settings import word
 from launch.table import direction, split_key
 from launch.traces import Figure, label
 

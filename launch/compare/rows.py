@@ -9,9 +9,9 @@ from typing import Any
 from launch.compare.means import Mean, mean
 from launch.compare.naming import Mark, label, mark, numbered, telling
 from launch.compare.runs import ANCHORS, TASK, ComparedRun, Kind, differing
-from launch.geffect.study import shortest
 from launch.judgement import with_judgement
 from launch.runfiles import Results
+from launch.settings import shortest
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import yaml
 
-from launch.geffect.study import flat
 from launch.runfiles import Results, history
+from launch.settings import flat
 from launch.table import direction, is_detail, split_key
 
 Kind = Literal["run", "target", "retain model"]

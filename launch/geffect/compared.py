@@ -7,11 +7,13 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from launch.averages import Interval
 from launch.geffect.charts import edges
 from launch.geffect.figures import EFFECTS, GROUPS
 from launch.geffect.points import distribution
-from launch.geffect.study import Compared, Interval, shortest, word
+from launch.geffect.study import Compared
 from launch.scales import Signed, signed
+from launch.settings import shortest, word
 from launch.table import format_value
 from launch.traces import Figure, number, over_steps
 

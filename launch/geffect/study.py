@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from scipy import stats
 
+from launch.averages import Interval, interval
 from launch.geffect.files import PREFIX, effect_rows, tables
 from launch.geffect.points import MOST_LOOKS, pairs
 from launch.runfiles import configuration, history
-from launch.table import format_value
+from launch.settings import flat, shortest, word
 from launch.traces import Row, number
 
 # Of the configuration, beside the method: what makes numbers another thing to average over.
@@ -24,32 +24,6 @@ _OUTSIDE = (
     *("probe.examples", "probe.mode", "probe.boundaries", "hardware.dtype"),
 )
 _NOT_SETTINGS = ("name", "source")
-
-
-class Interval(NamedTuple):
-    """Mean over `n` seeds and half of its 95 % interval (Student's t); NaN of one seed."""
-
-    mean: float
-    half: float
-    n: int
-
-    def __str__(self) -> str:
-        if self.n == 0:
-            return format_value(None)
-        known = not math.isnan(self.half)
-        return format_value(self.mean) + (f" ± {format_value(self.half)}" if known else "")
-
-
-def interval(values: Iterable[float | None]) -> Interval:
-    """Of the finite ones."""
-    known = [v for v in values if v is not None and math.isfinite(v)]
-    n = len(known)
-    if n < 2:
-        return Interval(known[0] if known else math.nan, math.nan, n)
-    spread = float(np.std(known, ddof=1)) / math.sqrt(n)
-    if spread < 1e-12 * max(map(abs, known)):  # equal values, but for rounding
-        spread = 0.0
-    return Interval(float(np.mean(known)), float(stats.t.ppf(0.975, n - 1)) * spread, n)
 
 
 @dataclass(frozen=True)
@@ -135,18 +109,6 @@ def read_run(path: Path) -> StudyRun | None:
     return StudyRun(path, name, found, config.get("seed"), rows)
 
 
-def flat(nested: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """`{a: {b: 1}}` as `{"a.b": 1}`; an empty mapping is no setting, and a list stays one."""
-    found: dict[str, Any] = {}
-    for key, value in nested.items():
-        name = f"{before}{key}"
-        if isinstance(value, Mapping):
-            found |= flat(value, f"{name}.")
-        else:
-            found[name] = tuple(value) if isinstance(value, list) else value
-    return found
-
-
 def compared(runs: Sequence[StudyRun]) -> list[Compared]:
     """The runs by method and settings, those that differ in the seed alone together; in their own order."""
     groups: dict[str, list[StudyRun]] = {}
@@ -175,18 +137,6 @@ def differing(runs: Sequence[StudyRun]) -> set[str]:
     return {key for key in keys if len({repr(run.settings.get(key)) for run in runs}) > 1}
 
 
-def shortest(keys: Sequence[str]) -> dict[str, str]:
-    """Each dotted key by as many of its last words as tell it from the others; an objective by its slot."""
-    full = {key: key.removesuffix(".objective") for key in keys}
-    names = {}
-    for key, name in full.items():
-        words = name.split(".")
-        ends = [".".join(words[-count:]) for count in range(1, len(words) + 1)]
-        others = [other for other in full.values() if other != name]
-        names[key] = next(e for e in ends if not any(o == e or o.endswith(f".{e}") for o in others))
-    return names
-
-
 def _objective(run: StudyRun) -> str:
     """What is descended on each set, with the weighting where there is one."""
     parts = []
@@ -196,11 +146,6 @@ def _objective(run: StudyRun) -> str:
         if name is not None:
             parts.append(f"{slot} {name}" + (f" × {weighting}" if weighting else ""))
     return ", ".join(parts)
-
-
-def word(value: Any) -> str:
-    """A setting in a label."""
-    return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)
 
 
 # -- the table ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launch.worker import STOPPED
+from unlearn.signals import STOPPED
 from unlearn.trainer import Stopped
 
 _GRACE = 10.0  # seconds from SIGTERM to SIGKILL

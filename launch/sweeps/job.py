@@ -24,12 +24,11 @@ from launch.sweeps.records import Records
 from launch.sweeps.table import Made
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
-from unlearn.signals import STOPPING, on_stop
+from unlearn.signals import STOPPED, STOPPING, on_stop
 
 if TYPE_CHECKING:
     from launch.plan import Plan
 
-STOPPED = 75
 _TOLD = 5  # problems of an evaluation that the terminal shows
 
 

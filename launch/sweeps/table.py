@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.table import Table
 
 from eval.judged import split_variant
+from launch import markdown
 from launch.sweeps.goal import missed_by
 from launch.table import direction, format_value, in_order, shown
 from unlearn.files import read_json, replacing
@@ -158,7 +159,5 @@ def table(found: Summary) -> Table:
 
 def write_markdown(file: Path, found: Summary) -> None:
     failed = [[label, f"failed: {reason}"] for label, reason in found.failed]
-    lines = [found.heads, ["---"] * len(found.heads), *found.rows, *failed]
-    text = "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
     with replacing(file) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(markdown.table(found.heads, [*found.rows, *failed]) + "\n", encoding="utf-8")

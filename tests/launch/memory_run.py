@@ -55,7 +55,7 @@ def _run(*overrides: str) -> dict[str, Any]:
 
     models.load_model, Trainer.run = watched_load, watched_train  # type: ignore[method-assign, assignment]
     try:
-        execute(read_job(run.rundir), run.rundir, _Silent(), progress=False)
+        execute(read_job(run.rundir)[0], run.rundir, _Silent(), progress=False)
     finally:
         models.load_model, Trainer.run = load, train  # type: ignore[method-assign]
     measured = seen["peak"] - seen["before"]

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from launch.averages import Interval, interval
 from launch.figures import training_curves
 from launch.geffect.__main__ import find_runs, main, write_study
 from launch.geffect.compared import study_charts, styles
@@ -24,10 +25,11 @@ from launch.geffect.figures import conflict, layer_maps, over_training
 from launch.geffect.files import MOST_ROWS, effect_rows, looks, tables, thinned, tracked
 from launch.geffect.points import MOST_POINTS, distribution, pairs, sampled, token_charts
 from launch.geffect.sections import MOST_EXAMPLES, checks, hurt, strongest_examples
-from launch.geffect.study import Interval, compared, interval, read_run, shortest, summary
+from launch.geffect.study import compared, read_run, summary
 from launch.report import write_report
 from launch.runfiles import history
 from launch.scales import signed
+from launch.settings import shortest
 from launch.tracker.tracking import open_tracker
 from tests.launch.browser import drawn
 from tests.launch.geffect_files import GROUPS, layers, numbers, tokens, write_run

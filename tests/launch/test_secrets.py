@@ -112,7 +112,7 @@ def test_no_file_names_the_home_directory(run):
     stored = OmegaConf.load(run / "config.yaml")
     assert stored.model.path == "~/target"
     home = run.parents[2]
-    config = read_job(RunDir(run)).config
+    config = read_job(RunDir(run))[0].config
     assert config.model.path == f"{home}/target"
     assert Path(config.dataset.forget or "").is_file()
 
