@@ -56,7 +56,7 @@ def command(arguments: list[str]) -> int:
         if config.dry_run and (not sweep or slurm.chosen(composed)):
             dry_run(config)
             if sweep:
-                sys.stdout.write(slurm.script(composed, job_count(composed, overrides)))
+                sys.stdout.write(f"{slurm.script(composed, job_count(composed, overrides))}\n")
             return 0
         if sweep:
             return _sweep([*flags, *_search(composed), *overrides], composed)
