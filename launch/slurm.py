@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from unlearn.config import HardwareConfig
 from unlearn.errors import UserError
+from unlearn.signals import STOPPING
 
 LAUNCHER = "slurm"
 """The name of `configs/hydra/launcher/slurm.yaml`."""
@@ -118,14 +119,18 @@ def give_back() -> None:
         return
     if os.environ.get("SLURM_PROCID", "0") != "0":
         sys.exit(0)  # another code would end the first task, which is about to do this
-    if _state() == "RUNNING":
+    requeue: Any = signal.getsignal(signal.SIGUSR2)
+    for number in STOPPING:  # Slurm sends them to all below the job, and they would end what is asked of it
+        signal.signal(number, signal.SIG_IGN)
+    if (state := _state()) == "RUNNING":
         try:
-            signal.raise_signal(signal.SIGUSR2)
+            requeue(signal.SIGUSR2, None)
         except Exception as error:
             raise UserError(
                 "the job ran out of time more often than hardware.slurm.requeues allows; the same command "
                 "continues the run"
             ) from error
+    sys.stderr.write(f"this job is {state}: Slurm decides whether it comes again\n")
     sys.exit(1)
 
 

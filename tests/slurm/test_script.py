@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from launch.slurm import give_back
 from tests.launch.commands import done, unlearn
+from unlearn.signals import on_stop
 
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra `slurm` is not installed")
 
@@ -45,3 +47,15 @@ def test_without_m_or_sbatch_it_is_refused(tmp_path, monkeypatch):
     shown = unlearn(tmp_path, "-m", "hydra/launcher=slurm", "seed=0,1")
     assert shown.code == 2
     assert "no sbatch or srun on PATH" in shown.err
+
+
+def test_what_is_asked_of_slurm_survives_the_signals_that_stop_the_job(tmp_path, monkeypatch):
+    scontrol = tmp_path / "scontrol"  # to which Slurm sends the signal as well, before it can answer
+    scontrol.write_text(f"#!/bin/sh\nkill -TERM $$\ntouch {tmp_path}/asked\necho JobState=CANCELLED\n")
+    scontrol.chmod(0o755)
+    job = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "1", "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    for key, value in job.items():
+        monkeypatch.setenv(key, value)
+    with on_stop(lambda _: pytest.fail("a job that was cancelled is put back")), pytest.raises(SystemExit):
+        give_back()
+    assert (tmp_path / "asked").is_file()
