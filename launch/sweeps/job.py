@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import signal
@@ -28,6 +29,8 @@ from unlearn.signals import STOPPED, STOPPING, on_stop
 
 if TYPE_CHECKING:
     from launch.plan import Plan
+
+log = logging.getLogger(__name__)
 
 _TOLD = 5  # problems of an evaluation that the terminal shows
 
@@ -145,6 +148,7 @@ def _run(
     config: RunConfig, directory: Path, overrides: tuple[str, ...], *, apart: bool, searched: bool
 ) -> Made:
     from launch.check import check
+    from launch.inspection import inspect
     from launch.judgement import with_judgement
     from launch.plan import make_plan
     from launch.processes import ensure, is_complete
@@ -160,6 +164,8 @@ def _run(
     unnamed = directory == Path(config.root).absolute()  # its name could not be told when it was composed
     plan = make_plan(config, None if unnamed else directory)
     console = Console(quiet=not leads())
+    for warning in inspect(config, plan):
+        log.warning("%s", warning)
     for number, run in enumerate(plan.runs, start=1):
         note = " (complete)" if is_complete(run) else ""
         line = f"[bold]{number}/{len(plan.runs)}[/] {run.role}: {short(run.directory)}{note}"
