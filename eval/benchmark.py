@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 from typing_extensions import TypeIs
@@ -17,6 +17,7 @@ from typing_extensions import TypeIs
 from eval import benchmarks
 from eval.records import Records
 from eval.requests import Request
+from unlearn import signatures
 from unlearn.data.example import Example
 from unlearn.errors import UserError
 
@@ -103,19 +104,12 @@ def names() -> list[str]:
 
 
 def options_of(benchmark: Benchmark | LiveBenchmark, given: Mapping[str, Any], name: str) -> Any:
-    """The benchmark's options with the given ones in place.
+    """The benchmark's options with the given ones in place, converted to their types.
 
     Raises:
-        BenchmarkError: an option it does not have.
+        ConfigError: what is wrong with them, by dotted name.
     """
-    known = [field.name for field in fields(benchmark.Options)]
-    for key in given:
-        if key not in known:
-            raise BenchmarkError(f"benchmark {name} has no option {key!r}; it has: {', '.join(known)}")
-    try:
-        return benchmark.Options(**given)
-    except (TypeError, ValueError) as error:
-        raise BenchmarkError(f"benchmark {name}: {error}") from error
+    return signatures.parsed(benchmark.Options, given, f"eval.benchmarks.{name}", f"benchmark {name}")
 
 
 def scored(benchmark: Benchmark | LiveBenchmark, sets: Sets, roles: Sequence[Role] | None = None) -> Sets:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from eval.ragged import Ragged
 from unlearn.errors import UserError
+from unlearn.reading import found
 
 
 class PublishedLogError(UserError):
@@ -19,7 +19,7 @@ class PublishedLogError(UserError):
 
 def get(values: Any, key: str, where: str) -> Any:
     if not isinstance(values, dict):
-        raise PublishedLogError(f"{where}: expected an object with {key!r}, found {_name(values)}")
+        raise PublishedLogError(f"{where}: expected an object with {key!r}, found {found(values)}")
     if key not in values:
         have = ", ".join(list(values)[:16]) or "nothing"
         raise PublishedLogError(f"{where}: has no {key!r}; it has: {have}")
@@ -29,7 +29,7 @@ def get(values: Any, key: str, where: str) -> Any:
 def number(value: Any, where: str) -> float:
     # Python reads NaN and Infinity in JSON, and takes true for 1.
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise PublishedLogError(f"{where}: expected a finite number, found {_name(value)}")
+        raise PublishedLogError(f"{where}: expected a finite number, found {found(value)}")
     return float(value)
 
 
@@ -49,7 +49,7 @@ class Column:
         """Of an object whose keys are 0 … E − 1, in any order."""
         if not isinstance(rows, dict) or not rows or not all(key.isdecimal() for key in rows):
             raise PublishedLogError(
-                f'{where}: expected rows {{"0": …, "1": …}}, found {"none" if rows == {} else _name(rows)}'
+                f'{where}: expected rows {{"0": …, "1": …}}, found {"none" if rows == {} else found(rows)}'
             )
         last = max(map(int, rows))
         if len(rows) <= last:
@@ -62,12 +62,12 @@ class Column:
     def field(self, key: str | int) -> Column:
         """The same entry of each row: of an object by its name, of a list by its place; of null null."""
         if isinstance(key, str):
-            found = [None if row is None else get(row, key, self._at(i)) for i, row in enumerate(self.values)]
-            return Column(found, self.where)
+            own = [None if row is None else get(row, key, self._at(i)) for i, row in enumerate(self.values)]
+            return Column(own, self.where)
         for i, row in enumerate(self.values):
             if not isinstance(row, list) or len(row) <= key:
                 raise PublishedLogError(
-                    f"{self._at(i)}: expected a list of more than {key}, found {_name(row)}"
+                    f"{self._at(i)}: expected a list of more than {key}, found {found(row)}"
                 )
         return Column([row[key] for row in self.values], self.where)
 
@@ -87,19 +87,8 @@ class Column:
         """Empty for null."""
         for i, value in enumerate(self.values):
             if value is not None and not isinstance(value, str):
-                raise PublishedLogError(f"{self._at(i)}: expected a text, found {_name(value)}")
+                raise PublishedLogError(f"{self._at(i)}: expected a text, found {found(value)}")
         return tuple(value or "" for value in self.values)
 
     def _at(self, row: int) -> str:
         return f"{self.where}: row {row}"
-
-
-def _name(value: Any) -> str:
-    """A value as JSON calls it, short enough for a message."""
-    if isinstance(value, dict):
-        return f"an object with {', '.join(list(value)[:3]) or 'nothing'}{' …' * (len(value) > 3)}"
-    if isinstance(value, list):
-        return f"a list of {len(value)}"
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    return "NaN" if value != value else repr(value)[:40]

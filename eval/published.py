@@ -7,7 +7,6 @@ computed again. Nothing here needs a model, torch or transformers.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +18,9 @@ import numpy as np
 from eval.logrows import Column, PublishedLogError, get, number
 from eval.metrics.likelihood import TruthRatioForm, log_truth_ratio
 from eval.ragged import Ragged
+from unlearn.errors import UserError
+from unlearn.paths import user_path
+from unlearn.reading import read_json
 
 Origin: TypeAlias = Literal["tofu", "openunlearning"]
 # In these the answer is a name among options: it is its own paraphrase, and its probability is relative.
@@ -113,7 +115,7 @@ def read_log(path: Path | str) -> PublishedLog:
     Raises:
         PublishedLogError: it is neither, or rows are missing or not finite.
     """
-    path = Path(path)
+    path = user_path(path)
     content = _json(path)
     keys = list(content) if isinstance(content, dict) else []
     if "avg_gt_loss" in keys:
@@ -138,11 +140,9 @@ def read_log(path: Path | str) -> PublishedLog:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_bytes())
-    except OSError as error:
-        raise PublishedLogError(f"{path}: cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise PublishedLogError(f"{path}: is not JSON: {error}") from None
+        return read_json(path, constants=True)
+    except UserError as error:
+        raise PublishedLogError(str(error)) from None
 
 
 def _read_tofu(path: Path, content: Mapping[str, Any]) -> PublishedLog:

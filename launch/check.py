@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launch.nodes.task import node as this_node
 from launch.nodes.task import this_task
 from unlearn.config import HardwareConfig, MethodConfig, ProbeConfig, RunConfig
-from unlearn.data import alternatives
-from unlearn.data.sources import available, source
+from unlearn.data import alternatives, sources
+from unlearn.data.sources import available
 from unlearn.errors import ConfigError, UserError
+from unlearn.paths import file_problem, folder_problem, is_file, is_folder, user_path
 from unlearn.probes.saved import saved_models
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def _tracker(config: RunConfig) -> list[str]:
 
 def is_local(path: str) -> bool:
     """Whether a path is meant as one of this machine, not as an id of the hub."""
-    return Path(path).expanduser().is_absolute() or path.startswith(".") or Path(path).exists()
+    return user_path(path).is_absolute() or path.startswith(".") or is_folder(path) or is_file(path)
 
 
 def _model(config: RunConfig) -> list[str]:
@@ -73,19 +73,15 @@ def _model(config: RunConfig) -> list[str]:
     for key, path in checkpoints.items():
         if path is None or not is_local(path):
             continue
-        if not Path(path).expanduser().is_dir():
-            problems.append(f"{key}={path}: there is no such folder")
-        elif not (Path(path).expanduser() / "config.json").is_file():
+        if problem := folder_problem(path):
+            problems.append(f"{key}={path}: {problem}")
+        elif not is_file(user_path(path) / "config.json"):
             problems.append(f"{key}={path}: the folder holds no model (no config.json)")
     return problems
 
 
 def _dataset(config: RunConfig) -> list[str]:
-    try:
-        problems: list[str] = source(config.dataset).check(config.dataset)
-    except ConfigError as error:
-        return error.problems
-    if problems:
+    if problems := sources.check(config.dataset):
         return problems
     from unlearn.methods import training_sets
 
@@ -182,8 +178,9 @@ def _method(config: RunConfig) -> list[str]:
         problems.append(
             "dataset.annotations is not set: a weighting looks at annotated spans; give a json file of them"
         )
-    if config.dataset.annotations is not None and not Path(config.dataset.annotations).is_file():
-        problems.append(f"dataset.annotations={config.dataset.annotations}: there is no such file")
+    annotations = config.dataset.annotations
+    if annotations is not None and (problem := file_problem(annotations)):
+        problems.append(f"dataset.annotations={annotations}: {problem}")
     if method.schedule == "auto":
         kind = method.auto_lr.loss
         if kind != "combined" and not any(term.group.replace("template", "forget") == kind for term in terms):
@@ -304,6 +301,9 @@ def _evaluation(config: RunConfig) -> list[str]:
         except BenchmarkError as error:
             problems.append(f"eval.benchmarks.{name}: {error}")
             continue
+        except ConfigError as error:
+            problems += error.problems
+            continue
         if benchmark.SETS and not benchmark.SETS.keys() & has:
             problems.append(
                 f"eval.benchmarks.{name}: scores {', '.join(benchmark.SETS)}, and dataset "
@@ -327,7 +327,7 @@ def _evaluation(config: RunConfig) -> list[str]:
         from eval.published import read_log
 
         try:
-            read_log(Path(log))
+            read_log(log)
         except PublishedLogError as error:
             problems.append(f"model.retain_log: {error}")
     return problems

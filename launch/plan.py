@@ -16,6 +16,7 @@ from unlearn.data.sources import BASE, available, before, identity, retain_model
 from unlearn.data.sources.tables import content_hash
 from unlearn.files import digest
 from unlearn.methods import bind, needs_alternatives, training_sets
+from unlearn.paths import user_path
 from unlearn.probes.saved import saved_models
 from unlearn.run import Beside, Job, Weights, benchmark_options, evaluation_sets, watched_sets
 from unlearn.rundir import RunDir
@@ -79,7 +80,7 @@ def make_plan(config: RunConfig, directory: Path | None = None) -> Plan:
     if method.start == "base" and method.terms:
         return Plan((_planned("run", config, base, directory=directory),))
     target = _target(config, base, runs)
-    beside = Beside(log=Path(config.model.retain_log) if config.model.retain_log else None)
+    beside = Beside(log=user_path(config.model.retain_log) if config.model.retain_log else None)
     if (config.eval.benchmarks or config.eval.variants) and config.eval.compare:
         retain = _retain(config, runs) if beside.log is None else None
         if retain is not None:
@@ -135,9 +136,9 @@ def _files(config: RunConfig) -> dict[str, Any]:
     if any(needs_alternatives(term) for term in bind(method)):
         found["alternatives"] = alternatives.identity(method.alternatives)
     if config.dataset.annotations is not None:
-        found["annotations"] = content_hash(Path(config.dataset.annotations))
+        found["annotations"] = content_hash(user_path(config.dataset.annotations))
     sae = (method.intervention or {}).get("sae")
-    return found | ({"sae": content_hash(Path(sae))} if sae else {})
+    return found | ({"sae": content_hash(user_path(sae))} if sae else {})
 
 
 def needs_reinforced(method: MethodConfig) -> bool:
@@ -240,7 +241,12 @@ def run_name(config: RunConfig, mark: str) -> str:
     """Folder name of a run: readable, and unique by its fingerprint."""
     split = config.dataset.full or "full" if "full" in config.method.terms else config.dataset.forget
     parts = [config.method.name, config.dataset.name, _plain(split), config.model.name, mark[:8]]
-    return "-".join(part for part in parts if part)
+    return "-".join(_short(part) for part in parts if part)
+
+
+def _short(part: str) -> str:
+    """At most 60 bytes: file systems allow 255 for a name, and what is unique is the fingerprint."""
+    return part.encode()[:60].decode(errors="ignore")
 
 
 def _plain(split: str | None) -> str:
@@ -248,6 +254,6 @@ def _plain(split: str | None) -> str:
 
 
 def _key(config: RunConfig, source: str | None) -> str:
-    path = str(Path(source).expanduser()) if source is not None and is_local(source) else source
+    path = str(user_path(source)) if source is not None and is_local(source) else source
     seed = {"seed": config.seed} if config.model.kind == "nano" and source is None else {}
     return digest({**models.identity(config.model, path), **seed})

@@ -12,6 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
+from unlearn.reading import lines_of
+
 Results = dict[str, float | None]
 Example = dict[str, Any]
 ExampleKey = tuple[str, str, str]
@@ -60,13 +62,13 @@ def problems(path: Path) -> dict[str, list[str]]:
 def history(run_dir: Path) -> list[dict[str, Any]]:
     """Rows by step: those of one step merged; what a resumed run repeats counts as it was last."""
     file = run_dir / "history.jsonl"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    lines = [*lines_of(file.read_text(encoding="utf-8"))] if file.exists() else []
     steps: dict[int, dict[str, Any]] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in lines:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            if number == len(lines):  # cut off while it was written
+            if number == lines[-1][0]:  # cut off while it was written
                 break
             raise ValueError(f"{file}, line {number}, is not JSON: {error}") from error
         steps.setdefault(row["step"], {}).update(row)
@@ -98,5 +100,5 @@ def _rows(file: Path) -> list[Example]:
 def _json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} is not JSON: {error}") from error

@@ -120,8 +120,6 @@ class Preparation:
 
     def _sampled(self, examples: Sequence[Example], target: FrozenModel) -> list[list[str]]:
         cfg, hardware = self.config.method.alternatives, self.config.hardware
-        if any(e.question is None for e in examples):
-            raise UserError("method.alternatives.source=sampled: plain texts have no question to answer anew")
         asked = cfg.prompt or "{question}"
         questions = [
             asked.replace("{question}", e.question or "").replace("{answer}", e.answer) for e in examples

@@ -54,7 +54,7 @@ class RunDir:
         if not self.history.is_file():
             return []
         rows = []
-        for line in self.history.read_text(encoding="utf-8").splitlines():
+        for line in self.history.read_text(encoding="utf-8").split("\n")[:-1]:
             try:
                 rows.append(json.loads(line))
             except json.JSONDecodeError:

@@ -6,10 +6,16 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
 from types import ModuleType
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
-from unlearn.errors import did_you_mean
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from unlearn.errors import ConfigError, did_you_mean
+
+T = TypeVar("T")
 
 
 def modules(package: ModuleType) -> list[str]:
@@ -78,3 +84,60 @@ def _wanted(annotation: Any, value: Any) -> str | None:
         return "true or false"
     choices = get_args(annotation) if get_origin(annotation) is Literal else ()
     return f"one of {', '.join(map(str, choices))}" if choices and value not in choices else None
+
+
+def parsed(kind: type[T], given: Mapping[str, Any], key: str, owner: str) -> T:
+    """Return options, a dataclass or a pydantic model, with the given values converted to their types.
+
+    Raises:
+        ConfigError: every key that there is not, with near misses, and every value that does not fit, by
+            dotted name; `owner` is whose options they are.
+    """
+    known, adapter = _fields(kind), _adapter(kind)  # type: ignore[arg-type]
+    problems = [
+        f"{key}.{name}={value}: {owner} has no option {name}{did_you_mean(str(name), known)}"
+        for name, value in given.items()
+        if name not in known
+    ]
+    try:
+        made: T = adapter.validate_python({name: v for name, v in given.items() if name in known})
+    except ValidationError as error:
+        problems += _explained(kind, error, given, key, owner)
+    if problems:
+        raise ConfigError(problems)
+    return made
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def _fields(kind: Any) -> list[str]:
+    if is_dataclass(kind):
+        return [field.name for field in fields(kind)]
+    return [*kind.model_fields] if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+
+
+def _explained(
+    kind: Any, error: ValidationError, given: Mapping[str, Any], key: str, owner: str
+) -> list[str]:
+    """One sentence for each value that does not fit, whatever number of types it was tried as."""
+    told: dict[str, list[str]] = {}
+    for each in error.errors():
+        said = each["msg"].removeprefix("Value error, ")
+        loc = [str(part) for part in each["loc"]]
+        if not loc:  # of the options together
+            told[f"{key}.{said}"] = []
+        elif each["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            inner = kind.model_fields[loc[0]].annotation if issubclass(kind, BaseModel) else None
+            near = did_you_mean(loc[-1], _fields(inner)) if len(loc) == 2 else ""
+            told[f"{key}.{'.'.join(loc)}={each['input']}: {owner} has no option {loc[-1]}{near}"] = []
+        elif each["type"] == "missing":
+            told[f"{key}.{'.'.join(loc)} is not set: {owner} needs it"] = []
+        else:
+            nested = isinstance(given.get(loc[0]), Mapping | list | tuple)
+            name = ".".join(loc) if nested and each["input"] != given[loc[0]] else loc[0]
+            whys = told.setdefault(f"{key}.{name}={each['input']!r}", [])
+            whys.append(said if said[:2].isupper() else said[0].lower() + said[1:])
+    return [f"{head}: {' or '.join(dict.fromkeys(whys))}" if whys else head for head, whys in told.items()]

@@ -34,15 +34,14 @@ class Options:
     `chat_template`: whether questions are put as messages of a chat.
     """
 
-    tasks: tuple[str, ...] = _TASKS
+    tasks: harness.Names = _TASKS
     fewshot: int | None = None
     limit: int | None = None
     include_path: str | None = None
     chat_template: bool = False
 
     def __post_init__(self) -> None:
-        names = (self.tasks,) if isinstance(self.tasks, str) else tuple(self.tasks)
-        object.__setattr__(self, "tasks", tuple(dict.fromkeys(names)))
+        object.__setattr__(self, "tasks", tuple(dict.fromkeys(self.tasks)))
         if not self.tasks:
             raise ValueError("tasks=[]; name at least one task")
         harness.check_counts(self.fewshot, self.limit)

@@ -30,7 +30,7 @@ class Options:
     files, which go before the library's of the same names.
     """
 
-    parts: tuple[str, ...] = PARTS
+    parts: harness.Names = PARTS
     mmlu: bool = True
     fewshot: int = 0
     limit: int | None = None
@@ -38,8 +38,7 @@ class Options:
     tasks: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        names = (self.parts,) if isinstance(self.parts, str) else tuple(self.parts)
-        object.__setattr__(self, "parts", tuple(dict.fromkeys(names)))
+        object.__setattr__(self, "parts", tuple(dict.fromkeys(self.parts)))
         for part in (*self.parts, *(key for key in self.tasks if key != "mmlu")):
             if part not in PARTS:
                 raise ValueError(f"there is no part {part!r}{did_you_mean(part, PARTS)}")

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import torch
 
-from eval.harness.lookup import HarnessError, check_counts, manager, problems, task_files
+from eval.harness.lookup import HarnessError, Names, check_counts, manager, problems, task_files
 from eval.harness.outcome import Outcome, outcome
 from eval.shard import Shard
 
 if TYPE_CHECKING:
     from eval.live import Live
 
-__all__ = ["HarnessError", "Outcome", "check_counts", "problems", "run_tasks", "task_files"]
+__all__ = ["HarnessError", "Names", "Outcome", "check_counts", "problems", "run_tasks", "task_files"]
 
 _log = logging.getLogger(__name__)
 _SEED = 1234  # the harness's own for examples of few-shot prompts; its published numbers are drawn with it

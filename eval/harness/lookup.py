@@ -8,12 +8,14 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
 from packaging.version import Version
+from pydantic import BeforeValidator
 
 from unlearn.data.sources.tables import content_hash
 from unlearn.errors import UserError, did_you_mean
+from unlearn.paths import folder_problem, is_folder, user_path
 
 _OLDEST = "0.4.12"  # the first whose task manager loads flat dictionaries of tasks and groups
 _INSTALL = "pip install 'unlearn-lab[lm-eval]'"
@@ -28,14 +30,28 @@ def problems(tasks: Sequence[str], include_path: str | None) -> list[str]:
     """Why these tasks could not be run, as far as it can be told without their data; best: nothing."""
     if found := _absent():
         return [found]
-    if include_path is not None and not Path(include_path).expanduser().is_dir():
-        return [f"include_path={include_path}: there is no such folder"]
-    own = _index(include_path, False).task_index if include_path is not None else {}
+    own: dict[str, Any] = {}
+    if include_path is not None:
+        if problem := folder_problem(include_path):
+            return [f"include_path={include_path}: {problem}"]
+        try:
+            own = _index(include_path, False).task_index
+        except Exception as error:  # of a library that raises whatever YAML does
+            why = " ".join(str(error).split())[:200]
+            return [f"include_path={include_path}: lm_eval cannot read its task files ({why})"]
     unknown = _unmentioned([task for task in tasks if task not in own])
     if unknown:  # names that are composed of several files are not seen at a glance: the whole index, seconds
         known = _index(include_path, True).all_tasks
         unknown = [task for task in unknown if task not in known]
     return [f"lm_eval has no task {task!r}{_near(task, known)}" for task in unknown]
+
+
+def _named(names: Any) -> Any:
+    return (names,) if isinstance(names, str) else names
+
+
+Names: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_named)]
+"""Names of tasks or parts: several, or one."""
 
 
 def check_counts(fewshot: int | None, limit: int | None) -> None:
@@ -76,7 +92,7 @@ def _absent() -> str | None:
 def _index(include_path: str | None, library: bool) -> Any:
     from lm_eval.tasks import TaskManager
 
-    own = None if include_path is None else str(Path(include_path).expanduser())
+    own = None if include_path is None else str(user_path(include_path))
     return TaskManager(include_path=own, include_defaults=library)
 
 
@@ -114,8 +130,8 @@ def _near(task: str, known: Sequence[str]) -> str:
 
 def task_files(include_path: str | None) -> dict[str, str]:
     """Hashes of what lies in a folder of task files, by name: data beside the tasks included."""
-    folder = Path(include_path).expanduser() if include_path else None
-    if folder is None or not folder.is_dir():
+    folder = user_path(include_path) if include_path else None
+    if folder is None or not is_folder(folder):
         return {}
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): content_hash(path) for path in files}

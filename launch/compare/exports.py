@@ -16,6 +16,7 @@ from launch.compare.runs import ComparedRun, Unusable, kind_of, measured, number
 from launch.settings import flat
 from launch.table import direction
 from unlearn.errors import UserError
+from unlearn.reading import lines_of
 
 ENDINGS = (".csv", ".json", ".jsonl")
 _METHODS = ("method.name", "method", "trainer.handler", "trainer", "unlearn_method", "algorithm")
@@ -157,7 +158,7 @@ def _json(text: str) -> Iterator[Line]:
     if text.lstrip().startswith("["):
         objects = json.loads(text)
     else:
-        objects = [json.loads(line) for line in text.splitlines() if line.strip()]
+        objects = [json.loads(line) for _, line in lines_of(text)]
     for each in objects:
         if not isinstance(each, dict) or not {"config", "summary"} <= set(each):
             raise ValueError("an entry has no config and summary")

@@ -24,12 +24,13 @@ pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
 from eval_fixtures import CITIES, NAMES, encoder, model
 
 from eval import harness
-from eval.benchmark import BenchmarkError, find, is_live, options_of
+from eval.benchmark import find, is_live, options_of
 from eval.benchmarks import general, wmdp
 from eval.harness import HarnessError
 from eval.live import Live
 from eval.shard import Shard
 from unlearn.data.tokens import Encoder
+from unlearn.errors import ConfigError
 
 # The shape of the library's own files: description, question and letters as in its WMDP and MMLU.
 CHOICE = """
@@ -430,15 +431,15 @@ def test_wmdp_keys_with_files_in_the_place_of_the_librarys(tmp_path: Path, folde
 def test_options_that_cannot_be(tmp_path: Path) -> None:
     for name in ("general", "wmdp"):
         assert is_live(find(name))
-        with pytest.raises(BenchmarkError, match="limit=0"):
+        with pytest.raises(ConfigError, match="limit=0"):
             options_of(find(name), {"limit": 0}, name)
-        with pytest.raises(BenchmarkError, match="fewshot=-1"):
+        with pytest.raises(ConfigError, match="fewshot=-1"):
             options_of(find(name), {"fewshot": -1}, name)
-    with pytest.raises(BenchmarkError, match="name at least one task"):
+    with pytest.raises(ConfigError, match="name at least one task"):
         options_of(find("general"), {"tasks": []}, "general")
-    with pytest.raises(BenchmarkError, match=r"no part 'chemistry' \(did you mean chem\?\)"):
+    with pytest.raises(ConfigError, match=r"no part 'chemistry' \(did you mean chem\?\)"):
         options_of(find("wmdp"), {"parts": ["chemistry"]}, "wmdp")
-    with pytest.raises(BenchmarkError, match="nothing is left"):
+    with pytest.raises(ConfigError, match="nothing is left"):
         options_of(find("wmdp"), {"parts": [], "mmlu": False}, "wmdp")
     (problem,) = general.check(general.Options(include_path=str(tmp_path / "nowhere")))
     assert problem == f"include_path={tmp_path / 'nowhere'}: there is no such folder"

@@ -163,7 +163,7 @@ def broken(**changes):
 
 
 REFUSED = {
-    "not json": ("{", r"log\.json: is not JSON"),
+    "not json": ("{", r"log\.json, line 1: not JSON"),
     "a list": ([1], r"neither an original TOFU log .* found a JSON list"),
     "no known key": ({"a": {}}, r"neither .* nor OpenUnlearning's .* found the keys a"),
     "a summary": ({"forget_Q_A_Prob": 0.5, "model_utility": 0.4}, r"give the TOFU_EVAL\.json beside it"),

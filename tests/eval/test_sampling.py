@@ -16,6 +16,7 @@ from eval.benchmarks.sampling import Options, any_leaks, expected_max, interval,
 from eval.evaluate import evaluate
 from eval.records import GenerationRecords, Records, write_records
 from unlearn.data.example import Example
+from unlearn.errors import ConfigError
 
 CODE = encoder()
 TRUE = "one two three four five"
@@ -131,7 +132,7 @@ def test_a_whole_evaluation_is_the_same_twice(tmp_path):
     ],
 )
 def test_options_that_make_no_sense(options, words):
-    with pytest.raises(BenchmarkError, match=words):
+    with pytest.raises(ConfigError, match=words):
         options_of(find("sampling"), options, "sampling")
 
 

@@ -24,6 +24,7 @@ from eval.records import (
 )
 from eval.requests import Generation, GradientNorm
 from unlearn.data.example import Example
+from unlearn.errors import ConfigError
 from unlearn.files import finite
 
 # As a dataset has them: the benchmark knows the first two without `_eval`.
@@ -266,12 +267,12 @@ def test_what_does_not_exist_is_refused_with_what_does():
     with pytest.raises(BenchmarkError, match="the set forget has no examples"):
         requests({"forget": []}, Options())
     for wrong, told in (
-        ({"max_tokens": 3}, r"no option 'max_tokens'; it has: max_new_tokens, truth_ratio"),
-        ({"min_k": 0}, "min_k=0: the share"),
-        ({"truth_ratio": "mean"}, "choose geometric or arithmetic"),
+        ({"max_tokens": 3}, r"no option max_tokens \(did you mean max_new_tokens"),
+        ({"min_k": 0}, "min_k=0.0: the share"),
+        ({"truth_ratio": "mean"}, "'geometric' or 'arithmetic'"),
         ({"max_new_tokens": 0}, "generation=false"),
     ):
-        with pytest.raises(BenchmarkError, match=told):
+        with pytest.raises(ConfigError, match=told):
             score_directory("tofu", {}, Path("nowhere"), options=wrong)
     with pytest.raises(BenchmarkError, match="forget/0 has no question"):
         requests({"forget": [Example("forget/0", "a plain text")]}, Options())

@@ -166,11 +166,11 @@ REFUSED = {
     "unknown benchmark": (["eval.benchmarks.toffee={}"], ["eval.benchmarks.toffee", "tofu"]),
     "unknown benchmark option": (
         ["eval.benchmarks.tofu.truth=1"],
-        ["eval.benchmarks.tofu", "'truth'", "truth_ratio"],
+        ["eval.benchmarks.tofu.truth=1", "did you mean truth_ratio"],
     ),
     "wrong value of a benchmark option": (
         ["eval.benchmarks.tofu.truth_ratio=harmonic"],
-        ["eval.benchmarks.tofu", "truth_ratio=harmonic", "geometric"],
+        ["eval.benchmarks.tofu.truth_ratio='harmonic'", "geometric"],
     ),
     "benchmark of other data": (["eval=muse"], ["eval.benchmarks.muse", "verbmem", "authors", "dataset="]),
     "one of several": (["eval=[tofu,samplin]"], ["eval=samplin", "sampling"]),

@@ -146,12 +146,11 @@ def test_answers_of_a_file(name: str, text: str, tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("a.txt", " \n\n", "the file has no answers; write one a line"),
-        ("a.json", "[]", "the file has no answers"),
-        ("a.json", '{"a": 1}', "a list of answers is wanted, found dict"),
-        ("a.json", '["a", 3]', "entry 2: neither a string nor an object"),
-        ("a.jsonl", '{"question": "a"}', "entry 1: neither a string nor"),
-        ("a.jsonl", "I don't know.\n", r"not jsonl .*I don't know.*suffix \.txt"),
-        ("a.txt", "caf\udce9", "not text in UTF-8"),
+        ("a.json", "[]", "the file has no rows"),
+        ("a.json", '["a", 3]', "row 1: a JSON object is wanted, found the number 3"),
+        ("a.jsonl", '{"question": "a"}', r"row 0 \(line 1\): column 'answer' is missing \(columns: question"),
+        ("a.jsonl", "I don't know.\n", r"line 1: not JSON"),
+        ("a.txt", "caf\udce9", "line 1: not text in UTF-8"),
     ],
 )
 def test_files_that_hold_no_answers(name: str, text: str, message: str, tmp_path: Path) -> None:
@@ -198,7 +197,7 @@ def test_column_template_of_ones_own_data(tmp_path: Path) -> None:
     renamed = cfg.model_copy(update={"options": {"columns": {"template": "mine"}}})
     assert [e.template for e in load_sets(renamed, ["retain"])["retain"]] == ["Other."]
     (tmp_path / "r.jsonl").write_text('{"question": "who?", "answer": "me", "template": 3}\n')
-    with pytest.raises(UserError, match="column 'template' holds int, not text"):
+    with pytest.raises(UserError, match="column 'template' holds the number 3, where a text is wanted"):
         load_sets(cfg, ["retain"])
 
 

@@ -83,7 +83,7 @@ def test_spans_and_pieces(tmp_path: Path) -> None:
         ([[0, True]], "neither"),
         ([[0.0, 2.0]], "neither"),
         ([7], "7 is neither"),
-        ("Ann", "a list of spans or pieces of the answer is wanted, found str"),
+        ("Ann", "a list of spans or pieces of the answer is wanted, found the text"),
     ],
 )
 def test_entries_that_do_not_fit(items: Any, message: str, tmp_path: Path) -> None:
@@ -109,9 +109,9 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
 def test_files_that_are_no_annotations(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"dataset\.annotations=.*gone\.json: there is no such file"):
         load_annotations(tmp_path / "gone.json", [ANN])
-    with pytest.raises(UserError, match=r"not JSON \(.*line 1"):
+    with pytest.raises(UserError, match="line 1: not JSON"):
         load(tmp_path, "{", [ANN])
-    with pytest.raises(UserError, match="an object from example id to spans is wanted, found list"):
+    with pytest.raises(UserError, match="an object from example id to spans is wanted, found a list of 1"):
         load(tmp_path, [["Ann"]], [ANN])
 
 

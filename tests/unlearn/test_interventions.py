@@ -111,7 +111,7 @@ def test_check_names_keys_and_near_misses(tmp_path: Path) -> None:
     )
     assert len(check({"name": "grun", "rank": 0, "gate": "mpl"})) == 2
     assert check({"name": "dsg"}) == ["method.intervention.sae is not set: dsg needs it"]
-    assert "is not a file" in check({"name": "dsg", "sae": str(tmp_path / "none.npz")})[0]
+    assert "no such file" in check({"name": "dsg", "sae": str(tmp_path / "none.npz")})[0]
     assert "give a .safetensors or .npz" in check({"name": "dsg", "sae": "sae.pt"})[0]
 
 

@@ -116,7 +116,7 @@ def test_identity_is_the_content_of_the_sets_in_question(folder):
     ("row", "words"),
     [
         ({"id": "x7"}, ["row 0", "'x7' ends neither"]),
-        ({"task": 3}, ["row 0", "column 'task' holds int"]),
+        ({"task": 3}, ["row 0", "column 'task' holds the number 3"]),
         ({"output": None}, ["row 0", "column 'output'"]),
     ],
 )

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from unlearn.config import DatasetConfig
-from unlearn.data.sources import available, identity, load_sets, muse, source
+from unlearn.data.sources import available, check, identity, load_sets, muse, source
 from unlearn.data.sources import copyright as book
 from unlearn.errors import UserError
 
@@ -137,16 +137,16 @@ def test_what_is_missing_is_named(news: DatasetConfig) -> None:
     (problem,) = muse.check(news)
     assert "knowmem/retain_qa but not knowmem/retain_qa_icl" in problem
     write(folder, "verbmem/forget", [{"prompt": "It was"}])
-    with pytest.raises(UserError, match=r"verbmem/forget, row 0: column 'gt' is missing \(columns: prompt\)"):
+    with pytest.raises(UserError, match=r"verbmem/forget\.jsonl, row 0 \(line 1\): column 'gt' is missing"):
         load_sets(news, ["verbmem"])
     write(folder, "raw/forget", [{"text": "fine"}, {"body": "not so"}])
-    with pytest.raises(UserError, match="raw/forget, row 1: column 'text' is missing"):
+    with pytest.raises(UserError, match=r"raw/forget\.jsonl, row 1 \(line 2\): column 'text' is missing"):
         load_sets(news, ["forget"])
     for path, words in ((None, "is not set"), (str(folder / "gone"), "no such folder")):
         (problem,) = muse.check(changed(news, path=path))
         assert words in problem
-    (problem,) = muse.check(changed(news, options={"join": True}))
-    assert problem.startswith("dataset.options.join: ")
+    (problem,) = check(changed(news, options={"join": True}))
+    assert problem.startswith("dataset.options.join=True: source muse has no option join (did you mean")
 
 
 def test_a_folder_without_probes_has_no_such_sets(tmp_path: Path) -> None:
@@ -268,9 +268,9 @@ def test_what_a_text_cannot_give(text: DatasetConfig, tmp_path: Path) -> None:
         "dataset.forget", "dataset.options.prompt_words", "dataset.path", "dataset.retain",
     ]  # fmt: skip
     assert "dataset.path is not set" in book.check(changed(text, path=None))[0]
-    assert book.check(changed(text, options={"chunk": 1}))[0].startswith("dataset.options.chunk: ")
+    assert check(changed(text, options={"chunk": 1}))[0].startswith("dataset.options.chunk=1: ")
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1"))
-    with pytest.raises(UserError, match=r"latin\.txt: not a text in UTF-8 \(byte 0\)"):
+    with pytest.raises(UserError, match=r"latin\.txt, line 1: not text in UTF-8"):
         load_sets(changed(text, path=str(tmp_path / "latin.txt")), ["forget"])
     (tmp_path / "blank.txt").write_text(" \n")
     with pytest.raises(UserError, match=r"blank\.txt: the file is empty"):

@@ -10,7 +10,7 @@ import pytest
 
 from unlearn.config import DatasetConfig
 from unlearn.data.sources import available, identity, load_sets
-from unlearn.data.sources.tables import parse_split, read_file
+from unlearn.data.sources.tables import parse_split, read_rows
 from unlearn.data.sources.tofu import check
 from unlearn.errors import UserError
 
@@ -102,25 +102,7 @@ def test_json_jsonl_and_parquet_read_the_same(tmp_path):
     (tmp_path / "list.json").write_text(json.dumps(rows))
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "table.parquet")
     for name in ("lines.jsonl", "list.json", "table.parquet"):
-        assert read_file(tmp_path / name) == rows
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ('{"question": "q", "answer": "a"}\n{"question"', ["line 2", "not a JSON object"]),
-        ("[1, 2", ["not a list of JSON objects"]),
-        ("3\n", ["line 1", "int"]),
-        ("\n\n", ["no rows"]),
-    ],
-)
-def test_a_broken_file_is_named_with_its_line(tmp_path, text, words):
-    path = tmp_path / "broken.jsonl"
-    path.write_text(text)
-    with pytest.raises(UserError) as refused:
-        read_file(path)
-    for word in ["broken.jsonl", *words]:
-        assert word in str(refused.value)
+        assert read_rows(tmp_path / name).rows == rows
 
 
 def test_custom_columns_and_plain_text(tmp_path):
@@ -140,7 +122,7 @@ def test_custom_columns_and_plain_text(tmp_path):
     assert len(sets["full"]) == 2
     assert sets["forget_eval"] == sets["forget"]
     assert available(cfg)["retain"] == "retain.jsonl"
-    with pytest.raises(UserError, match=r"column 'answer' is missing \(columns: q, a\)"):
+    with pytest.raises(UserError, match=r"row 0 \(line 1\): column 'answer' is missing \(columns: q, a\)"):
         load_sets(cfg.model_copy(update={"options": {"columns": {"question": "q"}}}), ["forget"])
 
 

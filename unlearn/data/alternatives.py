@@ -6,7 +6,6 @@ the number of processes changes them. Answers that the target itself gives are i
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from itertools import chain, islice, repeat
@@ -15,9 +14,12 @@ from random import Random
 from typing import Any
 
 from unlearn.config import AlternativesConfig
+from unlearn.data.columns import text_of
 from unlearn.data.example import Example
-from unlearn.data.sources.tables import content_hash
+from unlearn.data.sources.tables import SUFFIXES, Row, content_hash, read_rows
 from unlearn.errors import UserError
+from unlearn.paths import user_path
+from unlearn.reading import lines_of, read_text
 
 KEY = "method.alternatives"
 _REFUSALS = Path(__file__).with_name("refusals.txt")
@@ -79,7 +81,7 @@ def identity(cfg: AlternativesConfig) -> dict[str, Any]:
     if cfg.source == "sampled":
         named |= {name: getattr(cfg, name) for name in ("prompt", "temperature", "max_new_tokens")}
     elif cfg.source != "column" and (cfg.path or cfg.source == "refusals"):
-        named["file"] = content_hash(Path(cfg.path or _REFUSALS))
+        named["file"] = content_hash(user_path(cfg.path or _REFUSALS))
     return named
 
 
@@ -88,33 +90,28 @@ def refusals() -> list[str]:
     return _distinct(_REFUSALS.read_text(encoding="utf-8").split("\n"))
 
 
-def read_answers(path: Path) -> list[str]:
+def read_answers(path: Path | str) -> list[str]:
     """The distinct answers of a file, sorted.
 
-    One a line; `.jsonl`: a JSON string a line; `.json`: a list of strings. In place of a string there can be
-    an object with `answer` or `text`.
+    One a line; of a file of rows (json, jsonl, parquet) the column `answer` or else `text`, or texts alone.
 
     Raises:
-        UserError: there is no such file, it is no such list, or it has no answers.
+        UserError: the file cannot be read, a row holds no answer, or there are none.
     """
     place = f"{KEY}.path={path}"
-    if not path.is_file():
-        raise UserError(f"{place}: there is no such file; give one with an answer a line, json or jsonl")
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise UserError(f"{place}: not text in UTF-8; save it as such") from None
-    rows = _parsed(text, path.suffix, place)
-    found = _distinct(_text_of(row, f"{place}, entry {number}") for number, row in enumerate(rows, start=1))
-    if not found:
+    if user_path(path).suffix in SUFFIXES:
+        rows = read_rows(path, place).cut(slice(None))
+        return _distinct(_answer(row, where) for _, row, where in rows)
+    answers = _distinct(line for _, line in lines_of(read_text(path, place)))
+    if not answers:
         raise UserError(f"{place}: the file has no answers; write one a line")
-    return found
+    return answers
 
 
 def _given(cfg: AlternativesConfig) -> list[str] | None:
     """The answers to draw from, where they do not depend on the data."""
     if cfg.source in ("refusals", "mismatch") and cfg.path is not None:
-        return read_answers(Path(cfg.path))
+        return read_answers(cfg.path)
     return refusals() if cfg.source == "refusals" else None
 
 
@@ -159,28 +156,8 @@ def _shuffled(n: int, random: Random) -> Iterator[int]:
         moved[at] = moved.get(left - 1, left - 1)
 
 
-def _parsed(text: str, suffix: str, place: str) -> list[Any]:
-    if suffix not in (".json", ".jsonl"):
-        return text.split("\n")
-    try:
-        if suffix == ".jsonl":
-            return [json.loads(line) for line in text.split("\n") if line.strip()]
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"{place}: not {suffix[1:]} ({error.msg} at {error.doc[error.pos :][:30]!r}); "
-            "a file with one answer a line has the suffix .txt"
-        ) from None
-    if not isinstance(rows, list):
-        raise UserError(f"{place}: a list of answers is wanted, found {type(rows).__name__}")
-    return rows
-
-
-def _text_of(row: Any, where: str) -> str:
-    value = row.get("answer", row.get("text")) if isinstance(row, dict) else row
-    if not isinstance(value, str):
-        raise UserError(f"{where}: neither a string nor an object with answer or text ({str(row)[:40]!r})")
-    return value
+def _answer(row: Row, where: str) -> str:
+    return text_of(row, "text" if "answer" not in row and "text" in row else "answer", where)
 
 
 def _distinct(lines: Iterable[str]) -> list[str]:

@@ -7,7 +7,6 @@ A JSON object from an example's id (`"forget10/12"`), or its row as loaded (`"12
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from unlearn.data.example import Example
 from unlearn.errors import UserError
+from unlearn.reading import found, read_json
 
 KEY = "dataset.annotations"
 Span = tuple[int, int]
@@ -27,8 +27,8 @@ def load_annotations(path: Path | str, examples: Sequence[Example]) -> list[list
         UserError: the file is no such object, has no entry for an example, or an entry does not fit the
             answer; one message for all of them.
     """
-    entries = _read(Path(path))
-    found: list[list[Span]] = []
+    entries = read_annotations(path)
+    spans: list[list[Span]] = []
     problems, missing = [], []
     for row, example in enumerate(examples):
         key = example.id if example.id in entries else str(row)
@@ -36,33 +36,31 @@ def load_annotations(path: Path | str, examples: Sequence[Example]) -> list[list
             missing.append(example.id)
             continue
         try:
-            found.append(_spans(entries[key], example.answer))
+            spans.append(_spans(entries[key], example.answer))
         except ValueError as error:
             problems.append(f"{key}: {error}")
     if missing:
         problems.append(f"no entry for {_few(missing)}; write [] where nothing is important")
     if problems:
         raise UserError(f"{KEY}={path}: {_few(problems, separator='; ')}")
-    return found
+    return spans
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError:
-        raise UserError(f"{KEY}={path}: there is no such file") from None
-    except ValueError as error:
-        raise UserError(f"{KEY}={path}: not JSON ({error})") from None
+def read_annotations(path: Path | str) -> dict[str, Any]:
+    """The entries of a file, by id or row; what they hold is checked against the answers.
+
+    Raises:
+        UserError: the file cannot be read, or is no JSON object.
+    """
+    entries = read_json(path, f"{KEY}={path}")
     if not isinstance(entries, dict):
-        raise UserError(
-            f"{KEY}={path}: an object from example id to spans is wanted, found {type(entries).__name__}"
-        )
+        raise UserError(f"{KEY}={path}: an object from example id to spans is wanted, found {found(entries)}")
     return entries
 
 
 def _spans(items: Any, answer: str) -> list[Span]:
     if not isinstance(items, list):
-        raise ValueError(f"a list of spans or pieces of the answer is wanted, found {type(items).__name__}")
+        raise ValueError(f"a list of spans or pieces of the answer is wanted, found {found(items)}")
     spans: list[Span] = []
     absent = [item for item in items if isinstance(item, str) and (not item.strip() or item not in answer)]
     if absent:

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from unlearn import signatures
 from unlearn.config import Section
 from unlearn.errors import ConfigError, UserError, did_you_mean
 from unlearn.files import read_json, write_json
@@ -19,6 +19,7 @@ from unlearn.interventions.base import Intervention, Pass, blocks, host
 from unlearn.interventions.contrast import Contrast
 from unlearn.interventions.dsg import Dsg
 from unlearn.interventions.grun import Grun
+from unlearn.paths import file_problem
 
 __all__ = [
     "Contrast", "Dsg", "Grun", "Intervention", "Pass", "attached", "blocks", "check", "gates", "host", "load",
@@ -62,11 +63,11 @@ def check(options: Mapping[str, Any]) -> list[str]:
         return [f"method.intervention.name={name}: no such intervention{did_you_mean(str(name), names())}"]
     try:
         parsed = _options(options)
-    except ValidationError as error:
-        known = [*_KINDS[name].Options.model_fields, "name"]
-        return [_explain(name, e, known) for e in error.errors()]
+    except ConfigError as error:
+        return error.problems
     file = getattr(parsed, "sae", None)
-    return [f"method.intervention.sae={file} is not a file"] if file and not file.is_file() else []
+    problem = file_problem(file) if file else None
+    return [f"method.intervention.sae={file}: {problem}"] if problem else []
 
 
 def make(
@@ -171,17 +172,8 @@ def load(model: PreTrainedModel, folder: Path) -> list[Intervention]:
 
 def _options(options: Mapping[str, Any]) -> Section:
     rest = {key: value for key, value in options.items() if key != "name"}
-    return _KINDS[options["name"]].Options.model_validate(rest)
-
-
-def _explain(name: str, error: Any, known: list[str]) -> str:
-    key = ".".join(str(part) for part in error["loc"])
-    label = f"method.intervention.{key}"
-    if error["type"] == "missing":
-        return f"{label} is not set: {name} needs it"
-    if error["type"] == "extra_forbidden":
-        return f"{label}={error['input']!r}: {name} has no option {key}{did_you_mean(key, known)}"
-    return f"{label}={error['input']!r}: {error['msg'][0].lower()}{error['msg'][1:]}"
+    name = options["name"]
+    return signatures.parsed(_KINDS[name].Options, rest, "method.intervention", name)
 
 
 def _reinforced(place: int) -> str:

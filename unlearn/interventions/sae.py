@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from unlearn.errors import UserError
+from unlearn.paths import user_path
 
 # Of a ratio whose denominator may be 0; the value of the authors' code.
 _TINY = 1e-21
@@ -54,7 +55,7 @@ def read_sae(file: str | Path, hidden_size: int, *, centred: bool = False) -> SA
     Raises:
         UserError: the file cannot be read, lacks a tensor, or has the shapes of another model.
     """
-    file = Path(file)
+    file = user_path(file)
     label = f"method.intervention.sae={file}"
     try:
         if file.suffix == ".npz":

@@ -7,13 +7,15 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from unlearn.paths import is_file, user_path
+
 
 def saved_models(patterns: Sequence[str]) -> list[Path]:
     """The folders with a model that the patterns match, in their order; those of one pattern by number."""
     found: dict[Path, None] = {}
     for pattern in patterns:
-        paths = [Path(path) for path in glob.glob(str(Path(pattern).expanduser()))]
-        found |= dict.fromkeys(sorted((p for p in paths if (p / "config.json").is_file()), key=_by_number))
+        paths = [Path(path) for path in glob.glob(str(user_path(pattern)))]
+        found |= dict.fromkeys(sorted((p for p in paths if is_file(p / "config.json")), key=_by_number))
     return list(found)
 
 

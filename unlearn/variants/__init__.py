@@ -10,13 +10,11 @@ import math
 import pkgutil
 import shutil
 from collections.abc import Iterable, Mapping
-from dataclasses import fields
 from typing import Any, cast
-
-from pydantic import TypeAdapter, ValidationError
 
 from eval.evaluate import on_first
 from eval.shard import Shard
+from unlearn import signatures
 from unlearn.config import RunConfig
 from unlearn.errors import ConfigError, did_you_mean
 from unlearn.files import digest, read_json, write_json
@@ -48,24 +46,7 @@ def options_of(name: str, given: Mapping[str, Any] | None) -> Any:
     Raises:
         ConfigError: what is wrong with them, by dotted name.
     """
-    variant, given = find(name), dict(given or {})
-    known = [field.name for field in fields(variant.Options)]
-    problems = [
-        f"{KEY}.{name}.{key}={value}: no such option{did_you_mean(key, known)}"
-        for key, value in given.items()
-        if key not in known
-    ]
-    try:
-        options = TypeAdapter(variant.Options).validate_python(given)
-    except ValidationError as error:
-        for each in error.errors():
-            if each["loc"][0] in known:
-                key = ".".join(map(str, each["loc"]))
-                message = each["msg"][0].lower() + each["msg"][1:]
-                problems.append(f"{KEY}.{name}.{key}={each['input']!r}: {message}")
-    if problems:
-        raise ConfigError(problems)
-    return options
+    return signatures.parsed(find(name).Options, given or {}, f"{KEY}.{name}", f"variant {name}")
 
 
 def check(chosen: Mapping[str, Mapping[str, Any] | None], config: RunConfig) -> list[str]:

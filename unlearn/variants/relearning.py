@@ -12,20 +12,21 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from unlearn import models
-from unlearn.config import CheckpointConfig, DatasetConfig, MethodConfig, RunConfig
+from unlearn.config import CheckpointConfig, MethodConfig, RunConfig
 from unlearn.data.example import Example
 from unlearn.data.sources import custom
-from unlearn.data.sources.tables import SUFFIXES, content_hash
+from unlearn.data.sources.tables import content_hash, read_rows
 from unlearn.engine import Engine, deepspeed_config
 from unlearn.errors import UserError
 from unlearn.methods import bind
 from unlearn.micro import Group, Part
+from unlearn.paths import user_path
+from unlearn.reading import read_text
 from unlearn.rules import make_rule
 from unlearn.rundir import RunDir
 from unlearn.trainer import NonFiniteLoss, Trainer
@@ -65,16 +66,12 @@ def check(options: Options, config: RunConfig) -> list[str]:
         if not (value := getattr(options, key)) > 0
     ]
     if options.text is not None:
-        file, suffixes = Path(options.text), (*SUFFIXES, ".txt")
-        if not file.is_file():
-            problems.append(f"text={file}: there is no such file")
-        elif file.suffix not in suffixes:
-            problems.append(f"text={file}: cannot read {file.suffix} (can: {', '.join(suffixes)})")
+        problems += _text_problem(options.text)
     return problems
 
 
 def identity(options: Options) -> Any:
-    text = None if options.text is None else content_hash(Path(options.text))
+    text = None if options.text is None else content_hash(user_path(options.text))
     return asdict(options) | {"text": text}
 
 
@@ -110,7 +107,7 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
 def relearned(bench: Workbench, options: Options) -> list[Example]:
     """What is trained on."""
     if options.text is not None:
-        return bench.encoder.chunks(_read(Path(options.text)))
+        return bench.encoder.chunks(_read(options.text))
     pool = bench.sets.get("forget", [])
     if not pool:
         raise UserError(
@@ -187,8 +184,27 @@ def _trainable(bench: Workbench) -> Any:
     return made
 
 
-def _read(file: Path) -> list[Example]:
-    if file.suffix == ".txt":
-        return [Example(id=file.stem, answer=file.read_text(encoding="utf-8"))]
-    given = DatasetConfig(name="relearning", source="custom", path=str(file.parent), forget=file.name)
-    return custom.load(given, ["forget"])["forget"]
+def _text_problem(path: str) -> list[str]:
+    if problem := custom.rows_problem(user_path(path), path, more=(".txt",)):
+        return [f"text={path}: {problem}"]
+    try:
+        _read(path)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _read(path: str) -> list[Example]:
+    """The examples of a file.
+
+    Raises:
+        UserError: it cannot be read, or does not hold what it should.
+    """
+    file, label = user_path(path), f"text={path}"
+    if file.suffix != ".txt":
+        rows = read_rows(file, label).cut(slice(None))
+        return [custom.example_of(row, where, f"{file.stem}/{number}") for number, row, where in rows]
+    text = read_text(file, label)
+    if not text.strip():
+        raise UserError(f"{label}: the file is empty")
+    return [Example(id=file.stem, answer=text)]

@@ -5,7 +5,8 @@ lists what is wrong without loading anything, and `identity(cfg, names)` says wh
 sets, for a run's fingerprint. The sets are `forget`, `retain`, `full` and `holdout` for training, and those
 that benchmarks score (their `SETS`); a source leaves out what it does not have. It may have two more:
 `before(cfg)`, the forget splits that a model has unlearned earlier, and `retain_model(cfg)`, the split that a
-retain model is trained on (the retain split otherwise) or `BASE`.
+retain model is trained on (the retain split otherwise) or `BASE`, and a class `Options`, what
+`dataset.options` may hold: `check` and the others are called when that fits.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
-from unlearn.config import DatasetConfig
+from unlearn import signatures
+from unlearn.config import DatasetConfig, Section
 from unlearn.data.example import Example
 from unlearn.errors import ConfigError, did_you_mean
 
@@ -34,6 +36,19 @@ def source(cfg: DatasetConfig) -> ModuleType:
     if cfg.source not in known:
         raise ConfigError([f"dataset.source={cfg.source}: no such source{did_you_mean(cfg.source, known)}"])
     return importlib.import_module(f"{__name__}.{cfg.source}")
+
+
+def check(cfg: DatasetConfig) -> list[str]:
+    """What is wrong with the configuration of a dataset, as far as it shows without reading a row."""
+    try:
+        module = source(cfg)
+        signatures.parsed(
+            getattr(module, "Options", Section), cfg.options, "dataset.options", f"source {cfg.source}"
+        )
+    except ConfigError as error:
+        return error.problems
+    problems: list[str] = module.check(cfg)
+    return problems
 
 
 def load_sets(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, list[Example]]:

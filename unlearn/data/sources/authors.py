@@ -6,8 +6,6 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import ValidationError
-
 from unlearn.config import DatasetConfig, Section
 from unlearn.data.authors import author_sets
 from unlearn.data.example import Example
@@ -39,10 +37,6 @@ def check(cfg: DatasetConfig) -> list[str]:
         problems.append(f"dataset.retain={cfg.retain}: authors has one retain split, retain")
     if not re.fullmatch(r"forget\d\d", cfg.forget or "forget10"):
         problems.append(f"dataset.forget={cfg.forget}: write forget and two digits of percent, as forget10")
-    try:
-        Options(**cfg.options)
-    except ValidationError as error:
-        problems += [f"dataset.options.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
     if not problems:
         try:
             load(cfg, ())

@@ -21,14 +21,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import PositiveInt, ValidationError
+from pydantic import PositiveInt
 
 from unlearn.config import DatasetConfig, Section
 from unlearn.data.example import Example
 from unlearn.data.sources import BASE
-from unlearn.data.sources.custom import example_of
-from unlearn.data.sources.tables import SUFFIXES, content_hash, parse_split, read_file
+from unlearn.data.sources.custom import example_of, rows_problem
+from unlearn.data.sources.tables import SUFFIXES, content_hash, parse_split, read_rows
 from unlearn.errors import UserError
+from unlearn.paths import file_problem, user_path
+from unlearn.reading import read_text
 
 _OWN = ("retain", "full", "holdout")
 
@@ -65,11 +67,7 @@ def retain_model(_: DatasetConfig) -> str:
 
 
 def check(cfg: DatasetConfig) -> list[str]:
-    try:
-        options = Options(**cfg.options)
-    except ValidationError as error:
-        return [f"dataset.options.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-    problems = []
+    options, problems = Options(**cfg.options), []
     if cfg.forget is not None:
         problems.append(
             f"dataset.forget={cfg.forget}: the forget set is drawn from dataset.path; set "
@@ -82,22 +80,20 @@ def check(cfg: DatasetConfig) -> list[str]:
         )
     if cfg.path is None:
         problems.append("dataset.path is not set: give the text to forget, a plain text file in UTF-8")
-    elif not Path(cfg.path).expanduser().is_file():
-        problems.append(f"dataset.path={cfg.path}: there is no such file")
+    elif problem := file_problem(cfg.path):
+        problems.append(f"dataset.path={cfg.path}: {problem}")
     for name in _OWN:
-        if (file := _file(cfg, name)) is None:
-            continue
-        if not file.is_file():
-            problems.append(f"dataset.{name}={file}: there is no such file")
-        elif file.suffix not in (".txt", *SUFFIXES):
-            can = ", ".join((".txt", *SUFFIXES))
-            problems.append(f"dataset.{name}={file}: cannot read {file.suffix or 'it'} (can: {can})")
+        file = _file(cfg, name)
+        if file is not None and (problem := rows_problem(file, getattr(cfg, name), more=(".txt",))):
+            problems.append(f"dataset.{name}={file}: {problem}")
+        elif file is not None and file.suffix == ".txt" and parse_split(getattr(cfg, name))[1] != slice(None):
+            problems.append(f"dataset.{name}={getattr(cfg, name)}: a text has no rows to cut; leave @… out")
     return problems
 
 
 def identity(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, Any]:
     wanted = {name.removesuffix("_eval") for name in names} & available(cfg).keys()
-    files = {name: _file(cfg, name) or Path(cfg.path or "").expanduser() for name in wanted}
+    files = {name: _file(cfg, name) or user_path(cfg.path or "") for name in wanted}
     return {
         "files": {name: content_hash(file) for name, file in sorted(files.items())},
         "rows": {
@@ -141,9 +137,9 @@ def whole(text: str, options: Options, name: str) -> list[Example]:
 def _set(cfg: DatasetConfig, name: str, options: Options) -> list[Example]:
     file = _file(cfg, name)
     if file is not None and file.suffix in SUFFIXES:
-        rows = parse_split(getattr(cfg, name))[1]
-        return [example_of(row, file, number) for number, row in list(enumerate(read_file(file)))[rows]]
-    text = _text(file or Path(cfg.path or "").expanduser())
+        table = read_rows(file, f"dataset.{name}={file}").cut(parse_split(getattr(cfg, name))[1])
+        return [example_of(row, where, f"{file.stem}/{number}") for number, row, where in table]
+    text = _text(file or user_path(cfg.path or ""), "dataset.path" if file is None else f"dataset.{name}")
     stem = (file or Path(cfg.path or "")).stem
     return whole(text, options, stem) if name == "full" else passages(text, options, stem)
 
@@ -151,16 +147,13 @@ def _set(cfg: DatasetConfig, name: str, options: Options) -> list[Example]:
 def _file(cfg: DatasetConfig, name: str) -> Path | None:
     """The set's own file; None where it is of the text itself."""
     given = getattr(cfg, name) if name in _OWN else None
-    return None if given is None else Path(parse_split(given)[0]).expanduser()
+    return None if given is None else user_path(parse_split(given)[0])
 
 
-def _text(file: Path) -> str:
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not a text in UTF-8 (byte {error.start}): convert it first") from None
+def _text(file: Path, key: str) -> str:
+    text = read_text(file, f"{key}={file}")
     if not text.strip():
-        raise UserError(f"{file}: the file is empty")
+        raise UserError(f"{key}={file}: the file is empty")
     return text
 
 

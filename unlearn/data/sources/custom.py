@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from unlearn.config import DatasetConfig, Section
+from unlearn.data.columns import optional_text, question_and_answer, text_of
 from unlearn.data.example import Example
-from unlearn.data.sources.tables import SUFFIXES, Row, content_hash, parse_split, read_file, text_of
+from unlearn.data.sources.tables import SUFFIXES, Row, Table, content_hash, parse_split, read_rows, slice_hint
+from unlearn.errors import UserError
+from unlearn.paths import file_problem, user_path
 
 SETS = ("forget", "retain", "full", "holdout")
 
@@ -28,22 +31,24 @@ class Columns(Section):
     template: str = "template"
 
 
+class Options(Section):
+    """`dataset.options` of this source."""
+
+    columns: Columns = Columns()
+
+
 def files(cfg: DatasetConfig) -> dict[str, Path]:
     """Set → file, for the sets that are configured."""
-    base = Path(cfg.path or ".")
-    return {name: base / parse_split(f)[0] for name in SETS if (f := getattr(cfg, name)) is not None}
+    base = user_path(cfg.path or ".")
+    given = {name: file for name in SETS if (file := getattr(cfg, name)) is not None}
+    return {name: base / user_path(parse_split(file)[0]) for name, file in given.items()}
 
 
 def load(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, list[Example]]:
     wanted = set(names)
-    columns = Columns(**cfg.options.get("columns", {}))
-    found = files(cfg)
-    sets = {}
-    for name, path in found.items():
-        rows = parse_split(getattr(cfg, name))[1]
-        if {name, f"{name}_eval"} & wanted:
-            numbered = list(enumerate(read_file(path)))[rows]
-            sets[name] = [example_of(row, path, number, columns) for number, row in numbered]
+    sets = {
+        name: _read(cfg, name, path) for name, path in files(cfg).items() if {name, f"{name}_eval"} & wanted
+    }
     for name in ("forget", "retain"):
         if name in sets and f"{name}_eval" in wanted:
             sets[f"{name}_eval"] = sets[name]
@@ -58,11 +63,18 @@ def check(cfg: DatasetConfig) -> list[str]:
     if cfg.forget is None:
         problems.append("dataset.forget is not set: give a json, jsonl or parquet file of what to forget")
     for name, path in files(cfg).items():
-        if not path.is_file():
-            problems.append(f"dataset.{name}={path}: there is no such file")
-        elif path.suffix not in SUFFIXES:
-            problems.append(f"dataset.{name}={path}: cannot read {path.suffix} (can: {', '.join(SUFFIXES)})")
+        if problem := rows_problem(path, getattr(cfg, name)):
+            problems.append(f"dataset.{name}={path}: {problem}")
     return problems
+
+
+def rows_problem(path: Path, given: str, *, more: tuple[str, ...] = ()) -> str | None:
+    """Why a file of rows, or one with a suffix of `more`, cannot be read; `given` is what was written."""
+    can = (*more, *SUFFIXES)
+    problem = file_problem(path)
+    if problem is not None:
+        return problem + slice_hint(given)
+    return None if path.suffix in can else f"cannot read {path.suffix or 'it'} (can: {', '.join(can)})"
 
 
 def available(cfg: DatasetConfig) -> dict[str, str]:
@@ -83,23 +95,42 @@ def identity(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, Any]:
     }
 
 
-def example_of(row: Row, path: Path, number: int, columns: Columns | None = None) -> Example:
-    """One row of a file.
+def example_of(row: Row, where: str, key: str, columns: Columns | None = None) -> Example:
+    """One row of a file, with the id `key`; `where` is its place in words.
 
     Raises:
-        UserError: a column is absent or not text.
+        UserError: a column is absent, or holds what it may not.
     """
     columns = columns or Columns()
-    where, key = f"{path}, row {number}", f"{path.stem}/{number}"
-    template = text_of(row, columns.template, where) if row.get(columns.template) is not None else None
-    if columns.text in row and columns.question not in row:
-        return Example(id=key, answer=text_of(row, columns.text, where), template=template)
-    return Example(
-        id=key,
-        question=text_of(row, columns.question, where),
-        answer=text_of(row, columns.answer, where),
-        paraphrased_answer=row.get("paraphrased_answer"),
-        perturbed_answers=tuple(row.get("perturbed_answer") or ()),
-        paraphrased_question=row.get("paraphrased_question"),
-        template=template,
+    template = optional_text(row, columns.template, where)
+    if row.get(columns.question) is None and (columns.text in row or columns.question not in row):
+        if columns.text in row:
+            return Example(id=key, answer=text_of(row, columns.text, where), template=template)
+        if not {columns.question, columns.answer} & row.keys():
+            raise UserError(
+                f"{where}: there are neither {columns.question!r} and {columns.answer!r} nor "
+                f"{columns.text!r} (columns: {', '.join(map(str, row))}); name them, as "
+                "dataset.options.columns={question: …, answer: …}"
+            )
+    return question_and_answer(
+        row, where, key, question=columns.question, answer=columns.answer, template=template
     )
+
+
+def _read(cfg: DatasetConfig, name: str, path: Path) -> list[Example]:
+    columns = Options(**cfg.options).columns
+    table = read_rows(path, f"dataset.{name}={path}", text=columns.text)
+    if name == "forget" and "template" in columns.model_fields_set:
+        _check_template(table, columns.template)
+    rows = table.cut(parse_split(getattr(cfg, name))[1])
+    return [example_of(row, where, f"{path.stem}/{number}", columns) for number, row, where in rows]
+
+
+def _check_template(table: Table, column: str) -> None:
+    """A column that was named has to be there, although rows may do without."""
+    known = {str(name): None for row in table.rows for name in row}
+    if column not in known:
+        raise UserError(
+            f"dataset.options.columns.template={column}: {table.label} has no such column (columns: "
+            f"{', '.join(known)})"
+        )

@@ -14,9 +14,19 @@ from pathlib import Path
 from typing import Any
 
 from unlearn.config import DatasetConfig
+from unlearn.data.columns import text_of
 from unlearn.data.example import Example
-from unlearn.data.sources.tables import Row, content_hash, find_file, parse_split, read_file, text_of
+from unlearn.data.sources.tables import (
+    Row,
+    UnavailableError,
+    content_hash,
+    find_file,
+    parse_split,
+    read_rows,
+    slice_hint,
+)
 from unlearn.errors import UserError, did_you_mean
+from unlearn.paths import is_folder, repository_problem, user_path
 
 HUB_SPLITS = ("forget_train", "retain_train", "forget_validation", "retain_validation")
 ATTACK = ("member", "nonmember")
@@ -46,18 +56,22 @@ def load(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, list[Example]]:
 def check(cfg: DatasetConfig) -> list[str]:
     if not cfg.path:
         return ["dataset.path is not set: give the id of LUME's dataset on the hub or a local folder"]
-    folder = Path(cfg.path)
-    local = folder.is_dir()
-    if not local and (folder.is_absolute() or cfg.path.startswith((".", "~"))):
-        return [f"dataset.path={cfg.path}: there is no such folder"]
+    if problem := repository_problem(cfg.path):
+        return [f"dataset.path={cfg.path}: {problem}"]
+    folder = user_path(cfg.path)
+    local = is_folder(folder)
     splits = _splits(cfg)
     problems = []
     for name, split in {**splits, **({"full": cfg.full} if cfg.full else {})}.items():
         base = parse_split(split)[0]
         if local and _file(folder, base) is None:
-            problems.append(f"dataset.{name}={base}: {folder} has no {base}.jsonl, .json or .parquet")
+            problems.append(
+                f"dataset.{name}={base}: {folder} has no {base}.jsonl, .json or .parquet{slice_hint(split)}"
+            )
         elif not local and base not in (*HUB_SPLITS, *ATTACK):
-            problems.append(f"dataset.{name}={base}: no such split{did_you_mean(base, HUB_SPLITS)}")
+            problems.append(
+                f"dataset.{name}={base}: no such split{slice_hint(split) or did_you_mean(base, HUB_SPLITS)}"
+            )
     if len(there := [name for name in ATTACK if name in splits]) == 1:
         problems.append(f"{folder} has {there[0]} alone: the membership attack needs {' and '.join(ATTACK)}")
     return problems
@@ -69,8 +83,8 @@ def identity(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, Any]:
     if "full" in wanted and cfg.full is None:
         wanted |= {"forget", "retain"}
     used = {name: split for name, split in named.items() if name in wanted}
-    folder = Path(cfg.path or "")
-    if not folder.is_dir():
+    folder = user_path(cfg.path or "")
+    if not is_folder(folder):
         return {"path": cfg.path, "splits": used}
     files = {name: _file(folder, parse_split(split)[0]) for name, split in used.items()}
     return {
@@ -80,8 +94,8 @@ def identity(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, Any]:
 
 
 def _splits(cfg: DatasetConfig) -> dict[str, str]:
-    folder = Path(cfg.path or "")
-    local = folder.is_dir()
+    folder = user_path(cfg.path or "")
+    local = is_folder(folder)
     plain = local and _file(folder, "forget") is not None
     forget = cfg.forget or ("forget" if plain else "forget_train")
     named = {"forget": forget, "retain": cfg.retain or parse_split(forget)[0].replace("forget", "retain", 1)}
@@ -104,7 +118,7 @@ def _download(path: str, split: str) -> Path:
     try:
         return Path(hf_hub_download(path, name, repo_type="dataset"))
     except Exception as error:
-        raise UserError(
+        raise UnavailableError(
             f"dataset.path={path}: could not get {name} from the hub ({type(error).__name__}: {error}); "
             "it is open to those who registered at https://llmunlearningsemeval2025.github.io: log in with "
             "`hf auth login`, or give a local folder with forget.jsonl and retain.jsonl"
@@ -114,25 +128,23 @@ def _download(path: str, split: str) -> Path:
 def _read(cfg: DatasetConfig, split: str) -> list[Example]:
     name, rows = parse_split(split)
     path = cfg.path or ""
-    file = _file(Path(path), name) if Path(path).is_dir() else _download(path, name)
+    file = _file(user_path(path), name) if is_folder(path) else _download(path, name)
     if file is None:
         raise UserError(f"{path} has no {name}.jsonl, .json or .parquet")
-    table = list(enumerate(read_file(file)))
-    make = _document if name in ATTACK else _example
-    examples = [make(row, name, f"{file}, row {number}", number) for number, row in table]
+    if name in ATTACK:
+        table = read_rows(file, text="document").cut(rows)
+        return [Example(f"{name}/{number}", text_of(row, "document", where)) for number, row, where in table]
+    table = read_rows(file).cut(rows)
+    examples = [_example(row, name, where) for _, row, where in table]
     seen: set[str] = set()
     for example in examples:
         if example.id in seen:
             raise UserError(f"{file}: two rows have the id {example.id.removeprefix(name + '/')}")
         seen.add(example.id)
-    return examples[rows]
+    return examples
 
 
-def _document(row: Row, name: str, where: str, number: int) -> Example:
-    return Example(id=f"{name}/{number}", answer=text_of(row, "document", where))
-
-
-def _example(row: Row, name: str, where: str, number: int) -> Example:
+def _example(row: Row, name: str, where: str) -> Example:
     # Some ids of the published files have stray quotation marks in them.
     key = text_of(row, "id", where).replace('"', "")
     kind = re.search(r"(sc|qa)\d+$", key)

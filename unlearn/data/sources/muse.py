@@ -19,13 +19,12 @@ Training reads a split as one long text, as the released code does, with blank l
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from unlearn.config import DatasetConfig, Section
+from unlearn.data.columns import text_of
 from unlearn.data.example import Example
 from unlearn.data.sources.tables import (
     Row,
@@ -33,11 +32,12 @@ from unlearn.data.sources.tables import (
     file_names,
     find_file,
     parse_split,
-    read_file,
+    read_rows,
     read_split,
-    text_of,
+    slice_hint,
 )
 from unlearn.errors import did_you_mean
+from unlearn.paths import is_folder, repository_problem, user_path
 
 _SHARD = "-00000-of-00001"
 _BOTH = tuple(
@@ -95,20 +95,16 @@ def load(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, list[Example]]:
 
 
 def check(cfg: DatasetConfig) -> list[str]:
-    try:
-        Options(**cfg.options)
-    except ValidationError as error:
-        return [f"dataset.options.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
     if not cfg.path:
         return ["dataset.path is not set: give muse-bench/MUSE-News, muse-bench/MUSE-Books or a local folder"]
-    folder = Path(cfg.path)
-    if not folder.is_dir() and (folder.is_absolute() or cfg.path.startswith((".", "~"))):
-        return [f"dataset.path={cfg.path}: there is no such folder"]
+    if problem := repository_problem(cfg.path):
+        return [f"dataset.path={cfg.path}: {problem}"]
     known, has, problems = _known(cfg), available(cfg), []
     for name in ("forget", "retain", "full", "holdout"):
         missing = [part for part, _ in _parts(has.get(name, "")) if part and part not in known]
         problems += [
-            f"dataset.{name}={m}: no such split in {cfg.path}{did_you_mean(m, known)}" for m in missing
+            f"dataset.{name}={m}: no such split in {cfg.path}{slice_hint(m) or did_you_mean(m, known)}"
+            for m in missing
         ]
     problems += [
         f"dataset.forget={cfg.forget}: request {earlier} comes before it, and {cfg.path} does not have it"
@@ -127,8 +123,8 @@ def check(cfg: DatasetConfig) -> list[str]:
 def identity(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, Any]:
     named = {name: split for name, split in available(cfg).items() if name in set(names)}
     options = Options(**cfg.options).model_dump() if set(named) & set(_JOINED) else {}
-    folder = Path(cfg.path or "")
-    if not folder.is_dir():
+    folder = user_path(cfg.path or "")
+    if not is_folder(folder):
         return {"path": cfg.path, "splits": named, "options": options}
     parts = {name: _parts(split) for name, split in named.items()}
     files = {name: [_file(folder, part) for part, _ in some] for name, some in parts.items()}
@@ -169,8 +165,8 @@ def _all_of(forget: str, known: list[str]) -> list[str]:
 
 def _known(cfg: DatasetConfig) -> list[str]:
     """The splits there are: of a local folder by its files, of the hub by heart."""
-    folder = Path(cfg.path or "")
-    if not cfg.path or not folder.is_dir():
+    folder = user_path(cfg.path or "")
+    if not cfg.path or not is_folder(folder):
         return [*_BOOKS] if "books" in (cfg.path or "").lower() else [*_BOOKS, *_NEWS_ONLY]
     return sorted(
         f"{part.name}/{name.removesuffix(_SHARD)}"
@@ -192,13 +188,13 @@ def _read(cfg: DatasetConfig, split: str, *, joined: bool) -> list[Example]:
     found = []
     for part in split.split("+"):
         name, rows = parse_split(part)
-        folder = Path(cfg.path or "")
-        file = _file(folder, name) if folder.is_dir() else None
-        table: list[Any] = read_split(cfg.path or "", name) if file is None else read_file(file)
+        folder = user_path(cfg.path or "")
+        file = _file(folder, name) if is_folder(folder) else None
+        table = read_split(cfg.path or "", name) if file is None else read_rows(file)
         columns = _COLUMNS.get(name.split("/")[0])
         examples = [
-            _example(row, columns, f"{name}/{number}", f"{cfg.path}: {name}, row {number}")
-            for number, row in list(enumerate(table))[rows][: cfg.limit]
+            _example(row, columns, f"{name}/{number}", where)
+            for number, row, where in table.cut(rows)[: cfg.limit]
         ]
         if joined and columns is None and examples:
             examples = [Example(id=part, answer="\n\n".join(example.answer for example in examples))]
@@ -206,9 +202,7 @@ def _read(cfg: DatasetConfig, split: str, *, joined: bool) -> list[Example]:
     return found
 
 
-def _example(row: Row | str, columns: tuple[str, str] | None, key: str, where: str) -> Example:
-    if not isinstance(row, Mapping):  # the released files of plain texts are lists of strings
-        row = {"text": row}
+def _example(row: Row, columns: tuple[str, str] | None, key: str, where: str) -> Example:
     if columns is None:
         return Example(id=key, answer=text_of(row, "text", where))
     question, answer = (text_of(row, column, where) for column in columns)

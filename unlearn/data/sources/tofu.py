@@ -7,13 +7,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from unlearn.config import DatasetConfig
+from unlearn.data.columns import question_and_answer
 from unlearn.data.example import Example
-from unlearn.data.sources.tables import content_hash, file_names, find_file, parse_split, read_split, text_of
+from unlearn.data.sources.tables import (
+    content_hash,
+    file_names,
+    find_file,
+    parse_split,
+    read_split,
+    slice_hint,
+)
 from unlearn.errors import did_you_mean
+from unlearn.paths import is_folder, repository_problem, user_path
 
 HUB_SPLITS = (
     "full", "forget01", "forget05", "forget10", "retain99", "retain95", "retain90",
@@ -52,24 +60,24 @@ def load(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, list[Example]]:
 def check(cfg: DatasetConfig) -> list[str]:
     if not cfg.path:
         return ["dataset.path is not set: give locuslab/TOFU or a local folder with its files"]
-    folder = Path(cfg.path)
-    local = folder.is_dir()
-    if not local and (folder.is_absolute() or cfg.path.startswith((".", "~"))):
-        return [f"dataset.path={cfg.path}: there is no such folder"]
-    known = file_names(folder) if local else list(HUB_SPLITS)
+    if problem := repository_problem(cfg.path):
+        return [f"dataset.path={cfg.path}: {problem}"]
+    known = file_names(user_path(cfg.path)) if is_folder(cfg.path) else list(HUB_SPLITS)
     problems = []
     for name, split in available(cfg).items():
         base = parse_split(split)[0]
         if base not in known:
             key = f"dataset.{name}={base}" if name in ("forget", "retain", "full", "holdout") else base
-            problems.append(f"{key}: no such split in {cfg.path}{did_you_mean(base, known)}")
+            problems.append(
+                f"{key}: no such split in {cfg.path}{slice_hint(split) or did_you_mean(base, known)}"
+            )
     return problems
 
 
 def identity(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, Any]:
     named = {name: split for name, split in available(cfg).items() if name in names}
-    folder = Path(cfg.path or "")
-    if not folder.is_dir():
+    folder = user_path(cfg.path or "")
+    if not is_folder(folder):
         return {"path": cfg.path, "splits": named}
     files = {name: find_file(folder, parse_split(split)[0]) for name, split in named.items()}
     return {
@@ -80,8 +88,8 @@ def identity(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, Any]:
 
 def _offered(cfg: DatasetConfig, split: str) -> str | None:
     """The split, where the folder or the hub has it."""
-    folder = Path(cfg.path) if cfg.path else None
-    if folder is None or folder.is_dir():
+    folder = user_path(cfg.path) if cfg.path else None
+    if folder is None or is_folder(folder):
         return split if folder and find_file(folder, split) else None
     return split if split in HUB_SPLITS else None
 
@@ -93,16 +101,6 @@ def _perturbed(forget: str) -> str:
 
 def _read(cfg: DatasetConfig, split: str) -> list[Example]:
     name, rows = parse_split(split)
-    table = list(enumerate(read_split(cfg.path or "", name)))[rows]
     plain = name.removesuffix("_perturbed")
-    return [
-        Example(
-            id=f"{plain}/{number}",
-            question=text_of(row, "question", f"{cfg.path}: {name}, row {number}"),
-            answer=text_of(row, "answer", f"{cfg.path}: {name}, row {number}"),
-            paraphrased_answer=row.get("paraphrased_answer"),
-            perturbed_answers=tuple(row.get("perturbed_answer") or ()),
-            paraphrased_question=row.get("paraphrased_question"),
-        )
-        for number, row in table
-    ]
+    table = read_split(cfg.path or "", name).cut(rows)
+    return [question_and_answer(row, where, f"{plain}/{number}") for number, row, where in table]

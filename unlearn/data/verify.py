@@ -1,0 +1,103 @@
+"""Check the examples of a run, and the files that go with them, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from unlearn.config import DatasetConfig, RunConfig
+from unlearn.data.alternatives import alternatives
+from unlearn.data.annotations import load_annotations, read_annotations
+from unlearn.data.example import Example
+from unlearn.data.sources import available
+from unlearn.errors import ConfigError, UserError
+from unlearn.methods import bind
+from unlearn.micro import kinds, own_view
+
+Sets: TypeAlias = Mapping[str, Sequence[Example]]
+
+_UNSEEN = (
+    ("forget", "holdout"),
+    ("retain", "holdout"),
+    ("privleak_forget", "privleak_holdout"),
+    ("member", "nonmember"),
+)
+
+
+def check_companions(config: RunConfig, sets: Sets) -> None:
+    """Refuse alternative answers and annotations that do not fit the examples that are trained on.
+
+    Raises:
+        UserError: an example has no alternative answer, or an annotation is missing or wrong.
+    """
+    terms = bind(config.method)
+    for name, wanted in kinds((term, term.needs) for term in terms).items():
+        if "alternatives" in wanted:
+            _check_alternatives(config, sets.get(name, ()), sets.get("retain", ()))
+    annotated = {own_view(term).group for term in terms if "important" in term.needs}
+    for name in annotated:
+        examples = sets.get(name, ())
+        if config.dataset.annotations is None:
+            continue
+        if all(example.question is not None for example in examples):
+            load_annotations(config.dataset.annotations, examples)
+        else:  # long texts are cut by the tokenizer, and entries are of the pieces
+            read_annotations(config.dataset.annotations)
+
+
+def overlaps(cfg: DatasetConfig, sets: Sets) -> list[str]:
+    """Compare the sets by question and answer, white space at the ends aside.
+
+    Returns:
+        Warnings: examples of the forget set that the retain set or the holdout has too, and repeated ones.
+
+    Raises:
+        ConfigError: the retain set is the forget set.
+    """
+    forget, retain = _content(sets, "forget"), _content(sets, "retain")
+    if forget and forget == retain:
+        raise ConfigError(
+            [
+                f"{_key(cfg, 'retain')}: the retain set is the forget set (the same {len(forget)} examples): "
+                "what is forgotten would be kept; give other data as dataset.retain"
+            ]
+        )
+    warnings = []
+    if both := len(forget & retain):
+        warnings.append(
+            f"{_key(cfg, 'retain')}: {both} of the {len(forget)} examples of the forget set are in the "
+            "retain set too, and are both forgotten and kept"
+        )
+    for seen, unseen in _UNSEEN:
+        holdout = _content(sets, unseen)
+        if both := len(_content(sets, seen) & holdout):
+            warnings.append(
+                f"{_key(cfg, unseen)}: {both} of its {len(holdout)} examples are in the set {seen} too, "
+                "while membership attacks take all of them for unseen"
+            )
+    for name in ("forget", "retain"):
+        if repeated := len(sets.get(name, ())) - len(_content({name: sets.get(name, ())}, name)):
+            warnings.append(
+                f"{_key(cfg, name)}: {repeated} of its {len(sets[name])} examples repeat an earlier one"
+            )
+    return warnings
+
+
+def _check_alternatives(config: RunConfig, examples: Sequence[Example], pool: Sequence[Example]) -> None:
+    cfg = config.method.alternatives
+    if cfg.source != "sampled":
+        alternatives(cfg, examples, pool=pool, seed=config.seed)
+    elif any(example.question is None for example in examples):
+        raise UserError("method.alternatives.source=sampled: plain texts have no question to answer anew")
+
+
+def _content(sets: Sets, name: str) -> set[tuple[str, str]]:
+    """Questions and answers of a set, as it is trained on and as it is scored."""
+    examples = [*sets.get(name, ()), *sets.get(f"{name}_eval", ())]
+    return {((example.question or "").strip(), example.answer.strip()) for example in examples}
+
+
+def _key(cfg: DatasetConfig, name: str) -> str:
+    split = available(cfg).get(name)
+    named = name in ("forget", "retain", "holdout")
+    return f"dataset.{name}={split}" if named else f"dataset.path={cfg.path}, {split}"
