@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
+from launch.compose import yaml_of_defaults
 from launch.nodes.task import node as this_node
 from launch.nodes.task import this_task
+from unlearn import signatures
 from unlearn.config import HardwareConfig, MethodConfig, ProbeConfig, RunConfig
 from unlearn.data import alternatives, sources
 from unlearn.data.sources import available
@@ -30,6 +32,8 @@ def check(config: RunConfig) -> None:
         *_dataset(config),
         *_hardware(config),
         *_method(config),
+        *_built("model.finetune", "finetune", config.model.finetune),
+        *_built("method.reinforced", "reinforce", config.method.reinforced),
         *_evaluation(config),
         *_probe(config),
         *_tracker(config),
@@ -189,6 +193,22 @@ def _method(config: RunConfig) -> list[str]:
                 f"{kind} term; set one, or method.auto_lr.loss to what there is"
             )
     return problems + _intervention(config, terms)
+
+
+def _built(key: str, option: str, given: Mapping[str, Any]) -> list[str]:
+    """What is wrong with keys of the method by which a model is built that a run starts from."""
+    from unlearn.methods import bind
+
+    try:
+        keys = {**yaml_of_defaults("method", option), **given}
+        method = signatures.parsed(MethodConfig, keys, key, f"method {option}")
+    except ConfigError as error:
+        return error.problems
+    try:
+        bind(method)
+    except ConfigError as error:
+        return [f"{key}.{problem.removeprefix('method.')}" for problem in error.problems]
+    return []
 
 
 def _probe(config: RunConfig) -> list[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 
 from unlearn.errors import UserError
+from unlearn.paths import is_folder, user_path
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +87,8 @@ def gibberish_detector(
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    if is_folder(path_or_hub_id):
+        path_or_hub_id = str(user_path(path_or_hub_id))
     try:
         tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
         model = AutoModelForSequenceClassification.from_pretrained(
