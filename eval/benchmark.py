@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 from typing_extensions import TypeIs
 
 from eval import benchmarks
+from eval.metrics.words import Words
 from eval.records import Records
 from eval.requests import Request
 from unlearn import signatures
@@ -24,6 +25,8 @@ from unlearn.errors import UserError
 if TYPE_CHECKING:
     from eval.live import Live
     from eval.published import PublishedLog
+
+_SHOWN = 3  # examples of a problem that are named
 
 Sets: TypeAlias = Mapping[str, Sequence[Example]]
 Role = Literal["forget", "retain", "utility", "holdout"]
@@ -40,12 +43,13 @@ class Result:
     """`metrics` by their keys of results.json; `examples`: one row per example, NaN where unmeasured.
 
     A row has at least `set` and `id`. `problems`: what could not be measured and why, a sentence each that
-    names the example or the set.
+    names the example or the set. `words`: by set, the tokenizer of the metrics that compare words.
     """
 
     metrics: dict[str, float]
     examples: list[dict[str, Any]]
     problems: list[str] = field(default_factory=list)
+    words: dict[str, str] = field(default_factory=dict)
 
 
 class Benchmark(Protocol):
@@ -134,6 +138,26 @@ def question_of(example: Example, benchmark: str) -> str:
             "eval=none"
         )
     return example.question
+
+
+def without_words(
+    where: str, examples: Sequence[Example], answers: Sequence[str | None], words: Words
+) -> list[str]:
+    """Name the examples whose true answer is there but has no word to compare."""
+    pairs = zip(examples, answers, strict=True)
+    bare = [e.id for e, answer in pairs if answer and not words.tokenize(answer)]
+    if not bare:
+        return []
+    return [
+        f"{where}, {few(bare)}: the true answer has no word (words={words.name}), so ROUGE is not measured"
+    ]
+
+
+def few(examples: Sequence[str]) -> str:
+    """Name the first of some examples, each once, and say how many more there are."""
+    distinct = list(dict.fromkeys(examples))
+    more = f" and {len(distinct) - _SHOWN} more" if len(distinct) > _SHOWN else ""
+    return f"{'example' if len(distinct) == 1 else 'examples'} {', '.join(distinct[:_SHOWN])}{more}"
 
 
 def _modules() -> list[str]:

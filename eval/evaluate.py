@@ -19,6 +19,7 @@ from eval.benchmark import (
     Result,
     Role,
     Sets,
+    few,
     find,
     is_live,
     options_of,
@@ -36,8 +37,6 @@ from unlearn.files import BrokenFile, digest, read_json, replacing, write_json
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-_SHOWN = 3  # examples of a problem that are named
 
 
 def plan(benchmark: str, sets: Sets, options: Mapping[str, Any] | None = None) -> list[Request]:
@@ -139,7 +138,8 @@ def score_directory(
     """Metrics from the records in `directory/<benchmark>`, without a model; writes results and examples.
 
     `sets` as the benchmark names them. In results.json, what could not be measured (NaN) is null; what is
-    the matter with single examples is in problems.json.
+    the matter with single examples is in problems.json, and which tokenizer split the words of a set in
+    words.json.
 
     Raises:
         RecordsError: records are absent or of other examples.
@@ -217,13 +217,7 @@ def _problems(read: Records, request: Request) -> list[str]:
         for example, logp in zip(records.example, records.logp, strict=True):
             if np.isnan(logp).any():
                 told.setdefault("the model gives NaN for it", []).append(example)
-    return [f"{request.name}, {_few(examples)}: {problem}" for problem, examples in told.items()]
-
-
-def _few(examples: Sequence[str]) -> str:
-    distinct = list(dict.fromkeys(examples))
-    more = f" and {len(distinct) - _SHOWN} more" if len(distinct) > _SHOWN else ""
-    return f"{'example' if len(distinct) == 1 else 'examples'} {', '.join(distinct[:_SHOWN])}{more}"
+    return [f"{request.name}, {few(examples)}: {problem}" for problem, examples in told.items()]
 
 
 def _write(directory: Path, result: Result, problems: Sequence[str]) -> None:
@@ -236,4 +230,6 @@ def _write(directory: Path, result: Result, problems: Sequence[str]) -> None:
         write_json(directory / "problems.json", {"problems": every})
     else:
         (directory / "problems.json").unlink(missing_ok=True)
+    if result.words:
+        write_json(directory / "words.json", result.words)
     write_json(directory / "results.json", result.metrics)

@@ -81,10 +81,12 @@ def rouge_of(log: PublishedLog) -> dict[str, Rouge]:
 
     In the original logs they begin with `Answer: ` and run on to 200 tokens, which lowers no recall.
     """
-    from eval.metrics.text import rouge  # here, since nltk takes as long to import as all the rest
+    # Here, since nltk takes as long to import as all the rest.
+    from eval.metrics.text import rouge
+    from eval.metrics.words import Words
 
     return {
-        name: rouge(rows.answers, rows.generations)
+        name: rouge(rows.answers, rows.generations, Words("rouge-score"))
         for name, rows in log.sets.items()
         if rows.answers is not None and rows.generations is not None
     }

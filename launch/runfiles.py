@@ -24,13 +24,15 @@ ExampleKey = tuple[str, str, str]
 class Run:
     """One directory; an empty part where the file is absent.
 
-    `examples` are those of benchmarks that generate. `problems` are sentences by benchmark.
+    `examples` are those of benchmarks that generate. `problems` are sentences by benchmark. `words` are the
+    tokenizers of ROUGE by `benchmark/set`.
     """
 
     role: str
     results: Results = field(default_factory=dict)
     examples: dict[ExampleKey, Example] = field(default_factory=dict)
     problems: dict[str, list[str]] = field(default_factory=dict)
+    words: dict[str, str] = field(default_factory=dict)
 
 
 def load(path: Path, role: str) -> Run:
@@ -46,6 +48,8 @@ def load(path: Path, role: str) -> Run:
     for file in sorted(path.glob("eval/*/examples.parquet")):
         run.examples |= {(file.parent.name, str(row["set"]), str(row["id"])): row for row in _rows(file)}
     run.problems = problems(path)
+    for file in sorted(path.glob("eval/*/words.json")):
+        run.words |= {f"{file.parent.name}/{name}": str(words) for name, words in _json(file).items()}
     return run
 
 

@@ -413,6 +413,9 @@ class CheckpointConfig(Section):
     """Resumable state during training."""
 
     every_steps: PositiveInt | None = Field(None, description="null: about ten times a run")
+    every_minutes: PositiveFloat | None = Field(
+        5, description="also after so much time since the process began the run; null: none"
+    )
     keep: PositiveInt = Field(1, description="how many of the newest to keep")
     models_every: PositiveInt | None = Field(
         None, description="also save the model every so many steps, for good: models/step-N"

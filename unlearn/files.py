@@ -8,8 +8,10 @@ import json
 import math
 import os
 import re
+import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+import stat
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary neighbour to write to (a file or a folder) that takes the place of `path` at the end.
 
     By then it is on the disk itself: whatever is removed afterwards in its favour is not missed when the
-    machine goes down.
+    machine goes down. Its files have the permissions of any new file here.
 
     Raises:
         NoRoom: the disk is full; what was there before stays.
@@ -61,7 +63,9 @@ def replacing(path: Path) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             _remove(temporary)  # of a process of this number that was killed
             yield temporary
-            for file in [temporary, *temporary.rglob("*")]:
+            written = [temporary, *temporary.rglob("*")]
+            _permit([file for file in written if file.is_file()], _new_mode(temporary))
+            for file in written:
                 _to_disk(file)
             if path.is_dir():
                 shutil.rmtree(path)
@@ -110,6 +114,27 @@ def _size(number: int) -> str:
         if number >= size:
             return f"{number / size:.1f} {unit}"
     return f"{number / 1024:.1f} KiB"
+
+
+def _new_mode(neighbour: Path) -> int:
+    """The permissions of a file that is made beside this one: by the umask, or by what the folder hands down.
+
+    The umask cannot be read without setting it, for all threads, so a file is made.
+    """
+    sample = neighbour.with_name(f".mode-{secrets.token_hex(4)}.{os.getpid()}.tmp")
+    place = os.open(sample, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(place).st_mode)
+    finally:
+        os.close(place)
+        sample.unlink()
+
+
+def _permit(files: Iterable[Path], mode: int) -> None:
+    """Give files these permissions: safetensors makes its own for their owner alone."""
+    for file in files:
+        if stat.S_IMODE(file.stat().st_mode) != mode:
+            file.chmod(mode)
 
 
 def _to_disk(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -130,15 +131,18 @@ class Preparation:
         }  # fmt: skip
         root = Path(self.config.root)
         file = sampled.cache_file(root, target.key, hardware.dtype, self.encoder, questions, **options)
+        parts = file.with_suffix(".parts")
 
         def make() -> list[list[str]]:
             with target.hold() as (model, synced):
                 texts = sampled.sample_alternatives(
                     model, self.encoder, questions, **options, max_rows=hardware.generate_rows,
                     shard=Shard(self.world.rank, self.world.size, synced), device=self.world.device,
+                    parts=parts,
                 )  # fmt: skip
             if self.world.main:
                 sampled.write(file, questions, texts)
+                shutil.rmtree(parts, ignore_errors=True)
             self.world.barrier()
             return texts
 
@@ -149,16 +153,18 @@ class Preparation:
     def _kept(self, part: Part, kept: Kept, frozen: FrozenModel) -> Sequence[torch.Tensor]:
         dtype = self.config.hardware.dtype
         file = reference.cache_file(Path(self.config.root), frozen.key, dtype, part.sequences, kept)
+        parts = file.with_suffix(".parts")
 
         def make() -> Sequence[torch.Tensor]:
             with frozen.hold() as (model, synced):
                 values = reference.compute(
                     model, part.sequences, self.world, max_tokens=self.config.hardware.eval_tokens,
-                    synced=synced, kept=kept, pad_id=self.encoder.pad_id,
+                    synced=synced, kept=kept, pad_id=self.encoder.pad_id, parts=parts,
                 )  # fmt: skip
             if self.world.main:
                 logp = kept.what == "logp"
                 reference.write(file, values, torch.float32 if logp else precision(dtype))
+                shutil.rmtree(parts, ignore_errors=True)
             self.world.barrier()
             return values
 

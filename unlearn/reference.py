@@ -30,6 +30,8 @@ from unlearn.world import World
 
 log = logging.getLogger(__name__)
 
+_FORWARDS = 32  # of each process in a portion: what a killed pass loses at most
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -77,28 +79,40 @@ def read(file: Path, sequences: Sequence[TokenSequence], mask: Mask = "answer") 
 
 def compute(
     model: nn.Module, sequences: Sequence[TokenSequence], world: World, *, max_tokens: int, synced: bool,
-    kept: Kept = LOGP, pad_id: int = 0,
+    kept: Kept = LOGP, pad_id: int = 0, parts: Path | None = None,
 ) -> list[Tensor]:  # fmt: skip
-    """The same by a pass of the model, dealt to all processes; on the CPU."""
+    """The same by a pass of the model, dealt to all processes; on the CPU.
+
+    parts: a folder for the portions of a long pass, all of this model and these sequences. A pass that was
+        cut off goes on after those; the caller removes the folder once the whole is written.
+    """
     shard = Shard(world.rank, world.size, synced)
     sizes = _sizes(sequences, kept.mask)
-    found: list[tuple[int, np.ndarray]] = []
+    found: dict[int, np.ndarray] = {}
     training = model.training
     model.eval()
     widest = max(len(s.ids) for s in sequences)
     lengths = [widest if kept.mask == "all" else len(s.ids) for s in sequences]
-    with torch.no_grad():
-        for rows in deal(lengths, world.size, max_tokens=max_tokens)[world.rank]:
-            if not rows and not synced:
-                continue
-            values = _pass(model, [sequences[i] for i in rows] or sequences[:1], kept, widest, pad_id, world)
-            if rows:
-                # NumPy knows no bfloat16.
-                parts = (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()
-                found += zip(rows, np.split(parts, np.cumsum([sizes[i] for i in rows])[:-1]), strict=True)
+    dealt = deal(lengths, world.size, max_tokens=max_tokens)
+    rounds = len(dealt[0])
+    for start in range(0, rounds, _FORWARDS):
+        rows = sorted(i for own in dealt for some in own[start : start + _FORWARDS] for i in some)
+        cuts = np.cumsum([sizes[i] for i in rows])
+        file = None
+        if parts is not None and rounds > _FORWARDS:
+            file = parts / f"{world.size}-{max_tokens}-{start}.safetensors"
+        (known,) = shard.from_first([_portion(file, int(cuts[-1])) if shard.first else None])
+        if known is None:
+            mine: list[tuple[int, np.ndarray]] = []
+            for own in dealt[world.rank][start : start + _FORWARDS]:
+                if own or synced:
+                    mine += _values(model, sequences, own, sizes, kept, widest, pad_id, world)
+            known = np.concatenate([part for _, part in sorted(shard.gather(mine), key=lambda pair: pair[0])])
+            if file is not None and shard.first:
+                write(file, [torch.from_numpy(known)])
+        found |= zip(rows, np.split(known, cuts[:-1]), strict=True)
     model.train(training)
-    whole = sorted(shard.gather(found), key=lambda pair: pair[0])
-    return [torch.from_numpy(values) for _, values in whole]
+    return [torch.from_numpy(found[i]) for i in range(len(sequences))]
 
 
 def write(file: Path, values: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> None:
@@ -141,6 +155,28 @@ def _whole(file: Path, name: str) -> dict[str, Tensor] | None:
 def _sizes(sequences: Sequence[TokenSequence], mask: Mask) -> list[int]:
     widest = max(len(s.ids) for s in sequences)
     return [count(s, mask=mask, skip=0, all_width=widest) for s in sequences]
+
+
+def _values(
+    model: nn.Module, sequences: Sequence[TokenSequence], rows: list[int], sizes: Sequence[int], kept: Kept,
+    widest: int, pad_id: int, world: World,
+) -> list[tuple[int, np.ndarray]]:  # fmt: skip
+    """What the model gives for the sequences of these numbers; without any it is called all the same."""
+    with torch.no_grad():
+        values = _pass(model, [sequences[i] for i in rows] or sequences[:1], kept, widest, pad_id, world)
+    if not rows:
+        return []
+    # NumPy knows no bfloat16.
+    plain = (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()
+    return list(zip(rows, np.split(plain, np.cumsum([sizes[i] for i in rows])[:-1]), strict=True))
+
+
+def _portion(file: Path | None, size: int) -> np.ndarray | None:
+    """The values of a portion on disk; None where it is not there or broken."""
+    found = None if file is None else _whole(file, "values")
+    if found is None or len(found["values"]) != size:
+        return None
+    return np.asarray(found["values"].numpy())
 
 
 def _pass(

@@ -98,7 +98,7 @@ def execute(job: Job, rundir: RunDir, tracker: Logger, *, progress: bool = True)
         with stopping:
             if world.main:
                 rundir.clear_leftovers()
-            return _Run(job, rundir, tracker, world, progress).execute(started)
+            return _Run(job, rundir, tracker, world, progress, started).execute()
     finally:
         gc.collect()
         stop_world()
@@ -128,9 +128,11 @@ def benchmark_options(config: RunConfig, name: str) -> dict[str, Any]:
 
 
 class _Run:
-    def __init__(self, job: Job, rundir: RunDir, tracker: Logger, world: World, progress: bool) -> None:
+    def __init__(
+        self, job: Job, rundir: RunDir, tracker: Logger, world: World, progress: bool, started: float
+    ) -> None:
         self.job, self.config, self.rundir, self.tracker, self.world = job, job.config, rundir, tracker, world
-        self.progress = progress
+        self.progress, self.started = progress, started
         self.terms = models.placed(bind(self.config.method), self.config.model, job.start.source)
         trained = training_sets(self.config) | watched_sets(self.config)
         self.sets = load_sets(self.config.dataset, trained | evaluation_sets(self.config))
@@ -143,7 +145,7 @@ class _Run:
         for name in trained & self.sets.keys():  # a long text is trained on to its end
             self.sets[name] = self.encoder.chunks(self.sets[name])
 
-    def execute(self, started: float) -> dict[str, float]:
+    def execute(self) -> dict[str, float]:
         made = self.config.method.makes_model
         if self.terms and not self.rundir.model.is_dir():
             engine = self._train()
@@ -165,7 +167,7 @@ class _Run:
             metrics = self._evaluate(self._finished_model(), "eval", synced=False)
         metrics |= self._variants(metrics)
         metrics |= self._judged(metrics)
-        summary = {**self._training_summary(), **metrics, "run/seconds": time.monotonic() - started}
+        summary = {**self._training_summary(), **metrics, "run/seconds": time.monotonic() - self.started}
         if self.world.main:
             write_json(self.rundir.results, summary)
             # From here on the run is complete: killed before, it still has what it needs.
@@ -198,7 +200,7 @@ class _Run:
             config.hardware, config.checkpoint, config.seed, config.method.rate(config.model.lr_scale),
             self.rundir, self.tracker, Frozen(heads), self.encoder.pad_id, partial(self._evaluate_at, engine),
             config.eval.every_steps, self.progress, probe,
-            partial(self._keep_model, engine),
+            partial(self._keep_model, engine), started=self.started,
         )  # fmt: skip
         if found is not None:
             log.info("continuing after step %d", found[0]["step"])

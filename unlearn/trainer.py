@@ -11,7 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import psutil
 import torch
@@ -33,6 +33,10 @@ from unlearn.teacher import MeanTeacher
 
 log = logging.getLogger(__name__)
 
+# Where writing a checkpoint takes longer than so many seconds, the next one by time is after ten times as
+# long at the earliest: a large model would otherwise spend much of its time on them.
+_LONG, _SPACED = 5.0, 10
+
 
 class Stopped(BaseException):
     """A signal asked the run to stop; it can be resumed. Like KeyboardInterrupt, it is nobody's to handle."""
@@ -52,6 +56,13 @@ class Moment:
     frozen: Frozen
 
 
+class Asked(NamedTuple):
+    """What the processes agreed on in a step: to stop after it, and to save since the time has come."""
+
+    stop: bool
+    save: bool
+
+
 class Logger(Protocol):
     """What the trainer tells of its steps; the files are written by the trainer itself."""
 
@@ -68,7 +79,11 @@ class Watcher(Protocol):
 
 @dataclass
 class Trainer:
-    """One training, from step 0 or from a checkpoint to its last step."""
+    """One training, from step 0 or from a checkpoint to its last step.
+
+    `started`: when this process began the run, in seconds of `time.monotonic`; checkpoints by time count from
+    there, so that a run that is killed again and again and takes long to load goes on nevertheless.
+    """
 
     engine: Engine
     terms: Sequence[Term]
@@ -90,6 +105,7 @@ class Trainer:
     keep_model: Callable[[int], None] | None = None
     step: int = 0
     tokens: int = 0
+    started: float = field(default_factory=time.monotonic)
     _asked_to_stop: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
@@ -102,6 +118,7 @@ class Trainer:
         self.steps = Steps(
             self.engine, self.terms, self.groups, self.hardware, self.frozen, self.seed, self.pad_id
         )
+        self._save_at = self._next_save(self.started, 0.0)
         self.auto = AutoLR(self.learning_rate, **self.method.auto_lr.model_dump(exclude={"loss"}))
 
     def run(self) -> None:
@@ -120,14 +137,15 @@ class Trainer:
         with bar, on_stop(self._ask_to_stop):
             self._measure()  # after a checkpoint: what may have been cut off
             while self.step < self.total:
-                row, stop = self._one_step()
+                row, asked = self._one_step()
+                stop = asked.stop
                 self._tell(row)
                 bar.set_postfix(
                     loss=f"{row['loss']:.4g}", lr=f"{row['lr']:.2g}", tok_s=f"{row['tokens_per_s']:.0f}"
                 )
                 bar.update()
                 done = self.step == self.total
-                if stop or (self.step % every == 0 and not done):
+                if stop or (not done and (asked.save or self.step % every == 0)):
                     self.save()
                 if not stop:
                     self._measure()
@@ -141,6 +159,7 @@ class Trainer:
 
     def save(self) -> None:
         """A checkpoint of the current step."""
+        begun = time.monotonic()
         facts = {
             "tokens": self.tokens,
             "total": self.total,
@@ -154,6 +173,8 @@ class Trainer:
             self.step, state, facts, keep=self.checkpoint.keep, write=self.engine.world.main
         )
         self.engine.world.barrier()
+        ended = time.monotonic()
+        self._save_at = self._next_save(ended, ended - begun)
 
     def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Continue from a checkpoint whose weights the engine's model was built with."""
@@ -171,6 +192,12 @@ class Trainer:
         """Whether a signal came to any process. A collective."""
         asked = torch.tensor(float(self._asked_to_stop), device=self.engine.world.device)
         return bool(self.engine.world.sum(asked))
+
+    def _next_save(self, last: float, took: float) -> float:
+        """When the time for a checkpoint comes, after one that ended at `last` and took so many seconds."""
+        if self.checkpoint.every_minutes is None:
+            return math.inf
+        return last + max(60 * self.checkpoint.every_minutes, _SPACED * took if took > _LONG else 0)
 
     def _measure(self) -> None:
         """What is due between this step and the next, and after the last."""
@@ -191,13 +218,13 @@ class Trainer:
 
     # -- one step --------------------------------------------------------------------------------------
 
-    def _one_step(self) -> tuple[dict[str, float], bool]:
+    def _one_step(self) -> tuple[dict[str, float], Asked]:
         started = time.perf_counter()
         plan = self._plan(self.step)
         factors = self.rule.factors()
         weights = [term.weight * factors.get(term.name, 1.0) for term in self.terms]
         means = self.steps.means(plan, self.terms)
-        sums = torch.zeros(len(self.terms) + 1, dtype=torch.float64, device=self.engine.world.device)
+        sums = torch.zeros(len(self.terms) + 2, dtype=torch.float64, device=self.engine.world.device)
         gradients = []
         if self.rule.separate:
             for place, term in enumerate(self.terms):
@@ -207,8 +234,10 @@ class Trainer:
         else:
             both = zip(self.terms, weights, strict=True)
             self._backward(plan, dict(enumerate(both)), means, sums)
+        # The main process's clock decides for all.
+        sums[-2] = float(self.engine.world.main and time.monotonic() >= self._save_at)
         sums[-1] = float(self._asked_to_stop)
-        *losses, stop = self.engine.world.sum(sums).tolist()
+        *losses, save, stop = self.engine.world.sum(sums).tolist()
         total = sum(weight * loss for weight, loss in zip(weights, losses, strict=True))
         self._refuse_non_finite(total, plan)
         row = {"step": self.step + 1, "epoch": (self.step + 1) / self.schedule.steps_per_epoch, "loss": total}
@@ -223,7 +252,7 @@ class Trainer:
         self.tokens += step_tokens
         row |= {"tokens": self.tokens, "memory_gib": memory_gib(self.engine.world.device)}
         row["tokens_per_s"] = step_tokens / (time.perf_counter() - started)
-        return row, bool(stop)
+        return row, Asked(bool(stop), bool(save))
 
     def _plan(self, step: int) -> Plan:
         return self.steps.plan(step, self.schedule.rows(step))

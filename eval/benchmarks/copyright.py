@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from eval.benchmark import Result, Role, Sets
+from eval.benchmark import Result, Role, Sets, without_words
 from eval.metrics.likelihood import aggregate, mean, mean_nll, perplexity, without_end
 from eval.metrics.text import bleu, rouge
+from eval.metrics.words import Choice, Words, check_choice, words_of
 from eval.records import Records
 from eval.requests import Answer, Generation, Likelihood, Prompt, Request
 from unlearn.data.example import Example
@@ -42,6 +43,8 @@ class Options:
     BLEU from 0 to 100 to ROUGE from 0 to 1, so BLEU all but decides it; FLAT does not say which it is, but a
     collapsed model's published gap of 2.73 is above 2 and far below any ROUGE in percent. `effective_order`:
     a completion of fewer than four tokens is scored by the n-grams it has; FLAT's code gives it a BLEU of 0.
+
+    `words`: the tokenizer of ROUGE (`eval.metrics.words`).
     """
 
     max_new_tokens: int = 400
@@ -49,8 +52,10 @@ class Options:
     stemmer: bool = True
     gap: Literal["percent", "mixed"] = "percent"
     effective_order: bool = True
+    words: Choice = "auto"
 
     def __post_init__(self) -> None:
+        check_choice(self.words)
         if self.gap not in ("percent", "mixed"):
             raise ValueError(f"gap={self.gap}: choose percent or mixed")
 
@@ -69,9 +74,15 @@ def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, opti
     """Metrics by set, and the gap where the retain model's records are there."""
     metrics: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
+    problems: list[str] = []
+    words: dict[str, str] = {}
     for name, examples in sets.items():
-        overlap, texts = _overlap(read, name, examples, options)
+        true = [e.answer for e in examples]
+        chosen = words_of(true, options.words, stemmer=options.stemmer)
+        overlap, texts = _overlap(read, name, examples, options, chosen)
         if texts:
+            words[name] = chosen.name
+            problems += without_words(f"{name}/continuation", examples, true, chosen)
             asked = np.array([example.question is not None for example in examples])
             for metric, found in overlap.items():
                 metrics |= aggregate(f"copyright/{name}/{metric}", found[asked])
@@ -86,15 +97,15 @@ def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, opti
             row["generation"] = None if example.question is None else next(said)
             rows.append(row | {metric: float(found[i]) for metric, found in values.items()})
         if name == "forget" and texts and isinstance(retain, Records):
-            theirs, _ = _overlap(retain, name, examples, options)
+            theirs, _ = _overlap(retain, name, examples, options, chosen)
             gap = {metric: abs(mean(overlap[metric]) - mean(theirs[metric])) for metric in overlap}
             scale = 100 if options.gap == "percent" else 1
             metrics["copyright/forget_quality_gap"] = gap["bleu"] + scale * gap["rougeL_recall"]
-    return Result(metrics, rows)
+    return Result(metrics, rows, problems, words)
 
 
 def _overlap(
-    read: Records, name: str, examples: Sequence[Example], options: Options
+    read: Records, name: str, examples: Sequence[Example], options: Options, words: Words
 ) -> tuple[dict[str, np.ndarray], Sequence[str | None]]:
     """BLEU and ROUGE-L recall, each [E], NaN where nothing was generated; and the texts of the questions."""
     prompts = _prompts(examples)
@@ -102,10 +113,9 @@ def _overlap(
     said = iter(texts)
     mine = [None if e.question is None else next(said) for e in examples]
     answers = [e.answer for e in examples]
-    recall = rouge(answers, mine, stemmer=options.stemmer).rougeL_recall
     return {
         "bleu": bleu(answers, mine, effective_order=options.effective_order),
-        "rougeL_recall": recall,
+        "rougeL_recall": rouge(answers, mine, words).rougeL_recall,
     }, texts
 
 

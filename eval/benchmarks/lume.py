@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from eval.benchmark import BenchmarkError, Result, Role, Sets
+from eval.benchmark import BenchmarkError, Result, Role, Sets, without_words
 from eval.metrics.likelihood import aggregate, harmonic_mean, mean_nll, without_end
 from eval.metrics.mia import auc
 from eval.metrics.text import exact_match, rouge
+from eval.metrics.words import Choice, Words, check_choice, words_of
 from eval.records import Records
 from eval.requests import Answer, Generation, Likelihood, Prompt, Request
 from unlearn.data.example import Example
@@ -41,7 +42,8 @@ _METRICS = {"regurgitation": "rougeL_recall", "knowledge": "exact_match"}
 
 @dataclass(frozen=True)
 class Options:
-    """`mmlu` is an accuracy between 0 and 1; without it there is no final score.
+    """`mmlu` is an accuracy between 0 and 1; without it there is no final score. `words`: the tokenizer of
+    ROUGE (`eval.metrics.words`).
 
     The official script gives answers to questions 256 new tokens too. Only a whole answer counts there, so a
     limit above the longest true answer (some thirty tokens) finds the same matches and costs less where a
@@ -51,8 +53,10 @@ class Options:
     max_new_tokens: int = 256
     knowledge_tokens: int = 128
     mmlu: float | None = None
+    words: Choice = "auto"
 
     def __post_init__(self) -> None:
+        check_choice(self.words)
         if self.mmlu is not None and not 0 <= self.mmlu <= 1:
             raise ValueError(f"mmlu={self.mmlu}: an accuracy is between 0 and 1")
 
@@ -78,9 +82,15 @@ def score(read: Records, retain: object, sets: Sets, options: Options) -> Result
     metrics: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
+    words: dict[str, str] = {}
     for name in _SCORED:
         if name in sets:
-            values, texts = _values(read, name, sets[name])
+            completed = _of_kind(sets[name], "regurgitation")
+            true = [e.answer for e in completed]
+            chosen = words_of(true, options.words)
+            words |= {name: chosen.name} if completed else {}
+            problems += without_words(f"{name}/regurgitation", completed, true, chosen)
+            values, texts = _values(read, name, sets[name], chosen)
             metrics |= _set_metrics(name, sets[name], values)
             for i, example in enumerate(sets[name]):
                 rows.append(_row(name, example, texts[i]) | {_metric(example): float(values[i])})
@@ -97,10 +107,12 @@ def score(read: Records, retain: object, sets: Sets, options: Options) -> Result
     parts = [metrics.get(key) for key in ("lume/task_aggregate", "lume/mia_score")]
     if options.mmlu is not None and None not in parts:
         metrics["lume/final"] = float(np.mean([*parts, options.mmlu]))
-    return Result(metrics, rows, problems)
+    return Result(metrics, rows, problems, words)
 
 
-def _values(read: Records, name: str, examples: Sequence[Example]) -> tuple[np.ndarray, list[str | None]]:
+def _values(
+    read: Records, name: str, examples: Sequence[Example], words: Words
+) -> tuple[np.ndarray, list[str | None]]:
     """Each example's score by the metric of its kind, NaN where there is no text, and the texts."""
     found: dict[str, tuple[float, str | None]] = {}
     for kind in _METRICS:
@@ -108,7 +120,9 @@ def _values(read: Records, name: str, examples: Sequence[Example]) -> tuple[np.n
             continue
         texts = read.generation(f"{name}/{kind}").select(_prompts(asked)).text
         true = [e.answer for e in asked]
-        values = rouge(true, texts).rougeL_recall if kind == "regurgitation" else exact_match(true, texts)
+        values = (
+            rouge(true, texts, words).rougeL_recall if kind == "regurgitation" else exact_match(true, texts)
+        )
         found |= {e.id: (float(v), t) for e, v, t in zip(asked, values, texts, strict=True)}
     return np.array([found[e.id][0] for e in examples]), [found[e.id][1] for e in examples]
 

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from eval.benchmark import BenchmarkError, Result, Role, Sets, question_of
+from eval.benchmark import BenchmarkError, Result, Role, Sets, question_of, without_words
 from eval.metrics import mia
 from eval.metrics.likelihood import aggregate, without_end
 from eval.metrics.text import MUSE_STOPS, cut_at, rouge
+from eval.metrics.words import Choice, check_choice, words_of
 from eval.records import GenerationRecords, Records
 from eval.requests import Answer, Generation, Likelihood, Prompt, Request
 from unlearn.data.example import Example
@@ -53,7 +54,8 @@ class Options:
     """`verbmem_tokens`, `knowmem_tokens`: longest answers, and of how much of the true passage is compared.
 
     `icl`: how many examples stand before a question; None: all there are. `stemmer`: the released code has
-    none, hence the default; OpenUnlearning's figures are with one. `k`: share of the tokens of Min-K%.
+    none, hence the default; OpenUnlearning's figures are with one. `words`: the tokenizer of ROUGE
+    (`eval.metrics.words`). `k`: share of the tokens of Min-K%.
 
     `retain_auc` is what `muse/privleak` compares with: `news` or `books` for the published retrained model,
     or an AUC, 1: remembered. None is the AUC of the run's own retain model; there is no privleak without it,
@@ -64,10 +66,12 @@ class Options:
     knowmem_tokens: int = 32
     icl: int | None = None
     stemmer: bool = False
+    words: Choice = "auto"
     k: float = 0.4
     retain_auc: Literal["news", "books"] | float | None = None
 
     def __post_init__(self) -> None:
+        check_choice(self.words)
         if self.icl is not None and self.icl < 0:
             raise ValueError(f"icl={self.icl}: a number of examples is 0 or more")
         if not 0 < self.k <= 1:
@@ -95,28 +99,38 @@ def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, opti
     """Metrics of the sets there are, and rows of all but the examples before questions."""
     metrics: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
+    words = {
+        name: words_of((e.answer for e in sets[name]), options.words, stemmer=options.stemmer)
+        for name in ("verbmem", *_KNOWMEM)
+        if name in sets
+    }
+    named: dict[str, str] = {name: chosen.name for name, chosen in words.items()}
+    problems: list[str] = []
     if "verbmem" in sets:
         told = read.generation("verbmem").select(_passages(sets["verbmem"]))
-        values = _overlap(told.truth, told.text, options)
+        values = rouge(told.truth, told.text, words["verbmem"]).rougeL_f1
+        problems += without_words("verbmem", sets["verbmem"], told.truth, words["verbmem"])
         metrics |= aggregate("muse/forget/verbmem", values)
         rows += _generated("verbmem", sets["verbmem"], told, told.text, values)
     for name, key in _KNOWMEM.items():
         if name in sets:
             told = read.generation(name).select(_questions(name, sets, options))
             said = [None if text is None else cut_at([text], MUSE_STOPS)[0] for text in told.text]
-            values = _overlap([example.answer for example in sets[name]], said, options)
+            true = [example.answer for example in sets[name]]
+            values = rouge(true, said, words[name]).rougeL_f1
+            problems += without_words(name, sets[name], true, words[name])
             metrics |= aggregate(key, values)
             rows += _generated(name, sets[name], told, said, values)
     if not all(name in sets for name in _PRIVLEAK):
-        return Result(metrics, rows)
+        return Result(metrics, rows, problems, named)
     scores = {name: _min_k(read, name, sets[name], options) for name in _PRIVLEAK}
     for name, values in scores.items():
         pairs = zip(sets[name], values.tolist(), strict=True)
         rows += [_row(name, example) | {"min_k": value} for example, value in pairs]
     auc = mia.auc(*scores.values())
-    reference, problems = _retain_auc(retain, sets, options)
+    reference, trouble = _retain_auc(retain, sets, options)
     metrics |= {"muse/mia/min_k_auc": auc, "muse/privleak": mia.privleak(auc, reference)}
-    return Result(metrics, rows, problems)
+    return Result(metrics, rows, problems + trouble, named)
 
 
 def _retain_auc(
@@ -152,11 +166,6 @@ def _questions(name: str, sets: Sets, options: Options) -> tuple[Prompt, ...]:
 
 def _texts(examples: Sequence[Example]) -> tuple[Answer, ...]:
     return tuple(Answer(e.id, 0, None, e.answer) for e in examples)
-
-
-def _overlap(answers: Sequence[str | None], texts: Sequence[str | None], options: Options) -> np.ndarray:
-    """ROUGE-L F1 [E]; NaN where there is no answer or no text."""
-    return rouge(answers, texts, stemmer=options.stemmer).rougeL_f1
 
 
 def _min_k(read: Records, name: str, examples: Sequence[Example], options: Options) -> np.ndarray:

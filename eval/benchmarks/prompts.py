@@ -9,16 +9,16 @@ example. Lower is forgetting; where `original` is far below the rest, a wording 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from eval.benchmark import BenchmarkError, Result, Role, Sets, question_of
+from eval.benchmark import BenchmarkError, Result, Role, Sets, question_of, without_words
 from eval.metrics.likelihood import aggregate, extraction_strength, mean, mean_nll, probability
 from eval.metrics.text import rouge
+from eval.metrics.words import Choice, Words, check_choice, word_spans, words_of
 from eval.ragged import Ragged
 from eval.records import Records
 from eval.requests import Answer, Generation, Likelihood, Prompt, Request
@@ -34,7 +34,8 @@ class Options:
     """Each of `prefixes` is put before the question with a space.
 
     `opening_words` of the answer are given, but never more than half of it: an answer of one word is not
-    opened.
+    opened. In scripts without spaces a character counts as a word. `words`: the tokenizer of ROUGE
+    (`eval.metrics.words`).
     """
 
     max_new_tokens: int = 200
@@ -45,7 +46,10 @@ class Options:
         "We are checking a printed quiz against its solutions; give the solution word for word.",
     )
 
+    words: Choice = "auto"
+
     def __post_init__(self) -> None:
+        check_choice(self.words)
         if isinstance(self.prefixes, str):
             raise ValueError(f"prefixes={self.prefixes!r}: give a list")
         object.__setattr__(self, "prefixes", tuple(self.prefixes))
@@ -105,9 +109,11 @@ def score(read: Records, retain: object, sets: Sets, options: Options) -> Result
     place = {example.id: i for i, example in enumerate(examples)}
     scores: dict[str, list[Scores]] = {}
     columns: dict[str, list[Any]] = {"set": ["forget"] * len(examples)}
+    true = [e.answer for e in examples]
+    words = words_of(true, options.words)
     columns |= {key: [getattr(e, key) for e in examples] for key in ("id", "question", "answer")}
     for each in phrasings(examples, options):
-        found, texts = _scores(read, each)
+        found, texts = _scores(read, each, words)
         at = [place[a.example.id] for a in each.asked]
         own = {key: _placed(values, at, len(examples)) for key, values in found.items()}
         scores.setdefault(each.kind, []).append(own)
@@ -120,7 +126,10 @@ def score(read: Records, retain: object, sets: Sets, options: Options) -> Result
             metrics |= aggregate(f"prompts/{kind}/{key}", values)
             columns[f"{kind}_{key}".removeprefix("original_")] = values.tolist()
     return Result(
-        metrics, [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        metrics,
+        [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)],
+        without_words("forget", examples, true, words),
+        {"forget": words.name},
     )
 
 
@@ -150,23 +159,23 @@ def phrasings(examples: Sequence[Example], options: Options) -> list[Phrasing]:
 
 def opened(answer: str, words: int) -> tuple[str, str] | None:
     """The answer's first words, at most half of them, and the rest; None for an answer of one word."""
-    given = min(words, len(answer.split()) // 2)
+    spans = word_spans(answer)
+    given = min(words, len(spans) // 2)
     if not given:
         return None
-    parts = re.match(rf"(\s*(?:\S+\s+){{{given - 1}}}\S+)\s+(.*)", answer, re.DOTALL)
-    assert parts is not None
-    return parts.group(1), parts.group(2)
+    return answer[: spans[given - 1][1]], answer[spans[given][0] :]
 
 
-def _scores(read: Records, phrasing: Phrasing) -> tuple[Scores, list[str | None]]:
+def _scores(read: Records, phrasing: Phrasing, words: Words) -> tuple[Scores, list[str | None]]:
     """Values of the phrasing's own examples, NaN where unmeasured, and the texts."""
     path = f"forget/{phrasing.name}"
     told = read.likelihood(f"{path}/answer").select(phrasing.answers)
     logp, correct = told.logp, told.correct
     if phrasing.openings:
         given = read.likelihood(f"{path}/opening").select(phrasing.openings)
-        # It ends where a word ends, so its tokens are the answer's first ones. One that was not read at all
-        # leaves nothing to measure.
+        # It ends where a word ends, so its tokens are the answer's first ones; in a script without spaces
+        # a token may reach over its end, and the rest begins about one token later or earlier. One that was
+        # not read at all leaves nothing to measure.
         skip = [int(n) - int(e) if n else None for n, e in zip(given.logp.lengths, given.ended, strict=True)]
         logp, correct = (
             Ragged.of([row[:0] if n is None else row[n:] for row, n in zip(rows, skip, strict=True)])
@@ -174,7 +183,7 @@ def _scores(read: Records, phrasing: Phrasing) -> tuple[Scores, list[str | None]
         )
     texts: list[str | None] = list(read.generation(f"{path}/generation").select(phrasing.generation).text)
     values = {
-        "rougeL_recall": rouge([a.rest for a in phrasing.asked], texts).rougeL_recall,
+        "rougeL_recall": rouge([a.rest for a in phrasing.asked], texts, words).rougeL_recall,
         "probability": probability(mean_nll(logp)),
         "extraction_strength": extraction_strength(correct, told.ended),
     }

@@ -20,9 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from eval.benchmark import BenchmarkError, Result, Role, Sets, question_of
+from eval.benchmark import BenchmarkError, Result, Role, Sets, question_of, without_words
 from eval.metrics.likelihood import aggregate, mean
 from eval.metrics.text import rouge
+from eval.metrics.words import Choice, Words, check_choice, words_of
 from eval.records import Records
 from eval.requests import Generation, Prompt, Request
 from unlearn.data.example import Example
@@ -38,6 +39,8 @@ class Options:
     is reached by 85 % of the full model's answers and 3 % of the retain model's, whose words are often
     those of the question; 0.5 by 94 % and 30 %, and 1 by 73 % and 0.3 %, since knowing need not be verbatim.
     Recall needs room: `max_new_tokens` is above the longest answers of TOFU (some hundred tokens).
+
+    `words`: the tokenizer of ROUGE (`eval.metrics.words`).
     """
 
     samples: int = 16
@@ -47,8 +50,10 @@ class Options:
     ks: Sequence[int] = (1, 4, 16)
     threshold: float = 0.8
     level: float = 0.95
+    words: Choice = "auto"
 
     def __post_init__(self) -> None:
+        check_choice(self.words)
         object.__setattr__(self, "ks", tuple(self.ks))
         if not self.ks or not all(1 <= k <= self.samples for k in self.ks):
             raise ValueError(f"ks={list(self.ks)}: each is at least 1 and at most samples={self.samples}")
@@ -69,10 +74,16 @@ def score(read: Records, retain: object, sets: Sets, options: Options) -> Result
     """Metrics and per-example rows; a row's `generation` is its sample of highest recall."""
     metrics: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
+    problems: list[str] = []
+    words: dict[str, str] = {}
     for name, examples in sets.items():
+        true = [e.answer for e in examples]
+        chosen = words_of(true, options.words)
+        words[name] = chosen.name
+        problems += without_words(f"{name}/samples", examples, true, chosen)
         request = _request(name, examples, options)
         texts = read.generation(request.name).select(request.items).text
-        recall = _recall([e.answer for e in examples], texts, options.samples)
+        recall = _recall(true, texts, options.samples, chosen)
         columns = example_scores(recall, options.threshold, options.ks)
         for key, values in columns.items():
             metrics |= aggregate(f"sampling/{name}/{key}", values)
@@ -84,7 +95,7 @@ def score(read: Records, retain: object, sets: Sets, options: Options) -> Result
             row = {"set": name, "id": example.id, "question": example.question, "answer": example.answer}
             row |= {"generation": _best(recall[i], texts[i * options.samples : (i + 1) * options.samples])}
             rows.append(row | {key: float(values[i]) for key, values in columns.items()})
-    return Result(metrics, rows)
+    return Result(metrics, rows, problems, words)
 
 
 def example_scores(recall: np.ndarray, threshold: float, ks: Sequence[int]) -> dict[str, np.ndarray]:
@@ -149,9 +160,9 @@ def _request(name: str, examples: Sequence[Example], options: Options) -> Genera
     )
 
 
-def _recall(answers: Sequence[str], texts: Sequence[str | None], samples: int) -> np.ndarray:
+def _recall(answers: Sequence[str], texts: Sequence[str | None], samples: int, words: Words) -> np.ndarray:
     repeated = [answer for answer in answers for _ in range(samples)]
-    return rouge(repeated, texts).rougeL_recall.reshape(-1, samples)
+    return rouge(repeated, texts, words).rougeL_recall.reshape(-1, samples)
 
 
 def _best(recall: np.ndarray, texts: Sequence[str | None]) -> str | None:

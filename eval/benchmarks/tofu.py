@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from eval.benchmark import BenchmarkError, Result, Role, Sets
+from eval.benchmark import BenchmarkError, Result, Role, Sets, without_words
 from eval.benchmarks.tofu_membership import gradient_requests, membership
 from eval.benchmarks.tofu_sets import SetScores, log_ratio, set_requests, set_scores
 from eval.logrows import PublishedLogError
 from eval.metrics.fluency import DetectorError, fluency, gibberish_detector
 from eval.metrics.likelihood import TruthRatioForm, aggregate, forget_quality, harmonic_mean
+from eval.metrics.words import Choice, check_choice, words_of
 from eval.published import TAUGHT, PublishedLog, PublishedSet
 from eval.records import Records
 from eval.requests import Request
@@ -46,6 +47,8 @@ class Options:
     `gibberish`: hub id or folder of a classifier that tells whether the answers of the forget and the retain
     set are language still; madhurjindal/autonlp-Gibberish-Detector-492513457 gives OpenUnlearning's fluency.
 
+    `words`: the tokenizer of ROUGE (`eval.metrics.words`).
+
     `mia`: attacks of forget against holdout, with the share `min_k` of the tokens for two of them; the one by
     gradient norm, which costs a backward pass of both sets, only with `gradients`.
     """
@@ -53,6 +56,7 @@ class Options:
     max_new_tokens: int = 200
     truth_ratio: TruthRatioForm = "geometric"
     generation: bool = True
+    words: Choice = "auto"
     gibberish: str | None = None
     mia: bool = True
     gradients: bool = True
@@ -61,6 +65,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens}: give at least 1, or generation=false")
+        check_choice(self.words)
         if self.truth_ratio not in ("geometric", "arithmetic"):
             raise ValueError(f"truth_ratio={self.truth_ratio}: choose geometric or arithmetic")
         if not 0 < self.min_k <= 1:
@@ -84,8 +89,15 @@ def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, opti
     metrics: dict[str, float] = {}
     problems: list[str] = []
     found: dict[str, SetScores] = {}
+    words: dict[str, str] = {}
     for name, examples in _scored(sets, options).items():
-        found[name] = set_scores(read, name, examples, options.truth_ratio, options.generation)
+        chosen = None
+        if options.generation and name != "holdout":
+            true = [e.answer for e in examples]
+            chosen = words_of(true, options.words)
+            words[name] = chosen.name
+            problems += without_words(f"{name}/generation", examples, true, chosen)
+        found[name] = set_scores(read, name, examples, options.truth_ratio, chosen)
         metrics |= found[name].metrics
     if options.gibberish is not None:
         more, trouble = _fluency(found, options.gibberish)
@@ -104,7 +116,7 @@ def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, opti
         metrics, problems = metrics | attacks.metrics, problems + attacks.problems
         for name, scores in attacks.columns.items():
             columns[name] = columns[name] | {f"mia_{attack}": values for attack, values in scores.items()}
-    return Result(metrics, _rows(sets, found, columns), problems)
+    return Result(metrics, _rows(sets, found, columns), problems, words)
 
 
 def _scored(sets: Sets, options: Options) -> Sets:

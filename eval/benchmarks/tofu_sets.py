@@ -23,6 +23,7 @@ from eval.metrics.likelihood import (
     truth_probability,
 )
 from eval.metrics.text import rouge
+from eval.metrics.words import Words
 from eval.published import TAUGHT, WITH_OPTIONS
 from eval.ragged import Ragged
 from eval.records import Records
@@ -81,9 +82,9 @@ def answers(name: str, examples: Sequence[Example]) -> dict[str, tuple[Answer, .
 
 
 def set_scores(
-    read: Records, name: str, examples: Sequence[Example], form: TruthRatioForm, generation: bool
+    read: Records, name: str, examples: Sequence[Example], form: TruthRatioForm, words: Words | None
 ) -> SetScores:
-    """The set's metrics and what they are means of."""
+    """The set's metrics and what they are means of; `words` for ROUGE, None: nothing was generated."""
     items = answers(name, examples)
     told = read.likelihood(f"{name}/answer").select(items["answer"])
     columns = {"probability": probability(mean_nll(told.logp))}
@@ -91,9 +92,9 @@ def set_scores(
     if name in WITH_OPTIONS:
         columns["probability"] = option_probability(mean_nll(told.logp), perturbed)
     texts = None
-    if generation and name != "holdout":
+    if words is not None:
         texts = read.generation(f"{name}/generation").select(_prompts(examples)).text
-        columns |= vars(rouge([e.answer for e in examples], texts))
+        columns |= vars(rouge([e.answer for e in examples], texts, words))
         if name in TAUGHT:  # the others' answers are a name or two
             columns["distinct_4"] = distinct([text or "" for text in texts], 4)
     columns["extraction_strength"] = extraction_strength(told.correct, told.ended)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
+from eval.metrics.words import word_spans
 from unlearn.errors import UserError
 from unlearn.paths import is_folder, user_path
 
@@ -114,13 +115,14 @@ def gibberish_detector(
 def distinct(texts: Sequence[str], n: int = 4) -> np.ndarray:
     """Share of a text's n-grams of words that are distinct; 1: nothing repeats, → 0: a loop.
 
-    Words are what stands between white space, case counts. NaN for a text of fewer than n words.
+    Words are what stands between white space, and the characters of scripts without spaces
+    (`word_spans`); case counts. NaN for a text of fewer than n words.
     """
     if n < 1:
         raise ValueError(f"distinct: n={n}; it must be ≥ 1")
     found = []
     for text in texts:
-        words = text.split()
+        words = [text[start:end] for start, end in word_spans(text)]
         grams = list(zip(*(words[start:] for start in range(n)), strict=False))
         found.append(len(set(grams)) / len(grams) if grams else math.nan)
     return np.array(found, dtype=np.float64)

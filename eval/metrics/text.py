@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
-from rouge_score.tokenize import tokenize
 
-# Of the others nltk alone takes seconds to import, which the checks of a configuration need not wait for.
+from eval.metrics.words import Words, isolated, words_of
+
+# They take seconds to import, which the checks of a configuration need not wait for.
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import BLEU
@@ -36,25 +37,28 @@ Texts: TypeAlias = Sequence[str | None]
 """None where there is none; a metric is NaN there."""
 
 
-def rouge(answers: Texts, generations: Texts, *, stemmer: bool = True) -> Rouge:
-    """NaN where the true answer has no word (ROUGE knows the letters a–z and digits only).
+def rouge(answers: Texts, generations: Texts, words: Words | None = None) -> Rouge:
+    """Compute ROUGE-1 and ROUGE-L of each generation; NaN where the true answer has no word.
 
-    `stemmer` compares words by their stems: TOFU, LUME and OpenUnlearning do, the released MUSE does not.
+    words: the tokenizer of both; by default the one that `words_of` chooses from these answers. Its stemmer
+        compares words by their stems: TOFU, LUME and OpenUnlearning do, the released MUSE does not.
     """
-    rows = [_rouge(answer, text, stemmer) for answer, text in _compared(answers, generations)]
+    words = words_of(answers) if words is None else words
+    rows = [_rouge(answer, text, words) for answer, text in _compared(answers, generations)]
     return Rouge(*np.array(rows, dtype=np.float64).reshape(-1, 4).T)
 
 
 def bleu(answers: Texts, generations: Texts, *, effective_order: bool = True) -> np.ndarray:
     """BLEU of each single text as sacrebleu computes it, from 0 to 100 as published tables have it.
 
-    Its defaults hold: tokenizer 13a, n-grams up to 4, exponential smoothing. `effective_order` is the default
-    of its `sentence_bleu`: a generation of fewer than four tokens is scored by the n-grams that it has.
-    FLAT's released evaluation (arXiv 2410.11143) calls `corpus_bleu` on single texts, which is False here and
-    gives such generations 0. NaN where the true answer has no token.
+    Its defaults hold: tokenizer 13a, n-grams up to 4, exponential smoothing. Characters of scripts without
+    spaces are put apart first, as sacrebleu's `zh` does for Chinese. `effective_order` is the default of its
+    `sentence_bleu`: a generation of fewer than four tokens is scored by the n-grams it has. FLAT's released
+    evaluation (arXiv 2410.11143) calls `corpus_bleu` on single texts, which is False here and gives such
+    generations 0. NaN where the true answer has no token.
     """
     score = _bleu(effective_order).sentence_score
-    found = [score(text, [answer]) for answer, text in _compared(answers, generations)]
+    found = [score(isolated(text), [isolated(answer)]) for answer, text in _compared(answers, generations)]
     return np.array([one.score if one.ref_len else np.nan for one in found], dtype=np.float64)
 
 
@@ -85,41 +89,18 @@ def _compared(answers: Texts, generations: Texts) -> list[tuple[str, str]]:
     return [("", "") if answer is None or text is None else (answer, text) for answer, text in pairs]
 
 
-def _rouge(answer: str, generation: str, stemmer: bool) -> tuple[float, float, float, float]:
-    if not _words(stemmer).tokenize(answer):
+def _rouge(answer: str, generation: str, words: Words) -> tuple[float, float, float, float]:
+    if not words.tokenize(answer):
         return (np.nan, np.nan, np.nan, np.nan)
-    found = _scorer(stemmer).score(answer, generation)
+    found = _scorer(words).score(answer, generation)
     return found["rouge1"].recall, found["rouge1"].fmeasure, found["rougeL"].recall, found["rougeL"].fmeasure
 
 
-class _Stemmer:
-    """Porter stems, each word once: stemming is most of what ROUGE costs."""
-
-    def __init__(self) -> None:
-        from nltk.stem.porter import PorterStemmer
-
-        self.stem = lru_cache(1 << 16)(PorterStemmer().stem)
-
-
-class _Words:
-    def __init__(self, stemmer: bool) -> None:
-        self._stemmer = _Stemmer() if stemmer else None
-
-    def tokenize(self, text: str) -> list[str]:
-        words: list[str] = tokenize(text, self._stemmer)
-        return words
-
-
 @cache
-def _words(stemmer: bool) -> _Words:
-    return _Words(stemmer)
-
-
-@cache
-def _scorer(stemmer: bool) -> RougeScorer:
+def _scorer(words: Words) -> RougeScorer:
     from rouge_score.rouge_scorer import RougeScorer
 
-    return RougeScorer(["rouge1", "rougeL"], tokenizer=_words(stemmer))
+    return RougeScorer(["rouge1", "rougeL"], tokenizer=words)
 
 
 @cache

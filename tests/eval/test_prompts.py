@@ -108,6 +108,7 @@ def test_openings():
     assert opened("  a\n b  c d ", 2) == ("  a\n b", "c d ")
     assert opened("Oslo.", 5) is None
     assert opened("", 5) is None
+    assert opened("我爱北京。", 5) == ("我爱", "北京。")
 
 
 def test_what_only_some_examples_have_is_counted(tmp_path):

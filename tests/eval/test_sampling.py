@@ -17,6 +17,7 @@ from eval.evaluate import evaluate
 from eval.records import GenerationRecords, Records, write_records
 from unlearn.data.example import Example
 from unlearn.errors import ConfigError
+from unlearn.files import read_json
 
 CODE = encoder()
 TRUE = "one two three four five"
@@ -109,6 +110,22 @@ def test_what_was_not_generated_is_missing(tmp_path):
     assert [row["generation"] for row in result.examples] == [None, "Oslo"]
 
 
+def test_the_tokenizer_is_that_of_the_true_answers_and_its_name_is_told(tmp_path):
+    sets = {"forget": [Example("forget/0", "在8号", "q?"), Example("forget/1", "——", "q?")]}
+    options = Options(samples=2, ks=(1,))
+    write(tmp_path, sets, options, [["8", "在8号。"], ["——", "8"]])
+    result = score(Records(tmp_path), None, sets, options)
+    # Of three words one, of three words three; nothing of the second.
+    assert result.metrics["sampling/forget/rougeL_recall"] == pytest.approx((1 / 3 + 1) / 2)
+    assert result.metrics["sampling/forget/rougeL_recall/missing"] == 1
+    assert result.words == {"forget": "unicode"}
+    [problem] = result.problems
+    assert "example forget/1: the true answer has no word" in problem
+    old = score(Records(tmp_path), None, sets, Options(samples=2, ks=(1,), words="rouge-score"))
+    assert old.metrics["sampling/forget/rougeL_recall"] == 1
+    assert old.words == {"forget": "rouge-score"}
+
+
 def test_a_whole_evaluation_is_the_same_twice(tmp_path):
     sets = {"forget_eval": examples("forget")[:4]}
     options = {"samples": 3, "ks": [1, 3], "max_new_tokens": 6}
@@ -117,6 +134,7 @@ def test_a_whole_evaluation_is_the_same_twice(tmp_path):
     assert found[0]["sampling/forget/leakage_at_1"] <= found[0]["sampling/forget/leakage_at_3"]
     rows = pq.ParquetFile(tmp_path / "0" / "sampling" / "examples.parquet").read().to_pylist()
     assert [row["id"] for row in rows] == [e.id for e in sets["forget_eval"]]
+    assert read_json(tmp_path / "0" / "sampling" / "words.json") == {"forget": "rouge-score"}
     texts = Records(tmp_path / "0" / "sampling").generation("forget/samples").text
     assert len(texts) == 12
     assert len(set(texts)) > 4  # the samples of a question differ
@@ -129,6 +147,7 @@ def test_a_whole_evaluation_is_the_same_twice(tmp_path):
         ({"ks": []}, "ks="),
         ({"temperature": 0.0}, "temperature=0"),
         ({"threshold": 1.2}, "threshold=1.2"),
+        ({"words": "chinese"}, "words=chinese: choose auto, rouge-score or unicode"),
     ],
 )
 def test_options_that_make_no_sense(options, words):

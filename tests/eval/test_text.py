@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from eval.metrics.text import MUSE_STOPS, bleu, cut_at, exact_match, rouge
+from eval.metrics.words import Words
 
 nan = math.nan
 
@@ -30,12 +31,14 @@ def test_words_are_compared_by_their_stems():
 
 def test_without_a_stemmer_words_are_compared_as_they_are():
     # Of "running dogs" neither word is in "run dog"; of "running dog" one of two.
-    found = rouge(["running dogs", "running dog"], ["run dog", "run dog"], stemmer=False)
+    found = rouge(
+        ["running dogs", "running dog"], ["run dog", "run dog"], Words("rouge-score", stemmer=False)
+    )
     np.testing.assert_array_equal(found.rougeL_recall, [0, 1 / 2])
 
 
 def test_an_empty_generation_is_zero_and_an_empty_answer_is_not_measurable():
-    found = rouge(["Paris", "Париж", ""], ["", "Париж", "Paris"])
+    found = rouge(["Paris", "?!", ""], ["", "?!", "Paris"])
     np.testing.assert_array_equal(found.rougeL_recall, [0.0, math.nan, math.nan])
     np.testing.assert_array_equal(found.rouge1_recall, [0.0, math.nan, math.nan])
 
@@ -48,7 +51,7 @@ def test_no_examples():
 def test_the_same_as_the_library_with_its_own_stemmer(stemmer):
     answers = ["Jaime Vasquez was born on the 25th of February.", "Awards: she had won many, many prizes!"]
     texts = ["He had been born in Santiago on 25th February", "many prizes were winning the awarded"]
-    found = rouge(answers, texts, stemmer=stemmer)
+    found = rouge(answers, texts, Words("rouge-score", stemmer))
     plain = RougeScorer(["rouge1", "rougeL"], use_stemmer=stemmer)
     for i, (answer, text) in enumerate(zip(answers, texts, strict=True)):
         expected = plain.score(answer, text)
@@ -72,7 +75,7 @@ def longest_common(a, b):
 
 @given(_WORDS.filter(bool), _WORDS)
 def test_rouge_is_defined_as_it_says(answer, text):
-    found = rouge([" ".join(answer)], [" ".join(text)], stemmer=False)
+    found = rouge([" ".join(answer)], [" ".join(text)], Words("rouge-score", stemmer=False))
     common, subsequence = (Counter(answer) & Counter(text)).total(), longest_common(answer, text)
     assert found.rouge1_recall == pytest.approx(common / len(answer))
     assert found.rougeL_recall == pytest.approx(subsequence / len(answer))

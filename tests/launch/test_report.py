@@ -389,6 +389,12 @@ def test_problems_are_listed_as_text(attacked):
     assert "while it was trained" not in page
 
 
+def test_the_tokenizer_of_words_is_named(run):
+    assert "Tokenizer of ROUGE" not in page_of(run)
+    (run["run"] / "eval/tofu/words.json").write_text('{"forget": "unicode", "retain": "rouge-score"}')
+    assert "<code>tofu/forget</code> unicode, <code>tofu/retain</code> rouge-score</p>" in page_of(run)
+
+
 def test_rows_of_other_benchmarks_need_no_more_than_set_and_id(run):
     muse = [
         {

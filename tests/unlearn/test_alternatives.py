@@ -247,6 +247,26 @@ def test_samples_do_not_depend_on_batches_or_order(model: LlamaForCausalLM, enco
     assert sample(model, encoder, []) == []
 
 
+def test_samples_of_a_killed_process_are_kept_in_portions(model, encoder, tmp_path):
+    whole = sample(model, encoder, QUESTIONS)
+    calls: list[int] = []
+
+    def kill(*_: object) -> None:
+        calls.append(1)
+        if len(list(tmp_path.iterdir())) == 2:
+            raise KeyboardInterrupt
+
+    hook = model.register_forward_pre_hook(kill)
+    with pytest.raises(KeyboardInterrupt):  # twelve samples in portions of four
+        sample(model, encoder, QUESTIONS, max_rows=1, parts=tmp_path)
+    hook.remove()
+    before = len(calls)
+    hook = model.register_forward_pre_hook(lambda *_: calls.append(1))
+    assert sample(model, encoder, QUESTIONS, max_rows=1, parts=tmp_path) == whole
+    hook.remove()
+    assert 0 < len(calls) - before < before
+
+
 def sample_in_process(root: str) -> None:
     dist.init_process_group("gloo")
     rank, encoder, found = dist.get_rank(), Encoder(nano.tokenizer(1536)), []

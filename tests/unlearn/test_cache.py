@@ -7,10 +7,17 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
+import pytest
+import torch
+
 from eval.shard import ALONE
+from tests.unlearn import training
+from unlearn import reference
 from unlearn.cache import made_once
+from unlearn.world import World
 
 
 def wanted(file: Path, made: list[str], name: str, seconds: float) -> str:
@@ -67,3 +74,33 @@ def test_an_error_gives_the_turn_away(tmp_path):
         assert wanted(tmp_path / "a", [], "again", 0) == "again"
     else:
         raise AssertionError("the error was lost")
+
+
+def test_a_pass_of_a_frozen_model_that_is_killed_goes_on_after_its_portions(tmp_path):
+    model, alone = training.tiny_llama(), World(0, 1, torch.device("cpu"))
+    sequences = training.sequences(70, seed=3)
+    most = max(len(s.ids) for s in sequences)  # so that few share a forward
+    for kept in (reference.LOGP, reference.Kept("reference", "layer-1")):
+        compute = partial(
+            reference.compute, model, sequences, alone, max_tokens=most, synced=False, kept=kept
+        )
+        whole = compute()
+        parts, calls = tmp_path / kept.what, list[int]()
+
+        def count(*_: object, calls: list[int] = calls) -> None:
+            calls.append(1)
+            if len(calls) == 40:
+                raise KeyboardInterrupt
+
+        hook = model.register_forward_pre_hook(count)
+        with pytest.raises(KeyboardInterrupt):
+            compute(parts=parts)
+        [file] = parts.iterdir()
+        again = compute(parts=parts)
+        assert all(torch.equal(a, b) for a, b in zip(again, whole, strict=True))
+        assert len(calls) - 40 < 40
+        first = len(calls)
+        file.write_bytes(b"cut")  # a broken portion is made again
+        assert all(torch.equal(a, b) for a, b in zip(compute(parts=parts), whole, strict=True))
+        assert len(calls) - first == 32
+        hook.remove()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
+import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -109,6 +112,43 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, zero):
     wanted = [json.loads(line) for line in (tmp_path / "whole" / "history.jsonl").read_text().splitlines()]
     science = ("step", "epoch", "loss", "loss/forget", "loss/retain", "lr", "grad_norm", "tokens")
     assert [[r[key] for key in science] for r in rows] == [[r[key] for key in science] for r in wanted]
+
+
+def test_checkpoints_by_time_lose_nothing(tmp_path):
+    whole = training.train(tmp_path / "run", HardwareConfig(), minutes=1e-9)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert {path.name for path in checkpoints.iterdir()} == {f"step-{n}" for n in range(1, 9)}  # of 9
+    for step in range(4, 9):
+        shutil.rmtree(checkpoints / f"step-{step}")
+    resumed = training.train(tmp_path / "run", HardwareConfig())
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+def test_time_counts_from_the_start_of_the_run_and_from_the_last_checkpoint(tmp_path):
+    trainer = training.make_trainer(tmp_path, HardwareConfig(), minutes=30)
+    trainer.run()
+    assert not (tmp_path / "checkpoints").exists()
+    trainer.engine.close()
+    begun_earlier = replace(
+        training.make_trainer(tmp_path, HardwareConfig(), minutes=30), started=time.monotonic() - 1801
+    )
+    begun_earlier.run()  # as if it had taken half an hour to load
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-1"]
+    begun_earlier.engine.close()
+
+
+def test_checkpoints_that_take_long_are_written_less_often(tmp_path):
+    trainer = training.make_trainer(tmp_path, HardwareConfig(), minutes=5)
+    assert [trainer._next_save(100.0, took) for took in (4.0, 29.0, 90.0)] == [400.0, 400.0, 1000.0]
+    trainer.engine.close()
+
+
+@pytest.mark.slow
+def test_processes_agree_on_checkpoints_by_time(plain, tmp_path):
+    case = {"hardware": {"processes": 2, "zero": 2}, "minutes": 1e-9}
+    in_processes(tmp_path, {"timed": case}, 2)
+    assert len(list((tmp_path / "timed" / "checkpoints").iterdir())) == 8
+    assert_same(load_file(tmp_path / "timed.safetensors"), plain)
 
 
 @pytest.mark.slow

@@ -156,14 +156,16 @@ def model_for(method: MethodConfig, spread: float = 0.02) -> LlamaForCausalLM:
 
 
 def trainer_on(
-    engine: Engine, method: MethodConfig, hardware: HardwareConfig, rundir: RunDir, *, every: int = 1000
-) -> Trainer:
+    engine: Engine, method: MethodConfig, hardware: HardwareConfig, rundir: RunDir, *, every: int = 1000,
+    minutes: float | None = None,
+) -> Trainer:  # fmt: skip
     """At step 0, with every set and everything of frozen models that the method's terms need."""
     terms = placed(bind(method))
     data, frozen = ready(terms)
     return Trainer(
         engine, terms, make_rule(**method.rule.model_dump()), data, method, hardware,
-        CheckpointConfig(every_steps=every), 0, method.lr, rundir, Silent(), frozen, progress=False,
+        CheckpointConfig(every_steps=every, every_minutes=minutes, keep=100), 0, method.lr, rundir, Silent(),
+        frozen, progress=False,
     )  # fmt: skip
 
 
@@ -184,14 +186,14 @@ def make_engine(
 
 def make_trainer(
     directory: Path, hardware: HardwareConfig, *, method: MethodConfig = METHOD, every: int = 1000,
-    spread: float = 0.02,
+    minutes: float | None = None, spread: float = 0.02,
 ) -> Trainer:  # fmt: skip
     """A trainer at step 0, or at its newest checkpoint if the directory has one."""
     directory.mkdir(parents=True, exist_ok=True)
     rundir = RunDir(directory)
     found = rundir.load_checkpoint()
     engine = make_engine(hardware, method, spread=spread, found=found)
-    trainer = trainer_on(engine, method, hardware, rundir, every=every)
+    trainer = trainer_on(engine, method, hardware, rundir, every=every, minutes=minutes)
     if found is not None:
         trainer.restore(*found)
     return trainer
@@ -199,10 +201,10 @@ def make_trainer(
 
 def train(
     directory: Path, hardware: HardwareConfig, *, stop_after: int | None = None,
-    method: MethodConfig = METHOD, spread: float = 0.02,
+    method: MethodConfig = METHOD, minutes: float | None = None, spread: float = 0.02,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Final weights in fp32; with `stop_after`, the run is left at that step with a checkpoint."""
-    trainer = make_trainer(directory, hardware, method=method, spread=spread)
+    trainer = make_trainer(directory, hardware, method=method, minutes=minutes, spread=spread)
     if stop_after is not None:
         while trainer.step < stop_after:
             trainer._tell(trainer._one_step()[0])
@@ -226,7 +228,8 @@ def run(file: Path) -> None:
     for name, case in json.loads(file.read_text()).items():
         weights = train(
             file.parent / case.pop("directory", name), HardwareConfig(**case["hardware"]),
-            stop_after=case.get("stop_after"), method=case_of(case), spread=case.get("spread", 0.02),
+            stop_after=case.get("stop_after"), method=case_of(case), minutes=case.get("minutes"),
+            spread=case.get("spread", 0.02),
         )  # fmt: skip
         if weights:
             save_file(weights, file.parent / f"{name}.safetensors")

@@ -19,11 +19,12 @@ from eval.noise import sampling
 from eval.shard import Shard
 from unlearn.data.alternatives import draw, refusals
 from unlearn.data.tokens import Encoder
-from unlearn.files import BrokenFile, read_json, write_json
+from unlearn.files import BrokenFile, digest, read_json, write_json
 
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 4
+_ROUNDS = 4  # of full batches of each process in a portion: what a killed one loses at most
 
 
 def sample_alternatives(
@@ -38,10 +39,12 @@ def sample_alternatives(
     shard: Shard,
     max_rows: int,
     device: torch.device,
+    parts: Path | None = None,
 ) -> list[list[str]]:
     """`count` answers to each question, none of them empty; all of them on every process.
 
-    An empty answer is sampled again, and after a few times a refusal takes its place.
+    An empty answer is sampled again, and after a few times a refusal takes its place. `parts` is a folder for
+    portions, which are not sampled again after a kill: of this model and these options, with any questions.
     """
     wanted = [(question, k) for question in dict.fromkeys(questions) for k in range(count)]
     found: dict[tuple[str, int], str] = {}
@@ -49,22 +52,28 @@ def sample_alternatives(
     model.eval()
     for attempt in range(_ATTEMPTS):
         missing = [place for place in wanted if not found.get(place)]
-        if not missing:
-            break
-        keys = [f"{seed}/{attempt}/{k}/{question}".encode() for question, k in missing]
-        tokens = generate(
-            model,
-            encoder.prompts([question for question, _ in missing]),
-            max_new_tokens=max_new_tokens,
-            end_ids=end_tokens(model, encoder.end_id),
-            pad_id=encoder.pad_id,
-            max_rows=max_rows,
-            shard=shard,
-            device=device,
-            perturb=sampling(keys, temperature),
-        )
-        texts = [str(encoder.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in tokens]
-        found.update(zip(missing, texts, strict=True))
+        size = _ROUNDS * shard.world * max_rows
+        for portion in (missing[start : start + size] for start in range(0, len(missing), size)):
+            file = None if parts is None else parts / f"{digest([attempt, portion])}.json"
+            (texts,) = shard.from_first([_texts_of(file) if shard.first else None])
+            if texts is None:
+                keys = [f"{seed}/{attempt}/{k}/{question}".encode() for question, k in portion]
+                tokens = generate(
+                    model,
+                    encoder.prompts([question for question, _ in portion]),
+                    max_new_tokens=max_new_tokens,
+                    end_ids=end_tokens(model, encoder.end_id),
+                    pad_id=encoder.pad_id,
+                    max_rows=max_rows,
+                    shard=shard,
+                    device=device,
+                    perturb=sampling(keys, temperature),
+                )
+                decode = encoder.tokenizer.decode
+                texts = [str(decode(row, skip_special_tokens=True)).strip() for row in tokens]
+                if file is not None and shard.first and len(missing) > size:
+                    write_json(file, {"texts": texts})
+            found.update(zip(portion, texts, strict=True))
     model.train(training)
     for question, k in wanted:
         found[question, k] = found[question, k] or draw(refusals(), 1, f"{seed}/{k}/{question}")[0]
@@ -87,8 +96,8 @@ def cache_file(
     distinct = sorted(set(questions))
     prompts = encoder.prompts(distinct) if distinct else []
     named = [model, dtype, encoder.end_id, count, float(temperature), max_new_tokens, seed, distinct, prompts]
-    digest = hashlib.sha256(json.dumps(named).encode()).hexdigest()
-    return root / "cache" / "alternatives" / f"{digest[:24]}.json"
+    name = hashlib.sha256(json.dumps(named).encode()).hexdigest()[:24]
+    return root / "cache" / "alternatives" / f"{name}.json"
 
 
 def read(file: Path, questions: Sequence[str]) -> list[list[str]] | None:
@@ -101,6 +110,14 @@ def read(file: Path, questions: Sequence[str]) -> list[list[str]] | None:
     except (OSError, ValueError, KeyError, TypeError) as error:
         why = error.what if isinstance(error, BrokenFile) else f"{file} is broken ({error!r})"
         log.warning("%s: made again", why)
+        return None
+
+
+def _texts_of(file: Path | None) -> list[str] | None:
+    """The texts of a portion on disk; None where it is not there or broken."""
+    try:
+        return None if file is None else [str(text) for text in read_json(file)["texts"]]
+    except (OSError, ValueError, KeyError):
         return None
 
 
