@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING
 
 from launch.nodes.task import node as this_node
 from launch.nodes.task import this_task
-from unlearn.config import HardwareConfig, MethodConfig, ProbeConfig, RunConfig
+from unlearn.checkpoints import as_path, folder_problem
+from unlearn.config import HardwareConfig, MethodConfig, ProbeConfig, PromptConfig, RunConfig
 from unlearn.data import alternatives
+from unlearn.data.prompts import check_variables
 from unlearn.data.sources import available, source
+from unlearn.data.templates import EXAMPLE, lacking
 from unlearn.errors import ConfigError, UserError
 from unlearn.probes.saved import saved_models
+from unlearn.skeleton import attention_problem
 
 if TYPE_CHECKING:
     from unlearn.methods import Term
@@ -46,7 +50,7 @@ def _tracker(config: RunConfig) -> list[str]:
 
 def is_local(path: str) -> bool:
     """Whether a path is meant as one of this machine, not as an id of the hub."""
-    return Path(path).expanduser().is_absolute() or path.startswith(".") or Path(path).exists()
+    return as_path(path).is_absolute() or path.startswith(".") or Path(path).exists()
 
 
 def _model(config: RunConfig) -> list[str]:
@@ -71,12 +75,17 @@ def _model(config: RunConfig) -> list[str]:
         )
     checkpoints = {"model.path": model.path if model.kind == "hf" else None, "model.retain": model.retain}
     for key, path in checkpoints.items():
-        if path is None or not is_local(path):
-            continue
-        if not Path(path).expanduser().is_dir():
-            problems.append(f"{key}={path}: there is no such folder")
-        elif not (Path(path).expanduser() / "config.json").is_file():
-            problems.append(f"{key}={path}: the folder holds no model (no config.json)")
+        if path is not None and (problem := folder_problem(key, path, trust=model.trust_remote_code)):
+            problems.append(problem)
+    if problem := attention_problem(model.attention):
+        problems.append(problem)
+    return problems + _prompt(model.prompt)
+
+
+def _prompt(prompt: PromptConfig) -> list[str]:
+    problems = check_variables(prompt.variables)
+    if prompt.template is not None and (problem := lacking(prompt.template, "question")):
+        problems.append(f"model.prompt.template={prompt.template!r} {problem}; for example {EXAMPLE}")
     return problems
 
 
@@ -178,6 +187,9 @@ def _method(config: RunConfig) -> list[str]:
     problems += _retain(config, terms)
     if any(needs_alternatives(term) for term in terms):
         problems += alternatives.check(method.alternatives)
+        asked = method.alternatives.prompt
+        if asked is not None and (problem := lacking(asked, "question")):
+            problems.append(f"method.alternatives.prompt={asked!r} {problem}")
     if any("important" in term.needs for term in terms) and config.dataset.annotations is None:
         problems.append(
             "dataset.annotations is not set: a weighting looks at annotated spans; give a json file of them"

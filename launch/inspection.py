@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from launch.model_inspection import inspect_models
 from launch.plan import Plan
 from launch.processes import is_complete
 from unlearn.config import RunConfig
@@ -20,7 +21,7 @@ def inspect(config: RunConfig, plan: Plan) -> list[str]:
     """
     if all(is_complete(run) for run in plan.runs):
         return []
-    return [*_rows(config), *_tokens(config)]
+    return [*_rows(config), *_tokens(config, plan)]
 
 
 def _rows(config: RunConfig) -> list[str]:
@@ -28,6 +29,6 @@ def _rows(config: RunConfig) -> list[str]:
     return []
 
 
-def _tokens(config: RunConfig) -> list[str]:
+def _tokens(config: RunConfig, plan: Plan) -> list[str]:
     """Tokenizer and prompt format, and token ids and lengths against vocabulary and positions."""
-    return []
+    return inspect_models(config, plan)
