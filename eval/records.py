@@ -171,7 +171,7 @@ def request_key(request: Request, encoder: Encoder) -> str:
     content = {
         "kind": type(request).__name__,
         "request": asdict(request),
-        "format": asdict(encoder.format),
+        "format": encoder.format.identity(),
         "chat_template": encoder.tokenizer.chat_template,
         "end": encoder.end_id,
         "max_length": encoder.max_length,

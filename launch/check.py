@@ -10,12 +10,16 @@ from launch.compose import yaml_of_defaults
 from launch.nodes.task import node as this_node
 from launch.nodes.task import this_task
 from unlearn import signatures
-from unlearn.config import HardwareConfig, MethodConfig, ProbeConfig, RunConfig
+from unlearn.checkpoints import model_problem
+from unlearn.config import HardwareConfig, MethodConfig, ProbeConfig, PromptConfig, RunConfig
 from unlearn.data import alternatives, sources
+from unlearn.data.prompts import check_variables
 from unlearn.data.sources import available
+from unlearn.data.templates import EXAMPLE, lacking
 from unlearn.errors import ConfigError, UserError
-from unlearn.paths import file_problem, folder_problem, is_file, is_folder, user_path
+from unlearn.paths import file_problem, is_file, is_folder, user_path
 from unlearn.probes.saved import saved_models
+from unlearn.skeleton import attention_problem
 
 if TYPE_CHECKING:
     from unlearn.methods import Term
@@ -75,12 +79,17 @@ def _model(config: RunConfig) -> list[str]:
         )
     checkpoints = {"model.path": model.path if model.kind == "hf" else None, "model.retain": model.retain}
     for key, path in checkpoints.items():
-        if path is None or not is_local(path):
-            continue
-        if problem := folder_problem(path):
-            problems.append(f"{key}={path}: {problem}")
-        elif not is_file(user_path(path) / "config.json"):
-            problems.append(f"{key}={path}: the folder holds no model (no config.json)")
+        if path is not None and (problem := model_problem(key, path, trust=model.trust_remote_code)):
+            problems.append(problem)
+    if problem := attention_problem(model.attention):
+        problems.append(problem)
+    return problems + _prompt(model.prompt)
+
+
+def _prompt(prompt: PromptConfig) -> list[str]:
+    problems = check_variables(prompt.variables)
+    if prompt.template is not None and (problem := lacking(prompt.template, "question")):
+        problems.append(f"model.prompt.template={prompt.template!r} {problem}; for example {EXAMPLE}")
     return problems
 
 
@@ -178,6 +187,9 @@ def _method(config: RunConfig) -> list[str]:
     problems += _retain(config, terms)
     if any(needs_alternatives(term) for term in terms):
         problems += alternatives.check(method.alternatives)
+        asked = method.alternatives.prompt
+        if asked is not None and (problem := lacking(asked, "question")):
+            problems.append(f"method.alternatives.prompt={asked!r} {problem}")
     if any("important" in term.needs for term in terms) and config.dataset.annotations is None:
         problems.append(
             "dataset.annotations is not set: a weighting looks at annotated spans; give a json file of them"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from eval.evaluate import plan as requests_of
+from launch.model_inspection import inspect_models
 from launch.plan import Plan
 from launch.processes import is_complete
 from unlearn.config import RunConfig
@@ -26,7 +27,7 @@ def inspect(config: RunConfig, plan: Plan) -> list[str]:
     """
     if all(is_complete(run) for run in plan.runs):
         return []
-    return [*_rows(plan), *_tokens(config)]
+    return [*_rows(plan), *_tokens(config, plan)]
 
 
 def _rows(plan: Plan) -> list[str]:
@@ -59,6 +60,6 @@ def _rows(plan: Plan) -> list[str]:
     return list(dict.fromkeys(warnings))
 
 
-def _tokens(config: RunConfig) -> list[str]:
+def _tokens(config: RunConfig, plan: Plan) -> list[str]:
     """Tokenizer and prompt format, and token ids and lengths against vocabulary and positions."""
-    return []
+    return inspect_models(config, plan)

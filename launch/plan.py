@@ -12,6 +12,7 @@ from launch.compose import yaml_of_defaults
 from unlearn import interventions, models
 from unlearn.config import EvalConfig, LoraConfig, MethodConfig, ProbeConfig, RunConfig
 from unlearn.data import alternatives
+from unlearn.data.prompts import DATE
 from unlearn.data.sources import BASE, available, before, identity, retain_model
 from unlearn.data.sources.tables import content_hash
 from unlearn.files import digest
@@ -109,7 +110,7 @@ def fingerprint(config: RunConfig, start: Weights, reinforced: Weights | None = 
             "format": _FORMAT,
             "start": start.key,
             "reinforced": reinforced.key if reinforced else None,
-            "model": config.model.model_dump(mode="json", include=relevant),
+            "model": _model(config, relevant),
             # Which sets are evaluated is in `evaluation_key`: one more benchmark stays in the same directory.
             "data": identity(config.dataset, training_sets(config) if makes else available(config.dataset)),
             "method": method.model_dump(mode="json", exclude=apart) if makes else None,
@@ -117,6 +118,14 @@ def fingerprint(config: RunConfig, start: Weights, reinforced: Weights | None = 
             "seed": config.seed if makes else None,
         }
     )
+
+
+def _model(config: RunConfig, relevant: set[str]) -> dict[str, Any]:
+    """What of `model` beside the weights changes the numbers; the date only where it was chosen."""
+    found = config.model.model_dump(mode="json", include=relevant)
+    if found["prompt"]["date"] == DATE:
+        del found["prompt"]["date"]
+    return found
 
 
 def _probe(config: RunConfig) -> dict[str, Any]:

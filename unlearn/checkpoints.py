@@ -11,15 +11,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+import huggingface_hub
+from huggingface_hub.errors import GatedRepoError
+from transformers.utils import cached_file
 
+from unlearn import modelfiles
 from unlearn.config import ModelConfig
 from unlearn.errors import UserError
+from unlearn.files import read_json
+from unlearn.paths import is_file, is_folder, repository_problem, user_path
 
 _WHOLE = 256 << 20  # weights files up to this many bytes are hashed in full
 _BLOCKS, _BLOCK = 64, 64 << 10
 _READ_IN_FULL = {".json", ".jinja", ".model", ".txt", ".py"}
-_PICKLES = ("*.bin", "*.pt", "*.pth")
 
 
 class ModelError(UserError):
@@ -37,57 +41,80 @@ class Place:
 
     @property
     def folder(self) -> Path | None:
-        return Path(self.name) if Path(self.name).is_dir() else None
+        return Path(self.name) if self.package is None and Path(self.name).is_dir() else None
+
+    @property
+    def trusted(self) -> bool:
+        return bool(self.options.get("trust_remote_code"))
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn the loading errors of transformers and the hub into one sentence each, with the mend."""
+        """Turn whatever transformers and the hub raise while loading into one message: cause and fix.
+
+        The cause is looked for in the files, and in the types of what was raised; not in its words.
+        """
         try:
             yield
-        except ModelError:
+        except UserError:
             raise
-        except (OSError, ValueError, ImportError, SafetensorError) as error:
-            said = str(error).strip().split("\n")[0]
-            if isinstance(error, SafetensorError):
-                raise ModelError(f"{self._broken(said)}\n{self._again()}") from error
-            raise ModelError(f"{self.label} cannot be loaded: {said}\n{self._mend(str(error))}") from error
+        except Exception as error:
+            said = (str(error).strip() or type(error).__name__).split("\n")[0]
+            if cause := self._cause():
+                raise ModelError(f"{self.label} cannot be loaded: {cause}{self._again()}") from error
+            raise ModelError(f"{self.label} cannot be loaded: {said}\n{self._mend(error)}") from error
 
-    def _mend(self, said: str) -> str:
+    def _cause(self) -> str | None:
+        """What the files of a folder, or the configuration of a repository, tell of the cause."""
+        if self.folder is not None:
+            return modelfiles.problem(self.folder, trust=self.trusted) or modelfiles.tokenizer_problem(
+                self.folder
+            )
+        if self.package is not None:
+            return None
+        revision = {key: value for key, value in self.options.items() if key == "revision"}
+        try:
+            file = cached_file(self.name, modelfiles.CONFIG, local_files_only=True, **revision)
+            config = None if file is None else read_json(Path(file))
+        except (OSError, ValueError):
+            return None
+        return None if config is None else modelfiles.configuration_problem(config, trust=self.trusted)
+
+    def _mend(self, error: BaseException) -> str:
         if self.package is not None:
             return "If a package is missing: pip install 'unlearn-lab[smollm2]'."
-        pickled = self.folder is not None and any(next(self.folder.glob(p), None) for p in _PICKLES)
-        if pickled or "safetensors" in said:
-            return (
-                "Only safetensors weights are loaded, as a pickle can run code. Where you trust the file, "
-                "convert it once with transformers (from_pretrained, then save_pretrained) and use the "
-                "result: model=local model.path=/folder."
-            )
-        if "trust_remote_code" in said:
-            return "Set model.trust_remote_code=true if you trust the code of that repository."
         if self.folder is not None:
-            return f"A model folder holds config.json, *.safetensors and tokenizer files. {self._again()}"
-        if "gated" in said:
+            return f"A model folder holds config.json, *.safetensors and tokenizer files.{self._again()}"
+        causes = list(_chain(error))
+        if any(isinstance(cause, GatedRepoError) for cause in causes):
             return "Accept its licence on the hub and log in (hf auth login, or the variable HF_TOKEN)."
+        if any(isinstance(cause, ImportError) for cause in causes):
+            return "A package that it needs is missing or too old: install it."
+        if self._pickled():
+            return f"{modelfiles.CONVERT[0].upper()}{modelfiles.CONVERT[1:]}."
         return (
             "Check the id, model.revision and the network (private repositories need HF_TOKEN). "
             "A folder on disk serves as well: model=local model.path=/folder."
         )
 
-    def _broken(self, said: str) -> str:
-        """Which file of weights cannot be read."""
-        for file in sorted((self.folder or Path()).glob("*.safetensors")):
-            try:
-                with safe_open(file, framework="pt"):
-                    pass
-            except (OSError, SafetensorError) as error:
-                return f"{self.label} cannot be loaded: {file.name} is broken, perhaps cut short ({error})"
-        return f"{self.label} cannot be loaded: {said}"
+    def _pickled(self) -> bool:
+        """Whether a repository has weights in pickles only; False where the hub does not answer."""
+        try:
+            names = huggingface_hub.list_repo_files(self.name, revision=self.options.get("revision"))
+        except Exception:  # without a network there is nothing to tell
+            return False
+        return any(n.endswith(".bin") for n in names) and not any(n.endswith(".safetensors") for n in names)
 
     def _again(self) -> str:
-        """How to get the files anew."""
+        """How to get the files anew where a run made them."""
         if self.folder is not None and (self.folder.parent / "config.yaml").is_file():
-            return f"It was made by a run: remove {self.folder} and start again, and it is made again."
-        return "Where a file was cut short, copy or download it again."
+            return f"\nIt was made by a run: remove {self.folder} and start again, and it is made again."
+        return ""
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
 
 
 def find(cfg: ModelConfig, source: str | None) -> Place | None:
@@ -97,7 +124,8 @@ def find(cfg: ModelConfig, source: str | None) -> Place | None:
         ModelError: no path is given, a folder does not exist, or the package of a GGUF file is missing.
     """
     path = cfg.path if source is None else source
-    label = f"model.path={path}" if path == cfg.path else f"the checkpoint {path}"
+    keys = {cfg.path: "model.path", cfg.retain: "model.retain"}
+    label = f"{keys[path]}={path}" if path is not None and path in keys else f"the checkpoint {path}"
     if source is None and cfg.kind == "nano":
         return None
     if path is None:
@@ -105,13 +133,32 @@ def find(cfg: ModelConfig, source: str | None) -> Place | None:
     if source is None and cfg.kind == "gguf":
         file = _packaged(path, label)
         return Place(str(file.parent), label, {"gguf_file": file.name}, package=path)
-    folder = Path(path).expanduser()
-    if not folder.is_dir() and path.startswith(("/", ".", "~")):
-        raise ModelError(f"{label} is not a folder")
+    if problem := repository_problem(path):
+        raise ModelError(f"{label[:80]}: {problem}")
+    folder, there = user_path(path), is_folder(path)
     options: dict[str, Any] = {"trust_remote_code": cfg.trust_remote_code}
-    if not folder.is_dir() and path == cfg.path and cfg.revision is not None:
+    if not there and path == cfg.path and cfg.revision is not None:
         options["revision"] = cfg.revision
-    return Place(str(folder) if folder.is_dir() else path, label, options)
+    return Place(str(folder) if there else path, label, options)
+
+
+def model_problem(key: str, path: str, *, trust: bool) -> str | None:
+    """Return what is wrong with a model on this machine that a key names; None: nothing or it is on a hub."""
+    named = f"{key}={path if len(path) < 80 else path[:79] + '…'}"
+    if not path.strip():
+        return f"{key} is empty: give a folder with a checkpoint or an id of the hub"
+    if is_file(path):
+        fix = (
+            "GGUF files are to be converted once with transformers (from_pretrained(folder, "
+            "gguf_file=…), then save_pretrained)"
+            if path.endswith(".gguf")
+            else "give the folder that it is in"
+        )
+        return f"{named} is a file, and a model is a folder of files: {fix}"
+    problem = repository_problem(path)
+    if problem is None and is_folder(path):
+        problem = modelfiles.problem(user_path(path), trust=trust)
+    return None if problem is None else f"{named}: {problem}"
 
 
 def fingerprint(place: Place) -> dict[str, Any]:

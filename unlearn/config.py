@@ -7,6 +7,7 @@ computed; `eval`, `tracker` and the rest decide what is measured and kept. Descr
 from __future__ import annotations
 
 import re
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import (
@@ -19,6 +20,8 @@ from pydantic import (
     PositiveInt,
     field_validator,
 )
+
+from unlearn.data.templates import unescaped
 
 SLOTS = ("forget", "template", "retain", "full")
 """What a method can have a term on; the first one present sets the epochs. `template` are the questions of
@@ -43,6 +46,23 @@ class PromptConfig(Section):
     system: str | None = Field(None, description="system message of the chat template")
     end: str | None = Field(None, description="token that ends an answer; null: the tokenizer's eos")
     variables: dict[str, Any] = Field({}, description="further variables of the chat template")
+    date: str = Field("2024-07-26", description="the day it is for chat templates that write today's date")
+
+    @field_validator("template", "system", "end")
+    @classmethod
+    def _escapes(cls, text: str | None) -> str | None:
+        return None if text is None else unescaped(text)
+
+    @field_validator("date", mode="before")
+    @classmethod
+    def _day(cls, given: Any) -> str:
+        """Take `2024-07-26` and `26 Jul 2024`."""
+        for form in ("%Y-%m-%d", "%d %b %Y", "%d %B %Y"):
+            try:
+                return datetime.strptime(str(given), form).replace(tzinfo=UTC).date().isoformat()
+            except ValueError:
+                continue
+        raise ValueError("give a day as 2024-07-26")
 
 
 class LoraConfig(Section):
@@ -146,6 +166,11 @@ class AlternativesConfig(Section):
     )
     temperature: PositiveFloat = Field(1.0, description="of sampling")
     max_new_tokens: PositiveInt = Field(200, description="longest sampled answer")
+
+    @field_validator("prompt")
+    @classmethod
+    def _escapes(cls, text: str | None) -> str | None:
+        return None if text is None else unescaped(text)
 
 
 class AutoLRConfig(Section):

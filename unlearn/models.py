@@ -8,6 +8,7 @@ import unlearn.environment  # noqa: F401 (before what imports DeepSpeed)
 import contextlib
 import fnmatch
 import io
+import logging as python_logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,7 +23,6 @@ from peft import LoraConfig as PeftLoraConfig
 from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     PreTrainedConfig,
@@ -32,12 +32,17 @@ from transformers import (
 from transformers.utils import cached_file, logging
 
 from unlearn import interventions, nano
+from unlearn.adapters import untied, unties
 from unlearn.checkpoints import ModelError, Place, find, fingerprint
 from unlearn.config import LoraConfig, ModelConfig
-from unlearn.data.tokens import Encoder, PromptFormat
+from unlearn.data.tokens import Encoder, Limits, PromptFormat
 from unlearn.errors import ConfigError, UserError
 from unlearn.files import replacing
 from unlearn.methods import Term
+from unlearn.modelfiles import tokenizer_problem
+from unlearn.skeleton import read_config
+
+log = python_logging.getLogger(__name__)
 
 if "TRANSFORMERS_VERBOSITY" not in os.environ:
     logging.set_verbosity_error()  # what matters of its warnings, missing weights, is an error here
@@ -71,7 +76,7 @@ def load_model(cfg: ModelConfig, source: str | None = None, *, seed: int = 0) ->
     if place is None:
         return nano.model(cfg.nano, seed=seed, attention=cfg.attention)
     with place.explained(), _quiet(place):
-        config = AutoConfig.from_pretrained(place.name, **place.options)
+        config = read_config(cfg, source)
         _without_dropout(config)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             place.name,
@@ -100,8 +105,8 @@ def depth(cfg: ModelConfig, source: str | None = None) -> int | None:
         if place is None:
             return cfg.nano.layers
         with _quiet(place):
-            config = AutoConfig.from_pretrained(place.name, local_files_only=True, **place.options)
-    except (UserError, OSError, ValueError, ImportError):
+            config = read_config(cfg, source, local_files_only=True)
+    except UserError:
         return None
     return int(config.get_text_config(decoder=True).num_hidden_layers)
 
@@ -172,11 +177,17 @@ def load_tokenizer(cfg: ModelConfig, source: str | None = None) -> PreTrainedTok
         return nano.tokenizer(cfg.nano.vocabulary)
     with place.explained(), _quiet(place):
         tokenizer = AutoTokenizer.from_pretrained(place.name, **place.options)
+    if not tokenizer("a", add_special_tokens=False)["input_ids"]:
+        cause = None if place.folder is None else tokenizer_problem(place.folder)
+        raise ModelError(
+            f"{place.label}: {cause or 'its tokenizer knows no tokens: its files are not whole'}"
+        )
     if not tokenizer.is_fast:
         raise ModelError(
             f"{place.label} has a tokenizer without character offsets, which find where an answer begins: "
             "convert it to a tokenizer.json (transformers' fast format)"
         )
+    _without_chance(tokenizer, place)
     return tokenizer
 
 
@@ -184,8 +195,13 @@ def prompt_format(cfg: ModelConfig) -> PromptFormat:
     return PromptFormat(**cfg.prompt.model_dump())
 
 
-def make_encoder(cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Encoder:
-    return Encoder(tokenizer, prompt_format(cfg), max_length)
+def make_encoder(
+    cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_length: int, limits: Limits | None = None
+) -> Encoder:
+    """The encoder of a model with these `limits`, None: unknown. No sequence is longer than its positions."""
+    limits = limits or Limits()
+    longest = max_length if limits.positions is None else min(max_length, limits.positions)
+    return Encoder(tokenizer, prompt_format(cfg), longest, limits)
 
 
 def identity(cfg: ModelConfig, source: str | None = None) -> dict[str, Any]:
@@ -198,11 +214,8 @@ def parameter_count(cfg: ModelConfig, source: str | None = None) -> int | None:
     """How many parameters, tied ones once; None where the configuration is not on this machine."""
     try:
         place = find(cfg, source)
-        if place is None:
-            config: PreTrainedConfig = nano.config(cfg.nano)
-        else:
-            with _quiet(place):
-                config = AutoConfig.from_pretrained(place.name, local_files_only=True, **place.options)
+        with contextlib.nullcontext() if place is None else _quiet(place):
+            config = read_config(cfg, source, local_files_only=True)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=cfg.trust_remote_code)
     except (UserError, OSError, ValueError, ImportError):
@@ -224,7 +237,7 @@ def add_lora(model: PreTrainedModel, cfg: LoraConfig, seed: int) -> PeftModel:
         with nano.seeded(seed):
             adapted = get_peft_model(model, config)
     except ValueError as error:
-        raise ModelError(f"model.lora: {error}") from error
+        raise ModelError(f"model.lora: {' '.join(str(error).split())}") from error
     assert isinstance(adapted, PeftModel)
     return adapted
 
@@ -240,11 +253,13 @@ def exportable(model: PreTrainedModel | PeftModel, weights: Mapping[str, Tensor]
     """A plain model that holds `weights`, a whole state dict of `model`, with adapters merged into them.
 
     For a model whose own weights are sharded or still needed: it lends its architecture only. The tensors of
-    `weights` become the new model's.
+    `weights` become the new model's. Where adapters are on one of two tied weights, the two are no longer
+    equal: the plain model has both.
     """
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    config = untied(base.config) if unties(model) else base.config
     with torch.device("meta"):
-        plain = type(base)(base.config)
+        plain = type(base)(config)
         shell: Any = plain
         if isinstance(model, PeftModel):
             shell = get_peft_model(plain, model.active_peft_config)
@@ -275,6 +290,13 @@ def _without_dropout(config: PreTrainedConfig) -> None:
             _without_dropout(value)
         elif name.endswith(("dropout", "dropout_prob", "pdrop", "layerdrop")) and isinstance(value, float):
             setattr(config, name, 0.0)
+
+
+def _without_chance(tokenizer: Any, place: Place) -> None:
+    """Turn off what makes a tokenizer give other tokens each time (BPE dropout)."""
+    if getattr(tokenizer.backend_tokenizer.model, "dropout", None):
+        tokenizer.backend_tokenizer.model.dropout = None
+        log.info("%s: its tokenizer drops merges at random (dropout), which is turned off", place.label)
 
 
 def _has_tokenizer(place: Place) -> bool:

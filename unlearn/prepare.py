@@ -20,6 +20,7 @@ from unlearn.data import sampled
 from unlearn.data.alternatives import alternatives
 from unlearn.data.annotations import load_annotations
 from unlearn.data.example import Example
+from unlearn.data.templates import filled
 from unlearn.data.tokens import Encoder
 from unlearn.engine import precision
 from unlearn.errors import UserError
@@ -122,9 +123,7 @@ class Preparation:
     def _sampled(self, examples: Sequence[Example], target: FrozenModel) -> list[list[str]]:
         cfg, hardware = self.config.method.alternatives, self.config.hardware
         asked = cfg.prompt or "{question}"
-        questions = [
-            asked.replace("{question}", e.question or "").replace("{answer}", e.answer) for e in examples
-        ]
+        questions = [filled(asked, question=e.question or "", answer=e.answer) for e in examples]
         options: dict[str, Any] = {
             "count": cfg.count, "temperature": cfg.temperature, "max_new_tokens": cfg.max_new_tokens,
             "seed": self.config.seed,

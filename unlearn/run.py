@@ -23,9 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from eval.benchmark import find
-from eval.evaluate import plan
+from eval.evaluate import on_first, plan
 from eval.judged import judge
+from eval.shard import Shard
 from unlearn import interventions, models, variants
+from unlearn.adapters import unties
 from unlearn.config import RunConfig
 from unlearn.data.batches import Batch, collate, deal
 from unlearn.data.example import Example
@@ -42,9 +44,11 @@ from unlearn.probes.setup import look_at_saved, make_probe
 from unlearn.rules import make_rule
 from unlearn.rundir import RunDir
 from unlearn.signals import on_stop
+from unlearn.skeleton import limits
 from unlearn.trainer import Logger, Stopped, Trainer
 from unlearn.variants.base import ROLES, Workbench
 from unlearn.variants.scoring import Scoring
+from unlearn.verify import Trial, trial, verify
 from unlearn.world import World, start_world, stop_world
 
 log = logging.getLogger(__name__)
@@ -140,8 +144,13 @@ class _Run:
             name
         ) in self.config.eval.benchmarks:  # what cannot be measured is refused before it is trained for
             plan(name, self._scored_sets(), benchmark_options(self.config, name))
-        self.tokenizer = models.load_tokenizer(self.config.model, job.start.source)
-        self.encoder = models.make_encoder(self.config.model, self.tokenizer, self.config.dataset.max_length)
+        model, source = self.config.model, job.start.source
+        self.tokenizer = models.load_tokenizer(model, source)
+        self.encoder = models.make_encoder(
+            model, self.tokenizer, self.config.dataset.max_length, limits(model, source)
+        )
+        for note in self.encoder.notes():
+            log.info("%s", note)
         for name in trained & self.sets.keys():  # a long text is trained on to its end
             self.sets[name] = self.encoder.chunks(self.sets[name])
 
@@ -149,7 +158,8 @@ class _Run:
         made = self.config.method.makes_model
         if self.terms and not self.rundir.model.is_dir():
             engine = self._train()
-            if self.config.method.update_scale != 1:  # what was saved is not what was trained
+            # Where what was saved is not what was trained, what was saved is measured.
+            if self.config.method.update_scale != 1 or unties(engine.module):
                 engine.close()
                 del engine
                 gc.collect()
@@ -256,6 +266,9 @@ class _Run:
             models.save_pretrained(
                 models.exportable(model, own), self.tokenizer, self.rundir.model, beside=beside
             )
+            live = self._trial(model)
+            del model, second, edit, own, beside
+            self._verify(live, self.rundir.model)
         self.world.barrier()
 
     def _fresh_model(self) -> Any:
@@ -309,9 +322,17 @@ class _Run:
         self._save_model(engine, self.rundir.models / f"step-{step}")
 
     def _save_model(self, engine: Engine, folder: Path) -> None:
+        """Save the whole model, and load it again: on the main process, the rest wait.
+
+        Raises:
+            SavedModelDiffers: it does not compute what the live one does; on every process.
+        """
+        scale = self.config.method.update_scale
+        live = None
+        if scale == 1 and (self.world.main or engine.zero == 3):  # otherwise the live model is another
+            live = self._trial(engine.module)
         weights = engine.weights()
         if self.world.main:
-            scale = self.config.method.update_scale
             if scale != 1:
                 start = models.load_model(self.config.model, self.job.start.source, seed=self.config.seed)
                 weights = models.extrapolated(start.state_dict(), weights, scale)
@@ -319,7 +340,27 @@ class _Run:
             plain = models.exportable(engine.module, own)
             beside = partial(interventions.save, engine.module, weights=weights)
             models.save_pretrained(plain, self.tokenizer, folder, beside=beside)
+            del plain, own, beside
+        del weights
+
+        def verified() -> None:
+            if live is not None:
+                self._verify(live, folder)
+
+        on_first(Shard(self.world.rank, self.world.size), verified)
         self.world.barrier()
+
+    def _trial(self, model: nn.Module) -> Trial:
+        trained = training_sets(self.config)
+        sets = {name: rows for name, rows in self.sets.items() if name in trained} or self.sets
+        return trial(model, self.encoder, sets, self.world.device)
+
+    def _verify(self, live: Trial, folder: Path) -> None:
+        try:
+            verify(live, folder, self.config.model, self.encoder, self.world.device)
+        except UserError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
 
     # -- evaluation ------------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from unlearn.config import DatasetConfig
-from unlearn.data import alternatives, annotations
+from unlearn.data import alternatives
+from unlearn.data.annotations import load_annotations, read_annotations
 from unlearn.data.columns import optional_text, text_of, texts_of
 from unlearn.data.sources import check, load_sets
 from unlearn.data.sources.tables import read_rows, slice_hint
@@ -87,7 +88,7 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         cfg = DatasetConfig(name="custom", source="custom", **keys)
         assert check(cfg) == []
         (example,) = load_sets(cfg, ["forget"])["forget"]
-    assert annotations.load_annotations("~/spans.json", [example]) == [[]]
+    assert load_annotations("~/spans.json", [example]) == [[]]
     assert alternatives.read_answers("~/a.txt") == ["I do not know."]
     assert relearning.check(relearning.Options(text="~/a.txt"), None) == []  # type: ignore[arg-type]
 
@@ -144,7 +145,7 @@ def test_no_reader_takes_what_is_no_text_in_utf_8(tmp_path: Path, case: str, rea
     message = {
         "rows": lambda: refusal(read_rows, file, "dataset.forget"),
         "answers": lambda: refusal(alternatives.read_answers, file),
-        "annotations": lambda: refusal(annotations.read_annotations, file),
+        "annotations": lambda: refusal(read_annotations, file),
         "relearned": lambda: relearning.check(relearning.Options(text=str(file)), None)[0],  # type: ignore[arg-type]
         "book": lambda: refusal(load_sets, book, ["forget"]),
     }[reader]()

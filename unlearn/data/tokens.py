@@ -6,8 +6,9 @@ the prompt on its own and counting moves the boundary wherever a tokenizer merge
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,14 +16,22 @@ from transformers import PreTrainedTokenizerBase
 
 from unlearn.data.example import Example
 from unlearn.data.pieces import pieces
-from unlearn.errors import UserError
+from unlearn.data.prompts import DataError, PromptFormat
+from unlearn.errors import did_you_mean
+
+__all__ = [
+    "BoolArray",
+    "DataError",
+    "Encoder",
+    "IntArray",
+    "Limits",
+    "PromptFormat",
+    "TokenSequence",
+    "added",
+]
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
-
-
-class DataError(UserError):
-    """The data cannot be used as configured; the message names the example and the mend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,44 +51,30 @@ class TokenSequence:
 
 
 @dataclass(frozen=True)
-class PromptFormat:
-    """How a question becomes the prompt: the tokenizer's chat template, or a plain template.
-
-    `template` is a plain one such as `"Question: {question}\\nAnswer: "`; None means the chat template,
-    rendered with the system message and the further `variables` (`date_string` of Llama 3). `end` is the
-    text of the token that ends an answer; None means the tokenizer's end-of-sequence token.
+class Limits:
+    """What a model can take: token ids below `vocabulary`, and as many `positions` as it has learned vectors
+    for. None: not known, or without a limit.
     """
 
-    template: str | None = None
-    system: str | None = None
-    end: str | None = None
-    variables: Mapping[str, Any] = field(default_factory=dict)
+    vocabulary: int | None = None
+    positions: int | None = None
 
-    def prompt(self, tokenizer: PreTrainedTokenizerBase, question: str) -> str:
-        """The text that comes before the answer's first character."""
-        if self.template is not None:
-            return self.template.replace("{question}", question)
-        if tokenizer.chat_template is None:
-            raise DataError(
-                "this tokenizer has no chat template: set model.prompt.template to a plain one, "
-                'such as "Question: {question}\\nAnswer: "'
-            )
-        messages = [{"role": "system", "content": self.system}] if self.system is not None else []
-        messages.append({"role": "user", "content": question})
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **self.variables
-        )
-        assert isinstance(text, str)
-        return text
+
+_CHAT = PromptFormat()
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Texts to token sequences, for one tokenizer, one prompt format and one length limit in tokens."""
+    """Texts to token sequences, for one tokenizer, one prompt format and one length limit in tokens.
+
+    What the tokenizer puts before a text stays, once; what it puts after one is left out: a prompt goes on,
+    and an answer ends with `end_id` alone. `limits` are those of the model that gets the sequences.
+    """
 
     tokenizer: PreTrainedTokenizerBase
-    format: PromptFormat = PromptFormat()
+    format: PromptFormat = _CHAT
     max_length: int = 512
+    limits: Limits = Limits()
 
     @property
     def end_id(self) -> int:
@@ -88,21 +83,87 @@ class Encoder:
             if self.tokenizer.eos_token_id is None:
                 raise DataError("this tokenizer has no end-of-sequence token: set model.prompt.end")
             return int(self.tokenizer.eos_token_id)
-        found = self.tokenizer.convert_tokens_to_ids(self.format.end)
-        if not isinstance(found, int) or self.tokenizer.convert_ids_to_tokens(found) != self.format.end:
-            raise DataError(f"model.prompt.end: {self.format.end!r} is not one token of this tokenizer")
-        return found
+        end = self.format.end
+        found = self.tokenizer.convert_tokens_to_ids(end)
+        if isinstance(found, int) and self.tokenizer.convert_ids_to_tokens(found) == end:
+            return found
+        ids = self.tokenizer(end, add_special_tokens=False)["input_ids"]
+        if len(ids) == 1 and self.tokenizer.decode(ids) == end:  # a line break, which tokens spell otherwise
+            return int(ids[0])
+        near = did_you_mean(end, map(str, self.tokenizer.added_tokens_decoder.values()))
+        raise DataError(f"model.prompt.end: {end!r} is not one token of this tokenizer{near}")
 
     @property
     def pad_id(self) -> int:
         """What fills rows up; it matters only where the output at padding counts."""
         pad = self.tokenizer.pad_token_id
-        return pad if isinstance(pad, int) else self.end_id
+        return pad if isinstance(pad, int) and self._known(pad) else self.end_id
+
+    @property
+    def before(self) -> Sequence[int]:
+        """The ids that the tokenizer puts before a text."""
+        return self._added[0]
+
+    def notes(self) -> list[str]:
+        """Return what is done about the tokenizer's habits, a sentence each."""
+        front, back = (self.tokenizer.convert_ids_to_tokens(ids) for ids in self._added)
+        pad = self.tokenizer.pad_token_id
+        told = []
+        if front:
+            where = "plain texts and prompts" if self._specials else "plain texts (prompts have their own)"
+            told.append(f"tokenizer: {' '.join(front)} is put before {where}")
+        if back:
+            told.append(f"tokenizer: {' '.join(back)}, which it puts after a text, is left out")
+        if isinstance(pad, int) and pad != self.pad_id:
+            token = self.tokenizer.pad_token
+            told.append(
+                f"tokenizer: the padding token {token} (id {pad}) is beyond the model's vocabulary of "
+                f"{self.limits.vocabulary}; rows are filled up with the end token"
+            )
+        return told
 
     @property
     def _specials(self) -> bool:
         # A chat template writes its own beginning-of-sequence token.
         return self.format.template is not None
+
+    @cached_property
+    def _added(self) -> tuple[list[int], list[int]]:
+        return added(self.tokenizer)
+
+    def _known(self, token: int) -> bool:
+        return self.limits.vocabulary is None or token < self.limits.vocabulary
+
+    def _tokenised(
+        self, texts: Sequence[str], *, specials: bool
+    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Return ids and offsets of each text; with `specials` after what the tokenizer puts before a text.
+
+        Raises:
+            DataError: a token is beyond the model's vocabulary.
+        """
+        if not texts:
+            return []
+        front = self._added[0] if specials else []
+        encoded = self.tokenizer(
+            list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        )
+        rows = []
+        for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            if self.limits.vocabulary is not None and max(ids, default=0) >= self.limits.vocabulary:
+                raise DataError(self.beyond_vocabulary(max(ids)))
+            before = [] if ids[: len(front)] == front else front
+            rows.append(([*before, *ids], [(0, 0)] * len(before) + list(offsets)))
+        return rows
+
+    def beyond_vocabulary(self, token: int) -> str:
+        """Return what is wrong with a token that the model has no embedding for."""
+        return (
+            f"the tokenizer's token {self.tokenizer.convert_ids_to_tokens(token)!r} has id {token}, and the "
+            f"model has embeddings for {self.limits.vocabulary} tokens only: take the tokenizer that belongs "
+            "to the model, or enlarge its embeddings once with transformers (resize_token_embeddings, then "
+            "save_pretrained)"
+        )
 
     def pairs(self, pairs: Sequence[tuple[str | None, str]]) -> list[TokenSequence]:
         """Token sequences of (question, answer) pairs; a pair without a question is a plain text.
@@ -144,12 +205,8 @@ class Encoder:
             where = [i for i, p in enumerate(plain) if p == is_plain]
             if not where:
                 continue
-            encoded = self.tokenizer(
-                [texts[i] for i in where],
-                add_special_tokens=is_plain or self._specials,
-                return_offsets_mapping=True,
-            )
-            for i, ids, offsets in zip(where, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            encoded = self._tokenised([texts[i] for i in where], specials=is_plain or self._specials)
+            for i, (ids, offsets) in zip(where, encoded, strict=True):
                 # Nothing predicts the first token, so no answer begins there.
                 start = 1 if is_plain else max(1, _boundary(offsets, len(prompts[i])))
                 places = np.array(offsets, dtype=np.int64).reshape(-1, 2) - len(prompts[i])
@@ -167,7 +224,7 @@ class Encoder:
             (text + opening).rstrip(" ") if opening or self.format.template is not None else text
             for text, opening in zip(texts, openings, strict=True)
         ]
-        return [list(ids) for ids in self.tokenizer(texts, add_special_tokens=self._specials)["input_ids"]]
+        return [ids for ids, _ in self._tokenised(texts, specials=self._specials)]
 
     def chunks(self, examples: Sequence[Example]) -> list[Example]:
         """The examples, plain texts longer than `max_length` tokens cut in pieces `<id>#0`, `<id>#1` …
@@ -189,21 +246,44 @@ class Encoder:
         return found
 
     def _plain(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        encoded = self.tokenizer(text, return_offsets_mapping=True, verbose=False)
-        return encoded["input_ids"], encoded["offset_mapping"]
+        (encoded,) = self._tokenised([text], specials=True)
+        return encoded
 
     def _sequence(self, ids: Sequence[int], start: int, pair: tuple[str | None, str]) -> TokenSequence:
         if pair[1].strip() == "":
             raise DataError(f"an answer is empty (question: {_short(pair[0] or '')})")
-        # Some tokenizers append the end of sequence themselves: keep one.
         whole = [*ids, self.end_id] if not ids or ids[-1] != self.end_id else list(ids)
         cut = whole[: self.max_length]
         if len(cut) <= start:
+            fixed = self.max_length == self.limits.positions
             raise DataError(
-                f"the prompt alone has {start} tokens and fills dataset.max_length={self.max_length} "
-                f"(text: {_short(pair[0] or pair[1])}); raise dataset.max_length"
+                f"the prompt alone has {start} tokens and fills "
+                + (
+                    f"the {self.max_length} positions of the model "
+                    f"(text: {_short(pair[0] or pair[1])}); shorten it, or leave it out"
+                    if fixed
+                    else f"dataset.max_length={self.max_length} "
+                    f"(text: {_short(pair[0] or pair[1])}); raise dataset.max_length"
+                )
             )
         return TokenSequence(np.asarray(cut, dtype=np.int64), start, ended=len(cut) == len(whole))
+
+
+def added(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """Return the ids that a tokenizer puts before a text and those that it puts after it, found by trying.
+
+    Raises:
+        DataError: it changes the text's own tokens, or has none for the letter a.
+    """
+    bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer("a")["input_ids"])
+    for start in range(len(whole) - len(bare) + 1):
+        if bare and whole[start : start + len(bare)] == bare:
+            return whole[:start], whole[start + len(bare) :]
+    raise DataError(
+        f"this tokenizer makes {whole} of the text 'a' and {bare} of it without special tokens: its files "
+        "are not whole, or it is no tokenizer of a causal language model"
+    )
 
 
 def _boundary(offsets: Sequence[tuple[int, int]], prompt_length: int) -> int:

@@ -1,0 +1,65 @@
+"""What adapters are put on: names that the model has, and embeddings that are tied to the head."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+from transformers import PreTrainedConfig
+
+from unlearn.config import LoraConfig
+from unlearn.errors import did_you_mean
+
+
+def target_problems(model: nn.Module, cfg: LoraConfig) -> list[str]:
+    """Return which of `model.lora.targets` name no module of the model, each with the names that are near."""
+    if isinstance(cfg.targets, str):
+        return []
+    if not cfg.targets:
+        return ["model.lora.targets=[] names no module: leave it out to adapt all linear layers"]
+    modules = dict(model.named_modules())
+    known = {name.split(".")[-1] for name, module in modules.items() if _is_adaptable(module)}
+    problems = []
+    for target in cfg.targets:
+        found = [m for name, m in modules.items() if name == target or name.endswith(f".{target}")]
+        if not found:
+            problems.append(
+                f"model.lora.targets: {target} is no module of the model{did_you_mean(target, known)}"
+            )
+        elif not any(_is_adaptable(module) for module in found):
+            kind = type(found[0]).__name__
+            problems.append(
+                f"model.lora.targets: {target} is a {kind}, to which no adapters can be added; name linear "
+                f"layers (such as {', '.join(sorted(known))})"
+            )
+    return problems
+
+
+def unties(model: nn.Module) -> bool:
+    """Whether adapters tell apart what the model ties: they are on its embeddings or on its head alone."""
+    if not isinstance(model, PeftModel):
+        return False
+    base: Any = model.get_base_model()
+    ends = (base.get_input_embeddings(), base.get_output_embeddings())
+    return _is_tied(base.config) and any(isinstance(end, BaseTunerLayer) for end in ends)
+
+
+def untied(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return a copy of the configuration of a model whose head has weights of its own."""
+    found = copy.deepcopy(config)
+    for part in (found, found.get_text_config(decoder=True)):
+        part.tie_word_embeddings = False
+    return found
+
+
+def _is_tied(config: PreTrainedConfig) -> bool:
+    own = getattr(config, "tie_word_embeddings", False)
+    return bool(own or getattr(config.get_text_config(decoder=True), "tie_word_embeddings", False))
+
+
+def _is_adaptable(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, nn.Parameter) and weight.ndim == 2

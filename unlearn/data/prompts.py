@@ -1,0 +1,193 @@
+"""From a question to the text of its prompt: a plain template, or the tokenizer's chat template."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from functools import cache
+from typing import Any
+
+import jinja2
+from transformers import PreTrainedTokenizerBase
+
+from unlearn.config import PromptConfig
+from unlearn.data.templates import EXAMPLE, filled
+from unlearn.errors import UserError, did_you_mean
+
+DATE: str = PromptConfig.model_fields["date"].default
+_CLOCK = "strftime_now"
+# What strftime knows, without what depends on the machine.
+_DIRECTIVES = (*"aAwdbBmyYHIpMSfjUWcxXGuVeDFTRhC", "-d", "-m", "-y", "-H", "-I", "-M", "-S", "-j")
+_OTHERS = "Plain templates are an alternative: " + EXAMPLE
+
+
+class DataError(UserError):
+    """The data cannot be used as configured; the message names the example and the fix."""
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """How a question becomes the prompt: the tokenizer's chat template, or a plain template.
+
+    `template` is a plain one such as `"Question: {question}\\nAnswer: "`; None means the chat template,
+    rendered with the system message and the further `variables` (`date_string` of Llama 3), as if it were
+    always `date`. `end` is the text of the token that ends an answer; None means the tokenizer's
+    end-of-sequence token.
+    """
+
+    template: str | None = None
+    system: str | None = None
+    end: str | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    date: str = DATE
+
+    def prompt(self, tokenizer: PreTrainedTokenizerBase, question: str) -> str:
+        """Return the text that comes before the answer's first character.
+
+        Raises:
+            DataError: there is no chat template, or it cannot be rendered.
+        """
+        if self.template is not None:
+            return filled(self.template, question=question)
+        messages = [{"role": "system", "content": self.system}] if self.system is not None else []
+        messages.append({"role": "user", "content": question})
+        try:
+            return self.render(tokenizer, messages)
+        except UserError:
+            raise
+        except Exception as error:  # a template is code, and may raise anything
+            raise DataError(self._explained(tokenizer, question, error)) from error
+
+    def render(self, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **how: Any) -> str:
+        """Return the chat template's text for these messages; `how` goes to `apply_chat_template`.
+
+        Raises:
+            DataError: the tokenizer has no chat template.
+            Exception: whatever the template raises.
+        """
+        if tokenizer.chat_template is None:
+            raise DataError(
+                "this tokenizer has no chat template: set model.prompt.template to a plain one, such as "
+                f"{EXAMPLE}"
+            )
+        template = tokenizer.get_chat_template()
+        if _CLOCK in template:
+            template = _with_clock(self.date) + template
+        text = tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False,
+            **({"add_generation_prompt": True} | how), **self.variables,
+        )  # fmt: skip
+        assert isinstance(text, str)
+        return text
+
+    def identity(self) -> dict[str, Any]:
+        """Return what prompts follow from, JSON; the date only where one was chosen."""
+        return {key: value for key, value in asdict(self).items() if key != "date" or value != DATE}
+
+    def check(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+        """Return warnings about the prompts that this format makes with a tokenizer.
+
+        Raises:
+            DataError: prompts cannot be made, or do not depend on the question alone.
+        """
+        asked = ("What is the name?", "Where does the river end?")
+        first, second = (self.prompt(tokenizer, question) for question in asked)
+        if self.template is not None:
+            return self._unused()
+        if first == second:
+            raise DataError(
+                "the chat template of this tokenizer leaves the question out: all prompts would be "
+                f"{_short(first)}; set a plain model.prompt.template, such as {EXAMPLE}"
+            )
+        if any(self.prompt(tokenizer, asked[0]) != first for _ in range(3)):
+            raise DataError(
+                "the chat template of this tokenizer gives another prompt each time, so numbers could not be "
+                f"repeated; set a plain model.prompt.template, such as {EXAMPLE}"
+            )
+        return self._ignored(tokenizer, first)
+
+    def _unused(self) -> list[str]:
+        """Return what a plain template does not use."""
+        given = {"system": self.system, "variables": self.variables or None}
+        told = [
+            f"model.prompt.{key} is not used: model.prompt.template is a plain template, without a chat"
+            for key, value in given.items()
+            if value is not None
+        ]
+        if "{answer}" in (self.template or ""):
+            told.append("model.prompt.template: {answer} stays as it is; answers follow the prompt anyway")
+        return told
+
+    def _ignored(self, tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[str]:
+        """Return what of the configuration the chat template does not use."""
+        text = tokenizer.get_chat_template()
+        told = []
+        if self.system is not None and self.system.strip() not in prompt:
+            told.append(
+                f"model.prompt.system={_short(self.system)} is not used: the chat template leaves system "
+                "messages out"
+            )
+        words = set(re.findall(r"[^\W\d]\w*", text))
+        told += [
+            f"model.prompt.variables.{name} is not used: the chat template has no such variable"
+            f"{near if (near := did_you_mean(name, words)).startswith(' (did') else ''}"
+            for name in self.variables
+            if name not in words
+        ]
+        if self.date != DATE and _CLOCK not in text:
+            told.append(f"model.prompt.date={self.date} is not used: the chat template asks for no date")
+        return told
+
+    def _explained(self, tokenizer: PreTrainedTokenizerBase, question: str, error: Exception) -> str:
+        said = " ".join(str(error).split()) or type(error).__name__
+        if self.system is not None and self._works_without_system(tokenizer, question):
+            return (
+                f"model.prompt.system={_short(self.system)}: the chat template of this tokenizer takes no "
+                f"system message ({said}); set model.prompt.system=null, or a plain model.prompt.template "
+                "that has the text in it"
+            )
+        if isinstance(error, jinja2.TemplateSyntaxError):
+            return f"the chat template of this tokenizer is broken ({said}): mend it. {_OTHERS}"
+        if isinstance(error, jinja2.UndefinedError):
+            return (
+                f"the chat template of this tokenizer uses what is not set ({said}): give it as "
+                f"'model.prompt.variables={{name: value}}'. {_OTHERS}"
+            )
+        return f"the chat template of this tokenizer cannot be rendered ({said}). {_OTHERS}"
+
+    def _works_without_system(self, tokenizer: PreTrainedTokenizerBase, question: str) -> bool:
+        try:
+            self.render(tokenizer, [{"role": "user", "content": question}])
+        except Exception:  # the cause is another
+            return False
+        return True
+
+
+def check_variables(names: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the names of `model.prompt.variables`."""
+    call = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+    taken = {*call, "messages", _CLOCK} - {"tools", "documents", "kwargs"}
+    return [
+        f"model.prompt.variables.{name}: is set by the program itself"
+        + ("; model.prompt.date sets the day that a template reads" if name == _CLOCK else "")
+        for name in names
+        if name in taken
+    ]
+
+
+def _short(text: str, width: int = 60) -> str:
+    return repr(text if len(text) <= width else text[: width - 1] + "…")
+
+
+@cache
+def _with_clock(date: str) -> str:
+    """Return the beginning of a chat template for which it is always `date`, at midnight.
+
+    A macro, as templates are given plain data only: it takes the place of transformers' own function.
+    """
+    day = datetime.fromisoformat(date)
+    known = "".join(f'|replace("%{d}", "{day.strftime(f"%{d}")}")' for d in _DIRECTIVES)
+    return f"{{% macro {_CLOCK}(format) %}}{{{{ format{known} }}}}{{% endmacro %}}\n"
