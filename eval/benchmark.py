@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
+from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypeIs
 
 from eval import benchmarks
@@ -106,16 +107,30 @@ def options_of(benchmark: Benchmark | LiveBenchmark, given: Mapping[str, Any], n
     """The benchmark's options with the given ones in place.
 
     Raises:
-        BenchmarkError: an option it does not have.
+        BenchmarkError: an option it does not have, or a value that an option cannot have.
     """
     known = [field.name for field in fields(benchmark.Options)]
     for key in given:
         if key not in known:
             raise BenchmarkError(f"benchmark {name} has no option {key!r}; it has: {', '.join(known)}")
     try:
-        return benchmark.Options(**given)
-    except (TypeError, ValueError) as error:
-        raise BenchmarkError(f"benchmark {name}: {error}") from error
+        options = TypeAdapter(benchmark.Options).validate_python(dict(given))
+    except ValidationError as error:
+        told = dict.fromkeys(map(_told, error.errors()))
+        raise BenchmarkError(f"benchmark {name}: {'; '.join(told)}") from error
+    for key, value in vars(options).items():
+        least = 0 if key == "seed" else 1 if key.endswith("tokens") else None
+        if least is not None and value is not None and value < least:
+            raise BenchmarkError(f"benchmark {name}: {key}={value}: give at least {least}")
+    return options
+
+
+def _told(error: Any) -> str:
+    """What pydantic, or an option's own check, finds wrong."""
+    message = error["msg"].removeprefix("Value error, ")
+    return (
+        f"{error['loc'][0]}={error['input']}: {message[0].lower()}{message[1:]}" if error["loc"] else message
+    )
 
 
 def scored(benchmark: Benchmark | LiveBenchmark, sets: Sets, roles: Sequence[Role] | None = None) -> Sets:

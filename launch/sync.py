@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from launch.tracker.service import PROGRAM, key_configured
 from unlearn.errors import UserError
+from unlearn.guard import given_path, tool
 
 _REACHED = 15.0  # seconds for the service to answer at all
 _TO_SEND, _SENT, _THERE, _RUNNING, _FAILED = "to be sent", "sent", "already there", "still running", "failed"
@@ -40,22 +41,16 @@ class Piece:
         return self.folder.name.split("-", 3)[3]
 
 
+@tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0 done, 1 something was not sent, 2 refused."""
     given = _parser().parse_args(arguments)
-    console = Console()
-    try:
-        pieces = found(given.runs)
-        if not given.dry_run and any(piece.state == _TO_SEND for piece in pieces):
-            refuse_without_service()
-            options = [
-                f"--{name}={value}" for name in ("project", "entity") if (value := getattr(given, name))
-            ]
-            pieces = send(pieces, options, timeout=given.timeout)
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    _tell(console, pieces, every=given.dry_run)
+    pieces = found(given.runs)
+    if not given.dry_run and any(piece.state == _TO_SEND for piece in pieces):
+        refuse_without_service()
+        options = [f"--{name}={value}" for name in ("project", "entity") if (value := getattr(given, name))]
+        pieces = send(pieces, options, timeout=given.timeout)
+    _tell(Console(), pieces, every=given.dry_run)
     return int(any(piece.state == _FAILED for piece in pieces))
 
 
@@ -178,7 +173,7 @@ def _tell(console: Console, pieces: Sequence[Piece], *, every: bool) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser: Any = argparse.ArgumentParser(prog="python -m launch.sync", description=__doc__)
-    parser.add_argument("runs", nargs="*", type=Path, default=[Path("runs")], metavar="RUNS",
+    parser.add_argument("runs", nargs="*", type=given_path, default=[Path("runs")], metavar="RUNS",
                         help="run directories, or folders of them (default: runs)")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="show what would be sent, and in what order")
     parser.add_argument("--project", help="send to this project, whatever the runs say")

@@ -16,7 +16,8 @@ from launch.table import direction, in_order, is_detail, shown, split_key
 from launch.traces import label
 from launch.tracker.service import key_configured
 from unlearn.errors import UserError
-from unlearn.files import read_json, write_json
+from unlearn.files import check_writable, folder_name, read_json, write_json
+from unlearn.guard import given_path, tool
 
 NAME = "Unlearning: trade-off, dynamics, methods"
 # What the view shows of a study that has no run here yet.
@@ -29,25 +30,22 @@ _METHOD = "method.name"
 _MOST_BARS = 12
 
 
+@tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0 done, 2 refused."""
     given = _parser().parse_args(arguments)
-    try:
-        made = workspace(given.entity, given.project, *keys_of(given.runs))
-        out = given.out
-        if out is None and not _can_save():
-            out = Path(f"{given.project}-workspace.json")
-            sys.stdout.write(
-                "no W&B key is configured: run `wandb login`, then this again, to save the view\n"
-            )
-        if out is None:
-            sys.stdout.write(f"{_saved(made).url}\n")
-        else:
-            write_json(out, spec(made))
-            sys.stdout.write(f"written: {out}; without --out and with a key, it is saved in W&B\n")
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    if given.out is not None:
+        check_writable("--out", given.out.parent)
+    made = workspace(given.entity, given.project, *keys_of(given.runs))
+    out = given.out
+    if out is None and not _can_save():
+        out = Path(f"{folder_name(given.project)}-workspace.json")
+        sys.stdout.write("no W&B key is configured: run `wandb login`, then this again, to save the view\n")
+    if out is None:
+        sys.stdout.write(f"{_saved(made).url}\n")
+    else:
+        write_json(out, spec(made))
+        sys.stdout.write(f"written: {out}; without --out and with a key, it is saved in W&B\n")
     return 0
 
 
@@ -194,10 +192,14 @@ def _saved(made: Any) -> Any:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m launch.workspace", description=__doc__)
     shows = "runs whose metrics the view shows, or folders of them (default: runs)"
-    parser.add_argument("runs", nargs="*", type=Path, default=[Path("runs")], metavar="RUNS", help=shows)
+    parser.add_argument(
+        "runs", nargs="*", type=given_path, default=[Path("runs")], metavar="RUNS", help=shows
+    )
     parser.add_argument("--project", required=True, help="the study's project, tracker.project of its runs")
     parser.add_argument("--entity", required=True, help="the user or team that it belongs to")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the view to a file instead")
+    parser.add_argument(
+        "--out", type=given_path, metavar="FILE.json", help="write the view to a file instead"
+    )
     return parser
 
 

@@ -34,7 +34,7 @@ class Options:
     `chat_template`: whether questions are put as messages of a chat.
     """
 
-    tasks: tuple[str, ...] = _TASKS
+    tasks: tuple[str, ...] | str = _TASKS
     fewshot: int | None = None
     limit: int | None = None
     include_path: str | None = None

@@ -30,7 +30,7 @@ class Options:
     files, which go before the library's of the same names.
     """
 
-    parts: tuple[str, ...] = PARTS
+    parts: tuple[str, ...] | str = PARTS
     mmlu: bool = True
     fewshot: int = 0
     limit: int | None = None

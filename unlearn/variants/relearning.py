@@ -20,7 +20,7 @@ import numpy as np
 from unlearn import models
 from unlearn.config import CheckpointConfig, DatasetConfig, MethodConfig, RunConfig
 from unlearn.data.example import Example
-from unlearn.data.sources import custom
+from unlearn.data.sources import available, custom
 from unlearn.data.sources.tables import SUFFIXES, content_hash
 from unlearn.engine import Engine, deepspeed_config
 from unlearn.errors import UserError
@@ -64,17 +64,41 @@ def check(options: Options, config: RunConfig) -> list[str]:
         for key in ("lr", "batch")
         if not (value := getattr(options, key)) > 0
     ]
+    if options.seed < 0:
+        problems.append(f"seed={options.seed}: it must not be below 0")
+    if options.batch < config.hardware.processes:
+        problems.append(
+            f"batch={options.batch} is smaller than hardware.processes={config.hardware.processes}: some "
+            "processes would have nothing to do"
+        )
     if options.text is not None:
-        file, suffixes = Path(options.text), (*SUFFIXES, ".txt")
-        if not file.is_file():
-            problems.append(f"text={file}: there is no such file")
-        elif file.suffix not in suffixes:
-            problems.append(f"text={file}: cannot read {file.suffix} (can: {', '.join(suffixes)})")
+        problems += _unreadable(Path(options.text).expanduser())
+    elif "forget" not in available(config.dataset):
+        problems.append(
+            f"share: dataset {config.dataset.name} has no forget set to train on; set dataset.forget, or "
+            "eval.variants.relearning.text"
+        )
     return problems
 
 
+def _unreadable(file: Path) -> list[str]:
+    """Why a file of other data cannot be trained on."""
+    suffixes = (*SUFFIXES, ".txt")
+    if not file.is_file():
+        return [f"text={file}: there is no such file"]
+    if file.suffix not in suffixes:
+        return [f"text={file}: cannot read {file.suffix} (can: {', '.join(suffixes)})"]
+    try:
+        rows = _read(file)
+    except UserError as error:
+        return [f"text={file}: {error}"]
+    if not any(row.answer.strip() for row in rows):
+        return [f"text={file}: there is no text in it"]
+    return []
+
+
 def identity(options: Options) -> Any:
-    text = None if options.text is None else content_hash(Path(options.text))
+    text = None if options.text is None else content_hash(Path(options.text).expanduser())
     return asdict(options) | {"text": text}
 
 
@@ -110,7 +134,7 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
 def relearned(bench: Workbench, options: Options) -> list[Example]:
     """What is trained on."""
     if options.text is not None:
-        return bench.encoder.chunks(_read(Path(options.text)))
+        return bench.encoder.chunks(_read(Path(options.text).expanduser()))
     pool = bench.sets.get("forget", [])
     if not pool:
         raise UserError(
@@ -189,6 +213,11 @@ def _trainable(bench: Workbench) -> Any:
 
 def _read(file: Path) -> list[Example]:
     if file.suffix == ".txt":
-        return [Example(id=file.stem, answer=file.read_text(encoding="utf-8"))]
+        try:
+            return [Example(id=file.stem, answer=file.read_text(encoding="utf-8"))]
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"it is no UTF-8 text ({error.reason} at byte {error.start}); convert it"
+            ) from error
     given = DatasetConfig(name="relearning", source="custom", path=str(file.parent), forget=file.name)
     return custom.load(given, ["forget"])["forget"]
