@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from launch.nodes.task import node as this_node
 from launch.nodes.task import this_task
+from launch.tracker.service import mode_of_variables
 from unlearn.config import GoalConfig, HardwareConfig, MethodConfig, ProbeConfig, RunConfig
 from unlearn.data import alternatives
 from unlearn.data.sources import available, source
@@ -40,6 +41,11 @@ def check(config: RunConfig) -> None:
 
 
 def _tracker(config: RunConfig) -> list[str]:
+    if config.tracker.mode == "auto":
+        try:
+            mode_of_variables()
+        except UserError as error:
+            return [str(error)]
     if config.tracker.model and config.method.makes_model and not config.save_model:
         return ["tracker.model=True: with save_model=False no model is kept that could be uploaded"]
     return []

@@ -116,9 +116,10 @@ def ask(composed: DictConfig, jobs: int) -> None:
         and re.search("invalid|unrecogni|violates", said.stderr, re.IGNORECASE)
     ):
         reason = " ".join(said.stderr.split()).replace(file.name, "the script")
+        fewer = "; sweep over fewer values at a time" if "array" in reason else ""
         raise UserError(
-            f"hydra/launcher=slurm: Slurm does not take the job: {reason}. hardware.slurm.* says what is "
-            "asked for; dry_run=true shows the script"
+            f"hydra/launcher=slurm: Slurm does not take the job: {reason}{fewer}. hardware.slurm.* says what "
+            "is asked for; dry_run=true shows the script"
         )
 
 

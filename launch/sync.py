@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from launch.tracker.service import PROGRAM, key_configured
+from launch.tracker.service import PROGRAM, key_configured, session, without_mode_variables
 from unlearn.errors import UserError
 from unlearn.guard import given_path, tool
 
@@ -71,9 +71,7 @@ def found(roots: Iterable[Path]) -> list[Piece]:
 
 def refuse_without_service() -> None:
     """Raises UserError where there is no key, or where nothing answers at the address of the service."""
-    import wandb
-
-    settings = wandb.setup().settings
+    settings = session()
     if not key_configured(settings):
         raise UserError(
             f"no W&B key for {settings.base_url}: run `wandb login` once, or set WANDB_API_KEY; "
@@ -130,10 +128,12 @@ def _sent(piece: Piece, options: Sequence[str], timeout: float) -> Piece:
     command = [sys.executable, "-m", "wandb", "sync", *options, str(piece.folder)]
     with tempfile.TemporaryDirectory() as elsewhere:  # it writes a log where it is started
         try:
+            with without_mode_variables():
+                variables = dict(os.environ)
             done = subprocess.run(
                 command,
                 cwd=elsewhere,
-                env=os.environ | {"WANDB_PROGRAM": PROGRAM, "WANDB_DIR": elsewhere, "WANDB_SILENT": "false"},
+                env=variables | {"WANDB_PROGRAM": PROGRAM, "WANDB_DIR": elsewhere, "WANDB_SILENT": "false"},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

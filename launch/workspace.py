@@ -14,7 +14,7 @@ from launch.geffect.files import PREFIX
 from launch.runfiles import history
 from launch.table import direction, in_order, is_detail, shown, split_key
 from launch.traces import label
-from launch.tracker.service import key_configured
+from launch.tracker.service import key_configured, session
 from unlearn.errors import UserError
 from unlearn.files import check_writable, folder_name, read_json, write_json
 from unlearn.guard import given_path, tool
@@ -174,9 +174,7 @@ def _library() -> tuple[Any, Any, Any]:
 
 
 def _can_save() -> bool:
-    import wandb
-
-    return key_configured(wandb.setup().settings)
+    return key_configured(session())
 
 
 def _saved(made: Any) -> Any:
