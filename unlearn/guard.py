@@ -37,6 +37,7 @@ def outcome(error: Exception) -> tuple[str, int]:
 
 
 _LONGEST = 500  # characters of a message
+_NARROWEST = 10  # columns in which a line can be shown
 
 
 def mark_logged(error: Exception, file: Path) -> None:
@@ -82,6 +83,8 @@ def lasting_output() -> None:
         elif stream is getattr(sys, f"__{name}__"):
             stream.reconfigure(errors="replace")
             setattr(sys, name, _Lasting(stream))
+    if not (width := os.environ.get("COLUMNS", "80")).isdecimal() or int(width) < _NARROWEST:
+        del os.environ["COLUMNS"]
 
 
 class _Lasting:

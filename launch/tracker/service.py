@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,6 +81,7 @@ def open_run(mode: Mode, directory: Path, identity: Mapping[str, Any], config: M
     if not os.access(directory, os.W_OK):
         # W&B itself would fall back to a temporary folder without a word.
         raise PermissionError(f"the directory {directory} cannot be written")
+    _find_a_cache()
     import wandb
 
     settings = _settings()
@@ -140,6 +142,15 @@ def key_configured(settings: Any) -> bool:
             if known.authenticators(host) or known.authenticators(_ALSO.get(host, host)):
                 return True
     return False
+
+
+def _find_a_cache() -> None:
+    """Without a home that can be written, W&B's own log would go to the terminal."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    there = next((each for each in (home, *home.parents) if each.exists()), home)
+    if not home.is_absolute() or "HOME" not in os.environ or not os.access(there, os.W_OK):
+        folder = Path(tempfile.gettempdir()) / f"unlearn-wandb-{os.getuid()}"
+        os.environ.setdefault("WANDB_CACHE_DIR", str(folder))
 
 
 def _settings() -> Any:
