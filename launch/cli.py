@@ -94,7 +94,7 @@ def _command(arguments: list[str]) -> int:
         return 0
     root = Path(config.root)
     if not config.dry_run:
-        check_writable("root", root)
+        check_writable(root, f"root={root}")
     with _without_empty(root):
         if sweep:
             if queue:

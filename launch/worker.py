@@ -103,6 +103,10 @@ def main() -> None:
         scrub_output()  # it goes to a log
     # Ctrl-C reaches the whole process group; the trainer's own handler stops it after a checkpoint.
     try:
+        if len(sys.argv) != 2:
+            raise UserError(
+                "one process of a run, which the command starts: python -m launch.worker RUN_DIRECTORY"
+            )
         work(Path(sys.argv[1]))
     except Stopped:
         sys.exit(STOPPED)

@@ -19,6 +19,7 @@ from unlearn.errors import UserError
 from unlearn.files import check_writable, folder_name, read_json, write_json
 from unlearn.guard import given_path, tool
 
+RUNS = Path("runs")
 NAME = "Unlearning: trade-off, dynamics, methods"
 # What the view shows of a study that has no run here yet.
 _USUAL = (
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0 done, 2 refused."""
     given = _parser().parse_args(arguments)
     if given.out is not None:
-        check_writable("--out", given.out.parent)
+        check_writable(given.out.parent, f"--out {given.out}")
     made = workspace(given.entity, given.project, *keys_of(given.runs))
     out = given.out
     if out is None and not _can_save():
@@ -50,10 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def keys_of(roots: Iterable[Path]) -> tuple[list[str], list[str]]:
-    """What runs below the folders have measured at their end, and logged on the way; else the usual."""
+    """What runs below the folders have measured at their end, and logged on the way; else the usual.
+
+    Raises:
+        UserError: a folder that is named does not exist.
+    """
     measured: set[str] = set()
     logged: set[str] = set()
     for root in roots:
+        if not root.is_dir() and root != RUNS:
+            raise UserError(f"{root}: there is no such folder; name run directories, or a folder of them")
         for file in root.rglob("results.json"):
             if (file.parent / "config.yaml").is_file():  # a run's own, not a benchmark's
                 measured |= read_json(file).keys()
@@ -190,9 +197,7 @@ def _saved(made: Any) -> Any:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m launch.workspace", description=__doc__)
     shows = "runs whose metrics the view shows, or folders of them (default: runs)"
-    parser.add_argument(
-        "runs", nargs="*", type=given_path, default=[Path("runs")], metavar="RUNS", help=shows
-    )
+    parser.add_argument("runs", nargs="*", type=given_path, default=[RUNS], metavar="RUNS", help=shows)
     parser.add_argument("--project", required=True, help="the study's project, tracker.project of its runs")
     parser.add_argument("--entity", required=True, help="the user or team that it belongs to")
     parser.add_argument(

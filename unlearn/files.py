@@ -99,22 +99,24 @@ def folder_name(text: str, longest: int = 80) -> str:
     return plain.encode()[:longest].decode(errors="ignore")
 
 
-def check_writable(key: str, path: Path) -> None:
+def check_writable(path: Path, label: str = "") -> None:
     """Refuse a folder in which nothing can be written; it need not exist yet.
 
     Raises:
-        UserError: it or one above it is a file, or may not be written; the message begins with `key=path`.
+        UserError: it or one above it is a file, or may not be written. The message begins with the label,
+            by itself the path.
     """
+    label = label or str(path)
     try:
         found = next(each for each in (path, *path.absolute().parents) if each.exists())
     except OSError as error:
-        raise UserError(f"{key}={path}: {error.strerror}") from None
+        raise UserError(f"{label}: {error.strerror}") from None
     if not found.is_dir():
         where = "it" if found == path else str(found)
-        raise UserError(f"{key}={path}: {where} is a file, and a folder is needed there; choose another path")
+        raise UserError(f"{label}: {where} is a file, and a folder is needed there; choose another path")
     if not os.access(found, os.W_OK | os.X_OK):
         where = "it" if found == path else f"the folder {found}"
-        raise UserError(f"{key}={path}: {where} cannot be written; choose another path")
+        raise UserError(f"{label}: {where} cannot be written; choose another path")
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         named["target"] = given.target
     if given.retain:
         named["retain model"] = given.retain
-    check_writable("--out", given.out)
+    check_writable(given.out, f"--out {given.out}")
     found = find(given.runs, named)
     comparison, every = make(found, given.metrics, given.group_by, given.where, given.sort)
     files = write(comparison, every, found, given.out)

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         help="where geffect.html, geffect.md and geffect.csv go; made if missing",
     )
     given = parser.parse_args(arguments)
-    check_writable("--out", given.out)
+    check_writable(given.out, f"--out {given.out}")
     try:
         runs, left_out = find_runs(given.runs)
         files = write_study(runs, given.out)

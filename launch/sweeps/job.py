@@ -165,7 +165,7 @@ def _run(
     from launch.runfiles import problems
     from launch.sweeps.goal import check_goal
     from launch.table import LEGEND, result_table, shown
-    from unlearn.files import read_json
+    from unlearn.files import check_writable, read_json
 
     check(config)
     if searched:
@@ -176,6 +176,9 @@ def _run(
     for warning in [*doubts(config, searched=searched), *inspect(config, plan)]:
         console.print(f"warning: {warning}", soft_wrap=True, highlight=False, markup=False)
         warned.add([warning])
+    for run in plan.runs:
+        if not is_complete(run):
+            check_writable(run.directory)
     for number, run in enumerate(plan.runs, start=1):
         note = " (complete)" if is_complete(run) else ""
         line = f"[bold]{number}/{len(plan.runs)}[/] {run.role}: {short(run.directory)}{note}"

@@ -150,8 +150,8 @@ def open_tracker(
     """The tracker of one run; a null one when `mode` is "disabled" or W&B cannot be opened.
 
     mode: "auto" obeys WANDB_DISABLED and WANDB_MODE where they are set, else is "online" if an API key is
-        configured (environment, W&B settings or netrc), else "offline". Online, a service that does not answer
-        makes it offline.
+        configured (environment, W&B settings or netrc), else "offline". Online, a service that does not
+        answer makes it offline.
     run_id: the same id continues the same run. Offline, a continued run is a second `offline-run-*` folder
         with the same id; `wandb sync` joins them.
     config: goes to W&B as it is. The caller leaves out what must not leave the machine, home paths included.
