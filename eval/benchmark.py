@@ -20,7 +20,7 @@ from eval.records import Records
 from eval.requests import Request
 from unlearn import signatures
 from unlearn.data.example import Example
-from unlearn.errors import UserError
+from unlearn.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from eval.live import Live
@@ -113,7 +113,16 @@ def options_of(benchmark: Benchmark | LiveBenchmark, given: Mapping[str, Any], n
     Raises:
         ConfigError: what is wrong with them, by dotted name.
     """
-    return signatures.parsed(benchmark.Options, given, f"eval.benchmarks.{name}", f"benchmark {name}")
+    place = f"eval.benchmarks.{name}"
+    options = signatures.parsed(benchmark.Options, given, place, f"benchmark {name}")
+    problems = []
+    for key, value in vars(options).items():
+        least = 0 if key == "seed" else 1 if key.endswith("tokens") else None
+        if least is not None and value is not None and value < least:
+            problems.append(f"{place}.{key}={value}: give at least {least}")
+    if problems:
+        raise ConfigError(problems)
+    return options
 
 
 def scored(benchmark: Benchmark | LiveBenchmark, sets: Sets, roles: Sequence[Role] | None = None) -> Sets:

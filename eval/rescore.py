@@ -6,7 +6,6 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
@@ -25,8 +24,8 @@ from eval.metrics.likelihood import (
 from eval.metrics.mia import auc, privleak
 from eval.published import TAUGHT, WITH_OPTIONS, Origin, PublishedLog, PublishedSet, read_log
 from eval.ragged import Ragged
-from unlearn.errors import UserError
 from unlearn.files import finite
+from unlearn.guard import given_path, tool
 
 if TYPE_CHECKING:
     from eval.metrics.text import Rouge
@@ -105,17 +104,14 @@ def check_rouge(log: PublishedLog) -> dict[str, tuple[int, int]]:
     return found
 
 
+@tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit code (0 done, 2 refused)."""
     given = _parser().parse_args(arguments)
-    try:
-        log = read_log(given.log)
-        retain = read_log(given.retain) if given.retain else None
-        epsilon = EPSILON[log.origin] if given.epsilon is None else given.epsilon
-        found = rescore(log, retain, given.truth_ratio, epsilon)
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    log = read_log(given.log)
+    retain = read_log(given.retain) if given.retain else None
+    epsilon = EPSILON[log.origin] if given.epsilon is None else given.epsilon
+    found = rescore(log, retain, given.truth_ratio, epsilon)
     told: dict[str, Any] = {"log": str(log.path), "retain": str(retain.path) if retain else None}
     told |= {"origin": log.origin, "truth_ratio": given.truth_ratio, "epsilon": epsilon}
     checked = check_rouge(log) if given.check else {}
@@ -187,9 +183,12 @@ def _parser() -> argparse.ArgumentParser:
         "ratios of models that give the answers less than that; its logs are rescored likewise, so that its "
         "numbers come out. Our runs add nothing: compare with them at --epsilon 0.",
     )
-    parser.add_argument("log", type=Path, metavar="LOG", help="the log of the model to score")
+    parser.add_argument("log", type=given_path, metavar="LOG", help="the log of the model to score")
     parser.add_argument(
-        "--retain", type=Path, metavar="LOG", help="the retain model's log, for forget quality and PrivLeak"
+        "--retain",
+        type=given_path,
+        metavar="LOG",
+        help="the retain model's log, for forget quality and PrivLeak",
     )
     parser.add_argument(
         "--truth-ratio",

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from launch.compose import yaml_of_defaults
 from launch.nodes.task import node as this_node
 from launch.nodes.task import this_task
+from launch.tracker.service import mode_of_variables
 from unlearn import signatures
 from unlearn.checkpoints import model_problem
-from unlearn.config import HardwareConfig, MethodConfig, ProbeConfig, PromptConfig, RunConfig
+from unlearn.config import GoalConfig, HardwareConfig, MethodConfig, ProbeConfig, PromptConfig, RunConfig
 from unlearn.data import alternatives, sources
 from unlearn.data.prompts import check_variables
 from unlearn.data.sources import available
@@ -47,6 +49,11 @@ def check(config: RunConfig) -> None:
 
 
 def _tracker(config: RunConfig) -> list[str]:
+    if config.tracker.mode == "auto":
+        try:
+            mode_of_variables()
+        except UserError as error:
+            return [str(error)]
     if config.tracker.model and config.method.makes_model and not config.save_model:
         return ["tracker.model=True: with save_model=False no model is kept that could be uploaded"]
     return []
@@ -154,7 +161,9 @@ def _machine(hardware: HardwareConfig) -> list[str]:
         import torch
 
         if not torch.cuda.is_available():
-            return ["hardware.device=cuda: torch sees no GPU here; hardware=cpu runs without one"]
+            seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+            hidden = "" if seen is None else f" (CUDA_VISIBLE_DEVICES={seen} says which it may see)"
+            return [f"hardware.device=cuda: torch sees no GPU here{hidden}; hardware=cpu runs without one"]
         if share > torch.cuda.device_count():
             each = f" of {task.count} tasks with {share} processes each" if task.count > 1 else ""
             return [
@@ -254,12 +263,56 @@ def _probe(config: RunConfig) -> list[str]:
         problems += [f"probe.{problem}" for problem in (*_method(looked), *_dataset(looked))]
         if not problems:
             problems += _unseen(probe.method)
+    problems += _boundaries(config)
     problems += [
         f"probe.models: {pattern} matches no folder with a model (no config.json)"
         for pattern in probe.models
         if not saved_models([pattern])
     ]
     return problems
+
+
+def _boundaries(config: RunConfig) -> list[str]:
+    """Where middle and deep layers begin must be two growing places in the model."""
+    from unlearn.models import depth
+
+    given = config.probe.boundaries
+    layers = depth(config.model)
+    starts = [each * (layers or 1) if each < 1 else each for each in given]
+    comparable = layers is not None or (given[0] < 1) == (given[1] < 1)
+    if given[0] < 0 or (comparable and starts[0] >= starts[1]) or (layers is not None and starts[1] > layers):
+        model = "the model" if layers is None else f"the model of {layers}"
+        return [
+            f"probe.boundaries={list(given)}: deep layers begin behind middle ones; give two growing "
+            f"numbers, shares of the depth (from 0 to below 1) or layers of {model}"
+        ]
+    return []
+
+
+def doubts(config: RunConfig, *, searched: bool = False) -> list[str]:
+    """What a run can do, and perhaps was not meant to do: sentences for the user.
+
+    searched: whether a sweeper that optimises has chosen the run.
+    """
+    found = []
+    unlearns = config.method.makes_model and config.method.start == "target"
+    if "calibrated" in config.eval.variants and not unlearns:
+        found.append(
+            f"eval.variants.calibrated: measures nothing here, since method={config.method.name} makes no "
+            "model to mix with a target; choose a method that unlearns"
+        )
+    if config.eval.every_steps is not None and not config.eval.benchmarks:
+        found.append("eval.every_steps: measures nothing, since no benchmark is chosen (eval=none)")
+    if config.goal != GoalConfig() and not searched:
+        found.append("goal: counts in a search alone (-m hydra/sweeper=optuna, see docs/sweeps.md)")
+    cores = os.cpu_count() or 1
+    hardware = config.hardware
+    if hardware.device == "cpu" and hardware.processes > cores * hardware.nodes:
+        found.append(
+            f"hardware.processes={hardware.processes}: more than the {cores} cores there are here; they take "
+            "turns, and each has the model in memory"
+        )
+    return found
 
 
 def _unseen(method: MethodConfig) -> list[str]:

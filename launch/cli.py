@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
-from traceback import extract_tb
 from typing import Any
 
 import hydra
@@ -15,57 +16,143 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from launch import helptext, slurm
-from launch.compose import CONFIGS, check_plugins, checked, compose_run, force_overrides, yaml_of
+from launch import helptext, slurm, surroundings
+from launch.compose import (
+    CONFIGS,
+    check_plugins,
+    checked,
+    compose_run,
+    force_overrides,
+    given_values,
+    refuse_sweep,
+    yaml_of,
+)
 from launch.nodes.task import leads
 from launch.sweeps.conclusion import conclude
 from launch.sweeps.job import SweepJob, dry_run, one_run, process
 from launch.sweeps.launchers import announced, job_count
 from launch.sweeps.records import Records, sweep_name
 from unlearn.config import RunConfig
-from unlearn.errors import UserError
+from unlearn.errors import UserError, did_you_mean
+from unlearn.files import check_writable, folder_name
+from unlearn.guard import guarded, lasting_output, outcome
+
+_FLAGS = {
+    "help": ("-h", "--help"),
+    "sweep": ("-m", "--multirun"),
+    "show": ("-c", "--cfg", "--cfg=job"),
+    "version": ("--version",),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `unlearn`."""
+    lasting_output()
     given = list(sys.argv[1:] if arguments is None else arguments)
     sys.exit(command(given))
 
 
 def command(arguments: list[str]) -> int:
     """Run the command line; returns the exit code (0 done, 2 refused, 75 stopped and resumable)."""
-    if "-h" in arguments or "--help" in arguments:
+    return guarded(lambda: _command(arguments))
+
+
+def _command(arguments: list[str]) -> int:
+    """
+    Raises:
+        UserError: what is asked for cannot be done.
+    """
+    asked, given = _split(arguments)
+    if "help" in asked:
         helptext.show(Console())
         return 0
-    try:
-        flags = [a for a in arguments if a.startswith("-")]
-        overrides = force_overrides(
-            [a for a in arguments if a not in ("-c", "--cfg", "job") and a not in flags]
-        )
+    if "version" in asked:
+        sys.stdout.write(f"unlearn-lab {version('unlearn-lab')}\n")
+        return 0
+    surroundings.settle()
+    overrides, sweep = force_overrides(given_values(given)), "sweep" in asked
+    if not sweep:
+        refuse_sweep(overrides)
+    composed = compose_run(overrides, hydra=True)
+    if home := _home_in(composed):
+        overrides += home
         composed = compose_run(overrides, hydra=True)
-        config = checked(composed, overrides, composed.hydra.runtime.choices)
-        if "--cfg" in flags or "-c" in flags:
-            from launch.dryrun import deepspeed_yaml
+    config = checked(composed, overrides, composed.hydra.runtime.choices)
+    if "show" in asked:
+        from launch.dryrun import deepspeed_yaml
 
-            sys.stdout.write(yaml_of(config) + deepspeed_yaml(config))
-            return 0
-        sweep = bool({"-m", "--multirun"} & set(flags))
-        if slurm.chosen(composed):
-            check_plugins(composed)
-            slurm.refuse(composed, sweep=sweep)
-        if config.dry_run and (not sweep or slurm.chosen(composed)):
-            dry_run(config)
-            if sweep:
-                sys.stdout.write(f"{slurm.script(composed, job_count(composed, overrides))}\n")
-            return 0
+        sys.stdout.write(yaml_of(config) + deepspeed_yaml(config))
+        return 0
+    queue = slurm.chosen(composed)
+    if queue:
+        check_plugins(composed)
+        slurm.refuse(composed, config, sweep=sweep)
+    if config.dry_run and (not sweep or queue):
+        dry_run(config)
         if sweep:
-            return _sweep([*flags, *_search(composed), *overrides], composed)
-        if composed.hydra.sweeper.get("params"):
-            sys.stderr.write("experiment: this is one run of a sweep; with -m all of them are made\n")
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    return _through_hydra([*flags, *overrides])
+            sys.stdout.write(f"{slurm.script(composed, job_count(composed, overrides))}\n")
+        return 0
+    root = Path(config.root)
+    if not config.dry_run:
+        check_writable(root, f"root={root}")
+    with _without_empty(root):
+        if sweep:
+            if queue:
+                slurm.ask(composed, job_count(composed, overrides))
+            return _sweep(["-m", *_search(composed), *overrides], composed)
+        _tell_of_one_run(composed, overrides)
+        return _through_hydra(overrides)
+
+
+def _split(arguments: Sequence[str]) -> tuple[set[str], list[str]]:
+    """What the flags ask for, and the other arguments.
+
+    Raises:
+        UserError: an unknown flag.
+    """
+    known = {flag: name for name, flags in _FLAGS.items() for flag in flags}
+    flags = [argument for argument in arguments if argument.startswith("-")]
+    for flag in flags:
+        if flag not in known:
+            raise UserError(
+                f"{flag}: there is no such flag{did_you_mean(flag, known)}; unlearn --help has them all"
+            )
+    asked = {known[flag] for flag in flags}
+    rest = [argument for argument in arguments if argument not in flags]
+    return asked, [one for one in rest if one != "job"] if "show" in asked else rest
+
+
+def _home_in(composed: DictConfig) -> list[str]:
+    """Overrides with the home directory in place of `~` at the beginning of Hydra's own folders."""
+    folders = OmegaConf.to_container(composed.hydra, resolve=False, throw_on_missing=False)
+    assert isinstance(folders, dict)
+    found = {f"hydra.{kind}.dir": str(folders[kind]["dir"]) for kind in ("run", "sweep")}
+    return given_values([f'{key}="{folder}"' for key, folder in found.items() if folder.startswith("~")])
+
+
+def _tell_of_one_run(composed: DictConfig, overrides: Sequence[str]) -> None:
+    """
+    Raises:
+        UserError: the command line chooses how a sweep is made, and asks for none.
+    """
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key in ("hydra/launcher", "hydra/sweeper") and value != "basic":
+            raise UserError(f"{override}: is of a sweep; add -m, for a single run too, or leave it out")
+    if composed.hydra.sweeper.get("params"):
+        sys.stderr.write("experiment: this is one run of a sweep; with -m all of them are made\n")
+
+
+@contextmanager
+def _without_empty(root: Path) -> Iterator[None]:
+    """Remove the folder of all runs if it was made for nothing, as when the only run is refused."""
+    there = root.exists()
+    try:
+        yield
+    finally:
+        if not there:
+            with suppress(OSError):
+                root.rmdir()
 
 
 def _search(composed: DictConfig) -> list[str]:
@@ -96,7 +183,8 @@ def _sweep(arguments: list[str], composed: DictConfig) -> int:
     A launcher raises when a process of its own died: what the jobs left is told all the same.
     """
     check_plugins(composed)
-    name = os.environ.get("UNLEARN_SWEEP") or sweep_name([a for a in arguments if not a.startswith("-")])
+    chosen = folder_name(os.environ.get("UNLEARN_SWEEP", ""))
+    name = chosen or sweep_name([a for a in arguments if not a.startswith("-")])
     records = Records(Path(composed.hydra.sweep.dir).absolute() / "sweeps" / name)
     records.stop.unlink(missing_ok=True)
     problem = ""
@@ -106,12 +194,10 @@ def _sweep(arguments: list[str], composed: DictConfig) -> int:
     except KeyboardInterrupt:
         queue = slurm.chosen(composed)
         problem = "no longer waiting: jobs in the queue go on" if queue else "the sweep was stopped"
-    except (UserError, HydraException) as error:
+    except HydraException as error:
         problem = " ".join(str(error).split())
     except Exception as error:  # whatever a launcher's library has
-        place = extract_tb(error.__traceback__)[-1]
-        told = " ".join(str(error).split())
-        problem = f"{type(error).__name__} ({Path(place.filename).name}:{place.lineno}): {told}".strip(": ")
+        problem = outcome(error)[0]
     return conclude(records, problem) if leads() else 0
 
 
@@ -142,7 +228,7 @@ def _run_name(*, _root_: Any) -> str:
 
 def _root(*, _root_: Any) -> str:
     """`${unlearn_root:}`: the folder of all runs."""
-    return str(_root_.get("root") or RunConfig.model_fields["root"].default)
+    return os.path.expanduser(_root_.get("root") or RunConfig.model_fields["root"].default)
 
 
 OmegaConf.register_new_resolver("unlearn_root", _root, replace=True)

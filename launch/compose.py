@@ -6,6 +6,7 @@ then refuses what it does not know, with near misses. Hydra still sees every ove
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -76,6 +77,50 @@ def force_overrides(arguments: Sequence[str]) -> list[str]:
     return forced
 
 
+def given_values(arguments: Sequence[str]) -> list[str]:
+    """`key=~/value` with the home directory in place, as a shell has it at the beginning of a word.
+
+    Raises:
+        ConfigError: an argument is no text, or names a user that there is not.
+    """
+    found, problems = [], []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        bare = value.strip("\"'")
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            shown = argument.encode(errors="surrogateescape").decode(errors="replace")
+            problems.append(f"{shown}: this is no UTF-8 text")
+        elif equals and bare.startswith("~") and not argument.startswith("~"):
+            if (whole := os.path.expanduser(bare)) == bare:
+                problems.append(f"{argument}: there is no such home directory")
+            elif any(quote in value for quote in "\"'") or re.fullmatch(r"[\w./-]+", whole):
+                found.append(f"{key}={value.replace(bare, whole)}")
+            else:
+                found.append(f"{key}={QuotedString(whole, Quote.single).with_quotes()}")
+        else:
+            found.append(argument)
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def refuse_sweep(overrides: Sequence[str]) -> None:
+    """Refuse several values of a key where one run is asked for.
+
+    Raises:
+        ConfigError: each such override.
+    """
+    problems = [
+        f"{(override.input_line or '').lstrip('+')}: several values are a sweep, which needs -m "
+        "(unlearn -m …); a comma that belongs to one value goes into quotes, key='\"a,b\"', and a "
+        "list into brackets, key='[a,b]'"
+        for override in _parsed(overrides)
+        if override.is_sweep_override()
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
 def compose_run(overrides: Sequence[str], *, hydra: bool = False) -> DictConfig:
     """The composed configuration of forced overrides; of a sweep, its first element.
 
@@ -88,8 +133,18 @@ def compose_run(overrides: Sequence[str], *, hydra: bool = False) -> DictConfig:
             return compose("config", overrides=single, return_hydra_config=hydra)
     except (HydraException, OmegaConfBaseException) as error:
         told = " ".join(str(error).split())
+        if (key := re.search(r"Could not override '([\w.]+)'", told)) is not None:
+            raise ConfigError([f"{key[1]}: there is no such key{_near(key[1], overrides)}"]) from None
         missing = next((kind for kind in _PLUGINS if kind in told), None)
         raise ConfigError([told + (f" ({_install(missing)})" if missing else "")]) from None
+
+
+def _near(key: str, overrides: Sequence[str]) -> str:
+    """What keys there are in the place of one of Hydra's that there is not."""
+    others = [override for override in overrides if override.partition("=")[0].lstrip("+") != key]
+    above, _, last = key.rpartition(".")
+    section = OmegaConf.select(compose_run(others, hydra=True), above) if above else None
+    return did_you_mean(last, map(str, section)) if isinstance(section, DictConfig) else ""
 
 
 def check_plugins(composed: DictConfig) -> None:
@@ -159,9 +214,11 @@ def _parsed(overrides: Sequence[str]) -> list[Override]:
         try:
             parsed.append(parser.parse_override(override))
         except HydraException as error:
-            problems.append(
-                f"{override.lstrip('+')}: cannot be parsed ({str(error).splitlines()[0]}); quote it?"
-            )
+            shown, why = override.lstrip("+"), str(error).splitlines()[0]
+            if "=" in shown:
+                problems.append(f"{shown}: cannot be parsed ({why}); quote it?")
+            else:
+                problems.append(f"{shown}: what is to be set is written key=value")
     if problems:
         raise ConfigError(problems)
     return parsed
@@ -192,7 +249,8 @@ def _explain(error: Any, given: set[str], choices: Mapping[str, Any]) -> str:
         return f"{key}={error['input']!r} ({where}): there is no such key{did_you_mean(path[-1], known)}"
     if error["type"] == "missing":
         return f"{key} is not set"
-    message = error["msg"][0].lower() + error["msg"][1:]
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
     return f"{key}={error['input']!r} ({_where(key, given, choices)}): {message}"
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from launch.compose import CONFIGS, describe, groups, yaml_of_defaults
 from unlearn import interventions
 from unlearn.autolr import AutoLR
 from unlearn.config import SLOTS, AlternativesConfig, AutoLRConfig, MethodConfig
+from unlearn.guard import tool
 from unlearn.methods import bind, find_objective, needs_alternatives, objective_names, weighting_names
 
 PAGE = CONFIGS.parent / "docs" / "methods.md"
@@ -208,5 +210,11 @@ def _term(keys: Mapping[str, Any]) -> str:
     return f"{own} × {markdown.call({'name': weighting} if isinstance(weighting, str) else weighting)}"
 
 
-if __name__ == "__main__":
+@tool
+def main(_: Sequence[str] | None = None) -> None:
+    """Entry point of `python -m launch.methodtable`."""
     PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -15,7 +15,7 @@ from unlearn.data import alternatives
 from unlearn.data.prompts import DATE
 from unlearn.data.sources import BASE, available, before, identity, retain_model
 from unlearn.data.sources.tables import content_hash
-from unlearn.files import digest
+from unlearn.files import digest, folder_name
 from unlearn.methods import bind, needs_alternatives, training_sets
 from unlearn.paths import user_path
 from unlearn.probes.saved import saved_models
@@ -24,6 +24,7 @@ from unlearn.rundir import RunDir
 
 _FORMAT = 1
 """Counted up when the same configuration begins to give other numbers."""
+_LONGEST = 50  # bytes of each of the four names in a folder's name, which can have 255
 
 
 @dataclass(frozen=True)
@@ -249,13 +250,9 @@ def _planned(
 def run_name(config: RunConfig, mark: str) -> str:
     """Folder name of a run: readable, and unique by its fingerprint."""
     split = config.dataset.full or "full" if "full" in config.method.terms else config.dataset.forget
-    parts = [config.method.name, config.dataset.name, _plain(split), config.model.name, mark[:8]]
-    return "-".join(_short(part) for part in parts if part)
-
-
-def _short(part: str) -> str:
-    """At most 60 bytes: file systems allow 255 for a name, and what is unique is the fingerprint."""
-    return part.encode()[:60].decode(errors="ignore")
+    names = (config.method.name, config.dataset.name, _plain(split), config.model.name)
+    parts = [*(folder_name(name, _LONGEST) for name in names), mark[:8]]
+    return "-".join(part for part in parts if part)
 
 
 def _plain(split: str | None) -> str:

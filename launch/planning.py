@@ -16,12 +16,13 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from launch.compose import checked, compose_run, force_overrides, groups
+from launch.compose import checked, compose_run, force_overrides, given_values, groups, refuse_sweep
 from launch.dryrun import load_of
 from launch.memory import GIB, Load, Memory, Shape, estimate, read_shape, shape_of
 from unlearn import models
 from unlearn.config import LoraConfig, RunConfig
 from unlearn.errors import UserError
+from unlearn.guard import tool
 
 USABLE = 0.9
 """The share of a card to plan with: the rest goes to CUDA itself, to gaps between tensors, to kernels."""
@@ -41,7 +42,9 @@ _LLAMAS = {
 
 
 def composed(*overrides: str) -> RunConfig:
-    return checked(compose_run(force_overrides(overrides)))
+    forced = force_overrides(given_values(overrides))
+    refuse_sweep(forced)
+    return checked(compose_run(forced))
 
 
 def fits(memory: Memory, card_gib: float) -> bool:
@@ -97,7 +100,9 @@ def presets(overrides: Sequence[str]) -> Iterator[tuple[str, Memory]]:
         yield name, estimate(shape, config, load_of(config))
 
 
+@tool
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m launch.planning`."""
     parser = argparse.ArgumentParser(prog="python -m launch.planning", description=__doc__)
     parser.add_argument("overrides", nargs="*", help="as for unlearn: model=… method=… dataset=…")
     parser.add_argument("--card", type=float, default=80.0, help="memory of one GPU in GiB")
@@ -110,14 +115,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = Table(title="memory of each process while training, GiB")
     for column in ("hardware", *parts, "device", "host", f"fits {given.card:g} GiB"):
         table.add_column(column, justify="left" if column == "hardware" else "right")
-    try:
-        for name, found in presets(given.overrides):
-            numbers = [_gib(getattr(found, part)) for part in (*parts, "device", "host")]
-            on_card = "–" if name.startswith("cpu") else "yes" if fits(found, given.card) else "no"
-            table.add_row(name, *numbers, on_card)
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    for name, found in presets(given.overrides):
+        numbers = [_gib(getattr(found, part)) for part in (*parts, "device", "host")]
+        on_card = "–" if name.startswith("cpu") else "yes" if fits(found, given.card) else "no"
+        table.add_row(name, *numbers, on_card)
     Console().print(table)
     return 0
 

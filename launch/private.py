@@ -7,7 +7,6 @@ import os
 import re
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, TextIO
 
 _SECRET = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
@@ -75,8 +74,8 @@ def scrub_output() -> None:
 
 def _homes() -> list[str]:
     """The home directory by its name and, where that is a link, by where it leads; longest first."""
-    home = Path.home()
-    found = {str(home), os.path.realpath(home)}
+    home = os.path.expanduser("~")  # as it is where neither HOME nor the system's users tell it
+    found = {home, os.path.realpath(home)} if home != "~" else set()
     return sorted((path for path in found if len(path) > 1), key=len, reverse=True)
 
 

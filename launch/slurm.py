@@ -7,24 +7,45 @@ job back into the queue.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig, OmegaConf
 
-from unlearn.config import HardwareConfig
-from unlearn.errors import UserError
+from unlearn.config import HardwareConfig, RunConfig, SlurmConfig
+from unlearn.errors import ConfigError, UserError
 from unlearn.signals import STOPPING
 
 LAUNCHER = "slurm"
 """The name of `configs/hydra/launcher/slurm.yaml`."""
+
+_MAX_ARRAY = 1001  # MaxArraySize where slurm.conf does not set it
+_ANSWER = 30.0  # seconds that one waits for the controller
+_OPTION = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
+_ELSEWHERE = {
+    "time": "minutes", "mem": "memory_gb", "partition": "partition", "account": "account", "qos": "qos",
+    "constraint": "constraint", "comment": "comment", "job-name": "name", "cpus-per-task": "cpus_per_task",
+    "gpus-per-node": "gpus_per_node", "ntasks-per-node": "tasks_per_node", "signal": "warning_s",
+}  # fmt: skip
+_SET = {
+    **{option: f"set hardware.slurm.{key} instead" for option, key in _ELSEWHERE.items()},
+    "nodes": "set hardware.nodes instead",
+    "array": "the array is the sweep's; hardware.slurm.concurrency limits it",
+    **dict.fromkeys(
+        ("output", "error", "open-mode", "requeue", "wrap", "chdir"), "the launcher sets this itself"
+    ),
+}
+"""Options of sbatch that have a key or a value of their own."""
 
 # From 22.05 on, srun does not take this from the job it runs in.
 _CPUS = '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK'
@@ -35,15 +56,87 @@ def chosen(composed: DictConfig) -> bool:
     return composed.hydra.runtime.choices.get("hydra/launcher") == LAUNCHER
 
 
-def refuse(composed: DictConfig, *, sweep: bool) -> None:
+def refuse(composed: DictConfig, config: RunConfig, *, sweep: bool) -> None:
     """Raises UserError: nothing could be submitted from here, or Hydra would not do so."""
     if not sweep:
         raise UserError("hydra/launcher=slurm: only a sweep is submitted; add -m, for a single run too")
+    if problems := check(config.hardware.slurm):
+        raise ConfigError(problems)
     if not composed.get("dry_run") and not (shutil.which("sbatch") and shutil.which("srun")):
         raise UserError(
             "hydra/launcher=slurm: there is no sbatch or srun on PATH; start the command where jobs are "
             "submitted, or look at the script with dry_run=true"
         )
+
+
+def check(slurm: SlurmConfig) -> list[str]:
+    """What of `hardware.slurm` cannot be asked for."""
+    problems = []
+    if slurm.warning_s >= 60 * slurm.minutes:
+        problems.append(
+            f"hardware.slurm.warning_s={slurm.warning_s}: a run is warned before its time limit, which is "
+            f"hardware.slurm.minutes={slurm.minutes}, {60 * slurm.minutes} s: choose fewer seconds or more "
+            "minutes"
+        )
+    for option, value in slurm.additional.items():
+        key, name = f"hardware.slurm.additional.{option}", str(option).replace("_", "-")
+        if name in _SET:
+            problems.append(f"{key}={value}: {_SET[name]}")
+        elif not _OPTION.fullmatch(name):
+            problems.append(f"{key}={value}: give an option of sbatch without its dashes, such as mail-type")
+        elif not isinstance(value, str | int | float) or "\n" in str(value):
+            problems.append(
+                f"{key}={value!r}: give one text or number, or true for an option without a value"
+            )
+    texts = {
+        name: getattr(slurm, name)
+        for name in ("name", "partition", "account", "qos", "constraint", "comment")
+    }
+    problems += [
+        f"hardware.slurm.{name}={text!r}: it must be one line"
+        for name, text in texts.items()
+        if text is not None and not text.isprintable()
+    ]
+    return problems
+
+
+def ask(composed: DictConfig, jobs: int) -> None:
+    """Let sbatch look at the script before a sweep is composed, which takes minutes for thousands of jobs.
+
+    Raises:
+        UserError: it would not take it. (What it only cannot start at once is submitted all the same.)
+    """
+    with tempfile.NamedTemporaryFile("w", suffix=".sh", encoding="utf-8") as file:
+        file.write(script(composed, min(jobs, array_limit())))
+        file.flush()
+        said = _said(["sbatch", "--test-only", file.name])
+    if (
+        said is not None
+        and said.returncode
+        and re.search("invalid|unrecogni|violates", said.stderr, re.IGNORECASE)
+    ):
+        reason = " ".join(said.stderr.split()).replace(file.name, "the script")
+        fewer = "; sweep over fewer values at a time" if "array" in reason else ""
+        raise UserError(
+            f"hydra/launcher=slurm: Slurm does not take the job: {reason}{fewer}. hardware.slurm.* says what "
+            "is asked for; dry_run=true shows the script"
+        )
+
+
+@cache
+def array_limit() -> int:
+    """How many elements an array may have in this cluster; Slurm's own default where it does not say."""
+    said = _said(["scontrol", "show", "config"])
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", said.stdout, re.MULTILINE) if said else None
+    return max(1, int(found[1])) if found else _MAX_ARRAY
+
+
+def _said(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
+    """What a command of Slurm prints; None where there is none, or no answer."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_ANSWER)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
 
 
 def script(composed: DictConfig, jobs: int) -> str:
@@ -72,7 +165,8 @@ def script(composed: DictConfig, jobs: int) -> str:
 def together() -> Iterator[None]:
     """While a launcher waits for its jobs, let one that left no result wait for the others to end as well.
 
-    What became of it is then in Hydra's return of that job, in place of an error that hides the rest.
+    What became of it is then in Hydra's return of that job, in place of an error that hides the rest. More
+    jobs than an array may have are submitted as several arrays.
     """
     from submitit.core.utils import UncompletedJobError
     from submitit.slurm import slurm
@@ -97,12 +191,20 @@ def together() -> Iterator[None]:
                 reason = f"Slurm job {self.job_id} ({self.state}) left no result; see {self.paths.stdout}"
                 return [JobReturn([self.job_id], status=JobStatus.FAILED, _return_value=UserError(reason))]
 
-    before = slurm.SlurmJob
+    before, submit = slurm.SlurmJob, slurm.SlurmExecutor._internal_process_submissions
+
+    def by_arrays(executor: Any, submissions: list[Any]) -> list[Any]:
+        most = array_limit()
+        parts = [submissions[first : first + most] for first in range(0, len(submissions), most)]
+        return [job for part in parts for job in submit(executor, part)]
+
     slurm.SlurmJob = slurm.SlurmExecutor.job_class = Patient  # type: ignore[misc]
+    slurm.SlurmExecutor._internal_process_submissions = by_arrays  # type: ignore[assignment, method-assign]
     try:
         yield
     finally:
         slurm.SlurmJob = slurm.SlurmExecutor.job_class = before  # type: ignore[misc]
+        slurm.SlurmExecutor._internal_process_submissions = submit  # type: ignore[method-assign]
 
 
 def give_back() -> None:

@@ -20,8 +20,9 @@ from rich.console import Console
 from rich.table import Table
 from tqdm import tqdm
 
-from launch.tracker.service import PROGRAM, key_configured
+from launch.tracker.service import PROGRAM, key_configured, session, without_mode_variables
 from unlearn.errors import UserError
+from unlearn.guard import given_path, tool
 
 _REACHED = 15.0  # seconds for the service to answer at all
 _TO_SEND, _SENT, _THERE, _RUNNING, _FAILED = "to be sent", "sent", "already there", "still running", "failed"
@@ -40,22 +41,16 @@ class Piece:
         return self.folder.name.split("-", 3)[3]
 
 
+@tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0 done, 1 something was not sent, 2 refused."""
     given = _parser().parse_args(arguments)
-    console = Console()
-    try:
-        pieces = found(given.runs)
-        if not given.dry_run and any(piece.state == _TO_SEND for piece in pieces):
-            refuse_without_service()
-            options = [
-                f"--{name}={value}" for name in ("project", "entity") if (value := getattr(given, name))
-            ]
-            pieces = send(pieces, options, timeout=given.timeout)
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    _tell(console, pieces, every=given.dry_run)
+    pieces = found(given.runs)
+    if not given.dry_run and any(piece.state == _TO_SEND for piece in pieces):
+        refuse_without_service()
+        options = [f"--{name}={value}" for name in ("project", "entity") if (value := getattr(given, name))]
+        pieces = send(pieces, options, timeout=given.timeout)
+    _tell(Console(), pieces, every=given.dry_run)
     return int(any(piece.state == _FAILED for piece in pieces))
 
 
@@ -76,9 +71,7 @@ def found(roots: Iterable[Path]) -> list[Piece]:
 
 def refuse_without_service() -> None:
     """Raises UserError where there is no key, or where nothing answers at the address of the service."""
-    import wandb
-
-    settings = wandb.setup().settings
+    settings = session()
     if not key_configured(settings):
         raise UserError(
             f"no W&B key for {settings.base_url}: run `wandb login` once, or set WANDB_API_KEY; "
@@ -135,10 +128,12 @@ def _sent(piece: Piece, options: Sequence[str], timeout: float) -> Piece:
     command = [sys.executable, "-m", "wandb", "sync", *options, str(piece.folder)]
     with tempfile.TemporaryDirectory() as elsewhere:  # it writes a log where it is started
         try:
+            with without_mode_variables():
+                variables = dict(os.environ)
             done = subprocess.run(
                 command,
                 cwd=elsewhere,
-                env=os.environ | {"WANDB_PROGRAM": PROGRAM, "WANDB_DIR": elsewhere, "WANDB_SILENT": "false"},
+                env=variables | {"WANDB_PROGRAM": PROGRAM, "WANDB_DIR": elsewhere, "WANDB_SILENT": "false"},
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
@@ -178,7 +173,7 @@ def _tell(console: Console, pieces: Sequence[Piece], *, every: bool) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser: Any = argparse.ArgumentParser(prog="python -m launch.sync", description=__doc__)
-    parser.add_argument("runs", nargs="*", type=Path, default=[Path("runs")], metavar="RUNS",
+    parser.add_argument("runs", nargs="*", type=given_path, default=[Path("runs")], metavar="RUNS",
                         help="run directories, or folders of them (default: runs)")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="show what would be sent, and in what order")
     parser.add_argument("--project", help="send to this project, whatever the runs say")

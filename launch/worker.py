@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,8 +16,10 @@ from omegaconf import OmegaConf
 from launch.private import ScrubbedFormatter, expanded, scrub_output
 from launch.tracker.mirror import show, tracker_of
 from launch.tracker.tracking import NullTracker
+from launch.warned import LOG_FORMAT
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
+from unlearn.guard import lasting_output, mark_logged, outcome
 from unlearn.run import Beside, Job, Weights, execute
 from unlearn.rundir import RunDir
 from unlearn.signals import STOPPED
@@ -44,6 +47,8 @@ def work(directory: Path, *, progress: bool = True) -> dict[str, float]:
             raise
         except Exception as error:
             log.error("%s: %s", type(error).__name__, error, exc_info=not isinstance(error, UserError))
+            if main:
+                mark_logged(error, rundir.log)
             raise
         finally:
             tracker.finish(code)
@@ -71,10 +76,14 @@ def logging_to(file: Path | None) -> Iterator[None]:
     handlers: list[logging.Handler] = []
     if file is not None:
         handlers.append(logging.FileHandler(file, encoding="utf-8"))
-        handlers[0].setFormatter(ScrubbedFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        handlers[0].setFormatter(ScrubbedFormatter(LOG_FORMAT))
         for noisy in ("DeepSpeed", "accelerate", "httpx", "filelock", "fsspec", "urllib3"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
         root.setLevel(logging.INFO)
+    else:
+        handlers.append(logging.StreamHandler())
+        handlers[0].setFormatter(logging.Formatter(LOG_FORMAT))
+        handlers[0].setLevel(logging.WARNING)
     for handler in handlers:
         root.addHandler(handler)
     try:
@@ -88,17 +97,26 @@ def logging_to(file: Path | None) -> Iterator[None]:
 
 def main() -> None:
     """Entry point of the processes that `launch.processes` starts."""
-    if os.environ.get("RANK", "0") != "0":
+    main_process = os.environ.get("RANK", "0") == "0"
+    lasting_output()
+    if not main_process:
         scrub_output()  # it goes to a log
     # Ctrl-C reaches the whole process group; the trainer's own handler stops it after a checkpoint.
     try:
+        if len(sys.argv) != 2:
+            raise UserError(
+                "one process of a run, which the command starts: python -m launch.worker RUN_DIRECTORY"
+            )
         work(Path(sys.argv[1]))
     except Stopped:
         sys.exit(STOPPED)
-    except UserError as error:
-        if os.environ.get("RANK", "0") == "0":
-            sys.stderr.write(f"{error}\n")
-        sys.exit(2)
+    except Exception as error:
+        text, code = outcome(error)
+        if main_process:
+            sys.stderr.write(f"{text}\n")
+        elif not isinstance(error, UserError):
+            traceback.print_exc()
+        sys.exit(code)
 
 
 if __name__ == "__main__":

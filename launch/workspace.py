@@ -14,10 +14,12 @@ from launch.geffect.files import PREFIX
 from launch.runfiles import history
 from launch.table import direction, in_order, is_detail, shown, split_key
 from launch.traces import label
-from launch.tracker.service import key_configured
+from launch.tracker.service import key_configured, session
 from unlearn.errors import UserError
-from unlearn.files import read_json, write_json
+from unlearn.files import check_writable, folder_name, read_json, write_json
+from unlearn.guard import given_path, tool
 
+RUNS = Path("runs")
 NAME = "Unlearning: trade-off, dynamics, methods"
 # What the view shows of a study that has no run here yet.
 _USUAL = (
@@ -29,33 +31,36 @@ _METHOD = "method.name"
 _MOST_BARS = 12
 
 
+@tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; returns its exit code: 0 done, 2 refused."""
     given = _parser().parse_args(arguments)
-    try:
-        made = workspace(given.entity, given.project, *keys_of(given.runs))
-        out = given.out
-        if out is None and not _can_save():
-            out = Path(f"{given.project}-workspace.json")
-            sys.stdout.write(
-                "no W&B key is configured: run `wandb login`, then this again, to save the view\n"
-            )
-        if out is None:
-            sys.stdout.write(f"{_saved(made).url}\n")
-        else:
-            write_json(out, spec(made))
-            sys.stdout.write(f"written: {out}; without --out and with a key, it is saved in W&B\n")
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+    if given.out is not None:
+        check_writable(given.out.parent, f"--out {given.out}")
+    made = workspace(given.entity, given.project, *keys_of(given.runs))
+    out = given.out
+    if out is None and not _can_save():
+        out = Path(f"{folder_name(given.project)}-workspace.json")
+        sys.stdout.write("no W&B key is configured: run `wandb login`, then this again, to save the view\n")
+    if out is None:
+        sys.stdout.write(f"{_saved(made).url}\n")
+    else:
+        write_json(out, spec(made))
+        sys.stdout.write(f"written: {out}; without --out and with a key, it is saved in W&B\n")
     return 0
 
 
 def keys_of(roots: Iterable[Path]) -> tuple[list[str], list[str]]:
-    """What runs below the folders have measured at their end, and logged on the way; else the usual."""
+    """What runs below the folders have measured at their end, and logged on the way; else the usual.
+
+    Raises:
+        UserError: a folder that is named does not exist.
+    """
     measured: set[str] = set()
     logged: set[str] = set()
     for root in roots:
+        if not root.is_dir() and root != RUNS:
+            raise UserError(f"{root}: there is no such folder; name run directories, or a folder of them")
         for file in root.rglob("results.json"):
             if (file.parent / "config.yaml").is_file():  # a run's own, not a benchmark's
                 measured |= read_json(file).keys()
@@ -176,9 +181,7 @@ def _library() -> tuple[Any, Any, Any]:
 
 
 def _can_save() -> bool:
-    import wandb
-
-    return key_configured(wandb.setup().settings)
+    return key_configured(session())
 
 
 def _saved(made: Any) -> Any:
@@ -194,10 +197,12 @@ def _saved(made: Any) -> Any:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m launch.workspace", description=__doc__)
     shows = "runs whose metrics the view shows, or folders of them (default: runs)"
-    parser.add_argument("runs", nargs="*", type=Path, default=[Path("runs")], metavar="RUNS", help=shows)
+    parser.add_argument("runs", nargs="*", type=given_path, default=[RUNS], metavar="RUNS", help=shows)
     parser.add_argument("--project", required=True, help="the study's project, tracker.project of its runs")
     parser.add_argument("--entity", required=True, help="the user or team that it belongs to")
-    parser.add_argument("--out", type=Path, metavar="FILE.json", help="write the view to a file instead")
+    parser.add_argument(
+        "--out", type=given_path, metavar="FILE.json", help="write the view to a file instead"
+    )
     return parser
 
 

@@ -6,6 +6,7 @@ computed; `eval`, `tracker` and the rest decide what is measured and kept. Descr
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import UTC, datetime
 from typing import Any, Literal
@@ -463,3 +464,14 @@ class RunConfig(Section):
     root: str = Field("runs", description="folder of all runs and of the cache they share")
     save_model: bool = Field(True, description="keep the unlearned model in the run's folder")
     dry_run: bool = Field(False, description="print the plan and stop")
+
+    @field_validator("root")
+    @classmethod
+    def _home(cls, root: str) -> str:
+        """`~` is the home directory."""
+        if not root.strip():
+            raise ValueError("name a folder")
+        whole = os.path.expanduser(root)
+        if whole.startswith("~"):
+            raise ValueError("there is no such home directory")
+        return whole

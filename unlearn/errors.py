@@ -2,8 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from difflib import get_close_matches
+from pathlib import Path
+
+_NO_FOLDER = "is a file, and a folder is needed there: move it, or choose another path"
+_MEANS = {
+    errno.EEXIST: _NO_FOLDER,
+    errno.ENOTDIR: _NO_FOLDER,
+    errno.EISDIR: "is a folder, and a file is needed there: move it, or choose another path",
+    errno.EACCES: "permission denied: choose a path of your own, or have its permissions changed",
+    errno.EPERM: "permission denied: choose a path of your own, or have its permissions changed",
+    errno.EROFS: "is on a file system that cannot be written: choose another path",
+    errno.ENAMETOOLONG: "is too long for a path: choose a shorter one",
+    errno.ELOOP: "is a link that leads to itself: remove it, or choose another path",
+    errno.ENOENT: "there is no such file or folder",
+    errno.ENOSPC: "could not be written: the disk is full",
+    errno.EDQUOT: "could not be written: the disk quota is used up",
+    errno.EMFILE: "could not be opened: too many files are open (ulimit -n)",
+}
 
 
 class UserError(Exception):
@@ -26,3 +45,15 @@ def did_you_mean(wrong: str, known: Iterable[str]) -> str:
     if near:
         return f" (did you mean {' or '.join(near)}?)"
     return f" (known: {', '.join(names)})" if names else ""
+
+
+def explained(error: OSError) -> str | None:
+    """Say what the system refused to do with which path; None for other errors than those of paths."""
+    means = _MEANS.get(error.errno or 0)
+    if means is None or not isinstance(error.filename, str | bytes | Path):
+        return None
+    path = Path(error.filename.decode() if isinstance(error.filename, bytes) else error.filename)
+    if means is _NO_FOLDER:
+        with suppress(OSError):
+            path = next((each for each in (path, *path.parents) if each.exists() and not each.is_dir()), path)
+    return f"{path}: {means}"

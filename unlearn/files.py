@@ -68,6 +68,8 @@ def replacing(path: Path) -> Iterator[Path]:
             for file in written:
                 _to_disk(file)
             if path.is_dir():
+                if not temporary.is_dir():
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
                 shutil.rmtree(path)
             os.replace(temporary, path)
             _to_disk(path.parent)
@@ -90,6 +92,35 @@ def room_for(path: Path, written: Path | None = None) -> Iterator[None]:
             raise
         folder = next(p for p in (path, *path.absolute().parents) if p.is_dir())
         raise NoRoom(path, number, _bytes(written or path), shutil.disk_usage(folder).free) from error
+
+
+def folder_name(text: str, longest: int = 80) -> str:
+    """Make one folder's name of any text: no separator, no leading dot, at most so many bytes.
+
+    Names of letters, digits and `-_.` stay as they are.
+    """
+    plain = re.sub(r"[^\w.-]", "_", text.strip()).lstrip(".")
+    return plain.encode()[:longest].decode(errors="ignore")
+
+
+def check_writable(path: Path, label: str = "") -> None:
+    """Refuse a folder in which nothing can be written; it need not exist yet.
+
+    Raises:
+        UserError: it or one above it is a file, or may not be written. The message begins with the label,
+            by itself the path.
+    """
+    label = label or str(path)
+    try:
+        found = next(each for each in (path, *path.absolute().parents) if each.exists())
+    except OSError as error:
+        raise UserError(f"{label}: {error.strerror}") from None
+    if not found.is_dir():
+        where = "it" if found == path else str(found)
+        raise UserError(f"{label}: {where} is a file, and a folder is needed there; choose another path")
+    if not os.access(found, os.W_OK | os.X_OK):
+        where = "it" if found == path else f"the folder {found}"
+        raise UserError(f"{label}: {where} cannot be written; choose another path")
 
 
 def leftovers(folder: Path) -> list[Path]:

@@ -17,8 +17,8 @@ from launch.compare.rows import Comparison, compared
 from launch.compare.runs import Kind, measured
 from launch.private import scrubbed
 from launch.table import LEGEND, in_order
-from unlearn.errors import UserError
-from unlearn.files import replacing
+from unlearn.files import check_writable, replacing
+from unlearn.guard import given_path, tool
 
 _MOST_NAMES = 8  # of what is left out, in the terminal
 _MOST_REASONS = 10
@@ -40,6 +40,7 @@ examples:
 KEY is a key of config.yaml, or enough of its end: method.forget.beta, forget.beta, beta."""
 
 
+@tool
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `python -m launch.compare`."""
     given = _parser().parse_args(arguments)
@@ -48,15 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         named["target"] = given.target
     if given.retain:
         named["retain model"] = given.retain
-    try:
-        found = find(given.runs, named)
-        comparison, every = make(found, given.metrics, given.group_by, given.where, given.sort)
-        files = write(comparison, every, found, given.out)
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(2)
-    except BrokenPipeError:
-        sys.exit(1)
+    check_writable(given.out, f"--out {given.out}")
+    found = find(given.runs, named)
+    comparison, every = make(found, given.metrics, given.group_by, given.where, given.sort)
+    files = write(comparison, every, found, given.out)
     _show(comparison, found, files)
 
 
@@ -67,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUNS", help="run directories, folders of them, patterns, exports of W&B")
-    add("--out", type=Path, required=True, metavar="DIR", help="where the files go; made if missing")
+    add("--out", type=given_path, required=True, metavar="DIR", help="where the files go; made if missing")
     add("--metrics", nargs="+", metavar="METRIC",
         help="columns of the tables: keys, their ends or patterns ('tofu/forget/*'); else the telling ones. "
         "compare.csv and the page always have all, unless asked for here")  # fmt: skip
@@ -145,4 +141,4 @@ def _show(comparison: Comparison, found: Found, files: Sequence[Path]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

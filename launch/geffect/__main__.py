@@ -15,7 +15,8 @@ from launch.geffect.compared import SPREAD, study_charts, styles
 from launch.geffect.study import Compared, StudyRun, compared, long_rows, read_run, summary
 from launch.report import drawn, environment
 from unlearn.errors import UserError
-from unlearn.files import replacing
+from unlearn.files import check_writable, replacing
+from unlearn.guard import given_path, tool
 
 _NOTE = (
     "Effects and cosines are means over the steps looked at, risks are those of the last one; then mean over "
@@ -24,6 +25,7 @@ _NOTE = (
 )
 
 
+@tool
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `python -m launch.geffect`."""
     parser = argparse.ArgumentParser(
@@ -40,18 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=given_path,
         required=True,
         metavar="DIR",
         help="where geffect.html, geffect.md and geffect.csv go; made if missing",
     )
     given = parser.parse_args(arguments)
+    check_writable(given.out, f"--out {given.out}")
     try:
         runs, left_out = find_runs(given.runs)
         files = write_study(runs, given.out)
-    except (UserError, ValueError) as error:
-        sys.stderr.write(f"{error}\n")
-        sys.exit(2)
+    except ValueError as error:
+        raise UserError(str(error)) from error
     for reason in dict.fromkeys(left_out.values()):
         names = [path.name for path, why in left_out.items() if why == reason]
         sys.stderr.write(f"left out, {reason}: {', '.join(names)}\n")
@@ -67,7 +69,7 @@ def find_runs(given: Sequence[str]) -> tuple[list[StudyRun], dict[Path, str]]:
     """
     folders: dict[Path, None] = {}
     for each in given:
-        found = [Path(path) for path in sorted(glob(each))] or [Path(each)]
+        found = [Path(path) for path in sorted(glob(str(given_path(each))))] or [given_path(each)]
         here = [run for path in found for run in _run_directories(path)]
         if not here:
             what = "no such directory or pattern" if not any(p.exists() for p in found) else "no run in it"
@@ -142,4 +144,4 @@ def _csv(groups: Sequence[Compared]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

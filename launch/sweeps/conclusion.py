@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections import Counter
 
 from rich.console import Console
 
 from launch.sweeps.job import short
 from launch.sweeps.records import Records
 from launch.sweeps.table import summary, table, write_markdown
+from launch.warned import told
 
 _TOLD = 5  # jobs without a word that are named
 
@@ -35,6 +37,8 @@ def conclude(records: Records, problem: str = "") -> int:
         for label, reason in found.failed:
             _say(console, f"failed: {label}: {reason}")
         _say(console, f"sweep: {short(file)}")
+    for line in told(Counter(text for run in made for text in run.warnings)):
+        _say(console, line)
     for overrides in waiting[:_TOLD]:
         _say(console, f"not begun: {' '.join(o.lstrip('+') for o in overrides)}")
     if len(waiting) > _TOLD:

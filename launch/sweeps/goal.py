@@ -6,7 +6,9 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from eval.keys import can_be, metrics_of
 from unlearn.config import BOUND, GoalConfig, RunConfig
+from unlearn.data.sources import available
 from unlearn.errors import ConfigError, UserError, did_you_mean
 
 FLOOR = -1e9
@@ -72,8 +74,10 @@ def missed_by(value: float) -> float:
 
 def check_goal(config: RunConfig) -> None:
     """Raises:
-    ConfigError: a bound refers to a model that is not evaluated.
+    ConfigError: a bound refers to a model that is not evaluated, or no run will have such a metric.
     """
+    if problems := _unknown(config):
+        raise ConfigError(problems)
     others = {bound.key: bound.of for bound in bounds(config.goal) if bound.of}
     if others and not config.eval.compare:
         problems = [
@@ -81,6 +85,21 @@ def check_goal(config: RunConfig) -> None:
             for key, of in others.items()
         ]
         raise ConfigError(problems)
+
+
+def _unknown(config: RunConfig) -> list[str]:
+    """The metrics that the chosen benchmarks and variants cannot give."""
+    has = available(config.dataset)
+    given = [key for name in config.eval.benchmarks for key in metrics_of(name, has)]
+    own = [*(f"{name}/*" for name in config.eval.variants), "judged/*", "train/*", "run/*"]
+    goal = config.goal
+    wanted = {f"goal.subject_to.{metric}": metric for metric in goal.subject_to}
+    wanted |= {"goal.minimize": goal.minimize} if goal.minimize else {"goal.maximize": goal.maximize}
+    return [
+        f"{key}: no benchmark of eval gives {metric}{did_you_mean(metric, given)}"
+        for key, metric in wanted.items()
+        if not can_be(metric, [*given, *own])
+    ]
 
 
 def _number(key: str, found: Numbers, whose: str) -> float:

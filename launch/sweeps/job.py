@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 import signal
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,19 +17,19 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from rich.console import Console
 
-from launch import slurm
+from launch import slurm, surroundings
 from launch.compose import checked
 from launch.nodes.task import leads
 from launch.sweeps.records import Records
 from launch.sweeps.table import Made
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
+from unlearn.guard import outcome
 from unlearn.signals import STOPPED, STOPPING, on_stop
 
 if TYPE_CHECKING:
     from launch.plan import Plan
-
-log = logging.getLogger(__name__)
+    from launch.warned import Warned
 
 _TOLD = 5  # problems of an evaluation that the terminal shows
 
@@ -79,17 +78,13 @@ def process() -> tuple[str, int]:
 
 
 def guarded(composed: DictConfig, *, apart: bool = False) -> Made:
-    """A run of a sweep, which goes on whatever ends the run: its error is told, and is in what is returned.
+    """A run of a sweep.
 
     In a pool's process `apart` from the command's, signals are ignored afterwards: between two jobs there is
     nothing to be stopped, and the pool would take the process for a dead one.
     """
-    overrides = tuple(HydraConfig.get().overrides.task)
     try:
         return one_run(composed, apart=apart)
-    except Exception as error:
-        traceback.print_exc()
-        return Made(overrides, None, " ".join(f"{type(error).__name__}: {error}".split()), code=1)
     finally:
         if apart and _of_pool():
             for number in STOPPING:
@@ -97,12 +92,15 @@ def guarded(composed: DictConfig, *, apart: bool = False) -> Made:
 
 
 def one_run(composed: DictConfig, *, apart: bool = False) -> Made:
-    """One composed run, from check to table; errors that a user can mend, and stops, are told here."""
+    """One composed run, from check to table; whatever ends it is told here, and is in what is returned."""
+    from launch.warned import Warned
     from unlearn.trainer import Stopped
 
     hydra_config = HydraConfig.get()
     overrides = tuple(hydra_config.overrides.task)
+    warned, output = Warned(), Path(hydra_config.runtime.output_dir)
     try:
+        surroundings.settle()
         with on_stop(_interrupt):
             config = checked(composed, overrides, hydra_config.runtime.choices)
             if config.dry_run:
@@ -111,16 +109,21 @@ def one_run(composed: DictConfig, *, apart: bool = False) -> Made:
             if apart and _of_pool():
                 config = _sharing(config, int(hydra_config.launcher.n_jobs))
             searched = hydra_config.mode == RunMode.MULTIRUN and "n_trials" in hydra_config.sweeper
-            return _run(
-                config, Path(hydra_config.runtime.output_dir), overrides, apart=apart, searched=searched
-            )
-    except UserError as error:
-        sys.stderr.write(f"{error}\n")
-        return Made(overrides, None, " ".join(str(error).split()), code=2)
+            made = _run(config, output, overrides, warned, apart=apart, searched=searched)
     except (Stopped, KeyboardInterrupt) as stopped:
         reason = str(stopped) or "stopped by a signal; started again, it goes on"
         sys.stderr.write(f"{reason}\n")
-        return Made(overrides, None, reason, code=STOPPED)
+        made = Made(overrides, None, reason, code=STOPPED)
+    except Exception as error:
+        text, code = outcome(error)
+        sys.stderr.write(f"{text}\n")
+        made = Made(overrides, None, " ".join(text.split()), code=code)
+        with suppress(OSError):  # what Hydra has made for a run that is refused
+            output.rmdir()
+    if hydra_config.mode != RunMode.MULTIRUN and leads():  # a sweep tells of all its jobs at its end
+        for line in warned.lines():
+            Console().print(line, soft_wrap=True, highlight=False, markup=False)
+    return replace(made, warnings=warned.texts)
 
 
 def _interrupt(_: int) -> None:
@@ -145,9 +148,15 @@ def _sharing(config: RunConfig, jobs: int) -> RunConfig:
 
 
 def _run(
-    config: RunConfig, directory: Path, overrides: tuple[str, ...], *, apart: bool, searched: bool
+    config: RunConfig,
+    directory: Path,
+    overrides: tuple[str, ...],
+    warned: Warned,
+    *,
+    apart: bool,
+    searched: bool,
 ) -> Made:
-    from launch.check import check
+    from launch.check import check, doubts
     from launch.inspection import inspect
     from launch.judgement import with_judgement
     from launch.plan import make_plan
@@ -156,7 +165,7 @@ def _run(
     from launch.runfiles import problems
     from launch.sweeps.goal import check_goal
     from launch.table import LEGEND, result_table, shown
-    from unlearn.files import read_json
+    from unlearn.files import check_writable, read_json
 
     check(config)
     if searched:
@@ -164,13 +173,18 @@ def _run(
     unnamed = directory == Path(config.root).absolute()  # its name could not be told when it was composed
     plan = make_plan(config, None if unnamed else directory)
     console = Console(quiet=not leads())
-    for warning in inspect(config, plan):
-        log.warning("%s", warning)
+    for warning in [*doubts(config, searched=searched), *inspect(config, plan)]:
+        console.print(f"warning: {warning}", soft_wrap=True, highlight=False, markup=False)
+        warned.add([warning])
+    for run in plan.runs:
+        if not is_complete(run):
+            check_writable(run.directory)
     for number, run in enumerate(plan.runs, start=1):
         note = " (complete)" if is_complete(run) else ""
         line = f"[bold]{number}/{len(plan.runs)}[/] {run.role}: {short(run.directory)}{note}"
         console.print(line, soft_wrap=True, highlight=False)
-        ensure(run, progress=not apart)
+        with warned.of(run):
+            ensure(run, progress=not apart)
     if not leads():  # the first task of the step tells what was made
         return Made(overrides, plan.main.directory)
     target, retain = plan.evaluation("target"), plan.evaluation("retain model")

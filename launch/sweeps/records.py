@@ -129,6 +129,7 @@ class Records:
             "beside": {name: str(folder.absolute()) for name, folder in made.beside},
             "value": made.value,
             "feasible": made.feasible,
+            "warnings": list(made.warnings),
             "host": platform.node(),
             "process": os.getpid(),
         }
@@ -143,5 +144,5 @@ def _made(overrides: tuple[str, ...], record: Mapping[str, Any]) -> Made:
     beside = tuple((name, Path(folder)) for name, folder in record["beside"].items())
     return Made(
         overrides, Path(directory) if directory else None, record["reason"], beside,
-        record["code"], record["value"], record["feasible"],
+        record["code"], record["value"], record["feasible"], tuple(record.get("warnings", ())),
     )  # fmt: skip

@@ -28,7 +28,8 @@ class Made:
     """One run of a sweep: its overrides, and its folder or why there is none.
 
     `beside` are runs it is compared with, by what they are called: the target and the retain model. `code` is
-    its exit code, None while it runs; `value` is what a sweeper optimises (launch/sweeps/goal.py).
+    its exit code, None while it runs; `value` is what a sweeper optimises (launch/sweeps/goal.py). `warnings`
+    are those of the run and of what was made for it.
     """
 
     overrides: tuple[str, ...]
@@ -38,6 +39,7 @@ class Made:
     code: int | None = 0
     value: float | None = None
     feasible: bool | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def labels(runs: Sequence[Made]) -> list[str]:

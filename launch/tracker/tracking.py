@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, cast, get_args
 
-from launch.tracker.service import Mode, open_run, staged_with
+from launch.tracker.service import Mode, mode_of_variables, open_run, staged_with
 
 log = logging.getLogger(__name__)
 
@@ -149,17 +149,18 @@ def open_tracker(
 ) -> Tracker:
     """The tracker of one run; a null one when `mode` is "disabled" or W&B cannot be opened.
 
-    mode: "auto" obeys WANDB_MODE where it is set, else is "online" if an API key is configured (environment,
-        W&B settings or netrc), else "offline". Online, a service that does not answer makes it offline.
+    mode: "auto" obeys WANDB_DISABLED and WANDB_MODE where they are set, else is "online" if an API key is
+        configured (environment, W&B settings or netrc), else "offline". Online, a service that does not
+        answer makes it offline.
     run_id: the same id continues the same run. Offline, a continued run is a second `offline-run-*` folder
         with the same id; `wandb sync` joins them.
     config: goes to W&B as it is. The caller leaves out what must not leave the machine, home paths included.
     directory: where W&B keeps its `wandb/` folder; made if missing.
     logged: history of earlier processes of this run; it counts where their W&B folders are in `directory`.
     """
-    if mode == "disabled":
-        return NullTracker()
     try:
+        if mode == "disabled" or (mode == "auto" and mode_of_variables() == "disabled"):
+            return NullTracker()
         if mode not in get_args(Mode):
             raise ValueError(f"unknown tracker mode {mode!r}; use one of {', '.join(get_args(Mode))}")
         earlier = any(directory.glob(f"wandb/*run-*-{run_id}"))

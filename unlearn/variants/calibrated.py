@@ -17,8 +17,10 @@ import torch
 from torch import nn
 
 from eval.benchmark import Role
+from eval.keys import can_be, metrics_of
 from unlearn.config import RunConfig
-from unlearn.errors import UserError
+from unlearn.data.sources import available
+from unlearn.errors import UserError, did_you_mean
 from unlearn.interventions import attached
 from unlearn.variants.base import ROLES, Workbench, benchmark_metrics, prefixed
 
@@ -55,7 +57,24 @@ def check(options: Options, config: RunConfig) -> list[str]:
             f"share: method {config.method.name} edits what the model computes, and leaves no weights to mix "
             "with the target's: leave this variant out"
         )
-    return problems
+    return problems + _metric(options, config)
+
+
+def _metric(options: Options, config: RunConfig) -> list[str]:
+    """Whether the chosen benchmarks can give what retention is told by."""
+    has = available(config.dataset)
+    given = [key for name in config.eval.benchmarks for key in metrics_of(name, has)]
+    if not given:  # refused by the check of the benchmarks
+        return []
+    if options.metric is not None and not can_be(options.metric, given):
+        near = did_you_mean(options.metric, given)
+        return [f"metric={options.metric}: the benchmarks give no such number{near}"]
+    if options.metric is None and not any(key.endswith(f"/{end}") for end in PREFERRED for key in given):
+        return [
+            f"metric is not set, and the benchmarks give no {' or '.join(PREFERRED)}: set it to what tells "
+            f"retention (of: {', '.join(given)})"
+        ]
+    return []
 
 
 def identity(options: Options) -> Any:

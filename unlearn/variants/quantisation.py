@@ -50,6 +50,8 @@ def check(options: Options, config: RunConfig) -> list[str]:
         problems.append(f"bits={list(options.bits)}: give one or more widths from 2 to 8")
     if options.group is not None and options.group < 1:
         problems.append(f"group={options.group}: give a number of weights, or null for whole rows")
+    if not options.roles:
+        problems.append(f"roles=[]: no set would be scored; give some of {', '.join(ROLES)}")
     return problems
 
 

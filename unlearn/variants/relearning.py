@@ -19,7 +19,7 @@ import numpy as np
 from unlearn import models
 from unlearn.config import CheckpointConfig, MethodConfig, RunConfig
 from unlearn.data.example import Example
-from unlearn.data.sources import custom
+from unlearn.data.sources import available, custom
 from unlearn.data.sources.tables import content_hash, read_rows
 from unlearn.engine import Engine, deepspeed_config
 from unlearn.errors import UserError
@@ -65,8 +65,20 @@ def check(options: Options, config: RunConfig) -> list[str]:
         for key in ("lr", "batch")
         if not (value := getattr(options, key)) > 0
     ]
+    if options.seed < 0:
+        problems.append(f"seed={options.seed}: it must not be below 0")
+    if options.batch < config.hardware.processes:
+        problems.append(
+            f"batch={options.batch} is smaller than hardware.processes={config.hardware.processes}: some "
+            "processes would have nothing to do"
+        )
     if options.text is not None:
         problems += _text_problem(options.text)
+    elif "forget" not in available(config.dataset):
+        problems.append(
+            f"share: dataset {config.dataset.name} has no forget set to train on; set dataset.forget, or "
+            "eval.variants.relearning.text"
+        )
     return problems
 
 
