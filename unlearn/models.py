@@ -33,7 +33,7 @@ from transformers.utils import cached_file, logging
 
 from unlearn import interventions, nano
 from unlearn.checkpoints import ModelError, Place, find, fingerprint
-from unlearn.config import LoraConfig, ModelConfig
+from unlearn.config import LoraConfig, MethodConfig, ModelConfig
 from unlearn.data.tokens import Encoder, PromptFormat
 from unlearn.errors import ConfigError, UserError
 from unlearn.files import replacing
@@ -192,6 +192,37 @@ def identity(cfg: ModelConfig, source: str | None = None) -> dict[str, Any]:
     """What tells these weights from others, without loading them; JSON, and free of any path."""
     place = find(cfg, source)
     return {"nano": cfg.nano.model_dump()} if place is None else fingerprint(place)
+
+
+def blueprint(cfg: ModelConfig, method: MethodConfig) -> nn.Module | None:
+    """The model without its weights (on the meta device), with the edits, adapters and frozen parameters that
+    training has; None where its configuration is not on this machine.
+
+    Raises:
+        UserError: what is to be trained does not fit the model.
+    """
+    try:
+        place = find(cfg, None)
+        shape: Any = nano.config(cfg.nano)
+        if place is not None:
+            with _quiet(place):
+                shape = AutoConfig.from_pretrained(place.name, local_files_only=True, **place.options)
+    except (UserError, OSError, ValueError, ImportError):
+        return None
+    with torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(
+            shape, attn_implementation=cfg.attention, trust_remote_code=cfg.trust_remote_code
+        )
+        if method.intervention is not None and method.terms:
+            text = shape.get_text_config(decoder=True)
+            interventions.make(
+                method.intervention, hidden_size=text.hidden_size, layers=text.num_hidden_layers
+            ).attach(model)
+        if cfg.lora.r:
+            model = add_lora(model, cfg.lora, 0)
+    if method.train is not None:
+        train_only(model, method.train)
+    return model
 
 
 def parameter_count(cfg: ModelConfig, source: str | None = None) -> int | None:

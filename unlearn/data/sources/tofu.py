@@ -78,6 +78,14 @@ def identity(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, Any]:
     }
 
 
+def retain_model(cfg: DatasetConfig) -> str | None:
+    """The whole of a retain split of TOFU, where a method trains on a part of it and the target on `full`:
+    what the target knows beside the forget set."""
+    split = available(cfg).get("retain")
+    whole, _ = parse_split(split or "")
+    return whole if cfg.full is None and re.fullmatch(r"retain\d\d", whole) else split
+
+
 def _offered(cfg: DatasetConfig, split: str) -> str | None:
     """The split, where the folder or the hub has it."""
     folder = Path(cfg.path) if cfg.path else None
