@@ -50,7 +50,12 @@ def _gradients(config: RunConfig) -> None:
     method, lora = config.method, config.model.lora
     if not reach.chosen(method, lora):
         return
-    model = models.blueprint(config.model, method)
+    try:
+        model = models.blueprint(config.model, method)
+    except UserError:
+        raise
+    except Exception:  # the model's own code, which may not do without weights
+        return
     if model is None:  # looked at again when its weights are there
         return
     found = reach.problems(model, method, lora, models.placed(bind(method), config.model))

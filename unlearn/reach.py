@@ -87,6 +87,8 @@ def _lost(model: nn.Module, tensors: Mapping[str, Tensor], terms: Sequence[Term]
     with torch.enable_grad(), laid_out(all_prompt(ids)):
         output = torch.func.functional_call(model, dict(tensors), kwargs=asked)
         looked_at = [seen.float().sum() for term in weighty for seen in _seen(model, term, output)]
+    for edit in interventions.attached(model):  # what they keep of a pass
+        vars(edit).update(edit.between_passes())
     trained = {name: tensors[name] for name, p in model.named_parameters() if p.requires_grad}
     differentiable = [each for each in looked_at if each.requires_grad]
     if not differentiable:

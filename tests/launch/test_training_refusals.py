@@ -1,4 +1,4 @@
-"""What of a training cannot work is refused before anything is made: gradients, warm-ups, clipping."""
+"""What of a training cannot work is refused before anything is made: gradients and warm-ups."""
 
 from __future__ import annotations
 
@@ -17,24 +17,13 @@ CASES = {
         ("method=rmu", "method.train=['*.layers.[123].mlp.down_proj.weight']"),
         ("method.train=*.layers.[123].mlp.down_proj.weight: trains model.layers.2.mlp", "layer 2"),
     ),
-    "head under a loss on hidden states": Refused(
-        ("method=rmu", "method.train=[model.norm.weight]"), ("method.train=model.norm.weight", "no gradient")
-    ),
     "adapters behind the loss": Refused(
         ("method=rmu", "model.lora.r=2", "model.lora.targets=[layers.3.mlp.up_proj]"),
         ("model.lora.targets=layers.3.mlp.up_proj", "model.layers.3.mlp.up_proj", "no gradient"),
     ),
-    "edit behind the loss": Refused(
-        ("method=rmu", "method.intervention={name: grun, layers: [3]}"),
-        ("method.intervention", "the edit of block 3", "no gradient"),
-    ),
     "warm-up as long as the run": Refused(
         ("method=npo", "method.steps=2", "method.warmup_epochs=1"),
         ("method.warmup_epochs=1 is 2 steps", "the training has 2", "method.warmup_epochs=0"),
-    ),
-    "warm-up in steps": Refused(
-        ("method=npo", "method.epochs=2", "method.warmup_steps=9"),
-        ("method.warmup_steps=9 is 9 steps", "the training has 4"),
     ),
     "warm-up of the target": Refused(
         ("model.finetune.warmup_share=null", "model.finetune.warmup_steps=700"),
@@ -47,9 +36,6 @@ CASES = {
     "two warm-ups of the reinforced model": Refused(
         ("method=whp", "method.reinforced.warmup_share=0.1"),
         ("method.reinforced.warmup_epochs=0 and method.reinforced.warmup_share=0.1",),
-    ),
-    "clipping of a direction": Refused(
-        ("method=ngdiff", "method.clip=0.5"), ("method.clip=0.5", "normalised", "leave method.clip out")
     ),
 }
 
@@ -68,9 +54,7 @@ def warnings(root: Path, *arguments: str) -> list[str]:
     "arguments",
     [
         ("method=npo", "method.steps=1"),
-        ("method=satimp-wmdp", "method.steps=6"),
         ("model.finetune.epochs=1",),
-        ("method=npo", "method.steps=3", "method.warmup_epochs=1"),
         ("method=rmu", "model.lora.r=2"),
         ("method=rmu-wmdp", "model.nano.layers=8"),
     ],
