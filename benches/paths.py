@@ -20,7 +20,7 @@ from unlearn.data.batches import Schedule, collate, deal
 from unlearn.data.tokens import TokenSequence
 from unlearn.engine import Engine, decay_groups, deepspeed_config
 from unlearn.methods import bind
-from unlearn.rules import make_rule
+from unlearn.rules import clip_norm, make_rule
 from unlearn.rundir import RunDir
 from unlearn.trainer import Trainer
 from unlearn.world import start_world
@@ -39,7 +39,7 @@ class Ours:
     def __init__(self, case: Case, folder: Path) -> None:
         method = case.method
         engine = Engine(
-            case.load(), start_world("cpu"), deepspeed_config(case.hardware, clip=method.clip),
+            case.load(), start_world("cpu"), deepspeed_config(case.hardware, clip=clip_norm(method)),
             weight_decay=method.weight_decay, betas=method.betas,
         )  # fmt: skip
         engine.model.train()
@@ -87,7 +87,7 @@ class Plain:
             loss = self._case.method.forget_weight * one + self._case.method.retain_weight * two
             loss.backward()
             total += loss.item()
-        norm = clip_grad_norm_(self._model.parameters(), self._case.method.clip)
+        norm = clip_grad_norm_(self._model.parameters(), clip_norm(self._case.method))
         self._optimizer.step()
         self._optimizer.zero_grad()
         return Outcome(total, norm.item())

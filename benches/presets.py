@@ -77,7 +77,14 @@ def rows() -> list[Row]:
 
 def as_measured(values: Mapping[str, Any]) -> MethodConfig:
     """A preset with the bench's batch, at a constant rate from the first step."""
-    changed: dict[str, Any] = {"batch": BATCH, "steps": None, "schedule": "constant", "warmup_epochs": 0.0}
+    changed: dict[str, Any] = {
+        "batch": BATCH,
+        "steps": None,
+        "schedule": "constant",
+        "warmup_epochs": 0.0,
+        "warmup_share": None,
+        "warmup_steps": None,
+    }
     alternatives = values.get("alternatives", {})
     if alternatives.get("source") == "sampled":
         # Answers to other questions are as long as sampled ones, and nothing has to be generated.

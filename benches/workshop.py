@@ -26,7 +26,7 @@ from unlearn.engine import Engine, deepspeed_config
 from unlearn.methods import bind, training_sets
 from unlearn.micro import Frozen
 from unlearn.prepare import FrozenModel, Preparation
-from unlearn.rules import make_rule
+from unlearn.rules import clip_norm, make_rule
 from unlearn.rundir import RunDir
 from unlearn.trainer import Trainer
 from unlearn.world import start_world, stop_world
@@ -67,7 +67,7 @@ class Workshop:
         target = FrozenModel("target", self._target, _as_it_is)
         groups, heads = ready.with_kept(ready.groups(target), {"reference": target, "reinforced": target})
         engine = Engine(
-            self._start(method), world, deepspeed_config(self.hardware, clip=method.clip),
+            self._start(method), world, deepspeed_config(self.hardware, clip=clip_norm(method)),
             weight_decay=method.weight_decay, betas=method.betas,
         )  # fmt: skip
         engine.model.train()

@@ -174,7 +174,7 @@ def _machine(hardware: HardwareConfig) -> list[str]:
 
 
 def _method(config: RunConfig) -> list[str]:
-    from unlearn.methods import bind, needs_alternatives
+    from unlearn.methods import bind, needs_alternatives, two_warmups
 
     method = config.method
     problems = []
@@ -186,6 +186,8 @@ def _method(config: RunConfig) -> list[str]:
             placed(terms, config.model)
     except ConfigError as error:
         return error.problems
+    if len(method.warmup) > 1:
+        problems.append(two_warmups(method))
     if method.update_scale != 1 and config.model.lora.r:
         problems.append(
             f"method.update_scale={method.update_scale}: scales the learning of whole weights; leave "

@@ -20,8 +20,9 @@ from unlearn.data.sources import load_sets
 from unlearn.data.tokens import TokenSequence
 from unlearn.engine import deepspeed_config
 from unlearn.errors import UserError
-from unlearn.methods import bind
+from unlearn.methods import bind, row_multiples
 from unlearn.micro import kinds
+from unlearn.rules import clip_norm
 from unlearn.trainer import total_steps
 
 _SHOWN = (
@@ -71,7 +72,7 @@ def show_plan(config: RunConfig, console: Console) -> None:
 
 def deepspeed_yaml(config: RunConfig) -> str:
     """DeepSpeed's configuration as `hardware` and `method.clip` make it: comments, which nothing reads."""
-    made = {"deepspeed": deepspeed_config(config.hardware, clip=config.method.clip)}
+    made = {"deepspeed": deepspeed_config(config.hardware, clip=clip_norm(config.method))}
     lines = ["generated from hardware and method.clip:", *OmegaConf.to_yaml(made).splitlines()]
     return "".join(f"# {line}\n" for line in lines)
 
@@ -105,7 +106,10 @@ def _largest(config: RunConfig, sets: Mapping[str, Sequence[TokenSequence]]) -> 
             width = max(lengths[i] for i in micro)
             found = Load(len(micro) * width, width, answers)
             most = max(most, found, key=lambda load: (load.tokens, load.answers))
-    return replace(most, cached=sum(_answers(s) for rows in sets.values() for s in rows))
+    different = {
+        id(s): s for rows in sets.values() for s in rows
+    }  # alternatives as rows repeat their example
+    return replace(most, cached=sum(map(_answers, different.values())))
 
 
 def _answers(sequence: TokenSequence) -> int:
@@ -120,7 +124,9 @@ def _sequences(config: RunConfig) -> dict[str, list[TokenSequence]]:
     tokenizer = models.load_tokenizer(config.model)
     encoder = models.make_encoder(config.model, tokenizer, config.dataset.max_length)
     sets = {name: encoder.chunks(rows) for name, rows in load_sets(config.dataset, names).items()}
-    return {name: encoder.pairs([(e.question, e.answer) for e in sets[name]]) for name in names}
+    multiples = row_multiples(config.method, bind(config.method))
+    made = {name: encoder.pairs([(e.question, e.answer) for e in sets[name]]) for name in names}
+    return {name: [s for s in made[name] for _ in range(multiples.get(name, 1))] for name in names}
 
 
 def _training(config: RunConfig, sets: Mapping[str, Sequence[TokenSequence]]) -> tuple[str, str]:

@@ -6,12 +6,17 @@ from eval.evaluate import plan as requests_of
 from launch.model_inspection import inspect_models
 from launch.plan import Plan
 from launch.processes import is_complete
-from unlearn.config import RunConfig
+from unlearn import models, reach
+from unlearn.config import MethodConfig, RunConfig
+from unlearn.data.batches import Schedule
 from unlearn.data.sources import load_sets
 from unlearn.data.sources.tables import UnavailableError
 from unlearn.data.verify import check_companions, overlaps
-from unlearn.methods import training_sets
+from unlearn.errors import ConfigError, UserError
+from unlearn.methods import bind, row_multiples, training_sets, two_warmups
+from unlearn.rules import make_rule
 from unlearn.run import benchmark_options, evaluation_sets, watched_sets
+from unlearn.trainer import warmup_steps
 
 
 def inspect(config: RunConfig, plan: Plan) -> list[str]:
@@ -27,7 +32,9 @@ def inspect(config: RunConfig, plan: Plan) -> list[str]:
     """
     if all(is_complete(run) for run in plan.runs):
         return []
-    return [*_rows(plan), *_tokens(config, plan)]
+    warnings = [*_rows(plan), *_tokens(config, plan)]
+    _gradients(config)
+    return [*warnings, *_steps(plan)]
 
 
 def _rows(plan: Plan) -> list[str]:
@@ -63,3 +70,88 @@ def _rows(plan: Plan) -> list[str]:
 def _tokens(config: RunConfig, plan: Plan) -> list[str]:
     """Tokenizer and prompt format, and token ids and lengths against vocabulary and positions."""
     return inspect_models(config, plan)
+
+
+def _gradients(config: RunConfig) -> None:
+    """Refuse parameters that were chosen to be trained and that no term's gradient reaches.
+
+    Raises:
+        ConfigError: all of them, by the key that chooses them.
+    """
+    method, lora = config.method, config.model.lora
+    if not reach.chosen(method, lora):
+        return
+    try:
+        model = models.blueprint(config.model, method)
+    except UserError:
+        raise
+    except Exception:  # the model's own code, which may not do without weights
+        return
+    if model is None:  # looked at again when its weights are there
+        return
+    found = reach.problems(model, method, lora, models.placed(bind(method), config.model))
+    if found:
+        raise ConfigError(found)
+
+
+def _steps(plan: Plan) -> list[str]:
+    """Refuse a warm-up of any run of the plan that leaves no step at the peak rate; warn of a rule that never
+    gets to work.
+
+    Raises:
+        UserError: the run's steps and those of its warm-up.
+    """
+    warnings = []
+    for run in plan.runs:
+        method = run.job.config.method
+        if is_complete(run) or not method.sets or run.rundir.model.is_dir():
+            continue
+        key = _KEYS.get(run.role, "method")
+        if len(method.warmup) > 1:
+            raise UserError(two_warmups(method, key))
+        if any(method.warmup.values()) and "warmup_share" not in method.warmup:
+            by_epoch = 1 if _is_of_steps(method) else _steps_per_epoch(run.job.config)
+            if by_epoch is not None:
+                warmup_steps(method, by_epoch, key)
+        warnings += _idle(method)
+    return list(dict.fromkeys(warnings))
+
+
+def _is_of_steps(method: MethodConfig) -> bool:
+    """Whether the steps of a training and of its warm-up follow without its data."""
+    return method.steps is not None and "warmup_epochs" not in method.warmup
+
+
+def _steps_per_epoch(config: RunConfig) -> int | None:
+    """Optimizer steps of an epoch of the run's data; None where it cannot be read: told elsewhere."""
+    method, anchor = config.method, config.method.sets[0]
+    try:
+        examples = load_sets(config.dataset, [anchor]).get(anchor)
+    except UserError:
+        return None
+    if not examples:
+        return None
+    if any(example.question is None for example in examples):  # cut in pieces of so many tokens
+        tokenizer = models.load_tokenizer(config.model)
+        examples = models.make_encoder(config.model, tokenizer, config.dataset.max_length).chunks(examples)
+    multiple = row_multiples(method, bind(method)).get(anchor, 1)
+    return Schedule({anchor: len(examples) * multiple}, anchor, method.batch, config.seed).steps_per_epoch
+
+
+def _idle(method: MethodConfig) -> list[str]:
+    """A rule whose own warm-up is as long as the training."""
+    epochs = getattr(make_rule(**method.rule.model_dump()), "warmup_epochs", 0.0)
+    if method.steps is not None or epochs < method.epochs:
+        return []
+    return [
+        f"method.rule.warmup_epochs={epochs:g}: the training has {method.epochs:g} epochs, so that rule "
+        f"{method.rule.name} never gets to work; give fewer, or more method.epochs"
+    ]
+
+
+_KEYS = {
+    "build the target": "model.finetune",
+    "build the retain model": "model.finetune",
+    "build the reinforced model": "method.reinforced",
+}
+"""Where the method of a run that another one needs stands in the configuration, by its part in the plan."""

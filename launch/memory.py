@@ -10,15 +10,11 @@ import re
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from unlearn import interventions, models, nano
-from unlearn.checkpoints import find
+from unlearn import models
 from unlearn.config import HardwareConfig, MethodConfig, RunConfig
 from unlearn.engine import deepspeed_config
-from unlearn.errors import UserError
 from unlearn.methods import bind
 from unlearn.rules import make_rule
 
@@ -211,35 +207,8 @@ def _cache(shape: Shape, method: MethodConfig, load: Load) -> float:
 
 def shape_of(config: RunConfig) -> Shape | None:
     """The shape of the run's model with its adapters or edits; None where it is not on this machine."""
-    try:
-        place = find(config.model, None)
-        shape: Any = nano.config(config.model.nano)
-        if place is not None:
-            shape = AutoConfig.from_pretrained(place.name, local_files_only=True, **place.options)
-    except (UserError, OSError, ValueError, ImportError):
-        return None
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            shape, attn_implementation=config.model.attention,
-            trust_remote_code=config.model.trust_remote_code,
-        )  # fmt: skip
-        return read_shape(_prepared(model, config))
-
-
-def _prepared(model: Any, config: RunConfig) -> Any:
-    method = config.method
-    if method.intervention is not None and method.terms:
-        text = model.config.get_text_config(decoder=True)
-        edit = interventions.make(
-            method.intervention, hidden_size=text.hidden_size, layers=text.num_hidden_layers, seed=0,
-            reinforced=None,
-        )  # fmt: skip
-        edit.attach(model)
-    if config.model.lora.r:
-        model = models.add_lora(model, config.model.lora, 0)
-    if method.train is not None:
-        models.train_only(model, method.train)
-    return model
+    model = models.blueprint(config.model, config.method)
+    return None if model is None else read_shape(model)
 
 
 def read_shape(model: nn.Module) -> Shape:

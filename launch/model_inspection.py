@@ -77,7 +77,7 @@ def _inspect(runs: Sequence[Planned], source: str | None) -> list[str]:
             if place is not None:
                 warnings += check_weights(model, place)
             for run in runs:
-                _check_adapters(run.job.config, source)
+                _check_adapters(run.job.config, model)
     tokenizer = models.load_tokenizer(cfg, source)
     encoder = models.make_encoder(cfg, tokenizer, runs[-1].job.config.dataset.max_length, limits)
     if limits is not None and limits.vocabulary is not None:
@@ -96,20 +96,17 @@ def _inspect(runs: Sequence[Planned], source: str | None) -> list[str]:
     return warnings + Lengths(encoder, max_length, most, label).check(texts)
 
 
-def _check_adapters(config: RunConfig, source: str | None) -> None:
+def _check_adapters(config: RunConfig, model: Any) -> None:
     """
     Raises:
-        ModelError: adapters cannot be put where `model.lora` says, or `method.train` names no parameter.
+        UserError: adapters cannot be put where `model.lora` says, or `method.train` names no parameter.
     """
     method, lora = config.method, config.model.lora
-    if not method.terms or not (lora.r or method.train):
+    if not method.terms:
         return
-    model: Any = skeleton(config.model, source)
-    if lora.r:
-        if problems := target_problems(model, lora):
-            raise ConfigError(problems)
-        model = models.add_lora(model, lora, 0)
-    if method.train is not None:
+    if lora.r and (problems := target_problems(model, lora)):
+        raise ConfigError(problems)
+    if method.train is not None and not lora.r and method.intervention is None:
         models.train_only(model, method.train)
 
 

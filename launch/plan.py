@@ -215,11 +215,12 @@ def _target(config: RunConfig, base: Weights, runs: list[Planned]) -> Weights:
 
 def _retain(config: RunConfig, runs: list[Planned]) -> Weights | None:
     """The retain model; None when it is neither given nor can be built (the base model is not known)."""
-    split = available(config.dataset).get("retain")
-    given = config.model.retain or config.model.published.get(config.dataset.name, {}).get(split or "")
+    known = retain_model(config.dataset)
+    published = config.model.published.get(config.dataset.name, {})
+    splits = (available(config.dataset).get("retain"), known)
+    given = config.model.retain or next((published[s] for s in splits if s in published), None)
     if given:
         return Weights(given, _key(config, given))
-    known = retain_model(config.dataset)
     if config.model.is_target or known is None:
         return None
     if known == BASE:

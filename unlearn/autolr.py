@@ -67,8 +67,9 @@ def fit(losses: Sequence[float], multipliers: Sequence[float] = THREE) -> Fit:
 class AutoLR:
     """A learning rate that follows η* = η·b/a, smoothed, and stays where the parabola is not to be trusted.
 
-    Every `every` steps the caller probes and calls `update`. On failure the rate is left as it is: the
-    definition of this framework, where the authors' code halves it.
+    Every `every` steps the caller probes and calls `update`. A fit that is rejected leaves the rate as it is.
+    Where there is nothing to fit, as a loss is not finite, the rate is halved: GeN's code does so where its
+    fit raises an exception.
     """
 
     lr: float
@@ -102,8 +103,8 @@ class AutoLR:
         """The rate from now on, given the losses at `multipliers` times the update.
 
         lr ← smooth·lr + (1 − smooth)·scale·clamp(η*, lr/clip, lr·clip) if a > 0, b > 0 and the fit is as
-        good as `r2`. `used` is the rate that the probed update was made with, where a schedule makes it
-        other than `lr`.
+        good as `r2`; lr/2 if a loss is not finite; else lr. `used` is the rate that the probed update was
+        made with, where a schedule makes it other than `lr`.
         """
         self._fit = fit(losses, self.multipliers)
         self._proposed = (self.lr if used is None else used) * self._fit.best
@@ -111,6 +112,8 @@ class AutoLR:
         if self._accepted:
             bounded = min(max(self._proposed, self.lr / self.clip), self.lr * self.clip)
             self.lr = self.smooth * self.lr + (1 - self.smooth) * self.scale * bounded
+        elif math.isnan(self._fit.r2):
+            self.lr /= 2
         return self.lr
 
     def log(self) -> dict[str, float]:

@@ -161,7 +161,12 @@ class AlternativesConfig(Section):
         description="refusals, answers of other questions, answers sampled from the target, a data column",
     )
     path: str | None = Field(None, description="your own: a text file of one answer a line, json or jsonl")
-    count: PositiveInt = Field(5, description="how many per question; they are gone through by epochs")
+    count: PositiveInt = Field(5, description="how many per question")
+    rows: Literal["one", "all"] = Field(
+        "one",
+        description="rows of an epoch: each question once, its alternatives in turn from epoch to epoch, or "
+        "once with each of them",
+    )
     prompt: str | None = Field(
         None, description="what the target is asked for a sampled answer, with {question} and {answer}"
     )
@@ -229,10 +234,19 @@ class MethodConfig(Section):
         "linear", description="after the warm-up; auto: from probes, see auto_lr"
     )
     auto_lr: AutoLRConfig = AutoLRConfig()
-    warmup_epochs: NonNegativeFloat = Field(1.0, description="linear warm-up, in epochs")
+    warmup_epochs: NonNegativeFloat | None = Field(
+        None,
+        description="linear warm-up, in epochs; with none of the three one epoch, at most half of the run",
+    )
+    warmup_steps: NonNegativeInt | None = Field(None, description="the same in optimizer steps")
+    warmup_share: float | None = Field(None, ge=0, lt=1, description="the same as a share of all steps")
     weight_decay: NonNegativeFloat = 0.01
     betas: tuple[float, float] = (0.9, 0.999)
-    clip: NonNegativeFloat = Field(1.0, description="largest global gradient norm; 0: no clipping")
+    clip: NonNegativeFloat | None = Field(
+        None,
+        description="largest global gradient norm; 0: no clipping; null: 1, or none with a rule whose update "
+        "is not clipped",
+    )
 
     @field_validator(*SLOTS, mode="before")
     @classmethod
@@ -257,6 +271,12 @@ class MethodConfig(Section):
     def rate(self, scale: float) -> float:
         """The peak learning rate at `model.lr_scale`, which is of the model's own weights alone."""
         return self.lr * (1.0 if self.intervention else scale)
+
+    @property
+    def warmup(self) -> dict[str, float]:
+        """The keys of the warm-up that are given, with their values; one at most makes sense."""
+        keys = ("warmup_epochs", "warmup_steps", "warmup_share")
+        return {key: value for key in keys if (value := getattr(self, key)) is not None}
 
     @property
     def makes_model(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, get_args
@@ -164,7 +164,7 @@ def bind(method: MethodConfig) -> list[Term]:
         except ConfigError as error:
             problems += error.problems
     try:
-        unlearn.rules.check(method.rule, [name for _, name, *_ in stated])
+        unlearn.rules.check(method.rule, [name for _, name, *_ in stated], method.clip)
     except ConfigError as error:
         problems += error.problems
     if len({term.name for term in terms}) < len(terms):
@@ -190,6 +190,23 @@ def training_sets(config: RunConfig) -> set[str]:
 def needs_alternatives(term: Term) -> bool:
     """Whether a term needs alternative answers, to look at or to compare with."""
     return term.group == "template" or any(need.startswith(("alt_", "ref_alt_")) for need in term.needs)
+
+
+def row_multiples(method: MethodConfig, terms: Sequence[Term]) -> dict[str, int]:
+    """How many rows of an epoch each example makes, by set; 1 for sets that are not named."""
+    if method.alternatives.rows == "one":
+        return {}
+    sets = (
+        "forget" if term.group == "template" else term.group for term in terms if needs_alternatives(term)
+    )
+    return dict.fromkeys(sets, method.alternatives.count)
+
+
+def two_warmups(method: MethodConfig, key: str = "method") -> str:
+    """What to say of a warm-up that is given in two ways."""
+    said = " and ".join(f"{key}.{name}={value:g}" for name, value in method.warmup.items())
+    unset = " or ".join(f"{key}.{name}=null" for name in method.warmup)
+    return f"{said}: the warm-up is given more than once; keep one, with {unset} for the others"
 
 
 def objective_names() -> list[str]:

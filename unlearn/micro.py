@@ -31,28 +31,34 @@ _COPIES = {"ref_logp": ("reference", "logp"), "ref_logits": ("reference", "head"
 
 @dataclass(frozen=True)
 class Part:
-    """Token sequences of one kind of answer: `variants` of them for each row of the group, in a row.
+    """Token sequences of one kind of answer: `variants` of them for each row of the group, in a row, or each
+    of them for `repeats` rows.
 
     `kept` holds what frozen models gave, one tensor per sequence; `important` one boolean per answer token.
     """
 
     sequences: Sequence[TokenSequence]
     variants: int = 1
+    repeats: int = 1
     kept: Mapping[Kept, Sequence[Tensor]] = field(default_factory=dict)
     important: Sequence[np.ndarray] | None = None
 
     def place(self, unit: Unit) -> int:
         """Where in `sequences` the unit's answer is."""
-        return unit.row * self.variants + unit.meeting % self.variants
+        return unit.row // self.repeats * self.variants + unit.meeting % self.variants
 
 
 @dataclass(frozen=True)
 class Group:
-    """The training data of one set: ids, the answers, and alternative answers to the same questions."""
+    """The training data of one set: ids, the answers, and alternative answers to the same questions.
+
+    An example is `multiple` rows, one after the other: one for each of its alternative answers.
+    """
 
     ids: Sequence[str]
     answers: Part | None = None
     alternatives: Part | None = None
+    multiple: int = 1
 
     def sequence(self, unit: Unit, kind: str) -> TokenSequence:
         part = self.part(kind)

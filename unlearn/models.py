@@ -34,13 +34,13 @@ from transformers.utils import cached_file, logging
 from unlearn import interventions, nano
 from unlearn.adapters import untied, unties
 from unlearn.checkpoints import ModelError, Place, find, fingerprint
-from unlearn.config import LoraConfig, ModelConfig
+from unlearn.config import LoraConfig, MethodConfig, ModelConfig
 from unlearn.data.tokens import Encoder, Limits, PromptFormat
 from unlearn.errors import ConfigError, UserError
 from unlearn.files import replacing
 from unlearn.methods import Term
 from unlearn.modelfiles import tokenizer_problem
-from unlearn.skeleton import read_config
+from unlearn.skeleton import read_config, skeleton
 
 log = python_logging.getLogger(__name__)
 
@@ -208,6 +208,32 @@ def identity(cfg: ModelConfig, source: str | None = None) -> dict[str, Any]:
     """What tells these weights from others, without loading them; JSON, and free of any path."""
     place = find(cfg, source)
     return {"nano": cfg.nano.model_dump()} if place is None else fingerprint(place)
+
+
+def blueprint(cfg: ModelConfig, method: MethodConfig) -> nn.Module | None:
+    """The model without its weights (on the meta device), with the edits, adapters and frozen parameters that
+    training has; None where its configuration is not on this machine.
+
+    Raises:
+        UserError: what is to be trained does not fit the model.
+    """
+    place = find(cfg, None)
+    try:
+        with contextlib.nullcontext() if place is None else _quiet(place):
+            model: Any = skeleton(cfg, local_files_only=True)
+    except (UserError, OSError, ValueError, ImportError):
+        return None
+    with torch.device("meta"):
+        if method.intervention is not None and method.terms:
+            text = model.config.get_text_config(decoder=True)
+            interventions.make(
+                method.intervention, hidden_size=text.hidden_size, layers=text.num_hidden_layers
+            ).attach(model)
+        if cfg.lora.r:
+            model = add_lora(model, cfg.lora, 0)
+    if method.train is not None:
+        train_only(model, method.train)
+    return model
 
 
 def parameter_count(cfg: ModelConfig, source: str | None = None) -> int | None:

@@ -25,7 +25,7 @@ from unlearn.data.tokens import Encoder
 from unlearn.engine import precision
 from unlearn.errors import UserError
 from unlearn.forward import Head
-from unlearn.methods import Term
+from unlearn.methods import Term, row_multiples
 from unlearn.micro import Group, Part, kept_for, kinds, own_view
 from unlearn.reference import Kept
 from unlearn.world import World
@@ -65,7 +65,7 @@ class Preparation:
             examples = self.sets.get(name)
             if examples and (name not in found or found[name].answers is None):
                 group = found.get(name, Group([e.id for e in examples]))
-                found[name] = group.with_part("answers", self._answers(name, examples))
+                found[name] = group.with_part("answers", self._answers(name, examples, group.multiple))
         return found
 
     def with_kept(
@@ -96,11 +96,12 @@ class Preparation:
                 f"method {self.config.method.name} trains on the {name} set, which dataset "
                 f"{self.config.dataset.name} does not give: set dataset.{name}"
             )
-        answers = self._answers(name, examples) if "answers" in wanted else None
-        others = self._alternatives(examples, target) if "alternatives" in wanted else None
-        return Group([e.id for e in examples], answers, others)
+        multiple = row_multiples(self.config.method, self.terms).get(name, 1)
+        answers = self._answers(name, examples, multiple) if "answers" in wanted else None
+        others = self._alternatives(examples, target, multiple) if "alternatives" in wanted else None
+        return Group([e.id for e in examples for _ in range(multiple)], answers, others, multiple)
 
-    def _answers(self, name: str, examples: Sequence[Example]) -> Part:
+    def _answers(self, name: str, examples: Sequence[Example], repeats: int = 1) -> Part:
         pairs = [(e.question, e.answer) for e in examples]
         annotated = any("important" in term.needs and own_view(term).group == name for term in self.terms)
         important = None
@@ -108,9 +109,9 @@ class Preparation:
             assert self.config.dataset.annotations is not None
             spans = load_annotations(self.config.dataset.annotations, examples)
             important = self.encoder.important(pairs, spans)
-        return Part(self.encoder.pairs(pairs), important=important)
+        return Part(self.encoder.pairs(pairs), repeats=repeats, important=important)
 
-    def _alternatives(self, examples: Sequence[Example], target: FrozenModel) -> Part:
+    def _alternatives(self, examples: Sequence[Example], target: FrozenModel, multiple: int) -> Part:
         cfg = self.config.method.alternatives
         if cfg.source == "sampled":
             texts = self._sampled(examples, target)
@@ -118,7 +119,7 @@ class Preparation:
             pool = self.sets.get("retain", [])
             texts = alternatives(cfg, examples, pool=pool, seed=self.config.seed)
         pairs = [(e.question, text) for e, some in zip(examples, texts, strict=True) for text in some]
-        return Part(self.encoder.pairs(pairs), variants=cfg.count)
+        return Part(self.encoder.pairs(pairs), variants=cfg.count // multiple)
 
     def _sampled(self, examples: Sequence[Example], target: FrozenModel) -> list[list[str]]:
         cfg, hardware = self.config.method.alternatives, self.config.hardware

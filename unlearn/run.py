@@ -26,14 +26,14 @@ from eval.benchmark import find
 from eval.evaluate import on_first, plan
 from eval.judged import judge
 from eval.shard import Shard
-from unlearn import interventions, models, variants
+from unlearn import interventions, models, reach, variants
 from unlearn.adapters import unties
 from unlearn.config import RunConfig
 from unlearn.data.batches import Batch, collate, deal
 from unlearn.data.example import Example
 from unlearn.data.sources import available, load_sets
 from unlearn.engine import Engine, deepspeed_config, precision
-from unlearn.errors import UserError
+from unlearn.errors import ConfigError, UserError
 from unlearn.files import read_json, write_json
 from unlearn.methods import bind, training_sets
 from unlearn.micro import Frozen
@@ -41,7 +41,7 @@ from unlearn.prepare import FrozenModel, Preparation
 from unlearn.probes.gradients import SETS
 from unlearn.probes.saved import saved_models
 from unlearn.probes.setup import look_at_saved, make_probe
-from unlearn.rules import make_rule
+from unlearn.rules import clip_norm, make_rule
 from unlearn.rundir import RunDir
 from unlearn.signals import on_stop
 from unlearn.skeleton import limits
@@ -281,6 +281,10 @@ class _Run:
             model = models.add_lora(model, config.model.lora, config.seed)
         if config.method.train is not None:
             models.train_only(model, config.method.train)
+        if reach.chosen(config.method, config.model.lora):
+            found = reach.problems(model, config.method, config.model.lora, self.terms)
+            if found:
+                raise ConfigError(found)
         if config.hardware.activation_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
@@ -315,7 +319,7 @@ class _Run:
 
     def _engine(self, model: nn.Module) -> Engine:
         method = self.config.method
-        settings = deepspeed_config(self.config.hardware, clip=method.clip)
+        settings = deepspeed_config(self.config.hardware, clip=clip_norm(method))
         return Engine(model, self.world, settings, weight_decay=method.weight_decay, betas=method.betas)
 
     def _keep_model(self, engine: Engine, step: int) -> None:

@@ -45,13 +45,13 @@ def read_config(cfg: ModelConfig, source: str | None = None, **options: Any) -> 
     return config
 
 
-def skeleton(cfg: ModelConfig, source: str | None = None) -> PreTrainedModel:
-    """Return the model on the meta device: all modules and shapes, no weights.
+def skeleton(cfg: ModelConfig, source: str | None = None, **options: Any) -> PreTrainedModel:
+    """Return the model on the meta device: all modules and shapes, no weights; `options` go to `read_config`.
 
     Raises:
         ModelError: it cannot be built as configured.
     """
-    config, place = read_config(cfg, source), find(cfg, source)
+    config, place = read_config(cfg, source, **options), find(cfg, source)
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(

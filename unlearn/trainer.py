@@ -23,7 +23,7 @@ from unlearn.config import CheckpointConfig, HardwareConfig, MethodConfig
 from unlearn.data.batches import Schedule
 from unlearn.engine import Engine
 from unlearn.errors import UserError
-from unlearn.methods import Term
+from unlearn.methods import Term, two_warmups
 from unlearn.micro import Frozen, Group, Plan, own_view
 from unlearn.rules import Rule
 from unlearn.rundir import RunDir
@@ -112,6 +112,7 @@ class Trainer:
         sizes = {group: len(data.ids) for group, data in self.groups.items()}
         self.schedule = Schedule(sizes, self.method.sets[0], self.method.batch, self.seed)
         self.total = total_steps(self.method, self.schedule.steps_per_epoch)
+        self.warmup = warmup_steps(self.method, self.schedule.steps_per_epoch)
         self.teacher = MeanTeacher(self.engine, self.method.teacher_rate) if self._taught else None
         if self.teacher is not None:
             self.frozen = replace(self.frozen, teacher=self.teacher.weights)
@@ -289,9 +290,9 @@ class Trainer:
 
     def _update(self) -> dict[str, float]:
         """The optimizer's step, with a probe along it where the schedule asks for one."""
-        schedule, after = self.method.schedule, self.step - self._warmup
+        schedule, after = self.method.schedule, self.step - self.warmup
         # Without probes the peak stays what it was set to.
-        rate = self.auto.lr * schedule_factor(self.step, self.total, self._warmup, schedule)
+        rate = self.auto.lr * schedule_factor(self.step, self.total, self.warmup, schedule)
         probed = schedule == "auto" and after >= 0 and self.auto.due(after)
         before = self.engine.live_weights() if probed else []
         norm = self.engine.step(rate)
@@ -346,10 +347,6 @@ class Trainer:
     # -- around it -------------------------------------------------------------------------------------
 
     @property
-    def _warmup(self) -> int:
-        return min(self.total - 1, round(self.method.warmup_epochs * self.schedule.steps_per_epoch))
-
-    @property
     def _taught(self) -> bool:
         return any("teacher_logits" in term.needs for term in self.terms)
 
@@ -370,6 +367,39 @@ def _due(step: int, every: int | None) -> bool:
 def total_steps(method: MethodConfig, steps_per_epoch: int) -> int:
     """Optimizer steps of a training."""
     return method.steps or max(1, math.ceil(method.epochs * steps_per_epoch))
+
+
+def warmup_steps(method: MethodConfig, steps_per_epoch: int, key: str = "method") -> int:
+    """Optimizer steps of the linear warm-up, fewer than the training has.
+
+    In epochs, in steps or as a share of all steps (rounded down), whichever is given; where none is, one
+    epoch, at most half of the training.
+
+    Raises:
+        UserError: more than one of the three is given, or no step is left at the peak rate; `key` is where
+            the method stands in the configuration.
+    """
+    total, given = total_steps(method, steps_per_epoch), method.warmup
+    if not given:
+        return min(steps_per_epoch, total // 2)
+    if len(given) > 1:
+        raise UserError(two_warmups(method, key))
+    ((name, value),) = given.items()
+    match name:
+        case "warmup_epochs":
+            steps = round(value * steps_per_epoch)
+        case "warmup_share":
+            steps = int(value * total + 1e-9)
+        case _:
+            steps = int(value)
+    if steps >= total:
+        length = f" ({steps_per_epoch} steps an epoch)" if name == "warmup_epochs" else ""
+        raise UserError(
+            f"{key}.{name}={value:g} is {steps} steps{length} and the training has {total}: "
+            f"none would be left at the peak learning rate. Give {key}.{name}=0 or fewer than {total} steps, "
+            "or train longer"
+        )
+    return steps
 
 
 def schedule_factor(step: int, total: int, warmup: int, schedule: str) -> float:

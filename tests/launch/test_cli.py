@@ -257,16 +257,6 @@ def test_every_method_binds(method, tmp_path):
     assert len(describe("method", method)) > 10
 
 
-def test_named_values_of_the_methods():
-    """The figures a paper is cited for are in the preset, not in the code."""
-    satimp = configure("method=satimp").method
-    weighting = {"name": "satimp", "beta1": 5.0, "beta2": 0.1}
-    assert (satimp.forget, satimp.retain_weight) == ({"objective": "ascent", "weighting": weighting}, 0.1)
-    other = configure("method=satimp-openunlearning").method
-    assert (other.forget_weight, other.retain_weight, other.batch) == (0.1, 1.0, 32)
-    assert configure("method=npo").method.forget == {"objective": "npo", "beta": 0.1}
-
-
 def test_any_key_of_the_schema_can_be_set_whether_or_not_a_file_names_it():
     config = configure(
         "method.retain_weight=2", "model.lora.r=8", "method.forget.beta=0.5", "eval.every_steps=3"

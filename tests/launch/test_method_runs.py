@@ -23,7 +23,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     cwd = tmp_path_factory.mktemp("sweep")
     process = unlearn(cwd, "-m", f"method={SWEPT}", *QUICK)
     assert process.code == 2, process.err[-3000:]
-    assert "method.forget.layer=7: the model has 4 layers" in process.err
+    assert "method.forget.layer=8: the model has 4 layers" in process.err
     return cwd, process.out
 
 

@@ -17,6 +17,8 @@ from launch.methodtable import FAMILIES, PAGE, needs, page, presets, terms, trai
 from unlearn.config import Mask, MethodConfig
 from unlearn.granularity import GRANULARITIES, token_weights
 from unlearn.methods import bind, objective_names, weighting_names
+from unlearn.rules import clip_norm
+from unlearn.trainer import warmup_steps
 
 TEXT = PAGE.read_text(encoding="utf-8")
 
@@ -52,7 +54,8 @@ def test_what_is_written_by_hand_names_all_there_is():
 
 def test_the_defaults_that_presets_leave_unsaid_are_as_the_page_has_them():
     usual = MethodConfig(name="any")
-    assert (usual.schedule, usual.warmup_epochs, usual.weight_decay, usual.clip) == ("linear", 1, 0.01, 1)
+    assert (usual.schedule, usual.weight_decay, clip_norm(usual)) == ("linear", 0.01, 1)
+    assert (usual.epochs, warmup_steps(usual, 7)) == (10, 7)
     assert (usual.rule.name, usual.forget_weight, usual.retain_weight) == ("weighted_sum", 1, 1)
     default = inspect.signature(token_weights).parameters["group_size"].default
     assert f"`group_size` ({default})" in TEXT

@@ -64,13 +64,19 @@ def test_three_probes_are_always_explained_and_none_where_nothing_changes():
         ([5.0, 4.0, 3.5], "the update goes up: b = (3.5 − 5)/2 < 0"),
         ([3.0, 4.0, 5.0], "a line: a = 0"),
         ([4.0, 4.0, 4.0], "flat"),
-        ([math.nan, 4.0, 5.0], "not a number"),
-        ([3.0, 4.0, math.inf], "not finite"),
     ],
 )
-def test_an_unsound_probe_changes_nothing(losses, why):
+def test_a_rejected_fit_changes_nothing(losses, why):
     auto = AutoLR(lr=0.1, every=10)
     assert auto.update(losses) == 0.1, why
+    assert auto.log()["autolr/accepted"] == 0.0
+    assert math.isnan(auto.log()["autolr/proposed"])
+
+
+@pytest.mark.parametrize("losses", [[math.nan, 4.0, 5.0], [3.0, 4.0, math.inf]], ids=str)
+def test_where_there_is_nothing_to_fit_the_rate_is_halved(losses):
+    auto = AutoLR(lr=0.1, every=10)
+    assert auto.update(losses) == 0.05
     assert auto.log()["autolr/accepted"] == 0.0
     assert math.isnan(auto.log()["autolr/proposed"])
 

@@ -18,6 +18,7 @@ from unlearn import rules
 from unlearn.config import HardwareConfig, MethodConfig, RuleConfig
 from unlearn.engine import decay_groups
 from unlearn.errors import ConfigError
+from unlearn.methods import bind
 from unlearn.rules.normalised import Normalised
 from unlearn.rules.primal_dual import PrimalDual
 from unlearn.rules.weighted_sum import WeightedSum
@@ -60,8 +61,19 @@ def test_what_is_refused_says_what_and_how_to_mend_it() -> None:
     ]
     assert problems({"name": "primal_dual", "epsilon": "x", "every": "steps"}, ["forget", "retain"]) == [
         "method.rule.epsilon='x': primal_dual wants a number here",
-        "method.rule.every='steps': primal_dual wants one of epoch, step here",
+        "method.rule.every='steps': primal_dual wants one of step, epoch here",
     ]
+
+
+def test_the_rule_says_what_is_clipped() -> None:
+    method = MethodConfig(name="x", forget={"objective": "ascent"})
+    assert rules.clip_norm(method) == 1.0
+    assert rules.clip_norm(method.model_copy(update={"clip": 0.5})) == 0.5
+    normalised = method.model_copy(update={"rule": RuleConfig(name="normalised")})
+    assert rules.clip_norm(normalised) == 0.0
+    rules.check(normalised.rule, ["forget"], 0.0)
+    with pytest.raises(ConfigError, match=r"method.clip=0.5: rule normalised gives .* leave method.clip out"):
+        bind(normalised.model_copy(update={"clip": 0.5}))
 
 
 def test_a_rule_with_one_backward_pass_combines_nothing() -> None:
@@ -83,10 +95,10 @@ def heard(rule: PrimalDual, losses: Sequence[float], per_epoch: int, first: int 
 
 
 def test_primal_dual_by_hand_on_means_of_epochs() -> None:
-    rule = PrimalDual(epsilon=0.5, rate=2.0, initial=10.0, warmup_epochs=1.0)
+    rule = PrimalDual(epsilon=0.5, rate=2.0, initial=10.0, warmup_epochs=2.0, every="epoch")
     assert rule.factors() == {"retain": 10.0}
-    # Epoch 1 warms up, and its losses do not count later. Epoch 2: mean (1 + 2)/2 = 1.5, λ = 10 + 2·1 = 12.
-    # Epoch 3: mean 0.25, λ = 12 − 2·0.25 = 11.5.
+    # Epoch 1 changes nothing, and its losses do not count later. At the end of the warm-up, which is that of
+    # epoch 2: mean (1 + 2)/2 = 1.5, λ = 10 + 2·1 = 12. Epoch 3: mean 0.25, λ = 12 − 2·0.25 = 11.5.
     found = heard(rule, [7.0, 7.0, 1.0, 2.0, 0.0, 0.5], per_epoch=2)
     assert found == [10.0, 10.0, 10.0, 12.0, 12.0, 11.5]
     assert rule.factors() == {"retain": 11.5}
@@ -94,7 +106,7 @@ def test_primal_dual_by_hand_on_means_of_epochs() -> None:
 
 
 def test_primal_dual_by_hand_at_each_step() -> None:
-    rule = PrimalDual(epsilon=0.5, rate=2.0, initial=1.0, warmup_epochs=0.5, every="step")
+    rule = PrimalDual(epsilon=0.5, rate=2.0, initial=1.0, warmup_epochs=0.5)
     # Two steps an epoch: the first is warm-up. Then 1 + 2·(1 − 0.5) = 2 and 2 + 2·(0.25 − 0.5) = 1.5.
     assert heard(rule, [9.0, 1.0, 0.25], per_epoch=2) == [1.0, 2.0, 1.5]
 
@@ -107,17 +119,25 @@ def test_the_dual_weight_never_falls_below_zero() -> None:
 
 def test_primal_dual_continues_from_its_state_within_an_epoch() -> None:
     losses = [1.0, 2.0, 4.0, 0.5, 0.25, 3.0, 1.0]
-    whole = PrimalDual(epsilon=0.3, warmup_epochs=0)
+    by_epoch: dict[str, Any] = {"epsilon": 0.3, "warmup_epochs": 0, "every": "epoch"}
+    whole = PrimalDual(**by_epoch)
     wanted = heard(whole, losses, per_epoch=3)
     for cut in range(len(losses)):
-        first, second = PrimalDual(epsilon=0.3, warmup_epochs=0), PrimalDual(epsilon=0.3, warmup_epochs=0)
+        first, second = PrimalDual(**by_epoch), PrimalDual(**by_epoch)
         begun = heard(first, losses[:cut], per_epoch=3)
         second.load(json.loads(json.dumps(first.state())))
         assert begun + heard(second, losses[cut:], per_epoch=3, first=cut) == wanted
 
 
 def test_the_trainer_multiplies_the_retain_loss_by_the_dual_weight(tmp_path: Path) -> None:
-    rule = {"name": "primal_dual", "epsilon": 0.5, "rate": 2.0, "initial": 3.0, "warmup_epochs": 1.0}
+    rule = {
+        "name": "primal_dual",
+        "epsilon": 0.5,
+        "rate": 2.0,
+        "initial": 3.0,
+        "warmup_epochs": 1.0,
+        "every": "epoch",
+    }
     method = training.preset("pdu", rule=rule, epochs=3, lr=1e-3)
     with running(tmp_path, method) as trainer:
         rows = steps(trainer, 9)  # three an epoch
@@ -127,7 +147,7 @@ def test_the_trainer_multiplies_the_retain_loss_by_the_dual_weight(tmp_path: Pat
         assert row["loss"] == pytest.approx(row["loss/forget"] + dual * retain[k], rel=1e-6)
         sums.append(retain[k])
         if (k + 1) % 3 == 0:
-            dual += 2.0 * (sum(sums) / 3 - 0.5) if k + 1 > 3 else 0.0
+            dual += 2.0 * (sum(sums) / 3 - 0.5)
             sums = []
         assert row["rule/dual"] == pytest.approx(dual, rel=1e-9)
     assert dual > 3.0
@@ -183,10 +203,8 @@ def plain(
             gradient = torch.autograd.grad(plain_loss(model, trainer, group, step, sign), parameters)
             norm = torch.cat([g.flatten() for g in gradient]).norm()
             total = [t + g / norm for t, g in zip(total, gradient, strict=True)]
-        norm = torch.cat([g.flatten() for g in total]).norm()
-        factor = min(1.0, method.clip / (float(norm) + 1e-6))
-        for p, g in zip(parameters, total, strict=True):
-            p.grad = g * factor
+        for p, g in zip(parameters, total, strict=True):  # not clipped, whatever its norm
+            p.grad = g
         optimizer.step()
     return {name: p.detach() for name, p in model.named_parameters()}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from unlearn.config import DatasetConfig
-from unlearn.data.sources import available, identity, load_sets
+from unlearn.data.sources import available, identity, load_sets, retain_model
 from unlearn.data.sources.tables import parse_split, read_rows
 from unlearn.data.sources.tofu import check
 from unlearn.errors import UserError
@@ -69,6 +69,21 @@ def test_the_holdout_split_follows_where_there_is_one(tofu, tmp_path):
         assert splits["holdout"] == forget.replace("forget", "holdout")
     assert "holdout" not in available(hub.model_copy(update={"forget": "full@0:40"}))
     assert check(hub) == []
+
+
+def test_a_part_of_the_retain_split_leaves_the_retain_model_whole(tofu):
+    def known(**keys):
+        return retain_model(tofu.model_copy(update=keys))
+
+    assert known() == known(retain="retain90@2:") == known(retain="@2:") == "retain90"
+    assert [e.id for e in load_sets(tofu.model_copy(update={"retain": "@5:"}), ["retain"])["retain"]] == [
+        "retain90/5", "retain90/6"
+    ]  # fmt: skip
+    assert (
+        available(tofu.model_copy(update={"forget": "forget01", "retain": "@2:"}))["retain"] == "retain99@2:"
+    )
+    assert known(retain="full@0:5") == "full@0:5"  # what is forgotten may be in the rest
+    assert known(retain="retain90@0:5", full="full@0:8") == "retain90@0:5"  # so may the target know no more
 
 
 def test_a_split_can_be_cut(tofu):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Mapping
@@ -16,7 +17,9 @@ from safetensors.torch import load_file
 from tests.unlearn import training
 from tests.worlds import together
 from unlearn.config import HardwareConfig, MethodConfig
-from unlearn.trainer import NonFiniteLoss, schedule_factor, total_steps
+from unlearn.errors import UserError
+from unlearn.rules import clip_norm
+from unlearn.trainer import NonFiniteLoss, schedule_factor, total_steps, warmup_steps
 
 # 9 AdamW steps at lr 1e-2: weights of size 0.02 to 0.1 have moved by about 0.05. Sums of some hundred fp32
 # terms in another order differ by 1e-6 relative, and Adam's division can enlarge that where a gradient is
@@ -97,7 +100,7 @@ def test_the_logged_gradient_norm_is_that_before_clipping(tmp_path):
         trainer = training.make_trainer(tmp_path / str(zero), HardwareConfig(zero=zero))
         norms.append(trainer._one_step()[0]["grad_norm"])
         trainer.engine.close()
-    assert norms[0] > 2 * training.METHOD.clip
+    assert norms[0] > 2 * clip_norm(training.METHOD)
     assert norms == pytest.approx([norms[0]] * 4, rel=1e-5)
 
 
@@ -199,6 +202,46 @@ def test_schedule_by_hand():
     # cosine at a half and at the start of the decay
     assert schedule_factor(2, 4, 0, "cosine") == pytest.approx(0.5)
     assert schedule_factor(0, 4, 0, "cosine") == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "steps"),
+    [
+        ({}, 13),  # an epoch of thirteen steps
+        ({"epochs": 1.5}, 10),  # half of the twenty steps: an epoch would be most of them
+        ({"steps": 1}, 0),
+        ({"warmup_epochs": 0.5}, 6),  # 6.5, half to even
+        ({"warmup_epochs": 0}, 0),
+        ({"warmup_steps": 129}, 129),
+        ({"warmup_share": 0.1, "steps": 125}, 12),  # 12.5, rounded down
+        ({"warmup_share": 0.1, "steps": 500}, 50),
+        ({"warmup_share": 0.99, "steps": 3}, 2),
+    ],
+)
+def test_warmup_by_hand(keys, steps):
+    assert warmup_steps(MethodConfig(name="x", **keys), 13) == steps
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (
+            {"steps": 6, "warmup_epochs": 1},
+            "method.warmup_epochs=1 is 13 steps (13 steps an epoch) and the training has 6: none would be "
+            "left at the peak learning rate. Give method.warmup_epochs=0 or fewer than 6 steps, or train "
+            "longer",
+        ),
+        ({"warmup_steps": 130}, "method.warmup_steps=130 is 130 steps and the training has 130"),
+        (
+            {"warmup_epochs": 1, "warmup_share": 0.1},
+            "method.warmup_epochs=1 and method.warmup_share=0.1: the warm-up is given more than once; keep "
+            "one, with method.warmup_epochs=null or method.warmup_share=null for the others",
+        ),
+    ],
+)
+def test_a_warmup_that_leaves_nothing_or_is_given_twice_is_refused(keys, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        warmup_steps(MethodConfig(name="x", **keys), 13)
 
 
 def test_total_steps():

@@ -30,7 +30,7 @@ from unlearn.methods import Term, bind
 from unlearn.micro import Frozen, Group, Part, kept_for
 from unlearn.models import train_only
 from unlearn.reference import Kept
-from unlearn.rules import make_rule
+from unlearn.rules import clip_norm, make_rule
 from unlearn.rundir import RunDir
 from unlearn.trainer import Trainer
 from unlearn.world import World, start_world, stop_world
@@ -179,7 +179,7 @@ def make_engine(
         weights = {n[7:]: t for n, t in found[1].items() if n.startswith("weight/")}
         model.load_state_dict(weights, strict=False)
     return Engine(
-        model, world, deepspeed_config(hardware, clip=method.clip),
+        model, world, deepspeed_config(hardware, clip=clip_norm(method)),
         weight_decay=method.weight_decay, betas=method.betas,
     )  # fmt: skip
 

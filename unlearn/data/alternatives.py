@@ -78,6 +78,8 @@ def check(cfg: AlternativesConfig) -> list[str]:
 def identity(cfg: AlternativesConfig) -> dict[str, Any]:
     """What determines the answers besides the data, the model and the seed."""
     named: dict[str, Any] = {"source": cfg.source, "count": cfg.count}
+    if cfg.rows == "all":
+        named["rows"] = cfg.rows
     if cfg.source == "sampled":
         named |= {name: getattr(cfg, name) for name in ("prompt", "temperature", "max_new_tokens")}
     elif cfg.source != "column" and (cfg.path or cfg.source == "refusals"):

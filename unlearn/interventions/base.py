@@ -114,6 +114,10 @@ class Intervention(nn.Module):
         """Take over what `tensors` gave."""
         self.load_state_dict(tensors)
 
+    def parts(self) -> dict[str, str]:
+        """Beginnings of parameter names, each with what they are of: what training must move something of."""
+        return {"": f"the parameters of {self.name}"}
+
     def between_passes(self) -> dict[str, Any]:
         """Attributes as they are when no pass has run: what a copy of the model starts with."""
         return {"current": None}

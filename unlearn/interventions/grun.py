@@ -108,6 +108,9 @@ class Grun(Intervention):
     def between_passes(self) -> dict[str, Any]:
         return {**super().between_passes(), "_gates": {}}
 
+    def parts(self) -> dict[str, str]:
+        return {f"edits.{place}.": f"the edit of block {layer}" for place, layer in enumerate(self.layers)}
+
     def gates(self) -> Tensor:
         """Gate logits [B, K] of the newest pass over prompts, one column per layer; differentiable."""
         if len(self._gates) != len(self.layers):

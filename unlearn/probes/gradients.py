@@ -28,14 +28,15 @@ def risk_terms(sets: Sequence[str]) -> dict[str, Term]:
 
 
 def sampled(groups: Mapping[str, Group], count: int | None, seed: int) -> dict[str, list[int]]:
-    """A fixed sample of each group's rows, in the order of the data; the same whatever the method."""
+    """A fixed sample of each group's examples, in the order of the data, by the first row of each; the same
+    whatever the method."""
     found = {}
     for name, group in groups.items():
-        size, key = len(group.ids), zlib.crc32(f"geffect/{name}".encode())
+        size, key = len(group.ids) // group.multiple, zlib.crc32(f"geffect/{name}".encode())
         rows = np.arange(size)
         if count is not None and count < size:
             rows = np.sort(np.random.default_rng([seed, key]).choice(size, count, replace=False))
-        found[name] = rows.tolist()
+        found[name] = (rows * group.multiple).tolist()
     return found
 
 

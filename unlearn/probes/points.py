@@ -37,8 +37,8 @@ class Points:
 
     @classmethod
     def of(cls, name: str, group: Group, rows: Sequence[int]) -> Points:
-        part = group.part("answers")
-        return cls(name, rows, [group.ids[row] for row in rows], [part.sequences[row] for row in rows])
+        sequences = [group.sequence(Unit(name, row, 0), "answers") for row in rows]
+        return cls(name, rows, [group.ids[row] for row in rows], sequences)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from unlearn import signatures
-from unlearn.config import RuleConfig
+from unlearn.config import MethodConfig, RuleConfig
 from unlearn.errors import ConfigError, did_you_mean
 
 
@@ -26,6 +26,8 @@ class Rule(Protocol):
 
     separate: bool
     """Whether each term gets a backward pass, and a gradient, of its own."""
+    clipped: bool
+    """Whether the combined gradient is cut to a largest norm (`method.clip`)."""
 
     def factors(self) -> Mapping[str, float]:
         """By what the loss of a term is multiplied in this step; 1 for a term that is left out."""
@@ -50,6 +52,7 @@ class Stateless:
     """What a rule need not say."""
 
     separate = False
+    clipped = True
 
     def factors(self) -> Mapping[str, float]:
         return {}
@@ -72,8 +75,9 @@ def names() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def check(config: RuleConfig, terms: Sequence[str]) -> None:
-    """Refuse a rule or options of it that are not there, and terms it cannot do without.
+def check(config: RuleConfig, terms: Sequence[str], clip: float | None = None) -> None:
+    """Refuse a rule or options of it that are not there, terms it cannot do without, and a `method.clip` that
+    its update is not cut to.
 
     Raises:
         ConfigError: everything that is wrong, by dotted name.
@@ -87,8 +91,20 @@ def check(config: RuleConfig, terms: Sequence[str]) -> None:
     problems = signatures.misfits("method.rule", config.name, known, given, "option")
     lacking = [term for term in getattr(kind, "terms", ()) if term not in terms]
     problems += [f"method.{term} has no term: rule {config.name} needs one" for term in lacking]
+    if clip and not kind.clipped:
+        problems.append(
+            f"method.clip={clip:g}: rule {config.name} gives an update of a length of its own, which is not "
+            "clipped; leave method.clip out"
+        )
     if problems:
         raise ConfigError(problems)
+
+
+def clip_norm(method: MethodConfig) -> float:
+    """The largest global gradient norm of a step, 0 where nothing is clipped."""
+    if method.clip is not None:
+        return method.clip
+    return 1.0 if _kind(method.rule.name).clipped else 0.0
 
 
 def make_rule(name: str, **options: Any) -> Rule:

@@ -13,8 +13,9 @@ class Normalised(Stateless):
 
     With ascent on the forget set and likelihood on the retain set this is NGDiff,
     g = g_R/‖g_R‖ − g_F/‖g_F‖: a small step never raises the retain loss nor lowers the forget loss, to first
-    order. A term whose gradient is zero is left out; one that is at its minimum at first (a KL to the target)
-    has a gradient of rounding noise there, which is scaled up like any other.
+    order. Its norm lies between 0 and 2 for two terms, and is not clipped. A term whose gradient is zero is
+    left out; one that is at its minimum at first (a KL to the target) has a gradient of rounding noise there,
+    which is scaled up like any other.
 
     Each term costs one backward pass over its own data (together no more than one pass over all), and one
     further fp32 share of the gradient per term is kept until the step: of the whole model at ZeRO 0, of this
@@ -22,6 +23,7 @@ class Normalised(Stateless):
     """
 
     separate = True
+    clipped = False
 
     def combine(self, gram: Tensor) -> Tensor:
         """1/‖g_t‖ for each term. `gram` [T, T] is of gradients of the terms before their weights."""

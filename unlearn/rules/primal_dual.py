@@ -12,15 +12,17 @@ class PrimalDual(Stateless):
     """Minimise the forget term subject to L_retain ≤ ε: the Lagrangian γ·F + λ·(L_retain − ε).
 
     λ is the factor of the retain term. After `warmup_epochs` it moves by gradient ascent,
-    λ ← max(0, λ + rate·(L_retain − ε)), once a step or (`every=epoch`) on an epoch's mean. `epsilon` should
-    lie above the retain loss at the start. Source: OpenUnlearning src/trainer/unlearn/pdu.py.
+    λ ← max(0, λ + rate·(L_retain − ε)), after every step or (`every=epoch`) at the end of an epoch on its
+    mean, first at the end of the warm-up. `epsilon` should lie above the retain loss at the start. Source:
+    OpenUnlearning src/trainer/unlearn/pdu.py, which moves λ in every micro-batch of every process, and in its
+    mode by epoch measures the retain loss anew.
     """
 
     terms = ("forget", "retain")
 
     def __init__(
         self, *, epsilon: float, rate: float = 5.0, initial: float = 100.0, warmup_epochs: float = 5.0,
-        every: Literal["epoch", "step"] = "epoch",
+        every: Literal["step", "epoch"] = "step",
     ) -> None:  # fmt: skip
         self.epsilon, self.rate, self.warmup_epochs, self.every = epsilon, rate, warmup_epochs, every
         self.dual = initial
@@ -32,10 +34,12 @@ class PrimalDual(Stateless):
     def observe(self, losses: Mapping[str, float], epoch: float) -> None:
         self._sum += losses["retain"]
         self._steps += 1
-        whole = int(epoch + 1e-9)
-        if self.every == "epoch" and whole == self._epoch:
+        whole, by_epoch = int(epoch + 1e-9), self.every == "epoch"
+        if by_epoch and whole == self._epoch:
             return
-        if epoch > self.warmup_epochs:
+        # The last step of the warm-up still belongs to it; the epoch that ends with it is what follows.
+        past = epoch - self.warmup_epochs
+        if past > -1e-9 if by_epoch else past > 1e-9:
             self.dual = max(0.0, self.dual + self.rate * (self._sum / self._steps - self.epsilon))
         self._sum, self._steps, self._epoch = 0.0, 0, whole
 

@@ -27,7 +27,7 @@ from unlearn.methods import bind
 from unlearn.micro import Group, Part
 from unlearn.paths import user_path
 from unlearn.reading import read_text
-from unlearn.rules import make_rule
+from unlearn.rules import clip_norm, make_rule
 from unlearn.rundir import RunDir
 from unlearn.trainer import NonFiniteLoss, Trainer
 from unlearn.variants.base import Workbench, prefixed
@@ -168,7 +168,7 @@ def _trainer(bench: Workbench, options: Options, examples: Sequence[Example]) ->
         rundir.path.mkdir(parents=True, exist_ok=True)
         rundir.history.unlink(missing_ok=True)
     engine = Engine(
-        _trainable(bench), world, deepspeed_config(config.hardware, clip=method.clip),
+        _trainable(bench), world, deepspeed_config(config.hardware, clip=clip_norm(method)),
         weight_decay=method.weight_decay, betas=method.betas,
     )  # fmt: skip
     answers = Part(bench.encoder.pairs([(e.question, e.answer) for e in examples]))

@@ -18,8 +18,9 @@ def tnpo(
 ) -> Float[Tensor, " N"]:
     """2·p^(β+α) / (p^β + p_ref^β + ε): NPO's implicit weight, of each token in place of each answer.
 
-    TNPO is eq. 6 and `ins_npo` of the released dataloader.py, whose ε this is; α > 0 is WTNPO, `w_ins_npo`
-    there. The fraction is divided through by p^β and computed from logarithms, so that ε = 0 and powers
+    TNPO is eq. 6 and `tnpo` of the released dataloader.py, whose ε this is; α > 0 is WTNPO, `wtnpo_<α>`
+    there (`ins_npo` and `w_ins_npo` in dataloader_ge.py, which measures). The fraction is divided through by
+    p^β and computed from logarithms, so that ε = 0 and powers
     below the range of fp32 still give a number. ε caps the ratio: with it the weight of a token whose
     reference is improbable too goes to 0, not to 1.
     """

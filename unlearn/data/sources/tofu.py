@@ -1,6 +1,7 @@
 """TOFU (arXiv 2401.06121): fictitious authors, with every split of the hub's `locuslab/TOFU`.
 
-`dataset.path` is that id or a local folder with the same files. A split may be cut: `retain90@0:1200`.
+`dataset.path` is that id or a local folder with the same files. A split may be cut: `retain90@0:1200`; as
+`dataset.retain`, `@400:` is that part of the retain split which belongs to the forget split.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ def available(cfg: DatasetConfig) -> dict[str, str]:
     forget = cfg.forget or "forget10"
     found = re.match(r"forget(\d\d)\b", forget)
     percent = int(found.group(1)) if found else None
-    retain = cfg.retain or (f"retain{100 - percent:02}" if percent is not None else None)
+    retain = f"retain{100 - percent:02}" if percent is not None else None
+    if cfg.retain:
+        retain = f"{retain}{cfg.retain}" if retain and cfg.retain.startswith("@") else cfg.retain
     holdout = cfg.holdout or (_offered(cfg, f"holdout{percent:02}") if percent is not None else None)
     named = {
         "forget": forget,
@@ -84,6 +87,14 @@ def identity(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, Any]:
         "rows": {name: str(parse_split(split)[1]) for name, split in named.items()},
         "files": {name: content_hash(f) for name, f in files.items() if f is not None},
     }
+
+
+def retain_model(cfg: DatasetConfig) -> str | None:
+    """The whole of a retain split of TOFU, where a method trains on a part of it and the target on `full`:
+    what the target knows beside the forget set."""
+    split = available(cfg).get("retain")
+    whole, _ = parse_split(split or "")
+    return whole if cfg.full is None and re.fullmatch(r"retain\d\d", whole) else split
 
 
 def _offered(cfg: DatasetConfig, split: str) -> str | None:
