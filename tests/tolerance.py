@@ -63,7 +63,8 @@ def assert_close(
     """Compare tensors, arrays or lists, or mappings of them, of which every one has its own scale.
 
     By default `dtype` is the coarser one of the two, and `scale` the largest finite magnitude expected.
-    With `each`, every number is its own scale: for functions of single numbers, where nothing is summed.
+    With `each`, every number is its own scale, or `scale` where that is given: for functions of single
+    numbers, where nothing is summed.
     `rounded` is a share of each number on top: half of the eps of a coarser format in which it was stored.
 
     Raises:
@@ -82,12 +83,12 @@ def assert_close(
     dtype = dtype or _coarser(computed, wanted)
     share = relative(dtype, terms, condition)
     wanted = wanted.double()
-    finite = wanted[wanted.isfinite()].abs()
     if scale is None:
-        scale = float(finite.max()) if finite.numel() else 0.0
+        finite = wanted[wanted.isfinite()].abs()
+        scale = float(finite.max()) if finite.numel() and not each else 0.0
     torch.testing.assert_close(
         computed.double(), wanted, equal_nan=True, rtol=(share if each else 0) + rounded,
-        atol=(0 if each else share * scale) + _rounded(decimals) + torch.finfo(dtype).tiny,
+        atol=share * scale + _rounded(decimals) + torch.finfo(dtype).tiny,
         msg=lambda text: f"{named}: {text}" if named else text,
     )  # fmt: skip
 

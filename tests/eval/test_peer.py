@@ -33,6 +33,10 @@ pytestmark = [pytest.mark.slow, needs_shared]
 PREFIX = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
 PEER = SHARED / "peer" / "nano-tofu-full.TOFU_EVAL.json"
 MIA_SETS = ("forget", "holdout")
+# One divides by 50 bytes or more, the other by a deviation that is small where the model is sure.
+FURTHER: Any = {
+    "zlib": {"scale": 10 / 50}, "min_k_plus_plus": {"scale": 0.1, "condition": 16, "each": True}
+}  # fmt: skip
 
 
 def load(name) -> tuple[Any, Encoder]:
@@ -40,9 +44,9 @@ def load(name) -> tuple[Any, Encoder]:
     return AutoModelForCausalLM.from_pretrained(path), Encoder(AutoTokenizer.from_pretrained(path))
 
 
-# Losses are differences of fp32 numbers near 10, also where they are near 0.001: rounding is of that scale. Against
-# the same forward in fp64 the peer's are low by 1.4e−5 on average, ours by less than 1e−6.
-LOSSES: Any = {"terms": 16, "scale": 10}
+# Losses are differences of fp32 numbers near 10, also where they are near 0.001: rounding is of that scale.
+# Against the same forward in fp64 the peer's are low by 1.4e−5 on average, ours by less than 1e−6.
+LOSSES: Any = {"terms": 64, "scale": 10}
 
 
 @pytest.fixture(scope="module")
@@ -167,16 +171,17 @@ def test_paraphrased_answers_and_their_texts(run, peer):
 def test_an_attack_on_every_example(run, peer, attack):
     metrics, _, records = run
     rows = pq.read_table(records.directory / "examples.parquet").to_pylist()
-    told = LOSSES | ({"scale": 10 / 50} if attack == "zlib" else {})  # which divides by 50 bytes or more
-    ours = {name: np.array([row[f"mia_{attack}"] for row in rows if row["set"] == name]) for name in MIA_SETS}
-    for name, scores in ours.items():
-        assert_close(scores, values(peer, f"mia_{attack}", "score", name), dtype=torch.float32, **told)
-    # Ranks: two scores that are as near as rounding may be in either order.
-    either_way = swapped(*ours.values(), 2 * relative(terms=told["terms"]) * told["scale"])
-    assert either_way < 1e-3
-    assert metrics[f"tofu/mia/{attack}"] == pytest.approx(
-        peer[f"mia_{attack}"]["auc"], abs=either_way + 1e-12
+    told = LOSSES | FURTHER.get(attack, {})
+    forget, holdout = (
+        np.array([row[f"mia_{attack}"] for row in rows if row["set"] == name]) for name in MIA_SETS
     )
+    for name, ours in zip(MIA_SETS, (forget, holdout), strict=True):
+        theirs = values(peer, f"mia_{attack}", "score", name)
+        assert_close(ours, theirs, dtype=torch.float32, named=name, **told)
+    # Of two scores that are as near as rounding, either may be the higher one.
+    either = swapped(forget, holdout, 2 * relative(terms=told["terms"]) * told["scale"])
+    assert either < 1e-3
+    assert metrics[f"tofu/mia/{attack}"] == pytest.approx(peer[f"mia_{attack}"]["auc"], abs=either + 1e-12)
 
 
 # On the forget set, where losses are near 0.001, the peer's are up to 1.5e-3 off float64: it takes p − 1.
@@ -188,7 +193,7 @@ def test_gradient_norms(run, peer, tmp_path, name, condition):
     collect(Live(net, code, tmp_path, max_tokens=2048), [request])
     found = Records(tmp_path).norms(request.name).norm
     theirs = values(peer, "mia_gradnorm", "score", name)[:60]
-    assert_close(found, theirs, dtype=torch.float32, terms=16, condition=condition, each=True)
+    assert_close(found, theirs, dtype=torch.float32, terms=64, condition=condition, each=True)
     bare = [
         replace(s, ids=s.ids[:-1]) for s in code.pairs([(i.question, i.answer) for i in request.items[:4]])
     ]
@@ -219,7 +224,7 @@ def test_its_log_in_place_of_a_retain_model(run, tmp_path):
     assert metrics["tofu/forget_quality"] == pytest.approx(1)
     rows = pq.read_table(tmp_path / "tofu" / "examples.parquet").to_pylist()
     reference = np.array([row["mia_reference"] for row in rows if row["set"] in MIA_SETS])
-    assert np.abs(reference).max() < relative(terms=LOSSES["terms"]) * LOSSES["scale"]
+    assert np.abs(reference).max() < relative(terms=64) * 10
     assert np.isnan(metrics["tofu/privleak"])
     (problem,) = json.loads((tmp_path / "tofu" / "problems.json").read_text())["problems"]
     assert "AUC 1" in problem

@@ -25,8 +25,8 @@ from unlearn.probes.points import Points, implicit_weights
 from unlearn.probes.saved import numbered, saved_models
 from unlearn.reference import LOGP
 
-# A backward, and then a sum over thousands of products of two gradients, which cancel in part: the scale is one,
-# or what comes out where that is larger.
+# A backward, and then a sum over thousands of products of two gradients that cancel in part. The scale is
+# one, or what comes out where it is larger.
 TERMS = 16 * PASS
 
 
