@@ -289,8 +289,8 @@ def test_every_score_of_the_peer(peer, name):
     }
     for attack, ours in scores.items():
         theirs = peer_scores(peer, attack, name)
-        # Losses are differences of fp32 numbers near 10; Min-K %++ divides by a deviation, small where a model
-        # is sure.
+        # Losses are differences of fp32 numbers near 10; Min-K %++ divides by deviations, small where a
+        # model is sure.
         divided = attack == "min_k_plus_plus"
         assert_close(
             ours, theirs, dtype=torch.float32, terms=64, named=attack, each=divided,
