@@ -53,7 +53,7 @@ def assert_close(
     *,
     terms: float = 1,
     dtype: torch.dtype | None = None,
-    scale: float | None = None,
+    scale: float = 0,
     condition: float = 1,
     each: bool = False,
     rounded: float = 0,
@@ -62,9 +62,8 @@ def assert_close(
 ) -> None:
     """Compare tensors, arrays or lists, or mappings of them, of which every one has its own scale.
 
-    By default `dtype` is the coarser one of the two, and `scale` the largest finite magnitude expected.
-    With `each`, every number is its own scale, or `scale` where that is given: for functions of single
-    numbers, where nothing is summed.
+    By default `dtype` is the coarser one of the two. The scale is `scale` or the largest finite magnitude that
+    is expected; with `each` it is every number's own, for functions of single numbers that sum nothing.
     `rounded` is a share of each number on top: half of the eps of a coarser format in which it was stored.
 
     Raises:
@@ -83,9 +82,9 @@ def assert_close(
     dtype = dtype or _coarser(computed, wanted)
     share = relative(dtype, terms, condition)
     wanted = wanted.double()
-    if scale is None:
-        finite = wanted[wanted.isfinite()].abs()
-        scale = float(finite.max()) if finite.numel() and not each else 0.0
+    finite = wanted[wanted.isfinite()].abs()
+    if finite.numel() and not each:
+        scale = max(scale, float(finite.max()))
     torch.testing.assert_close(
         computed.double(), wanted, equal_nan=True, rtol=(share if each else 0) + rounded,
         atol=share * scale + _rounded(decimals) + torch.finfo(dtype).tiny,

@@ -217,8 +217,7 @@ def test_half_precision():
     exact = plain(model.double(), SOME, directions)  # the same weights
     total, expected = (torch.stack(list(each.values())).sum((0, 1)) for each in (found, exact))
     scale = torch.stack(list(exact.values())).square().sum((0, 1)).sqrt()
-    # A bf16 sum is rounded where it is stored, some times on the way through two layers and back.
-    assert_close(total / scale, expected / scale, dtype=torch.bfloat16, terms=4, scale=1)
+    assert_close(total / scale, expected / scale, dtype=torch.bfloat16)
 
 
 def hooks(model):
@@ -318,7 +317,7 @@ def test_partitioned_weights(tmp_path):
             expected = both(model, SOME[rank::2])
             parameters = {key: each for key, each in expected.items() if key not in ("tokens", "logp")}
             for key, each in expected.items():
-                scale = None if key in ("tokens", "logp") else largest(parameters)
+                scale = 0 if key in ("tokens", "logp") else largest(parameters)
                 assert_close(found[key], each, dtype=torch.float32, terms=TERMS, scale=scale, named=key)
             after = [key for key in found if key.endswith("/0")]
             assert bool(after) == (rank == 0)

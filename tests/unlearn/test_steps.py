@@ -75,7 +75,7 @@ def test_neither_company_nor_order_nor_padding_changes_a_value(trainer: Trainer)
         others.append(values(trainer, [unit]))
     for other in others:
         for key, found in other.items():
-            assert_close(found, together[key], terms=PASS)
+            assert_close(found, together[key], terms=PASS, scale=5)  # of logits
     assert {key for other in others[2:] for key in other} == together.keys()
 
 
