@@ -62,8 +62,8 @@ def assert_close(
 ) -> None:
     """Compare tensors, arrays or lists, or mappings of them, of which every one has its own scale.
 
-    By default `dtype` is the coarser one of the two. The scale is `scale` or the largest finite magnitude that
-    is expected; with `each` it is every number's own, for functions of single numbers that sum nothing.
+    By default `dtype` is the coarser one of the two. The scale is `scale`, or the largest finite magnitude
+    expected if that is larger. With `each` it is every number's own, for functions of single numbers.
     `rounded` is a share of each number on top: half of the eps of a coarser format in which it was stored.
 
     Raises:
