@@ -253,14 +253,14 @@ def test_calibration_stops_where_enough_is_kept(tmp_path: Path) -> None:
     # 1 − α²/2 ≥ 0.9 up to α = √0.2 = 0.4472; in 64ths 28/64 = 0.4375, where 1 − 0.4375²/2 = 0.904297.
     score = Retention()
     metrics = calibrate(tmp_path, score, target_results={"tofu/retain/extraction_strength": 0.8})
-    assert metrics == pytest.approx(
+    assert metrics == approx(
         {
             "calibrated/alpha": 0.4375,
             "calibrated/retention": 0.904297,
             "calibrated/tofu/retain/extraction_strength": 0.8 * 0.904297,
             "calibrated/tofu/forget/probability": 0.5625,
         },
-        rel=1e-5,
+        decimals=6,
     )
     *probes, (label, roles, cheap) = score.asked
     assert [label for label, *_ in probes[:3]] == [f"calibrated/probe-{a}" for a in (1.0, 0.5, 0.25)]
