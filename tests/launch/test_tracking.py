@@ -386,18 +386,19 @@ def test_an_outage_ends_no_run(tmp_path, monkeypatch, caplog):
 
 
 def test_without_an_answer_an_online_run_is_logged_offline(tmp_path, monkeypatch, caplog):
+    folder = tmp_path / "a run"
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
     wandb.teardown()
     with caplog.at_level(logging.WARNING):
-        tracker = opened(tmp_path, mode="auto")
+        tracker = opened(folder, mode="auto")
         tracker.log({"loss": 1.0}, step=1)
         tracker.finish()
     wandb.teardown()
     (message,) = warnings_of(caplog)
-    assert f"python -m launch.sync {tmp_path}" in message
-    (file,) = run_files(tmp_path)
+    assert f"`python -m launch.sync '{folder}'`" in message
+    (file,) = run_files(folder)
     assert [row["loss"] for row in read_run(file)["history"]] == [1.0]
 
 
