@@ -1,16 +1,20 @@
 # Everything from a fresh clone: `make run` and `make test` set up what they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast check format bench docs clean
+.PHONY: help setup run test test-fast test-portable check format bench docs clean
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
 CONSTRAINTS ?= -c constraints.txt
 EXTRAS ?= dev
-WORKERS ?= 2
+CORES ?= 2
+THREADS ?= 1
 PY = .venv/bin/python
-# One thread a worker: tests compare sums bit for bit, and workers share the cores. A file stays on one worker,
-# since fixtures of many are whole runs; tests/conftest.py puts the long ones first.
-PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+# Workers times threads are the cores. A file stays on one worker, since fixtures of many are whole runs;
+# tests/conftest.py puts the long ones first.
+PYTEST = OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) \
+	$(PY) -m pytest -q -n $$(( ($(CORES) + $(THREADS) - 1) / $(THREADS) )) --dist loadfile --no-loadscope-reorder
+# What makes this processor round like others: kernels of torch, oneDNN and MKL for other sets of instructions.
+VARIANTS ?= ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=COMPATIBLE THREADS=2
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +37,11 @@ test: setup  ## all tests
 
 test-fast: setup  ## the tests that need no whole run and one process
 	$(PYTEST) -m "not slow"
+
+test-portable: setup  ## test-fast with the kernels of other processors, and with two threads
+	@for variant in $(VARIANTS); do \
+		echo "$$variant" && $(MAKE) --no-print-directory test-fast $$variant || exit 1; \
+	done
 
 check: setup  ## format, lint, types
 	$(PY) -m ruff format --check .

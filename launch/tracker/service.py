@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import netrc
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -105,7 +106,7 @@ def open_run(mode: Mode, directory: Path, identity: Mapping[str, Any], config: M
             "`python -m launch.sync %s`",
             type(error).__name__,
             " ".join(str(error).split()),
-            directory,
+            shlex.quote(str(directory)),
         )
     run.define_metric("step", hidden=True)
     run.define_metric("*", step_metric="step")

@@ -51,6 +51,14 @@ CONFIGS = {
     "mixtral": MixtralConfig(**GROUPED, num_local_experts=3),
 }
 
+IN_ITS_DTYPE = ("gpt2", "opt", "phi")
+"""Families that norm in the format of their weights. The others do so in fp32, whatever weights are in."""
+
+
+def exactness(name, dtype):
+    """The format that a family's float64 results are exact to."""
+    return dtype if name in IN_ITS_DTYPE else torch.float32
+
 
 def made(name, dtype=torch.float32):
     config = CONFIGS[name]

@@ -12,6 +12,7 @@ from eval_fixtures import encoder, examples, model
 
 from eval.branches import collate_rows, rows_of
 from eval.live import Live
+from tests.tolerance import PASS, assert_close
 from unlearn.data.batches import collate
 from unlearn.data.tokens import TokenSequence
 from unlearn.forward import record
@@ -65,7 +66,7 @@ def test_every_family_gives_what_one_answer_at_a_time_gives(family, tmp_path):
     for i, sequence in enumerate(sequences):
         alone = record(net, collate([sequence]))
         for name in ("logp", "mean", "variance"):
-            np.testing.assert_allclose(found[name][i], getattr(alone, name), rtol=1e-5, atol=1e-5)
+            assert_close(found[name][i], getattr(alone, name), terms=PASS)
         np.testing.assert_array_equal(found["correct"][i], alone.correct)
 
 

@@ -12,6 +12,7 @@ from eval.collect import collect
 from eval.live import Live
 from eval.records import Records, record_path
 from eval.requests import Answer, Generation, Likelihood, Prompt
+from tests.tolerance import PASS, assert_close
 
 LIMIT = 40
 
@@ -53,10 +54,10 @@ def test_likelihoods_are_those_of_one_plain_forward_per_answer(tmp_path):
         wanted = ids[0, sequence.answer_start :]
         assert wanted[-1] == code.end_id
         expected = logprob[part].gather(-1, wanted[:, None])[:, 0]
-        np.testing.assert_allclose(found.logp[i], expected, atol=1e-5)
+        assert_close(found.logp[i], expected, terms=PASS)
         np.testing.assert_array_equal(found.correct[i], logprob[part].argmax(-1) == wanted)
         mean = (logprob[part].exp() * logprob[part]).sum(-1)
-        np.testing.assert_allclose(found.mean[i], mean, atol=1e-5)
+        assert_close(found.mean[i], mean, terms=PASS)
         assert found.ended[i]
 
 
@@ -113,7 +114,7 @@ def test_batch_sizes_change_nothing(tmp_path):
     for name in ("forget/answer", "forget/paraphrased", "forget/perturbed"):
         for column in ("logp", "mean", "variance"):
             mine, other = (getattr(records.likelihood(name), column) for records in (one, many))
-            np.testing.assert_allclose(mine.values, other.values, rtol=1e-5, atol=1e-5)
+            assert_close(mine.values, other.values, terms=PASS)
     assert plain(one.generation("forget/generation")) == plain(many.generation("forget/generation"))
 
 
@@ -151,7 +152,7 @@ def test_a_second_evaluation_runs_only_what_is_not_on_disk(tmp_path, lost):
     # row, together and one by one; a right answer has its question for itself.
     assert counted.rows == len(set(before.example)) + (1 + 2) * (lost == "forget/perturbed")
     assert stamps == {p: p.stat().st_mtime_ns for p in stamps}
-    np.testing.assert_allclose(after.logp.values, before.logp.values, rtol=1e-5, atol=1e-5)
+    assert_close(after.logp.values, before.logp.values, terms=PASS)
 
 
 def test_a_longer_limit_makes_new_generations_only(tmp_path):

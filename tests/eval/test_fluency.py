@@ -16,6 +16,7 @@ from transformers import DistilBertConfig, DistilBertForSequenceClassification, 
 
 from eval.evaluate import evaluate, score_directory
 from eval.metrics.fluency import DetectorError, distinct, fluency, gibberish_detector
+from tests.tolerance import PASS, approx, assert_close
 
 nan = math.nan
 LABELS = ("mild gibberish", "Clean", "noise", "word salad")
@@ -64,8 +65,8 @@ def test_the_detector_gives_the_probability_of_clean(folder):
     expected = [plain(folder, text) for text in TEXTS]
     assert max(expected) - min(expected) > 0.1
     for size in (1, 2, 32):  # whatever they are padded with
-        np.testing.assert_allclose(replace(detector, batch_size=size)(TEXTS), expected, rtol=1e-5)
-    np.testing.assert_allclose(fluency(TEXTS, detector), expected, rtol=1e-5)
+        assert_close(replace(detector, batch_size=size)(TEXTS), expected, dtype=torch.float32, terms=PASS)
+    assert_close(fluency(TEXTS, detector), expected, dtype=torch.float32, terms=PASS)
     assert not detector.model.training
 
 
@@ -98,8 +99,8 @@ def test_tofu_has_the_detectors_mean_of_what_was_written(tmp_path, folder):
     metrics = evaluate(model(), encoder(), "tofu", sets, tmp_path, options=options)
     rows = pq.ParquetFile(tmp_path / "tofu" / "examples.parquet").read().to_pylist()
     found = gibberish_detector(str(folder), "cpu")([row["generation"] for row in rows[:3]])
-    assert metrics["tofu/forget/fluency"] == pytest.approx(found.mean(), rel=1e-5)
-    np.testing.assert_allclose([row["fluency"] for row in rows], [*found, nan, nan], rtol=1e-5)
+    assert metrics["tofu/forget/fluency"] == approx(found.mean(), terms=PASS)
+    assert_close([row["fluency"] for row in rows], [*found, nan, nan], dtype=torch.float32, terms=PASS)
     assert not [key for key in metrics if "real_authors" in key and ("fluency" in key or "distinct" in key)]
     again = score_directory("tofu", {"forget": sets["forget_eval"]}, tmp_path, options={"max_new_tokens": 6})
     assert "tofu/forget/fluency" not in again
@@ -114,10 +115,10 @@ def test_a_detector_that_cannot_be_had_costs_nothing_but_its_metric(tmp_path, fo
     for place in (other, tmp_path / "nowhere"):
         options = {"max_new_tokens": 6, "gibberish": str(place)}
         metrics = evaluate(model(), encoder(), "tofu", sets, tmp_path, options=options)
-        assert metrics == pytest.approx(plain | {
+        assert metrics == approx(plain | {
             "tofu/forget/fluency": nan, "tofu/forget/fluency/missing": 2,
             "tofu/retain/fluency": nan, "tofu/retain/fluency/missing": 1,
-        }, nan_ok=True)  # fmt: skip
+        }, terms=PASS)  # fmt: skip
         (problem,) = json.loads((tmp_path / "tofu" / "problems.json").read_text())["problems"]
         assert problem.startswith(
             f"tofu/forget/fluency, tofu/retain/fluency: gibberish detector {place}: it cannot be loaded"

@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from tests.tolerance import PASS, approx
+
 pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
 
 from eval_fixtures import CITIES, NAMES, encoder, model
@@ -185,7 +187,7 @@ def theirs(our: Live, directory: Path, tasks: tuple[str, ...], include: Path, **
 
 def same(ours: harness.Outcome, found: dict[str, Any], task: str, names: dict[str, str]) -> None:
     for mine, key in names.items():
-        assert ours.metrics[task][mine] == pytest.approx(found["results"][task][key], rel=1e-6), (task, mine)
+        assert ours.metrics[task][mine] == approx(found["results"][task][key], terms=PASS), (task, mine)
 
 
 def compare(our: Live, directory: Path, folder: Path) -> harness.Outcome:
@@ -196,10 +198,9 @@ def compare(our: Live, directory: Path, folder: Path) -> harness.Outcome:
     words = {"accuracy": "acc", "accuracy_norm": "acc_norm", "accuracy_mutual_info": "acc_mutual_info"}
     same(ours, found, "tiny_words", {key: f"{value},none" for key, value in words.items()})
     texts = ("word_perplexity", "byte_perplexity", "bits_per_byte")
-    # Summed in another order: 1e-7 of a log-likelihood of some thousand nats.
     for name in texts:
         want = found["results"]["tiny_text"][f"{name},none"]
-        assert math.log(ours.metrics["tiny_text"][name]) == pytest.approx(math.log(want), rel=1e-6)
+        assert math.log(ours.metrics["tiny_text"][name]) == approx(math.log(want), terms=PASS)
     same(ours, found, "tiny_free", {"exact_match": "exact_match,none"})
     same(ours, found, "tiny_free", {"exact_match/first-word": "exact_match,first-word"})
     same(ours, found, "tiny_last", {"accuracy": "acc,none"})
@@ -250,7 +251,7 @@ def test_log_likelihoods_and_texts_are_those_of_the_harness(tmp_path: Path, fold
     for task in ("tiny_bio", "tiny_words", "tiny_text"):
         mine, others = responses(our, folder, task), answers_of(their, folder, task)
         logp = [[a[0] if isinstance(a, tuple) else a for a in each] for each in (mine, others)]
-        assert logp[0] == pytest.approx(logp[1], abs=1e-4, rel=1e-6)
+        assert logp[0] == approx(logp[1], terms=PASS)
         greedy = [[a[1] for a in each if isinstance(a, tuple)] for each in (mine, others)]
         assert greedy[0] == greedy[1]
     assert responses(our, folder, "tiny_free") == answers_of(their, folder, "tiny_free")
@@ -266,7 +267,7 @@ def test_log_likelihoods_and_texts_are_those_of_the_harness(tmp_path: Path, fold
     mine, others = (
         answers(lm, folder, **with_examples) for lm, answers in ((our, responses), (their, answers_of))
     )
-    assert [a[0] for a in mine] == pytest.approx([a[0] for a in others], abs=1e-4)
+    assert [a[0] for a in mine] == approx([a[0] for a in others], terms=PASS)
 
 
 @pytest.mark.slow
@@ -300,10 +301,10 @@ def test_special_tokens_and_chat_template_as_in_the_harness(tmp_path: Path, fold
     for task in ("tiny_bio", "tiny_text"):
         plain = [answers(x, folder, task) for x, answers in ((our, responses), (their, answers_of))]
         values = [[a[0] if isinstance(a, tuple) else a for a in each] for each in plain]
-        assert values[0] == pytest.approx(values[1], abs=1e-4, rel=1e-6)
+        assert values[0] == approx(values[1], terms=PASS)
     told = {"apply_chat_template": True, "num_fewshot": 1}
     mine, others = responses(our, folder, "tiny_bio", **told), answers_of(their, folder, "tiny_bio", **told)
-    assert [a[0] for a in mine] == pytest.approx([a[0] for a in others], abs=1e-4)
+    assert [a[0] for a in mine] == approx([a[0] for a in others], terms=PASS)
     found = harness.run_tasks(our, ["tiny_bio"], include_path=str(folder), chat_template=True, limit=1)
     assert "[user] Where was Ada born?" in found.rows[0]["question"]
 

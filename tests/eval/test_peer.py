@@ -24,6 +24,7 @@ from eval.live import Live
 from eval.metrics.likelihood import exact_memorization, extraction_strength, mean_nll
 from eval.ragged import Ragged
 from eval.records import Records
+from tests.tolerance import PASS, approx, assert_close, relative, swapped
 from unlearn.config import DatasetConfig
 from unlearn.data.sources import load_sets
 from unlearn.data.tokens import Encoder
@@ -32,11 +33,20 @@ pytestmark = [pytest.mark.slow, needs_shared]
 PREFIX = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
 PEER = SHARED / "peer" / "nano-tofu-full.TOFU_EVAL.json"
 MIA_SETS = ("forget", "holdout")
+# One divides by 50 bytes or more, the other by a deviation that is small where the model is sure.
+FURTHER: Any = {
+    "zlib": {"scale": 10 / 50}, "min_k_plus_plus": {"scale": 0.1, "condition": 16, "each": True}
+}  # fmt: skip
 
 
 def load(name) -> tuple[Any, Encoder]:
     path = SHARED / "models" / name
     return AutoModelForCausalLM.from_pretrained(path), Encoder(AutoTokenizer.from_pretrained(path))
+
+
+# Losses are differences of fp32 numbers near 10, also where they are near 0.001: rounding is of that scale.
+# Against the same forward in fp64 the peer's are low by 1.4e−5 on average, ours by less than 1e−6.
+LOSSES: Any = {"terms": 64, "scale": 10}
 
 
 @pytest.fixture(scope="module")
@@ -79,26 +89,24 @@ def test_headline_numbers(run, peer):
     assert metrics["tofu/forget_quality"] == pytest.approx(peer["forget_quality"]["agg_value"], rel=1e-6)
     assert metrics["tofu/forget_quality_log10"] == pytest.approx(-39.1329, abs=1e-4)
     # The peer adds 1e−10 to probabilities that it divides by, and reads them in fp32.
-    assert metrics["tofu/model_utility"] == pytest.approx(peer["model_utility"]["agg_value"], rel=1e-5)
-    assert metrics["tofu/forget/probability"] == pytest.approx(peer["forget_Q_A_Prob"]["agg_value"], rel=1e-4)
+    assert metrics["tofu/model_utility"] == approx(peer["model_utility"]["agg_value"], terms=PASS)
+    assert metrics["tofu/forget/probability"] == approx(peer["forget_Q_A_Prob"]["agg_value"], **LOSSES)
 
 
 @pytest.mark.parametrize("name", PREFIX)
 def test_every_example(run, peer, name):
     _, sets, records = run
     key, examples = PREFIX[name], sets[name]
-    # Losses near 0.001 are differences of fp32 numbers near 10, hence the absolute tolerance. Against the
-    # same forward in fp64 the peer's are low by 1.4e−5 on average, ours by less than 1e−6.
     answers = nll(records, f"{name}/answer", examples)
     expected = values(peer, f"{key}_Q_A_Prob", "avg_loss")
-    np.testing.assert_allclose(answers.values, expected, rtol=1e-3, atol=4e-5)
+    assert_close(answers.values, expected, dtype=torch.float32, **LOSSES)
     perturbed = nll(records, f"{name}/perturbed", examples)
     expected = values(peer, f"{key}_Q_A_PERT_Prob", "avg_loss")
-    np.testing.assert_allclose(perturbed.values, np.concatenate(expected), rtol=1e-4)
+    assert_close(perturbed.values, np.concatenate(expected), dtype=torch.float32, **LOSSES)
     if name in ("forget", "retain"):
         paraphrased = nll(records, f"{name}/paraphrased", examples)
         expected = values(peer, f"{key}_Q_A_PARA_Prob", "avg_loss")
-        np.testing.assert_allclose(paraphrased.values, expected, rtol=1e-4)
+        assert_close(paraphrased.values, expected, dtype=torch.float32, **LOSSES)
     # The peer's transformers 4.45 takes out the space before a comma when it decodes.
     texts = [text.replace(" ,", ",") for text in records.generation(f"{name}/generation").text]
     assert texts == values(peer, f"{key}_Q_A_ROUGE", "generation")
@@ -135,7 +143,7 @@ def test_every_set(run, peer, name):
     metrics, _, _ = run
     key = PREFIX[name]
     ratio = "forget_truth_ratio" if name == "forget" else f"{key}_Truth_Ratio"
-    assert metrics[f"tofu/{name}/truth_ratio"] == pytest.approx(peer[ratio]["agg_value"], rel=1e-5)
+    assert metrics[f"tofu/{name}/truth_ratio"] == approx(peer[ratio]["agg_value"], terms=PASS)
     assert metrics[f"tofu/{name}/rougeL_recall"] == pytest.approx(
         np.mean(values(peer, f"{key}_Q_A_ROUGE", "rougeL_recall")), abs=1e-9
     )
@@ -143,14 +151,14 @@ def test_every_set(run, peer, name):
         np.mean(values(peer, f"{key}_Q_A_ROUGE", "rouge1_recall")), abs=1e-9
     )
     normalised = f"{key}_Q_A_Prob" + ("_normalised" if key in ("ra", "wf") else "")
-    assert metrics[f"tofu/{name}/probability"] == pytest.approx(peer[normalised]["agg_value"], rel=1e-4)
+    assert metrics[f"tofu/{name}/probability"] == approx(peer[normalised]["agg_value"], **LOSSES)
 
 
 def test_paraphrased_answers_and_their_texts(run, peer):
     metrics, _, records = run
     for name in ("forget", "retain"):
-        assert metrics[f"tofu/{name}/paraphrased_probability"] == pytest.approx(
-            peer[f"{name}_Q_A_PARA_Prob"]["agg_value"], rel=2e-5
+        assert metrics[f"tofu/{name}/paraphrased_probability"] == approx(
+            peer[f"{name}_Q_A_PARA_Prob"]["agg_value"], **LOSSES
         )
     rows = pq.read_table(records.directory / "examples.parquet").to_pylist()
     for name, key in PREFIX.items():
@@ -163,30 +171,33 @@ def test_paraphrased_answers_and_their_texts(run, peer):
 def test_an_attack_on_every_example(run, peer, attack):
     metrics, _, records = run
     rows = pq.read_table(records.directory / "examples.parquet").to_pylist()
-    # Forget losses near 0.001 differ by as much as above; by as much less as zlib divides them.
-    tolerance = {"loss": (1e-5, 4e-5), "zlib": (1e-5, 1e-6), "reference": (1e-5, 4e-5)}
-    # The rest is near 0 where the model is sure, and a difference of fp32 numbers near 10.
-    rtol, atol = tolerance.get(attack, (1e-4, 5e-6))
-    for name in MIA_SETS:
-        ours = [row[f"mia_{attack}"] for row in rows if row["set"] == name]
+    told = LOSSES | FURTHER.get(attack, {})
+    forget, holdout = (
+        np.array([row[f"mia_{attack}"] for row in rows if row["set"] == name]) for name in MIA_SETS
+    )
+    for name, ours in zip(MIA_SETS, (forget, holdout), strict=True):
         theirs = values(peer, f"mia_{attack}", "score", name)
-        np.testing.assert_allclose(ours, theirs, rtol=rtol, atol=atol)
-    assert metrics[f"tofu/mia/{attack}"] == pytest.approx(peer[f"mia_{attack}"]["auc"], abs=1e-12)
+        assert_close(ours, theirs, dtype=torch.float32, named=name, **told)
+    # Of two scores that are as near as rounding, either may be the higher one.
+    either = swapped(forget, holdout, 2 * relative(terms=told["terms"]) * told["scale"])
+    assert either < 1e-3
+    assert metrics[f"tofu/mia/{attack}"] == pytest.approx(peer[f"mia_{attack}"]["auc"], abs=either + 1e-12)
 
 
-# On the forget set, where losses are near 0.001, the peer's are up to 1.5e-3 off float64.
-@pytest.mark.parametrize(("name", "rtol"), [("forget", 3e-3), ("holdout", 1e-5)])
-def test_gradient_norms(run, peer, tmp_path, name, rtol):
+# On the forget set, where losses are near 0.001, the peer's are up to 1.5e-3 off float64: it takes p − 1.
+@pytest.mark.parametrize(("name", "condition"), [("forget", 1000), ("holdout", 1)])
+def test_gradient_norms(run, peer, tmp_path, name, condition):
     sets = {key: own[:60] for key, own in run[1].items()}
     net, code = load("nano-tofu-full")
     (request,) = (r for r in gradient_requests(sets) if r.name == f"{name}/gradients")
     collect(Live(net, code, tmp_path, max_tokens=2048), [request])
     found = Records(tmp_path).norms(request.name).norm
-    np.testing.assert_allclose(found, values(peer, "mia_gradnorm", "score", name)[:60], rtol=rtol)
+    theirs = values(peer, "mia_gradnorm", "score", name)[:60]
+    assert_close(found, theirs, dtype=torch.float32, terms=64, condition=condition, each=True)
     bare = [
         replace(s, ids=s.ids[:-1]) for s in code.pairs([(i.question, i.answer) for i in request.items[:4]])
     ]
-    np.testing.assert_allclose(found[:4], [exact_norm(net, s) for s in bare], rtol=1e-5)
+    assert_close(found[:4], [exact_norm(net, s) for s in bare], dtype=torch.float32, terms=PASS, each=True)
 
 
 def exact_norm(net, sequence):
@@ -213,7 +224,7 @@ def test_its_log_in_place_of_a_retain_model(run, tmp_path):
     assert metrics["tofu/forget_quality"] == pytest.approx(1)
     rows = pq.read_table(tmp_path / "tofu" / "examples.parquet").to_pylist()
     reference = np.array([row["mia_reference"] for row in rows if row["set"] in MIA_SETS])
-    assert np.abs(reference).max() < 4e-5
+    assert np.abs(reference).max() < relative(terms=64) * 10
     assert np.isnan(metrics["tofu/privleak"])
     (problem,) = json.loads((tmp_path / "tofu" / "problems.json").read_text())["problems"]
     assert "AUC 1" in problem

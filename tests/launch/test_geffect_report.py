@@ -502,7 +502,7 @@ def test_a_comparison_is_a_page_a_table_and_numbers(study, tmp_path, capsys):
     main([str(study), "--out", str(tmp_path / "out")])
     said = capsys.readouterr()
     assert "plain" in said.err
-    assert said.out.split() == [str(tmp_path / f"out/geffect.{end}") for end in ("html", "md", "csv")]
+    assert said.out.splitlines() == [str(tmp_path / f"out/geffect.{end}") for end in ("html", "md", "csv")]
     page = without_plotly((tmp_path / "out/geffect.html").read_text(encoding="utf-8"))
     assert "http://" not in page
     assert "https://" not in page

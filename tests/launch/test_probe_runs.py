@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.launch.commands import done, unlearn
+from tests.tolerance import PASS, approx
 
 pytestmark = pytest.mark.slow
 
@@ -48,7 +49,7 @@ def test_live_and_after_the_fact_are_the_same(looked):
     for step, row in second.items():
         assert row.keys() == first[step].keys()
         for key, value in row.items():
-            assert value == pytest.approx(first[step][key], rel=1e-6, abs=1e-12, nan_ok=True), (step, key)
+            assert value == approx(first[step][key], terms=PASS), (step, key)
     report = (after / "report.html").read_text()
     assert "G-effect" in report
 

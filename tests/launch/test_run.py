@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.launch import commands
 from tests.launch.commands import SHARED, Shown, ended, started
 from tests.launch.wandb_files import read_run
+from tests.tolerance import PASS, approx, assert_trained_alike
 
 pytestmark = pytest.mark.slow
 
@@ -171,12 +172,15 @@ def test_two_processes_need_no_launcher_and_agree(done, tmp_path):
     )
     assert process.code == 0, process.err[-3000:]
     one, two = weights(main_run(cwd)), weights(tmp_path / "two")
-    # the tolerance of tests/unlearn/test_trainer.py, for updates of 1e-3 a step
-    assert max(float((one[n] - t).abs().max()) for n, t in two.items()) < 2e-5
-    first = json.loads((main_run(cwd) / "history.jsonl").read_text().splitlines()[0])
-    second = json.loads((tmp_path / "two" / "history.jsonl").read_text().splitlines()[0])
-    assert second["loss"] == pytest.approx(first["loss"], rel=1e-5)
-    assert second["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-4)
+    rows, others = (
+        [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+        for run in (main_run(cwd), tmp_path / "two")
+    )
+    trained = [row for row in rows if "loss" in row]
+    assert_trained_alike(two, one, lr=max(row["lr"] for row in trained), steps=len(trained))
+    first, second = rows[0], others[0]
+    assert second["loss"] == approx(first["loss"], terms=PASS)
+    assert second["grad_norm"] == approx(first["grad_norm"], terms=PASS)
 
 
 def test_adapters_are_trained_alone_and_merged(done, tmp_path):

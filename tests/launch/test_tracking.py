@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -177,15 +178,20 @@ def test_switched_off_by_the_environment_it_takes_everything(tmp_path, monkeypat
     assert warnings_of(caplog) == []
 
 
+def private(sent: str) -> list[str]:
+    """Names of this machine in a text, as whole words: a short one is part of a random id now and then."""
+    names = (socket.gethostname(), sys.executable, str(Path.home()), os.getcwd())
+    return [name for name in names if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", sent)]
+
+
 def test_nothing_of_the_machine_is_handed_over(tmp_path):
     tracker = opened(tmp_path)
     tracker.log({"loss": 1.0}, step=1)
     tracker.finish()
     (path,) = run_files(tmp_path)
-    finished_records(path)
-    sent = path.read_bytes()
-    for secret in (socket.gethostname(), sys.executable, str(Path.home()) + "/", os.getcwd()):
-        assert secret.encode() not in sent, secret
+    sent = "\n".join(map(str, finished_records(path)))
+    assert "abc123" in sent
+    assert private(sent) == []
     handed_over = {file.name for file in (path.parent / "files").rglob("*") if file.is_file()}
     assert not handed_over & {"requirements.txt", "wandb-metadata.json", "output.log", "diff.patch"}
 
@@ -196,7 +202,8 @@ def test_resuming_continues_the_same_id_at_the_next_step(tmp_path, caplog):
         for step in steps:
             tracker.log({"loss": float(step)}, step=step)
         tracker.finish()
-        time.sleep(1.1)  # W&B names an offline folder by the second
+        if not run_files(tmp_path)[1:]:
+            time.sleep(1.1)  # W&B names an offline folder by the second
     first, second = (read_run(path) for path in run_files(tmp_path))
     assert first["run"].run_id == second["run"].run_id == "abc123"
     assert second["run"].resume
@@ -359,12 +366,12 @@ def test_online_nothing_of_the_machine_is_sent(tmp_path, service):
     assert service.runs[0]["program"] == "unlearn"
     sent = "\n".join(service.texts)
     assert "tofu/model_utility" in sent
-    for private in (socket.gethostname(), sys.executable, str(Path.home()) + "/", os.getcwd(), KEY):
-        assert private not in sent, private
+    assert private(sent) == []
+    assert KEY not in sent
 
 
 def test_an_outage_ends_no_run(tmp_path, monkeypatch, caplog):
-    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "2")
+    monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
     with serving() as served:
         for name, value in served.environment().items():
             monkeypatch.setenv(name, value)
@@ -379,18 +386,19 @@ def test_an_outage_ends_no_run(tmp_path, monkeypatch, caplog):
 
 
 def test_without_an_answer_an_online_run_is_logged_offline(tmp_path, monkeypatch, caplog):
+    folder = tmp_path / "a run"
     monkeypatch.setenv("WANDB_API_KEY", KEY)
     monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
     wandb.teardown()
     with caplog.at_level(logging.WARNING):
-        tracker = opened(tmp_path, mode="auto")
+        tracker = opened(folder, mode="auto")
         tracker.log({"loss": 1.0}, step=1)
         tracker.finish()
     wandb.teardown()
     (message,) = warnings_of(caplog)
-    assert f"python -m launch.sync {tmp_path}" in message
-    (file,) = run_files(tmp_path)
+    assert f"`python -m launch.sync '{folder}'`" in message
+    (file,) = run_files(folder)
     assert [row["loss"] for row in read_run(file)["history"]] == [1.0]
 
 

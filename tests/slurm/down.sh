@@ -23,4 +23,8 @@ for daemon in slurmd slurmctld munged; do
     fi
     kill -KILL "$pid" 2> /dev/null
 done
+if [ -s "$folder/links" ]; then
+    links=$(cat "$folder/links")
+    rm -f "$links"/* && rmdir "$links" && rm "$folder/links"
+fi
 exit 0

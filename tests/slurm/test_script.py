@@ -51,7 +51,7 @@ def test_without_m_or_sbatch_it_is_refused(tmp_path, monkeypatch):
 
 def test_what_is_asked_of_slurm_survives_the_signals_that_stop_the_job(tmp_path, monkeypatch):
     scontrol = tmp_path / "scontrol"  # to which Slurm sends the signal as well, before it can answer
-    scontrol.write_text(f"#!/bin/sh\nkill -TERM $$\ntouch {tmp_path}/asked\necho JobState=CANCELLED\n")
+    scontrol.write_text(f"#!/bin/sh\nkill -TERM $$\ntouch '{tmp_path}/asked'\necho JobState=CANCELLED\n")
     scontrol.chmod(0o755)
     job = {"SUBMITIT_EXECUTOR": "slurm", "SLURM_JOB_ID": "1", "PATH": f"{tmp_path}:/usr/bin:/bin"}
     for key, value in job.items():

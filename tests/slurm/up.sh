@@ -10,7 +10,20 @@ mkdir -p "$1"
 folder=$(cd "$1" && pwd)
 cpus=${2:-4}
 
-unavailable() { echo "$1" >&2; exit 69; }
+unavailable() { echo "$1" >&2; "$here/down.sh" "$folder"; exit 69; }
+
+# slurm.conf cannot quote, search paths end at a colon, and the name of a socket has at most 107 bytes: Slurm gets
+# every path below a short folder of links.
+links=
+for parent in "${TMPDIR:-/tmp}" /tmp /var/tmp /dev/shm; do
+    case $parent in *[!A-Za-z0-9/._-]*) continue ;; esac
+    [ "${#parent}" -le 60 ] && links=$(mktemp -d "$parent/slurm.XXXXXX" 2> /dev/null) && break
+done
+[ -n "$links" ] || unavailable "no folder for temporary files has a short name of letters, digits and . _ - that Slurm can read: set TMPDIR"
+ln -s "$folder" "$links/folder"
+ln -s "$here/shim" "$links/shim"
+echo "$links" > "$folder/links"
+cluster=$links/folder
 
 unpack() { # into $cache/root, which appears when it is whole; lists and archives are kept apart from the system's
     command -v apt-get dpkg > /dev/null || unavailable "Slurm is not installed, and there is no apt-get to get it with"
@@ -32,19 +45,20 @@ PATH=$PATH:/usr/sbin:/sbin # not on everybody's
 plugins=
 if ! type slurmctld slurmd munged > /dev/null 2>&1; then
     mkdir -p "$cache" && echo "*" > "$cache/.gitignore"
-    cache=$(cd "$cache" && pwd)
+    ln -s "$(cd "$cache" && pwd)" "$links/cache"
+    cache=$links/cache
     exec 9> "$cache/lock" && flock 9
     [ -d "$cache/root" ] || unpack
     flock -u 9 && exec 9>&-
     libraries=$(dirname "$(find "$cache/root/usr/lib" -name libmunge.so.2 | head -n 1)")
     plugins=$libraries/slurm-wlm
-    export PATH="$here/shim:$cache/root/usr/bin:$cache/root/usr/sbin:$PATH"
+    export PATH="$links/shim:$cache/root/usr/bin:$cache/root/usr/sbin:$PATH"
     export LD_LIBRARY_PATH="$plugins:$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
     for name in slurmctld slurmd slurmstepd; do # the packages leave these names to a script at installation
         ln -sf "$name-wlm" "$cache/root/usr/sbin/$name"
     done
 else
-    export PATH="$here/shim:$PATH"
+    export PATH="$links/shim:$PATH"
 fi
 
 read -r controller daemon < <(python3 - <<'PY'
@@ -55,10 +69,10 @@ PY
 )
 host=$(hostname -s)
 user=$(id -un)
-rm -rf "$folder/state" "$folder/spool"
-mkdir "$folder/state" "$folder/spool"
-(umask 077 && head -c 1024 /dev/urandom > "$folder/munge.key")
-cat > "$folder/slurm.conf" <<CONF
+rm -rf "$cluster/state" "$cluster/spool"
+mkdir "$cluster/state" "$cluster/spool"
+(umask 077 && head -c 1024 /dev/urandom > "$cluster/munge.key")
+cat > "$cluster/slurm.conf" <<CONF
 ClusterName=one
 SlurmctldHost=$host(127.0.0.1)
 SlurmctldPort=$controller
@@ -67,19 +81,19 @@ SlurmUser=$user
 SlurmdUser=$user
 CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
 AuthType=auth/munge
-AuthInfo=socket=$folder/munge.socket
+AuthInfo=socket=$cluster/munge.socket
 ${plugins:+PluginDir=$plugins}
 MpiDefault=none
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
 ReturnToService=2
-SlurmctldPidFile=$folder/slurmctld.pid
-SlurmdPidFile=$folder/slurmd.pid
-SlurmdSpoolDir=$folder/spool
-StateSaveLocation=$folder/state
-SlurmctldLogFile=$folder/slurmctld.log
-SlurmdLogFile=$folder/slurmd.log
+SlurmctldPidFile=$cluster/slurmctld.pid
+SlurmdPidFile=$cluster/slurmd.pid
+SlurmdSpoolDir=$cluster/spool
+StateSaveLocation=$cluster/state
+SlurmctldLogFile=$cluster/slurmctld.log
+SlurmdLogFile=$cluster/slurmd.log
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1
@@ -94,21 +108,21 @@ NodeName=$host NodeAddr=127.0.0.1 CPUs=$cpus RealMemory=8000 State=UNKNOWN
 PartitionName=low Nodes=$host Default=YES PriorityTier=1 GraceTime=60
 PartitionName=high Nodes=$host PriorityTier=10 PreemptMode=OFF
 CONF
-export SLURM_CONF=$folder/slurm.conf
+export SLURM_CONF=$cluster/slurm.conf
 {
     echo "PATH=$PATH"
     echo "SLURM_CONF=$SLURM_CONF"
     [ -z "$plugins" ] || echo "LD_LIBRARY_PATH=$LD_LIBRARY_PATH"
-} > "$folder/environment"
+} > "$cluster/environment"
 
-munged --force --key-file "$folder/munge.key" --socket "$folder/munge.socket" --pid-file "$folder/munged.pid" \
-    --log-file "$folder/munged.log" --seed-file "$folder/munge.seed" --num-threads 2
+munged --force --key-file "$cluster/munge.key" --socket "$cluster/munge.socket" --pid-file "$cluster/munged.pid" \
+    --log-file "$cluster/munged.log" --seed-file "$cluster/munge.seed" --num-threads 2
 slurmctld -i -f "$SLURM_CONF"
 slurmd -f "$SLURM_CONF" -d "$(command -v slurmstepd)"
 for _ in $(seq 150); do
     sinfo --noheader --format %t 2> /dev/null | grep -q idle && exit 0
     sleep 0.2
 done
-tail -n 20 "$folder"/*.log >&2
+tail -n 20 "$cluster"/*.log >&2
 "$here/down.sh" "$folder"
 exit 1

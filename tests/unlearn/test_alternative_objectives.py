@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
 
+from tests.tolerance import approx, assert_close
 from unlearn.objectives import flat_batch as flat_batch_module
 from unlearn.objectives import kto as kto_module
 from unlearn.objectives.answer_preservation import answer_preservation
@@ -132,12 +133,13 @@ def compare(function, reference, d=None):
     weights = torch.tensor([1.0, -2.0, 0.5, 3.0])
     (values * weights).sum().backward()
     (wanted * weights).sum().backward()
-    torch.testing.assert_close(values.double(), wanted, rtol=2e-5, atol=1e-6)
+    # A divergence is a difference of terms of about one.
+    assert_close(values, wanted, terms=16, condition=4, scale=1)
     for name in ("logp", "alt_logp"):
         if exact[name].grad is None:
             assert ours[name].grad is None
         else:
-            torch.testing.assert_close(ours[name].grad.double(), exact[name].grad, rtol=2e-5, atol=1e-7)
+            assert_close(ours[name].grad, exact[name].grad, terms=16, condition=4)
 
 
 L, A = torch.tensor(LENGTHS), torch.tensor(ALT_LENGTHS)
@@ -166,19 +168,21 @@ class TestByHand:
         # alternative: ln(.1/.04) = .916291; answer: ln(.045/.171) = −1.335001; margin 2.251292
         # β = .1: −20 ln σ(.2251292) = 20 · ln(1 + e^−.2251292) = 20 · .586905 = 11.738093
         value = dpo(LOGP, REF, THREE, ALT, REF_ALT, TWO, beta=0.1)
-        assert value.item() == pytest.approx(20 * math.log1p(math.exp(-0.1 * math.log(2.5 * 3.8))), rel=1e-6)
-        assert value.item() == pytest.approx(11.738093, rel=1e-6)
+        assert value.item() == approx(20 * math.log1p(math.exp(-0.1 * math.log(2.5 * 3.8))), terms=5)
+        assert value.item() == approx(11.738093, terms=5, decimals=6)
 
     def test_dpo_at_the_reference(self):
         # margin 0: (2/β) ln 2
-        assert dpo(REF, REF, THREE, REF_ALT, REF_ALT, TWO, beta=0.5).item() == pytest.approx(4 * math.log(2))
+        assert dpo(REF, REF, THREE, REF_ALT, REF_ALT, TWO, beta=0.5).item() == approx(
+            4 * math.log(2), terms=5
+        )
 
     def test_dpo_pulls_each_answer_with_the_same_weight(self):
         logp, alt = LOGP.clone().requires_grad_(), ALT.clone().requires_grad_()
         dpo(logp, REF, THREE, alt, REF_ALT, TWO, beta=0.5).sum().backward()
         weight = 2 / (1 + math.exp(0.5 * math.log(9.5)))  # 2σ(−β·margin)
-        torch.testing.assert_close(logp.grad, torch.full((3,), weight))
-        torch.testing.assert_close(alt.grad, torch.full((2,), -weight))
+        assert_close(logp.grad, torch.full((3,), weight), terms=5)
+        assert_close(alt.grad, torch.full((2,), -weight), terms=5)
 
     @pytest.mark.parametrize(
         ("scale_mean", "form", "wanted"),
@@ -193,9 +197,9 @@ class TestByHand:
     def test_kto(self, scale_mean, form, wanted):
         mean = kto_module.batch_mean(ALT, REF_ALT, TWO)
         assert mean.shape == (1, 1)
-        assert mean.item() == pytest.approx(math.log(2.5), rel=1e-6)
+        assert mean.item() == approx(math.log(2.5), terms=5)
         value = kto(LOGP, REF, THREE, mean.mean(0), beta=0.1, form=form, scale_mean=scale_mean)
-        assert value.item() == pytest.approx(wanted, rel=1e-6)
+        assert value.item() == approx(wanted, terms=5)
 
     @pytest.mark.parametrize(
         ("divergence", "wanted"),
@@ -214,15 +218,15 @@ class TestByHand:
         # P_e = (.1 + .5)/2 = .3, P_f = (.9 + .7)/2 = .8
         template, forget = log(0.1, 0.5), log(0.9, 0.7)
         value = flat(forget, TWO, template, TWO, divergence=divergence)
-        assert value.item() == pytest.approx(wanted, rel=5e-6)
+        assert value.item() == approx(wanted, terms=5, decimals=6)
         # over 6 places instead of 2: P_e = .6/6, P_f = 1.6/6
         diluted = flat(forget, TWO, template, TWO, divergence="pearson", padded=6)
-        assert diluted.item() == pytest.approx(-0.1 + (1.6 / 6) ** 2 / 4 + 1.6 / 6, rel=1e-6)
+        assert diluted.item() == approx(-0.1 + (1.6 / 6) ** 2 / 4 + 1.6 / 6, terms=5)
 
     def test_answer_preservation(self):
         # NLL_alt − NLL_answer = ln .045 − ln .1 = ln .45: 10 · ln(1 + .45^−.1)
         value = answer_preservation(LOGP, THREE, ALT, TWO, beta=0.1)
-        assert value.item() == pytest.approx(10 * math.log1p(0.45**-0.1), rel=1e-6)
+        assert value.item() == approx(10 * math.log1p(0.45**-0.1), terms=5)
 
 
 class TestAgainstFloat64:
@@ -262,9 +266,9 @@ class TestAgainstFloat64:
         wanted = divergence_reference(divergence, template.mean(), forget.mean())
         mean.backward()
         wanted.backward()
-        torch.testing.assert_close(mean.double(), wanted, rtol=1e-6, atol=5e-7)
+        assert_close(mean, wanted, terms=16, scale=1)
         for name in ("logp", "alt_logp"):
-            torch.testing.assert_close(ours[name].grad.double(), exact[name].grad, rtol=2e-5, atol=1e-9)
+            assert_close(ours[name].grad, exact[name].grad, terms=16)
 
 
 def _each(function):
@@ -356,7 +360,7 @@ def test_an_example_does_not_depend_on_its_batch(name, order):
     mean = global_mean(d)
     part, lengths, alt_lengths = permuted(d, order)
     whole = FUNCTIONS[name](d, L, A, mean)
-    torch.testing.assert_close(FUNCTIONS[name](part, lengths, alt_lengths, mean), whole[order])
+    assert_close(FUNCTIONS[name](part, lengths, alt_lengths, mean), whole[order], terms=16)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -369,9 +373,9 @@ def test_gradients_of_micro_batches_add_up(name, cut):
     for order in cut:
         part, lengths, alt_lengths = permuted(split, order)
         (FUNCTIONS[name](part, lengths, alt_lengths, mean).sum() / 4).backward()
-    torch.testing.assert_close(split["logp"].grad, whole["logp"].grad)
+    assert_close(split["logp"].grad, whole["logp"].grad, terms=16)
     if whole["alt_logp"].grad is not None:
-        torch.testing.assert_close(split["alt_logp"].grad, whole["alt_logp"].grad)
+        assert_close(split["alt_logp"].grad, whole["alt_logp"].grad, terms=16)
 
 
 def test_names_are_refused():

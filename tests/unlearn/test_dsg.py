@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import eval.generate as generation
+from tests.tolerance import approx, assert_close
 from tests.unlearn.edits import answers, batch, uncached
 from unlearn import interventions
 from unlearn.data.batches import Batch
@@ -66,7 +67,7 @@ def test_selection() -> None:
 def test_share_counts_real_tokens() -> None:
     fired = torch.tensor([[True, False, True, True], [True, True, True, True], [True] * 4])
     real = torch.tensor([[True, True, True, False], [False, False, True, True], [False] * 4])
-    assert share(fired, real).tolist() == pytest.approx([2 / 3, 1.0, 0.0])
+    assert share(fired, real).tolist() == approx([2 / 3, 1.0, 0.0])
 
 
 def test_share_so_far_knows_the_prompt_whole() -> None:
@@ -74,10 +75,10 @@ def test_share_so_far_knows_the_prompt_whole() -> None:
     real = torch.tensor([[False, True, True, True, True]])
     # prompt: columns 1 and 2, half of which fire; then 1 of 3 and 2 of 4
     rho, counts = share_so_far(fired, real, torch.tensor([2]))
-    assert rho[0].tolist() == pytest.approx([0.5, 0.5, 0.5, 1 / 3, 0.5])
+    assert rho[0].tolist() == approx([0.5, 0.5, 0.5, 1 / 3, 0.5])
     assert [c.tolist() for c in counts] == [[2], [4]]
     rho, counts = share_so_far(torch.tensor([[True]]), torch.tensor([[True]]), torch.tensor([-3]), counts)
-    assert rho.tolist() == [[pytest.approx(3 / 5)]]
+    assert rho.tolist() == [[approx(3 / 5)]]
 
 
 def test_share_so_far_in_pieces_is_that_of_the_whole() -> None:
@@ -109,7 +110,9 @@ def test_suppression_is_decoding_plus_the_error() -> None:
     changed[:, [0, 2]] = -10.0
     chosen = torch.tensor([0, 2])
     found = suppress(hidden, active[:, chosen], sae.decode[chosen], 10.0)
-    torch.testing.assert_close(found, changed @ sae.decode + error)
+    assert_close(
+        found, changed @ sae.decode + error, terms=len(sae.decode), scale=10 * float(sae.decode.abs().max())
+    )
 
 
 # -- files -----------------------------------------------------------------------------------------------
@@ -128,7 +131,7 @@ def test_both_file_formats(tmp_path: Path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True))
     hidden = torch.randn(3, 32)
     centred = read_sae(tmp_path / "sae.npz", 32, centred=True)
-    torch.testing.assert_close(centred(hidden), one(hidden - torch.from_numpy(tensors()["b_dec"])))
+    assert_close(centred(hidden), one(hidden - torch.from_numpy(tensors()["b_dec"])), terms=32, scale=10)
 
 
 def test_files_that_do_not_fit(tmp_path: Path) -> None:
@@ -266,7 +269,7 @@ def test_threshold_and_features_are_those_of_plain_loops(case: Case, tiny_model:
     order = [f for f in np.argsort(-means["forget"]) if good[f]][:3]
     assert dsg.features.tolist() == order
     rho = [np.mean([bool(each.any()) for each in row]) for row in fires]
-    assert float(dsg.threshold) == pytest.approx(np.percentile(rho, 75))
+    assert float(dsg.threshold) == approx(np.percentile(rho, 75))
 
 
 def test_batches_may_be_many_and_small(case: Case, tiny_model: Build) -> None:

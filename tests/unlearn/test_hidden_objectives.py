@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from tests.tolerance import approx, assert_close
 from unlearn.objectives._directions import random_direction
 from unlearn.objectives.embedding import embedding
 from unlearn.objectives.gate import gate
@@ -63,10 +64,10 @@ def test_values_and_gradients(name, dtype):
     values.sum().backward()
     assert values.shape == (N,)
     assert values.dtype == torch.float32
-    torch.testing.assert_close(values.double(), wanted, rtol=2e-6, atol=0)
-    tolerance = 2**-8 if dtype == torch.bfloat16 else 1e-5
-    torch.testing.assert_close(hidden.grad.double(), exact.grad, rtol=tolerance, atol=1e-6)
-    torch.testing.assert_close(function(hidden[2:4], ref[2:4]), values[2:4])
+    assert_close(values, wanted, terms=D, each=True)
+    once = torch.finfo(torch.bfloat16).eps / 2 if dtype == torch.bfloat16 else 0
+    assert_close(hidden.grad, exact.grad, dtype=torch.float32, terms=D, rounded=once)
+    assert_close(function(hidden[2:4], ref[2:4]), values[2:4], terms=D)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -86,16 +87,16 @@ def test_by_hand():
     value = embedding(h, torch.tensor([[3.0, 0.0]]))
     assert value.item() == 4
     value.sum().backward()
-    torch.testing.assert_close(h.grad, torch.tensor([[-2.0, 2.0]]))  # 2(h − h_ref)/D
+    assert_close(h.grad, torch.tensor([[-2.0, 2.0]]))  # 2(h − h_ref)/D
     # at the origin ‖c·u‖²/D with ‖u‖ = 1; adaptive: c = 5·‖(3, 4)‖
-    assert rmu(torch.zeros(1, 2), coefficient=6.5).item() == pytest.approx(6.5**2 / 2, rel=1e-6)
+    assert rmu(torch.zeros(1, 2), coefficient=6.5).item() == approx(6.5**2 / 2)
     ref = torch.tensor([[3.0, 4.0]])
-    assert rmu_adaptive(torch.zeros(1, 2), ref, scale=5.0).item() == pytest.approx(25**2 / 2, rel=1e-6)
+    assert rmu_adaptive(torch.zeros(1, 2), ref, scale=5.0).item() == approx(25**2 / 2)
 
 
 def test_a_state_on_the_direction_costs_nothing():
     u = random_direction(torch.zeros(1, D), 7, unit=True)
-    assert u.norm().item() == pytest.approx(1, rel=1e-6)
+    assert u.norm().item() == approx(1, terms=D)
     assert rmu(6.5 * u[None], coefficient=6.5, seed=7).item() == 0
     assert rmu(6.5 * u[None], coefficient=6.5, seed=8).item() > 0
 
@@ -107,7 +108,7 @@ def test_directions_lie_in_the_positive_orthant():
     # independent uniforms: E[xy]/E[x²] = (1/4)/(1/3)
     assert (first @ second).item() == pytest.approx(0.75, abs=0.03)
     plain = random_direction(like, 0, unit=False)
-    torch.testing.assert_close(plain / plain.norm(), first)
+    assert_close(plain / plain.norm(), first, terms=4096)
     assert plain.norm().item() == pytest.approx(math.sqrt(4096 / 3), rel=0.03)
 
 
@@ -141,18 +142,18 @@ def test_gate(label):
     values = gate(logits, label=label)
     values.sum().backward()
     wanted.sum().backward()
-    torch.testing.assert_close(values.double(), wanted, rtol=1e-6, atol=0)
+    assert_close(values, wanted, terms=4)
     assert logits.grad is not None
-    torch.testing.assert_close(logits.grad.double(), exact.grad, rtol=1e-5, atol=1e-8)
+    assert_close(logits.grad, exact.grad, terms=4)
 
 
 def test_gate_by_hand():
     # undecided gates cost ln 2 each, whatever the label and however many
-    assert gate(torch.zeros(2, 3), label=1).tolist() == pytest.approx([math.log(2)] * 2)
+    assert gate(torch.zeros(2, 3), label=1).tolist() == approx([math.log(2)] * 2)
     # σ = 3/4 open: −ln 3/4 where it should be, −ln 1/4 where it should not
     logits = torch.tensor([[math.log(3)]])
-    assert gate(logits, label=1).item() == pytest.approx(math.log(4 / 3), rel=1e-6)
-    assert gate(logits, label=0).item() == pytest.approx(math.log(4), rel=1e-6)
+    assert gate(logits, label=1).item() == approx(math.log(4 / 3), terms=4)
+    assert gate(logits, label=0).item() == approx(math.log(4), terms=4)
 
 
 @pytest.mark.parametrize("label", [0, 1])
