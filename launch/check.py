@@ -14,7 +14,7 @@ from unlearn.config import HardwareConfig, MethodConfig, ProbeConfig, RunConfig
 from unlearn.data import alternatives, sources
 from unlearn.data.sources import available
 from unlearn.errors import ConfigError, UserError
-from unlearn.paths import file_problem, folder_problem, is_file, is_folder, user_path
+from unlearn.paths import file_problem, is_file, is_folder, repository_problem, user_path
 from unlearn.probes.saved import saved_models
 
 if TYPE_CHECKING:
@@ -75,11 +75,11 @@ def _model(config: RunConfig) -> list[str]:
         )
     checkpoints = {"model.path": model.path if model.kind == "hf" else None, "model.retain": model.retain}
     for key, path in checkpoints.items():
-        if path is None or not is_local(path):
+        if path is None:
             continue
-        if problem := folder_problem(path):
+        if problem := repository_problem(path):
             problems.append(f"{key}={path}: {problem}")
-        elif not is_file(user_path(path) / "config.json"):
+        elif is_folder(path) and not is_file(user_path(path) / "config.json"):
             problems.append(f"{key}={path}: the folder holds no model (no config.json)")
     return problems
 
