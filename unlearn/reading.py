@@ -130,6 +130,9 @@ def read_parquet(path: str | Path, label: str | None = None) -> list[dict[str, A
         with pq.ParquetFile(
             user_path(path)
         ) as file:  # not read_table, which takes a=b in a path for a column
+            names = file.schema_arrow.names
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"it has the column {twice[0]!r} twice")
             rows: list[dict[str, Any]] = file.read().to_pylist()
             return rows
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:

@@ -139,5 +139,6 @@ def _explained(
             nested = isinstance(given.get(loc[0]), Mapping | list | tuple)
             name = ".".join(loc) if nested and each["input"] != given[loc[0]] else loc[0]
             whys = told.setdefault(f"{key}.{name}={each['input']!r}", [])
+            said = "give a list" if each["type"] == "sequence_str" else said
             whys.append(said if said[:2].isupper() else said[0].lower() + said[1:])
     return [f"{head}: {' or '.join(dict.fromkeys(whys))}" if whys else head for head, whys in told.items()]

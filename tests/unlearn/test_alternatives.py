@@ -151,6 +151,7 @@ def test_answers_of_a_file(name: str, text: str, tmp_path: Path) -> None:
         ("a.jsonl", '{"question": "a"}', r"row 0 \(line 1\): column 'answer' is missing \(columns: question"),
         ("a.jsonl", "I don't know.\n", r"line 1: not JSON"),
         ("a.txt", "caf\udce9", "line 1: not text in UTF-8"),
+        ("a.csv", "answer\nx\n", r"cannot read \.csv \(can: \.txt with an answer a line"),
     ],
 )
 def test_files_that_hold_no_answers(name: str, text: str, message: str, tmp_path: Path) -> None:

@@ -221,6 +221,9 @@ def test_parquet_that_cannot_be_read(tmp_path: Path) -> None:
     assert len(rows_of(tmp_path, whole, "same.parquet")) == 50
     for content in (b"", b"PAR1 not really", whole[: len(whole) // 2], whole[:8] + b"\xff" * 80 + whole[88:]):
         assert "cannot be read as parquet" in refusal(rows_of, tmp_path, content, "bad.parquet")
+    names = ["question", "answer", "answer"]
+    pq.write_table(pa.table([["q"], ["a"], ["b"]], names=names), tmp_path / "twice.parquet")
+    assert "it has the column 'answer' twice" in refusal(read_rows, tmp_path / "twice.parquet")
     (tmp_path / "a=b").mkdir()  # a folder's name is no column
     assert rows_of(tmp_path, whole, "a=b/same.parquet")[0].keys() == {"question", "answer"}
     pq.write_table(pa.table({"answer": pa.array([b"a"])}), tmp_path / "bytes.parquet")
@@ -335,8 +338,12 @@ def test_named_columns_that_the_file_does_not_have(tmp_path: Path, columns: Any,
         ("copyright", {"chunks": 0}, "dataset.options.chunks=0: "),
         ("authors", {"authors": "abc"}, "dataset.options.authors='abc': "),
         ("authors", {"authors": 5000}, "authors asked for"),
-        ("authors", {"authors": -1}, "at least one must be forgotten"),
-        ("authors", {"authors": 0}, "at least one must be forgotten"),
+        ("authors", {"authors": -1}, "dataset.options.authors=-1: input should be greater than 0"),
+        (
+            "authors",
+            {"authors": 1},
+            "dataset.forget=forget10 with dataset.options.authors=1: forget=10 percent",
+        ),
     ],
 )
 def test_options_of_sources(source: str, options: Any, words: str) -> None:

@@ -23,6 +23,7 @@ from unlearn.reading import lines_of, read_text
 
 KEY = "method.alternatives"
 _REFUSALS = Path(__file__).with_name("refusals.txt")
+_TABLES = (".csv", ".tsv", ".xls", ".xlsx")
 
 
 def alternatives(
@@ -101,7 +102,11 @@ def read_answers(path: Path | str) -> list[str]:
         UserError: the file cannot be read, a row holds no answer, or there are none.
     """
     place = f"{KEY}.path={path}"
-    if user_path(path).suffix in SUFFIXES:
+    suffix = user_path(path).suffix
+    if suffix in _TABLES:
+        can = ", ".join((".txt with an answer a line", *SUFFIXES))
+        raise UserError(f"{place}: cannot read {suffix} (can: {can})")
+    if suffix in SUFFIXES:
         rows = read_rows(path, place).cut(slice(None))
         return _distinct(_answer(row, where) for _, row, where in rows)
     answers = _distinct(line for _, line in lines_of(read_text(path, place)))

@@ -6,6 +6,8 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from pydantic import PositiveInt
+
 from unlearn.config import DatasetConfig, Section
 from unlearn.data.authors import author_sets
 from unlearn.data.example import Example
@@ -14,8 +16,8 @@ from unlearn.data.example import Example
 class Options(Section):
     """`dataset.options` of this source."""
 
-    authors: int = 20
-    questions: int = 10
+    authors: PositiveInt = 20
+    questions: PositiveInt = 10
     seed: int = 0
 
 
@@ -41,7 +43,9 @@ def check(cfg: DatasetConfig) -> list[str]:
         try:
             load(cfg, ())
         except ValueError as error:
-            problems.append(f"dataset: {error}")
+            authors = Options(**cfg.options).authors
+            split = cfg.forget or "forget10"
+            problems.append(f"dataset.forget={split} with dataset.options.authors={authors}: {error}")
     return problems
 
 

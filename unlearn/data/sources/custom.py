@@ -3,7 +3,8 @@
 `dataset.forget=my_forget.jsonl dataset.retain=my_retain.jsonl`, relative to `dataset.path` if that is set.
 Columns are `question` and `answer`, or `text`; `dataset.options.columns={question: q, answer: a}` renames
 them. The further columns of TOFU (`paraphrased_answer`, `perturbed_answer`) are used where they are there,
-and so is `template`, a stand-in answer for methods that train on one.
+and so is `template`, a stand-in answer for methods that train on one. A text alone, in place of an object,
+is a plain text. `dataset.forget=file.jsonl@0:100` takes some rows, counted from 0.
 """
 
 from __future__ import annotations
