@@ -51,6 +51,7 @@ logging.disable_progress_bar()
 if _downloads_shown:  # they take long enough to be worth a bar
     huggingface_hub.utils.enable_progress_bars()
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)  # of PEFT
+warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # of PEFT; see adapters.py
 
 # Newer releases of transformers may otherwise keep GGUF weights packed, which nothing can train.
 _DEQUANTISED: dict[str, Any] = (
