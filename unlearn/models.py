@@ -51,6 +51,7 @@ logging.disable_progress_bar()
 if _downloads_shown:  # they take long enough to be worth a bar
     huggingface_hub.utils.enable_progress_bars()
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)  # of PEFT
+warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # of PEFT; see adapters.py
 
 # Newer releases of transformers may otherwise keep GGUF weights packed, which nothing can train.
 _DEQUANTISED: dict[str, Any] = (
@@ -96,6 +97,17 @@ def load_model(cfg: ModelConfig, source: str | None = None, *, seed: int = 0) ->
     if (folder := Path(place.name)).is_dir():
         interventions.load(model, folder)
     return model
+
+
+def in_precision(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
+    """The model on a device with its parameters in compute precision, as an engine has it.
+
+    Buffers stay as they are: rotary frequencies in bf16 would turn far positions by the wrong angle.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+    return model.to(device=device)
 
 
 def depth(cfg: ModelConfig, source: str | None = None) -> int | None:

@@ -159,7 +159,8 @@ class _Run:
         if self.terms and not self.rundir.model.is_dir():
             engine = self._train()
             # Where what was saved is not what was trained, what was saved is measured.
-            if self.config.method.update_scale != 1 or unties(engine.module):
+            apart = unties(engine.module) and engine.zero < 3  # whole, it may not fit on one device
+            if self.config.method.update_scale != 1 or apart:
                 engine.close()
                 del engine
                 gc.collect()
@@ -302,7 +303,7 @@ class _Run:
     def _reinforced(self) -> Iterator[tuple[nn.Module, bool]]:
         assert self.job.reinforced is not None
         model: Any = models.load_model(self.config.model, self.job.reinforced.source)
-        yield model.to(device=self.world.device, dtype=precision(self.config.hardware.dtype)), False
+        yield models.in_precision(model, self.world.device, precision(self.config.hardware.dtype)), False
 
     def _training_summary(self) -> dict[str, float]:
         """The last step's losses, and totals: from the file, since an earlier process may have trained."""
@@ -375,8 +376,9 @@ class _Run:
     def _loaded(self, source: str | None) -> nn.Module:
         """A whole model in compute precision, on the device."""
         model: Any = models.load_model(self.config.model, source, seed=self.config.seed)
-        dtype = precision(self.config.hardware.dtype)
-        moved: nn.Module = model.to(device=self.world.device, dtype=dtype)
+        moved: nn.Module = models.in_precision(
+            model, self.world.device, precision(self.config.hardware.dtype)
+        )
         return moved
 
     def _evaluate_at(self, engine: Engine, step: int) -> Mapping[str, float]:

@@ -75,24 +75,22 @@ class LiveLM(TemplateLM):
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Special tokens as the tokenizer adds them by itself, but no second beginning of the sequence."""
+        """What the tokenizer puts before a text comes once; what it puts after one, not at all."""
         if add_special_tokens is None and has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id)):
             add_special_tokens = False
-        told = {} if add_special_tokens is None else {"add_special_tokens": add_special_tokens}
-        return list(self.tokenizer.encode(string, **told))
+        bare = list(self.tokenizer.encode(string, add_special_tokens=False))
+        return bare if add_special_tokens is False else [*self.live.encoder.before, *bare]
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         def rendered(messages: list[dict[str, str]]) -> str:
-            text = self.tokenizer.apply_chat_template(
+            return self.live.encoder.format.render(
+                self.tokenizer,
                 messages,
-                tokenize=False,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=not add_generation_prompt,
-                **self.live.encoder.format.variables,
             )
-            return str(text)
 
         try:
             return rendered(chat_history)

@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from unlearn.config import ModelConfig
 from unlearn.data.authors import generate, real_authors
 from unlearn.data.example import Example
-from unlearn.data.tokens import DataError, Encoder, PromptFormat, TokenSequence
+from unlearn.data.tokens import DataError, Encoder, Limits, PromptFormat, TokenSequence, added
 from unlearn.errors import UserError
 
 BuildBpe = Callable[..., PreTrainedTokenizerFast]
@@ -164,6 +164,44 @@ def test_end_token_is_there_once(bpe_tokenizer: BuildBpe) -> None:
             assert s.ids[-1] == tokenizer.eos_token_id
 
 
+@pytest.mark.parametrize("single", ["$A", "<s> $A", "$A </s>", "<s> $A </s>", "<s> <s> $A </s> <s>"])
+def test_what_a_tokenizer_adds_is_found_by_trying(single: str, bpe_tokenizer: BuildBpe) -> None:
+    tokenizer = with_post_processor(bpe_tokenizer(*TRAINING), single)
+    front, back = (part.split() for part in single.split("$A"))
+    assert added(tokenizer) == tuple(map(tokenizer.convert_tokens_to_ids, (front, back)))
+    for form in (PLAIN, PromptFormat("{question}"), PromptFormat("<s>{question} ")):
+        encoder = Encoder(tokenizer, form)
+        s = one(encoder, "Who wrote The Sea?", "Ann.")
+        # The prompt that is generated from is the beginning of what is trained on and scored.
+        (prompt,) = encoder.prompts(["Who wrote The Sea?"])
+        assert s.ids[: len(prompt)].tolist() == prompt
+        text = form.prompt(tokenizer, "Who wrote The Sea?").removeprefix("<s>")
+        before = front or (["<s>"] if form.template == "<s>{question} " else [])
+        if len(front) < 2:
+            assert tokenizer.decode(s.ids.tolist()) == "".join(before) + text + "Ann.</s>"
+        assert s.ids.tolist().count(encoder.end_id) == 1
+
+
+def test_tokens_beyond_the_vocabulary(bpe_tokenizer: BuildBpe) -> None:
+    tokenizer = bpe_tokenizer(*TRAINING)
+    rows = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    tokenizer.add_tokens(["Lyon"])
+    known, limited = Encoder(tokenizer, PLAIN), Encoder(tokenizer, PLAIN, limits=Limits(vocabulary=rows))
+    assert (known.pad_id, limited.pad_id) == (rows, limited.end_id)
+    assert (len(known.notes()), len(limited.notes())) == (0, 1)
+    assert one(limited, "Who?", "Ann.").ids.tolist() == one(known, "Who?", "Ann.").ids.tolist()
+    for call in (lambda: one(limited, "Who?", "In Lyon."), lambda: limited.prompts(["Lyon?"])):
+        with pytest.raises(DataError, match=rf"'Lyon' has id {rows + 1}.*embeddings for {rows} tokens"):
+            call()
+
+
+def test_an_end_that_tokens_spell_otherwise(bpe_tokenizer: BuildBpe) -> None:
+    tokenizer = bpe_tokenizer(*TRAINING)
+    s = one(Encoder(tokenizer, PromptFormat(template="{question} ", end="\n")), "Who?", "Ann")
+    assert tokenizer.decode(s.ids.tolist()) == "Who? Ann\n"
+
+
 def test_end_token_of_the_format(bpe_tokenizer: BuildBpe) -> None:
     tokenizer = bpe_tokenizer(*TRAINING)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<turn>"]})
@@ -246,13 +284,12 @@ def test_long_plain_texts_are_cut_into_pieces_that_fit(
     pieces = encoder.chunks([Example("a/0", LONG)])
     assert [e.id for e in pieces] == [f"a/0#{i}" for i in range(len(pieces))]
     assert "".join(e.answer for e in pieces) == LONG
-    lengths = [len(tokenizer(e.answer)["input_ids"]) for e in pieces]
+    lengths = [len(tokenizer(e.answer)["input_ids"]) - single.endswith("</s>") for e in pieces]
     assert max(lengths) == max_length
     ended = [s.ended for s in encoder.pairs([(None, e.answer) for e in pieces])]
     assert ended[-1]
-    if not single.endswith("</s>"):  # where the text goes on no end is learned
-        assert ended[:-1] == [length < max_length for length in lengths[:-1]]
-        assert sum(ended) < len(pieces) / 4
+    assert ended[:-1] == [length < max_length for length in lengths[:-1]]
+    assert sum(ended) < len(pieces) / 4  # where the text goes on no end is learned
 
 
 def test_pieces_of_a_tokenizer_that_puts_a_space_first(bpe_tokenizer: BuildBpe) -> None:
