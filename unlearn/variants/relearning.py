@@ -87,7 +87,8 @@ def _unreadable(file: Path) -> list[str]:
     if not file.is_file():
         return [f"text={file}: there is no such file"]
     if file.suffix not in suffixes:
-        return [f"text={file}: cannot read {file.suffix} (can: {', '.join(suffixes)})"]
+        kind = file.suffix or "a file without an ending"
+        return [f"text={file}: cannot read {kind} (can: {', '.join(suffixes)})"]
     try:
         rows = _read(file)
     except UserError as error:
