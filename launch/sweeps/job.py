@@ -24,7 +24,7 @@ from launch.sweeps.records import Records
 from launch.sweeps.table import Made
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
-from unlearn.guard import outcome
+from unlearn.guard import lasting_output, outcome
 from unlearn.signals import STOPPED, STOPPING, on_stop
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class SweepJob:
         """The value that an optimising sweeper asks for; None without a goal, or where the run failed."""
         number, overrides = int(HydraConfig.get().job.num), tuple(HydraConfig.get().overrides.task)
         here = process() == self.command
+        if not here:
+            lasting_output()
         os.environ["UNLEARN_SWEEP"] = self.records.folder.name  # the tracker's group
         if self.records.stop.exists():
             if here:
