@@ -120,8 +120,10 @@ def one_run(composed: DictConfig, *, apart: bool = False) -> Made:
         text, code = outcome(error)
         sys.stderr.write(f"{text}\n")
         made = Made(overrides, None, " ".join(text.split()), code=code)
-        with suppress(OSError):  # what Hydra has made for a run that is refused
-            output.rmdir()
+        own = any(given.startswith("hydra.run.dir=") for given in hydra_config.overrides.hydra)
+        if not own and output != Path.cwd():
+            with suppress(OSError):  # what Hydra has made for a run that is refused
+                output.rmdir()
     if hydra_config.mode != RunMode.MULTIRUN and leads():  # a sweep tells of all its jobs at its end
         for line in warned.lines():
             Console().print(line, soft_wrap=True, highlight=False, markup=False)
