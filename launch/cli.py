@@ -62,14 +62,14 @@ def _command(arguments: list[str]) -> int:
     Raises:
         UserError: what is asked for cannot be done.
     """
-    asked, given = _split(arguments)
-    if "help" in asked:
+    if set(_FLAGS["help"]) & set(arguments):
         helptext.show(Console())
         return 0
+    surroundings.settle()  # a launcher may have put flags of its own before the arguments
+    asked, given = _split(arguments)
     if "version" in asked:
         sys.stdout.write(f"unlearn-lab {version('unlearn-lab')}\n")
         return 0
-    surroundings.settle()
     overrides, sweep = force_overrides(given_values(given)), "sweep" in asked
     if not sweep:
         refuse_sweep(overrides)
@@ -83,6 +83,10 @@ def _command(arguments: list[str]) -> int:
 
         sys.stdout.write(yaml_of(config) + deepspeed_yaml(config))
         return 0
+    if composed.hydra.job.chdir:
+        raise UserError(
+            "hydra.job.chdir=true: paths are meant from where the command is started; leave this out"
+        )
     queue = slurm.chosen(composed)
     if queue:
         check_plugins(composed)
@@ -97,6 +101,10 @@ def _command(arguments: list[str]) -> int:
         check_writable(root, f"root={root}")
     with _without_empty(root):
         if sweep:
+            if "n_trials" in composed.hydra.sweeper and not config.dry_run:
+                from launch.sweeps.goal import check_goal
+
+                check_goal(config)
             if queue:
                 slurm.ask(composed, job_count(composed, overrides))
             return _sweep(["-m", *_search(composed), *overrides], composed)

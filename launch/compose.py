@@ -61,7 +61,9 @@ def force_overrides(arguments: Sequence[str]) -> list[str]:
     known = groups()
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if argument.startswith("-") or not equals or key.startswith(("+", "~", "hydra.", "hydra/")):
+        if re.match(r"\++hydra\.launcher\.", key):  # a launcher may take any key, and do nothing with it
+            forced.append(argument.lstrip("+"))
+        elif argument.startswith("-") or not equals or key.startswith(("+", "~", "hydra.", "hydra/")):
             forced.append(argument)
         elif key in known:
             problems += [
@@ -135,8 +137,14 @@ def compose_run(overrides: Sequence[str], *, hydra: bool = False) -> DictConfig:
         told = " ".join(str(error).split())
         if (key := re.search(r"Could not override '([\w.]+)'", told)) is not None:
             raise ConfigError([f"{key[1]}: there is no such key{_near(key[1], overrides)}"]) from None
+        if found := re.search(
+            r"Could not find '(hydra/\w+)/(\S+)' Available options in \S+: (.*?) Config", told
+        ):
+            near = did_you_mean(found[2], found[3].split())
+            raise ConfigError([f"{found[1]}={found[2]}: there is no such option{near}"]) from None
         missing = next((kind for kind in _PLUGINS if kind in told), None)
-        raise ConfigError([told + (f" ({_install(missing)})" if missing else "")]) from None
+        cause = f": {str(error.__cause__).splitlines()[0]}" if str(error.__cause__ or "") else ""
+        raise ConfigError([told + cause + (f" ({_install(missing)})" if missing else "")]) from None
 
 
 def _near(key: str, overrides: Sequence[str]) -> str:

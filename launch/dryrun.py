@@ -9,6 +9,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from launch.check import doubts
 from launch.inspection import inspect
 from launch.memory import GIB, Load, bound, estimate, shape_of
 from launch.plan import make_plan
@@ -35,7 +36,7 @@ _LOOKED_AT = 64  # steps: what a micro-batch holds hardly changes after that
 def show_plan(config: RunConfig, console: Console) -> None:
     """Print the plan of a checked configuration."""
     plan = make_plan(config)
-    for warning in inspect(config, plan):
+    for warning in [*doubts(config), *inspect(config, plan)]:
         console.print(f"warning: {warning}", soft_wrap=True, highlight=False, markup=False)
     table = Table(title="plan")
     table.add_column("")

@@ -1,4 +1,4 @@
-"""Warnings of a command's runs, repeated where it ends: they stand in logs that nobody reads."""
+"""What the logs of a command's runs say, for the terminal: warnings, and what ended a process."""
 
 from __future__ import annotations
 
@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _WARNING = re.compile(r"\d{4}-\d\d-\d\d \S+ WARNING (?:launch|unlearn|eval)[\w.]*: (.*)")
+_ERROR = re.compile(
+    r"^\d{4}-\d\d-\d\d \S+ ERROR launch\.worker: \w+: (.*?)(?=^\d{4}-\d\d-\d\d |^Traceback|\Z)",
+    re.MULTILINE | re.DOTALL,
+)
 _SHOWN = 5
 
 
@@ -61,6 +65,12 @@ def told(counts: Counter[str], where: str = "") -> list[str]:
     ]
     rest = len(counts) - len(lines)
     return [*lines, f"… and {rest} more warnings in {where or 'run.log'}"] if rest > 0 else lines
+
+
+def last_error(log: Path) -> str:
+    """What ended a process, from its log; "" where the log does not say."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    return found[-1].strip() if (found := _ERROR.findall(text)) else ""
 
 
 def _logs(run: Planned) -> list[Path]:

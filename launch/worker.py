@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,19 +12,20 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from launch.nodes.workers import log_of
 from launch.private import ScrubbedFormatter, expanded, scrub_output
 from launch.tracker.mirror import show, tracker_of
 from launch.tracker.tracking import NullTracker
 from launch.warned import LOG_FORMAT
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
-from unlearn.guard import lasting_output, mark_logged, outcome
+from unlearn.guard import is_logged, lasting_output, mark_logged, outcome
 from unlearn.run import Beside, Job, Weights, execute
 from unlearn.rundir import RunDir
 from unlearn.signals import STOPPED
 from unlearn.trainer import Stopped
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("launch.worker")  # also where it is the main module
 
 
 def work(directory: Path, *, progress: bool = True) -> dict[str, float]:
@@ -47,8 +47,7 @@ def work(directory: Path, *, progress: bool = True) -> dict[str, float]:
             raise
         except Exception as error:
             log.error("%s: %s", type(error).__name__, error, exc_info=not isinstance(error, UserError))
-            if main:
-                mark_logged(error, rundir.log)
+            mark_logged(error, rundir.log if main else log_of(directory, int(os.environ["RANK"])))
             raise
         finally:
             tracker.finish(code)
@@ -112,10 +111,8 @@ def main() -> None:
         sys.exit(STOPPED)
     except Exception as error:
         text, code = outcome(error)
-        if main_process:
+        if not is_logged(error):  # the command tells what is in the logs
             sys.stderr.write(f"{text}\n")
-        elif not isinstance(error, UserError):
-            traceback.print_exc()
         sys.exit(code)
 
 

@@ -45,6 +45,11 @@ def mark_logged(error: Exception, file: Path) -> None:
     error.logged_in = file  # type: ignore[attr-defined]
 
 
+def is_logged(error: Exception) -> bool:
+    """Whether an exception is in a log already."""
+    return hasattr(error, "logged_in")
+
+
 def guarded(call: Callable[[], int | None]) -> int:
     """Call, and return the exit code; whatever is raised is told on standard error."""
     try:

@@ -17,8 +17,10 @@ from launch.nodes.task import node as this_node
 from launch.nodes.team import MEETING, TaskLost, Team
 from launch.nodes.workers import Report, Workers, log_of
 from launch.plan import Planned
+from launch.warned import last_error
 from unlearn.errors import UserError
 from unlearn.files import read_json
+from unlearn.guard import REFUSED
 from unlearn.signals import on_stop
 from unlearn.trainer import Stopped
 
@@ -91,8 +93,11 @@ def judge(run: Planned, reports: Iterable[Report]) -> None:
         code, rank, node = killed or min(failed, key=lambda each: each[1])
         by = f" ({signal.Signals(-code).name})" if code < 0 else ""
         count = run.job.config.hardware.processes
+        if (why := last_error(log_of(run.directory, rank)) if code > 0 else "") and code == REFUSED:
+            raise RunFailed(why)
+        what = f"{run.role}: {why}: " if why else f"{run.role}: "
         raise RunFailed(
-            f"{run.role}: process {rank} of {count} on {node} ended with code {code}{by}; see "
+            f"{what}process {rank} of {count} on {node} ended with code {code}{by}; see "
             f"{log_of(run.directory, rank)} and the other logs there. {again}"
         )
 

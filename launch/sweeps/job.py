@@ -24,7 +24,7 @@ from launch.sweeps.records import Records
 from launch.sweeps.table import Made
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
-from unlearn.guard import outcome
+from unlearn.guard import lasting_output, outcome
 from unlearn.signals import STOPPED, STOPPING, on_stop
 
 if TYPE_CHECKING:
@@ -49,6 +49,8 @@ class SweepJob:
         """The value that an optimising sweeper asks for; None without a goal, or where the run failed."""
         number, overrides = int(HydraConfig.get().job.num), tuple(HydraConfig.get().overrides.task)
         here = process() == self.command
+        if not here:
+            lasting_output()
         os.environ["UNLEARN_SWEEP"] = self.records.folder.name  # the tracker's group
         if self.records.stop.exists():
             if here:
@@ -118,8 +120,10 @@ def one_run(composed: DictConfig, *, apart: bool = False) -> Made:
         text, code = outcome(error)
         sys.stderr.write(f"{text}\n")
         made = Made(overrides, None, " ".join(text.split()), code=code)
-        with suppress(OSError):  # what Hydra has made for a run that is refused
-            output.rmdir()
+        own = any(given.startswith("hydra.run.dir=") for given in hydra_config.overrides.hydra)
+        if not own and output != Path.cwd():
+            with suppress(OSError):  # what Hydra has made for a run that is refused
+                output.rmdir()
     if hydra_config.mode != RunMode.MULTIRUN and leads():  # a sweep tells of all its jobs at its end
         for line in warned.lines():
             Console().print(line, soft_wrap=True, highlight=False, markup=False)
