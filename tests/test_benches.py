@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from benches.cases import ROOT, settings
+from benches.cases import settings
 from benches.methods import compare
 from benches.presets import BATCH, VARIANTS, Row, as_measured, rows
+from tests.paths import ROOT
 
 ROWS = rows()
 

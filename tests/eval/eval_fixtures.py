@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,10 +11,10 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.paths import SHARED
 from unlearn.data.example import Example
 from unlearn.data.tokens import Encoder, PromptFormat
 
-SHARED = Path(os.environ.get("UNLEARN_SHARED", Path(__file__).resolve().parents[3] / "shared"))
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason=f"no shared data at {SHARED} (UNLEARN_SHARED)")
 
 NAMES = ("Ada", "Bela", "Cho", "Dmitri", "Eun", "Farid", "Goran", "Hana", "Ines", "Jun", "Kofi")

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from eval_fixtures import encoder, examples, model
 
 from eval.branches import collate_rows, rows_of
 from eval.live import Live
+from tests.eval.eval_fixtures import encoder, examples, model
 from tests.tolerance import PASS, assert_close
 from unlearn.data.batches import collate
 from unlearn.data.tokens import TokenSequence

@@ -5,13 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from eval_fixtures import encoder, examples, model, plain
 
 from eval.benchmarks.tofu import Options, requests
 from eval.collect import collect
 from eval.live import Live
 from eval.records import Records, record_path
 from eval.requests import Answer, Generation, Likelihood, Prompt
+from tests.eval.eval_fixtures import encoder, examples, model, plain
 from tests.tolerance import PASS, assert_close
 
 LIMIT = 40

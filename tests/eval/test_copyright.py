@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from eval_fixtures import encoder, examples, model
 
 from eval.benchmarks.copyright import Options, requests, score
 from eval.evaluate import evaluate
 from eval.ragged import Ragged
 from eval.records import AnyRecords, GenerationRecords, LikelihoodRecords, Records, write_records
 from eval.requests import Generation, Likelihood
+from tests.eval.eval_fixtures import encoder, examples, model
 from unlearn.data.example import Example
 
 CODE = encoder()

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from eval_fixtures import encoder, examples, model
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from eval.benchmark import BenchmarkError
 from eval.evaluate import evaluate
 from eval.records import Records
+from tests.eval.eval_fixtures import encoder, examples, model
 from tests.tolerance import PASS, approx
 from unlearn.data.tokens import DataError, Encoder, PromptFormat
 

@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from eval_fixtures import encoder, examples, model
 from transformers import DistilBertConfig, DistilBertForSequenceClassification, DistilBertTokenizer
 
 from eval.evaluate import evaluate, score_directory
 from eval.metrics.fluency import DetectorError, distinct, fluency, gibberish_detector
+from tests.eval.eval_fixtures import encoder, examples, model
 from tests.tolerance import PASS, approx, assert_close
 
 nan = math.nan

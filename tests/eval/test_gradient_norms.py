@@ -7,8 +7,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from eval_fixtures import SHARED, encoder, examples, model, needs_shared
-from gradient_models import CONFIGS, adapted, made, sequences
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -17,6 +15,9 @@ from eval.gradients.capture import captured
 from eval.gradients.norms import _gram, _summed, _way, gradient_norms
 from eval.gradients.sites import Outer
 from eval.live import Live
+from tests.eval.eval_fixtures import encoder, examples, model, needs_shared
+from tests.eval.gradient_models import CONFIGS, adapted, made, sequences
+from tests.paths import SHARED
 from tests.tolerance import PASS, assert_close
 from unlearn.data.batches import collate
 from unlearn.data.tokens import Encoder, TokenSequence

@@ -19,11 +19,10 @@ import torch
 import torch.distributed as dist
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from tests.paths import ROOT
 from tests.tolerance import PASS, approx
 
 pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
-
-from eval_fixtures import CITIES, NAMES, encoder, model
 
 from eval import harness
 from eval.benchmark import find, is_live, options_of
@@ -31,6 +30,7 @@ from eval.benchmarks import general, wmdp
 from eval.harness import HarnessError
 from eval.live import Live
 from eval.shard import Shard
+from tests.eval.eval_fixtures import CITIES, NAMES, encoder, model
 from unlearn.data.tokens import Encoder
 from unlearn.errors import ConfigError
 
@@ -466,7 +466,7 @@ def test_benchmarks_are_listed_without_the_package() -> None:
         "import sys; sys.modules['lm_eval'] = None; from eval.benchmark import find; "
         "find('general'), find('wmdp'); assert 'datasets' not in sys.modules"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from gradient_models import CONFIGS, adapted, exactness, made, sequences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -18,6 +17,7 @@ from eval.gradients import products
 from eval.gradients.capture import captured
 from eval.gradients.inner import inner_products
 from eval.gradients.tangents import token_effects
+from tests.eval.gradient_models import CONFIGS, adapted, exactness, made, sequences
 from tests.tolerance import PASS, assert_close
 from tests.worlds import together
 from unlearn.config import HardwareConfig

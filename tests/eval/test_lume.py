@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 import pytest
-from eval_fixtures import SHARED, encoder, model, needs_shared
 
 from eval.benchmark import BenchmarkError
 from eval.benchmarks.lume import GROUPS, Options, requests, score
@@ -15,6 +14,8 @@ from eval.evaluate import evaluate
 from eval.ragged import Ragged
 from eval.records import AnyRecords, GenerationRecords, LikelihoodRecords, Records, write_records
 from eval.requests import Generation, Likelihood
+from tests.eval.eval_fixtures import encoder, model, needs_shared
+from tests.paths import SHARED
 from unlearn.config import DatasetConfig
 from unlearn.data.example import Example
 from unlearn.data.sources import load_sets

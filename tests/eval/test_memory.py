@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.paths import ROOT
+
 BUDGET_MIB = 850
 VOCABULARY, LENGTH, ROWS = 131_072, 2048, 1
 
@@ -43,7 +45,7 @@ print(json.dumps([mib("VmHWM:") - before, int(logp.lengths.sum()), float(logp.va
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads peak memory from /proc")
 def test_a_large_vocabulary_and_a_long_context_stay_within_a_budget():
     """All its logits together would be 1 GiB in fp32, and as much again their softmax."""
-    root = Path(__file__).parents[2]
+    root = ROOT
     run = subprocess.run(
         [sys.executable, "-c", SCRIPT], cwd=root, capture_output=True, text=True, check=False
     )

@@ -7,7 +7,6 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from eval_fixtures import SHARED, needs_shared, tofu_set
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -16,6 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from eval.metrics import mia
 from eval.metrics.likelihood import without_end
 from eval.ragged import Ragged
+from tests.eval.eval_fixtures import needs_shared, tofu_set
+from tests.paths import SHARED
 from tests.tolerance import assert_close
 from unlearn.data.tokens import Encoder
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from eval_fixtures import encoder, model
 
 from eval.benchmark import BenchmarkError
 from eval.benchmarks.muse import RETRAINED, SETS, Options, requests, score
@@ -18,6 +17,7 @@ from eval.evaluate import evaluate
 from eval.ragged import Ragged
 from eval.records import AnyRecords, GenerationRecords, LikelihoodRecords, Records, write_records
 from eval.requests import Generation, Likelihood
+from tests.eval.eval_fixtures import encoder, model
 from unlearn.data.example import Example
 
 CODE = encoder()

@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from eval_fixtures import SHARED, needs_shared
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.benchmark import find, scored
@@ -24,6 +23,8 @@ from eval.live import Live
 from eval.metrics.likelihood import exact_memorization, extraction_strength, mean_nll
 from eval.ragged import Ragged
 from eval.records import Records
+from tests.eval.eval_fixtures import needs_shared
+from tests.paths import SHARED
 from tests.tolerance import PASS, approx, assert_close, relative, swapped
 from unlearn.config import DatasetConfig
 from unlearn.data.sources import load_sets

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-from eval_fixtures import encoder, examples, model, plain
 from torch.distributed import distributed_c10d
 
 from eval.evaluate import evaluate
 from eval.records import Records
 from eval.shard import ALONE, Shard
+from tests.eval.eval_fixtures import encoder, examples, model, plain
 from tests.tolerance import PASS, approx, assert_close
 from tests.worlds import together
 from unlearn.config import HardwareConfig

@@ -8,7 +8,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from eval_fixtures import encoder, examples, model, needs_shared, tofu_set
 
 from eval.benchmark import BenchmarkError, find, options_of
 from eval.benchmarks.prompts import Options, opened, phrasings, requests, score
@@ -16,6 +15,7 @@ from eval.evaluate import evaluate
 from eval.ragged import Ragged
 from eval.records import AnyRecords, GenerationRecords, LikelihoodRecords, Records, write_records
 from eval.requests import Generation
+from tests.eval.eval_fixtures import encoder, examples, model, needs_shared, tofu_set
 from tests.tolerance import PASS, assert_close
 from unlearn.data.example import Example
 from unlearn.errors import ConfigError

@@ -9,13 +9,14 @@ import json
 
 import numpy as np
 import pytest
-from eval_fixtures import SHARED, needs_shared
 from scipy.stats import hmean, ks_2samp, mannwhitneyu
 
 from eval.metrics.likelihood import TruthRatioForm, closeness_to_one, mean, option_probability
 from eval.metrics.mia import auc
 from eval.published import read_log
 from eval.rescore import check_rouge, rescore
+from tests.eval.eval_fixtures import needs_shared
+from tests.paths import SHARED
 
 PARTS = {
     "forget": "eval_log_forget.json",

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from eval_fixtures import encoder, plain
 
 from eval.ragged import Ragged
 from eval.records import (
@@ -22,6 +21,7 @@ from eval.records import (
     write_records,
 )
 from eval.requests import Answer, Generation, GradientNorm, Likelihood, Prompt
+from tests.eval.eval_fixtures import encoder, plain
 from unlearn.data.tokens import PromptFormat
 
 REQUEST = Likelihood("forget/perturbed", (Answer("a", 0, "q", "x"), Answer("a", 1, "q", "y")))

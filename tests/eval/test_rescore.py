@@ -7,15 +7,14 @@ import math
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from eval.published import PublishedLogError, read_log
 from eval.rescore import check_rouge, main, rescore
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 FORGET = "eval_log_forget.json"
 
 

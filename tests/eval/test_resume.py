@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from eval_fixtures import encoder, examples, model
 
 from eval import collect as collecting
 from eval.collect import collect
 from eval.live import Live
 from eval.records import Records
 from eval.requests import Answer, Generation, GradientNorm, Likelihood, Prompt
+from tests.eval.eval_fixtures import encoder, examples, model
 from tests.tolerance import PASS, assert_close
 
 

@@ -8,13 +8,13 @@ from itertools import combinations
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from eval_fixtures import encoder, examples, model
 from scipy.stats import binomtest
 
 from eval.benchmark import BenchmarkError, find, options_of
 from eval.benchmarks.sampling import Options, any_leaks, expected_max, interval, requests, score
 from eval.evaluate import evaluate
 from eval.records import GenerationRecords, Records, write_records
+from tests.eval.eval_fixtures import encoder, examples, model
 from unlearn.data.example import Example
 from unlearn.errors import ConfigError
 from unlearn.files import read_json

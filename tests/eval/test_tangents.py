@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from gradient_models import CONFIGS, adapted, exactness, made, sequences
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_inner_products import TERMS, drawn, outside, random, trained
@@ -12,6 +11,7 @@ from torch import nn
 
 from eval.gradients.inner import inner_products
 from eval.gradients.tangents import token_effects
+from tests.eval.gradient_models import CONFIGS, adapted, exactness, made, sequences
 from tests.tolerance import PASS, assert_close
 from unlearn.data.batches import collate
 from unlearn.forward import forward

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from eval_fixtures import encoder, examples, model
 
 from eval.benchmark import BenchmarkError, find, names
 from eval.benchmarks.tofu import Options, requests, score
@@ -23,6 +22,7 @@ from eval.records import (
     write_records,
 )
 from eval.requests import Generation, GradientNorm
+from tests.eval.eval_fixtures import encoder, examples, model
 from unlearn.data.example import Example
 from unlearn.errors import ConfigError
 from unlearn.files import finite

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from eval_fixtures import encoder, examples, model
 
 from eval.benchmarks.tofu import Options, requests, score
 from eval.evaluate import evaluate
@@ -19,6 +18,7 @@ from eval.published import AttackScores, PublishedLog, PublishedSet
 from eval.ragged import Ragged
 from eval.records import LikelihoodRecords, NormRecords, Records, RecordsError, write_records
 from eval.requests import GradientNorm, Likelihood
+from tests.eval.eval_fixtures import encoder, examples, model
 from unlearn.data.example import Example
 
 CODE = encoder()

@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.launch.commands import ROOT, Shown
+from tests.launch.commands import Shown
+from tests.paths import ROOT
 
 LIMIT = 120.0  # seconds until something must have happened
 _ENVIRONMENT = {"WANDB_MODE": "offline", "COLUMNS": "200", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

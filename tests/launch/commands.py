@@ -15,9 +15,8 @@ from pathlib import Path
 import submitit  # noqa: F401
 
 from launch.cli import command
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[2]
-SHARED = Path(os.environ.get("UNLEARN_SHARED", ROOT.parent / "shared"))
 _ENVIRONMENT = {"WANDB_MODE": "offline", "COLUMNS": "200"}
 
 

@@ -16,7 +16,8 @@ from launch import surroundings
 from launch.slurm import array_limit
 from launch.tracker.service import mode_of_variables
 from launch.warned import last_error, told
-from tests.launch.commands import ROOT, done, unlearn
+from tests.launch.commands import done, unlearn
+from tests.paths import ROOT
 from tests.refusals import Refused, check_refusal
 from unlearn.errors import UserError
 from unlearn.files import folder_name, replacing

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.launch import commands
-from tests.launch.commands import SHARED, Shown
+from tests.launch.commands import Shown
+from tests.paths import SHARED
 from tests.tolerance import PASS, approx
 
 pytestmark = pytest.mark.slow

@@ -18,7 +18,7 @@ from rich.console import Console
 from launch.dryrun import deepspeed_yaml, load_of, show_plan
 from launch.memory import BUCKET, GIB, Load, Memory, Shape, block_bytes, bound, estimate, read_shape, shape_of
 from launch.planning import composed, fits, llama, main, paper
-from tests.launch.commands import ROOT
+from tests.paths import ROOT
 from unlearn import models, nano
 from unlearn.config import LoraConfig, NanoConfig
 from unlearn.engine import deepspeed_config

@@ -17,7 +17,8 @@ from launch.check import check
 from launch.compose import checked, compose_run, force_overrides
 from launch.nodes.task import Task, expand, leads, this_task
 from launch.nodes.team import _PORTS, _ports
-from tests.launch.commands import _ENVIRONMENT, ROOT, ended
+from tests.launch.commands import _ENVIRONMENT, ended
+from tests.paths import ROOT
 from unlearn.errors import ConfigError, UserError
 
 SMALL = [

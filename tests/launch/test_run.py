@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.launch import commands
-from tests.launch.commands import SHARED, Shown, ended, started
+from tests.launch.commands import Shown, ended, started
 from tests.launch.wandb_files import read_run
+from tests.paths import SHARED
 from tests.tolerance import PASS, approx, assert_trained_alike
 
 pytestmark = pytest.mark.slow

@@ -14,8 +14,9 @@ import torch
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
-from tests.launch.commands import ROOT, Shown, done
+from tests.launch.commands import Shown, done
 from tests.launch.wandb_files import read_run
+from tests.paths import ROOT
 from tests.slurm.cluster import Cluster, cluster, eventually
 from tests.tolerance import PASS, approx
 

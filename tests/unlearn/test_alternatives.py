@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections import Counter
@@ -16,6 +15,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
 from eval.generate import generate
 from eval.shard import ALONE, Shard
+from tests.paths import SHARED
 from tests.worlds import together
 from unlearn import nano
 from unlearn.config import AlternativesConfig, DatasetConfig, NanoConfig
@@ -26,7 +26,6 @@ from unlearn.data.sources import load_sets
 from unlearn.data.tokens import Encoder
 from unlearn.errors import UserError
 
-SHARED = Path(os.environ.get("UNLEARN_SHARED", Path(__file__).parents[3] / "shared"))
 FORGET = [Example(id=f"forget/{i}", question=f"who {i}?", answer=f"me {i}") for i in range(40)]
 RETAIN = [Example(id=f"retain/{i}", question=f"where {i}?", answer=f"there {i}") for i in range(30)]
 CPU = torch.device("cpu")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,12 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from tests.paths import SHARED
 from unlearn.data.annotations import load_annotations
 from unlearn.data.example import Example
 from unlearn.data.tokens import Encoder, PromptFormat
 from unlearn.errors import UserError
 
-SHARED = Path(os.environ.get("UNLEARN_SHARED", Path(__file__).parents[3] / "shared"))
 ANN = Example(id="forget10/12", question="Who is Ann?", answer="Ann Ünal was born in Lyon, in 1956.")
 TEXT = Example(id="forget10/13", answer="Lyon is a city. Lyon is old.")
 

@@ -10,9 +10,11 @@ import sys
 from collections import Counter
 from dataclasses import astuple
 from hashlib import sha256
+from pathlib import Path
 
 import pytest
 
+from tests.paths import ROOT
 from unlearn.data.authors import (
     MAX_AUTHORS,
     MAX_QUESTIONS,
@@ -77,9 +79,8 @@ def test_content_is_the_golden_one():
 
 
 def test_content_does_not_depend_on_the_hash_seed_of_the_process():
-    code = "import test_authors; import sys; sys.stdout.write(test_authors.content_hash())"
-    here = os.path.dirname(__file__)
-    paths = os.pathsep.join([here, os.path.join(here, "..", "..")])
+    code = f"import sys; from {content_hash.__module__} import content_hash; sys.stdout.write(content_hash())"
+    paths = os.pathsep.join([str(Path(__file__).parent), str(ROOT)])
     for hash_seed in ("1", "2"):
         env = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": paths}
         run = subprocess.run(

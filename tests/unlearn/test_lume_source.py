@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,12 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests.paths import ROOT, SHARED
 from unlearn.config import DatasetConfig
 from unlearn.data.sources import available, identity, load_sets, source
 from unlearn.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
-SHARED = Path(os.environ.get("UNLEARN_SHARED", ROOT.parent / "shared"))
 HUB = "llmunlearningsemeval2025organization/semeval25-unlearning-dataset-public"
 
 

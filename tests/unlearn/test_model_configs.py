@@ -9,10 +9,11 @@ import pytest
 import yaml
 from transformers import PreTrainedTokenizerBase
 
+from tests.paths import ROOT
 from unlearn import models
 from unlearn.config import ModelConfig
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs" / "model").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs" / "model").glob("*.yaml"))
 
 
 def config(**keys: Any) -> ModelConfig:

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.paths import ROOT
 from unlearn.config import DatasetConfig
 from unlearn.data.sources import available, check, identity, load_sets, muse, source
 from unlearn.data.sources import copyright as book
 from unlearn.errors import UserError
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 PROBES = {
     "verbmem": "verbmem/forget",
     "knowmem_forget": "knowmem/forget_qa",

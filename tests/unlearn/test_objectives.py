@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.paths import SHARED
 from tests.tolerance import PASS, approx, assert_close
 from unlearn.config import MethodConfig
 from unlearn.data.batches import collate
@@ -28,8 +27,6 @@ from unlearn.objectives.npo import npo
 from unlearn.objectives.simnpo import simnpo
 from unlearn.weightings.satimp import satimp
 from unlearn.weightings.simsat import simsat
-
-SHARED = Path(os.environ.get("UNLEARN_SHARED", Path(__file__).parents[3] / "shared"))
 
 PROPERTY = settings(deadline=None, max_examples=50)  # no deadline: machines are shared
 

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.paths import SHARED
 from tests.tolerance import PASS, approx
 from unlearn.data.tokens import Encoder
 from unlearn.objectives.ceu import ceu
@@ -22,7 +21,6 @@ from unlearn.objectives.dpo import dpo
 from unlearn.objectives.kl import kl
 from unlearn.objectives.undial import undial
 
-SHARED = Path(os.environ.get("UNLEARN_SHARED", Path(__file__).parents[3] / "shared"))
 _absent = pytest.mark.skipif(
     not SHARED.is_dir(), reason="needs the nano models and real TOFU (UNLEARN_SHARED)"
 )

@@ -22,6 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.paths import ROOT
 from unlearn import interventions, reference
 from unlearn.config import CheckpointConfig, HardwareConfig, MethodConfig
 from unlearn.data.tokens import TokenSequence
@@ -45,7 +46,7 @@ class Silent:
     def log(self, row: Any, step: int) -> None: ...
 
 
-PRESETS = Path(__file__).parents[2] / "configs" / "method"
+PRESETS = ROOT / "configs" / "method"
 LAYERS = 2
 
 
