@@ -59,7 +59,7 @@ bench: setup  ## speed and memory against a plain loop and against the floor; wh
 	$(PY) -m benches.geffect
 
 docs: setup  ## docs/methods.md anew from presets and code
-	$(PY) -m launch.methodtable
+	$(PY) -m launch.report.methods_page
 
 clean:  ## remove the environment and caches, not the runs
 	rm -rf .venv .slurm .pytest_cache .ruff_cache .mypy_cache .hypothesis .torch_extensions *.egg-info

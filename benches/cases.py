@@ -11,13 +11,14 @@ from typing import Any
 import yaml
 from transformers import PreTrainedModel
 
-from unlearn import models, reference
 from unlearn.config import DatasetConfig, HardwareConfig, MethodConfig, ModelConfig
 from unlearn.data.sources import load_sets
-from unlearn.methods import bind
-from unlearn.micro import Group, Part
-from unlearn.reference import Kept
-from unlearn.world import start_world
+from unlearn.distributed import start_world
+from unlearn.models import load as models
+from unlearn.terms import bind
+from unlearn.training import frozen_outputs as reference
+from unlearn.training.frozen_outputs import Kept
+from unlearn.training.microbatch import Group, Part
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("UNLEARN_SHARED", ROOT.parent / "shared"))

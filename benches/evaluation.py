@@ -27,15 +27,15 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benches.plain_evaluation import Plain
-from eval.branches import collate_rows, rows_of
+from eval.collection.live_model import evaluating
+from eval.collection.shared_prompts import collate_rows, rows_of
 from eval.evaluate import evaluate
-from eval.live import evaluating
 from eval.shard import ALONE, Shard
 from unlearn.config import DatasetConfig
-from unlearn.data.batches import deal
+from unlearn.data.batching import deal
 from unlearn.data.example import Example
 from unlearn.data.sources import load_sets
-from unlearn.data.tokens import Encoder
+from unlearn.data.tokenization import Encoder
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("UNLEARN_SHARED", ROOT.parent / "shared"))

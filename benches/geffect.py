@@ -28,13 +28,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig
 
 from benches.cases import ROOT, SHARED
 from benches.train import peak
-from eval.gradients.inner import inner_products
-from eval.gradients.tangents import token_effects
 from unlearn.config import DatasetConfig
-from unlearn.data.batches import collate, deal
+from unlearn.data.batching import collate, deal
 from unlearn.data.sources import load_sets
-from unlearn.data.tokens import Encoder, TokenSequence
-from unlearn.forward import forward
+from unlearn.data.tokenization import Encoder, TokenSequence
+from unlearn.passes.forward import forward
+from unlearn.passes.per_example.forward_mode import token_effects
+from unlearn.passes.per_example.inner_products import inner_products
 
 AIMS = {"plain": 10.0, "pass": 2.0, "memory": 1.5}
 DIRECTIONS = 4  # as many as a probe has at least: the objective, its two terms, a risk

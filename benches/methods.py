@@ -26,7 +26,7 @@ from benches.cases import ROOT, settings
 from benches.presets import BASE, BATCH, Row, as_measured, rows
 from benches.workshop import Workshop
 from unlearn.config import MethodConfig
-from unlearn.trainer import Trainer
+from unlearn.training.trainer import Trainer
 
 RESULTS = ROOT / "benches" / "methods.json"
 SEPARATE = 1.15  # NGDiff over two separate backwards of its losses, at most

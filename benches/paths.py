@@ -16,14 +16,14 @@ from torch.nn.utils import clip_grad_norm_
 
 from benches.cases import RATE, Case, Silent
 from unlearn.config import CheckpointConfig
-from unlearn.data.batches import Schedule, collate, deal
-from unlearn.data.tokens import TokenSequence
-from unlearn.engine import Engine, decay_groups, deepspeed_config
-from unlearn.methods import bind
+from unlearn.data.batching import Schedule, collate, deal
+from unlearn.data.tokenization import TokenSequence
+from unlearn.distributed import start_world
 from unlearn.rules import clip_norm, make_rule
-from unlearn.rundir import RunDir
-from unlearn.trainer import Trainer
-from unlearn.world import start_world
+from unlearn.run_dir import RunDir
+from unlearn.terms import bind
+from unlearn.training.engine import Engine, decay_groups, deepspeed_config
+from unlearn.training.trainer import Trainer
 
 
 class Outcome(NamedTuple):

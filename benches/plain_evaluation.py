@@ -13,7 +13,7 @@ from scipy.stats import ks_2samp
 
 from eval.metrics.text import rouge
 from unlearn.data.example import Example
-from unlearn.data.tokens import Encoder
+from unlearn.data.tokenization import Encoder
 
 BATCH = 32
 Pairs = Sequence[tuple[str | None, str]]

@@ -8,7 +8,7 @@ from typing import Any
 
 from benches.cases import ROOT, settings
 from unlearn.config import MethodConfig
-from unlearn.methods import bind, needs_alternatives
+from unlearn.terms import bind, needs_alternatives
 
 BASE = "grad_diff"
 BATCH = 16  # examples of each group per step

@@ -12,7 +12,7 @@ from torch import nn
 
 from benches.cases import RATE, SHARED, Silent, settings
 from benches.presets import BATCH
-from unlearn import interventions, models
+from unlearn import interventions
 from unlearn.config import (
     CheckpointConfig,
     DatasetConfig,
@@ -22,14 +22,15 @@ from unlearn.config import (
     RunConfig,
 )
 from unlearn.data.sources import load_sets
-from unlearn.engine import Engine, deepspeed_config
-from unlearn.methods import bind, training_sets
-from unlearn.micro import Frozen
-from unlearn.prepare import FrozenModel, Preparation
+from unlearn.distributed import start_world, stop_world
+from unlearn.models import load as models
 from unlearn.rules import clip_norm, make_rule
-from unlearn.rundir import RunDir
-from unlearn.trainer import Trainer
-from unlearn.world import start_world, stop_world
+from unlearn.run_dir import RunDir
+from unlearn.terms import bind, training_sets
+from unlearn.training.engine import Engine, deepspeed_config
+from unlearn.training.microbatch import Frozen
+from unlearn.training.prepare import FrozenModel, Preparation
+from unlearn.training.trainer import Trainer
 
 # Of each set: some steps' worth, so that frozen models have little to read.
 EXAMPLES = 4 * BATCH

@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 from typing_extensions import TypeIs
 
 from eval import benchmarks
+from eval.collection.records import Records
+from eval.collection.requests import Request
 from eval.metrics.words import Words
-from eval.records import Records
-from eval.requests import Request
-from unlearn import signatures
+from unlearn import plugins as signatures
 from unlearn.data.example import Example
 from unlearn.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
-    from eval.live import Live
-    from eval.published import PublishedLog
+    from eval.benchmarks.tofu.published_logs import PublishedLog
+    from eval.collection.live_model import Live
 
 _SHOWN = 3  # examples of a problem that are named
 

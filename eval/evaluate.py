@@ -25,13 +25,13 @@ from eval.benchmark import (
     options_of,
     scored,
 )
-from eval.collect import collect
-from eval.live import Live
-from eval.published import PublishedLog, read_log
-from eval.records import LikelihoodRecords, Records
-from eval.requests import Request
+from eval.benchmarks.tofu.published_logs import PublishedLog, read_log
+from eval.collection.collect import collect
+from eval.collection.live_model import Live
+from eval.collection.records import LikelihoodRecords, Records
+from eval.collection.requests import Request
 from eval.shard import ALONE, Shard
-from unlearn.data.tokens import Encoder
+from unlearn.data.tokenization import Encoder
 from unlearn.errors import UserError
 from unlearn.files import BrokenFile, digest, read_json, replacing, write_json
 

@@ -16,7 +16,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
-from launch import helptext, slurm, surroundings
+from launch import help as helptext
+from launch import slurm
 from launch.compose import (
     CONFIGS,
     check_plugins,
@@ -27,11 +28,12 @@ from launch.compose import (
     refuse_sweep,
     yaml_of,
 )
-from launch.nodes.task import leads
-from launch.sweeps.conclusion import conclude
-from launch.sweeps.job import SweepJob, dry_run, one_run, process
-from launch.sweeps.launchers import announced, job_count
-from launch.sweeps.records import Records, sweep_name
+from launch.run import foreign_launchers as surroundings
+from launch.run.slurm_task import leads
+from launch.sweep.hydra_hooks import announced, job_count
+from launch.sweep.job import SweepJob, dry_run, one_run, process
+from launch.sweep.job_records import Records, sweep_name
+from launch.sweep.summary import conclude
 from unlearn.config import RunConfig
 from unlearn.errors import UserError, did_you_mean
 from unlearn.files import check_writable, folder_name
@@ -79,7 +81,7 @@ def _command(arguments: list[str]) -> int:
         composed = compose_run(overrides, hydra=True)
     config = checked(composed, overrides, composed.hydra.runtime.choices)
     if "show" in asked:
-        from launch.dryrun import deepspeed_yaml
+        from launch.dry_run import deepspeed_yaml
 
         sys.stdout.write(yaml_of(config) + deepspeed_yaml(config))
         return 0
@@ -102,7 +104,7 @@ def _command(arguments: list[str]) -> int:
     with _without_empty(root):
         if sweep:
             if "n_trials" in composed.hydra.sweeper and not config.dry_run:
-                from launch.sweeps.goal import check_goal
+                from launch.sweep.objective import check_goal
 
                 check_goal(config)
             if queue:
@@ -221,7 +223,7 @@ def _launch(job: Callable[[DictConfig], Any], arguments: list[str]) -> None:
 
 def _run_directory(*, _root_: Any) -> str:
     """Hydra's `${unlearn_run_dir:}`: the folder of a run, from its fingerprint."""
-    from launch.plan import make_plan
+    from launch.run.plan import make_plan
 
     try:
         return str(make_plan(checked(_root_)).main.directory)

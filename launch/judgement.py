@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from eval.judged import Judged, judge
+from eval.judgement.judge import Judged, judge
 
 Column = Mapping[str, float | None]
 

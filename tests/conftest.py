@@ -28,8 +28,9 @@ from transformers import (
     Qwen2Config,
 )
 
-from unlearn import models, nano
 from unlearn.config import NanoConfig
+from unlearn.models import load as models
+from unlearn.models import nano
 
 # Large initial weights, so that logits are far from uniform.
 _SHAPE: dict[str, Any] = {

@@ -7,8 +7,8 @@ import shlex
 
 import pytest
 
-from launch.check import check
 from launch.compose import checked, compose_run, force_overrides, groups
+from launch.validate import check
 from tests.paths import ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")

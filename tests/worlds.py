@@ -26,7 +26,7 @@ def together(processes: int, target: Callable[..., object], *arguments: Any) -> 
         ProcessRaisedException: the call failed in one, with its traceback; the others are ended.
         TimeoutError: they did not end.
     """
-    get_context("forkserver").set_forkserver_preload(["unlearn.run"])
+    get_context("forkserver").set_forkserver_preload(["launch.run.execute"])
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

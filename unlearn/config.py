@@ -359,7 +359,7 @@ class EvalConfig(Section):
     )
     variants: dict[str, dict[str, Any] | None] = Field(
         {},
-        description="what becomes of the model afterwards: modules of unlearn.variants with their options",
+        description="what becomes of the model afterwards: modules of eval.variants with their options",
     )
     every_steps: PositiveInt | None = Field(None, description="also evaluate every so many steps")
     max_new_tokens: PositiveInt | None = Field(

@@ -21,15 +21,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from eval.benchmark import Result, Role, Sets, without_words
+from eval.collection.records import Records
+from eval.collection.requests import Answer, Generation, Likelihood, Prompt, Request
 from eval.metrics.likelihood import aggregate, mean, mean_nll, perplexity, without_end
 from eval.metrics.text import bleu, rouge
 from eval.metrics.words import Choice, Words, check_choice, words_of
-from eval.records import Records
-from eval.requests import Answer, Generation, Likelihood, Prompt, Request
 from unlearn.data.example import Example
 
 if TYPE_CHECKING:
-    from eval.published import PublishedLog
+    from eval.benchmarks.tofu.published_logs import PublishedLog
 
 SETS: Mapping[str, Role] = {"forget_eval": "forget", "retain_eval": "retain"}
 

@@ -15,7 +15,7 @@ from eval import harness
 from eval.benchmark import Result, Role, Sets
 
 if TYPE_CHECKING:
-    from eval.live import Live
+    from eval.collection.live_model import Live
 
 SETS: Mapping[str, Role] = {}
 

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from eval.benchmark import BenchmarkError, Result, Role, Sets, without_words
+from eval.collection.records import Records
+from eval.collection.requests import Answer, Generation, Likelihood, Prompt, Request
 from eval.metrics.likelihood import aggregate, harmonic_mean, mean_nll, without_end
 from eval.metrics.mia import auc
 from eval.metrics.text import exact_match, rouge
 from eval.metrics.words import Choice, Words, check_choice, words_of
-from eval.records import Records
-from eval.requests import Answer, Generation, Likelihood, Prompt, Request
 from unlearn.data.example import Example
 
 # The documents that were trained on count as the forget set's.

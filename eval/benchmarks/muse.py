@@ -22,16 +22,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from eval.benchmark import BenchmarkError, Result, Role, Sets, question_of, without_words
+from eval.collection.records import GenerationRecords, Records
+from eval.collection.requests import Answer, Generation, Likelihood, Prompt, Request
 from eval.metrics import mia
 from eval.metrics.likelihood import aggregate, without_end
 from eval.metrics.text import MUSE_STOPS, cut_at, rouge
 from eval.metrics.words import Choice, check_choice, words_of
-from eval.records import GenerationRecords, Records
-from eval.requests import Answer, Generation, Likelihood, Prompt, Request
 from unlearn.data.example import Example
 
 if TYPE_CHECKING:
-    from eval.published import PublishedLog
+    from eval.benchmarks.tofu.published_logs import PublishedLog
 
 SETS: Mapping[str, Role] = {
     "verbmem": "forget",

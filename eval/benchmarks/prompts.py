@@ -16,12 +16,12 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from eval.benchmark import BenchmarkError, Result, Role, Sets, question_of, without_words
+from eval.collection.ragged import Ragged
+from eval.collection.records import Records
+from eval.collection.requests import Answer, Generation, Likelihood, Prompt, Request
 from eval.metrics.likelihood import aggregate, extraction_strength, mean, mean_nll, probability
 from eval.metrics.text import rouge
 from eval.metrics.words import Choice, Words, check_choice, word_spans, words_of
-from eval.ragged import Ragged
-from eval.records import Records
-from eval.requests import Answer, Generation, Likelihood, Prompt, Request
 from unlearn.data.example import Example
 
 SETS: dict[str, Role] = {"forget_eval": "forget"}

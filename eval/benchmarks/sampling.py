@@ -21,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from eval.benchmark import BenchmarkError, Result, Role, Sets, question_of, without_words
+from eval.collection.records import Records
+from eval.collection.requests import Generation, Prompt, Request
 from eval.metrics.likelihood import aggregate, mean
 from eval.metrics.text import rouge
 from eval.metrics.words import Choice, Words, check_choice, words_of
-from eval.records import Records
-from eval.requests import Generation, Prompt, Request
 from unlearn.data.example import Example
 
 SETS: dict[str, Role] = {"forget_eval": "forget"}

@@ -16,7 +16,7 @@ from eval.benchmark import Result, Role, Sets
 from unlearn.errors import did_you_mean
 
 if TYPE_CHECKING:
-    from eval.live import Live
+    from eval.collection.live_model import Live
 
 SETS: Mapping[str, Role] = {}
 PARTS = ("bio", "cyber", "chem")

@@ -21,7 +21,7 @@ from eval.harness.outcome import Outcome, outcome
 from eval.shard import Shard
 
 if TYPE_CHECKING:
-    from eval.live import Live
+    from eval.collection.live_model import Live
 
 __all__ = ["HarnessError", "Names", "Outcome", "check_counts", "problems", "run_tasks", "task_files"]
 

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeAlias
 from packaging.version import Version
 from pydantic import BeforeValidator
 
-from unlearn.data.sources.tables import content_hash
+from unlearn.data.readers import content_hash
 from unlearn.errors import UserError, did_you_mean
 from unlearn.paths import folder_problem, is_folder, user_path
 

@@ -21,9 +21,9 @@ from lm_eval.models.utils import (
 )
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from eval.collection.live_model import Live
 from eval.harness.lookup import HarnessError
-from eval.live import Live
-from unlearn.data.tokens import TokenSequence
+from unlearn.data.tokenization import TokenSequence
 
 _log = logging.getLogger(__name__)
 _MAX_LENGTH = 2048  # where neither the model nor its tokenizer names a context, as HFLM

@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 from scipy.special import expit, logsumexp
 
-from eval.ragged import Ragged
+from eval.collection.ragged import Ragged
 
 TruthRatioForm: TypeAlias = Literal["geometric", "arithmetic"]
 

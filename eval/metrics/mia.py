@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eval.collection.ragged import Ragged
 from eval.metrics.likelihood import mean_nll
-from eval.ragged import Ragged
 
 FALSE_POSITIVE_RATES = (0.01, 0.05, 0.1)
 

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from launch.averages import interval
-from launch.table import format_value
+from launch.report.results_table import format_value
+from launch.report.statistics import interval
 
 _SMALLEST = 5e-324  # what a p-value of 0, which was rounded to that, is at most
 

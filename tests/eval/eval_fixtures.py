@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tests.paths import SHARED
 from unlearn.data.example import Example
-from unlearn.data.tokens import Encoder, PromptFormat
+from unlearn.data.tokenization import Encoder, PromptFormat
 
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason=f"no shared data at {SHARED} (UNLEARN_SHARED)")
 

@@ -12,10 +12,10 @@ import pytest
 
 from eval.benchmark import find
 from eval.keys import can_be, metrics_of
-from launch import surroundings
+from launch.run import foreign_launchers as surroundings
+from launch.run.log_warnings import last_error, told
 from launch.slurm import array_limit
-from launch.tracker.service import mode_of_variables
-from launch.warned import last_error, told
+from launch.tracking.wandb_session import mode_of_variables
 from tests.launch.commands import done, unlearn
 from tests.paths import ROOT
 from tests.refusals import Refused, check_refusal
@@ -196,8 +196,8 @@ def test_warnings_are_told_once_and_the_first_few():
 def test_what_ended_a_process_is_in_its_log(tmp_path):
     log = tmp_path / "run.log"
     log.write_text(
-        "2026-01-01 10:00:00,1 ERROR launch.worker: ConfigError: 1 problem:\n  - seed\n"
-        "2026-01-01 10:00:01,1 INFO unlearn.run: on\n"
+        "2026-01-01 10:00:00,1 ERROR launch.run.worker: ConfigError: 1 problem:\n  - seed\n"
+        "2026-01-01 10:00:01,1 INFO launch.run.execute: on\n"
     )
     assert last_error(log) == "1 problem:\n  - seed"
     assert last_error(tmp_path / "gone.log") == ""

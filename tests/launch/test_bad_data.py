@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from launch.check import check
 from launch.inspection import inspect
-from launch.plan import make_plan
+from launch.run.plan import make_plan
+from launch.validate import check
 from tests.launch.test_cli import configure
 from tests.refusals import Refused, check_refusal
 from unlearn.errors import UserError

@@ -14,8 +14,9 @@ from transformers import AutoModelForCausalLM, GPT2Config
 
 from tests.launch.commands import unlearn
 from tests.refusals import Refused, check_refusal
-from unlearn import models, nano
 from unlearn.config import NanoConfig
+from unlearn.models import load as models
+from unlearn.models import nano
 
 NANO = NanoConfig(hidden_size=16, layers=1, heads=2, vocabulary=300)
 ROWS = [

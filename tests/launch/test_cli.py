@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from launch.check import check
 from launch.cli import command
 from launch.compose import checked, compose_run, describe, force_overrides, groups, yaml_of
-from launch.plan import make_plan
+from launch.run.plan import make_plan
+from launch.validate import check
 from tests.worlds import together
 from unlearn.config import RunConfig
 from unlearn.errors import ConfigError

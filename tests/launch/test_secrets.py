@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from launch.private import ScrubbedStream, cleaned, expanded, portable, scrubbed
-from launch.worker import logging_to, read_job
+from launch.redact import ScrubbedStream, cleaned, expanded, portable, scrubbed
+from launch.run.worker import logging_to, read_job
 from tests.launch.commands import done
-from tests.launch.wandb_files import read_run
-from unlearn import models, nano
+from tests.launch.tracking.wandb_files import read_run
 from unlearn.config import NanoConfig
-from unlearn.rundir import RunDir
+from unlearn.models import load as models
+from unlearn.models import nano
+from unlearn.run_dir import RunDir
 
 SECRETS = {
     "HF_TOKEN": "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",
@@ -203,7 +204,7 @@ def test_a_log_has_neither_in_messages_nor_in_tracebacks(nobody, tmp_path):
         try:
             raise OSError(f"/home/nobody/model: 401 for {SECRETS['HF_TOKEN']}")
         except OSError:
-            logging.getLogger("unlearn.run").error("reading %s", "/home/nobody/model", exc_info=True)
+            logging.getLogger("launch.run.execute").error("reading %s", "/home/nobody/model", exc_info=True)
     told = (tmp_path / "run.log").read_text()
     assert "reading ~/model" in told
     assert "OSError: ~/model: 401 for [HF_TOKEN]" in told

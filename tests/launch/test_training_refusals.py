@@ -8,7 +8,7 @@ import pytest
 
 from launch.compose import checked, compose_run, force_overrides
 from launch.inspection import inspect
-from launch.plan import make_plan
+from launch.run.plan import make_plan
 from tests.refusals import Refused, check_refusal
 
 # An epoch of the embedded authors' forget10 is two steps of 32.

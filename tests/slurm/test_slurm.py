@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
 from tests.launch.commands import Shown, done
-from tests.launch.wandb_files import read_run
+from tests.launch.tracking.wandb_files import read_run
 from tests.paths import ROOT
 from tests.slurm.cluster import Cluster, cluster, eventually
 from tests.tolerance import PASS, approx

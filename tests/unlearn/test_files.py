@@ -11,12 +11,12 @@ import torch
 
 from eval.benchmark import Result
 from eval.evaluate import _write
-from launch.report import write_report
-from tests.unlearn import training
-from unlearn import reference
+from launch.report.page import write_report
+from tests.unlearn.training import small_training as training
 from unlearn.config import HardwareConfig
 from unlearn.files import leftovers, replacing
-from unlearn.models import save_pretrained
+from unlearn.models.load import save_pretrained
+from unlearn.training import frozen_outputs as reference
 
 
 def modes(folder: Path) -> tuple[set[int], set[int]]:

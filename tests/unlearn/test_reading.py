@@ -11,16 +11,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from eval.variants import relearning
 from unlearn.config import DatasetConfig
 from unlearn.data import alternatives
 from unlearn.data.annotations import load_annotations, read_annotations
 from unlearn.data.columns import optional_text, text_of, texts_of
+from unlearn.data.readers import read_rows, slice_hint
 from unlearn.data.sources import check, load_sets
-from unlearn.data.sources.tables import read_rows, slice_hint
 from unlearn.errors import UserError
 from unlearn.paths import file_problem, folder_problem, is_file, is_folder, repository_problem, user_path
 from unlearn.reading import found, lines_of, parse_json, read_text
-from unlearn.variants import relearning
 
 ROW = '{"question": "q?", "answer": "a"}'
 

@@ -1,7 +1,8 @@
 """Stand-in answers for questions: refusals, answers to other questions, or a column of the data.
 
 Which ones an example gets follows from the seed and its id alone, so neither the order of the examples nor
-the number of processes changes them. Answers that the target itself gives are in `unlearn.data.sampled`.
+the number of processes changes them. Answers that the target itself gives are in
+`unlearn.training.sampled_alternatives`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 from unlearn.config import AlternativesConfig
 from unlearn.data.columns import text_of
 from unlearn.data.example import Example
-from unlearn.data.sources.tables import SUFFIXES, Row, content_hash, read_rows
+from unlearn.data.readers import SUFFIXES, Row, content_hash, read_rows
 from unlearn.errors import UserError
 from unlearn.paths import user_path
 from unlearn.reading import lines_of, read_text
@@ -38,7 +39,9 @@ def alternatives(
         UserError: the source has nothing to draw from.
     """
     if cfg.source == "sampled":
-        raise ValueError("sampled alternatives need the model: unlearn.data.sampled.sample_alternatives")
+        raise ValueError(
+            "sampled alternatives need the model: unlearn.training.sampled_alternatives.sample_alternatives"
+        )
     if cfg.source == "column":
         return [[_column(example)] * cfg.count for example in examples]
     given = _given(cfg)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from unlearn.data.example import Example
-from unlearn.data.sources.tables import Row
+from unlearn.data.readers import Row
 from unlearn.errors import UserError, did_you_mean
 from unlearn.reading import found
 

@@ -11,8 +11,8 @@ from unlearn.data.annotations import load_annotations, read_annotations
 from unlearn.data.example import Example
 from unlearn.data.sources import available
 from unlearn.errors import ConfigError, UserError
-from unlearn.methods import bind
-from unlearn.micro import kinds, own_view
+from unlearn.terms import bind
+from unlearn.training.microbatch import kinds, own_view
 
 Sets: TypeAlias = Mapping[str, Sequence[Example]]
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from unlearn import signatures
+from unlearn import plugins as signatures
 from unlearn.config import Section
 from unlearn.errors import ConfigError, UserError, did_you_mean
 from unlearn.files import read_json, write_json

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from unlearn.config import Section
-from unlearn.data.batches import Batch
+from unlearn.data.batching import Batch
 from unlearn.errors import UserError
-from unlearn.layout import Layout, current_layout
+from unlearn.passes.prompt_layout import Layout, current_layout
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Intervention(nn.Module):
 
     Attached, it is one of the modules in `model.interventions`, so it is moved, trained and checkpointed with
     the model. Its hooks run on the model inside an engine as well. A call of the model needs a layout
-    (`unlearn.layout.laid_out`).
+    (`unlearn.passes.prompt_layout.laid_out`).
 
     Works with gradient checkpointing. But where a release of transformers runs hooks inside a checkpointed
     block, an edit is recomputed with the layout of the newest pass: go backward before the next forward.
@@ -130,7 +130,7 @@ class Intervention(nn.Module):
         if layout is None:
             raise RuntimeError(
                 f"the model has a {self.name} intervention and was called without a layout: wrap the call in "
-                "unlearn.layout.laid_out(…), so that it knows where prompts end"
+                "unlearn.passes.prompt_layout.laid_out(…), so that it knows where prompts end"
             )
         ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
         cache = kwargs.get("past_key_values")

@@ -15,8 +15,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from unlearn.config import Section
 from unlearn.errors import UserError
-from unlearn.forward import head_on
 from unlearn.interventions.base import Intervention
+from unlearn.passes.forward import head_on
 
 
 class ContrastOptions(Section):

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from unlearn.config import Section
-from unlearn.data.batches import Batch
+from unlearn.data.batching import Batch
 from unlearn.errors import ConfigError, UserError
-from unlearn.forward import head_on
 from unlearn.interventions.base import (
     Intervention,
     Pass,
@@ -25,7 +24,8 @@ from unlearn.interventions.base import (
     host,
 )
 from unlearn.interventions.sae import SAE, read_sae, scores, select, share, share_so_far, suppress
-from unlearn.layout import laid_out, right_padded
+from unlearn.passes.forward import head_on
+from unlearn.passes.prompt_layout import laid_out, right_padded
 
 # Activations of all features of so many tokens are held at once.
 _TOKENS = 2048

@@ -2,7 +2,7 @@
 
 Shapes: N answer tokens of all sequences of a batch together, B sequences; `lengths` [B] cuts N into
 examples. Log-probabilities are natural logarithms. A positional parameter is a *need*, from the names in
-`unlearn.methods.NEEDS`: what is not named is not computed. A keyword-only parameter is a hyper-parameter.
+`unlearn.terms.NEEDS`: what is not named is not computed. A keyword-only parameter is a hyper-parameter.
 The shape in the return annotation, "N" or "B", decides what is averaged over: answer tokens or sequences
 of the global batch.
 """

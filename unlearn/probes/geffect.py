@@ -20,19 +20,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eval.live import kept_modes
+from eval.collection.live_model import kept_modes
 from unlearn.config import HardwareConfig, ProbeConfig
-from unlearn.engine import Engine, NonFiniteGradient
-from unlearn.methods import Term
-from unlearn.micro import Group, own_view
-from unlearn.probes.change import Change, changes
-from unlearn.probes.distance import Start
-from unlearn.probes.gradients import SETS, Gradients, risk_terms, sampled
-from unlearn.probes.places import places
-from unlearn.probes.points import Eye, Points, implicit_weights
+from unlearn.probes.example_effects import Eye, Points, implicit_weights
+from unlearn.probes.linearity_check import Change, changes
+from unlearn.probes.parameter_groups import places
+from unlearn.probes.set_gradients import SETS, Gradients, risk_terms, sampled
 from unlearn.probes.tables import WAYS, Example, Measured, Pair, Tensors, numbers, write
-from unlearn.step import Steps
-from unlearn.trainer import Moment
+from unlearn.probes.weight_distance import Start
+from unlearn.terms import Term
+from unlearn.training.engine import Engine, NonFiniteGradient
+from unlearn.training.microbatch import Group, own_view
+from unlearn.training.step import Steps
+from unlearn.training.trainer import Moment
 
 log = logging.getLogger(__name__)
 Share = list[Tensor]

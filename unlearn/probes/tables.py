@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch import Tensor
 
-from unlearn.data.tokens import TokenSequence
+from unlearn.data.tokenization import TokenSequence
 from unlearn.files import replacing
-from unlearn.probes.change import Change, agreement
-from unlearn.probes.places import GROUPS, KINDS, Place
+from unlearn.probes.linearity_check import Change, agreement
+from unlearn.probes.parameter_groups import GROUPS, KINDS, Place
 
 WAYS = {"forget": "unlearn", "retain": "retain"}
 """What an effect on a set's risk is called."""

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from unlearn import signatures
+from unlearn import plugins as signatures
 from unlearn.config import MethodConfig, RuleConfig
 from unlearn.errors import ConfigError, did_you_mean
 

@@ -2,6 +2,6 @@
 
 Shapes, names of needs and what keyword-only means are those of `unlearn.objectives`; what returns is [N],
 fp32 and detached: a weight says how hard a token is pulled and is itself never pulled on. A weighting that
-needs only `logp` and `ref_logp` is elementwise: `unlearn.granularity` may call it with the log-confidences
+needs only `logp` and `ref_logp` is elementwise: `_granularity` may call it with the log-confidences
 [B] of whole answers. Exponents are ≥ 0.
 """

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
-from unlearn import signatures
+from unlearn import plugins as signatures
 from unlearn.config import DatasetConfig, Section
 from unlearn.data.example import Example
 from unlearn.errors import ConfigError, did_you_mean

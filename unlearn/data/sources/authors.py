@@ -1,4 +1,4 @@
-"""The embedded default: fictitious authors made here, in the shape of TOFU (`unlearn.data.authors`)."""
+"""The embedded default: fictitious authors in the shape of TOFU (`unlearn.data.synthetic_authors`)."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from pydantic import PositiveInt
 
 from unlearn.config import DatasetConfig, Section
-from unlearn.data.authors import author_sets
 from unlearn.data.example import Example
+from unlearn.data.synthetic_authors import author_sets
 
 
 class Options(Section):

@@ -25,9 +25,9 @@ from pydantic import PositiveInt
 
 from unlearn.config import DatasetConfig, Section
 from unlearn.data.example import Example
+from unlearn.data.readers import SUFFIXES, content_hash, parse_split, read_rows
 from unlearn.data.sources import BASE
 from unlearn.data.sources.custom import example_of, rows_problem
-from unlearn.data.sources.tables import SUFFIXES, content_hash, parse_split, read_rows
 from unlearn.errors import UserError
 from unlearn.paths import file_problem, user_path
 from unlearn.reading import read_text

@@ -16,7 +16,7 @@ from typing import Any
 from unlearn.config import DatasetConfig, Section
 from unlearn.data.columns import optional_text, question_and_answer, text_of
 from unlearn.data.example import Example
-from unlearn.data.sources.tables import SUFFIXES, Row, Table, content_hash, parse_split, read_rows, slice_hint
+from unlearn.data.readers import SUFFIXES, Row, Table, content_hash, parse_split, read_rows, slice_hint
 from unlearn.errors import UserError
 from unlearn.paths import file_problem, user_path
 

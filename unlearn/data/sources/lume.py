@@ -16,7 +16,7 @@ from typing import Any
 from unlearn.config import DatasetConfig
 from unlearn.data.columns import text_of
 from unlearn.data.example import Example
-from unlearn.data.sources.tables import (
+from unlearn.data.readers import (
     Row,
     UnavailableError,
     content_hash,

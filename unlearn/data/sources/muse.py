@@ -26,7 +26,7 @@ from typing import Any
 from unlearn.config import DatasetConfig, Section
 from unlearn.data.columns import text_of
 from unlearn.data.example import Example
-from unlearn.data.sources.tables import (
+from unlearn.data.readers import (
     Row,
     content_hash,
     file_names,

@@ -13,14 +13,7 @@ from typing import Any
 from unlearn.config import DatasetConfig
 from unlearn.data.columns import question_and_answer
 from unlearn.data.example import Example
-from unlearn.data.sources.tables import (
-    content_hash,
-    file_names,
-    find_file,
-    parse_split,
-    read_split,
-    slice_hint,
-)
+from unlearn.data.readers import content_hash, file_names, find_file, parse_split, read_split, slice_hint
 from unlearn.errors import did_you_mean
 from unlearn.paths import is_folder, repository_problem, user_path
 

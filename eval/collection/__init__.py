@@ -1,0 +1,1 @@
+"""From requests to records: every distinct question meets the model once."""

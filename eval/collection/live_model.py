@@ -1,0 +1,242 @@
+"""A live model as benchmarks see it: log-probabilities and text, by all processes together."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from eval.collection.mkldnn import Packed, pack, packed_in
+from eval.collection.ragged import Ragged
+from eval.collection.records import TOKEN_COLUMNS
+from eval.collection.shared_prompts import Row, collate_rows, rows_of
+from eval.shard import ALONE, Shard
+from unlearn import interventions
+from unlearn.data.batching import Batch, collate, deal
+from unlearn.data.tokenization import Encoder, TokenSequence
+from unlearn.passes.forward import TokenRecord, record, unwrap
+from unlearn.passes.generate import Perturb, end_tokens, generate
+from unlearn.passes.per_example.gradient_norms import gradient_norms
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Live:
+    """The transformers model (not an engine around it), its encoder, and how passes over it are made.
+
+    `max_tokens` bounds rows × longest of a forward, `max_rows` the sequences generated side by side.
+    `device` is where inputs go. Its methods are collectives: every process calls them with the same
+    arguments and gets all results.
+    """
+
+    model: nn.Module
+    encoder: Encoder
+    directory: Path
+    shard: Shard = ALONE
+    max_tokens: int = 16_384
+    max_rows: int = 128
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    progress: bool = False
+    static_cache: bool = False
+    _known: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def read(self, sequences: Sequence[TokenSequence], *, label: str = "answers") -> dict[str, Ragged]:
+        """What `unlearn.passes.forward.TokenRecord` holds per answer token: name → a row for each sequence.
+
+        Sequences with the same prompt share its computation where the model can be told so.
+        """
+        rows = rows_of(sequences, shared=self._shares(sequences))
+
+        def forward(part: list[int], most: int) -> TokenRecord:
+            batch, told = self._batch(sequences, [rows[j] for j in part])
+            return record(self.model, batch, most, told)
+
+        answers = [sum(sequences[i].answer_length for i in row.members) for row in rows]
+        with packed_in(self._packed):
+            found = self._passes([row.width for row in rows], answers, forward, label)
+        order = [i for part, _ in found for j in part for i in rows[j].members]
+        # Copied from the device once, at the end: a copy per batch would make the host wait for each.
+        mine: dict[str, np.ndarray] = {"rows": np.array(order, dtype=np.int64)}
+        for name in (*TOKEN_COLUMNS, "lengths"):
+            parts = [getattr(each, name) for _, each in found]
+            mine[name] = torch.cat(parts).cpu().numpy() if parts else np.empty(0)
+        all_of_them = [part for part in self.shard.gather([mine]) if len(part["rows"])]
+        if not all_of_them:
+            return {name: Ragged.of([]) for name in TOKEN_COLUMNS}
+        whole = {name: np.concatenate([part[name] for part in all_of_them]) for name in mine}
+        back = np.argsort(whole.pop("rows"))
+        lengths = whole.pop("lengths").astype(np.int64)
+        return {name: Ragged.cut(values, lengths).take(back) for name, values in whole.items()}
+
+    def norms(self, sequences: Sequence[TokenSequence], *, label: str = "gradients") -> np.ndarray:
+        """Each answer's gradient norm, [E]; see `unlearn.passes.per_example.gradient_norms.gradient_norms`.
+
+        Of all of the model's own parameters, whichever are trained at the moment: the number is the same when
+        the model was saved, adapters merged, and loaded again.
+        """
+
+        def backward(part: list[int], _: int) -> list[float]:
+            batch = collate([sequences[i] for i in part]).to(self.device)
+            norms: list[float] = gradient_norms(self.model, batch).tolist()
+            return norms
+
+        with _all_trained(self.model):
+            found = self._passes(
+                [len(s.ids) - 1 for s in sequences], [s.answer_length for s in sequences], backward, label
+            )
+        values = np.full(len(sequences), np.nan)
+        pairs = [pair for part, norms in found for pair in zip(part, norms, strict=True)]
+        for i, value in self.shard.gather(pairs):
+            values[i] = value
+        return values
+
+    def answers(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        label: str = "generations",
+        perturb: Perturb | None = None,
+    ) -> list[list[int]]:
+        """New tokens of each prompt, up to and without the first end token: greedy, unless perturbed."""
+        with evaluating(self.model), packed_in(self._packed), self._bar(label, len(prompts)) as advance:
+            return generate(
+                self.model,
+                prompts,
+                max_new_tokens=max_new_tokens,
+                end_ids=end_tokens(self.model, self.encoder.end_id),
+                pad_id=self.encoder.pad_id,
+                max_rows=self.max_rows,
+                shard=self.shard,
+                device=self.device,
+                advance=lambda n: advance(n * self.shard.world),
+                perturb=perturb,
+                static_cache=self.static_cache,
+            )
+
+    @property
+    def context(self) -> int | None:
+        """How many tokens the model can look at; None where its configuration does not say."""
+        config: Any = unwrap(self.model).config.get_text_config(decoder=True)
+        return getattr(config, "max_position_embeddings", None)
+
+    @property
+    def _packed(self) -> Packed:
+        state = [parameter._version for parameter in self.model.parameters()]
+        if self._known.get("state") != state:
+            self._known.update(state=state, packed={} if self.shard.synced else pack(self.model))
+        return cast(Packed, self._known["packed"])
+
+    def _passes(
+        self, widths: Sequence[int], answers: Sequence[int], call: Callable[[list[int], int], T], label: str
+    ) -> list[tuple[list[int], T]]:
+        """This process's share: `call(positions, most answer tokens of any process's part)` for each part."""
+        if not widths:
+            return []
+        bins = deal(widths, self.shard.world, max_tokens=self.max_tokens)
+        found = []
+        with evaluating(self.model), self._bar(label, len(widths)) as advance:
+            for turn, part in enumerate(self.shard.mine(bins)):
+                together = [each[turn] for each in bins] if self.shard.synced else [part]
+                most = max(sum(answers[j] for j in each) for each in together)
+                told = call(part or [0], most)  # without a part, for the others: it is a collective
+                found += [(part, told)] if part else []
+                advance(len(part) * self.shard.world)
+        return found
+
+    def _shares(self, sequences: Sequence[TokenSequence]) -> bool:
+        """Whether answers can branch off one prompt: the model takes positions and a tree's mask, and a
+        trial gives the same numbers as one answer at a time."""
+        rows = [row for row in rows_of(sequences, shared=True) if len(row.members) > 1]
+        if not rows:
+            return False
+        base: Any = unwrap(self.model)
+        base = base.get_base_model() if hasattr(base, "get_base_model") else base
+        config = base.config.get_text_config(decoder=True)
+        window = getattr(config, "sliding_window", None)
+        if window is not None and max(len(s.ids) for s in sequences) > window:
+            return False
+        if "branches" not in self._known:
+            able = (
+                not interventions.attached(base)
+                and config._attn_implementation in ("sdpa", "eager")
+                and {"position_ids", "attention_mask"} <= set(inspect.signature(base.forward).parameters)
+            )
+            self._known["branches"] = able and self._tried(sequences, max(rows, key=lambda row: row.width))
+        return bool(self._known["branches"])
+
+    def _tried(self, sequences: Sequence[TokenSequence], row: Row) -> bool:
+        with evaluating(self.model):
+            batch, told = self._batch(sequences, [row])
+            together = record(self.model, batch, told=told).logp
+            apart = record(self.model, collate([sequences[i] for i in row.members]).to(self.device)).logp
+        # Above the rounding of the compute precision; a model that takes no tree is off by nats.
+        tolerance = 0.01 if next(self.model.parameters()).dtype == torch.float32 else 0.3
+        return bool((together - apart).abs().max() < tolerance)
+
+    def _batch(
+        self, sequences: Sequence[TokenSequence], rows: Sequence[Row]
+    ) -> tuple[Batch, dict[str, Tensor]]:
+        if all(len(row.members) == 1 for row in rows):
+            return collate([sequences[row.members[0]] for row in rows]).to(self.device), {}
+        batch, told = collate_rows(sequences, rows)
+        dtype = next(self.model.parameters()).dtype
+        looks = told["attention_mask"].to(self.device)
+        mask = torch.zeros(looks.shape, dtype=dtype, device=self.device)
+        mask.masked_fill_(~looks, torch.finfo(dtype).min)
+        return batch.to(self.device), {
+            "attention_mask": mask,
+            "position_ids": told["position_ids"].to(self.device),
+        }
+
+    @contextmanager
+    def _bar(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+        if not (self.progress and self.shard.first):
+            yield lambda _: None
+            return
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as bar:
+            task = bar.add_task(description, total=total)
+            yield lambda n: bar.advance(task, n)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The model in evaluation mode and no gradients; afterwards each module is as it was."""
+    with kept_modes(model), torch.no_grad():
+        model.eval()
+        yield
+
+
+@contextmanager
+def kept_modes(model: nn.Module) -> Iterator[None]:
+    """Afterwards each module is in training or evaluation mode as it was."""
+    before = [(module, module.training) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, training in before:
+            module.training = training
+
+
+@contextmanager
+def _all_trained(model: nn.Module) -> Iterator[None]:
+    """Every parameter but those of adapters counts as trained; afterwards each is as it was."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.is_floating_point() and ".lora_" not in name)
+        yield
+    finally:
+        for parameter, trained in before:
+            parameter.requires_grad_(trained)

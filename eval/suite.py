@@ -1,0 +1,110 @@
+"""The benchmarks of a run put to other models than its own."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from eval.benchmark import Role, Sets, find, is_live, scored
+from eval.evaluate import evaluate, on_first, score_directory
+from eval.shard import Shard
+from unlearn.config import HardwareConfig
+from unlearn.data.tokenization import Encoder
+from unlearn.distributed import World
+from unlearn.errors import UserError
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """`base.Score` for a run: `benchmarks` with their options, the `sets` they score, and the `directory`
+    (the run's `eval`) that labels are folders of. A retain model comes in as in `eval.evaluate.evaluate`.
+
+    A benchmark without sets, whose questions are a library's, is put to every model whatever the roles, but
+    not where it should be cheap.
+    """
+
+    benchmarks: Mapping[str, Mapping[str, Any]]
+    sets: Sets
+    encoder: Encoder
+    directory: Path
+    world: World
+    hardware: HardwareConfig
+    retain_directory: Path | None = None
+    retain_log: Path | None = None
+    progress: bool = False
+
+    def __call__(
+        self, model: nn.Module, label: str, roles: Sequence[Role], *, synced: bool = False,
+        cheap: bool = False, without: frozenset[str] = frozenset(),
+    ) -> dict[str, float]:  # fmt: skip
+        """
+        Raises:
+            UserError: a benchmark failed, on every process. The others are measured, their results on disk.
+        """
+        metrics: dict[str, float] = {}
+        failed = []
+        for name in self.benchmarks:
+            try:
+                metrics |= self._one(model, name, label, roles, synced, cheap, without)
+            except UserError as error:
+                failed.append(f"benchmark {name}: {error}")
+        if failed:
+            raise UserError("\n".join(failed))
+        return metrics
+
+    def _one(
+        self, model: nn.Module, name: str, label: str, roles: Sequence[Role], synced: bool, cheap: bool,
+        without: frozenset[str],
+    ) -> dict[str, float]:  # fmt: skip
+        module, options = find(name), self.benchmarks[name]
+        sets = scored(module, self.sets, roles)
+        if (module.SETS and not sets) or (cheap and is_live(module)):
+            return {}
+        if cheap:
+            options = {**options, **_cheapest(module.Options)}
+        shard = Shard(self.world.rank, self.world.size, synced)
+        if without:
+            return self._rest(name, sets, label, options, without, shard)
+        return self._whole(model, name, label, options, roles, shard)
+
+    def _whole(
+        self, model: nn.Module, name: str, label: str, options: Mapping[str, Any], roles: Sequence[Role],
+        shard: Shard,
+    ) -> dict[str, float]:  # fmt: skip
+        return evaluate(
+            model, self.encoder, name, self.sets, self.directory / label, options=options,
+            roles=roles if find(name).SETS else None, retain_directory=self.retain_directory,
+            retain_log=self.retain_log, shard=shard, max_tokens=self.hardware.eval_tokens,
+            max_rows_generation=self.hardware.generate_rows, progress=self.progress, device=self.world.device,
+            static_cache=self.hardware.generate_cache == "static",
+        )  # fmt: skip
+
+    def _rest(
+        self, name: str, sets: Sets, label: str, options: Mapping[str, Any], without: frozenset[str],
+        shard: Shard,
+    ) -> dict[str, float]:  # fmt: skip
+        """From the label's records; a benchmark that keeps none cannot leave anything out."""
+        rest = {key: [e for e in some if e.id not in without] for key, some in sets.items()}
+        rest = {key: some for key, some in rest.items() if some}
+        if is_live(find(name)) or not rest:
+            return {}
+
+        def score() -> dict[str, float]:
+            whole, part = self.directory / label / name, self.directory / label / "unseen"
+            shutil.copytree(whole / "records", part / name / "records", dirs_exist_ok=True)
+            return score_directory(
+                name, rest, part, options=options, retain_directory=self.retain_directory,
+                retain_log=self.retain_log,
+            )  # fmt: skip
+
+        return on_first(shard, score)
+
+
+def _cheapest(options: Any) -> dict[str, Any]:
+    """The options under which a benchmark generates as little as it can."""
+    return {"max_new_tokens": 1} if any(field.name == "max_new_tokens" for field in fields(options)) else {}

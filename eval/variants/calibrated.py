@@ -1,0 +1,196 @@
+"""Forgetting at equal retention: as much of the unlearning as leaves what is to be kept.
+
+Methods trade forgetting for retention at different points, so their forgetting alone does not compare. UWC
+(unlearning with control, arXiv 2406.09179) mixes the weights θ = α·unlearned + (1 − α)·target with the
+largest α that keeps a given share of the target's retention, and compares forgetting there.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from eval.benchmark import Role
+from eval.keys import can_be, metrics_of
+from eval.variants.base import ROLES, Workbench, benchmark_metrics, prefixed
+from unlearn.config import RunConfig
+from unlearn.data.sources import available
+from unlearn.errors import UserError, did_you_mean
+from unlearn.interventions import attached
+
+log = logging.getLogger(__name__)
+
+SETS: tuple[str, ...] = ()
+PREFERRED = ("retain/extraction_strength", "retain/probability", "retain/knowmem")
+"""Ends of metric keys, the first that there is: memorised answers as UWC measures them, else the like."""
+_LIKELIHOODS = ("extraction_strength", "exact_memorization", "probability")
+
+
+@dataclass(frozen=True)
+class Options:
+    """`share` of the target's `metric` (higher is better; None: the first of `PREFERRED`) that has to stay.
+
+    0.95 keeps nearly all, so that what is left to compare is forgetting; the code of the G-effect's authors
+    takes 0.9 (arXiv 2502.19301). Each of `passes` halves the interval that α is known to: six find it to
+    1/64, and the forgetting of two α that near hardly differs.
+    """
+
+    share: float = 0.95
+    metric: str | None = None
+    passes: int = 6
+
+
+def check(options: Options, config: RunConfig) -> list[str]:
+    problems = []
+    if not 0 < options.share <= 1:
+        problems.append(f"share={options.share}: give a share of the target's retention, above 0 and up to 1")
+    if not 1 <= options.passes <= 20:
+        problems.append(f"passes={options.passes}: give a number from 1 to 20")
+    if config.method.intervention is not None:
+        problems.append(
+            f"share: method {config.method.name} edits what the model computes, and leaves no weights to mix "
+            "with the target's: leave this variant out"
+        )
+    return problems + _metric(options, config)
+
+
+def _metric(options: Options, config: RunConfig) -> list[str]:
+    """Whether the chosen benchmarks can give what retention is told by."""
+    has = available(config.dataset)
+    given = [key for name in config.eval.benchmarks for key in metrics_of(name, has)]
+    if not given:  # refused by the check of the benchmarks
+        return []
+    if options.metric is not None and not can_be(options.metric, given):
+        near = did_you_mean(options.metric, given)
+        return [f"metric={options.metric}: the benchmarks give no such number{near}"]
+    if options.metric is None and not any(key.endswith(f"/{end}") for end in PREFERRED for key in given):
+        return [
+            f"metric is not set, and the benchmarks give no {' or '.join(PREFERRED)}: set it to what tells "
+            f"retention (of: {', '.join(given)})"
+        ]
+    return []
+
+
+def identity(options: Options) -> Any:
+    return asdict(options)
+
+
+def measure(bench: Workbench, options: Options) -> dict[str, float]:
+    """`calibrated/<benchmark key>` at that α, `calibrated/alpha` and `calibrated/retention`, the metric as a
+    share of the target's. Empty where there is no target to mix with (a target or retain model itself).
+
+    Raises:
+        UserError: the models do not fit together, or nothing tells retention.
+    """
+    if bench.target is None:
+        log.info("calibrated: there is no target to mix this model with")
+        return {}
+    known = {1.0: benchmark_metrics(bench.results), 0.0: benchmark_metrics(bench.target_results)}
+    if not known[0.0]:
+        known[0.0] = _probe(bench, 0.0, options.metric)
+        whole = {}
+    else:
+        whole = known[0.0]
+    metric = options.metric or preferred(known[0.0])
+    goal = _value(known[0.0], metric)
+    if not goal > 0:
+        raise UserError(
+            f"eval.variants.calibrated: the target's {metric} is {goal}, of which no share can be kept: "
+            "set eval.variants.calibrated.metric to another"
+        )
+
+    def retention(alpha: float) -> float:
+        found = known.get(alpha, {})
+        return _value(found if metric in found else _probe(bench, alpha, metric), metric) / goal
+
+    kept: dict[float, float] = {}
+    alpha = largest(lambda a: kept.setdefault(a, retention(a)) >= options.share, options.passes)
+    final = known[1.0] if alpha == 1 else whole if alpha == 0 else {}
+    if not final:
+        final = bench.score(mixed(bench, alpha), f"calibrated/{alpha}", ROLES)
+    summary = {"calibrated/alpha": alpha, "calibrated/retention": kept.get(alpha, 1.0)}
+    return prefixed("calibrated", final) | summary
+
+
+def largest(holds: Callable[[float], bool], passes: int) -> float:
+    """The largest α in [0, 1] found where something holds, given that it does at 0: 1, or by bisection."""
+    if holds(1.0):
+        return 1.0
+    low, high = 0.0, 1.0
+    for _ in range(passes):
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low
+
+
+def preferred(metrics: Mapping[str, float]) -> str:
+    """
+    Raises:
+        UserError: none of the metrics is known to tell retention.
+    """
+    for end in PREFERRED:
+        for key, value in metrics.items():
+            if key.endswith(f"/{end}") and value is not None and not math.isnan(value):
+                return key
+    raise UserError(
+        "eval.variants.calibrated.metric is not set, and the benchmarks give no "
+        f"{' or '.join(PREFERRED)}: set it to what tells retention (of: {', '.join(metrics) or 'none'})"
+    )
+
+
+def mixed(bench: Workbench, alpha: float) -> nn.Module:
+    """A fresh model; beside it the target is there only while they are mixed."""
+    assert bench.target is not None
+    if alpha == 0:
+        return bench.target()
+    model = bench.unlearned()
+    if alpha != 1:
+        mix(model, bench.target(), alpha)
+    return model
+
+
+def mix(model: nn.Module, target: nn.Module, alpha: float) -> None:
+    """Make α·model + (1 − α)·target of the model's floating tensors in place, one by one in fp32.
+
+    Raises:
+        UserError: they are not two states of one model.
+    """
+    own, theirs = model.state_dict(), target.state_dict()
+    other = [n for n in own.keys() | theirs.keys() if _shape(own.get(n)) != _shape(theirs.get(n))]
+    if other or attached(model) or attached(target):
+        raise UserError(
+            "eval.variants.calibrated: the unlearned model and the target cannot be mixed, "
+            + (f"they differ in {min(other)}" if other else "edits are attached to them")
+            + "; leave this variant out"
+        )
+    done: set[int] = set()  # tied weights are one tensor under two names
+    for name, tensor in own.items():
+        if tensor.is_floating_point() and tensor.data_ptr() not in done:
+            tensor.copy_(torch.lerp(theirs[name].to(tensor.device).float(), tensor.float(), alpha))
+            done.add(tensor.data_ptr())
+
+
+def _probe(bench: Workbench, alpha: float, metric: str | None) -> dict[str, float]:
+    cheap = metric is not None and metric.rpartition("/")[2] in _LIKELIHOODS
+    roles: tuple[Role, ...] = ("retain",) if metric is None or "retain" in metric else ("retain", "utility")
+    return bench.score(mixed(bench, alpha), f"calibrated/probe-{alpha}", roles, cheap=cheap)
+
+
+def _value(metrics: Mapping[str, float], metric: str) -> float:
+    value = metrics.get(metric)
+    if value is None or math.isnan(value):
+        raise UserError(
+            f"eval.variants.calibrated.metric={metric}: the benchmarks give no such number "
+            f"(they give: {', '.join(metrics) or 'none'})"
+        )
+    return value
+
+
+def _shape(tensor: torch.Tensor | None) -> Any:
+    return None if tensor is None else tensor.shape

@@ -1,0 +1,222 @@
+"""How fast what was forgotten comes back when the model is trained on a part of it.
+
+What was only hidden returns within steps, also where it was not trained on; what is gone is learned like
+anything new. So two curves: of the whole forget set, and of what was left out of the training (`unseen`),
+which is the measure of hidden knowledge. The retain model's own evaluation gives the curve of a model that
+has nothing to remember.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from eval.variants.base import Workbench, prefixed
+from unlearn.config import CheckpointConfig, MethodConfig, RunConfig
+from unlearn.data.example import Example
+from unlearn.data.readers import content_hash, read_rows
+from unlearn.data.sources import available, custom
+from unlearn.errors import UserError
+from unlearn.models import load as models
+from unlearn.paths import user_path
+from unlearn.reading import read_text
+from unlearn.rules import clip_norm, make_rule
+from unlearn.run_dir import RunDir
+from unlearn.terms import bind
+from unlearn.training.engine import Engine, deepspeed_config
+from unlearn.training.microbatch import Group, Part
+from unlearn.training.trainer import NonFiniteLoss, Trainer
+
+SETS = ("forget",)
+
+
+@dataclass(frozen=True)
+class Options:
+    """Optimizer steps after which the forget sets are scored, and what the model is trained on until then.
+
+    `share` of the forget set is drawn by `seed`, the same for every model; or `text` is a file of
+    other, related data (json, jsonl or parquet as for dataset.source=custom, or txt: one plain text).
+    `lr` is what TOFU's target was made with (arXiv 2401.06121, §3): no more than it took to learn it; it is
+    constant, times `model.lr_scale`. With `share`, `batch` and `steps` as they are, TOFU's forget10 is
+    relearned on 40 of 400 examples, and looked at after one, two and four epochs of them.
+    """
+
+    steps: tuple[int, ...] = (5, 10, 20)
+    share: float = 0.1
+    text: str | None = None
+    lr: float = 1e-5
+    batch: int = 8
+    seed: int = 0
+
+
+def check(options: Options, config: RunConfig) -> list[str]:
+    problems = []
+    if not options.steps or min(options.steps) < 1:
+        problems.append(f"steps={list(options.steps)}: give one or more numbers of steps, from 1 on")
+    if not 0 < options.share <= 1:
+        problems.append(f"share={options.share}: give a share of the forget set, above 0 and up to 1")
+    problems += [
+        f"{key}={value}: it must be above 0"
+        for key in ("lr", "batch")
+        if not (value := getattr(options, key)) > 0
+    ]
+    if options.seed < 0:
+        problems.append(f"seed={options.seed}: it must not be below 0")
+    if options.batch < config.hardware.processes:
+        problems.append(
+            f"batch={options.batch} is smaller than hardware.processes={config.hardware.processes}: some "
+            "processes would have nothing to do"
+        )
+    if options.text is not None:
+        problems += _text_problem(options.text)
+    elif "forget" not in available(config.dataset):
+        problems.append(
+            f"share: dataset {config.dataset.name} has no forget set to train on; set dataset.forget, or "
+            "eval.variants.relearning.text"
+        )
+    return problems
+
+
+def identity(options: Options) -> Any:
+    text = None if options.text is None else content_hash(user_path(options.text))
+    return asdict(options) | {"text": text}
+
+
+def measure(bench: Workbench, options: Options) -> dict[str, float]:
+    """`relearning/<steps>/…` of the forget sets, `relearning/<steps>/unseen/…` of what of them was not
+    trained on, `relearning/steps` and `relearning/examples`.
+
+    Raises:
+        UserError: there is nothing to train on, or the loss is not finite.
+    """
+    examples = relearned(bench, options)
+    seen = also_seen(bench, examples)
+    metrics: dict[str, float] = {}
+    with _trainer(bench, options, examples) as trainer:
+        for steps in sorted(set(options.steps)):
+            trainer.total = steps  # the rate is constant, so nothing hangs on where it ends
+            try:
+                trainer.run()
+            except NonFiniteLoss as error:
+                raise UserError(
+                    f"relearning: the loss is not finite at step {trainer.step + 1}; lower "
+                    f"eval.variants.relearning.lr={options.lr}"
+                ) from error
+            label, synced = f"relearning/{steps}", trainer.engine.zero == 3
+            model = trainer.engine.module
+            metrics |= prefixed(label, bench.score(model, label, ["forget"], synced=synced))
+            if seen:
+                unseen = bench.score(model, label, ["forget"], synced=synced, without=seen)
+                metrics |= prefixed(f"{label}/unseen", unseen)
+    return metrics | {"relearning/steps": max(options.steps), "relearning/examples": len(examples)}
+
+
+def relearned(bench: Workbench, options: Options) -> list[Example]:
+    """What is trained on."""
+    if options.text is not None:
+        return bench.encoder.chunks(_read(options.text))
+    pool = bench.sets.get("forget", [])
+    if not pool:
+        raise UserError(
+            f"relearning trains on the forget set, which dataset {bench.config.dataset.name} does not give: "
+            "set dataset.forget, or eval.variants.relearning.text"
+        )
+    draws = np.random.default_rng([options.seed, zlib.crc32(b"relearning")])
+    pool = bench.encoder.chunks(pool)  # a run that trained has a long text in pieces, others have it whole
+    chosen = draws.permutation(len(pool))[: max(1, round(options.share * len(pool)))]
+    return [pool[i] for i in chosen]
+
+
+def also_seen(bench: Workbench, examples: Sequence[Example]) -> frozenset[str]:
+    """Ids, in any set that can be scored, of what is among these examples: by id, by question or by text."""
+    ids = {example.id for example in examples}
+    texts = {(example.question, example.answer) for example in examples}
+    return frozenset(
+        example.id
+        for name, own in bench.sets.items()
+        for example in own
+        if name not in SETS
+        if example.id in ids or (example.question, example.answer) in texts
+    )
+
+
+class _Trainer(Trainer):
+    def save(self) -> None:
+        """So few steps are sooner made again than written down."""
+
+
+class _Untold:
+    """The losses are in the variant's own history; the tracker's are the run's."""
+
+    def log(self, row: Any, step: int) -> None: ...
+
+
+@contextmanager
+def _trainer(bench: Workbench, options: Options, examples: Sequence[Example]) -> Iterator[Trainer]:
+    config, world = bench.config, bench.world
+    method = MethodConfig(
+        name="relearning", forget={"objective": "nll"}, lr=options.lr, batch=options.batch,
+        steps=max(options.steps), schedule="constant", warmup_epochs=0, weight_decay=0,
+    )  # fmt: skip
+    rundir = RunDir(bench.directory / "eval" / "relearning")
+    if world.main:
+        rundir.path.mkdir(parents=True, exist_ok=True)
+        rundir.history.unlink(missing_ok=True)
+    engine = Engine(
+        _trainable(bench), world, deepspeed_config(config.hardware, clip=clip_norm(method)),
+        weight_decay=method.weight_decay, betas=method.betas,
+    )  # fmt: skip
+    answers = Part(bench.encoder.pairs([(e.question, e.answer) for e in examples]))
+    groups = {"forget": Group([e.id for e in examples], answers)}
+    try:
+        yield _Trainer(
+            engine, bind(method), make_rule(method.rule.name), groups, method, config.hardware,
+            CheckpointConfig(every_steps=1 + max(options.steps)), options.seed,
+            method.rate(config.model.lr_scale), rundir, _Untold(), pad_id=bench.encoder.pad_id,
+            progress=bench.progress,
+        )  # fmt: skip
+    finally:
+        engine.close()
+
+
+def _trainable(bench: Workbench) -> Any:
+    """The finished model, with adapters where the run's own training needed them; edits stay as they are."""
+    config = bench.config
+    made: Any = bench.unlearned()
+    if config.model.lora.r:
+        made = models.add_lora(made, config.model.lora, config.seed)
+    if config.hardware.activation_checkpointing:
+        made.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        made.enable_input_require_grads()
+    return made
+
+
+def _text_problem(path: str) -> list[str]:
+    if problem := custom.rows_problem(user_path(path), path, more=(".txt",)):
+        return [f"text={path}: {problem}"]
+    try:
+        _read(path)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
+def _read(path: str) -> list[Example]:
+    """The examples of a file.
+
+    Raises:
+        UserError: it cannot be read, or does not hold what it should.
+    """
+    file, label = user_path(path), f"text={path}"
+    if file.suffix != ".txt":
+        rows = read_rows(file, label).cut(slice(None))
+        return [custom.example_of(row, where, f"{file.stem}/{number}") for number, row, where in rows]
+    text = read_text(file, label)
+    if not text.strip():
+        raise UserError(f"{label}: the file is empty")
+    return [Example(id=file.stem, answer=text)]

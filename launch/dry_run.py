@@ -1,0 +1,159 @@
+"""`dry_run=true`: what would be made, and what it takes. No weights are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.table import Table
+
+from launch.inspection import inspect
+from launch.memory.estimate import GIB, Load, bound, estimate, shape_of
+from launch.run.ensure import is_complete
+from launch.run.plan import make_plan
+from launch.validate import doubts
+from unlearn.config import RunConfig
+from unlearn.data.batching import Schedule, deal
+from unlearn.data.sources import load_sets
+from unlearn.data.tokenization import TokenSequence
+from unlearn.errors import UserError
+from unlearn.models import load as models
+from unlearn.rules import clip_norm
+from unlearn.terms import bind, row_multiples
+from unlearn.training.engine import deepspeed_config
+from unlearn.training.microbatch import kinds
+from unlearn.training.trainer import total_steps
+
+_SHOWN = (
+    "parameters", "gradients", "optimizer", "activations", "peak", "buffers", "extras",
+    "device", "host", "cache",
+)  # fmt: skip
+_LOOKED_AT = 64  # steps: what a micro-batch holds hardly changes after that
+
+
+def show_plan(config: RunConfig, console: Console) -> None:
+    """Print the plan of a checked configuration."""
+    plan = make_plan(config)
+    for warning in [*doubts(config), *inspect(config, plan)]:
+        console.print(f"warning: {warning}", soft_wrap=True, highlight=False, markup=False)
+    table = Table(title="plan")
+    table.add_column("")
+    table.add_column("directory", overflow="fold")
+    for column in ("state", "steps", "tokens"):
+        table.add_column(column)
+    memory = Table("", title="memory of each process, GiB")
+    taken = []
+    for run in plan.runs:
+        state = "complete" if is_complete(run) else "to resume" if run.rundir.history.is_file() else "to make"
+        one = run.job.config
+        try:
+            sets = _sequences(one)
+            training, load = _training(one, sets), _largest(one, sets)
+        except UserError as error:
+            training, load = ("?", f"? ({str(error).splitlines()[0]})"), bound(one)
+        table.add_row(run.role, str(run.directory), state, *training)
+        memory.add_column(run.role, justify="right")
+        taken.append(_memory(one, load))
+    for part, *cells in zip(_SHOWN, *taken, strict=True):  # a column for each run: most terminals are narrow
+        memory.add_row(part, *cells)
+    console.print(table)
+    console.print(memory)
+    for what in ("benchmarks", "variants"):
+        if chosen := getattr(config.eval, what):
+            console.print(f"{what}: {', '.join(chosen)}", soft_wrap=True, highlight=False)
+    console.print(
+        "tokens: of all training sequences with their own answers, padding not counted. memory: while "
+        "training; device is the sum of what stands above it, host what lies in the machine's memory "
+        "instead, cache what frozen models gave (also on disk). docs/hardware.md tells more.",
+        soft_wrap=True,
+    )
+
+
+def deepspeed_yaml(config: RunConfig) -> str:
+    """DeepSpeed's configuration as `hardware` and `method.clip` make it: comments, which nothing reads."""
+    made = {"deepspeed": deepspeed_config(config.hardware, clip=clip_norm(config.method))}
+    lines = ["generated from hardware and method.clip:", *OmegaConf.to_yaml(made).splitlines()]
+    return "".join(f"# {line}\n" for line in lines)
+
+
+def load_of(config: RunConfig) -> Load:
+    """The largest micro-batch of the run's first steps; where its texts are not here, what there can be."""
+    try:
+        return _largest(config, _sequences(config))
+    except UserError:
+        return bound(config)
+
+
+def _largest(config: RunConfig, sets: Mapping[str, Sequence[TokenSequence]]) -> Load:
+    """A set whose examples have an alternative answer beside their own goes through the model twice."""
+    method, hardware = config.method, config.hardware
+    if not sets:
+        return Load(0, 0, 0)
+    passes = {name: len(some) for name, some in kinds((t, t.needs) for t in bind(method)).items()}
+    schedule = Schedule({n: len(rows) for n, rows in sets.items()}, method.sets[0], method.batch, config.seed)
+    most = Load(0, 0, 0)
+    for step in range(min(_LOOKED_AT, total_steps(method, schedule.steps_per_epoch))):
+        every = [(name, sets[name][row]) for name, some in schedule.rows(step).items() for row, _ in some]
+        lengths = [passes.get(name, 1) * (len(s.ids) - 1) for name, s in every]
+        rows = hardware.micro_batch
+        dealt = deal(
+            lengths, hardware.processes, max_tokens=None if rows else hardware.micro_tokens,
+            max_rows=rows * len(sets) if rows else None,
+        )  # fmt: skip
+        for micro in (micro for rank in dealt for micro in rank if micro):
+            answers = sum(_answers(every[i][1]) * passes.get(every[i][0], 1) for i in micro)
+            width = max(lengths[i] for i in micro)
+            found = Load(len(micro) * width, width, answers)
+            most = max(most, found, key=lambda load: (load.tokens, load.answers))
+    different = {
+        id(s): s for rows in sets.values() for s in rows
+    }  # alternatives as rows repeat their example
+    return replace(most, cached=sum(map(_answers, different.values())))
+
+
+def _answers(sequence: TokenSequence) -> int:
+    return len(sequence.ids) - max(1, sequence.answer_start)
+
+
+def _sequences(config: RunConfig) -> dict[str, list[TokenSequence]]:
+    """The sets that terms are on, as token sequences with their own answers."""
+    names = config.method.sets
+    if not names:
+        return {}
+    tokenizer = models.load_tokenizer(config.model)
+    encoder = models.make_encoder(config.model, tokenizer, config.dataset.max_length)
+    sets = {name: encoder.chunks(rows) for name, rows in load_sets(config.dataset, names).items()}
+    multiples = row_multiples(config.method, bind(config.method))
+    made = {name: encoder.pairs([(e.question, e.answer) for e in sets[name]]) for name in names}
+    return {name: [s for s in made[name] for _ in range(multiples.get(name, 1))] for name in names}
+
+
+def _training(config: RunConfig, sets: Mapping[str, Sequence[TokenSequence]]) -> tuple[str, str]:
+    """Steps, and tokens of all of them."""
+    if not sets:
+        return "–", "–"
+    lengths = {name: [len(sequence.ids) - 1 for sequence in rows] for name, rows in sets.items()}
+    sizes = {name: len(rows) for name, rows in sets.items()}
+    schedule = Schedule(sizes, config.method.sets[0], config.method.batch, config.seed)
+    steps = total_steps(config.method, schedule.steps_per_epoch)
+    tokens = sum(
+        lengths[name][row]
+        for step in range(steps)
+        for name, rows in schedule.rows(step).items()
+        for row, _ in rows
+    )
+    return f"{steps}", f"{tokens:,}"
+
+
+def _memory(config: RunConfig, load: Load) -> list[str]:
+    shape = shape_of(config)
+    if shape is None:
+        return ["? (config.json not on this machine)", *("" for _ in _SHOWN[1:])]
+    found = estimate(shape, config, load)
+    return [_gib(getattr(found, part)) for part in _SHOWN]
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f}" if size else "–"

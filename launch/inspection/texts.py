@@ -1,0 +1,98 @@
+"""The texts that the runs of a plan read: what is trained on, scored, and answered freely."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from eval.collection.requests import Generation, GradientNorm, Likelihood
+from eval.evaluate import plan as requests_of
+from launch.run.execute import benchmark_options, evaluation_sets, watched_sets
+from launch.run.plan import Planned
+from unlearn.config import RunConfig
+from unlearn.data.example import Example
+from unlearn.data.sources import load_sets
+from unlearn.data.templates import filled
+from unlearn.errors import UserError
+from unlearn.terms import training_sets
+
+
+@dataclass(frozen=True, order=True)
+class Text:
+    """A text that a run reads: `where` for people, the question (None: a plain text) and the answer."""
+
+    where: str
+    question: str
+    answer: str
+    plain: bool
+    raw: bool
+
+    @property
+    def pair(self) -> tuple[str | None, str]:
+        return (None if self.plain else self.question, self.answer)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt that is answered freely, with room for `new` tokens."""
+
+    where: str
+    question: str
+    new: int
+    raw: bool
+
+
+@dataclass
+class Texts:
+    """All that the runs of one model read."""
+
+    trained: dict[Text, None]
+    scored: dict[Text, None]
+    asked: dict[Asked, None]
+    sampled: dict[Asked, None]
+
+    def prompted(self) -> bool:
+        """Whether a question goes through the prompt format."""
+        given = [*self.trained, *self.scored]
+        return any(not t.plain and not t.raw for t in given) or any(not a.raw for a in self.asked)
+
+
+def texts_of(runs: Sequence[Planned]) -> Texts:
+    found = Texts({}, {}, {}, {})
+    for run in runs:
+        config = run.job.config
+        trained = training_sets(config) | watched_sets(config)
+        try:
+            sets = load_sets(config.dataset, trained | evaluation_sets(config))
+        except UserError:  # the inspection of rows reports it
+            continue
+        found.trained |= dict.fromkeys(
+            Text(example.id, example.question or "", example.answer, example.question is None, False)
+            for name in sorted(trained & sets.keys())
+            for example in sets[name]
+        )
+        found.sampled |= dict.fromkeys(_sampled(config, sets))
+        scored = {n: rows[: config.eval.limit] for n, rows in sets.items() if n in evaluation_sets(config)}
+        for name in config.eval.benchmarks:
+            for request in requests_of(name, scored, benchmark_options(config, name)):
+                where = f"{name}/{request.name}"
+                if isinstance(request, Likelihood | GradientNorm):
+                    found.scored |= dict.fromkeys(
+                        Text(where, i.question or "", i.answer, i.question is None, request.raw)
+                        for i in request.items
+                    )
+                elif isinstance(request, Generation):
+                    found.asked |= dict.fromkeys(
+                        Asked(where, i.question + i.opening, request.max_new_tokens, request.raw)
+                        for i in request.items
+                    )
+    return found
+
+
+def _sampled(config: RunConfig, sets: Mapping[str, Sequence[Example]]) -> Iterator[Asked]:
+    cfg = config.method.alternatives
+    if cfg.source != "sampled" or "forget" not in training_sets(config):
+        return
+    for example in sets.get("forget", ()):
+        asked = filled(cfg.prompt or "{question}", question=example.question or "", answer=example.answer)
+        yield Asked("method.alternatives", asked, cfg.max_new_tokens, False)

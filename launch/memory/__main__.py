@@ -1,0 +1,131 @@
+"""Which preset of `hardware` a training fits: `python -m launch.memory model=… method=… --card 80`.
+
+With `--paper`, for Llamas of 8B and 70B, of which nothing is loaded: the table of docs/hardware.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from launch.compose import checked, compose_run, force_overrides, given_values, groups, refuse_sweep
+from launch.dry_run import load_of
+from launch.memory.estimate import GIB, Load, Memory, Shape, estimate, read_shape, shape_of
+from unlearn.config import LoraConfig, RunConfig
+from unlearn.errors import UserError
+from unlearn.guard import tool
+from unlearn.models import load as models
+
+USABLE = 0.9
+"""The share of a card to plan with: the rest goes to CUDA itself, to gaps between tensors, to kernels."""
+PAPER = ("gpu", "gpu-offload", "gpu-8", "gpu-8-zero3", "gpu-2x8-zero3")
+CARDS = (24, 40, 80)
+RANK = 16
+_COLUMNS = ("weights", "gradients", "optimizer", "activations", "buffers", "device", "host")
+_COMMON: dict[str, Any] = {"vocab_size": 128256, "num_key_value_heads": 8, "tie_word_embeddings": False}
+_LLAMAS = {
+    "8B": LlamaConfig(
+        hidden_size=4096, num_hidden_layers=32, num_attention_heads=32, intermediate_size=14336, **_COMMON
+    ),
+    "70B": LlamaConfig(
+        hidden_size=8192, num_hidden_layers=80, num_attention_heads=64, intermediate_size=28672, **_COMMON
+    ),
+}
+
+
+def composed(*overrides: str) -> RunConfig:
+    forced = force_overrides(given_values(overrides))
+    refuse_sweep(forced)
+    return checked(compose_run(forced))
+
+
+def fits(memory: Memory, card_gib: float) -> bool:
+    return memory.device <= USABLE * card_gib * GIB
+
+
+@cache
+def llama(name: str, rank: int = 0) -> Shape:
+    """The shape of Llama 3.1 (arXiv 2407.21783, table 3) in a size, trained in full or by adapters."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(_LLAMAS[name], attn_implementation="sdpa")
+        return read_shape(models.add_lora(model, LoraConfig(r=rank), 0) if rank else model)
+
+
+def paper() -> str:
+    """The planning table for NPO with a retain term, as Markdown.
+
+    Micro-batches are as full as each preset lets them be, of sequences of 512 tokens, half of them answers.
+    """
+    lines = [
+        f"| model | trained | hardware | {' | '.join(_COLUMNS)} |" + "".join(f" {c} GiB |" for c in CARDS),
+        "| --- | --- | --- |" + " ---: |" * len(_COLUMNS) + " --- |" * len(CARDS),
+    ]
+    configs = {name: composed("method=npo", f"hardware={name}", "dry_run=true") for name in PAPER}
+    for name in _LLAMAS:
+        for rank in (0, RANK):
+            for preset, config in configs.items():
+                tokens = config.hardware.micro_tokens
+                found = estimate(llama(name, rank), config, Load(tokens, 512, tokens // 2))
+                parts = (
+                    found.parameters, found.gradients, found.optimizer, found.activations + found.peak,
+                    found.buffers + found.extras, found.device, found.host,
+                )  # fmt: skip
+                cells = [name, f"adapters, r={rank}" if rank else "all", preset, *map(_gib, parts)]
+                cells += ["yes" if fits(found, card) else "no" for card in CARDS]
+                lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def presets(overrides: Sequence[str]) -> Iterator[tuple[str, Memory]]:
+    """The estimate of a run with every plain preset.
+
+    Raises:
+        UserError: the model's configuration is not on this machine.
+    """
+    for name in groups()["hardware"]:
+        if name.startswith("slurm"):
+            continue
+        config = composed(*overrides, f"hardware={name}", "dry_run=true")
+        shape = shape_of(config)
+        if shape is None:
+            raise UserError(f"model.path={config.model.path}: the model's config.json is not on this machine")
+        yield name, estimate(shape, config, load_of(config))
+
+
+@tool
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m launch.memory`."""
+    parser = argparse.ArgumentParser(prog="python -m launch.memory", description=__doc__)
+    parser.add_argument("overrides", nargs="*", help="as for unlearn: model=… method=… dataset=…")
+    parser.add_argument("--card", type=float, default=80.0, help="memory of one GPU in GiB")
+    parser.add_argument("--paper", action="store_true", help="Llamas of 8B and 70B instead, as Markdown")
+    given = parser.parse_args(arguments)
+    if given.paper:
+        sys.stdout.write(paper())
+        return 0
+    parts = ("parameters", "gradients", "optimizer", "activations", "peak", "buffers", "extras")
+    table = Table(title="memory of each process while training, GiB")
+    for column in ("hardware", *parts, "device", "host", f"fits {given.card:g} GiB"):
+        table.add_column(column, justify="left" if column == "hardware" else "right")
+    for name, found in presets(given.overrides):
+        numbers = [_gib(getattr(found, part)) for part in (*parts, "device", "host")]
+        on_card = "–" if name.startswith("cpu") else "yes" if fits(found, given.card) else "no"
+        table.add_row(name, *numbers, on_card)
+    Console().print(table)
+    return 0
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f}" if size < 10 * GIB else f"{size / GIB:.0f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""The charts of a report as plain data for plotly.js; pure functions of history rows and flat results.
+
+A trace names its `role` instead of a colour: the page turns it into one, for light and for dark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from eval.judgement.judge import split_variant
+from launch.report.geffect.files import PREFIX
+from launch.report.results_table import direction, format_value, in_order, is_detail, split_key
+from launch.report.traces import Figure, Results, Row, axis, drawable, label, level, line, number, over_steps
+
+UTILITY = (
+    "tofu/model_utility",
+    "muse/retain/knowmem",
+    "lume/retain/regurgitation",
+    "copyright/retain/rougeL_recall",
+    "mmlu/accuracy",
+    "tofu/retain/probability",
+)
+FORGETTING = (
+    "tofu/forget_quality",
+    "tofu/forget/probability",
+    "muse/forget/verbmem",
+    "muse/forget/knowmem",
+    "wmdp/bio/accuracy",
+    "wmdp/cyber/accuracy",
+    "lume/forget/regurgitation",
+    "copyright/forget/rougeL_recall",
+)
+BENCHMARKS = {"tofu", "muse", "wmdp", "mmlu", "lume", "copyright", "general", "sampling", "prompts", "judged"}
+# Counters, drawn by nobody: they are what the others are drawn against.
+COUNTERS = {"step", "epoch", "tokens", "examples", "seconds", "time"}
+
+
+def trade_offs(models: Mapping[str, Results], history: Sequence[Row]) -> list[Figure]:
+    """Utility across, forgetting up: one point for each model and the way there during training.
+
+    models: role (`target`, `retain model`, `unlearned` …) to results.
+    """
+    measured = [*models.values(), *history]
+    x = next((key for key in UTILITY if any(number(m.get(key)) is not None for m in measured)), None)
+    if x is None:
+        return []
+    figures = []
+    for y in FORGETTING:
+        if split_key(y)[0] != split_key(x)[0] and not (x.startswith("mmlu") and y.startswith("wmdp")):
+            continue
+        figure = _trade_off(x, y, models, history)
+        if figure.data:
+            figures.append(figure)
+    return figures
+
+
+def _trade_off(x: str, y: str, models: Mapping[str, Results], history: Sequence[Row]) -> Figure:
+    figure = Figure(
+        title=f"{label(y)} against {label(x)}",
+        hint=f"{label(x)}: {direction(x)} · {label(y)}: {direction(y)}",
+        layout={"xaxis": {"title": {"text": label(x)}}, "yaxis": axis(y), "hovermode": "closest"},
+    )
+    path = [row for row in history if number(row.get(x)) is not None and number(row.get(y)) is not None]
+    if path:
+        figure.hint += " · larger dots are later"
+        figure.data.append(
+            _points(x, y, path, [f"step {row['step']}" for row in path])
+            | {
+                "name": "during training",
+                "role": "path",
+                "mode": "lines+markers",
+                "marker": {"size": [5 + 6 * i / len(path) for i in range(len(path))], "opacity": 1},
+            }
+        )
+    for name, results in models.items():
+        if number(results.get(x)) is not None and number(results.get(y)) is not None:
+            figure.data.append(
+                _points(x, y, [results], [name])
+                | {"name": name, "role": name, "mode": "markers", "marker": {"size": 15}}
+            )
+    return figure
+
+
+def training_curves(history: Sequence[Row], benchmarks: set[str]) -> list[Figure]:
+    """Loss and its parts in one chart; then lr, grad norm and whatever else was logged, by prefix.
+
+    What the G-effect probe logged has charts of its own.
+    """
+    keys = sorted({key for row in history for key in row} - COUNTERS)
+    groups: dict[str, list[str]] = {"loss": []}
+    for key in keys:
+        if split_key(key)[0] not in benchmarks | BENCHMARKS and not key.startswith(PREFIX):
+            groups.setdefault(key.split("/")[0], []).append(key)
+    figures = []
+    for group, members in groups.items():
+        lines = [line(history, key, name=_member(group, key), role=f"c{i}") for i, key in enumerate(members)]
+        drawn = [line for line in lines if line["x"]]
+        if drawn:
+            figures.append(Figure(label(group), data=drawn, layout=over_steps(legend=len(drawn) > 1)))
+    return figures
+
+
+def dynamics(history: Sequence[Row], models: Mapping[str, Results], benchmarks: set[str]) -> list[Figure]:
+    """Metrics during training: a chart for each, a line for each set; the other models as dotted levels."""
+    keys = in_order(key for row in history for key in row if split_key(key)[0] in benchmarks | BENCHMARKS)
+    charts: dict[tuple[str, str], list[str]] = {}
+    for key in keys:
+        bench, _, metric = split_key(key)
+        if not is_detail(key) and not split_variant(key)[0]:
+            charts.setdefault((bench, metric), []).append(key)
+    figures = []
+    for (bench, metric), members in charts.items():
+        lines = [line(history, key, name=_set(key), role=split_key(key)[1] or "c0") for key in members]
+        steps = [x for line in lines for x in line["x"]]
+        if not steps:
+            continue
+        levels = [
+            level(members[0], name, results, min(steps), max(steps))
+            for name, results in models.items()
+            if name in ("target", "retain model") and number(results.get(members[0])) is not None
+        ]
+        axes = over_steps(legend=len(lines) > 1) | {"yaxis": axis(members[0], titled=False)}
+        figures.append(
+            Figure(f"{bench.upper()} · {label(metric)}", _hint(members, levels), [*lines, *levels], axes)
+        )
+    return figures
+
+
+def _points(x: str, y: str, rows: Sequence[Row], names: list[str]) -> dict[str, Any]:
+    shown = [
+        [name, format_value(row[x]), format_value(row[y])] for name, row in zip(names, rows, strict=True)
+    ]
+    return {
+        "type": "scatter",
+        "x": [row[x] for row in rows],
+        "y": [drawable(y, row[y]) for row in rows],
+        "customdata": shown,
+        "hovertemplate": f"<b>%{{customdata[0]}}</b><br>{label(x)} %{{customdata[1]}}"
+        f"<br>{label(y)} %{{customdata[2]}}<extra></extra>",
+    }
+
+
+def _member(group: str, key: str) -> str:
+    if key == group:
+        return "total" if group == "loss" else group
+    return key.removeprefix(f"{group}/")
+
+
+def _set(key: str) -> str:
+    return (split_key(key)[1] or split_key(key)[2]).replace("_", " ")
+
+
+def _hint(keys: Sequence[str], levels: Sequence[Mapping[str, Any]]) -> str:
+    """Directions first, where the sets differ each by name; then what the dotted levels are."""
+    ways = {direction(key): _set(key) for key in reversed(keys)}
+    texts = [f"{name}: {way}" if len(ways) > 1 else way for way, name in reversed(ways.items()) if way]
+    if levels:
+        texts.append("dotted: " + ", ".join(level["name"] for level in levels))
+    return " · ".join(texts)

@@ -1,0 +1,145 @@
+"""Runs compared by their results: `python -m launch.report.compare RUNS… --out DIR`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from launch.redact import scrubbed
+from launch.report.compare import export as written
+from launch.report.compare import tables
+from launch.report.compare.discover import Found, find
+from launch.report.compare.page import page
+from launch.report.compare.rows import Comparison, compared
+from launch.report.compare.runs import Kind, measured
+from launch.report.compare.selection import chosen_keys, chosen_metrics, narrowed, ordered
+from launch.report.results_table import LEGEND, in_order
+from unlearn.files import check_writable, replacing
+from unlearn.guard import given_path, tool
+
+_MOST_NAMES = 8  # of what is left out, in the terminal
+_MOST_REASONS = 10
+_DESCRIPTION = """\
+Compare runs: a table here and in DIR/compare.csv, .tex and .md, and DIR/compare.html to explore them.
+
+RUNS are run directories, folders that contain some, patterns such as 'runs/npo-*', or exports of W&B: the CSV
+that its table of runs downloads, lines of JSON with name, config and summary, folders of offline runs.
+Runs that differ in the seed alone are one row, with mean and 95 % interval. Runs that cannot be compared are
+listed with the reason."""
+_EXAMPLES = """\
+examples:
+  python -m launch.report.compare runs --out comparison
+  python -m launch.report.compare runs --out c --where method=npo,simnpo --where lr=1e-5
+  python -m launch.report.compare runs --out c --metrics forget_quality model_utility --sort model_utility
+  python -m launch.report.compare runs --out c --group-by method beta        mean over all else, e.g. lr
+  python -m launch.report.compare wandb_export.csv --out c --retain none-authors-forget10-nano-9bd27784
+
+KEY is a key of config.yaml, or enough of its end: method.forget.beta, forget.beta, beta."""
+
+
+@tool
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `python -m launch.report.compare`."""
+    given = _parser().parse_args(arguments)
+    named: dict[Kind, str] = {}
+    if given.target:
+        named["target"] = given.target
+    if given.retain:
+        named["retain model"] = given.retain
+    check_writable(given.out, f"--out {given.out}")
+    found = find(given.runs, named)
+    comparison, every = make(found, given.metrics, given.group_by, given.where, given.sort)
+    files = write(comparison, every, found, given.out)
+    _show(comparison, found, files)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m launch.report.compare", description=_DESCRIPTION, epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUNS", help="run directories, folders of them, patterns, exports of W&B")
+    add("--out", type=given_path, required=True, metavar="DIR", help="where the files go; made if missing")
+    add("--metrics", nargs="+", metavar="METRIC",
+        help="columns of the tables: keys, their ends or patterns ('tofu/forget/*'); else the telling ones. "
+        "compare.csv and the page always have all, unless asked for here")  # fmt: skip
+    add(
+        "--group-by",
+        nargs="+",
+        metavar="KEY",
+        help="a row for each combination of these settings, mean over the rest",
+    )
+    add("--where", action="append", default=[], metavar="KEY=VALUE",
+        help="only runs with this setting, or one of these: KEY=A,B; can be given several times")  # fmt: skip
+    add("--sort", metavar="METRIC", help="order of the rows: the best of this metric first; else by name")
+    add(
+        "--target",
+        metavar="RUN",
+        help="the run (directory or name) that evaluates the target, where it is not known",
+    )
+    add("--retain", metavar="RUN", help="the same for the retain model")
+    return parser
+
+
+def make(
+    found: Found, metrics: Sequence[str] | None = None, group_by: Sequence[str] | None = None,
+    where: Sequence[str] = (), sort: str | None = None,
+) -> tuple[Comparison, list[str]]:  # fmt: skip
+    """The comparison of what was found, and all metrics there are of it.
+
+    Raises:
+        UserError: a key, a value or a metric that no run has.
+    """
+    runs = narrowed(found.runs, where)
+    every = in_order(key for run in runs for key in measured(run.results))
+    columns = chosen_metrics(every, metrics)
+    comparison = compared(runs, found.anchors, columns, chosen_keys(runs, group_by))
+    return ordered(comparison, chosen_metrics(every, [sort])[0] if sort else None), every
+
+
+def write(comparison: Comparison, every: Sequence[str], found: Found, out: Path) -> list[Path]:
+    """Write compare.csv, .tex, .md and .html, each whole or not at all, and return their paths."""
+    left_out = tables.left_out_lines(found.left_out)
+    about = "\n".join(
+        ["", tables.note(comparison), "", LEGEND, "", *(f"- {written.escaped(x)}" for x in left_out)]
+    )
+    texts: Mapping[str, str] = {
+        "csv": written.in_csv(comparison, every),
+        "tex": written.in_latex(comparison),
+        "md": f"# Comparison\n\n{written.in_markdown(comparison)}{about}\n",
+        "html": page(comparison, every, found),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    files = []
+    for ending, text in texts.items():
+        file = out / f"compare.{ending}"
+        with replacing(file) as temporary:
+            temporary.write_text(text if ending == "html" else scrubbed(text), encoding="utf-8")
+        files.append(file)
+    return files
+
+
+def _show(comparison: Comparison, found: Found, files: Sequence[Path]) -> None:
+    console = Console(highlight=False)
+    table, hidden = tables.terminal(comparison, console)
+    console.print(table)
+    console.print()
+    if hidden:
+        console.print(
+            f"{hidden} more columns in {files[0]} (or choose: --metrics)", style="dim", markup=False
+        )
+    console.print(tables.note(comparison), style="dim", markup=False)
+    console.print(LEGEND, style="dim", markup=False)
+    for line in tables.left_out_lines(found.left_out, _MOST_NAMES):
+        console.print(line, style="yellow", markup=False)
+    for file in files:
+        console.print(str(file), markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

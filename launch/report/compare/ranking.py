@@ -1,0 +1,42 @@
+"""Which rows are the best of a column."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from launch.report.compare.rows import Row
+from launch.report.results_table import direction
+
+CHANCE = 0.5  # of a membership attack's AUC
+
+
+def distance(key: str, value: float, anchors: Sequence[Row] = ()) -> float:
+    """How far a value is from the best one; only the order of distances means something. NaN where it is not
+    known which way is good.
+    """
+    way = direction(key)[:1]
+    if way in ("↑", "↓"):
+        return -value if way == "↑" else value
+    return abs(value - best_value(key, anchors)) if way == "→" else math.nan
+
+
+def best_value(key: str, anchors: Sequence[Row]) -> float:
+    """Of a metric of which a value is best: 0, or for a membership AUC the retain model's."""
+    if "retain model" not in direction(key):
+        return 0.0
+    known = [row.mean(key).mean for row in anchors if row.kind == "retain model"]
+    return next((value for value in known if not math.isnan(value)), CHANCE)
+
+
+def ranks(key: str, rows: Sequence[Row], anchors: Sequence[Row] = ()) -> list[int | None]:
+    """For each row 1 where its mean is the best, 2 where it is the second best, else None.
+
+    Nobody is best alone: all None where there are no two different values.
+    """
+    far = [distance(key, row.mean(key).mean, anchors) for row in rows]
+    known = sorted({value for value in far if not math.isnan(value)})
+    if len(known) < 2:
+        return [None] * len(rows)
+    places = {value: place for place, value in enumerate(known[:2], start=1)}
+    return [places.get(value) for value in far]

@@ -1,0 +1,108 @@
+"""What the options of the command name: metrics, settings, values, an order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from typing import Any
+
+from launch.report.compare.ranking import distance
+from launch.report.compare.rows import Comparison
+from launch.report.compare.runs import ComparedRun
+from launch.report.results_table import shown
+from launch.report.settings import word
+from unlearn.errors import UserError, did_you_mean
+
+MOST_COLUMNS = 9
+
+
+def chosen_metrics(every: Sequence[str], asked: Sequence[str] | None) -> list[str]:
+    """The metrics of keys, ends of keys and patterns; without any the telling ones.
+
+    Raises:
+        UserError: a name that fits no metric.
+    """
+    if not asked:
+        return shown(every, MOST_COLUMNS) or list(every[:MOST_COLUMNS])
+    found: dict[str, None] = {}
+    for name in asked:
+        fits = (
+            [name] if name in every else [k for k in every if k.endswith(f"/{name}") or fnmatchcase(k, name)]
+        )
+        if not fits:
+            ends = {key.split("/")[-1] for key in every}
+            raise UserError(f"no run has a metric {name}{did_you_mean(name, {*every, *ends})}")
+        found |= dict.fromkeys(fits)
+    return list(found)
+
+
+def chosen_keys(runs: Sequence[ComparedRun], asked: Sequence[str] | None) -> list[str] | None:
+    """The settings that were named, None where none was."""
+    return None if not asked else [setting(runs, name) for name in asked]
+
+
+def setting(runs: Sequence[ComparedRun], name: str) -> str:
+    """The key of a setting from enough of its end; `method` is the name of the method.
+
+    Raises:
+        UserError: no run has it, or the end fits several.
+    """
+    if name in ("method", "method.name"):
+        return "method"
+    if name == "seed":
+        return name
+    keys = {key for run in runs for key in run.settings}
+    fits = [name] if name in keys else sorted(key for key in keys if key.endswith(f".{name}"))
+    if not fits:
+        ends = {key.split(".")[-1] for key in keys} | {"method", "seed"}
+        raise UserError(f"no run has a setting {name}{did_you_mean(name, ends if '.' not in name else keys)}")
+    if len(fits) > 1:
+        raise UserError(f"{name} fits several settings, write more of it: {', '.join(fits)}")
+    return fits[0]
+
+
+def narrowed(runs: Sequence[ComparedRun], where: Sequence[str]) -> list[ComparedRun]:
+    """The runs with the settings of all conditions `KEY=VALUE[,VALUE…]`.
+
+    Raises:
+        UserError: a condition that is none, or that leaves no run.
+    """
+    left = list(runs)
+    for condition in where:
+        name, equals, wanted = condition.partition("=")
+        if not equals:
+            raise UserError(f"--where {condition}: write KEY=VALUE, e.g. --where method=npo")
+        key = setting(runs, name)
+        values = wanted.split(",")
+        kept = [run for run in left if any(_same(run.value(key), v) for v in [wanted, *values])]
+        if not kept:
+            there = sorted({word(run.value(key)) for run in left})
+            raise UserError(f"--where {condition} leaves no run; {key} is {', '.join(there[:20])}")
+        left = kept
+    return left
+
+
+def _same(value: Any, text: str) -> bool:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            return math.isclose(float(text), value, rel_tol=1e-9)
+        except ValueError:
+            return False
+    names = {str(value), "none", "null"} if value is None else {str(value), str(value).lower(), word(value)}
+    return text in names
+
+
+def ordered(found: Comparison, key: str | None) -> Comparison:
+    """The rows with the best of a metric first, those without it last; ties as they were."""
+    if key is None:
+        return found
+    order = []
+    for task in found.tasks:
+        anchors, rows = found.of_task(task)
+        far = {id(row): distance(key, row.mean(key).mean, anchors) for row in rows}
+        if all(math.isnan(value) for value in far.values()):  # it is not known which way is good
+            far = {id(row): -row.mean(key).mean for row in rows}
+        order += sorted(rows, key=lambda row: (math.isnan(far[id(row)]), far[id(row)]))
+    return replace(found, rows=order)

@@ -1,0 +1,175 @@
+"""Charts of single forget tokens under the G-effect: implicit weights, effects and likelihoods.
+
+After arXiv 2502.19301, figure 5, and the analysis of weights in arXiv 2505.11953, section 4.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from launch.report.axes import Signed, signed
+from launch.report.geffect.chart_parts import joined, with_slider
+from launch.report.geffect.files import Tables, thinned
+from launch.report.results_table import format_value
+from launch.report.traces import Figure, number
+
+MOST_POINTS = 3000  # of a chart, all steps together
+MOST_LOOKS = 12  # steps of a chart of points
+BINS = 24
+_WORDS = {
+    "weight": "weight",
+    "p": "likelihood p",
+    "unlearn": "⟨∇ℓ, ∇R forget⟩",
+    "retain": "⟨∇ℓ, ∇R retain⟩",
+    "objective": "⟨∇ℓ, ∇L⟩",
+}
+
+Cells = Mapping[str, Any]
+
+
+def sampled(rows: Sequence[Cells], most: int) -> list[Cells]:
+    """At most so many rows, the same at every step and every time: by a hash of set, id and position."""
+    if len(rows) <= most:
+        return list(rows)
+
+    def place(number: int) -> tuple[int, int]:
+        row = rows[number]
+        return zlib.crc32(f"{row.get('set')}/{row['id']}/{row['position']}".encode()), number
+
+    return [rows[i] for i in sorted(sorted(range(len(rows)), key=place)[:most])]
+
+
+def token_charts(tokens: Tables) -> list[Figure]:
+    """Forget tokens: weight against both effects and against likelihood, by step; the weights over the steps.
+
+    An objective without weights by token has its effects against likelihood instead.
+    """
+    steps = thinned(list(tokens), MOST_LOOKS)
+    most = MOST_POINTS // max(1, len(steps))
+    found = {step: sampled(_forget(tokens[step]), most) for step in steps}
+    weighted = any(number(row.get("weight")) is not None for rows in found.values() for row in rows)
+    across = "weight" if weighted else "p"
+    positive = "positive: making this token less likely raises that risk"
+    figures = [
+        _scatter(found, across, "unlearn", "Forget tokens: effect on the forget risk", positive),
+        _scatter(found, across, "retain", "Forget tokens: effect on the retain risk", positive),
+    ]
+    if weighted:
+        implicit = "implicit weight of each forget token in the objective"
+        figures.append(_scatter(found, "p", "weight", "Weight against likelihood", implicit))
+        figures.append(distribution(tokens, "Weights over the steps"))
+    else:
+        negative = "negative: a step makes this token less likely"
+        figures.append(_scatter(found, "p", "objective", "Forget tokens: effect of the objective", negative))
+    return [figure for figure in figures if figure.data]
+
+
+def _forget(table: pa.Table) -> list[Cells]:
+    rows = [row for row in table.to_pylist() if row["set"] == "forget" and number(row["logp"]) is not None]
+    return [row | {"p": math.exp(min(0.0, row["logp"]))} for row in rows]
+
+
+def _scatter(found: Mapping[int, Sequence[Cells]], x: str, y: str, title: str, hint: str) -> Figure:
+    """A cloud for each step; the axes stay while the slider moves."""
+    known = {}
+    for step, rows in found.items():
+        if some := [r for r in rows if number(r.get(x)) is not None and number(r.get(y)) is not None]:
+            known[step] = some
+    if not known:
+        return Figure(title)
+    scale = Signed() if y == "weight" else signed(row[y] for rows in known.values() for row in rows)
+    figure = Figure(title, joined(hint, scale.note))
+    for rows in known.values():
+        figure.data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "role": "forget",
+                "marker": {"size": 6, "opacity": 0.55},
+                "x": [row[x] for row in rows],
+                "y": [scale.place(row[y]) for row in rows],
+                "customdata": [_told(row, y) for row in rows],
+                "hovertemplate": f"<b>%{{customdata[0]}}</b> %{{customdata[1]}}<br>{_WORDS[x]} %{{x:.4g}}"
+                f"<br>{_WORDS[y]} %{{customdata[2]}}<extra></extra>",
+            }
+        )
+    across, up = (room(value for trace in figure.data for value in trace[axis]) for axis in ("x", "y"))
+    figure.layout = {
+        "xaxis": {"title": {"text": _WORDS[x]}, "range": across},
+        "yaxis": {"title": {"text": _WORDS[y]}, "range": up, "zeroline": True} | scale.ticks,
+        "hovermode": "closest",
+        "showlegend": False,
+    }
+    return with_slider(figure, [[i] for i in range(len(known))], list(known))
+
+
+def _told(row: Cells, y: str) -> list[str]:
+    token = html.escape(str(row["text"]).strip() or "␣")
+    where = f"token {row['position']} of {html.escape(str(row['id']))}, p {format_value(row['p'])}"
+    return [token, where, format_value(row[y])]
+
+
+def room(values: Iterable[float | None]) -> list[float]:
+    """A range with some air around the values."""
+    known = [value for value in values if value is not None and math.isfinite(value)] or [0.0]
+    low, high = min(known), max(known)
+    air = 0.05 * (high - low) or abs(high) * 0.05 or 1e-3
+    return [low - air, high + air]
+
+
+def distribution(tokens: Tables, title: str) -> Figure:
+    """How the weights of the forget tokens spread at each step: shares by bin, and their mean as a line."""
+    looks = {step: pairs(table)[1] for step, table in tokens.items()}
+    looks = {step: values for step, values in looks.items() if values.size}
+    figure = Figure(title, "share of the forget tokens by weight · line: the mean weight")
+    if not looks:
+        return figure
+    low = min(0.0, *(float(values.min()) for values in looks.values()))
+    high = max(float(values.max()) for values in looks.values())
+    edges = np.linspace(low, high if high > low else low + 1.0, BINS + 1)
+    shares = np.array([np.histogram(values, edges)[0] / values.size for values in looks.values()]).T
+    figure.data = [
+        {
+            "type": "heatmap",
+            "scale": "sequential",
+            "x": [str(step) for step in looks],
+            "y": ((edges[1:] + edges[:-1]) / 2).tolist(),
+            # The square root keeps few tokens visible beside many; the hover tells the share.
+            "z": np.sqrt(shares).round(4).tolist(),
+            "customdata": [[f"{share:.1%}" for share in row] for row in shares.tolist()],
+            "hovertemplate": "step %{x}, weight about %{y:.3g}<br>%{customdata} of the tokens<extra></extra>",
+            "showscale": False,
+        },
+        {
+            "type": "scatter",
+            "mode": "lines+markers",
+            "marker": {"size": 5},
+            "role": "forget",
+            "x": [str(step) for step in looks],
+            "y": [float(values.mean()) for values in looks.values()],
+            "hovertemplate": "mean weight at step %{x}: %{y:.4g}<extra></extra>",
+        },
+    ]
+    figure.layout = {
+        "xaxis": {"type": "category", "title": {"text": "step"}, "showgrid": False},
+        "yaxis": {"title": {"text": "weight"}, "showgrid": False, "range": [edges[0], edges[-1]]},
+        "hovermode": "closest",
+        "showlegend": False,
+    }
+    return figure
+
+
+def pairs(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Likelihood and implicit weight of the forget tokens that have one, [N] each."""
+    if not {"set", "logp", "weight"} <= set(table.column_names):
+        return np.empty(0), np.empty(0)
+    logp, weight = (np.array(table[name].to_pylist(), dtype=float) for name in ("logp", "weight"))
+    known = np.isfinite(weight) & np.isfinite(logp) & (np.array(table["set"].to_pylist()) == "forget")
+    return np.exp(np.minimum(logp[known], 0.0)), weight[known]

@@ -1,0 +1,220 @@
+"""docs/methods.md from code and presets: `python -m launch.report.methods_page` writes it anew.
+
+What a person wrote of that page stands in `methods.md.j2`; the tables are made here.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+import unlearn.rules
+from launch.compose import CONFIGS, describe, groups, yaml_of_defaults
+from launch.report import markdown
+from unlearn import interventions
+from unlearn.config import SLOTS, AlternativesConfig, AutoLRConfig, MethodConfig
+from unlearn.guard import tool
+from unlearn.terms import bind, find_objective, needs_alternatives, objective_names, weighting_names
+from unlearn.training.auto_lr import AutoLR
+
+PAGE = CONFIGS.parent / "docs" / "methods.md"
+
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "Ascent": ("ascent", "ascent_sum"),
+    "Weighted ascent": (),
+    "Preferences": ("npo", "simnpo", "dpo", "kto"),
+    "Refusals": (),
+    "Divergence of two answers": ("flat", "flat_batch"),
+    "Distributions": ("undial", "ceu", "max_entropy", "flatness", "contrast"),
+    "Hidden states": ("rmu", "rmu_adaptive"),
+    "Edits of the computation": (),
+    "Learning, or nothing": ("nll",),
+    "Others": (),
+}
+"""Heading → objectives of the forget term; what is sorted otherwise is in `_family`."""
+
+_ALTERNATIVES = {
+    "refusals": "refusals",
+    "mismatch": "other questions' answers",
+    "sampled": "answers sampled from the target",
+    "column": "a column of answers",
+}
+_ELSEWHERE = {
+    "name", "source", *SLOTS, *(f"{slot}_weight" for slot in SLOTS), "further", "alternatives",
+    "intervention", "lr", "epochs", "steps", "batch",
+}  # fmt: skip
+"""Keys that have a place of their own; the others are told where they differ from their default."""
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("methods.md.j2").render(
+        overview=_overview(), families=_families(), rules=_rules(), interventions=_interventions(),
+        objectives=_functions("objectives", objective_names()),
+        weightings=_functions("weightings", weighting_names()),
+        auto=markdown.summary(AutoLR), auto_options=markdown.options(AutoLRConfig),
+        alternatives=markdown.options(AlternativesConfig), scaled=_scaled(),
+    )  # fmt: skip
+
+
+def presets() -> dict[str, MethodConfig]:
+    """Every `method=…`."""
+    names = groups()["method"]
+    return {name: MethodConfig.model_validate(yaml_of_defaults("method", name)) for name in names}
+
+
+def terms(method: MethodConfig) -> list[str]:
+    """The method's terms for a person, e.g. "**retain** 0.1 · `nll`"."""
+    stated = [(slot, method.weight(slot), keys) for slot, keys in method.terms.items()]
+    stated += [
+        (f.slot, f.weight, {"objective": f.objective, **(f.model_extra or {})}) for f in method.further
+    ]
+    lines = [
+        f"**{slot}** {f'{weight:g} · ' if weight != 1 else ''}{_term(keys)}" for slot, weight, keys in stated
+    ]
+    given = "alternatives" in method.model_fields_set
+    return [*lines, *([f"alternatives: {markdown.said(method.alternatives)}"] if given else [])]
+
+
+def needs(method: MethodConfig) -> list[str]:
+    """What the method takes beside the model and the forget set."""
+    bound, edit = bind(method), method.intervention or {}
+    names = {need for term in bound for need in term.needs}
+    paired = any(map(needs_alternatives, bound))
+    sets = {*method.sets, *interventions.sets(edit)}
+    found = {
+        "full split": "full" in sets,
+        "retain set": "retain" in sets or (paired and method.alternatives_from_retain),
+        _ALTERNATIVES[method.alternatives.source]: paired,
+        "log-probs": bool(names & {"ref_logp", "ref_alt_logp"}),
+        "last hidden states": "ref_logits" in names,
+        "layer states": "ref_hidden" in names,
+        "reinforced model": "reinforced_logits" in names or edit.get("name") == "contrast",
+        "mean teacher": "teacher_logits" in names,
+        "annotations": "important" in names,
+        **{f"`method.intervention.{key}`": True for key in _unset(edit)},
+    }
+    return [name for name, wanted in found.items() if wanted]
+
+
+def training(method: MethodConfig) -> list[str]:
+    """Learning rate, length and batch, and every key that is not left at its default."""
+    found = [f"edit {markdown.call(method.intervention)}"] if method.intervention else []
+    if method.sets:
+        length = f"{method.steps} steps" if method.steps else f"{method.epochs:g} epochs"
+        found.append(f"lr {markdown.scientific(method.lr)} · {length} · batch {method.batch}")
+    other = {key: field.default for key, field in MethodConfig.model_fields.items() if key not in _ELSEWHERE}
+    return found + [
+        f"{key} {markdown.said(value)}"
+        for key, usual in other.items()
+        if (value := getattr(method, key)) != usual
+    ]
+
+
+def _overview() -> str:
+    rows = []
+    for name, method in presets().items():
+        place = markdown.anchor(_family(method))
+        about = markdown.linked(describe("method", name))
+        rows.append((f"[`{name}`](#{place})", about, ", ".join(needs(method)) or "–"))
+    return markdown.table(("method", "what it is", "needs, beside the forget set"), rows)
+
+
+def _families() -> str:
+    order = list(FAMILIES)
+    found = sorted(presets().items(), key=lambda each: (order.index(_family(each[1])), each[0]))
+    parts = []
+    for family, members in groupby(found, key=lambda each: _family(each[1])):
+        listed = list(members)
+        rows = [(f"`{n}`", "<br>".join(terms(m)) or "–", "<br>".join(training(m)) or "–") for n, m in listed]
+        sources = "\n".join(f"- `{n}`: {markdown.linked(m.source)}" for n, m in listed if m.source)
+        parts.append(f"### {family}\n\n{markdown.table(('method', 'terms', 'training'), rows)}\n\n{sources}")
+    return "\n\n".join(parts)
+
+
+def _family(method: MethodConfig) -> str:
+    if method.intervention:
+        return "Edits of the computation"
+    if method.forget is None:
+        return "Refusals" if method.template else "Learning, or nothing"
+    objective = method.forget["objective"]
+    if method.forget.get("weighting"):
+        return "Weighted ascent" if objective in FAMILIES["Ascent"] else "Others"
+    return next((family for family, members in FAMILIES.items() if objective in members), "Others")
+
+
+def _functions(kind: str, names: Iterable[str]) -> str:
+    rows = []
+    for name in names:
+        module = importlib.import_module(f"unlearn.{kind}.{name}")
+        function = getattr(module, name)
+        looks_at = markdown.positional(function)
+        if "batch_mean" in looks_at:
+            looks_at += [need for need in markdown.positional(module.batch_mean) if need not in looks_at]
+        cells = [f"`{name}`", f"{markdown.summary(module)}<br>{markdown.summary(function)}"]
+        cells.append(", ".join(f"`{need}`" for need in looks_at))
+        if kind == "objectives":
+            returns = inspect.signature(find_objective(name), eval_str=True).return_annotation
+            cells.append({"N": "token", "B": "example"}[returns.dim_str.strip()])
+        rows.append((*cells, markdown.keywords(function)))
+    per = ["averaged per"] if kind == "objectives" else []
+    return markdown.table((kind.removesuffix("s"), "what it is", "looks at", *per, "hyper-parameters"), rows)
+
+
+def _rules() -> str:
+    rows = []
+    for name in unlearn.rules.names():
+        module = importlib.import_module(f"unlearn.rules.{name}")
+        own = [k for _, k in inspect.getmembers(module, inspect.isclass) if k.__module__ == module.__name__]
+        rows.append((f"`{name}`", markdown.summary(own[0]), markdown.keywords(own[0])))
+    return markdown.table(("rule", "what it does", "options"), rows)
+
+
+def _interventions() -> str:
+    kinds = sorted(interventions.Intervention.__subclasses__(), key=lambda kind: kind.name)
+    return "\n\n".join(
+        f"**`{kind.name}`** {markdown.summary(kind)}\n\n{markdown.options(kind.Options)}" for kind in kinds
+    )
+
+
+def _unset(edit: Mapping[str, Any]) -> list[str]:
+    """Options that the preset leaves to its user."""
+    kinds = {kind.name: kind.Options.model_fields for kind in interventions.Intervention.__subclasses__()}
+    fields = kinds.get(str(edit.get("name")), {})
+    return [key for key, field in fields.items() if field.is_required() and key not in edit]
+
+
+def _scaled() -> str:
+    scales = {name: yaml_of_defaults("model", name).get("lr_scale", 1) for name in groups()["model"]}
+    return ", ".join(f"`model={name}` has {scale:g}" for name, scale in scales.items() if scale != 1)
+
+
+def _term(keys: Mapping[str, Any]) -> str:
+    objective, weighting = keys["objective"], keys.get("weighting")
+    rest = {key: value for key, value in keys.items() if key not in ("objective", "weighting")}
+    own = markdown.call({"name": objective, **rest})
+    if weighting is None:
+        return own
+    return f"{own} × {markdown.call({'name': weighting} if isinstance(weighting, str) else weighting)}"
+
+
+@tool
+def main(_: Sequence[str] | None = None) -> None:
+    """Entry point of `python -m launch.report.methods_page`."""
+    PAGE.write_text(page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

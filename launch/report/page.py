@@ -1,0 +1,134 @@
+"""report.html: one page that shows a run against its target and its retain model, from files alone."""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from plotly.offline import get_plotlyjs
+
+from eval.judgement.judge import split_variant
+from launch.judgement import judged_columns, with_judgement
+from launch.report.charts import dynamics, trade_offs, training_curves
+from launch.report.geffect.sections import geffect
+from launch.report.results_table import direction, format_value, in_order, is_detail, split_key
+from launch.report.robustness_charts import quantised, relearned
+from launch.report.run_files import Results, Run, configuration, history, load
+from launch.report.sections import attack_tables, beside, cards, judgements, samples
+from launch.report.traces import Figure, label
+from unlearn.files import replacing
+
+
+def write_report(run_dir: Path, *, target_dir: Path | None = None, retain_dir: Path | None = None) -> Path:
+    """Write `<run_dir>/report.html` in one step (never half a page) and return its path.
+
+    target_dir, retain_dir: the run directories of the evaluations to compare with. Any part may be missing,
+        here and in `run_dir`: the page then leaves out what rests on it.
+    Raises FileNotFoundError without `run_dir`, ValueError naming the file for one that cannot be read.
+    """
+    if not run_dir.is_dir():
+        raise FileNotFoundError(f"no run directory {run_dir}: a report is written from the files of a run")
+    config_text, config = configuration(run_dir)
+    method = _name(config, "method")
+    role = "this model" if method in ("none", "finetune") else "unlearned"
+    compared = [("target", target_dir), ("retain model", retain_dir)]
+    runs = [load(path, name) for name, path in compared if path is not None and path.is_dir()]
+    runs = [run for run in runs if run.results or run.examples] + [load(run_dir, role)]
+    columns: dict[str, Results] = {run.role: run.results for run in runs}
+    judged = judged_columns(columns, own_target=method == "none")
+    for run in runs:
+        run.results = with_judgement(columns, own_target=method == "none")[run.role]
+    keys = in_order(key for run in runs for key in run.results if not is_detail(key))
+    rows = history(run_dir)
+    effects, told = geffect(run_dir, rows)
+    page = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=[method, *(_name(config, key) for key in ("dataset", "model", "fingerprint"))],
+            complete=(run_dir / "results.json").exists(),
+            runs=runs,
+            own=runs[-1],
+            judged=judgements(judged),
+            cards=cards(runs),
+            tables=attack_tables(runs),
+            keys=[key for key in keys if not split_variant(key)[0]],
+            changed=[key for key in keys if split_variant(key)[0]],
+            samples=list(samples(runs)),
+            problems=runs[-1].problems,
+            config=config_text,
+            geffect=told,
+            **_charts(runs, rows, effects),
+        )
+    )
+    report = run_dir / "report.html"
+    with replacing(report) as unfinished:
+        unfinished.write_text(page, encoding="utf-8")
+    return report
+
+
+def _charts(
+    runs: Sequence[Run], rows: list[dict[str, Any]], effects: Mapping[str, list[Figure]]
+) -> dict[str, Any]:
+    models = {run.role: run.results for run in runs}
+    benchmarks = {split_key(key)[0] for run in runs for key in run.results} - {"train", "geffect", ""}
+    sections = {
+        "tradeoff": trade_offs(models, rows),
+        "attacked": relearned(models) + quantised(models),
+        "training": training_curves(rows, benchmarks),
+        "dynamics": dynamics(rows, models, benchmarks),
+        **effects,
+    }
+    return drawn(sections)
+
+
+def drawn(sections: Mapping[str, Sequence[Figure]]) -> dict[str, Any]:
+    """What `charts.html.j2` and `draw.html.j2` need to draw them."""
+    figures = {
+        f"{name}-{i}": _finite(asdict(figure))
+        for name, group in sections.items()
+        for i, figure in enumerate(group)
+    }
+    return {
+        "figures": figures,
+        "sections": {name: [key for key in figures if key.startswith(f"{name}-")] for name in sections},
+        "plotly": _packed_plotly() if figures else "",
+    }
+
+
+@cache
+def _packed_plotly() -> str:
+    """plotly.js, 4.8 MB, as 2 MB of base64 that the page inflates itself."""
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+
+
+def _name(config: Mapping[str, Any], key: str) -> str:
+    part = config.get(key)
+    if isinstance(part, Mapping):
+        part = next((part[name] for name in ("name", "id", "path") if part.get(name)), None)
+    return str(part) if part is not None else ""
+
+
+def _finite(value: Any) -> Any:
+    """NaN and infinity are no JSON: a gap in the line takes their place."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def environment() -> Environment:
+    """Where the templates of this package are, with what they use."""
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    made.filters |= {"value": format_value, "direction": direction, "label": label}
+    made.globals |= {"slug": lambda role: role.replace(" ", "-"), "beside": beside}
+    return made

@@ -1,0 +1,88 @@
+"""A chart of a report as plain data for plotly.js, and the traces it is made of.
+
+A trace names its `role` instead of a colour: the page turns it into one, for light and for dark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from launch.report.results_table import format_value, split_key
+
+Row = Mapping[str, Any]
+Results = Mapping[str, float | None]
+
+MAX_POINTS = 1500  # per line; a longer one is thinned evenly
+SMALLEST_P = 1e-40  # where a p-value of 0 is drawn on the logarithmic axis; the hover tells the value
+
+
+@dataclass
+class Figure:
+    title: str
+    hint: str = ""
+    data: list[dict[str, Any]] = field(default_factory=list)
+    layout: dict[str, Any] = field(default_factory=dict)
+
+
+def label(key: str) -> str:
+    """A key in words: `tofu/forget/rougeL_recall` → "forget ROUGE-L recall"."""
+    _, group, metric = split_key(key)
+    words = {"lr": "learning rate", "rougeL_recall": "ROUGE-L recall", "tokens_per_s": "tokens per second"}
+    words |= {"memory_gib": "memory (GiB)", "grad_norm": "gradient norm"}
+    text = words.get(metric, metric.replace("_", " "))
+    return f"{group.replace('_', ' ')} {text}".strip()
+
+
+def line(history: Sequence[Row], key: str, *, name: str, role: str) -> dict[str, Any]:
+    rows = [row for row in history if number(row.get(key)) is not None]
+    if len(rows) > MAX_POINTS:
+        rows = [rows[round(i * (len(rows) - 1) / (MAX_POINTS - 1))] for i in range(MAX_POINTS)]
+    return {
+        "type": "scatter",
+        "mode": "lines" if len(rows) > 30 else "lines+markers",
+        "marker": {"size": 5},
+        "name": name,
+        "role": role,
+        "x": [row["step"] for row in rows],
+        "y": [drawable(key, row[key]) for row in rows],
+        "customdata": [format_value(row[key]) for row in rows],
+        "hovertemplate": "%{customdata}",
+    }
+
+
+def level(key: str, name: str, results: Results, first: int, last: int) -> dict[str, Any]:
+    value = results[key]
+    group = split_key(key)[1]
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "line": {"dash": "dot", "width": 1.5},
+        "showlegend": False,
+        "name": f"{name} ({group})" if group else name,
+        "role": name,
+        "x": [first, last],
+        "y": [drawable(key, value)] * 2,
+        "customdata": [format_value(value)] * 2,
+        "hovertemplate": "%{customdata}",
+    }
+
+
+def axis(key: str, *, titled: bool = True) -> dict[str, Any]:
+    axis: dict[str, Any] = {"title": {"text": label(key), "standoff": 14}} if titled else {}
+    if key.endswith("forget_quality"):
+        axis |= {"type": "log", "nticks": 7}
+    return axis
+
+
+def over_steps(*, legend: bool) -> dict[str, Any]:
+    return {"xaxis": {"title": {"text": "step"}}, "hovermode": "x unified", "showlegend": legend}
+
+
+def drawable(key: str, value: Any) -> Any:
+    return max(value, SMALLEST_P) if key.endswith("forget_quality") else value
+
+
+def number(value: Any) -> float | None:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None

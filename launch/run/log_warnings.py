@@ -1,0 +1,85 @@
+"""What the logs of a command's runs say, for the terminal: warnings, and what ended a process."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from launch.run.plan import Planned
+
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_WARNING = re.compile(r"\d{4}-\d\d-\d\d \S+ WARNING (?:launch|unlearn|eval)[\w.]*: (.*)")
+_ERROR = re.compile(
+    r"^\d{4}-\d\d-\d\d \S+ ERROR launch\.worker: \w+: (.*?)(?=^\d{4}-\d\d-\d\d |^Traceback|\Z)",
+    re.MULTILINE | re.DOTALL,
+)
+_SHOWN = 5
+
+
+class Warned:
+    """The warnings of some runs in their order, each once."""
+
+    def __init__(self) -> None:
+        self._texts: dict[str, None] = {}
+        self._log = ""
+
+    def add(self, texts: Iterable[str]) -> None:
+        self._texts |= dict.fromkeys(texts)
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        return tuple(self._texts)
+
+    @contextmanager
+    def of(self, run: Planned) -> Iterator[None]:
+        """Take what the processes of a run write to its logs meanwhile, on whatever machine."""
+        before = {file: file.stat() for file in _logs(run)}
+        try:
+            yield
+        finally:
+            prefix = "" if run.role == "run" else f"{run.role}: "
+            for file in _logs(run):
+                old, now = before.get(file), file.stat()
+                if old is not None and (old.st_size, old.st_mtime_ns) == (now.st_size, now.st_mtime_ns):
+                    continue
+                # A run's own log is continued, the others' are begun anew.
+                found = _warnings(file, old.st_size if old is not None and file == run.rundir.log else 0)
+                self.add(f"{prefix}{text}" for text in found)
+                self._log = str(run.rundir.log) if found else self._log
+
+    def lines(self) -> list[str]:
+        """What the command says of them."""
+        return told(Counter(self.texts), self._log)
+
+
+def told(counts: Counter[str], where: str = "") -> list[str]:
+    """The first few warnings, a line each, with in how many jobs they came where in several."""
+    lines = [
+        f"warning{f' ({count} jobs)' if count > 1 else ''}: {text}"
+        for text, count in list(counts.items())[:_SHOWN]
+    ]
+    rest = len(counts) - len(lines)
+    return [*lines, f"… and {rest} more warnings in {where or 'run.log'}"] if rest > 0 else lines
+
+
+def last_error(log: Path) -> str:
+    """What ended a process, from its log; "" where the log does not say."""
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    return found[-1].strip() if (found := _ERROR.findall(text)) else ""
+
+
+def _logs(run: Planned) -> list[Path]:
+    return [file for file in (run.rundir.log, *sorted(run.directory.glob("process-*.log"))) if file.is_file()]
+
+
+def _warnings(file: Path, start: int) -> list[str]:
+    """The first line of each warning of our own packages from a place in a log on."""
+    with file.open("rb") as stream:
+        stream.seek(start)
+        text = stream.read().decode(errors="replace")
+    return [match[1] for line in text.splitlines() if (match := _WARNING.match(line)) is not None]

@@ -1,0 +1,120 @@
+"""One process of a run: `python -m launch.run.worker RUN_DIRECTORY`, or a call in the command's process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from launch.redact import ScrubbedFormatter, expanded, scrub_output
+from launch.run.execute import Beside, Job, Weights, execute
+from launch.run.log_warnings import LOG_FORMAT
+from launch.run.worker_processes import log_of
+from launch.tracking.tracker import NullTracker
+from launch.tracking.upload import show, tracker_of
+from unlearn.config import RunConfig
+from unlearn.errors import UserError
+from unlearn.guard import is_logged, lasting_output, mark_logged, outcome
+from unlearn.run_dir import RunDir
+from unlearn.signals import STOPPED
+from unlearn.training.trainer import Stopped
+
+log = logging.getLogger("launch.run.worker")  # also where it is the main module
+
+
+def work(directory: Path, *, progress: bool = True) -> dict[str, float]:
+    """Execute the run that `config.yaml` in the directory describes, as one of its processes."""
+    rundir = RunDir(directory)
+    job, role = read_job(rundir)
+    main = os.environ.get("RANK", "0") == "0"
+    with logging_to(rundir.log if main else None):
+        tracker = tracker_of(job, role, rundir) if main else NullTracker()
+        code = 1
+        try:
+            summary = execute(job, rundir, tracker, progress=progress)
+            if main:
+                show(tracker, job, role, rundir, summary)
+            code = 0
+            return summary
+        except Stopped as stopped:
+            log.warning("%s", stopped)
+            raise
+        except Exception as error:
+            log.error("%s: %s", type(error).__name__, error, exc_info=not isinstance(error, UserError))
+            mark_logged(error, rundir.log if main else log_of(directory, int(os.environ["RANK"])))
+            raise
+        finally:
+            tracker.finish(code)
+
+
+def read_job(rundir: RunDir) -> tuple[Job, str]:
+    """The job of a run directory, and its role in the plan that it was made by.
+
+    A path that begins with `~` is below the reader's home directory.
+    """
+    stored = expanded(OmegaConf.to_container(OmegaConf.load(rundir.config)))
+    assert isinstance(stored, dict)
+    config = RunConfig.model_validate({k: v for k, v in stored.items() if k in RunConfig.model_fields})
+    job: dict[str, Any] = stored["job"]
+    beside = Beside(**{name: Path(path) if path else None for name, path in job["beside"].items()})
+    reinforced = Weights(**job["reinforced"]) if job["reinforced"] else None
+    return Job(config, stored["fingerprint"], Weights(**job["start"]), beside, reinforced), str(job["role"])
+
+
+@contextmanager
+def logging_to(file: Path | None) -> Iterator[None]:
+    """Log records of this run go to its file; without one, warnings and worse to standard error."""
+    root = logging.getLogger()
+    before = root.level
+    handlers: list[logging.Handler] = []
+    if file is not None:
+        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers[0].setFormatter(ScrubbedFormatter(LOG_FORMAT))
+        for noisy in ("DeepSpeed", "accelerate", "httpx", "filelock", "fsspec", "urllib3"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        root.setLevel(logging.INFO)
+    else:
+        handlers.append(logging.StreamHandler())
+        handlers[0].setFormatter(logging.Formatter(LOG_FORMAT))
+        handlers[0].setLevel(logging.WARNING)
+    for handler in handlers:
+        root.addHandler(handler)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            root.removeHandler(handler)
+            handler.close()
+        root.setLevel(before)
+
+
+def main() -> None:
+    """Entry point of the processes that `launch.run.ensure` starts."""
+    main_process = os.environ.get("RANK", "0") == "0"
+    lasting_output()
+    if not main_process:
+        scrub_output()  # it goes to a log
+    # Ctrl-C reaches the whole process group; the trainer's own handler stops it after a checkpoint.
+    try:
+        if len(sys.argv) != 2:
+            raise UserError(
+                "one process of a run, which the command starts: python -m launch.run.worker RUN_DIRECTORY"
+            )
+        work(Path(sys.argv[1]))
+    except Stopped:
+        sys.exit(STOPPED)
+    except Exception as error:
+        text, code = outcome(error)
+        if not is_logged(error):  # the command tells what is in the logs
+            sys.stderr.write(f"{text}\n")
+        sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,118 @@
+"""The worker processes that one task of a run starts, watches and ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from unlearn.signals import STOPPED
+from unlearn.training.trainer import Stopped
+
+_GRACE = 10.0  # seconds from SIGTERM to SIGKILL
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a task's workers ended: those that failed by themselves, by rank with their exit code.
+
+    `stopped`: a signal to the task stopped them. `broken`: some ended before those of other tasks can.
+    `error`: why there were none.
+    """
+
+    node: str
+    failed: Mapping[int, int] = field(default_factory=dict)
+    stopped: bool = False
+    broken: bool = False
+    error: str | None = None
+
+
+class Workers:
+    """One process for each place (environment variables) of this task, once `start` is called."""
+
+    def __init__(self, directory: Path, places: Sequence[Mapping[str, str]], node: str) -> None:
+        self._directory, self._places, self._node = directory, places, node
+        self._running: dict[int, subprocess.Popen[bytes]] = {}
+        self._started = False
+        self._asked: int | None = None
+        self._ended = self._stopped = False
+        self._failed: dict[int, int] = {}
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def start(self, rendezvous: Mapping[str, str]) -> None:
+        command = [sys.executable, "-m", "launch.run.worker", str(self._directory.absolute())]
+        self._started = True
+        for place in self._places:
+            rank = int(place["RANK"])
+            # The main process shares the terminal, for its progress bar; the others leave a log.
+            output = None if rank == 0 else log_of(self._directory, rank).open("w")
+            environment = {**os.environ, **place, **rendezvous}
+            self._running[rank] = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
+            if output is not None:
+                output.close()
+
+    def look(self) -> bool:
+        """Whether some still work. One that failed ends the others: they wait for it in a collective."""
+        for rank, worker in list(self._running.items()):
+            if (code := worker.poll()) is None:
+                continue
+            del self._running[rank]
+            if not self._ended:  # what came after is our doing
+                self._stopped = self._stopped or code == STOPPED
+                self._failed |= {rank: code} if code not in (0, STOPPED) else {}
+        if self._failed:
+            self.end()
+        return bool(self._running)
+
+    def forward(self, number: int) -> None:
+        """Pass a signal on, for them to stop after a checkpoint.
+
+        Raises:
+            Stopped: there is nothing to pass it on to yet.
+        """
+        self._asked = number
+        if not self._started:
+            raise Stopped(f"{self._directory}: stopped by {signal.Signals(number).name} before it began")
+        for worker in self._running.values():
+            if worker.poll() is None:
+                worker.send_signal(number)
+
+    def end(self) -> None:
+        self._ended = True
+        for worker in self._running.values():
+            if worker.poll() is None:
+                worker.terminate()
+        until = time.monotonic() + _GRACE
+        for worker in self._running.values():
+            try:
+                worker.wait(max(0.0, until - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                worker.kill()
+                worker.wait()
+
+    @property
+    def broken(self) -> bool:
+        return bool(self._failed)
+
+    def report(self, error: str | None = None) -> Report:
+        """To be asked for when none works any more."""
+        # A worker that was not training knew of no better way to follow the signal.
+        followed = self._asked is not None and any(code == -self._asked for code in self._failed.values())
+        failed = {} if followed else self._failed
+        stopped = self._stopped or followed or (self._asked is not None and not self._started)
+        return Report(self._node, failed, stopped, self.broken or not self._started, error)
+
+
+def log_of(directory: Path, rank: int) -> Path:
+    """What a process printed; of the first one, its log."""
+    return directory / ("run.log" if rank == 0 else f"process-{rank}.log")

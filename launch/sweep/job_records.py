@@ -1,0 +1,148 @@
+"""What the jobs of a sweep leave in one folder, so that the command can tell of them wherever they ran.
+
+`jobs.json` lists what was launched; `<job number>.json` is there from the job's first moment, and holds its
+exit code from its last. `stop` keeps jobs that have not begun from beginning.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from launch.run.slurm_task import leads
+from launch.sweep.summary_table import Made, varying
+from unlearn.files import digest, read_json, write_json
+
+ENDED_WITHOUT_A_WORD = "ended without a word (killed?); the same sweep started again goes on with it"
+NOT_ENDED = "has not ended: it runs on {host}, or was killed there without a word"
+_ELSEWHERE = ("hydra/launcher", "hydra.launcher", "hardware", "tracker", "dry_run")
+
+
+def sweep_name(overrides: Sequence[str]) -> str:
+    """What a sweep is called: the same whenever its command is given again, wherever its jobs run."""
+    given = sorted(o.lstrip("+") for o in overrides)
+    what = [o for o in given if not o.startswith(_ELSEWHERE)]
+    recipe = next((o.partition("=")[2] for o in what if o.startswith("experiment=")), "")
+    parts = ["sweep", "".join(c if c.isalnum() or c in "-_" else "_" for c in recipe), digest(what)[:8]]
+    return "-".join(part for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Records:
+    """The folder of one sweep, `<folder of all runs>/sweeps/<id>`."""
+
+    folder: Path
+
+    @property
+    def stop(self) -> Path:
+        return self.folder / "stop"
+
+    def announce(self, first: int, jobs: Sequence[Sequence[str]], total: int, given: Sequence[str]) -> None:
+        """Job `first` and those after it are about to be launched, of `total` in all; `given` is the command.
+
+        What an earlier start left of them is forgotten, except where the same job was done.
+        """
+        if not leads():
+            return
+        listed = self.listed() if first else {}
+        for number, overrides in enumerate(jobs, start=first):
+            listed[number] = tuple(overrides)
+            before = self._read(number)
+            if before and (before["code"] != 0 or tuple(before["overrides"]) != tuple(overrides)):
+                self._file(number).unlink()
+        for file in self.folder.glob("[0-9]*.json"):
+            if int(file.stem) not in listed:
+                file.unlink()
+        jobs_of = {str(number): list(overrides) for number, overrides in listed.items()}
+        total = max(total, len(listed))
+        write_json(self.folder / "jobs.json", {"total": total, "given": list(given), "jobs": jobs_of})
+
+    def begin(self, number: int, overrides: Sequence[str]) -> None:
+        """A record without an exit code: killed from now on, the job has left this."""
+        self._write(number, Made(tuple(overrides), None, code=None))
+
+    def end(self, number: int, made: Made) -> None:
+        self._write(number, made)
+
+    def ended(self, number: int) -> bool:
+        record = self._read(number)
+        return record is not None and record["code"] is not None
+
+    def value(self, number: int) -> float | None:
+        """What the job gave to a sweeper that optimises."""
+        record = self._read(number)
+        return record["value"] if record else None
+
+    def begun(self, number: int) -> bool:
+        return self._file(number).is_file()
+
+    def running(self) -> list[int]:
+        """Process ids, on this machine, of jobs that have begun and not ended."""
+        found = [record for number in self.listed() if (record := self._read(number))]
+        here = platform.node()
+        return [r["process"] for r in found if r["code"] is None and r["host"] == here]
+
+    def title(self, number: int) -> str:
+        """`[3/18] method=npo seed=1`: which of how many, and what sets it apart from the others so far."""
+        known, listed = read_json(self.folder / "jobs.json"), self.listed()
+        given = known["given"] if len(listed) == 1 else ()  # what there is to go by, with nothing beside it
+        apart = dict(zip(listed, varying(list(listed.values()), given), strict=True))
+        return f"[{number + 1}/{known['total']}] {apart.get(number, '')}".rstrip()
+
+    def made(self) -> list[Made]:
+        """Every job that has begun, in order."""
+        records = [(overrides, self._read(number)) for number, overrides in self.listed().items()]
+        return [_made(overrides, record) for overrides, record in records if record]
+
+    def not_begun(self) -> list[tuple[str, ...]]:
+        """Overrides of the jobs that were launched and have not begun."""
+        return [overrides for number, overrides in self.listed().items() if not self.begun(number)]
+
+    def listed(self) -> dict[int, tuple[str, ...]]:
+        """Overrides of the jobs launched so far, by number."""
+        file = self.folder / "jobs.json"
+        if not file.is_file():
+            return {}
+        return {int(number): tuple(overrides) for number, overrides in read_json(file)["jobs"].items()}
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"{number}.json"
+
+    def _read(self, number: int) -> dict[str, Any] | None:
+        try:
+            return read_json(self._file(number))
+        except FileNotFoundError:
+            return None
+
+    def _write(self, number: int, made: Made) -> None:
+        if not leads():
+            return
+        record = {
+            "overrides": list(made.overrides),
+            "code": made.code,
+            "directory": str(made.directory.absolute()) if made.directory else None,
+            "reason": made.reason,
+            "beside": {name: str(folder.absolute()) for name, folder in made.beside},
+            "value": made.value,
+            "feasible": made.feasible,
+            "warnings": list(made.warnings),
+            "host": platform.node(),
+            "process": os.getpid(),
+        }
+        write_json(self._file(number), record)
+
+
+def _made(overrides: tuple[str, ...], record: Mapping[str, Any]) -> Made:
+    if record["code"] is None:
+        here = record["host"] == platform.node()
+        return Made(overrides, None, ENDED_WITHOUT_A_WORD if here else NOT_ENDED.format(**record), code=1)
+    directory = record["directory"]
+    beside = tuple((name, Path(folder)) for name, folder in record["beside"].items())
+    return Made(
+        overrides, Path(directory) if directory else None, record["reason"], beside,
+        record["code"], record["value"], record["feasible"], tuple(record.get("warnings", ())),
+    )  # fmt: skip

@@ -1,0 +1,187 @@
+"""`python -m launch.tracking.sync runs`: send what was logged offline to W&B, from a networked machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+from rich.table import Table
+from tqdm import tqdm
+
+from launch.tracking.wandb_session import PROGRAM, key_configured, session, without_mode_variables
+from unlearn.errors import UserError
+from unlearn.guard import given_path, tool
+
+_REACHED = 15.0  # seconds for the service to answer at all
+_TO_SEND, _SENT, _THERE, _RUNNING, _FAILED = "to be sent", "sent", "already there", "still running", "failed"
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one process of a run has logged: an `offline-run-<time>-<id>` folder, and what became of it."""
+
+    folder: Path
+    state: str = _TO_SEND
+    reason: str = ""
+
+    @property
+    def run_id(self) -> str:
+        return self.folder.name.split("-", 3)[3]
+
+
+@tool
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code: 0 done, 1 something was not sent, 2 refused."""
+    given = _parser().parse_args(arguments)
+    pieces = found(given.runs)
+    if not given.dry_run and any(piece.state == _TO_SEND for piece in pieces):
+        refuse_without_service()
+        options = [f"--{name}={value}" for name in ("project", "entity") if (value := getattr(given, name))]
+        pieces = send(pieces, options, timeout=given.timeout)
+    _tell(Console(), pieces, every=given.dry_run)
+    return int(any(piece.state == _FAILED for piece in pieces))
+
+
+def found(roots: Iterable[Path]) -> list[Piece]:
+    """Every offline folder of the run directories or folders of them, the oldest first.
+
+    Raises:
+        UserError: a folder that is named does not exist.
+    """
+    folders: set[Path] = set()
+    for root in roots:
+        if not root.is_dir():
+            raise UserError(f"{root}: there is no such folder; name run directories, or a folder of them")
+        inside = [root] if root.name.startswith("offline-run-") else root.rglob("offline-run-*")
+        folders |= {folder.resolve() for folder in inside if any(folder.glob("*.wandb"))}
+    return [_piece(folder) for folder in sorted(folders, key=lambda each: (each.name, each))]
+
+
+def refuse_without_service() -> None:
+    """Raises UserError where there is no key, or where nothing answers at the address of the service."""
+    settings = session()
+    if not key_configured(settings):
+        raise UserError(
+            f"no W&B key for {settings.base_url}: run `wandb login` once, or set WANDB_API_KEY; "
+            "--dry-run shows what would be sent"
+        )
+    try:
+        urllib.request.urlopen(settings.base_url, timeout=_REACHED).close()
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{settings.base_url} cannot be reached from here ({error}): "
+            "start this on a machine that has a network, a login node say, or set WANDB_BASE_URL"
+        ) from None
+
+
+def send(pieces: Sequence[Piece], options: Sequence[str], *, timeout: float) -> list[Piece]:
+    """Send what is to be sent, each in a `wandb sync` of its own, so that one failure does not end the rest.
+
+    Of a run, nothing is sent behind a piece that failed: it would stand in the place of what is missing.
+    """
+    done: list[Piece] = []
+    broken: set[str] = set()
+    waiting = sum(piece.state == _TO_SEND for piece in pieces)
+    with tqdm(total=waiting, desc="sync", unit="folder", disable=None) as bar:
+        for piece in pieces:
+            if piece.state == _TO_SEND:
+                if piece.run_id in broken:
+                    piece = replace(piece, state=_FAILED, reason="an earlier piece of this run was not sent")
+                else:
+                    piece = _sent(piece, options, timeout)
+                bar.update()
+            if piece.state in (_FAILED, _RUNNING):
+                broken.add(piece.run_id)
+            done.append(piece)
+    return done
+
+
+def _piece(folder: Path) -> Piece:
+    if any(folder.glob("*.wandb.synced")):
+        return Piece(folder, _THERE)
+    lock = folder.parent.parent / ".lock"  # of the run's directory, held as long as it is worked at
+    if lock.is_file():
+        try:
+            FileLock(lock).acquire(timeout=0).lock.release()
+        except Timeout:
+            return Piece(folder, _RUNNING, "sent half, W&B would count it as whole; sync again later")
+        except OSError:
+            pass  # of another user: it cannot be asked
+    return Piece(folder)
+
+
+def _sent(piece: Piece, options: Sequence[str], timeout: float) -> Piece:
+    command = [sys.executable, "-m", "wandb", "sync", *options, str(piece.folder)]
+    with tempfile.TemporaryDirectory() as elsewhere:  # it writes a log where it is started
+        try:
+            with without_mode_variables():
+                variables = dict(os.environ)
+            done = subprocess.run(
+                command,
+                cwd=elsewhere,
+                env=variables | {"WANDB_PROGRAM": PROGRAM, "WANDB_DIR": elsewhere, "WANDB_SILENT": "false"},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=timeout,
+            )
+        except subprocess.TimeoutExpired:
+            return replace(
+                piece, state=_FAILED, reason=f"not done after {timeout:g} s; --timeout allows more"
+            )
+    # Its exit code is 0 even where it gave up: the mark tells.
+    if done.returncode == 0 and any(piece.folder.glob("*.wandb.synced")):
+        return replace(piece, state=_SENT)
+    return replace(piece, state=_FAILED, reason=_reason(done.stdout) or f"exit code {done.returncode}")
+
+
+def _reason(output: str) -> str:
+    """The line that says most: an error, else the last one."""
+    lines = [line.removeprefix("wandb: ").strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if "error" in line.lower() or "fail" in line.lower()]
+    return (errors or lines or [""])[-1]
+
+
+def _tell(console: Console, pieces: Sequence[Piece], *, every: bool) -> None:
+    table = Table(box=None, header_style="bold")
+    for head in ("run", "piece", "state", "why"):
+        table.add_column(head, overflow="fold")
+    for piece in pieces:
+        if every or piece.state in (_FAILED, _RUNNING):
+            table.add_row(piece.folder.parent.parent.name, piece.folder.name, piece.state, piece.reason)
+    if table.row_count:
+        console.print(table, highlight=False, markup=False)
+    counts = Counter(piece.state for piece in pieces)
+    told = ", ".join(f"{number} {state}" for state, number in counts.items())
+    console.print(told or "no offline-run-* folder was found", highlight=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser: Any = argparse.ArgumentParser(prog="python -m launch.tracking.sync", description=__doc__)
+    parser.add_argument("runs", nargs="*", type=given_path, default=[Path("runs")], metavar="RUNS",
+                        help="run directories, or folders of them (default: runs)")  # fmt: skip
+    parser.add_argument("--dry-run", action="store_true", help="show what would be sent, and in what order")
+    parser.add_argument("--project", help="send to this project, whatever the runs say")
+    parser.add_argument("--entity", help="send to this user or team")
+    parser.add_argument("--timeout", type=float, default=3600, help="seconds for each folder (default: 3600)")
+    made: argparse.ArgumentParser = parser
+    return made
+
+
+if __name__ == "__main__":
+    sys.exit(main())

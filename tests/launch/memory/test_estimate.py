@@ -1,0 +1,240 @@
+"""The estimate of memory: against sums by hand, against autograd, and against what processes really take."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from rich.console import Console
+
+from launch.dry_run import deepspeed_yaml, load_of, show_plan
+from launch.memory.__main__ import composed, fits, llama, main, paper
+from launch.memory.estimate import (
+    BUCKET,
+    GIB,
+    Load,
+    Memory,
+    Shape,
+    block_bytes,
+    bound,
+    estimate,
+    read_shape,
+    shape_of,
+)
+from tests.paths import ROOT
+from unlearn.config import LoraConfig, NanoConfig
+from unlearn.models import load as models
+from unlearn.models import nano
+from unlearn.training.engine import deepspeed_config
+
+# 1000 parameters, of which 600 are trained
+SHAPE = Shape(
+    vocabulary=50, hidden=8, layers=2, heads=2, kv_heads=1, head_dim=4, inner=16, parameters=1000, trained=600
+)
+LOAD = Load(tokens=10, width=5, answers=6, cached=40)
+
+
+def memory(*overrides: str, shape: Shape = SHAPE) -> Memory:
+    return estimate(shape, composed("method=grad_ascent", *overrides), LOAD)
+
+
+def test_one_process_in_fp32_keeps_sixteen_bytes_of_a_trained_parameter():
+    found = memory()
+    # fp32 weights; gradients and two moments of the trained ones
+    assert (found.parameters, found.gradients, found.optimizer) == (4000, 2400, 4800)
+    assert (found.buffers, found.host) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("given", "parameters", "gradients", "optimizer"),
+    [
+        # stage 1 and 2 step on a copy in fp32: 12 bytes of 600 / 4
+        ("zero=1", 4000, 600, 1800),
+        ("zero=2", 4000, 600, 1800),
+        ("zero=3", 1000, 600, 1200),  # fp32 weights are their own master weights
+        ("dtype=bf16", 2000, 600, 1800),  # which becomes stage 2
+    ],
+)
+def test_zero_shares_out(given, parameters, gradients, optimizer):
+    found = memory("hardware.processes=4", f"hardware.{given}")
+    assert (found.parameters, found.gradients, found.optimizer) == (parameters, gradients, optimizer)
+
+
+def test_offload_moves_to_the_host():
+    found = memory("hardware=gpu-offload", "dry_run=true")
+    assert (found.parameters, found.gradients, found.optimizer) == (2000, 0, 0)
+    assert found.host == 600 * (4 + 4 + 12)  # the gradient twice; moments and master weights
+    assert found.buffers == 2 * BUCKET  # on a GPU all of it is there, however small the model
+    third = memory("hardware=gpu-offload", "hardware.zero=3", "dry_run=true")
+    assert (third.parameters, third.host) == (0, 2000 + 600 * 20)
+
+
+def test_what_a_method_keeps_beside():
+    # ngdiff takes the gradient of each of its two terms: 4 bytes each, twice
+    assert memory("method=ngdiff", "method.schedule=constant").extras == 2 * 4 * 600
+    kept = memory("method=npo")
+    assert kept.cache == 40 * 4  # a log-probability for each answer token
+    assert kept.extras == 0
+    # undial's teacher is the reference: in the cache 8 numbers for each token, beside the model its head
+    undial = memory("method=undial")
+    assert undial.cache == 40 * 8 * 4
+    assert undial.extras == 50 * 8 * 4
+
+
+def test_recomputed_activations_leave_the_blocks_inputs():
+    plain, spared = memory(), memory("hardware.activation_checkpointing=true")
+    # after the blocks: the last norm's input, normalised form and output, its scale, what enters the head
+    after = 10 * (8 * (4 + 4 + 4) + 4) + 6 * 8 * 4
+    assert plain.activations == 2 * 10 * block_bytes(SHAPE, 4, 5) + after
+    assert spared.activations == 2 * 10 * 8 * 4 + after
+    assert spared.peak > plain.peak
+
+
+def test_evaluating_keeps_the_weights_alone():
+    assert memory("method=none").device == 4000
+
+
+def _kept(model: Any, rows: int, width: int) -> int:
+    """Bytes of what autograd keeps of a forward of the backbone, weights apart."""
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    found: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        place = tensor.untyped_storage().data_ptr()
+        if place not in weights:
+            found[place] = tensor
+        return tensor
+
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        inner.model(input_ids=torch.zeros((rows, width), dtype=torch.long), use_cache=False)
+    return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rank", [0, 4])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_a_block_keeps_what_autograd_keeps(dtype, rank, attention):
+    def built(layers: int) -> Any:
+        config = NanoConfig(hidden_size=64, heads=4, layers=layers)
+        model: Any = nano.model(config, seed=0, attention=attention)
+        model = models.add_lora(model, LoraConfig(r=rank), 0) if rank else model
+        return model.to(dtype)
+
+    one, two = built(1), built(2)
+    block = (_kept(two, 3, 32) - _kept(one, 3, 32)) / (3 * 32)
+    assert block_bytes(read_shape(two), dtype.itemsize, 32) == pytest.approx(block, rel=0.02)
+
+
+def test_shapes_count_exactly():
+    # Llama 3.1's cards: 8,030,261,248 and 70,553,706,496 parameters
+    assert llama("8B").parameters == llama("8B").trained == 8_030_261_248
+    assert llama("70B").parameters == 70_553_706_496
+    adapted = llama("8B", 16)
+    # r·(in + out) of seven matrices a block: 16·32·(2·8192 + 2·5120 + 3·18432)
+    assert adapted.trained == 16 * 32 * (2 * 8192 + 2 * 5120 + 3 * 18432) == 41_943_040
+    assert adapted.adapters == 7 * 16
+    assert not adapted.head_learned
+
+
+def of(*overrides: str) -> Memory:
+    config = composed("model.nano.layers=2", *overrides)
+    shape = shape_of(config)
+    assert shape is not None
+    return estimate(shape, config, bound(config))
+
+
+def test_the_models_of_the_configuration_are_read():
+    full, adapted = of(), of("model.lora.r=4")
+    chosen = of("method.train=[*layers.1.mlp.down_proj.weight]")
+    assert full.gradients > adapted.gradients > 0
+    assert chosen.gradients == 4 * 128 * 344  # one matrix of nano's
+    assert chosen.activations < full.activations / 2  # nothing is kept of the block before
+    assert of("method=grun").gradients < full.gradients / 10  # its edits alone are trained
+    assert shape_of(composed("model=llama-3.1-8b-instruct", "model.path=nobody/nothing")) is None
+
+
+def test_the_load_is_of_the_runs_own_texts():
+    config = composed("method.batch=4", "dataset.options.authors=10")
+    load = load_of(config)
+    assert 0 < load.answers < load.tokens <= config.hardware.micro_tokens
+    assert load.width < config.dataset.max_length
+    assert load.cached > load.answers
+    assert load_of(composed("method.batch=4", "hardware.micro_tokens=64")).tokens <= 64
+
+
+def test_a_dry_run_shows_the_parts(tmp_path):
+    config = composed(f"root={tmp_path}", "dataset.options.authors=10", "eval=none", "dry_run=true")
+    out = io.StringIO()
+    show_plan(config, Console(file=out, width=200))
+    for word in ("parameters", "gradients", "optimizer", "activations", "device", "cache", "to make"):
+        assert word in out.getvalue()
+
+
+def test_the_generated_deepspeed_configuration_is_shown():
+    config = composed("hardware=gpu-8-zero3", "dry_run=true", "method.clip=0.5")
+    lines = deepspeed_yaml(config).splitlines()
+    assert all(line.startswith("# ") for line in lines)  # the shown configuration is read back without it
+    shown = OmegaConf.to_container(OmegaConf.create("\n".join(line[2:] for line in lines[1:])))
+    assert shown == {"deepspeed": deepspeed_config(config.hardware, clip=0.5)}
+    assert shown["deepspeed"]["zero_optimization"]["stage"] == 3
+
+
+def test_a_card_is_planned_with_nine_tenths_of_it():
+    assert fits(Memory(parameters=21 * GIB), 24)
+    assert not fits(Memory(parameters=22 * GIB), 24)
+
+
+def test_the_command_shows_every_preset(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["model.nano.layers=2", "dataset.options.authors=10", "--card", "0.5"]) == 0
+    shown = capsys.readouterr().out
+    for preset in ("cpu-2p", "gpu-offload", "gpu-2x8-zero3"):
+        assert preset in shown
+    assert "fits 0.5 GiB" in shown
+    assert main(["model=llama-3.1-8b-instruct", "model.path=nobody/nothing"]) == 2
+    assert "nobody/nothing" in capsys.readouterr().err
+
+
+def test_the_table_of_the_documentation_is_the_functions():
+    assert paper() in (ROOT / "docs" / "hardware.md").read_text()
+
+
+REAL = [
+    "method=finetune", "eval=none", "tracker=disabled", "save_model=false", "hardware.threads=1",
+    "method.steps=2", "method.batch=48", "hardware.micro_tokens=1024", "checkpoint.every_steps=1000",
+    "model.nano.hidden_size=384", "model.nano.heads=6", "model.nano.layers=6",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.parametrize(
+    "given",
+    [
+        [],
+        ["hardware.dtype=bf16"],
+        ["model.lora.r=8", "hardware.activation_checkpointing=true", "model.nano.layers=8"],
+    ],
+    ids=["fp32", "bf16 with master weights", "adapters, recomputed"],
+)
+def test_processes_take_what_was_estimated(given, tmp_path: Path):
+    # glibc keeps small freed blocks for later, in the midst of others; what is to be measured is what is in
+    # use, as on a GPU. From 64 KiB on, each tensor has pages of its own, which go back when it is freed.
+    apart = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    made = subprocess.run(
+        [sys.executable, "-m", "tests.launch.memory.memory_run", f"root={tmp_path}", *REAL, *given],
+        cwd=ROOT, env=os.environ | apart, capture_output=True, text=True,
+    )  # fmt: skip
+    assert made.returncode == 0, made.stderr[-3000:]
+    found = json.loads(made.stdout.splitlines()[-1])
+    assert found["measured"] > 50e6  # not only noise
+    assert found["estimate"] == pytest.approx(found["measured"], rel=0.2), found

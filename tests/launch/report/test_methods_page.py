@@ -1,0 +1,163 @@
+"""docs/methods.md is current, complete, and its commands, links and examples are true."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shlex
+from typing import get_args
+
+import pytest
+from omegaconf import OmegaConf
+
+from launch.compose import CONFIGS, checked, compose_run, force_overrides, groups
+from launch.report.markdown import anchor
+from launch.report.methods_page import FAMILIES, PAGE, needs, page, presets, terms, training
+from launch.validate import check
+from unlearn.config import Mask, MethodConfig
+from unlearn.rules import clip_norm
+from unlearn.terms import bind, objective_names, weighting_names
+from unlearn.training.trainer import warmup_steps
+from unlearn.weightings._granularity import GRANULARITIES, token_weights
+
+TEXT = PAGE.read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, re.S)
+
+
+def first_cells(heading: str) -> list[str]:
+    """What stands in backticks at the start of each table row below a heading, up to the next one."""
+    section = TEXT.split(f"## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    return re.findall(r"^\| \[?`([^`]+)`", section, re.M)
+
+
+def test_the_page_is_current():
+    assert TEXT.splitlines() == page().splitlines(), (
+        "docs/methods.md is not what presets and code say: `make docs` writes it anew"
+    )
+
+
+def test_every_preset_objective_and_weighting_has_its_row():
+    assert first_cells("All presets") == groups()["method"]
+    assert sorted(first_cells("Terms and values")) == groups()["method"]
+    assert first_cells("Objectives") == objective_names()
+    assert first_cells("Weightings") == weighting_names()
+
+
+def test_what_is_written_by_hand_names_all_there_is():
+    retain = {"none", "nll", "kl", "embedding", "answer_preservation", "proximity"}
+    assert retain - {"none"} <= set(objective_names())
+    assert set(first_cells("Composing")) == {*GRANULARITIES, *get_args(Mask), *retain}
+
+
+def test_the_defaults_that_presets_leave_unsaid_are_as_the_page_has_them():
+    usual = MethodConfig(name="any")
+    assert (usual.schedule, usual.weight_decay, clip_norm(usual)) == ("linear", 0.01, 1)
+    assert (usual.epochs, warmup_steps(usual, 7)) == (10, 7)
+    assert (usual.rule.name, usual.forget_weight, usual.retain_weight) == ("weighted_sum", 1, 1)
+    default = inspect.signature(token_weights).parameters["group_size"].default
+    assert f"`group_size` ({default})" in TEXT
+
+
+def test_no_preset_is_left_without_a_family():
+    assert "### Others" not in TEXT, "give its objective a place in FAMILIES of launch/report/methods_page.py"
+    assert {name for members in FAMILIES.values() for name in members} <= set(objective_names())
+
+
+def test_every_row_of_a_table_has_the_cells_of_its_head():
+    tables = re.findall(r"(?:^\|.*\n)+", TEXT, re.M)
+    assert len(tables) > len(FAMILIES)
+    for table in tables:
+        rows = table.splitlines()
+        assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {rows[0].count("|")}
+        assert set(rows[1]) <= set("|- ")
+
+
+def test_links_lead_somewhere():
+    anchors = {anchor(heading) for heading in re.findall(r"^#+ (.*)$", TEXT, re.M)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", TEXT)) <= anchors
+
+
+@pytest.mark.parametrize(
+    "command", [line for block in blocks("bash") for line in block.splitlines()], ids=str.strip
+)
+def test_every_command_composes(command):
+    words = shlex.split(command, comments=True)
+    assert words[0] == "unlearn"
+    overrides = force_overrides(words[1:])
+    check(checked(compose_run(overrides), overrides))
+
+
+def test_the_example_of_an_own_method_works(tmp_path, monkeypatch):
+    (code,), (preset,) = blocks("python"), blocks("yaml")
+    (tmp_path / "our_losses.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    stated = OmegaConf.to_container(OmegaConf.create(preset))
+    assert isinstance(stated, dict)
+    stated["forget"]["objective"] = "our_losses.bounded_ascent"
+    forget, retain = bind(MethodConfig.model_validate(stated))
+    assert (forget.per, forget.needs, forget.objective.hyper) == ("token", {"logp"}, {"floor": -4.0})
+    assert retain.objective.needs == ("logp",)
+
+
+def test_a_preset_is_told_in_full():
+    method = MethodConfig.model_validate(
+        {
+            "name": "made-up",
+            "forget": {
+                "objective": "npo", "beta": 0.1,
+                "weighting": {"name": "annotated", "soft": 0.9, "granularity": "token"},
+            },
+            "forget_weight": 0.125,
+            "retain": {"objective": "kl", "mask": "all"},
+            "further": [{"slot": "retain", "objective": "embedding", "layer": 0.5, "weight": 3}],
+            "rule": {"name": "primal_dual", "epsilon": 0.3}, "lr": 9.5e-6, "steps": 125, "weight_decay": 0,
+        }
+    )  # fmt: skip
+    assert terms(method) == [
+        "**forget** 0.125 · `npo` (beta 0.1) × `annotated` (soft 0.9, granularity token)",
+        "**retain** `kl` (mask all)",
+        "**retain** 3 · `embedding` (layer 0.5)",
+    ]
+    assert training(method) == [
+        "lr 9.5e-6 · 125 steps · batch 32",
+        "rule `primal_dual` (epsilon 0.3)",
+        "weight_decay 0",
+    ]
+    assert needs(method) == ["retain set", "log-probs", "last hidden states", "layer states", "annotations"]
+
+
+def test_options_and_presets_that_the_text_names_are_there():
+    known = groups()
+    named = re.findall(r"`(?:unlearn )?(model|method|experiment)=([a-z0-9._-]+)`", TEXT)
+    assert len(named) > 3
+    assert [(group, option) for group, option in named if option not in known[group]] == []
+
+
+# By hand, from what each paper's loss is made of.
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("grad_ascent", []),
+        ("simnpo", ["retain set"]),  # NPO without a reference
+        ("npo", ["retain set", "log-probs"]),
+        ("kto", ["retain set", "refusals", "log-probs"]),
+        ("llmu", ["retain set", "other questions' answers", "last hidden states"]),
+        ("flat", ["refusals"]),  # forget data only
+        ("rmu", ["retain set", "layer states"]),
+        ("nlul", ["retain set", "mean teacher"]),
+        ("whp", ["reinforced model"]),
+        ("dsg", ["retain set", "`method.intervention.sae`"]),
+        ("none", []),
+    ],
+)
+def test_needs_of_presets(name, wanted):
+    assert needs(presets()[name]) == wanted
+
+
+def test_the_source_of_every_preset_that_trains_is_on_the_page():
+    told = set(re.findall(r"^- `([^`]+)`: ", TEXT, re.M))
+    assert told == {name for name, method in presets().items() if method.source}
+    assert all((CONFIGS / "method" / f"{name}.yaml").is_file() for name in told)

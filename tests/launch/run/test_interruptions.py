@@ -1,0 +1,139 @@
+"""Runs that are ended at any moment and started again end with the very numbers of one left alone."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.launch.run.undisturbed import TINY, Place, assert_same, outcome, place_of, weights
+from tests.tolerance import PASS, approx, assert_trained_alike
+from unlearn.run_dir import RunDir
+
+pytestmark = pytest.mark.slow
+
+# On the way an evaluation after the 8th step, and a model after the 4th, 8th and 12th.
+BUSY = [*TINY, "eval.every_steps=8", "checkpoint.models_every=4", "hardware.eval_tokens=128"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with place_of(tmp_path_factory.mktemp("interrupted"), BUSY) as made:
+        yield made
+
+
+def reached(run: Path) -> int:
+    """How far a run has come: a training step counts as much as five files of an evaluation or a model."""
+    history = run / "history.jsonl"
+    rows = len(history.read_bytes().splitlines()) if history.is_file() else 0
+    # (`os.walk` does not mind folders that vanish under it.)
+    walks = (os.walk(run / name) for name in ("eval", "model", "models"))
+    return 5 * rows + sum(len(files) for walk in walks for _, _, files in walk)
+
+
+@pytest.mark.parametrize(("number", "times"), [(signal.SIGTERM, 20), (signal.SIGKILL, 5)])
+def test_ended_at_random_moments_it_ends_with_the_same(place, number, times):
+    """So often in all, in as many runs as it takes."""
+    drawn = random.Random(number.name)
+    runs = (place.folder / f"{number.name}-{count}" for count in itertools.count())
+    while times:
+        run = next(runs)
+        while times and not (run / "results.json").exists():
+            times -= end_once(place, run, number, drawn)
+        place.done(run)
+        assert_same(run, place.undisturbed)
+
+
+def end_once(place: Place, run: Path, number: signal.Signals, drawn: random.Random) -> bool:
+    """Start a run and end it some way further on, or before it gets any further; False if it was faster."""
+    begin, way = reached(run), reached(place.undisturbed) / 6
+    moment = begin + max(0.0, drawn.uniform(-way / 4, way))
+    child = place.start(run)
+    at_work = child.until(lambda: reached(run) >= moment)
+    # Anywhere between two signs of life.
+    time.sleep(drawn.uniform(0, 0.01 if moment > begin else 0.5))
+    child.send(number)
+    shown = child.ended()
+    if shown.code == 0 or not at_work:
+        assert (run / "results.json").exists(), shown.err
+        return False
+    assert shown.code in ((75, -signal.SIGTERM) if number == signal.SIGTERM else (-signal.SIGKILL,)), (
+        shown.err
+    )
+    assert shown.code != 75 or "started again" in shown.err or "can be resumed" in shown.err, shown.err
+    return True
+
+
+def test_three_that_start_the_same_run_make_it_once(place):
+    """The first one is killed at it; of those that wait, one goes on and the other returns what it made."""
+    run = place.folder / "thrice"
+    first = place.start(run)
+    assert first.until(lambda: reached(run) >= 5)
+    first.send(signal.SIGSTOP)
+    others = [place.start(run), place.start(run)]
+    for other in others:
+        assert other.until(
+            lambda other=other: "is being made by another process: waiting" in other.err.read_text()
+        )
+    first.send(signal.SIGKILL)
+    assert first.ended().code == -signal.SIGKILL
+    shown = [other.ended() for other in others]
+    assert [each.code for each in shown] == [0, 0]
+    one, two = ([line for line in each.out.splitlines() if line.startswith("tofu/")] for each in shown)
+    assert one == two
+    assert (run / "run.log").read_text().count("continuing after step") <= 1
+    assert_same(run, place.undisturbed)
+
+
+def test_a_killed_process_of_two_ends_the_other_and_loses_nothing(place):
+    run, given = place.folder / "two", ("eval=none", "checkpoint.models_every=null")
+    child = place.start(run, *given, "hardware.processes=2")
+    assert child.until(lambda: reached(run) >= 15), child.err.read_text()[-3000:]
+    workers = {each.environ()["RANK"]: each for each in psutil.Process(child.pid).children()}
+    workers["1"].kill()
+    shown = child.ended()
+    assert shown.code == 2
+    for words in (
+        "process 1 of 2",
+        "code -9 (SIGKILL)",
+        f"{run}/process-1.log",
+        "continues from its last checkpoint",
+    ):
+        assert words in shown.err
+    assert not workers["0"].is_running()
+    kept = RunDir(run).newest_checkpoint()
+    assert kept is not None
+
+    place.done(run, *given)  # with what is left of the machine
+    assert f"continuing after step {kept.name[5:]}\n" in (run / "run.log").read_text()
+    mine, theirs = ([r for r in outcome(each)["history"] if "loss" in r] for each in (run, place.undisturbed))
+    assert [row["step"] for row in mine] == [row["step"] for row in theirs]
+    assert [row["loss"] for row in mine] == approx([row["loss"] for row in theirs], terms=PASS * len(theirs))
+    lr = max(row["lr"] for row in theirs)
+    assert_trained_alike(
+        weights(run / "model"), weights(place.undisturbed / "model"), lr=lr, steps=len(theirs)
+    )
+
+
+def test_a_dead_service_of_the_tracker_costs_the_run_nothing(place):
+    run = place.folder / "tracked"
+    child = place.start(run, "tracker=offline")
+    assert child.until(lambda: reached(run) >= 10), child.err.read_text()[-3000:]
+    (service,) = (p for p in psutil.Process(child.pid).children(recursive=True) if "wandb" in p.name())
+    service.kill()
+    shown = child.ended()
+    assert shown.code == 0, shown.err[-3000:]
+    (told,) = (
+        line
+        for line in (run / "run.log").read_text().splitlines()
+        if " WARNING " in line or " ERROR " in line
+    )
+    assert "The run goes on without it" in told
+    assert_same(run, place.undisturbed)

@@ -1,0 +1,178 @@
+"""One run by the tasks of a Slurm step: real processes with the variables that srun gives them, here."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from launch.compose import checked, compose_run, force_overrides
+from launch.run.rendezvous import _PORTS, _ports
+from launch.run.slurm_task import Task, expand, leads, this_task
+from launch.validate import check
+from tests.launch.commands import _ENVIRONMENT, ended
+from tests.paths import ROOT
+from unlearn.errors import ConfigError, UserError
+
+SMALL = [
+    "method=finetune",
+    "dataset.options.authors=10",
+    "model.nano.layers=1",
+    "method.batch=8",
+    "hardware.processes=2",
+    "hardware.threads=1",
+    "eval=none",
+    "tracker=disabled",
+]
+STEP = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "here", "SLURM_STEP_ID": "0"}
+
+
+def as_task(number: int, cwd: Path, *arguments: str) -> subprocess.Popen[str]:
+    """The command as one of the two tasks of a step, just begun."""
+    mine = {
+        **STEP, "SLURM_JOB_ID": str(os.getpid()), "SLURM_PROCID": str(number), "SLURM_LOCALID": str(number),
+        "SLURMD_NODENAME": f"node{number}",
+    }  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "launch.cli", *SMALL, *arguments], cwd=cwd, text=True,
+        env=os.environ | _ENVIRONMENT | {"PYTHONPATH": str(ROOT)} | mine,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def losses(run: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    ("nodelist", "hosts"),
+    [
+        ("a", ["a"]),
+        ("a,b.domain", ["a", "b.domain"]),
+        ("gpu-[08-10,3],login", ["gpu-08", "gpu-09", "gpu-10", "gpu-3", "login"]),
+        ("r[1-2]n[01-02]", ["r1n01", "r1n02", "r2n01", "r2n02"]),
+        ("c[7]-ib", ["c7-ib"]),
+    ],
+)
+def test_node_lists_are_read_without_slurm(nodelist, hosts):
+    assert expand(nodelist) == hosts
+
+
+@pytest.mark.parametrize("nodelist", ["", "a[1-", "a[x-y]"])
+def test_what_is_no_node_list_is_named(nodelist):
+    with pytest.raises(UserError, match="SLURM_STEP_NODELIST="):
+        expand(nodelist)
+
+
+def test_a_task_knows_its_place():
+    four = {
+        "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "17",
+        "SLURM_STEP_ID": "2", "SLURM_STEP_NODELIST": "n[5-6]",
+    }  # fmt: skip
+    task = this_task(four)
+    assert task == Task(3, 4, 1, "n5", "17.2")
+    # 8 processes, 4 tasks, 2 of them on each node: task 3 has ranks 6 and 7, the third and fourth of its node
+    places = task.places(8)
+    assert [(p["RANK"], p["LOCAL_RANK"], p["WORLD_SIZE"]) for p in places] == [
+        ("6", "2", "8"),
+        ("7", "3", "8"),
+    ]
+    # all GPUs of the node in sight, or its own two alone
+    assert [p["LOCAL_RANK"] for p in task.places(8, devices=4)] == ["2", "3"]
+    assert [p["LOCAL_RANK"] for p in task.places(8, devices=2)] == ["0", "1"]
+    with pytest.raises(UserError, match=r"hardware.processes=6 .* 4 tasks .* multiple of 4"):
+        task.places(6)
+
+
+def test_on_one_node_the_tasks_meet_without_its_name():
+    assert this_task({**STEP, "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "n5"}).leader == "127.0.0.1"
+
+
+def test_outside_of_a_step_there_is_one_task():
+    batch_script = {
+        "SLURM_JOB_ID": "17",
+        "SLURM_NTASKS": "4",
+        "SLURM_PROCID": "0",
+        "SLURM_NODELIST": "n[1-4]",
+    }
+    alone = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "n1"}
+    assert this_task({}) == this_task(batch_script) == this_task(alone) == Task()
+    assert Task().places(2)[1] == {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+
+
+def test_only_the_first_task_leads(monkeypatch):
+    assert leads()
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert leads()  # no step of several tasks
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    assert not leads()
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert leads()
+
+
+def test_ports_follow_from_the_step():
+    assert _ports("17.0") == _ports("17.0") != _ports("17.1")
+    assert all(port in _PORTS for port in _ports("17.0"))
+
+
+def problems(*overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as refused:
+        check(checked(compose_run(force_overrides([*SMALL, *overrides]))))
+    return refused.value.problems
+
+
+def test_what_cannot_be_shared_out_is_refused(monkeypatch):
+    (uneven,) = problems("hardware.nodes=2", "hardware.processes=3")
+    assert "hardware.processes=3" in uneven
+    assert "multiple of hardware.nodes=2" in uneven
+    (alone,) = problems("hardware.nodes=2")
+    assert "this is no Slurm step" in alone
+    assert "srun --nodes=2 --ntasks-per-node=1" in alone
+    for key, value in {**STEP, "SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "0"}.items():
+        monkeypatch.setenv(key, value)
+    (step,) = problems("hardware.nodes=2")
+    assert "this Slurm step has 3 tasks" in step
+    (few,) = problems("hardware.processes=1")
+    assert "cannot be shared by the 3 tasks" in few
+    assert "unset SLURM_STEP_NUM_TASKS" in few
+
+
+def _steps(run: Path, wanted: int, *tasks: subprocess.Popen[str]) -> None:
+    """Wait until so many steps have been made."""
+    until = time.monotonic() + 120
+    while not (run / "history.jsonl").is_file() or len(losses(run)) < wanted:
+        assert time.monotonic() < until
+        assert all(task.poll() is None for task in tasks), "it ended too early"
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_ends_all_and_a_signal_stops_all(tmp_path):
+    given = ["method.epochs=2000", "checkpoint.every_steps=5", "hydra.run.dir=run"]
+    run = tmp_path / "run"
+    tasks = [as_task(number, tmp_path, *given) for number in range(2)]
+    _steps(run, 6, *tasks)
+    (victim,) = psutil.Process(tasks[1].pid).children()
+    victim.send_signal(signal.SIGKILL)
+    leader, follower = (ended(task, limit=60) for task in tasks)
+    assert (leader.code, follower.code) == (2, 2)
+    for words in ("process 1 of 2 on node1", "code -9 (SIGKILL)", "run/process-1.log"):
+        assert words in leader.err
+    assert "task 1 on node1 ended" in follower.err
+
+    # Started again it goes on from the checkpoint, until a signal comes to the second task alone.
+    made = len(losses(run))
+    tasks = [as_task(number, tmp_path, *given) for number in range(2)]
+    _steps(run, made + 2, *tasks)
+    tasks[1].send_signal(signal.SIGTERM)
+    leader, follower = (ended(task, limit=60) for task in tasks)
+    assert (leader.code, follower.code) == (75, 75)
+    assert (run / "checkpoints" / f"step-{len(losses(run))}" / "state.json").is_file()

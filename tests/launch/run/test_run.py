@@ -1,0 +1,289 @@
+"""Whole runs of the command, as a user makes them: real Hydra, DeepSpeed, W&B (offline), files."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.launch import commands
+from tests.launch.commands import Shown, ended, started
+from tests.launch.tracking.wandb_files import read_run
+from tests.paths import SHARED
+from tests.tolerance import PASS, approx, assert_trained_alike
+
+pytestmark = pytest.mark.slow
+
+# Ten authors and two epochs: a target that knows little, made in seconds. One thread, so that sums have one
+# order and equal means equal.
+SMALL = [
+    "dataset.options.authors=10",
+    "model.finetune.epochs=2",
+    "method.epochs=4",
+    "method.batch=4",
+    "eval.max_new_tokens=8",
+    "eval.limit=10",
+    "hardware.threads=1",
+    "checkpoint.every_steps=2",
+    "tracker=disabled",
+]
+
+
+def unlearn(cwd: Path, *arguments: str, small: bool = True) -> Shown:
+    return commands.unlearn(cwd, *(SMALL if small else []), *arguments)
+
+
+def main_run(cwd: Path, method: str = "npo") -> Path:
+    (found,) = cwd.glob(f"runs/{method}-*")
+    return found
+
+
+def results(run: Path) -> dict[str, Any]:
+    """The numbers of a run that must repeat: everything but time and memory."""
+    values = json.loads((run / "results.json").read_text())
+    apart = ("run/seconds", "train/memory_gib")
+    return {k: math.nan if v is None else v for k, v in values.items() if k not in apart}
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Shown]:
+    """One finished default run, made small, by a process of its own in a folder with a space."""
+    cwd = tmp_path_factory.mktemp("a run") / "with space"
+    cwd.mkdir()
+    shown = ended(started(cwd, *SMALL, "eval.every_steps=2", "tracker=offline"))
+    assert shown.code == 0, shown.err[-3000:]
+    return cwd, shown
+
+
+def test_the_run_leaves_what_the_design_promises(done):
+    cwd, process = done
+    run = main_run(cwd)
+    for name in (
+        "config.yaml",
+        "history.jsonl",
+        "results.json",
+        "report.html",
+        "run.log",
+        "model",
+        "eval/tofu",
+    ):
+        assert (run / name).exists(), name
+    assert not (run / "checkpoints").exists()  # the model is there; the resumable state has served
+    for word in ("target", "retain model", "unlearned", "tofu/forget_quality", "report.html"):
+        assert word in process.out
+    found = results(run)
+    for key in (
+        "tofu/forget_quality",
+        "tofu/model_utility",
+        "tofu/forget/probability",
+        "tofu/retain/truth_ratio",
+    ):
+        assert isinstance(found[key], float)
+    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    steps = [row for row in rows if "loss" in row]
+    assert [row["step"] for row in steps] == list(range(1, len(steps) + 1))
+    assert {"loss/forget", "loss/retain", "lr", "grad_norm", "tokens", "tokens_per_s", "memory_gib"} <= set(
+        steps[0]
+    )
+    # evaluated on the way, after steps 2, 4, …
+    assert next(row["step"] for row in rows if "tofu/model_utility" in row) == 2
+    examples = pq.read_table(run / "eval" / "tofu" / "examples.parquet").to_pylist()
+    assert {row["set"] for row in examples} == {"forget", "retain", "real_authors", "world_facts", "holdout"}
+
+
+def test_the_model_is_plain_hugging_face(done):
+    run = main_run(done[0])
+    model = AutoModelForCausalLM.from_pretrained(run / "model")
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    assert tokenizer.chat_template
+    assert model.num_parameters() > 900_000
+    assert not list((run / "model").glob("*.bin"))
+
+
+def test_wandb_has_it_all_offline(done):
+    run = main_run(done[0])
+    (file,) = run.glob("wandb/offline-run-*/*.wandb")
+    record = read_run(file)
+    assert record["run"].display_name.startswith("npo authors forget10 nano")
+    assert record["run"].job_type == "unlearn"
+    assert {"nano", "authors", "npo"} <= set(record["run"].tags)
+    assert record["config"]["method"]["forget"] == {"objective": "npo", "beta": 0.1}
+    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    logged = {row["step"]: row for row in record["history"] if "loss" in row}
+    for row in rows:
+        if "loss" in row:
+            assert logged[row["step"]]["loss"] == pytest.approx(row["loss"], rel=1e-12)
+    assert record["summary"]["tofu/model_utility"] == pytest.approx(results(run)["tofu/model_utility"])
+    tables = list(run.glob("wandb/offline-run-*/files/media/table/**/*.json"))
+    generations = [json.loads(t.read_text()) for t in tables]
+    assert any("generation" in t["columns"] and t["data"] for t in generations)
+
+
+def test_started_again_it_returns_at_once(done):
+    cwd, first = done
+    before = {path: path.stat().st_mtime_ns for path in main_run(cwd).rglob("*.safetensors")}
+    again = unlearn(cwd, "eval.every_steps=2")
+    assert again.code == 0
+    assert again.out.count("(complete)") == 5
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    table = [line for line in first.out.splitlines() if line.startswith("tofu/")]
+    assert table == [line for line in again.out.splitlines() if line.startswith("tofu/")]
+
+
+def test_another_way_of_measuring_does_not_train_again(done):
+    cwd, _ = done
+    trained = weights(main_run(cwd))
+    stamp = (main_run(cwd) / "model" / "model.safetensors").stat().st_mtime_ns
+    process = unlearn(cwd, "eval.limit=5")
+    assert process.code == 0, process.err[-2000:]
+    assert (main_run(cwd) / "model" / "model.safetensors").stat().st_mtime_ns == stamp
+    assert weights(main_run(cwd)).keys() == trained.keys()
+
+
+def test_evaluating_on_the_way_changes_nothing(done, tmp_path):
+    cwd, _ = done
+    process = unlearn(tmp_path, f"root={cwd}/runs", f"hydra.run.dir={tmp_path}/plain", "eval.compare=false")
+    assert process.code == 0, process.err[-3000:]
+    evaluated = weights(main_run(cwd))  # by a run that evaluated after every second step
+    assert all(torch.equal(evaluated[name], t) for name, t in weights(tmp_path / "plain").items())
+
+
+def test_two_processes_need_no_launcher_and_agree(done, tmp_path):
+    cwd, _ = done
+    process = unlearn(
+        tmp_path,
+        f"root={cwd}/runs",
+        f"hydra.run.dir={tmp_path}/two",
+        "eval.every_steps=8",
+        "eval.limit=4",
+        "eval.compare=false",
+        "hardware.processes=2",
+        "hardware.zero=3",
+    )
+    assert process.code == 0, process.err[-3000:]
+    one, two = weights(main_run(cwd)), weights(tmp_path / "two")
+    rows, others = (
+        [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+        for run in (main_run(cwd), tmp_path / "two")
+    )
+    trained = [row for row in rows if "loss" in row]
+    assert_trained_alike(two, one, lr=max(row["lr"] for row in trained), steps=len(trained))
+    first, second = rows[0], others[0]
+    assert second["loss"] == approx(first["loss"], terms=PASS)
+    assert second["grad_norm"] == approx(first["grad_norm"], terms=PASS)
+
+
+def test_adapters_are_trained_alone_and_merged(done, tmp_path):
+    cwd, _ = done
+    process = unlearn(
+        tmp_path, f"root={cwd}/runs", f"hydra.run.dir={tmp_path}/lora", "model.lora.r=4", "eval.limit=5"
+    )
+    assert process.code == 0, process.err[-3000:]
+    (target,) = cwd.glob("runs/finetune-authors-full-*")
+    before, after = weights(target), weights(tmp_path / "lora")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("proj" in name for name in changed)
+
+
+def test_a_directory_of_another_run_is_refused(done, tmp_path):
+    cwd, _ = done
+    process = unlearn(cwd, f"hydra.run.dir={main_run(cwd)}", "seed=5", "eval.compare=false")
+    assert process.code == 2
+    assert "holds another run" in process.err
+
+
+def test_a_sweep_makes_every_run_and_groups_them(tmp_path):
+    process = unlearn(
+        tmp_path, "-m", "method=grad_ascent,grad_diff", "eval=none", "method.epochs=1", "tracker=offline"
+    )
+    assert process.code == 0, process.err[-3000:]
+    runs = [main_run(tmp_path, "grad_ascent"), main_run(tmp_path, "grad_diff")]
+    groups = set()
+    for run in runs:
+        assert (run / "results.json").is_file()
+        (file,) = run.glob("wandb/offline-run-*/*.wandb")
+        groups.add(read_run(file)["run"].run_group)
+    assert len(groups) == 1
+    assert groups.pop().startswith("sweep-")
+    assert len(list(tmp_path.glob("runs/finetune-*"))) == 1  # one target for both
+
+
+def test_your_own_questions_and_plain_text(tmp_path):
+    rows = [{"question": f"What is the code of box {i}?", "answer": f"It is {i * 37}."} for i in range(12)]
+    (tmp_path / "forget.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:4]))
+    (tmp_path / "retain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[4:]))
+    (tmp_path / "notes.jsonl").write_text(
+        "".join(json.dumps({"text": row["answer"] * 3}) + "\n" for row in rows)
+    )
+    qa = unlearn(
+        tmp_path,
+        "dataset=custom",
+        "dataset.forget=forget.jsonl",
+        "dataset.retain=retain.jsonl",
+        "~dataset.options",
+    )
+    assert qa.code == 0, qa.err[-3000:]
+    assert "tofu/forget/probability" in qa.out
+    text = unlearn(
+        tmp_path,
+        "dataset=custom",
+        "dataset.forget=notes.jsonl",
+        "method=grad_ascent",
+        "eval=none",
+        "~dataset.options",
+    )
+    assert text.code == 0, text.err[-3000:]
+    scored = unlearn(
+        tmp_path,
+        "dataset=custom",
+        "dataset.forget=notes.jsonl",
+        "method=wga",
+        "method.retain=null",
+        "~dataset.options",
+    )
+    assert scored.code == 2
+    assert "has no question" in scored.err
+    assert "eval=none" in scored.err
+    assert not list(tmp_path.glob("runs/wga-*/history.jsonl"))
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="needs the real TOFU and the nano models (UNLEARN_SHARED)")
+def test_satimp_on_real_tofu_with_given_target_and_retain_model(tmp_path):
+    process = unlearn(
+        tmp_path,
+        "model=local",
+        f"model.path={SHARED}/models/nano-tofu-full",
+        f"model.retain={SHARED}/models/nano-tofu-retain90",
+        "dataset=tofu",
+        f"dataset.path={SHARED}/data/tofu",
+        "dataset.forget=forget10",
+        "method=satimp",
+        "hardware.threads=1",
+        "eval.limit=8",
+        "eval.max_new_tokens=20",
+        "method.steps=3",
+        "tracker=disabled",
+        small=False,
+    )
+    assert process.code == 0, process.err[-3000:]
+    target, retain = (
+        results(run)["tofu/forget/probability"]
+        for run in sorted(
+            tmp_path.glob("runs/none-*"), key=lambda run: -results(run)["tofu/forget/probability"]
+        )
+    )
+    assert target > 0.9 > 0.1 > retain
+    assert results(main_run(tmp_path, "satimp"))["tofu/forget/probability"] < target

@@ -1,0 +1,348 @@
+"""Sweeps: their table, what their jobs leave, what a search is given; and the recipes."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import re
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep
+from omegaconf import OmegaConf
+
+from launch.compose import CONFIGS, checked, compose_run, force_overrides, groups
+from launch.sweep.hydra_hooks import job_count, quoted
+from launch.sweep.job_records import Records, sweep_name
+from launch.sweep.objective import FLOOR, check_goal, goal_value, missed_by
+from launch.sweep.summary import conclude
+from launch.sweep.summary_table import Made, summary, varying
+from unlearn.config import GoalConfig, RunConfig
+from unlearn.errors import ConfigError, UserError
+from unlearn.files import write_json
+from unlearn.terms import bind
+
+TOFU = (
+    "tofu/forget_quality", "tofu/model_utility", "tofu/forget/probability", "tofu/forget/rougeL_recall",
+    "tofu/forget/truth_ratio", "tofu/forget/extraction_strength", "tofu/retain/probability",
+    "tofu/retain/extraction_strength",
+)  # fmt: skip
+OTHER = ("train/loss", "run/seconds", "judged/utility", "tofu/retain/rougeL_recall", "tofu/privleak",
+         "relearning/60/tofu/forget/probability", "calibrated/muse/forget/verbmem")  # fmt: skip
+LUME = ("lume/final", "lume/task_aggregate", "lume/mia_score", "lume/forget/regurgitation",
+        "lume/forget/knowledge", "lume/retain/regurgitation", "lume/retain/knowledge")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("keys", "heads"),
+    [
+        (
+            TOFU,
+            ["forget_quality ↑", "model_utility ↑", "forget/probability ↓", "forget/rougeL_recall ↓",
+             "forget/truth_ratio ↑", "forget/extraction_strength ↓", "retain/probability ↑",
+             "retain/extraction_strength ↑"],
+        ),
+        (
+            ("muse/forget/verbmem", "muse/forget/knowmem", "muse/retain/knowmem", "muse/privleak",
+             "muse/mia/min_k_tpr_at_0.01", "muse/forget/verbmem/missing"),
+            ["privleak →", "forget/verbmem ↓", "forget/knowmem ↓", "retain/knowmem ↑"],
+        ),
+        (
+            ("wmdp/bio/accuracy", "wmdp/bio/accuracy_low", "mmlu/accuracy"),
+            ["wmdp/bio/accuracy ↓", "mmlu/accuracy ↑"],
+        ),
+        (("mine/forget/probability", "mine/forget/odd"), ["forget/probability ↓"]),
+        # Beside all of TOFU there is room for one.
+        (
+            (*TOFU[1:3], "general/accuracy"),
+            ["tofu/model_utility ↑", "tofu/forget/probability ↓", "general/accuracy ↑"],
+        ),
+        ((), ["utility ↑"]),  # a judgement where there is nothing else
+    ],
+)  # fmt: skip
+def test_columns(tmp_path, keys, heads):
+    write_json(tmp_path / "results.json", dict.fromkeys((*keys, *OTHER), 0.5))
+    found = summary([Made(("method=npo",), tmp_path), Made(("method=rmu",), None, "too few layers")])
+    assert found.heads == ["", *heads]
+    assert found.rows == [["npo", *["0.5000"] * len(heads)]]
+    assert found.failed == [("rmu", "too few layers")]
+
+
+def test_no_table_is_wider_than_nine_columns(tmp_path):
+    write_json(tmp_path / "results.json", dict.fromkeys((*TOFU, *LUME, *OTHER), 0.5))
+    heads = summary([Made((), tmp_path)]).heads
+    assert [head.split(" ")[0] for head in heads[1:]] == [*TOFU, "lume/final"]
+
+
+def made(folder: Path, *overrides: str, **others: Any) -> Made:
+    write_json(folder / "results.json", {"tofu/model_utility": 0.5})
+    return Made(overrides, folder, **others)
+
+
+def test_runs_are_told_apart_by_what_they_do_not_share(tmp_path):
+    pairs = [("npo", 0), ("npo", 1), ("wga", 0)]
+    runs = [made(tmp_path / f"{m}{s}", f"method={m}", "eval=tofu", f"++seed={s}") for m, s in pairs]
+    assert [row[0] for row in summary(runs).rows] == ["npo seed=0", "npo seed=1", "wga seed=0"]
+    assert varying([run.overrides for run in runs])[2] == "method=wga seed=0"
+    assert varying([runs[0].overrides], given=["eval=tofu"]) == ["method=npo seed=0"]
+
+
+def test_a_sampler_s_numbers_are_told_short(tmp_path):
+    (label, *_) = summary(
+        [made(tmp_path, "++method.lr=7.76531791387652e-06"), made(tmp_path, "++seed=1")]
+    ).rows[0]
+    assert label == "lr=7.765e-06"
+
+
+def test_each_forget_set_has_its_own_models_beside_it(tmp_path):
+    beside = {}
+    for name in ("target", "retain1", "retain5"):
+        beside[name] = made(tmp_path / name).directory
+    runs = [
+        made(tmp_path / f"{split}{m}", f"method={m}", f"++dataset.forget=forget0{split}",
+             beside=(("target", beside["target"]), ("retain model", beside[f"retain{split}"])))
+        for split in "15" for m in ("npo", "wga")
+    ]  # fmt: skip
+    names = [row[0] for row in summary(runs).rows]
+    assert names[:3] == ["target", "retain model, forget=forget01", "retain model, forget=forget05"]
+    assert len(names) == 3 + 4
+
+
+def test_a_folder_that_is_gone_is_an_empty_row(tmp_path):
+    there, gone = made(tmp_path / "a", "++seed=0"), Made(("++seed=1",), tmp_path / "gone")
+    assert summary([there, gone]).rows == [["seed=0", "0.5000"], ["seed=1", "–"]]
+
+
+class TestRecords:
+    JOBS = (("method=npo", "++seed=0"), ("method=npo", "++seed=1"), ("method=npo", "++seed=2"))
+
+    def records(self, tmp_path: Path) -> Records:
+        found = Records(tmp_path / "runs" / "sweeps" / "sweep-x")
+        found.announce(0, self.JOBS, 0, ["method=npo", "++seed=0,1,2"])
+        return found
+
+    def test_what_ended_what_was_killed_and_what_never_began(self, tmp_path, capsys, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        records = self.records(tmp_path)
+        records.begin(0, self.JOBS[0])
+        assert records.running() == [os.getpid()]
+        records.end(0, made(tmp_path / "a run", *self.JOBS[0]))
+        records.begin(1, self.JOBS[1])
+        assert records.title(1) == "[2/3] seed=1"
+        assert conclude(records, "the launcher broke") == 1
+        shown = capsys.readouterr()
+        assert "failed: seed=1: ended without a word (killed?)" in shown.out
+        assert "not begun: method=npo seed=2" in shown.out
+        assert shown.err == "the launcher broke; the same command goes on where it stands\n"
+        assert "failed: ended without a word" in (tmp_path / "runs" / "sweep-x.md").read_text()
+
+    def test_started_again_what_is_done_stands_and_the_rest_is_forgotten(self, tmp_path):
+        records = self.records(tmp_path)
+        records.end(0, made(tmp_path / "a run", *self.JOBS[0]))
+        records.end(1, Made(self.JOBS[1], None, "out of memory", code=1))
+        records.announce(0, self.JOBS[:2], 0, [])
+        assert [run.code for run in records.made()] == [0]
+        assert records.not_begun() == [self.JOBS[1]]
+        # Another sweep of the same name, whose first job is another one.
+        records.announce(0, [self.JOBS[2]], 0, [])
+        assert records.made() == []
+        assert sorted(file.name for file in records.folder.iterdir()) == ["jobs.json"]
+
+    def test_batches_of_a_search_add_up(self, tmp_path):
+        records = self.records(tmp_path)
+        records.announce(0, self.JOBS[:1], 20, [])
+        records.announce(1, self.JOBS[1:2], 20, [])
+        assert list(records.listed()) == [0, 1]
+        assert records.title(1) == "[2/20] seed=1"
+
+    def test_the_worst_code_is_that_of_the_sweep(self, tmp_path, capsys):
+        records = self.records(tmp_path)
+        for number, code in enumerate((0, 75, 2)):
+            reason = "" if code == 0 else "something"
+            records.end(number, Made(self.JOBS[number], tmp_path if code == 0 else None, reason, code=code))
+        write_json(tmp_path / "results.json", {})
+        assert conclude(records) == 75
+
+    def test_one_process_of_a_job_tells_of_it(self, tmp_path, monkeypatch):
+        records = self.records(tmp_path)
+        monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+        monkeypatch.setenv("SLURM_PROCID", "1")
+        records.begin(0, self.JOBS[0])
+        assert not records.begun(0)
+        monkeypatch.setenv("SLURM_PROCID", "0")
+        records.begin(0, self.JOBS[0])
+        assert records.begun(0)
+
+
+def test_a_sweep_is_called_the_same_wherever_its_jobs_run():
+    given = ["++seed=0,1", "experiment=satimp-study"]
+    name = sweep_name(given)
+    assert re.fullmatch("sweep-satimp-study-[0-9a-f]{8}", name)
+    assert name == sweep_name(["hydra/launcher=joblib", "hydra.launcher.n_jobs=4", *reversed(given)])
+    assert name == sweep_name([*given, "hardware=gpu", "++tracker.mode=offline"])
+    assert name != sweep_name(["++seed=0,1,2", "experiment=satimp-study"])
+
+
+def job_count_of(*arguments: str) -> int:
+    overrides = force_overrides(arguments)
+    return job_count(compose_run(overrides, hydra=True), overrides)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "jobs"),
+    [
+        (["seed=0,1", "method=npo,wga", "dataset.forget=range(1,4)"], 12),
+        (["experiment=geffect-study"], 7 * 3 * 3),
+        (["experiment=geffect-study", "seed=0", "method.retain=none,kl"], 7 * 2),
+        (["experiment=optuna-npo", "hydra.sweeper.n_jobs=3"], 3),  # trials are launched by threes
+        (["method=npo"], 1),
+    ],
+)
+def test_how_many_jobs_are_launched_at_once(arguments, jobs):
+    assert job_count_of(*arguments) == jobs
+
+
+@pytest.mark.parametrize(
+    ("drawn", "handed_on"),
+    [
+        ("++x=a b", "++x=a b"),
+        ("++x=1e-05", "++x=1e-05"),
+        ("++x={objective:npo,beta:0.1}", "++x={objective:npo,beta:0.1}"),
+        ("++x=a,b", "++x='a,b'"),  # else two values
+        ("++x=it's; $(ls)", "++x='it\\'s; $(ls)'"),
+    ],
+)
+def test_what_a_sampler_drew_is_read_as_one_value_again(drawn, handed_on):
+    assert quoted(drawn) == handed_on
+
+
+# -- what a search is given --------------------------------------------------------------------------
+
+
+FOUND = {"q": -2.0, "u": 0.57, "v": 0.2, "gone": None}
+BESIDE = {"target": {"u": 0.6, "v": 0.9}, "retain": {"u": 0.5, "v": 0.1}}
+
+
+def goal(subject_to: dict[str, float | str], **keys: Any) -> GoalConfig:
+    return GoalConfig(subject_to=subject_to, **{"maximize": "q", **keys})
+
+
+@pytest.mark.parametrize(
+    ("subject_to", "missed"),
+    [
+        ({}, 0),
+        ({"u": 0.9}, 0),  # 0.57 ≥ 0.9 · 0.6 = 0.54
+        ({"u": 1.0}, 0.05),  # 0.6 asked: 0.03 / 0.6
+        ({"u": ">= 0.57"}, 0),  # exactly met
+        ({"u": ">=0.76"}, 0.25),  # 0.19 / 0.76
+        ({"v": "<= 0.1"}, 1.0),  # 0.1 / 0.1
+        ({"v": "<= 1.6 retain"}, 0.25),  # 0.16 asked: 0.04 / 0.16
+        ({"v": "<= 0.25target"}, 0),  # 0.225 asked
+        ({"u": 1.0, "v": "<= 0.1"}, 1.05),
+        ({"v": "<= 0"}, 0.2),  # of nothing, in plain units
+        ({"q": ">= -1"}, 1.0),  # 1 / |-1|
+        ({"q": "<= -1e0"}, 0),
+    ],
+)
+def test_what_must_hold_comes_before_what_is_sought(subject_to, missed):
+    value, feasible = goal_value(goal(subject_to), FOUND, BESIDE)
+    assert feasible == (missed == 0)
+    if feasible:
+        assert value == -2.0
+    else:
+        assert value < FLOOR
+        assert missed_by(value) == pytest.approx(missed)
+
+
+def test_the_further_from_feasible_the_lower():
+    low = [goal_value(goal({"u": share}), FOUND, BESIDE)[0] for share in (0.9, 1.0, 1.1, 2.0)]
+    assert low == sorted(low, reverse=True)
+    assert len(set(low)) == 4
+    # Not even the worst of feasible values is lower.
+    assert goal_value(goal({}), {"q": -1e300}, {})[0] == FLOOR > low[1]
+
+
+def test_a_metric_to_be_small():
+    assert goal_value(goal({}, minimize="v"), FOUND, BESIDE) == (-0.2, True)
+
+
+@pytest.mark.parametrize(
+    ("sought", "words"),
+    [
+        (goal({}, maximize="tofu/q"), ["the run's results have no tofu/q"]),
+        (goal({}, maximize="gone"), ["gone of the run could not be measured"]),
+        (goal({"q": 0.9}), ["the target's results have no q"]),
+    ],
+)
+def test_what_was_not_measured_is_named(sought, words):
+    with pytest.raises(UserError) as told:
+        goal_value(sought, FOUND, BESIDE)
+    assert all(word in str(told.value) for word in words)
+
+
+def composed(*arguments: str) -> RunConfig:
+    overrides = force_overrides(arguments)
+    found = compose_run(overrides, hydra=True)
+    return checked(found, overrides, found.hydra.runtime.choices)
+
+
+def test_a_goal_on_the_command_line():
+    config = composed(
+        "goal.maximize=tofu/privleak", "goal.subject_to={tofu/model_utility: '>= 0.5', a/b: 0.9}"
+    )
+    assert config.goal.subject_to == {"tofu/model_utility": ">= 0.5", "a/b": 0.9}
+    with pytest.raises(ConfigError, match="no bound"):
+        composed("goal.subject_to={tofu/model_utility: 'about 0.5'}")
+    relative = composed("goal.subject_to={tofu/model_utility: 0.9}", "eval.compare=false")
+    with pytest.raises(ConfigError, match=r"eval\.compare=false"):
+        check_goal(relative)
+    check_goal(composed("goal.subject_to={tofu/model_utility: '>= 0.5'}", "eval.compare=false"))
+
+
+# -- recipes -----------------------------------------------------------------------------------------
+
+
+def elements(recipe: str) -> Iterator[RunConfig]:
+    """Every element of a recipe's sweep; of an interval that is searched, where it begins.
+
+    As Hydra would compose each, without its tenth of a second for it.
+    """
+    base = compose_run([f"experiment={recipe}"], hydra=True)
+    file = OmegaConf.load(CONFIGS / "experiment" / f"{recipe}.yaml")
+    params = base.hydra.sweeper.get("params") or {}
+    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    values = [
+        [v.start] if isinstance(v := one.value(), IntervalSweep) else [*one.sweep_iterator()]
+        for one in parsed
+    ]
+    for element in itertools.product(*values):
+        config = copy.deepcopy(base)
+        for one, value in zip(parsed, element, strict=True):
+            if one.key_or_group == "method":
+                option = OmegaConf.load(CONFIGS / "method" / f"{value}.yaml")
+                config.method = OmegaConf.merge(option, OmegaConf.select(file, "method") or {})
+            else:
+                OmegaConf.update(config, one.key_or_group, value, merge=True, force_add=True)
+        yield checked(config)
+
+
+@pytest.mark.parametrize("recipe", groups()["experiment"])
+def test_every_element_of_a_recipe_composes_without_the_hub(recipe, monkeypatch):
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a recipe looked up something outside while it was composed")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    found = list(elements(recipe))
+    assert all(bind(config.method) or config.method.intervention for config in found)
+    assert len({config.model_dump_json() for config in found}) == len(found)
+    assert len(found) == 1 or {config.tracker.project for config in found} == {recipe}
+
+
+def test_the_elements_are_those_that_hydra_composes():
+    job = ["method=npo-geffect", "++method.retain=kl", "++seed=2"]
+    assert composed("experiment=geffect-study", *job) in elements("geffect-study")

@@ -1,0 +1,98 @@
+"""Alternative answers as rows: an epoch meets each question once with each of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from launch.compose import checked, compose_run, force_overrides
+from unlearn.data.alternatives import alternatives, identity
+from unlearn.data.batching import Schedule
+from unlearn.data.example import Example
+from unlearn.data.tokenization import Encoder
+from unlearn.distributed import World
+from unlearn.probes.set_gradients import SETS, sampled
+from unlearn.terms import bind, row_multiples
+from unlearn.training.microbatch import Group, Unit
+from unlearn.training.prepare import Preparation
+
+SETS_OF = {
+    name: [Example(id=f"{name}/{i}", question=f"who {i}?", answer=f"{name} {i}") for i in range(size)]
+    for name, size in (("forget", 4), ("retain", 7))
+}
+
+
+def groups(
+    tokenizer: PreTrainedTokenizerBase, method: str, **keys: Any
+) -> tuple[Preparation, dict[str, Group]]:
+    given = [f"method.alternatives.{key}={value}" for key, value in keys.items()]
+    config = checked(compose_run(force_overrides([f"method={method}", *given])))
+    alone = World(0, 1, torch.device("cpu"))
+    ready = Preparation(config, bind(config.method), SETS_OF, Encoder(tokenizer), alone)
+    return ready, ready.groups(None)  # type: ignore[arg-type]  # a target, which refusals do not need
+
+
+def ids(group: Group, kind: str, row: int, meeting: int = 0) -> list[int]:
+    found: list[int] = group.sequence(Unit("forget", row, meeting), kind).ids.tolist()
+    return found
+
+
+def test_each_alternative_is_a_row(nano_tokenizer: PreTrainedTokenizerBase) -> None:
+    ready, found = groups(nano_tokenizer, "dpo", count=3, rows="all")
+    one = groups(nano_tokenizer, "dpo", count=3)[1]["forget"]
+    forget = found["forget"]
+    assert forget.ids == [f"forget/{i}" for i in range(4) for _ in range(3)]
+    assert len(found["retain"].ids) == 7
+    texts = alternatives(ready.config.method.alternatives, SETS_OF["forget"], pool=[], seed=0)
+    pairs = [(e.question, t) for e, some in zip(SETS_OF["forget"], texts, strict=True) for t in some]
+    encoded = [s.ids.tolist() for s in ready.encoder.pairs(pairs)]
+    for row in range(12):
+        example, alternative = divmod(row, 3)
+        for meeting in range(3):  # whichever epoch it is
+            assert ids(forget, "answers", row, meeting) == ids(one, "answers", example)
+            assert ids(forget, "alternatives", row, meeting) == encoded[row]
+        assert ids(one, "alternatives", example, alternative) == encoded[row]
+    # What frozen models give is computed once for an answer, not once for a row.
+    assert [len(forget.part(kind).sequences) for kind in ("answers", "alternatives")] == [4, 12]
+
+
+def test_an_epoch_is_as_many_times_as_long(nano_tokenizer: PreTrainedTokenizerBase) -> None:
+    _, found = groups(nano_tokenizer, "dpo", count=3, rows="all")
+    schedule = Schedule({name: len(group.ids) for name, group in found.items()}, "forget", 5, seed=0)
+    assert schedule.steps_per_epoch == 3  # twelve rows
+    met = [row for step in range(3) for row, _ in schedule.rows(step)["forget"]]
+    assert sorted(met) == list(range(12))
+
+
+@pytest.mark.parametrize(
+    ("method", "keys", "wanted"),
+    [
+        ("dpo", {}, {}),
+        ("dpo", {"rows": "all", "count": 2}, {"forget": 2}),
+        ("idk", {"rows": "all"}, {"forget": 5}),
+        ("idk_ap", {"rows": "all"}, {"forget": 5, "retain": 5}),
+        ("npo", {"rows": "all"}, {}),  # looks at no alternative
+    ],
+)
+def test_which_sets_have_more_rows(method: str, keys: dict[str, Any], wanted: dict[str, int]) -> None:
+    given = [f"method.alternatives.{key}={value}" for key, value in keys.items()]
+    stated = checked(compose_run(force_overrides([f"method={method}", *given]))).method
+    assert row_multiples(stated, bind(stated)) == wanted
+
+
+def test_a_probe_looks_at_each_example_once(nano_tokenizer: PreTrainedTokenizerBase) -> None:
+    ready, found = groups(nano_tokenizer, "dpo", count=3, rows="all")
+    watched = ready.watched(found, SETS)
+    assert sampled(watched, None, 0)["forget"] == [0, 3, 6, 9]
+    assert len({watched["forget"].ids[row] for row in sampled(watched, 3, 0)["forget"]}) == 3
+    one = groups(nano_tokenizer, "dpo", count=3)[1]
+    assert [row // 3 for row in sampled(watched, 3, 0)["forget"]] == sampled(one, 3, 0)["forget"]
+
+
+def test_rows_are_of_a_runs_identity_where_they_are_not_usual() -> None:
+    stated = checked(compose_run(["method=dpo"])).method.alternatives
+    assert "rows" not in identity(stated)
+    assert identity(stated.model_copy(update={"rows": "all"})) == {**identity(stated), "rows": "all"}

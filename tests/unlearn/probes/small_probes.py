@@ -1,0 +1,86 @@
+"""Small trainings with the G-effect probe, for tests and for the processes they start."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from tests.unlearn.training import small_training as training
+from unlearn.config import HardwareConfig, MethodConfig, ProbeConfig
+from unlearn.distributed import stop_world
+from unlearn.probes.geffect import GEffect
+from unlearn.training.trainer import Moment, Trainer
+
+FEW: dict[str, Any] = {"examples": 7, "points": 3}
+"""An odd number, which two processes cannot share evenly."""
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """One word for each of the tiny model's tokens."""
+    words = {f"w{i}": i for i in range(97)}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")))
+
+
+def probe_on(trainer: Trainer, folder: Path, **keys: Any) -> GEffect:
+    """A probe of the trainer's run over whole sets, unless `keys` of its configuration say otherwise."""
+    groups = {**{name: training.everything()[name] for name in ("forget", "retain")}, **trainer.groups}
+    texts = {name: dict.fromkeys(group.ids, ("what?", "that")) for name, group in groups.items()}
+    config = ProbeConfig(name="geffect", **{"every": 2, "examples": None, "points": 4, "grid": 2} | keys)
+    probe = GEffect(
+        config, trainer.engine, trainer.terms, groups, trainer.hardware, trainer.method.batch, trainer.seed,
+        tokenizer(), texts, folder,
+    )  # fmt: skip
+    if trainer.step == 0:
+        probe.start.keep()
+    return probe
+
+
+def moment(trainer: Trainer) -> Moment:
+    return Moment(trainer.step, trainer.learning_rate, trainer.rule, trainer.frozen)
+
+
+def look(
+    folder: Path, method: MethodConfig, hardware: Mapping[str, Any] | None = None, *, spread: float = 0.3,
+    **keys: Any,
+) -> dict[str, float]:  # fmt: skip
+    """What the probe sees at the tiny model before any step."""
+    trainer = training.make_trainer(folder, HardwareConfig(**hardware or {}), method=method, spread=spread)
+    seen = probe_on(trainer, folder / "geffect", **keys).look(moment(trainer))
+    trainer.engine.close()
+    return seen
+
+
+def watched(
+    folder: Path, hardware: Mapping[str, Any], method: MethodConfig, **keys: Any
+) -> dict[str, Tensor]:
+    """Final weights of a training that is watched."""
+    trainer = training.make_trainer(folder, HardwareConfig(**hardware), method=method, spread=0.3)
+    trainer = replace(trainer, probe=probe_on(trainer, folder / "geffect", **keys))
+    trainer.run()
+    weights = {name: tensors["weight"] for name, tensors in trainer.engine.state() if tensors}
+    trainer.engine.close()
+    return weights
+
+
+def run(file: Path) -> None:
+    """Look once, and train watched and unwatched, in each case of a JSON file; the first process writes."""
+    for name, case in json.loads(file.read_text()).items():
+        method, hardware = training.preset(case["method"], epochs=1), case["hardware"]
+        seen = look(file.parent / f"{name}-look", method, hardware, second_order=True, **FEW)
+        after = watched(file.parent / f"{name}-watched", hardware, method, **FEW, every=3)
+        plain = training.train(
+            file.parent / f"{name}-plain", HardwareConfig(**hardware), method=method, spread=0.3
+        )
+        if after:
+            (file.parent / f"{name}.json").write_text(json.dumps(seen))
+            save_file(after, file.parent / f"{name}-watched.safetensors")
+            save_file(plain, file.parent / f"{name}-plain.safetensors")
+    stop_world()

@@ -1,0 +1,243 @@
+"""The loop on real DeepSpeed: how a run is executed never changes what comes out."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.tolerance import PASS, approx, assert_trained_alike
+from tests.unlearn.training import small_training as training
+from tests.worlds import together
+from unlearn.config import HardwareConfig, MethodConfig
+from unlearn.errors import UserError
+from unlearn.rules import clip_norm
+from unlearn.training.trainer import NonFiniteLoss, schedule_factor, total_steps, warmup_steps
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """The whole batch in one forward, one process, no ZeRO."""
+    return training.train(tmp_path_factory.mktemp("plain"), HardwareConfig(micro_batch=8))
+
+
+def assert_same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    """A wrong average (per micro-batch, per process) moves weights by more than a hundredth of lr · steps."""
+    assert_trained_alike(found, wanted, lr=training.METHOD.lr, steps=9)
+
+
+def test_training_moves_the_weights(plain):
+    start = {name: p.detach() for name, p in training.tiny_llama().named_parameters()}
+    assert plain.keys() == start.keys()
+    assert max(float((plain[n] - p).abs().max()) for n, p in start.items()) > 1e-2
+
+
+@pytest.mark.parametrize(
+    "hardware",
+    [
+        {"micro_batch": 4}, {"micro_batch": 2}, {"micro_batch": 1}, {"micro_tokens": 60},
+        *(
+            pytest.param(hardware, marks=pytest.mark.slow)
+            for hardware in (
+                {"zero": 1, "micro_batch": 4}, {"zero": 2, "micro_batch": 2}, {"zero": 3, "micro_batch": 8},
+                {"zero": 2, "offload": True}, {"zero": 3, "offload": True},
+                {"activation_checkpointing": True},
+            )
+        ),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_one_process_gives_the_same_however_it_is_split(plain, tmp_path, hardware):
+    assert_same(training.train(tmp_path, HardwareConfig(**hardware)), plain)
+
+
+def in_processes(directory: Path, cases: Mapping[str, object], processes: int) -> None:
+    """Run cases in a world of several processes, one after another."""
+    file = directory / "cases.json"
+    file.write_text(json.dumps(cases))
+    together(processes, training.run, file)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_same_at_every_zero_stage(plain, tmp_path):
+    cases = {
+        f"zero{zero}-{micro}": {"hardware": {"processes": 2, "zero": zero, "micro_batch": micro}}
+        for zero, micro in ((0, 4), (1, 2), (2, 1), (3, 4), (3, 1))
+    }
+    in_processes(tmp_path, cases, 2)
+    for name in cases:
+        assert_same(load_file(tmp_path / f"{name}.safetensors"), plain)
+
+
+@pytest.mark.slow
+def test_more_processes_than_examples_in_the_last_batch(tmp_path):
+    # 21 forget examples in batches of 10: the last batch of an epoch has 1, with 1 of retain beside it.
+    method = {"hardware": {"processes": 3, "zero": 2, "micro_tokens": 40}}
+    in_processes(tmp_path, {"three": method}, 3)
+    assert_same(load_file(tmp_path / "three.safetensors"), training.train(tmp_path / "one", HardwareConfig()))
+
+
+@pytest.mark.slow
+def test_the_logged_gradient_norm_is_that_before_clipping(tmp_path):
+    norms = []
+    for zero in (0, 1, 2, 3):
+        trainer = training.make_trainer(tmp_path / str(zero), HardwareConfig(zero=zero))
+        norms.append(trainer._one_step()[0]["grad_norm"])
+        trainer.engine.close()
+    assert norms[0] > 2 * clip_norm(training.METHOD)
+    assert norms == approx([norms[0]] * 4, terms=PASS)
+
+
+@pytest.mark.parametrize("zero", [0, *(pytest.param(z, marks=pytest.mark.slow) for z in (1, 2, 3))])
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, zero):
+    hardware = HardwareConfig(zero=zero, micro_batch=4)
+    whole = training.train(tmp_path / "whole", hardware)
+    training.train(tmp_path / "cut", hardware, stop_after=4)
+    resumed = training.train(tmp_path / "cut", hardware)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+    rows = [json.loads(line) for line in (tmp_path / "cut" / "history.jsonl").read_text().splitlines()]
+    wanted = [json.loads(line) for line in (tmp_path / "whole" / "history.jsonl").read_text().splitlines()]
+    science = ("step", "epoch", "loss", "loss/forget", "loss/retain", "lr", "grad_norm", "tokens")
+    assert [[r[key] for key in science] for r in rows] == [[r[key] for key in science] for r in wanted]
+
+
+def test_checkpoints_by_time_lose_nothing(tmp_path):
+    whole = training.train(tmp_path / "run", HardwareConfig(), minutes=1e-9)
+    checkpoints = tmp_path / "run" / "checkpoints"
+    assert {path.name for path in checkpoints.iterdir()} == {f"step-{n}" for n in range(1, 9)}  # of 9
+    for step in range(4, 9):
+        shutil.rmtree(checkpoints / f"step-{step}")
+    resumed = training.train(tmp_path / "run", HardwareConfig())
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+def test_time_counts_from_the_start_of_the_run_and_from_the_last_checkpoint(tmp_path):
+    trainer = training.make_trainer(tmp_path, HardwareConfig(), minutes=30)
+    trainer.run()
+    assert not (tmp_path / "checkpoints").exists()
+    trainer.engine.close()
+    begun_earlier = replace(
+        training.make_trainer(tmp_path, HardwareConfig(), minutes=30), started=time.monotonic() - 1801
+    )
+    begun_earlier.run()  # as if it had taken half an hour to load
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-1"]
+    begun_earlier.engine.close()
+
+
+def test_checkpoints_that_take_long_are_written_less_often(tmp_path):
+    trainer = training.make_trainer(tmp_path, HardwareConfig(), minutes=5)
+    assert [trainer._next_save(100.0, took) for took in (4.0, 29.0, 90.0)] == [400.0, 400.0, 1000.0]
+    trainer.engine.close()
+
+
+@pytest.mark.slow
+def test_processes_agree_on_checkpoints_by_time(plain, tmp_path):
+    case = {"hardware": {"processes": 2, "zero": 2}, "minutes": 1e-9}
+    in_processes(tmp_path, {"timed": case}, 2)
+    assert len(list((tmp_path / "timed" / "checkpoints").iterdir())) == 8
+    assert_same(load_file(tmp_path / "timed.safetensors"), plain)
+
+
+@pytest.mark.slow
+def test_resumed_in_bf16_equals_uninterrupted(tmp_path):
+    hardware = HardwareConfig(dtype="bf16", zero=2, micro_batch=4)
+    whole = training.train(tmp_path / "whole", hardware)
+    training.train(tmp_path / "cut", hardware, stop_after=4)
+    resumed = training.train(tmp_path / "cut", hardware)
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in whole.items())
+
+
+@pytest.mark.slow
+def test_a_checkpoint_is_resumed_on_other_hardware(plain, tmp_path):
+    training.train(tmp_path / "run", HardwareConfig(zero=1), stop_after=3)
+    case = {"directory": "run", "hardware": {"processes": 2, "zero": 3}}
+    in_processes(tmp_path, {"other": case}, 2)
+    assert_same(load_file(tmp_path / "other.safetensors"), plain)
+
+
+def test_a_broken_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
+    hardware = HardwareConfig()
+    training.train(tmp_path, hardware, stop_after=2)
+    before = (tmp_path / "checkpoints" / "step-2").rename(tmp_path / "kept")
+    training.train(tmp_path, hardware, stop_after=4)
+    before.rename(tmp_path / "checkpoints" / "step-2")
+    newest = tmp_path / "checkpoints" / "step-4" / "state-0000.safetensors"
+    newest.write_bytes(newest.read_bytes()[:100])
+    trainer = training.make_trainer(tmp_path, hardware)
+    assert trainer.step == 2
+    assert "step-4 cannot be read" in caplog.text
+    trainer.engine.close()
+
+
+def test_nan_stops_the_run_before_the_update(tmp_path):
+    method = training.METHOD.model_copy(update={"retain_weight": float("nan")})
+    trainer = training.make_trainer(tmp_path, HardwareConfig(), method=method)
+    before = {name: p.detach().clone() for name, p in trainer.engine.module.named_parameters()}
+    with pytest.raises(NonFiniteLoss, match=r"step 1 of 9.*batch: forget/\d+.*checkpoint: none yet"):
+        trainer.run()
+    assert all(torch.equal(before[name], p) for name, p in trainer.engine.module.named_parameters())
+    trainer.engine.close()
+
+
+def test_schedule_by_hand():
+    # 2 warm-up steps of 6: 1/2, 2/2, then (6−s)/4 for s = 2…5
+    assert [schedule_factor(s, 6, 2, "linear") for s in range(6)] == [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]
+    assert [schedule_factor(s, 4, 0, "constant") for s in range(4)] == [1.0] * 4
+    # cosine at a half and at the start of the decay
+    assert schedule_factor(2, 4, 0, "cosine") == pytest.approx(0.5)
+    assert schedule_factor(0, 4, 0, "cosine") == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("keys", "steps"),
+    [
+        ({}, 13),  # an epoch of thirteen steps
+        ({"epochs": 1.5}, 10),  # half of the twenty steps: an epoch would be most of them
+        ({"steps": 1}, 0),
+        ({"warmup_epochs": 0.5}, 6),  # 6.5, half to even
+        ({"warmup_epochs": 0}, 0),
+        ({"warmup_steps": 129}, 129),
+        ({"warmup_share": 0.1, "steps": 125}, 12),  # 12.5, rounded down
+        ({"warmup_share": 0.1, "steps": 500}, 50),
+        ({"warmup_share": 0.99, "steps": 3}, 2),
+    ],
+)
+def test_warmup_by_hand(keys, steps):
+    assert warmup_steps(MethodConfig(name="x", **keys), 13) == steps
+
+
+@pytest.mark.parametrize(
+    ("keys", "says"),
+    [
+        (
+            {"steps": 6, "warmup_epochs": 1},
+            "method.warmup_epochs=1 is 13 steps (13 steps an epoch) and the training has 6: none would be "
+            "left at the peak learning rate. Give method.warmup_epochs=0 or fewer than 6 steps, or train "
+            "longer",
+        ),
+        ({"warmup_steps": 130}, "method.warmup_steps=130 is 130 steps and the training has 130"),
+        (
+            {"warmup_epochs": 1, "warmup_share": 0.1},
+            "method.warmup_epochs=1 and method.warmup_share=0.1: the warm-up is given more than once; keep "
+            "one, with method.warmup_epochs=null or method.warmup_share=null for the others",
+        ),
+    ],
+)
+def test_a_warmup_that_leaves_nothing_or_is_given_twice_is_refused(keys, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        warmup_steps(MethodConfig(name="x", **keys), 13)
+
+
+def test_total_steps():
+    # 400 examples in batches of 32 are 13 steps an epoch, the last one smaller
+    assert total_steps(MethodConfig(name="x", epochs=10), 13) == 130
+    assert total_steps(MethodConfig(name="x", epochs=0.5), 13) == 7
+    assert total_steps(MethodConfig(name="x", steps=4, epochs=10), 13) == 4

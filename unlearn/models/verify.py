@@ -1,0 +1,136 @@
+"""Whether a saved model, loaded afresh, computes what the live one did: a few short examples of each set."""
+
+from __future__ import annotations
+
+import unlearn.environment  # noqa: F401 (before what imports DeepSpeed)
+
+# isort: split
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from eval.collection.live_model import evaluating
+from unlearn.config import ModelConfig
+from unlearn.data.batching import collate
+from unlearn.data.example import Example
+from unlearn.data.tokenization import Encoder, TokenSequence
+from unlearn.errors import UserError
+from unlearn.models import load as models
+from unlearn.passes.forward import answer_logits
+from unlearn.passes.generate import end_tokens
+
+log = logging.getLogger(__name__)
+
+_EXAMPLES, _ANSWER = 2, 32  # of each set; tokens of an answer
+_CPU = torch.device("cpu")
+# In standard deviations of a position's logits. Without adapters the two are equal; these are merged in
+# compute precision, where bf16 has eight bits.
+_TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.2}
+_FINER = {torch.float32: torch.float64, torch.bfloat16: torch.float32}
+_ROUNDING = 4  # times what a finer precision changes: the live model rounds as well, and elsewhere
+
+
+class SavedModelDiffers(UserError):
+    """What was saved does not compute what was trained."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Examples to compare, and what the live model makes of them: logits [N, V] fp32 on the CPU, the tokens
+    that end its answers, its compute precision.
+    """
+
+    pairs: Sequence[tuple[str | None, str]]
+    logits: Tensor
+    ends: Sequence[int]
+    dtype: torch.dtype
+
+
+def trial(
+    model: nn.Module, encoder: Encoder, sets: Mapping[str, Sequence[Example]], device: torch.device
+) -> Trial:
+    """Return what the live model gives for the first examples of each set. Under ZeRO 3 a collective."""
+    pairs = [(e.question, e.answer) for name in sorted(sets) for e in sets[name][:_EXAMPLES]]
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    logits = logits_of(model, short(encoder, pairs), device)
+    return Trial(pairs, logits, end_tokens(model, encoder.end_id), dtype)
+
+
+def verify(live: Trial, folder: Path, cfg: ModelConfig, encoder: Encoder, device: torch.device) -> None:
+    """Load the folder afresh and compare it with the live model: logits, tokens, prompts, end tokens.
+
+    The model is loaded on the device and, where that has no room for a second one, on the CPU.
+
+    Raises:
+        SavedModelDiffers: it is another model. The folder stays.
+    """
+    again = replace(encoder, tokenizer=models.load_tokenizer(cfg, str(folder)))
+    if _tokens(again, live) != _tokens(encoder, live):
+        raise SavedModelDiffers(_said(folder, "its tokenizer makes other tokens of the same texts"))
+    sequences = short(encoder, live.pairs)
+
+    def loaded(dtype: torch.dtype) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            model: Any = models.load_model(cfg, str(folder))
+        if end_tokens(model, again.end_id) != list(live.ends):
+            raise SavedModelDiffers(_said(folder, "its answers end at other tokens"))
+        try:
+            return logits_of(models.in_precision(model, device, dtype), sequences, device)
+        except torch.OutOfMemoryError:
+            return logits_of(models.in_precision(model, _CPU, dtype), sequences, _CPU)
+
+    logits = loaded(live.dtype)
+    far, most = difference(live.logits, logits), _TOLERANCE[live.dtype]
+    if not far <= most:  # perhaps a model that magnifies rounding: how far it does by itself tells
+        most = max(most, _ROUNDING * difference(loaded(_FINER[live.dtype]), logits))
+    if not far <= most:
+        raise SavedModelDiffers(
+            _said(
+                folder, f"its logits are {far:.2g} standard deviations off, where rounding makes {most:.1g}"
+            )
+        )
+    log.info("%s: loaded again, its logits are within %.1g standard deviations", folder.name, far)
+
+
+def short(encoder: Encoder, pairs: Sequence[tuple[str | None, str]]) -> list[TokenSequence]:
+    """Return the sequences of some pairs, each cut after a few answer tokens."""
+    return [
+        replace(s, ids=s.ids[: s.answer_start + _ANSWER], ended=s.ended and s.answer_length <= _ANSWER)
+        for s in encoder.pairs(pairs)
+    ]
+
+
+def logits_of(model: nn.Module, sequences: Sequence[TokenSequence], device: torch.device) -> Tensor:
+    """Return the logits [N, V] of the answer tokens, fp32 on the CPU."""
+    with evaluating(model):
+        return answer_logits(model, collate(sequences).to(device)).float().cpu()
+
+
+def _tokens(encoder: Encoder, live: Trial) -> list[list[int]]:
+    asked = [question for question, _ in live.pairs if question is not None]
+    return [s.ids.tolist() for s in encoder.pairs(live.pairs)] + encoder.prompts(asked)
+
+
+def difference(live: Tensor, saved: Tensor) -> float:
+    """Return the largest distance of any position's logits [N, V] in their own standard deviations.
+
+    Infinity where one of the two is finite and the other is not; positions without any finite logit agree.
+    """
+    finite = live.isfinite()
+    if not torch.equal(finite, saved.isfinite()):
+        return float("inf")
+    live, saved = live.where(finite, 0.0), saved.where(finite, 0.0)
+    far = (live - saved).square().mean(-1).sqrt()
+    return float((far / live.std(-1).clamp(min=1e-6)).max())
+
+
+def _said(folder: Path, what: str) -> str:
+    return (
+        f"the model saved in {folder.name} is not the one that was trained: loaded again, {what}. Nothing "
+        "was measured, and the folder is removed; please report this with the run's config.yaml"
+    )

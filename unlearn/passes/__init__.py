@@ -1,0 +1,1 @@
+"""Passes of a model over tokens, for training, probes and evaluation alike."""

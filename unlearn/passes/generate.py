@@ -1,0 +1,149 @@
+"""Answers of a transformers model, in rounds: greedy, on its own scores or on perturbed ones.
+
+A batch decodes until its longest row ends. So rows get a few tokens, those that have ended leave, and the
+rest are batched anew for twice as many; going through the tokens so far again costs one parallel forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+
+from eval.shard import Shard
+from unlearn.data.batching import deal
+from unlearn.passes.prompt_layout import laid_out, left_padded
+
+_FIRST_ROUND = 32
+
+Perturb = Callable[[Sequence[int], int, Tensor], Tensor]
+"""From (prompt numbers [B], tokens so far, scores [B, V]) to the scores whose largest is taken."""
+
+
+def generate(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    end_ids: Sequence[int],
+    pad_id: int,
+    max_rows: int,
+    shard: Shard,
+    device: torch.device,
+    advance: Callable[[int], None] = lambda _: None,
+    perturb: Perturb | None = None,
+    static_cache: bool = False,
+) -> list[list[int]]:
+    """New tokens of each prompt, up to and without the first of `end_ids`; all of them on every process.
+
+    `advance` is told how many prompts of this process are done since the last call. With noise that follows
+    from the prompt's number and the tokens so far alone, `perturb` makes samples that no batching changes.
+    `static_cache`: keys and values in a space of fixed size, which transformers can compile for.
+    """
+    answers: list[list[int]] = [[] for _ in prompts]
+    pending = list(range(len(prompts)))
+    for tokens, last in _rounds(max_new_tokens):
+        if not pending:
+            break
+        rows = [[*prompts[i], *answers[i]] for i in pending]
+        config, so_far = _greedy(tokens, end_ids, pad_id, static_cache), len(answers[pending[0]])
+        mine: list[tuple[int, list[int], bool]] = []
+        bins = deal([len(row) for row in rows], shard.world, max_rows=max_rows)
+        for part in shard.mine(bins):
+            part_rows = part or [0]
+            noise = _Noise(perturb, [pending[j] for j in part_rows], so_far) if perturb else None
+            starts = [len(prompts[pending[j]]) for j in part_rows]
+            new = _batch(
+                model, [rows[j] for j in part_rows], starts, config, pad_id, shard.synced, device, noise
+            )
+            cuts = [_until_end(row, end_ids) for row in new[: len(part)]]
+            mine += [(pending[j], *cut) for j, cut in zip(part, cuts, strict=True)]
+            advance(sum(ended or last for _, ended in cuts))
+        ended = set()
+        for i, new_tokens, has_ended in shard.gather(mine):
+            answers[i] += new_tokens
+            if has_ended:
+                ended.add(i)
+        pending = [i for i in pending if i not in ended]
+    return answers
+
+
+def end_tokens(model: nn.Module, end_id: int) -> list[int]:
+    """The tokens that end an answer: the encoder's, and those that the model itself was published with."""
+    own: Any = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return sorted({end_id, *([] if own is None else [own] if isinstance(own, int) else own)})
+
+
+def _rounds(max_new_tokens: int) -> Iterator[tuple[int, bool]]:
+    """Tokens of each round, and whether it is the last."""
+    total, upto = 0, min(_FIRST_ROUND, max_new_tokens)
+    while total < max_new_tokens:
+        yield upto - total, upto == max_new_tokens
+        total, upto = upto, min(2 * upto, max_new_tokens)
+
+
+def _greedy(tokens: int, end_ids: Sequence[int], pad_id: int, static_cache: bool) -> GenerationConfig:
+    # What is unset here is filled in from the model's own generation config, so everything that a published
+    # model sets there for sampling is put back to neutral by name.
+    return GenerationConfig(
+        max_new_tokens=tokens,
+        min_length=0,
+        do_sample=False,
+        num_beams=1,
+        temperature=1.0,
+        top_p=1.0,
+        top_k=50,
+        repetition_penalty=1.0,
+        no_repeat_ngram_size=0,
+        use_cache=True,
+        cache_implementation="static" if static_cache else None,
+        eos_token_id=list(end_ids),
+        pad_token_id=pad_id,
+    )
+
+
+class _Noise(LogitsProcessor):
+    def __init__(self, perturb: Perturb, prompts: Sequence[int], so_far: int) -> None:
+        self.perturb, self.prompts, self.step = perturb, prompts, so_far
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        self.step += 1
+        return cast("torch.FloatTensor", self.perturb(self.prompts, self.step - 1, scores))
+
+
+def _batch(
+    model: nn.Module,
+    rows: Sequence[Sequence[int]],
+    starts: Sequence[int],
+    config: GenerationConfig,
+    pad_id: int,
+    synced: bool,
+    device: torch.device,
+    noise: _Noise | None,
+) -> list[list[int]]:
+    width = max(len(row) for row in rows)
+    ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    # Edits inside the model act where the prompt ended, also where an answer so far follows it.
+    layout = left_padded(torch.tensor(starts), mask.sum(1), width, device)
+    generator: Any = model
+    with laid_out(layout):
+        out = generator.generate(
+            input_ids=ids.to(device),
+            attention_mask=mask.to(device),
+            generation_config=config,
+            synced_gpus=synced,
+            logits_processor=LogitsProcessorList([noise] if noise else []),
+        )
+    new: list[list[int]] = out[:, width:].tolist()
+    return new
+
+
+def _until_end(tokens: Sequence[int], end_ids: Sequence[int]) -> tuple[list[int], bool]:
+    for position, token in enumerate(tokens):
+        if token in end_ids:
+            return list(tokens[:position]), True
+    return list(tokens), False

@@ -1,0 +1,210 @@
+"""Which calls inside a model's forward use trained parameters, and on which rows of which example."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.functional import embedding
+from torch.nn.utils.rnn import pad_sequence
+from torch.overrides import TorchFunctionMode
+
+from unlearn.data.batching import Batch
+from unlearn.passes.forward import unwrap
+from unlearn.passes.per_example.mkldnn_linear import LINEAR, linear
+from unlearn.passes.per_example.parameter_uses import Outer, Own, OwnCall, Rows, Site
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call that uses parameters: where its output and its inputs are in the graph, and, given the
+    gradient at its output, what is known of each use."""
+
+    edge: GradientEdge
+    inputs: list[Any]
+    parameters: list[nn.Parameter]
+    sites: Callable[[Tensor], list[Site]]
+
+
+@dataclass
+class Recorder(TorchFunctionMode):
+    """Notes calls that use trained parameters.
+
+    Products with a weight and look-ups are noted where torch computes them, whatever module that is in. A
+    module that does anything else with its own parameters is noted as a whole.
+    """
+
+    model: nn.Module
+    batch: Batch
+    calls: list[Call] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.trained = {id(p): p for p in self.model.parameters() if p.requires_grad}
+        self._size, self._width = self.batch.input_ids.shape
+        self._answers = tuple(self.batch.lengths.tolist())
+        self._headed = False  # from the head on, rows are those of the answer tokens
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            head = unwrap(self.model).get_output_embeddings()
+            hooks = [head.register_forward_pre_hook(self._enter_head)]
+            for module in self.model.modules():
+                hooks += self._hooks(module)
+            for hook in hooks:
+                stack.callback(hook.remove)
+            with self:
+                yield
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is LINEAR:
+            return self._product(linear, *bound(("input", "weight", "bias"), args, kwargs))
+        if func is torch.addmm and len(args) == 3 and not kwargs and args[0].ndim == 1:
+            bias, rows, weight = args  # the weight is [in, out] here
+            return self._product(_transposed, rows, weight, bias, transposed=True)
+        if func is embedding and len(args) > 1 and self._is_trained(args[1]):
+            return self._look_up(args, kwargs)
+        return func(*args, **kwargs)
+
+    def _product(
+        self, func: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, *, transposed: bool = False
+    ) -> Tensor:
+        used = [cast(nn.Parameter, p) for p in (weight, bias) if self._is_trained(p)]
+        lengths = None
+        if used:
+            rows = self._spread(rows, rows.ndim - 1)
+            lengths = self._lengths(rows.shape[:-1])
+        out = cast(Tensor, func(rows, weight, bias))
+        if lengths is None:
+            return out
+        kept = rows.detach()
+
+        def sites(grad: Tensor) -> list[Site]:
+            at_output = Rows(grad.reshape(-1, grad.shape[-1]), lengths)
+            at_input = Rows(kept.reshape(-1, kept.shape[-1]), lengths)
+            ones = Rows(grad.new_ones(1, 1).expand(len(at_output.values), 1), lengths)
+            sides = (at_input, at_output) if transposed else (at_output, at_input)
+            return [Outer(p, *(sides if p is weight else (at_output, ones))) for p in used]
+
+        self._note(out, [rows], used, sites)
+        return out
+
+    def _look_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        names = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq")
+        ids, weight, padding, renormed, _, scaled = bound(names, args, kwargs)
+        ids = self._spread(ids, ids.ndim)
+        lengths = None if renormed is not None or scaled else self._lengths(ids.shape)
+        out = embedding(ids, *args[1:], **kwargs)
+        if lengths is None:
+            return out
+
+        def sites(grad: Tensor) -> list[Site]:
+            right, flat = grad.reshape(-1, grad.shape[-1]), ids.reshape(-1)
+            if padding is not None:  # its vector has no gradient
+                right = right.masked_fill((flat == padding)[:, None], 0.0)
+            return [Outer(weight, Rows(flat, lengths), Rows(right, lengths))]
+
+        self._note(out, [], [weight], sites)
+        return out
+
+    def _hooks(self, module: nn.Module) -> list[Any]:
+        """Only on modules that call no other ones with parameters."""
+        own = [p for p in module.parameters(recurse=False) if self._is_trained(p)]
+        if not own or len(list(module.parameters())) > len(list(module.parameters(recurse=False))):
+            return []
+        started: list[int] = []
+
+        def enter(*_: Any) -> None:
+            started.append(len(self.calls))
+
+        def leave(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
+            first = started.pop()
+            noted = {id(p) for call in self.calls[first:] for p in call.parameters}
+            if all(id(p) in noted for p in own) or not isinstance(out, Tensor):
+                return out
+            out = self._spread(out, out.ndim)
+            self._note_whole(module, own, args, kwargs, out, first)
+            return out
+
+        # First among the hooks on the output: what the module itself gave, while its weights are whole.
+        return [
+            module.register_forward_pre_hook(enter),
+            module.register_forward_hook(leave, prepend=True, with_kwargs=True),
+        ]
+
+    def _note_whole(
+        self, module: nn.Module, own: list[nn.Parameter], args: tuple[Any, ...], kwargs: dict[str, Any],
+        out: Tensor, first: int,
+    ) -> None:  # fmt: skip
+        """In place of the calls from the `first` on, which were inside it."""
+        apart = self._by_answer if self._headed else self._by_row
+        call = OwnCall.of(module, args, kwargs, apart)
+        if call is None or apart(out) is None:
+            return
+        del self.calls[first:]
+        inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        self._note(out, inputs, own, lambda grad: [Own(p, call, cast(Tensor, apart(grad))) for p in own])
+
+    def _note(
+        self, out: Tensor, inputs: Sequence[Tensor], used: list[nn.Parameter],
+        sites: Callable[[Tensor], list[Site]],
+    ) -> None:  # fmt: skip
+        nodes = [x.grad_fn for x in inputs]
+        if out.requires_grad and out.grad_fn not in nodes:
+            self.calls.append(Call(get_gradient_edge(out), nodes, used, sites))
+
+    def _enter_head(self, *_: Any) -> None:
+        self._headed = True
+
+    def _is_trained(self, parameter: Any) -> bool:
+        return id(parameter) in self.trained
+
+    def _spread(self, value: Tensor, dims: int) -> Tensor:
+        """What is made once for all examples (learned positions), made for each."""
+        if self._headed or dims < 2 or value.shape[0] != 1:
+            return value
+        return value.expand(self._size, *value.shape[1:])
+
+    def _lengths(self, lead: torch.Size) -> tuple[int, ...] | None:
+        """How many of the rows in these dimensions each example has; None where that cannot be told."""
+        rows = math.prod(lead)
+        if self._headed:
+            return self._answers if rows == sum(self._answers) else None
+        told = len(lead) >= 2 and lead[0] == self._size
+        if self._size == 1 or told or tuple(lead) == (self._size * self._width,):
+            return (rows // self._size,) * self._size
+        return None
+
+    def _by_row(self, value: Tensor) -> Tensor | None:
+        """[B, ...], each what the module would have been given for that example alone."""
+        if value.ndim >= 2 and value.shape[0] == self._size:
+            return value.unsqueeze(1)
+        if value.ndim >= 1 and value.shape[0] == self._size * self._width:
+            return value.unflatten(0, (self._size, self._width))
+        return None
+
+    def _by_answer(self, value: Tensor) -> Tensor | None:
+        """The same from the head on, filled up with zeros."""
+        if value.ndim < 2 or value.shape[:2] != (1, sum(self._answers)):
+            return None
+        return pad_sequence(list(value[0].split(self._answers)), batch_first=True).unsqueeze(1)
+
+
+def _transposed(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return linear(rows, weight.mT, bias)
+
+
+def bound(names: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+    """The arguments of a call in this order, None where not given."""
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return [given.get(name) for name in names]

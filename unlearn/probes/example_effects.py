@@ -1,0 +1,148 @@
+"""Effects on single examples and tokens: which of them a direction in parameter space teaches or forgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eval.shard import Shard
+from unlearn.data.batching import Batch, collate, deal
+from unlearn.data.tokenization import TokenSequence
+from unlearn.passes.forward import forward
+from unlearn.passes.per_example.forward_mode import token_effects
+from unlearn.passes.per_example.inner_products import inner_products
+from unlearn.probes.parameter_groups import Place
+from unlearn.terms import Term
+from unlearn.training.engine import Engine
+from unlearn.training.microbatch import Group, Unit, own_view
+from unlearn.training.step import Steps
+
+T = TypeVar("T")
+Share = list[Tensor]
+
+
+@dataclass(frozen=True)
+class Points:
+    """Examples of one set that are looked at one by one: their rows in the group, and their answers."""
+
+    name: str
+    rows: Sequence[int]
+    ids: Sequence[str]
+    sequences: Sequence[TokenSequence]
+
+    @classmethod
+    def of(cls, name: str, group: Group, rows: Sequence[int]) -> Points:
+        sequences = [group.sequence(Unit(name, row, 0), "answers") for row in rows]
+        return cls(name, rows, [group.ids[row] for row in rows], sequences)
+
+
+@dataclass(frozen=True)
+class Eye:
+    """Looks at single examples with an engine's model; every method is a collective."""
+
+    engine: Engine
+    places: Mapping[str, Place]
+    max_tokens: int
+
+    def by_example(self, points: Points, directions: Sequence[Share]) -> list[dict[str, np.ndarray]]:
+        """For each example ⟨∇ of its mean NLL, direction⟩ [K] in each group of layers."""
+
+        def look(batch: Batch) -> list[dict[str, np.ndarray]]:
+            whole = self.engine.whole_gradients(directions)
+            found: dict[str, Tensor] = {}
+            for name, values in inner_products(self.engine.module, batch, whole).items():
+                group = self.places[name].group
+                found[group] = found[group] + values if group in found else values
+            arrays = {group: values.cpu().numpy() for group, values in found.items()}
+            return [
+                {group: values[:, place] for group, values in arrays.items()}
+                for place in range(len(batch.lengths))
+            ]
+
+        return self._each(points, look)
+
+    def by_token(
+        self, points: Points, direction: Mapping[str, Tensor], groups: Sequence[str] | None = None
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For each example, log p and ⟨∇ of NLL, direction⟩ of each answer token [N], as far as the direction
+        goes through parameters of these groups of layers."""
+
+        def along(name: str) -> Tensor | None:
+            if groups is not None and self.places[name].group not in groups:
+                return None
+            value = direction.get(name)
+            return None if value is None else value.to(self.engine.world.device)
+
+        def look(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
+            found = token_effects(self.engine.module, batch, along)
+            sizes = batch.lengths.tolist()
+            pairs = zip(found.logp.split(sizes), found.effect.split(sizes), strict=True)
+            return [(logp.cpu().numpy(), effect.cpu().numpy()) for logp, effect in pairs]
+
+        return self._each(points, look)
+
+    def risks(self, points: Points) -> np.ndarray:
+        """Mean NLL of each example's answer tokens, [E], float64."""
+
+        @torch.no_grad()
+        def look(batch: Batch) -> list[float]:
+            parts = forward(self.engine.module, batch).logp.double().split(batch.lengths.tolist())
+            return [-float(part.mean()) for part in parts]
+
+        return np.array(self._each(points, look))
+
+    def whole(self, direction: Share) -> dict[str, Tensor]:
+        """A direction by parameter; on the CPU where no process has room for a whole model."""
+        far = self.engine.zero == 3
+        return {n: t.cpu() if far else t for n, (t,) in self.engine.whole_gradients([direction])}
+
+    def _each(self, points: Points, look: Callable[[Batch], Sequence[T]]) -> list[T]:
+        """What `look` gives of each example, on all processes; all of them look equally often."""
+        world = self.engine.world
+        lengths = [len(s.ids) - 1 for s in points.sequences]
+        mine: list[tuple[int, T]] = []
+        for part in deal(lengths, world.size, max_tokens=self.max_tokens)[world.rank]:
+            batch = collate([points.sequences[i] for i in part or [0]]).to(world.device)
+            mine += list(zip(part, look(batch), strict=False))
+        found = dict(Shard(world.rank, world.size).gather(mine))
+        return [found[i] for i in range(len(points.sequences))]
+
+
+@torch.no_grad()
+def implicit_weights(steps: Steps, term: Term, points: Points, step: int, means: Mapping[str, Tensor]) -> Any:
+    """How hard a term pulls on each answer token: the derivative of its un-averaged values by log p.
+
+    1 for gradient ascent, p^β for WGA, 2π^β/(π^β+π°^β) for NPO (arXiv 2502.19301, eq. 2 and 4). One array
+    per example, None for a term that does not look at the log-probabilities of these answers. A collective.
+    """
+    view = own_view(term)
+    if view.group != points.name or view.kind != "answers" or "logp" not in term.step_needs or view.skip:
+        return None
+    alone = replace(steps, terms=[term])
+    plan = alone.plan(step, {view.group: [(row, 0) for row in points.rows]})
+    world = steps.engine.world
+    mine: list[tuple[int, np.ndarray]] = []
+    for units in alone.deal(plan, [term]):
+        given = alone.named(plan, units or alone.dummy(plan, [term]), term)
+        if term.name in means:
+            given["batch_mean"] = means[term.name]
+        logp = given["logp"].detach().float().requires_grad_()
+        with torch.enable_grad():
+            (slope,) = torch.autograd.grad(term.values({**given, "logp": logp}).sum(), logp)
+        sizes = [_length(steps, unit) for unit in units]
+        mine += list(zip([unit.row for unit in units], _cut(slope.cpu().numpy(), sizes), strict=False))
+    found = dict(Shard(world.rank, world.size).gather(mine))
+    return [found[row] for row in points.rows]
+
+
+def _length(steps: Steps, unit: Unit) -> int:
+    return steps.groups[unit.group].sequence(unit, "answers").answer_length
+
+
+def _cut(values: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:
+    return np.split(values, np.cumsum(sizes)[:-1]) if sizes else []

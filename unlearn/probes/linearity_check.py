@@ -1,0 +1,100 @@
+"""Whether the first order can be trusted: −η·e against what one small step really changes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from unlearn.probes.example_effects import Eye, Points
+from unlearn.training.engine import Engine
+
+_NEAR = 0.1
+"""Where curvature is measured, in steps: near enough for the third order to vanish, far from rounding."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """Changes of each example's mean NLL by a step of size `eta` along −∇L, in nats, [E] each."""
+
+    eta: float
+    predicted: np.ndarray
+    true: np.ndarray
+    second: np.ndarray | None = None
+
+
+@torch.no_grad()
+def changes(
+    eye: Eye, points: Mapping[str, Points], known: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    gradient: list[Tensor], rate: float, *, second: bool,
+) -> dict[str, Change]:  # fmt: skip
+    """For each set; nothing where the gradient is zero. A collective.
+
+    `known`: of each set's examples ⟨∇ of mean NLL, ∇L⟩ and the mean NLL at these weights, [E] each.
+
+    The step is as long as one of AdamW's, which moves every weight by about the learning rate:
+    η = rate·√P/‖∇L‖ over P trained weights. The second order adds ½η²·∇LᵀH∇L, by a central difference of
+    exact directional derivatives.
+    """
+    engine = eye.engine
+    length = float(engine.gram([gradient])[0, 0].sqrt())
+    if not points or not length:
+        return {}
+    eta = rate * math.sqrt(_weights(engine)) / length
+    whole = eye.whole(gradient) if second else {}
+    along = engine.as_live(gradient)
+
+    def moved(by: float) -> list[Tensor]:
+        return [w.detach().float() - by * g.to(w.device) for w, g in zip(engine.live(), along, strict=True)]
+
+    found = {}
+    for name, some in points.items():
+        first, before = known[name]
+        with engine.with_weights(moved(eta)):
+            true = eye.risks(some) - before
+        curved = None
+        if second:
+            ends = []
+            for by in (-_NEAR * eta, _NEAR * eta):
+                with engine.with_weights(moved(by)):
+                    ends.append(_slopes(eye, some, whole))
+            curvature = (ends[0] - ends[1]) / (2 * _NEAR * eta)
+            curved = -eta * first + 0.5 * eta**2 * curvature
+        found[name] = Change(eta, -eta * first, true, curved)
+    return found
+
+
+def _slopes(eye: Eye, points: Points, direction: Mapping[str, Tensor]) -> np.ndarray:
+    """⟨∇ of each example's mean NLL, direction⟩, [E]."""
+    return np.array([float(effect.mean(dtype=np.float64)) for _, effect in eye.by_token(points, direction)])
+
+
+def _weights(engine: Engine) -> int:
+    parameters = [p for p in engine.module.parameters() if p.requires_grad]
+    return sum(int(getattr(p, "ds_numel", p.numel())) for p in parameters)
+
+
+def agreement(sets: Mapping[str, Change], *, second: bool = False) -> dict[str, float]:
+    """Over all points: how the prediction goes with the truth, and what share of it it explains."""
+    true = np.concatenate([each.true for each in sets.values()])
+    guess = np.concatenate([_guess(each, second) for each in sets.values()])
+    spread = float(true.std() * guess.std())
+    correlation = (
+        float(((true - true.mean()) * (guess - guess.mean())).mean()) / spread if spread else math.nan
+    )
+    total = float(np.square(true).sum())
+    return {
+        "correlation": correlation,
+        "explained": 1 - float(np.square(true - guess).sum()) / total if total else math.nan,
+    }
+
+
+def _guess(change: Change, second: bool) -> np.ndarray:
+    if second:
+        assert change.second is not None
+        return change.second
+    return change.predicted

@@ -1,0 +1,68 @@
+"""From a run's configuration to its probe: live in a training, or over models that were saved."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from eval.shard import Shard
+from unlearn.config import RunConfig
+from unlearn.data.example import Example
+from unlearn.data.tokenization import Encoder
+from unlearn.probes.geffect import GEffect
+from unlearn.probes.saved import numbered
+from unlearn.rules import make_rule
+from unlearn.run_dir import RunDir
+from unlearn.terms import Term
+from unlearn.training.engine import Engine
+from unlearn.training.microbatch import Frozen, Group
+from unlearn.training.trainer import Logger, Moment
+
+
+def make_probe(
+    config: RunConfig, engine: Engine, terms: Sequence[Term], groups: Mapping[str, Group],
+    sets: Mapping[str, list[Example]], encoder: Encoder, rundir: RunDir,
+) -> GEffect:  # fmt: skip
+    """The probe of a run, whose groups have the answers of the sets that it looks at."""
+    return GEffect(
+        config.probe, engine, terms, groups, config.hardware, config.method.batch, config.seed,
+        encoder.tokenizer,
+        {name: {e.id: (e.question, e.answer) for e in sets[name]} for name in groups},
+        rundir.probe, encoder.pad_id,
+    )  # fmt: skip
+
+
+def look_at_saved(
+    config: RunConfig, folders: Sequence[Path], engine_of: Callable[[str | None], Engine],
+    probe_of: Callable[[Engine], GEffect], frozen: Frozen, rundir: RunDir, tracker: Logger,
+) -> None:  # fmt: skip
+    """Look at each of the models, or without any at the target; what was looked at before is left out.
+
+    `engine_of` loads a folder's model, for None the target, which distances are measured from.
+    """
+    stops: list[tuple[int, str | None]] = [(0, None)]
+    if folders:
+        stops = list(zip(numbered(folders), (str(folder) for folder in folders), strict=True))
+    target = engine_of(None)
+    world = target.world
+    shard = Shard(world.rank, world.size)
+    known = shard.from_first([row["step"] for row in rundir.read_history()])
+    first = probe_of(target)
+    first.start.keep()
+    method = config.method
+    moment: dict[str, Any] = {"rate": method.rate(config.model.lr_scale), "frozen": frozen}
+    engine = target
+    for step, folder in stops:
+        if step in known:
+            continue
+        if folder is not None:
+            engine.close()
+            gc.collect()
+            engine = engine_of(folder)
+        seen = probe_of(engine).look(Moment(step=step, rule=make_rule(**method.rule.model_dump()), **moment))
+        if seen and world.main:
+            rundir.append_history({"step": step, **seen})
+            tracker.log(seen, step)
+    engine.close()

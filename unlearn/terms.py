@@ -1,0 +1,339 @@
+"""From a method's configuration to callable terms; the names that objectives may ask for."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, get_args
+
+from torch import Tensor
+
+import unlearn.objectives
+import unlearn.rules
+import unlearn.weightings
+from unlearn import plugins as signatures
+from unlearn.config import Mask, MethodConfig, RunConfig
+from unlearn.errors import ConfigError, did_you_mean
+from unlearn.weightings._granularity import GRANULARITIES, instance_weights, token_weights
+
+NEEDS = {
+    "logp": "log-probability of each answer token under the model",
+    "ref_logp": "the same under the reference (the frozen target), computed once and cached",
+    "lengths": "answer tokens of each sequence",
+    "alt_logp": "log-probability of the tokens of an alternative answer to the same question",
+    "ref_alt_logp": "the same under the reference",
+    "alt_lengths": "tokens of each alternative answer",
+    "logits": "logits at the positions that predict an answer token",
+    "ref_logits": "the same of the reference, from its cached last hidden states",
+    "teacher_logits": "the same of the mean teacher, a running average of the model",
+    "reinforced_logits": "the same of a copy of the target trained further on the forget set",
+    "labels": "the answer tokens",
+    "hidden": "hidden states after the layer that the term names",
+    "ref_hidden": "the same of the reference, cached",
+    "gate": "gate logits of a gated edit, one row per sequence",
+    "noise": "one uniform number per answer token, fixed by seed, example and step",
+    "important": "whether an answer token lies in an annotated span",
+    "weights": "detached weight of each answer token, from the term's weighting",
+    "batch_mean": "mean over the whole step of what the objective's function batch_mean gives",
+}
+"""What the positional parameters of an objective or a weighting may be called."""
+
+_PER_TOKEN_LABELLED = ("logp", "ref_logp", "labels", "noise", "important", "weights")
+_RESERVED = ("objective", "weighting", "mask", "skip", "layer")
+_ELEMENTWISE = {"logp", "ref_logp"}
+_WEIGHTING_OPTIONS = {"group_size": int, "length_norm": bool, "normalise": bool}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A pure function with its hyper-parameters, and the names of what it is given."""
+
+    function: Callable[..., Tensor]
+    needs: tuple[str, ...]
+    hyper: Mapping[str, Any] = field(default_factory=dict)
+
+    def __call__(self, named: Mapping[str, Tensor]) -> Tensor:
+        return self.function(**{name: named[name] for name in self.needs if name in named}, **self.hyper)
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """How a term's tokens are weighted: a function, and the granularity at which it looks at confidence."""
+
+    bound: Bound
+    granularity: str = "token"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def batchwise(self) -> bool:
+        return self.granularity == "batch"
+
+    def __call__(self, named: Mapping[str, Tensor]) -> Tensor:
+        weigh = partial(self.bound.function, **self.bound.hyper)
+        given = {name: named[name] for name in self.bound.needs}
+        mean = named["batch_mean"][0] if self.batchwise else None
+        return token_weights(
+            weigh, given, named["lengths"], granularity=self.granularity, batch_mean=mean, **self.options
+        )
+
+    def instance(self, named: Mapping[str, Tensor]) -> Tensor:
+        """The weights whose mean over the step `batch` granularity gives to every token, [B, 1]."""
+        weigh = partial(self.bound.function, **self.bound.hyper)
+        given = {name: named[name] for name in self.bound.needs}
+        length_norm = self.options.get("length_norm", False)
+        return instance_weights(weigh, given, named["lengths"], length_norm=length_norm)[:, None]
+
+
+@dataclass(frozen=True)
+class Term:
+    """An objective with its hyper-parameters, on one group of the data."""
+
+    name: str
+    group: str
+    weight: float
+    objective: Bound
+    per: Literal["token", "example"]
+    mask: Mask = "answer"
+    skip: int = 0
+    layer: float | None = None
+    weighting: Weighting | None = None
+    before: Bound | None = None
+    """What must be averaged over the whole step before the objective can be called."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """All that has to be computed for this term."""
+        return self.step_needs | (self.before_needs if self.looks_back else frozenset())
+
+    @property
+    def step_needs(self) -> frozenset[str]:
+        """What is needed to train on it, once the mean that it may look back at is known."""
+        names = set(self.objective.needs) - {"weights", "batch_mean"}
+        if self.weighting:
+            names |= {*self.weighting.bound.needs, "lengths"}
+        return frozenset(names)
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether it needs a mean over the whole step before any of it can be trained on."""
+        return self.before is not None or (self.weighting is not None and self.weighting.batchwise)
+
+    @property
+    def before_needs(self) -> frozenset[str]:
+        """What is needed for that mean."""
+        if self.before is not None:
+            return frozenset(self.before.needs)
+        assert self.weighting is not None
+        return frozenset({*self.weighting.bound.needs, "lengths"})
+
+    def before_values(self, named: Mapping[str, Tensor]) -> Tensor:
+        """[B, K] values whose mean over the step is `batch_mean`."""
+        if self.before is not None:
+            return self.before(named)
+        assert self.weighting is not None
+        return self.weighting.instance(named)
+
+    def values(self, named: Mapping[str, Tensor]) -> Tensor:
+        """Un-averaged values, [N] or [B]."""
+        if self.weighting:
+            named = {**named, "weights": self.weighting(named)}
+        return self.objective(named)
+
+
+def bind(method: MethodConfig) -> list[Term]:
+    """The method's terms, each objective's keys checked against its signature.
+
+    Raises:
+        ConfigError: everything that is wrong, by dotted name.
+    """
+    problems: list[str] = []
+    terms: list[Term] = []
+    stated: list[tuple[str, str, str, float, dict[str, Any]]] = [
+        (f"method.{slot}", slot, slot, method.weight(slot), dict(keys)) for slot, keys in method.terms.items()
+    ]
+    for number, further in enumerate(method.further):
+        name = f"{further.slot}_{str(further.objective).rpartition('.')[2]}"
+        keys = {"objective": further.objective, **(further.model_extra or {})}
+        stated.append((f"method.further.{number}", name, further.slot, further.weight, keys))
+    for key, name, group, weight, keys in stated:
+        try:
+            terms.append(_term(key, name, group, weight, keys))
+        except ConfigError as error:
+            problems += error.problems
+    try:
+        unlearn.rules.check(method.rule, [name for _, name, *_ in stated], method.clip)
+    except ConfigError as error:
+        problems += error.problems
+    if len({term.name for term in terms}) < len(terms):
+        problems.append("method.further: two terms with one objective on the same data; add up their weights")
+    if problems:
+        raise ConfigError(problems)
+    return terms
+
+
+def training_sets(config: RunConfig) -> set[str]:
+    """The sets of the dataset that the method works on."""
+    method = config.method
+    fitted: tuple[str, ...] = ()
+    if method.intervention is not None:
+        from unlearn import interventions  # brings transformers
+
+        fitted = interventions.sets(method.intervention)
+    paired = any(needs_alternatives(term) for term in bind(method))
+    mismatched = ("retain",) if paired and method.alternatives_from_retain else ()
+    return {*method.sets, *fitted, *mismatched}
+
+
+def needs_alternatives(term: Term) -> bool:
+    """Whether a term needs alternative answers, to look at or to compare with."""
+    return term.group == "template" or any(need.startswith(("alt_", "ref_alt_")) for need in term.needs)
+
+
+def row_multiples(method: MethodConfig, terms: Sequence[Term]) -> dict[str, int]:
+    """How many rows of an epoch each example makes, by set; 1 for sets that are not named."""
+    if method.alternatives.rows == "one":
+        return {}
+    sets = (
+        "forget" if term.group == "template" else term.group for term in terms if needs_alternatives(term)
+    )
+    return dict.fromkeys(sets, method.alternatives.count)
+
+
+def two_warmups(method: MethodConfig, key: str = "method") -> str:
+    """What to say of a warm-up that is given in two ways."""
+    said = " and ".join(f"{key}.{name}={value:g}" for name, value in method.warmup.items())
+    unset = " or ".join(f"{key}.{name}=null" for name in method.warmup)
+    return f"{said}: the warm-up is given more than once; keep one, with {unset} for the others"
+
+
+def objective_names() -> list[str]:
+    """The objectives that ship with the project."""
+    return signatures.modules(unlearn.objectives)
+
+
+def weighting_names() -> list[str]:
+    """The weightings that ship with the project."""
+    return signatures.modules(unlearn.weightings)
+
+
+def find_objective(name: str) -> Callable[..., Tensor]:
+    """An objective by its short name, or one of your own by dotted path (`package.module.function`).
+
+    Raises:
+        LookupError: there is none.
+    """
+    return signatures.find(name, unlearn.objectives, "objective")
+
+
+def _term(key: str, name: str, group: str, weight: float, keys: dict[str, Any]) -> Term:
+    reserved = {k: keys.pop(k) for k in _RESERVED if k in keys}
+    objective, per = _objective(key, reserved.get("objective"), keys)
+    problems: list[str] = []
+    mask, skip, layer = reserved.get("mask", "answer"), reserved.get("skip", 0), reserved.get("layer")
+    if mask not in get_args(Mask):
+        problems.append(f"{key}.mask={mask}: choose from {', '.join(get_args(Mask))}")
+    if not isinstance(skip, int) or skip < 0:
+        problems.append(f"{key}.skip={skip!r}: give a number of answer tokens to leave out")
+    elif skip and mask != "answer":
+        problems.append(
+            f"{key}.skip={skip}: leaves out answer tokens, and mask={mask} looks at all positions"
+        )
+    weighting = None
+    if reserved.get("weighting") is not None:
+        try:
+            weighting = _weighting(f"{key}.weighting", reserved["weighting"])
+        except ConfigError as error:
+            problems += error.problems
+        if "weights" not in objective.needs:
+            problems.append(f"{key}.weighting: {reserved['objective']} takes no weights")
+    term = Term(name, group, weight, objective, per, mask, skip, layer, weighting, _before(objective))
+    problems += _cross_check(key, term, str(reserved["objective"]))
+    if problems:
+        raise ConfigError(problems)
+    return term
+
+
+def _cross_check(key: str, term: Term, name: str) -> list[str]:
+    problems = []
+    if term.mask != "answer" and (wrong := sorted(set(_PER_TOKEN_LABELLED) & term.needs)):
+        problems.append(
+            f"{key}.mask={term.mask}: {name} looks at the answer tokens themselves ({', '.join(wrong)})"
+        )
+    if term.layer is None and term.needs & {"hidden", "ref_hidden"}:
+        problems.append(
+            f"{key}.layer is not set: {name} looks at hidden states; give the number of a layer, or its "
+            "depth as a fraction (0.5 is the middle)"
+        )
+    if term.layer is not None and not (isinstance(term.layer, int | float) and term.layer >= 0):
+        problems.append(f"{key}.layer={term.layer!r}: give the number of a layer or a fraction")
+    if term.group == "template" and any(need.startswith(("alt_", "ref_alt_")) for need in term.needs):
+        problems.append(f"{key}.objective={name} compares with alternative answers: set it on method.forget")
+    if term.needs and all(need.startswith(("alt_", "ref_alt_")) for need in term.needs):
+        problems.append(f"{key}.objective={name} looks at alternative answers alone: set it on template")
+    if term.weighting is not None and term.weighting.batchwise and term.before is not None:
+        problems.append(f"{key}.weighting.granularity=batch: {name} has a batch mean of its own")
+    return problems
+
+
+def _objective(key: str, name: Any, keys: dict[str, Any]) -> tuple[Bound, Literal["token", "example"]]:
+    if not isinstance(name, str):
+        raise ConfigError([f"{key}.objective is not set (known: {', '.join(objective_names())})"])
+    try:
+        function = find_objective(name)
+    except LookupError as error:
+        raise ConfigError([f"{key}.objective={name}: {error}"]) from None
+    bound, problems = _bound(key, name, function, keys)
+    returns = getattr(inspect.signature(function, eval_str=True).return_annotation, "dim_str", "").strip()
+    if returns not in ("N", "B"):
+        problems.append(f'{key}.objective={name}: annotate what it returns: Float[Tensor, " N"] or " B"')
+    if problems:
+        raise ConfigError(problems)
+    return bound, "token" if returns == "N" else "example"
+
+
+def _weighting(key: str, stated: Any) -> Weighting:
+    keys = {"name": stated} if isinstance(stated, str) else dict(stated)
+    name = keys.pop("name", None)
+    if not isinstance(name, str):
+        raise ConfigError([f"{key}.name is not set (known: {', '.join(weighting_names())})"])
+    granularity = keys.pop("granularity", "token")
+    options = {k: keys.pop(k) for k in _WEIGHTING_OPTIONS if k in keys}
+    try:
+        bound, problems = _bound(key, name, signatures.find(name, unlearn.weightings, "weighting"), keys)
+    except LookupError as error:
+        raise ConfigError([f"{key}.name={name}: {error}"]) from None
+    types = {k: kind for k, kind in _WEIGHTING_OPTIONS.items() if k in options}
+    problems += signatures.ill_typed(key, name, types, options)
+    if granularity not in GRANULARITIES:
+        near = did_you_mean(str(granularity), GRANULARITIES)
+        problems.append(f"{key}.granularity={granularity}: no such granularity{near}")
+    elif granularity != "token" and not set(bound.needs) <= _ELEMENTWISE:
+        problems.append(f"{key}.granularity={granularity}: {name} selects single tokens; leave it at token")
+    if problems:
+        raise ConfigError(problems)
+    return Weighting(bound, granularity, options)
+
+
+def _bound(
+    key: str, name: str, function: Callable[..., Tensor], keys: Mapping[str, Any]
+) -> tuple[Bound, list[str]]:
+    needs, hyper = signatures.split(function)
+    problems = signatures.misfits(key, name, hyper, keys, "hyper-parameter")
+    problems += [
+        f"{key}: {name} asks for {need!r}, which nothing provides{did_you_mean(need, NEEDS)}"
+        for need in needs
+        if need not in NEEDS
+    ]
+    return Bound(function, needs, dict(keys)), problems
+
+
+def _before(objective: Bound) -> Bound | None:
+    """The function `batch_mean` of the objective's module, where the objective asks for that mean."""
+    if "batch_mean" not in objective.needs:
+        return None
+    function = getattr(importlib.import_module(objective.function.__module__), "batch_mean")  # noqa: B009
+    needs, own = signatures.split(function)
+    return Bound(function, needs, {k: v for k, v in objective.hyper.items() if k in own})

@@ -1,0 +1,387 @@
+"""The one door to Accelerate and DeepSpeed: start, backward, step, gather, put back.
+
+The loop above reads like single-process PyTorch. Gradients of micro-batches are *summed* (over micro-batches
+and processes), so the caller divides by the global count and the split never shows.
+"""
+
+from __future__ import annotations
+
+import unlearn.environment  # noqa: F401 (before DeepSpeed)
+
+# isort: split
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import deepspeed
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DeepSpeedPlugin
+from deepspeed.utils import (
+    lazy_init_hp_params_optimizer_state,
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor, nn
+
+from unlearn.config import HardwareConfig
+from unlearn.distributed import World
+from unlearn.errors import UserError
+from unlearn.passes.prompt_layout import all_prompt, laid_out
+from unlearn.training.zero_partitions import Shares
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class NonFiniteGradient(UserError):
+    """A gradient holds NaN or infinity."""
+
+
+def precision(dtype: str) -> torch.dtype:
+    """`hardware.dtype` as torch has it."""
+    return torch.bfloat16 if dtype == "bf16" else torch.float32
+
+
+def deepspeed_config(hardware: HardwareConfig, *, clip: float) -> dict[str, Any]:
+    """DeepSpeed's configuration from ours.
+
+    `managed_gradient_accumulation` is off: the trainer decides how many micro-batches make a step, and that
+    number varies with their lengths. bf16 needs ZeRO for fp32 master weights, and stage 1 with fp32
+    gradients is another optimizer of DeepSpeed, whose moments cannot be read by parameter: stages 0 and 1
+    become 2 there (on one process the same thing).
+    """
+    half = hardware.dtype == "bf16"
+    zero: dict[str, Any] = {"stage": max(hardware.zero, 2 if half else 0), "overlap_comm": False}
+    if hardware.offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if zero["stage"] == 3:
+        zero["stage3_param_persistence_threshold"] = 10_000
+        if hardware.offload:
+            zero["offload_param"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "train_batch_size": hardware.processes,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": clip,
+        "zero_optimization": zero,
+        "bf16": {"enabled": half},
+        **({"data_types": {"grad_accum_dtype": "fp32"}} if half else {}),
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+    }
+
+
+class Engine:
+    """A model under DeepSpeed with AdamW: `model` is what to call, `module` the transformers model inside."""
+
+    def __init__(
+        self, model: nn.Module, world: World, config: Mapping[str, Any], *,
+        weight_decay: float, betas: tuple[float, float],
+    ) -> None:  # fmt: skip
+        self.world = world
+        self._clip = float(config["gradient_clipping"])
+        self._norm = float("nan")
+        self.zero: int = config["zero_optimization"]["stage"]
+        self._offload = "offload_optimizer" in config["zero_optimization"]
+        self._summed = False  # is there a gradient to take?
+        self._borrowed = 0  # how many `with_weights` are open
+        self._taken: list[Tensor] | None = None  # what `take_gradients` has got so far
+        self._lent: list[tuple[Tensor, Tensor]] = []
+        self._put: Iterator[Tensor] | None = None  # what the next step uses instead of the summed gradient
+        self._adamw = torch.optim.AdamW(decay_groups(model, weight_decay), lr=0.0, betas=betas, fused=True)
+        self._accelerator = Accelerator(
+            # The hook below clips instead: what it takes must be whole, what it puts in must be clipped.
+            deepspeed_plugin=DeepSpeedPlugin(hf_ds_config={**config, "gradient_clipping": 0.0}),
+            mixed_precision="bf16" if config["bf16"]["enabled"] else "no",
+        )
+        prepared, _ = self._accelerator.prepare(model, self._adamw)
+        if not isinstance(prepared, deepspeed.DeepSpeedEngine):
+            raise RuntimeError(f"DeepSpeed is not in charge of the model, but {type(prepared).__name__}")
+        self.model: Any = prepared
+        self._shares = Shares(world, self.zero, prepared)
+        self._adamw.register_step_pre_hook(self._before_update)
+
+    @property
+    def module(self) -> Any:
+        return self.model.module
+
+    def backward(self, loss: Tensor) -> None:
+        """Add a micro-batch's gradients to the step's sum over micro-batches and processes."""
+        if self._put is not None:
+            raise RuntimeError("backward after put_gradients would be lost; call step first")
+        if not self._summed:
+            self._shares.clear()
+        self._summed = True
+        self.model.backward(loss * self.world.size)  # DeepSpeed averages over processes
+
+    def step(self, lr: float) -> float:
+        """Clip, update, clear. Returns the global gradient norm before clipping."""
+        self._refuse_borrowed("step")
+        for group in self.model.optimizer.param_groups:
+            group["lr"] = lr
+        if self._put is not None and not self._summed:
+            self._pretend_backward()
+        self._norm = float("inf")  # DeepSpeed leaves the update out where fp32 gradients are not finite
+        self.model.step()
+        self._put, self._summed = None, False
+        return self._norm
+
+    def take_gradients(self) -> list[Tensor]:
+        """Take out the gradient summed so far over micro-batches and processes; `backward` begins anew.
+
+        Returns this process's share in fp32, before clipping. Under ZeRO 1 to 3 the shares are flat, padded
+        with zeros and disjoint; without ZeRO every process has the whole gradient. The lists of one engine
+        are alike, so that they combine element by element. A collective.
+
+        DeepSpeed finishes the gradient as for a step; a hook of AdamW then takes it away, and AdamW passes
+        over parameters without a gradient: weights, moments and step counts stay. A share is what the step
+        would have used anyway and nothing is copied (with CPU offload: copied, on the CPU): for each
+        parameter of the model 4 bytes without ZeRO, 4/processes with.
+
+        Raises:
+            NonFiniteGradient: on all processes, where the gradient of any is not finite.
+        """
+        self._refuse_borrowed("take_gradients")
+        if not self._summed:
+            raise RuntimeError("no gradient to take: no backward since the last step or take_gradients")
+        taken: list[Tensor] = []
+        self._taken = taken
+        self._norm = float("inf")
+        try:
+            self.model.step()
+        finally:
+            self._taken, self._summed = None, False
+            for parameter, buffer in self._lent:
+                parameter.grad = buffer.zero_()
+            self._lent.clear()
+        if not math.isfinite(self._norm):
+            raise NonFiniteGradient("a gradient taken for the gradient rule is not finite; lower method.lr")
+        return taken
+
+    def put_gradients(self, gradients: Sequence[Tensor]) -> None:
+        """Make this, shaped as what `take_gradients` gave, the gradient of the next step.
+
+        It replaces what may have been summed. The tensors are kept, not copied, until `step`. A collective.
+        """
+        norm = float(self.gram([gradients])[0, 0].sqrt())
+        if not math.isfinite(norm):
+            raise NonFiniteGradient(f"the norm of the gradient put together by the rule is {norm}")
+        self._put, self._put_norm = iter(gradients), norm
+
+    def gram(self, gradients: Sequence[Sequence[Tensor]]) -> Tensor:
+        """Inner products of T taken gradients over the whole model, the same everywhere: float64 [T, T]."""
+        return self._shares.gram(gradients)
+
+    def gram_by_parameter(self, gradients: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
+        """`gram` of each trained parameter alone, by name; they sum to it. A collective."""
+        return self._shares.gram_by_parameter(gradients)
+
+    def whole_gradients(self, gradients: Sequence[Sequence[Tensor]]) -> Iterator[tuple[str, list[Tensor]]]:
+        """Name and whole tensors, one per taken gradient, of one trained parameter after the other.
+
+        In fp32 on the device, to be read: views where this process has all of it. A collective, which every
+        process must exhaust; it holds one parameter at a time.
+        """
+        return self._shares.whole_gradients(gradients)
+
+    def as_live(self, gradient: Sequence[Tensor]) -> list[Tensor]:
+        """A taken gradient shaped as `live_weights`, in fp32, to be read: with it, weights can be moved.
+
+        Views at ZeRO 0 and 3, and where there is one process; elsewhere 4 bytes per parameter. A collective.
+        """
+        return self._shares.as_live(gradient)
+
+    def live(self) -> Iterator[Tensor]:
+        """The trained parameters in compute precision, as far as this process keeps them; to be read.
+
+        Full tensors up to ZeRO 2, this process's flat, padded parts under ZeRO 3.
+        """
+        return (getattr(p, "ds_tensor", p) for _, p in self._shares.trained())
+
+    def live_weights(self) -> list[Tensor]:
+        """A copy of `live`."""
+        return [tensor.detach().clone() for tensor in self.live()]
+
+    @contextmanager
+    def with_weights(self, values: Sequence[Tensor]) -> Iterator[None]:
+        """Forwards inside use these values, shaped as `live_weights` and cast to compute precision.
+
+        Only pointers are exchanged: nothing is copied where the dtype fits, and the former weights come
+        back bit for bit. Master weights and optimizer state are not touched. Not between a forward and its
+        backward.
+        """
+        slots = list(self.live())
+        if [v.shape for v in values] != [s.shape for s in slots]:
+            raise ValueError("the values do not have the shapes of live_weights of this engine")
+        former = [slot.data for slot in slots]
+        self._borrowed += 1
+        self._set_live(slots, values)
+        try:
+            yield
+        finally:
+            self._set_live(slots, former)
+            self._borrowed -= 1
+
+    def state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """Name and full fp32 tensors (`weight`, `exp_avg`, `exp_avg_sq`) of each trained parameter.
+
+        On the CPU, and the same whatever the number of processes and the ZeRO stage. A collective: every
+        process must exhaust it; only the main process gets tensors.
+        """
+        self._link_moments()
+        for name, parameter in self._shares.trained():
+            if self.zero == 0:
+                moments = self._adamw.state[parameter]
+                tensors = {"weight": parameter.detach(), **{key: moments[key] for key in MOMENTS}}
+            else:
+                tensors = {"weight": safe_get_full_fp32_param(parameter)}
+                tensors |= {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
+            yield name, {k: t.to("cpu", copy=True) for k, t in tensors.items()} if self.world.main else {}
+
+    def put_back(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], steps: int) -> None:
+        """Restore what `state` gave, after `steps` optimizer steps; moments are keyed `exp_avg/<name>`.
+
+        The model must have been given to the engine with these weights already loaded.
+        """
+        # A step that changes nothing makes the optimizer allocate its state, the same at every ZeRO stage.
+        ids = torch.zeros((1, 2), dtype=torch.long, device=self.world.device)
+        with laid_out(all_prompt(ids)):
+            logits = self.model(input_ids=ids, use_cache=False).logits
+        self.backward(logits.float().sum() * 0.0)
+        self.step(lr=0.0)
+        self._link_moments()
+        for state in self._adamw.state.values():
+            state["step"].fill_(steps)
+        for name, parameter in self._shares.trained():
+            values = {key: moments[f"{key}/{name}"] for key in MOMENTS}
+            if self.zero == 0:
+                for key, value in values.items():
+                    self._adamw.state[parameter][key].copy_(value)
+            elif self.zero < 3:
+                safe_set_full_fp32_param(parameter, weights[name].to(self.world.device))
+                for key, value in values.items():
+                    safe_set_full_optimizer_state(parameter, value.to(self.world.device), key)
+            else:
+                safe_set_local_fp32_param(parameter, self._shares.cut(weights[name]))
+                for key, value in values.items():
+                    safe_set_local_optimizer_state(parameter, self._shares.cut(value), key)
+
+    def weights(self) -> dict[str, Tensor]:
+        """The whole state dict in compute precision, on the CPU; empty on all but the main process."""
+        if self.zero < 3:
+            full = self.module.state_dict() if self.world.main else {}
+            return {name: tensor.detach().to("cpu", copy=True) for name, tensor in full.items()}
+        found: dict[str, Tensor] = {}
+        for name, parameter in self.module.named_parameters(remove_duplicate=False):
+            with deepspeed.zero.GatheredParameters([parameter]):
+                if self.world.main:
+                    found[name] = parameter.detach().to("cpu", copy=True)
+        if self.world.main:
+            found |= {name: buffer.to("cpu", copy=True) for name, buffer in self._saved_buffers()}
+        return found
+
+    def whole(self, shares: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Name and whole tensor, on the CPU, of shares such as `live_weights` gives. A collective."""
+        return self._shares.whole(shares)
+
+    def shares(self, whole: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """This process's shares of whole tensors by name, in the order of `live_weights`."""
+        return self._shares.of(whole)
+
+    def whole_parameters(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Inside, a module's parameters are whole, to be read."""
+        if self.zero < 3:
+            return nullcontext()
+        gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(list(module.parameters()))
+        return gathered
+
+    def close(self) -> None:
+        """Let go of the optimizer's state and the gradients, so that another engine can be made."""
+        self.model.destroy()
+        self._accelerator.free_memory()
+        AcceleratorState._reset_state()  # Accelerate takes one DeepSpeed configuration until then
+
+    def _link_moments(self) -> None:
+        # ZeRO 1 and 2 link parameters to their moments when the first of several parameter groups has
+        # stepped; those of the other groups do not exist yet and stay unlinked (DeepSpeed 0.19.8).
+        if self.zero in (1, 2):
+            zero = self.model.optimizer
+            for low, high in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
+                lazy_init_hp_params_optimizer_state(low, high, self._adamw.state)
+
+    def _saved_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        saved = self.module.state_dict().keys()
+        return ((n, b) for n, b in self.module.named_buffers() if n in saved)
+
+    def _set_live(self, slots: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+        if self.zero == 3:
+            self.model.optimizer.empty_partition_cache()  # gathered parameters are of the former values
+        for slot, value in zip(slots, values, strict=True):
+            # In place would not do: ZeRO-3's parts may be views of the fp32 master weights.
+            slot.data = value.detach().to(slot.device, slot.dtype)
+
+    def _refuse_borrowed(self, what: str) -> None:
+        if self._borrowed:
+            raise RuntimeError(f"{what} inside with_weights; leave the with block first")
+
+    def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """AdamW is about to step on reduced fp32 gradients: take them, exchange them, clip them.
+
+        ZeRO calls this once for each parameter group, with this process's flat part of it.
+        """
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        self._norm = self._global_norm(parameters)
+        if self._taken is not None:
+            for parameter in parameters:
+                self._take(parameter)
+            return
+        factor = min(1.0, self._clip / (self._norm + 1e-6)) if self._clip > 0 else 1.0
+        for parameter in parameters:
+            if self._put is not None:
+                parameter.grad.copy_(next(self._put))
+            parameter.grad.mul_(factor)
+
+    def _pretend_backward(self) -> None:
+        """Make ZeRO's lists of gradients anew, whatever is in them: it cannot step without any."""
+        if self.zero in (1, 2):
+            self.model.optimizer.setup_buckets()
+        if self.zero in (2, 3):  # below, the step itself does
+            self.model.allreduce_gradients()
+
+    def _take(self, parameter: Tensor) -> None:
+        assert self._taken is not None
+        assert parameter.grad is not None
+        if self._offload:  # DeepSpeed needs its buffer back
+            self._lent.append((parameter, parameter.grad))
+            self._taken.append(parameter.grad.clone())
+        elif self._shares.is_kept(parameter.grad):
+            self._taken.append(parameter.grad.clone())
+        else:
+            self._taken.append(parameter.grad)
+        parameter.grad = None
+
+    def _global_norm(self, parameters: Sequence[Tensor]) -> float:
+        if self._put is not None:
+            return self._put_norm
+        if self.zero == 0:
+            return float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        norm = float(self.model.optimizer._global_grad_norm)
+        return norm if norm >= 0 else float("inf")  # -1 is DeepSpeed's word for not finite
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay; biases and norm weights do not (as the Hugging Face Trainer has it)."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

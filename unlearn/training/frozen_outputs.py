@@ -1,0 +1,191 @@
+"""What a frozen model gives for the training data, computed once per data set and kept on disk.
+
+No second model is in memory while training. Kept are log-probabilities, hidden states of a layer, or the
+states that enter the output head: with a frozen copy of that head they are the model's logits, for the cost
+of one matrix product. A run computes them before its first step, and the next run on the same weights and
+data reads them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from eval.shard import Shard
+from unlearn.config import Mask
+from unlearn.data.batching import collate, count, deal, positions
+from unlearn.data.tokenization import TokenSequence
+from unlearn.distributed import World
+from unlearn.files import replacing
+from unlearn.passes.forward import Head, forward, states, unwrap
+
+log = logging.getLogger(__name__)
+
+_FORWARDS = 32  # of each process in a portion: what a killed pass loses at most
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept: of `model` ("reference" or "reinforced") at the positions of a mask.
+
+    `what` is "logp", "head" (the states that enter the output head) or "layer-<n>".
+    """
+
+    model: str
+    what: str
+    mask: Mask = "answer"
+
+
+LOGP = Kept("reference", "logp")
+
+
+def cache_file(
+    root: Path, model: str, dtype: str, sequences: Sequence[TokenSequence], kept: Kept = LOGP
+) -> Path:
+    """Where it is kept for these token sequences under the model with this key."""
+    digest = hashlib.sha256(f"{model} {dtype}".encode())
+    if kept.what != "logp":
+        digest.update(f"{kept.what} {kept.mask}".encode())
+    for sequence in sequences:
+        digest.update(np.array([len(sequence.ids), sequence.answer_start]).tobytes())
+        digest.update(sequence.ids.tobytes())
+    return root / "cache" / "reference" / f"{digest.hexdigest()[:24]}.safetensors"
+
+
+def head_file(root: Path, model: str, dtype: str) -> Path:
+    """Where the model's output head is kept."""
+    name = hashlib.sha256(f"{model} {dtype} head".encode()).hexdigest()[:24]
+    return root / "cache" / "reference" / f"{name}-head.safetensors"
+
+
+def read(file: Path, sequences: Sequence[TokenSequence], mask: Mask = "answer") -> list[Tensor] | None:
+    """One tensor [n] or [n, D] per sequence; None where the cache has no whole entry."""
+    sizes = _sizes(sequences, mask)
+    found = _whole(file, "values")
+    if found is not None and len(found["values"]) != sum(sizes):
+        log.warning("%s is broken (%d rows for %d): made again", file, len(found["values"]), sum(sizes))
+        return None
+    return None if found is None else list(found["values"].split(sizes))
+
+
+def compute(
+    model: nn.Module, sequences: Sequence[TokenSequence], world: World, *, max_tokens: int, synced: bool,
+    kept: Kept = LOGP, pad_id: int = 0, parts: Path | None = None,
+) -> list[Tensor]:  # fmt: skip
+    """The same by a pass of the model, dealt to all processes; on the CPU.
+
+    parts: a folder for the portions of a long pass, all of this model and these sequences. A pass that was
+        cut off goes on after those; the caller removes the folder once the whole is written.
+    """
+    shard = Shard(world.rank, world.size, synced)
+    sizes = _sizes(sequences, kept.mask)
+    found: dict[int, np.ndarray] = {}
+    training = model.training
+    model.eval()
+    widest = max(len(s.ids) for s in sequences)
+    lengths = [widest if kept.mask == "all" else len(s.ids) for s in sequences]
+    dealt = deal(lengths, world.size, max_tokens=max_tokens)
+    rounds = len(dealt[0])
+    for start in range(0, rounds, _FORWARDS):
+        rows = sorted(i for own in dealt for some in own[start : start + _FORWARDS] for i in some)
+        cuts = np.cumsum([sizes[i] for i in rows])
+        file = None
+        if parts is not None and rounds > _FORWARDS:
+            file = parts / f"{world.size}-{max_tokens}-{start}.safetensors"
+        (known,) = shard.from_first([_portion(file, int(cuts[-1])) if shard.first else None])
+        if known is None:
+            mine: list[tuple[int, np.ndarray]] = []
+            for own in dealt[world.rank][start : start + _FORWARDS]:
+                if own or synced:
+                    mine += _values(model, sequences, own, sizes, kept, widest, pad_id, world)
+            known = np.concatenate([part for _, part in sorted(shard.gather(mine), key=lambda pair: pair[0])])
+            if file is not None and shard.first:
+                write(file, [torch.from_numpy(known)])
+        found |= zip(rows, np.split(known, cuts[:-1]), strict=True)
+    model.train(training)
+    return [torch.from_numpy(found[i]) for i in range(len(sequences))]
+
+
+def write(file: Path, values: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> None:
+    with replacing(file) as temporary:
+        save_file({"values": torch.cat(list(values)).to(dtype)}, temporary)
+
+
+def head_of(model: nn.Module) -> Head:
+    """A frozen copy of a model's output head, on the CPU; the model must hold its weights whole."""
+    head = unwrap(model).get_output_embeddings()
+    bias = getattr(head, "bias", None)
+    copy = head.weight.detach().to("cpu", copy=True)
+    return Head(copy, None if bias is None else bias.detach().to("cpu", copy=True))
+
+
+def write_head(file: Path, head: Head) -> None:
+    with replacing(file) as temporary:
+        save_file({"weight": head.weight} | ({} if head.bias is None else {"bias": head.bias}), temporary)
+
+
+def read_head(file: Path, device: torch.device, dtype: torch.dtype) -> Head | None:
+    """The kept head in compute precision; None where there is none."""
+    found = _whole(file, "weight")
+    return None if found is None else Head(found["weight"], found.get("bias")).to(device, dtype)
+
+
+def _whole(file: Path, name: str) -> dict[str, Tensor] | None:
+    """The tensors of an entry, that of this name among them; None where it is not there or broken."""
+    try:
+        found = load_file(file)
+        found[name]
+    except FileNotFoundError:
+        return None
+    except (OSError, SafetensorError, KeyError) as error:
+        log.warning("%s is broken (%s: %s): made again", file, type(error).__name__, error)
+        return None
+    return found
+
+
+def _sizes(sequences: Sequence[TokenSequence], mask: Mask) -> list[int]:
+    widest = max(len(s.ids) for s in sequences)
+    return [count(s, mask=mask, skip=0, all_width=widest) for s in sequences]
+
+
+def _values(
+    model: nn.Module, sequences: Sequence[TokenSequence], rows: list[int], sizes: Sequence[int], kept: Kept,
+    widest: int, pad_id: int, world: World,
+) -> list[tuple[int, np.ndarray]]:  # fmt: skip
+    """What the model gives for the sequences of these numbers; without any it is called all the same."""
+    with torch.no_grad():
+        values = _pass(model, [sequences[i] for i in rows] or sequences[:1], kept, widest, pad_id, world)
+    if not rows:
+        return []
+    # NumPy knows no bfloat16.
+    plain = (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()
+    return list(zip(rows, np.split(plain, np.cumsum([sizes[i] for i in rows])[:-1]), strict=True))
+
+
+def _portion(file: Path | None, size: int) -> np.ndarray | None:
+    """The values of a portion on disk; None where it is not there or broken."""
+    found = None if file is None else _whole(file, "values")
+    if found is None or len(found["values"]) != size:
+        return None
+    return np.asarray(found["values"].numpy())
+
+
+def _pass(
+    model: nn.Module, sequences: Sequence[TokenSequence], kept: Kept, widest: int, pad_id: int, world: World
+) -> Tensor:
+    if kept.what == "logp":
+        return forward(model, collate(sequences).to(world.device)).logp
+    width = {"answer": None, "attention": max(len(s.ids) for s in sequences), "all": widest}[kept.mask]
+    batch = collate(sequences, pad_id, width=width, attention_mask=kept.mask == "all").to(world.device)
+    where = positions(sequences, batch.input_ids.shape[1], mask=kept.mask, all_width=widest)
+    layer = None if kept.what == "head" else int(kept.what.removeprefix("layer-"))
+    return states(model, batch, where.index.to(world.device), layer)

@@ -1,0 +1,44 @@
+"""The mean teacher: a running average of the trained model (arXiv 2504.13388)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from unlearn.training.engine import Engine
+
+
+class MeanTeacher:
+    """θ_T ← rate·θ_T + (1 − rate)·θ after each step, in fp32, starting as the model itself.
+
+    Kept as this process's share of the trained parameters: one copy of them (of its part at ZeRO 3). A
+    forward of the teacher borrows the model's own place in memory.
+    """
+
+    def __init__(self, engine: Engine, rate: float) -> None:
+        self.engine, self.rate = engine, rate
+        self.weights = [each.float() for each in engine.live_weights()]
+
+    @torch.no_grad()
+    def follow(self) -> None:
+        """One step of the average; call after the optimizer's."""
+        for mine, live in zip(self.weights, self.engine.live(), strict=True):
+            mine.lerp_(live.detach().float(), 1 - self.rate)
+
+    def beside(
+        self, state: Iterator[tuple[str, dict[str, Tensor]]]
+    ) -> Iterator[tuple[str, dict[str, Tensor]]]:
+        """The engine's state with the teacher's whole tensors beside each parameter's own."""
+        whole = self.engine.whole(self.weights)
+        for (name, tensors), (_, teacher) in zip(state, whole, strict=True):
+            yield name, {**tensors, "teacher": teacher} if tensors else {}
+
+    def put_back(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore what `beside` gave, keyed `teacher/<name>`."""
+        found = {n.removeprefix("teacher/"): t for n, t in tensors.items() if n.startswith("teacher/")}
+        for mine, kept in zip(self.weights, self.engine.shares(found), strict=True):
+            mine.copy_(kept)

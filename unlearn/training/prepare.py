@@ -1,0 +1,190 @@
+"""From examples to what a training works on: tokens, alternative answers, what frozen models gave."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from eval.shard import Shard
+from unlearn.config import RunConfig
+from unlearn.data.alternatives import alternatives
+from unlearn.data.annotations import load_annotations
+from unlearn.data.example import Example
+from unlearn.data.templates import filled
+from unlearn.data.tokenization import Encoder
+from unlearn.distributed import World
+from unlearn.errors import UserError
+from unlearn.passes.forward import Head
+from unlearn.terms import Term, row_multiples
+from unlearn.training import frozen_outputs as reference
+from unlearn.training import sampled_alternatives as sampled
+from unlearn.training.engine import precision
+from unlearn.training.frozen_outputs import Kept
+from unlearn.training.microbatch import Group, Part, kept_for, kinds, own_view
+from unlearn.training.shared_cache import made_once
+
+
+@dataclass(frozen=True)
+class FrozenModel:
+    """A model that gives something once, before training: where its weights come from, and how to get it.
+
+    `hold` yields the model (whatever its parallel form) and whether every call of it is a collective.
+    """
+
+    key: str
+    hold: Callable[[], AbstractContextManager[tuple[nn.Module, bool]]]
+    whole_head: Callable[[nn.Module], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Everything a run's data goes through before its first step."""
+
+    config: RunConfig
+    terms: Sequence[Term]
+    sets: Mapping[str, list[Example]]
+    encoder: Encoder
+    world: World
+
+    def groups(self, reference_model: FrozenModel) -> dict[str, Group]:
+        """Token sequences of all sets that are trained on, without what frozen models give."""
+        wanted = kinds((term, term.needs) for term in self.terms)
+        return {name: self._group(name, some, reference_model) for name, some in wanted.items()}
+
+    def watched(self, groups: Mapping[str, Group], names: Iterable[str]) -> dict[str, Group]:
+        """The groups with the answers of these sets, also of those that no term is on."""
+        found = dict(groups)
+        for name in names:
+            examples = self.sets.get(name)
+            if examples and (name not in found or found[name].answers is None):
+                group = found.get(name, Group([e.id for e in examples]))
+                found[name] = group.with_part("answers", self._answers(name, examples, group.multiple))
+        return found
+
+    def with_kept(
+        self, groups: Mapping[str, Group], models: Mapping[str, FrozenModel]
+    ) -> tuple[dict[str, Group], dict[str, Head]]:
+        """The groups with what frozen models give, from the cache or computed, and those models' heads."""
+        ready = dict(groups)
+        heads: dict[str, Head] = {}
+        for term in self.terms:
+            for view, wanted in kept_for(term).items():
+                for kept in sorted(wanted, key=str):
+                    part = ready[view.group].part(view.kind)
+                    if kept in part.kept:
+                        continue
+                    values = self._kept(part, kept, models[kept.model])
+                    part = replace(part, kept={**part.kept, kept: values})
+                    ready[view.group] = ready[view.group].with_part(view.kind, part)
+                    if kept.what == "head" and kept.model not in heads:
+                        heads[kept.model] = self._head(models[kept.model])
+        return ready, heads
+
+    # -- text ------------------------------------------------------------------------------------------
+
+    def _group(self, name: str, wanted: Sequence[str], target: FrozenModel) -> Group:
+        examples = self.sets.get(name)
+        if not examples:
+            raise UserError(
+                f"method {self.config.method.name} trains on the {name} set, which dataset "
+                f"{self.config.dataset.name} does not give: set dataset.{name}"
+            )
+        multiple = row_multiples(self.config.method, self.terms).get(name, 1)
+        answers = self._answers(name, examples, multiple) if "answers" in wanted else None
+        others = self._alternatives(examples, target, multiple) if "alternatives" in wanted else None
+        return Group([e.id for e in examples for _ in range(multiple)], answers, others, multiple)
+
+    def _answers(self, name: str, examples: Sequence[Example], repeats: int = 1) -> Part:
+        pairs = [(e.question, e.answer) for e in examples]
+        annotated = any("important" in term.needs and own_view(term).group == name for term in self.terms)
+        important = None
+        if annotated:
+            assert self.config.dataset.annotations is not None
+            spans = load_annotations(self.config.dataset.annotations, examples)
+            important = self.encoder.important(pairs, spans)
+        return Part(self.encoder.pairs(pairs), repeats=repeats, important=important)
+
+    def _alternatives(self, examples: Sequence[Example], target: FrozenModel, multiple: int) -> Part:
+        cfg = self.config.method.alternatives
+        if cfg.source == "sampled":
+            texts = self._sampled(examples, target)
+        else:
+            pool = self.sets.get("retain", [])
+            texts = alternatives(cfg, examples, pool=pool, seed=self.config.seed)
+        pairs = [(e.question, text) for e, some in zip(examples, texts, strict=True) for text in some]
+        return Part(self.encoder.pairs(pairs), variants=cfg.count // multiple)
+
+    def _sampled(self, examples: Sequence[Example], target: FrozenModel) -> list[list[str]]:
+        cfg, hardware = self.config.method.alternatives, self.config.hardware
+        asked = cfg.prompt or "{question}"
+        questions = [filled(asked, question=e.question or "", answer=e.answer) for e in examples]
+        options: dict[str, Any] = {
+            "count": cfg.count, "temperature": cfg.temperature, "max_new_tokens": cfg.max_new_tokens,
+            "seed": self.config.seed,
+        }  # fmt: skip
+        root = Path(self.config.root)
+        file = sampled.cache_file(root, target.key, hardware.dtype, self.encoder, questions, **options)
+        parts = file.with_suffix(".parts")
+
+        def make() -> list[list[str]]:
+            with target.hold() as (model, synced):
+                texts = sampled.sample_alternatives(
+                    model, self.encoder, questions, **options, max_rows=hardware.generate_rows,
+                    shard=Shard(self.world.rank, self.world.size, synced), device=self.world.device,
+                    parts=parts,
+                )  # fmt: skip
+            if self.world.main:
+                sampled.write(file, questions, texts)
+                shutil.rmtree(parts, ignore_errors=True)
+            self.world.barrier()
+            return texts
+
+        return made_once(file, self._shard, lambda: sampled.read(file, questions), make)
+
+    # -- frozen models ---------------------------------------------------------------------------------
+
+    def _kept(self, part: Part, kept: Kept, frozen: FrozenModel) -> Sequence[torch.Tensor]:
+        dtype = self.config.hardware.dtype
+        file = reference.cache_file(Path(self.config.root), frozen.key, dtype, part.sequences, kept)
+        parts = file.with_suffix(".parts")
+
+        def make() -> Sequence[torch.Tensor]:
+            with frozen.hold() as (model, synced):
+                values = reference.compute(
+                    model, part.sequences, self.world, max_tokens=self.config.hardware.eval_tokens,
+                    synced=synced, kept=kept, pad_id=self.encoder.pad_id, parts=parts,
+                )  # fmt: skip
+            if self.world.main:
+                logp = kept.what == "logp"
+                reference.write(file, values, torch.float32 if logp else precision(dtype))
+                shutil.rmtree(parts, ignore_errors=True)
+            self.world.barrier()
+            return values
+
+        return made_once(file, self._shard, lambda: reference.read(file, part.sequences, kept.mask), make)
+
+    def _head(self, frozen: FrozenModel) -> Head:
+        dtype = self.config.hardware.dtype
+        file = reference.head_file(Path(self.config.root), frozen.key, dtype)
+        place, size = self.world.device, precision(dtype)
+
+        def make() -> Head:
+            with frozen.hold() as (model, _), frozen.whole_head(model):
+                head = reference.head_of(model)
+            if self.world.main:
+                reference.write_head(file, head)
+            self.world.barrier()
+            return head.to(place, size)
+
+        return made_once(file, self._shard, lambda: reference.read_head(file, place, size), make)
+
+    @property
+    def _shard(self) -> Shard:
+        return Shard(self.world.rank, self.world.size)
