@@ -1,7 +1,7 @@
 """What a benchmark module, `eval/benchmarks/<name>.py`, gives.
 
-One that asks a model through requests has `Options`, `SETS`, `requests` and `score`. One whose questions
-only its own library knows has `Options`, `SETS` and `measure`, which gets the live model.
+One that asks a model through requests has `Options`, `SETS`, `METRICS`, `requests` and `score`. One whose
+questions only its own library knows has `measure`, which gets the live model, in place of the last two.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib
 import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 from typing_extensions import TypeIs
@@ -17,6 +18,7 @@ from typing_extensions import TypeIs
 from eval import benchmarks
 from eval.collection.records import Records
 from eval.collection.requests import Request
+from eval.judgement.aspects import AspectName, Attack, Rule
 from eval.metrics.words import Words
 from unlearn import plugins as signatures
 from unlearn.data.example import Example
@@ -32,6 +34,48 @@ Sets: TypeAlias = Mapping[str, Sequence[Example]]
 Role = Literal["forget", "retain", "utility", "holdout"]
 """What a set tells: whether something was forgotten, whether the like of it was kept, whether all else was;
 `holdout` was never seen by any model."""
+
+
+class Better(Enum):
+    """Which way a metric is good, as tables and pages write it."""
+
+    HIGHER = "↑ higher is better"
+    LOWER = "↓ lower is better"
+    FORGOTTEN_IF_HIGHER = "↑ higher is forgetting"
+    FORGOTTEN_IF_LOWER = "↓ lower is forgetting"
+    ZERO = "→ 0 is best"
+    LIKE_RETAIN = "→ the retain model's is best"
+    CLOSER_TO_RETAIN = "↓ closer to the retain model"
+    NEITHER = ""
+
+
+View = Literal["utility", "forgetting", "card", "changed", "sweep", "default"]
+"""Where a metric is shown besides tables: an axis of the trade-off (`utility` across, `forgetting` up), a
+card at the head of a report, the one row of a changed model, a column of a sweep's table, the `default` view
+of a W&B project without runs."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a benchmark declares of one of its metrics.
+
+    `text` explains it in one line. `level` says how soon the table in the terminal shows it (1 first), None
+    leaves it to the report. `judged` is the aspect that it counts in and how; `attack` finds, among keys of
+    this declaration, what is compared under attack. `optional` metrics are not missed where they are absent;
+    `weak` ones count only where no other benchmark tells of the aspect. Where both of two metrics that say
+    the same were measured, `replaced_by` (a key of the same benchmark, without its name) counts instead.
+    """
+
+    text: str
+    better: Better = Better.NEITHER
+    unit: str = "0 to 1"
+    level: int | None = None
+    judged: tuple[AspectName, Rule] | None = None
+    attack: Attack | None = None
+    optional: bool = False
+    weak: bool = False
+    replaced_by: str = ""
+    views: tuple[View, ...] = ()
 
 
 class BenchmarkError(UserError):
@@ -56,11 +100,13 @@ class Benchmark(Protocol):
     """A benchmark by requests. `Options` is a frozen dataclass whose defaults are the benchmark's own.
 
     `SETS` are the sets of the dataset that it can score, with their roles. It gets those that there are,
-    without a final `_eval` in their names.
+    without a final `_eval` in their names. `METRICS` declares its keys of results.json, in reading order; a
+    `*` stands for anything within a part of a key.
     """
 
     Options: Any
     SETS: Mapping[str, Role]
+    METRICS: Mapping[str, Metric]
 
     def requests(self, sets: Sets, options: Any) -> list[Request]: ...
 
@@ -78,6 +124,7 @@ class LiveBenchmark(Protocol):
 
     Options: Any
     SETS: Mapping[str, Role]
+    METRICS: Mapping[str, Metric]
 
     def check(self, options: Any) -> list[str]: ...
 
@@ -92,7 +139,7 @@ def find(name: str) -> Benchmark | LiveBenchmark:
     Raises:
         BenchmarkError: there is no such benchmark.
     """
-    if name in _modules():
+    if name in candidates():
         module = importlib.import_module(f"eval.benchmarks.{name}")
         if _is_benchmark(module):
             return cast("Benchmark | LiveBenchmark", module)
@@ -104,7 +151,7 @@ def is_live(benchmark: Benchmark | LiveBenchmark) -> TypeIs[LiveBenchmark]:
 
 
 def names() -> list[str]:
-    return [n for n in _modules() if _is_benchmark(importlib.import_module(f"eval.benchmarks.{n}"))]
+    return [n for n in candidates() if _is_benchmark(importlib.import_module(f"eval.benchmarks.{n}"))]
 
 
 def options_of(benchmark: Benchmark | LiveBenchmark, given: Mapping[str, Any], name: str) -> Any:
@@ -169,12 +216,13 @@ def few(examples: Sequence[str]) -> str:
     return f"{'example' if len(distinct) == 1 else 'examples'} {', '.join(distinct[:_SHOWN])}{more}"
 
 
-def _modules() -> list[str]:
+def candidates() -> list[str]:
+    """Names of the modules that may be benchmarks; nothing is imported."""
     return sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__))
 
 
 def _is_benchmark(module: Any) -> bool:
     by_requests = all(hasattr(module, part) for part in ("requests", "score"))
-    return (
-        hasattr(module, "SETS") and hasattr(module, "Options") and (by_requests or hasattr(module, "measure"))
+    return all(hasattr(module, part) for part in ("SETS", "Options", "METRICS")) and (
+        by_requests or hasattr(module, "measure")
     )

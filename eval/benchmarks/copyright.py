@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from eval.benchmark import Result, Role, Sets, without_words
+from eval.benchmark import Better, Metric, Result, Role, Sets, without_words
 from eval.collection.records import Records
 from eval.collection.requests import Answer, Generation, Likelihood, Prompt, Request
+from eval.judgement.aspects import of_targets, one_minus, one_minus_percent
 from eval.metrics.likelihood import aggregate, mean, mean_nll, perplexity, without_end
 from eval.metrics.text import bleu, rouge
 from eval.metrics.words import Choice, Words, check_choice, words_of
@@ -32,6 +33,33 @@ if TYPE_CHECKING:
     from eval.benchmarks.tofu.published_logs import PublishedLog
 
 SETS: Mapping[str, Role] = {"forget_eval": "forget", "retain_eval": "retain"}
+
+METRICS = {
+    "copyright/forget_quality_gap": Metric(
+        "|ΔBLEU| + |ΔROUGE-L recall| to the retain model", Better.ZERO, unit="points", level=1
+    ),
+    "copyright/forget/rougeL_recall": Metric(
+        "ROUGE-L recall of a passage's continuation", Better.FORGOTTEN_IF_LOWER, level=2,
+        judged=("forget_efficacy", one_minus), views=("forgetting", "card", "changed"),
+    ),
+    "copyright/forget/bleu": Metric(
+        "BLEU of a passage's continuation", Better.FORGOTTEN_IF_LOWER, unit="0 to 100", level=2,
+        judged=("forget_efficacy", one_minus_percent),
+    ),
+    "copyright/forget/perplexity": Metric(
+        "exp of the NLL per token of what follows", Better.FORGOTTEN_IF_HIGHER, unit="from 1"
+    ),
+    "copyright/retain/rougeL_recall": Metric(
+        "ROUGE-L recall of a passage's continuation", Better.HIGHER, level=2, judged=("utility", of_targets),
+        views=("utility", "card"),
+    ),
+    "copyright/retain/bleu": Metric(
+        "BLEU of a passage's continuation", Better.HIGHER, unit="0 to 100", level=2
+    ),
+    "copyright/retain/perplexity": Metric(
+        "exp of the NLL per token of what follows", Better.LOWER, unit="from 1"
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,27 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from eval import harness
-from eval.benchmark import Result, Role, Sets
+from eval.benchmark import Better, Metric, Result, Role, Sets
+from eval.judgement.aspects import of_targets, targets_over
 
 if TYPE_CHECKING:
     from eval.collection.live_model import Live
 
 SETS: Mapping[str, Role] = {}
+METRICS = {
+    "general/accuracy": Metric(
+        "mean accuracy of the tasks that have one", Better.HIGHER, level=1, judged=("utility", of_targets)
+    ),
+    "general/wikitext/word_perplexity": Metric(
+        "perplexity per word of WikiText", Better.LOWER, unit="from 1", level=5,
+        judged=("utility", targets_over), optional=True,
+    ),
+    "general/*/*perplexity": Metric("perplexity", Better.LOWER, unit="from 1"),
+    "general/*/bits_per_byte": Metric("cross-entropy", Better.LOWER, unit="bits per byte"),
+    "general/*/accuracy": Metric("accuracy of a task", Better.HIGHER, views=("card",)),
+    "general/*/accuracy*": Metric("accuracy of a task, normalised", Better.HIGHER),
+    "general/*/*": Metric("as the task of lm-evaluation-harness defines it", unit=""),
+}  # fmt: skip
 
 # Accuracy as FLAT (arXiv 2410.11143) averages it, and the perplexity it shows beside it.
 _TASKS = (

@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from eval.benchmark import BenchmarkError, Result, Role, Sets, without_words
+from eval.benchmark import BenchmarkError, Better, Metric, Result, Role, Sets, without_words
 from eval.collection.records import Records
 from eval.collection.requests import Answer, Generation, Likelihood, Prompt, Request
+from eval.judgement.aspects import closeness_to_retain, of_targets, one_minus
 from eval.metrics.likelihood import aggregate, harmonic_mean, mean_nll, without_end
 from eval.metrics.mia import auc
 from eval.metrics.text import exact_match, rouge
@@ -36,6 +37,41 @@ SETS: dict[str, Role] = {
 GROUPS = tuple(
     f"{task}/{kind}" for task in ("task1", "task2", "task3") for kind in ("regurgitation", "knowledge")
 )
+METRICS = {
+    "lume/final": Metric("mean of task aggregate, membership score and MMLU", Better.HIGHER, level=1),
+    "lume/task_aggregate": Metric("harmonic mean of the twelve task scores", Better.HIGHER, level=1),
+    "lume/mia_score": Metric("1 − 2·|AUC − ½| of the membership attack", Better.HIGHER, level=1),
+    "lume/forget/regurgitation": Metric(
+        "ROUGE-L recall of completed documents", Better.FORGOTTEN_IF_LOWER, level=2,
+        views=("forgetting", "card", "changed"),
+    ),
+    "lume/forget/knowledge": Metric(
+        "share of questions answered exactly", Better.FORGOTTEN_IF_LOWER, level=2, views=("card",)
+    ),
+    **{
+        f"lume/forget/{group.replace('/', '_')}": Metric(
+            "the same of one task", Better.FORGOTTEN_IF_LOWER, optional=True,
+            judged=("forget_efficacy", one_minus),
+        )
+        for group in GROUPS
+    },
+    "lume/retain/regurgitation": Metric(
+        "ROUGE-L recall of completed documents", Better.HIGHER, level=2, views=("utility", "card")
+    ),
+    "lume/retain/knowledge": Metric(
+        "share of questions answered exactly", Better.HIGHER, level=2, views=("card",)
+    ),
+    **{
+        f"lume/retain/{group.replace('/', '_')}": Metric(
+            "the same of one task", Better.HIGHER, optional=True, judged=("utility", of_targets)
+        )
+        for group in GROUPS
+    },
+    "lume/mia/loss_auc": Metric(
+        "AUC of the loss, members against others", Better.LIKE_RETAIN,
+        judged=("privacy", closeness_to_retain), optional=True,
+    ),
+}  # fmt: skip
 _SCORED, _ATTACK = ("forget", "retain"), ("member", "nonmember")
 _METRICS = {"regurgitation": "rougeL_recall", "knowledge": "exact_match"}
 

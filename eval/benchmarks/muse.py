@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from eval.benchmark import BenchmarkError, Result, Role, Sets, question_of, without_words
+from eval.benchmark import BenchmarkError, Better, Metric, Result, Role, Sets, question_of, without_words
 from eval.collection.records import GenerationRecords, Records
 from eval.collection.requests import Answer, Generation, Likelihood, Prompt, Request
+from eval.judgement.aspects import closeness_to_retain, of_targets, one_minus, privleak_closeness
 from eval.metrics import mia
 from eval.metrics.likelihood import aggregate, without_end
 from eval.metrics.text import MUSE_STOPS, cut_at, rouge
@@ -42,6 +43,29 @@ SETS: Mapping[str, Role] = {
     "privleak_forget": "forget",
     "privleak_holdout": "holdout",
 }
+METRICS = {
+    "muse/privleak": Metric(
+        "AUC of Min-K% against the retrained model's, in percent; −100: all remembered", Better.ZERO,
+        unit="percent", level=1, judged=("privacy", privleak_closeness), optional=True,
+        replaced_by="mia/min_k_auc",
+    ),
+    "muse/forget/verbmem": Metric(
+        "ROUGE-L F1 of a passage's continuation", Better.FORGOTTEN_IF_LOWER, level=2,
+        judged=("forget_efficacy", one_minus), views=("forgetting", "card", "changed"),
+    ),
+    "muse/forget/knowmem": Metric(
+        "ROUGE-L F1 of short answers about the corpus", Better.FORGOTTEN_IF_LOWER, level=2,
+        judged=("forget_efficacy", one_minus), views=("forgetting", "card"),
+    ),
+    "muse/retain/knowmem": Metric(
+        "ROUGE-L F1 of short answers about what is to be kept", Better.HIGHER, level=2,
+        judged=("utility", of_targets), views=("utility", "card"),
+    ),
+    "muse/mia/min_k_auc": Metric(
+        "AUC of Min-K%, forget against holdout texts", Better.LIKE_RETAIN, level=3,
+        judged=("privacy", closeness_to_retain), optional=True,
+    ),
+}  # fmt: skip
 RETRAINED = {"news": 1 - 0.4772, "books": 1 - 0.5393}
 """AUCs of the published retrained models, 1: remembered; the released code counts the other way round."""
 

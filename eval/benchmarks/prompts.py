@@ -15,17 +15,34 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from eval.benchmark import BenchmarkError, Result, Role, Sets, question_of, without_words
+from eval.benchmark import BenchmarkError, Better, Metric, Result, Role, Sets, question_of, without_words
 from eval.collection.ragged import Ragged
 from eval.collection.records import Records
 from eval.collection.requests import Answer, Generation, Likelihood, Prompt, Request
+from eval.judgement.aspects import other_phrasings
 from eval.metrics.likelihood import aggregate, extraction_strength, mean, mean_nll, probability
 from eval.metrics.text import rouge
 from eval.metrics.words import Choice, Words, check_choice, word_spans, words_of
 from unlearn.data.example import Example
 
 SETS: dict[str, Role] = {"forget_eval": "forget"}
-METRICS = ("rougeL_recall", "probability", "extraction_strength")
+SCORES = ("rougeL_recall", "probability", "extraction_strength")
+_KINDS = {
+    "original": "the question as it is",
+    "paraphrased": "the question in other words",
+    "prefixed": "the question behind a lead-in, mean over these",
+    "opened": "the rest of an answer that was begun",
+    "worst": "the largest of all phrasings, example by example",
+}
+METRICS = {
+    f"prompts/{kind}/{score}": Metric(
+        f"{score.replace('_', ' ')}: {text}", Better.FORGOTTEN_IF_LOWER,
+        level=2 if kind in ("original", "worst") and score == "rougeL_recall" else None,
+        attack=other_phrasings if kind == "worst" else None,
+    )
+    for kind, text in _KINDS.items()
+    for score in SCORES
+}  # fmt: skip
 Scores: TypeAlias = dict[str, np.ndarray]
 
 
@@ -193,13 +210,11 @@ def _scores(read: Records, phrasing: Phrasing, words: Words) -> tuple[Scores, li
 def _summaries(scores: dict[str, list[Scores]]) -> dict[str, Scores]:
     """One value per example of each kind, and of the worst of all phrasings."""
     means = {
-        kind: {
-            key: np.array([mean(some) for some in np.transpose([e[key] for e in each])]) for key in METRICS
-        }
+        kind: {key: np.array([mean(some) for some in np.transpose([e[key] for e in each])]) for key in SCORES}
         for kind, each in scores.items()
     }
     every = [each for found in scores.values() for each in found]
-    worst = {key: np.fmax.reduce([each[key] for each in every]) for key in METRICS}
+    worst = {key: np.fmax.reduce([each[key] for each in every]) for key in SCORES}
     return {**means, "worst": worst}
 
 

@@ -20,15 +20,27 @@ from typing import Any
 
 import numpy as np
 
-from eval.benchmark import BenchmarkError, Result, Role, Sets, question_of, without_words
+from eval.benchmark import BenchmarkError, Better, Metric, Result, Role, Sets, question_of, without_words
 from eval.collection.records import Records
 from eval.collection.requests import Generation, Prompt, Request
+from eval.judgement.aspects import more_tries
 from eval.metrics.likelihood import aggregate, mean
 from eval.metrics.text import rouge
 from eval.metrics.words import Choice, Words, check_choice, words_of
 from unlearn.data.example import Example
 
 SETS: dict[str, Role] = {"forget_eval": "forget"}
+
+METRICS = {
+    "sampling/forget/leakage_at_*": Metric(
+        "chance that at least one of k samples gives the answer away", Better.FORGOTTEN_IF_LOWER, level=2,
+        attack=more_tries,
+    ),
+    "sampling/forget/rougeL_recall_max_at_*": Metric(
+        "expected largest ROUGE-L recall of k samples", Better.FORGOTTEN_IF_LOWER
+    ),
+    "sampling/forget/rougeL_recall": Metric("mean ROUGE-L recall of a sample", Better.FORGOTTEN_IF_LOWER),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from eval import harness
-from eval.benchmark import Result, Role, Sets
+from eval.benchmark import Better, Metric, Result, Role, Sets
+from eval.judgement.aspects import above_chance_of_targets, closeness_to_chance
 from unlearn.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -20,6 +21,21 @@ if TYPE_CHECKING:
 
 SETS: Mapping[str, Role] = {}
 PARTS = ("bio", "cyber", "chem")
+METRICS = {
+    **{
+        f"wmdp/{part}/accuracy": Metric(
+            "accuracy on questions with four choices; 0.25 is chance", Better.FORGOTTEN_IF_LOWER, level=1,
+            # Beside other benchmarks nobody set out to forget this.
+            judged=("forget_efficacy", closeness_to_chance), weak=True, optional=True,
+            views=("forgetting", "card", "changed"),
+        )
+        for part in PARTS
+    },
+    "mmlu/accuracy": Metric(
+        "accuracy on MMLU; 0.25 is chance", Better.HIGHER, level=1,
+        judged=("utility", above_chance_of_targets), views=("utility",),
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -14,14 +14,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import torch
 
 from eval.harness.lookup import HarnessError, Names, check_counts, manager, problems, task_files
 from eval.harness.outcome import Outcome, outcome
-from eval.shard import Shard
 
 if TYPE_CHECKING:
     from eval.collection.live_model import Live
+    from eval.shard import Shard
 
 __all__ = ["HarnessError", "Names", "Outcome", "check_counts", "problems", "run_tasks", "task_files"]
 
@@ -124,6 +123,8 @@ def _on_all(shard: Shard, load: Callable[[], T], tasks: Sequence[str]) -> T:
 @contextmanager
 def _seeded() -> Iterator[None]:
     """Some tasks shuffle their choices by the global generators; those are put back as they were."""
+    import torch
+
     states = random.getstate(), np.random.get_state()
     random.seed(0)
     np.random.seed(_SEED)

@@ -44,20 +44,24 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 import numpy as np
 
-from eval.judgement.aspects import ASPECTS, ROWS, AspectName, Values
+from eval.judgement.aspects import (
+    ASPECTS,
+    PREFIX,
+    UNSEEN,
+    AspectName,
+    Attacked,
+    Rule,
+    Values,
+    closeness_to_retain,
+)
+from eval.metric_catalog import declarations, in_order, info, is_attack, split_variant
 from eval.metrics.likelihood import harmonic_mean
 
 Metrics: TypeAlias = Mapping[str, float | None]
-_VARIANT = re.compile(r"((?:quantisation|relearning)/[^/]+(?:/unseen)?|calibrated(?=/.+/))/(.+)")
-UNSEEN = "/unseen"
-"""Ends the label of a relearned model that was scored on what it was not trained on."""
-
-_INTERVAL = re.compile(r"(_low|_high|/missing)$")
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class Judged:
     @property
     def metrics(self) -> dict[str, float]:
         """`judged/<aspect>`; without the aspects of which nothing was asked for."""
-        return {f"judged/{n}": a.value for n, a in self.aspects.items() if a.components or a.missing}
+        return {f"{PREFIX}/{n}": a.value for n, a in self.aspects.items() if a.components or a.missing}
 
 
 def judge(results: Metrics, target: Metrics | None = None, retain: Metrics | None = None) -> Judged:
@@ -93,41 +97,50 @@ def judge(results: Metrics, target: Metrics | None = None, retain: Metrics | Non
     return Judged(found)
 
 
-def split_variant(key: str) -> tuple[str, str]:
-    """What was done to the model, and the plain key; "" where it is the model as it is.
-
-    `relearning/60/unseen/tofu/forget/probability` is `relearning/60/unseen` and the rest; `calibrated` has no
-    label.
-    """
-    found = _VARIANT.fullmatch(key)
-    return (found[1], found[2]) if found else ("", key)
-
-
 def _components(name: AspectName, own: Metrics, target: Metrics, retain: Metrics) -> dict[str, float]:
     """Of one aspect, NaN for one that has no value, e.g. for a target of 0."""
     found: dict[str, float] = {}
-    rest = {key for key in own if not _told_twice(key, own, retain)}
-    for row in ROWS:
-        if row.aspect != name or (row.key.startswith("wmdp/") and found):
-            continue
-        for key in sorted(key for key in rest if _matches(key, row.key)):
-            rest.remove(key)
-            what, value = row.how(Values(*(_value(model, key) for model in (own, target, retain))))
+    counted = [key for key in in_order(own) if (rule := _rule(key, name)) and _counts(key, own, retain)]
+    for weak in (False, True):
+        for key in counted:
+            declared, rule = info(key).declared, _rule(key, name)
+            if declared is None or rule is None or declared.weak is not weak:
+                continue
+            what, value = rule(Values(*(_value(model, key) for model in (own, target, retain))))
             found[what.format(key)] = min(max(value, 0.0), 1.0) if not math.isnan(value) else math.nan
+        if found:
+            break
     return found
 
 
-def _told_twice(key: str, own: Metrics, retain: Metrics) -> bool:
-    """Of PrivLeak and the Min-K attack only one counts: the AUC where the retain model's is known. Of fluency
-    and what stands for it the former."""
-    bench, _, metric = key.partition("/")
-    if metric == "forget/distinct_4":
-        return f"{bench}/forget/fluency" in own
-    attacks = [name for name in (f"{bench}/mia/min_k", f"{bench}/mia/min_k_auc") if name in own]
-    compared = any(name in retain for name in attacks)
-    if metric == "privleak":
-        return compared
-    return key in attacks and f"{bench}/privleak" in own and not compared
+def _rule(key: str, name: AspectName) -> Rule | None:
+    """How a metric of the model as it is counts in an aspect; None where it does not."""
+    one = info(key)
+    if one.variant or one.is_detail or one.declared is None or one.declared.judged is None:
+        return None
+    aspect, rule = one.declared.judged
+    return rule if aspect == name else None
+
+
+def _counts(key: str, own: Metrics, retain: Metrics) -> bool:
+    """Whether a metric counts: of two that say the same only one does, the one that replaces the other where
+    all it compares with is known."""
+
+    def known(other: str) -> bool:
+        declared = info(other).declared
+        rule = declared.judged[1] if declared is not None and declared.judged is not None else None
+        return other in own and (rule is not closeness_to_retain or other in retain)
+
+    replacement = _replacement(key)
+    if replacement:
+        return not known(replacement)
+    return known(key) or not any(_replacement(other) == key for other in own)
+
+
+def _replacement(key: str) -> str:
+    """The key that counts in place of this one where both are known; "" for none."""
+    one = info(key)
+    return f"{one.benchmark}/{one.declared.replaced_by}" if one.declared and one.declared.replaced_by else ""
 
 
 def _kept(own: Metrics, target: Metrics) -> dict[str, float]:
@@ -135,7 +148,9 @@ def _kept(own: Metrics, target: Metrics) -> dict[str, float]:
     found = {}
     before = _components("forget_efficacy", own, {}, {})
     start = _components("forget_efficacy", target, {}, {})
-    for variant in sorted({split_variant(key)[0] for key in own} - {"", "calibrated"}, key=_by_number):
+    for variant in sorted({split_variant(key)[0] for key in own} - {""}, key=_by_number):
+        if not is_attack(variant):
+            continue
         changed = {
             plain: v for key, v in own.items() for one, plain in [split_variant(key)] if one == variant
         }
@@ -153,17 +168,17 @@ def _kept(own: Metrics, target: Metrics) -> dict[str, float]:
     return found
 
 
-def _attacks(own: Metrics) -> list[tuple[str, list[str], list[str]]]:
+def _attacks(own: Metrics) -> list[Attacked]:
     """Keys before and after, of attacks on the model as it is."""
-    found = []
-    if worst := sorted(key for key in own if _matches(key, "prompts/worst/*")):
-        original = [key.replace("/worst/", "/original/") for key in worst]
-        found.append(("prompts: share of 1 − the original phrasing's", original, worst))
-    tries = sorted((k for k in own if _matches(k, "sampling/forget/leakage_at_*")), key=_by_number)
-    if len(tries) > 1:
-        name = f"sampling: 1 − {tries[-1].split('/')[-1]}, share of 1 − {tries[0].split('/')[-1]}"
-        found.append((name, tries[:1], tries[-1:]))
-    return found
+    by_attack: dict[tuple[str, str], list[str]] = {}
+    for key in in_order(own):
+        one = info(key)
+        plain = not (one.variant or one.is_detail)
+        if plain and one.declared is not None and one.declared.attack is not None:
+            by_attack.setdefault((one.benchmark, one.declared.attack.__name__), []).append(key)
+    attacks = [(info(keys[0]).declared, keys) for keys in by_attack.values()]
+    found = [declared.attack(keys) for declared, keys in attacks if declared and declared.attack]
+    return [each for each in found if each is not None]
 
 
 def _share(after: float, before: float, target: float) -> float:
@@ -173,11 +188,15 @@ def _share(after: float, before: float, target: float) -> float:
 
 def _lacking(name: AspectName, results: Metrics, own: Metrics) -> list[str]:
     """Keys of this aspect that are null, and those that a benchmark has which was scored."""
-    scored = {key.split("/")[0] for key in own}
-    rows = [row.key for row in ROWS if row.aspect == name]
-    plain = [key for key in rows if "*" not in key and key.split("/")[0] in scored]
-    null = [key for key in results if key not in own and any(_matches(key, row) for row in rows)]
-    return [key for key in dict.fromkeys([*plain, *sorted(null)]) if key not in own]
+    scored = {info(key).benchmark for key in own}
+    wanted = [
+        key
+        for metrics in declarations()
+        for key, declared in metrics.items()
+        if "*" not in key and not declared.optional and info(key).benchmark in scored and _rule(key, name)
+    ]
+    null = [key for key in results if key not in own and _rule(key, name)]
+    return [key for key in dict.fromkeys([*wanted, *sorted(null)]) if key not in own]
 
 
 def _aspect(
@@ -186,12 +205,6 @@ def _aspect(
     known = {name: value for name, value in components.items() if not math.isnan(value)}
     missing = (*(name for name in components if name not in known), *lacking)
     return Aspect(float(combine(known.values())), known, missing)
-
-
-def _matches(key: str, pattern: str) -> bool:
-    """Intervals, counts and true-positive rates are no metrics to judge by."""
-    same = key.count("/") == pattern.count("/") and fnmatchcase(key, pattern)
-    return same and not _INTERVAL.search(key) and "tpr" not in key
 
 
 def _measured(results: Metrics) -> dict[str, float]:

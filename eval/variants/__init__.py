@@ -12,8 +12,6 @@ import shutil
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-from eval.evaluate import on_first
-from eval.shard import Shard
 from eval.variants.base import Score, Variant, Workbench
 from unlearn import plugins as signatures
 from unlearn.config import RunConfig
@@ -75,6 +73,9 @@ def measure(name: str, bench: Workbench, given: Mapping[str, Any] | None = None)
     Raises:
         UserError: it cannot be measured on this model; the message says why.
     """
+    from eval.evaluate import on_first
+    from eval.shard import Shard
+
     options = options_of(name, given)
     folder = bench.directory / "eval" / name
     mark, shard = folder / "measured.json", Shard(bench.world.rank, bench.world.size)

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, get_args
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from eval.benchmark import Role
+from eval.judgement.aspects import PREFIX
+from eval.metric_catalog import info, is_metric
 from unlearn.config import RunConfig
 from unlearn.data.example import Example
-from unlearn.data.tokenization import Encoder
-from unlearn.distributed import World
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from unlearn.data.tokenization import Encoder
+    from unlearn.distributed import World
 
 ROLES: tuple[Role, ...] = get_args(Role)
-_OTHER = ("train/", "run/", "judged/", "relearning/", "quantisation/", "calibrated/")
 
 
 class Score(Protocol):
@@ -62,6 +65,9 @@ class Workbench:
 class Variant(Protocol):
     """A module of this package. `Options` is a frozen dataclass, `SETS` the training sets it reads.
 
+    `KEYS`, a regular expression, is what stands before a benchmark's keys in its metrics. `ATTACK` says
+    whether these tell how robust the forgetting is.
+
     `check` lists what is wrong with the options for a run of this configuration, by option name, before any
     model. `identity` is what tells the models it makes from those of other options, JSON. `measure` gives
     flat metrics `<variant>/<label>/<benchmark key>` and its own; a collective.
@@ -69,6 +75,8 @@ class Variant(Protocol):
 
     Options: Any
     SETS: Sequence[str]
+    KEYS: str
+    ATTACK: bool
 
     def check(self, options: Any, config: RunConfig) -> list[str]: ...
 
@@ -83,4 +91,8 @@ def prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
 
 def benchmark_metrics(results: Mapping[str, float]) -> dict[str, float]:
     """Of a run's flat results those of its benchmarks."""
-    return {key: value for key, value in results.items() if not key.startswith(_OTHER)}
+    return {
+        key: value
+        for key, value in results.items()
+        if is_metric(key) and not info(key).variant and info(key).benchmark != PREFIX
+    }

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from eval.benchmark import Role
-from eval.keys import can_be, metrics_of
+from eval.metric_catalog import can_be, metrics_of
 from eval.variants.base import ROLES, Workbench, benchmark_metrics, prefixed
 from unlearn.config import RunConfig
 from unlearn.data.sources import available
@@ -27,6 +27,9 @@ from unlearn.interventions import attached
 log = logging.getLogger(__name__)
 
 SETS: tuple[str, ...] = ()
+KEYS = r"calibrated"
+"""What stands before the keys of a benchmark."""
+ATTACK = False
 PREFERRED = ("retain/extraction_strength", "retain/probability", "retain/knowmem")
 """Ends of metric keys, the first that there is: memorised answers as UWC measures them, else the like."""
 _LIKELIHOODS = ("extraction_strength", "exact_memorization", "probability")

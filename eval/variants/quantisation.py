@@ -22,6 +22,9 @@ from eval.variants.base import ROLES, Workbench, prefixed
 from unlearn.config import RunConfig
 
 SETS: tuple[str, ...] = ()
+KEYS = r"quantisation/[^/]+"
+"""What stands before the keys of a benchmark."""
+ATTACK = True
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,9 @@ from unlearn.training.microbatch import Group, Part
 from unlearn.training.trainer import NonFiniteLoss, Trainer
 
 SETS = ("forget",)
+KEYS = r"relearning/[^/]+(?:/unseen)?"
+"""What stands before the keys of a benchmark."""
+ATTACK = True
 
 
 @dataclass(frozen=True)

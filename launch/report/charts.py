@@ -8,30 +8,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.judgement.judge import split_variant
+from eval.metric_catalog import (
+    direction,
+    in_order,
+    is_benchmark,
+    is_detail,
+    split_key,
+    split_variant,
+    trade_off_pairs,
+)
 from launch.report.geffect.files import PREFIX
-from launch.report.results_table import direction, format_value, in_order, is_detail, split_key
+from launch.report.results_table import format_value
 from launch.report.traces import Figure, Results, Row, axis, drawable, label, level, line, number, over_steps
 
-UTILITY = (
-    "tofu/model_utility",
-    "muse/retain/knowmem",
-    "lume/retain/regurgitation",
-    "copyright/retain/rougeL_recall",
-    "mmlu/accuracy",
-    "tofu/retain/probability",
-)
-FORGETTING = (
-    "tofu/forget_quality",
-    "tofu/forget/probability",
-    "muse/forget/verbmem",
-    "muse/forget/knowmem",
-    "wmdp/bio/accuracy",
-    "wmdp/cyber/accuracy",
-    "lume/forget/regurgitation",
-    "copyright/forget/rougeL_recall",
-)
-BENCHMARKS = {"tofu", "muse", "wmdp", "mmlu", "lume", "copyright", "general", "sampling", "prompts", "judged"}
 # Counters, drawn by nobody: they are what the others are drawn against.
 COUNTERS = {"step", "epoch", "tokens", "examples", "seconds", "time"}
 
@@ -41,14 +30,12 @@ def trade_offs(models: Mapping[str, Results], history: Sequence[Row]) -> list[Fi
 
     models: role (`target`, `retain model`, `unlearned` …) to results.
     """
-    measured = [*models.values(), *history]
-    x = next((key for key in UTILITY if any(number(m.get(key)) is not None for m in measured)), None)
-    if x is None:
-        return []
+    rows = [*models.values(), *history]
+    pairs = trade_off_pairs({key for row in rows for key in row if number(row[key]) is not None})
     figures = []
-    for y in FORGETTING:
-        if split_key(y)[0] != split_key(x)[0] and not (x.startswith("mmlu") and y.startswith("wmdp")):
-            continue
+    for x, y in pairs:
+        if x != pairs[0][0]:
+            break
         figure = _trade_off(x, y, models, history)
         if figure.data:
             figures.append(figure)
@@ -90,7 +77,7 @@ def training_curves(history: Sequence[Row], benchmarks: set[str]) -> list[Figure
     keys = sorted({key for row in history for key in row} - COUNTERS)
     groups: dict[str, list[str]] = {"loss": []}
     for key in keys:
-        if split_key(key)[0] not in benchmarks | BENCHMARKS and not key.startswith(PREFIX):
+        if not _evaluated(key, benchmarks) and not key.startswith(PREFIX):
             groups.setdefault(key.split("/")[0], []).append(key)
     figures = []
     for group, members in groups.items():
@@ -103,7 +90,7 @@ def training_curves(history: Sequence[Row], benchmarks: set[str]) -> list[Figure
 
 def dynamics(history: Sequence[Row], models: Mapping[str, Results], benchmarks: set[str]) -> list[Figure]:
     """Metrics during training: a chart for each, a line for each set; the other models as dotted levels."""
-    keys = in_order(key for row in history for key in row if split_key(key)[0] in benchmarks | BENCHMARKS)
+    keys = in_order(key for row in history for key in row if _evaluated(key, benchmarks))
     charts: dict[tuple[str, str], list[str]] = {}
     for key in keys:
         bench, _, metric = split_key(key)
@@ -139,6 +126,12 @@ def _points(x: str, y: str, rows: Sequence[Row], names: list[str]) -> dict[str, 
         "hovertemplate": f"<b>%{{customdata[0]}}</b><br>{label(x)} %{{customdata[1]}}"
         f"<br>{label(y)} %{{customdata[2]}}<extra></extra>",
     }
+
+
+def _evaluated(key: str, benchmarks: set[str]) -> bool:
+    """Whether a key of the history is of an evaluation: of these benchmarks, or of one that declares it."""
+    bench = split_key(key)[0]
+    return bench in benchmarks or is_benchmark(bench)
 
 
 def _member(group: str, key: str) -> str:

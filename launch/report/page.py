@@ -14,11 +14,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from eval.judgement.judge import split_variant
+from eval.metric_catalog import direction, in_order, is_detail, split_key, split_variant
 from launch.judgement import judged_columns, with_judgement
 from launch.report.charts import dynamics, trade_offs, training_curves
 from launch.report.geffect.sections import geffect
-from launch.report.results_table import direction, format_value, in_order, is_detail, split_key
+from launch.report.results_table import format_value
 from launch.report.robustness_charts import quantised, relearned
 from launch.report.run_files import Results, Run, configuration, history, load
 from launch.report.sections import attack_tables, beside, cards, judgements, samples

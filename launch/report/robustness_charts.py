@@ -6,15 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.judgement.judge import split_variant
-from launch.report.results_table import DOWN, direction, format_value, in_order, split_key
+from eval.benchmark import Better
+from eval.metric_catalog import direction, in_order, info, split_key
+from launch.report.results_table import format_value
 from launch.report.traces import Figure, Results, axis, drawable, label, level, line, number, over_steps
-
-# What is drawn of a model that was quantised or trained again.
-OF_CHANGED = (
-    *("probability", "rougeL_recall", "extraction_strength", "verbmem", "knowmem", "regurgitation"),
-    *("knowledge", "accuracy"),
-)
 
 
 def relearned(models: Mapping[str, Results]) -> list[Figure]:
@@ -63,10 +58,11 @@ def _changed(models: Mapping[str, Results], kind: str) -> dict[str, list[str]]:
     """Forget metrics that some model has of itself changed, with the labels of the changes."""
     found: dict[str, list[str]] = {}
     for key in in_order(key for results in models.values() for key in results):
-        variant, plain = split_variant(key)
-        forget = direction(plain) == DOWN and split_key(plain)[2] in OF_CHANGED
-        if variant.startswith(f"{kind}/") and forget:
-            found.setdefault(plain, []).append(variant.partition("/")[2])
+        one = info(key)
+        declared = one.declared
+        forget = declared and declared.better is Better.FORGOTTEN_IF_LOWER and "card" in declared.views
+        if one.variant.startswith(f"{kind}/") and forget and not one.is_detail:
+            found.setdefault(one.plain, []).append(one.variant.partition("/")[2])
     return {key: found[key] for key in in_order(found)}
 
 

@@ -8,24 +8,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from eval.judgement.aspects import ASPECTS
-from eval.judgement.judge import Aspect, Judged, split_variant
-from launch.report.results_table import direction, format_value, in_order, is_detail, split_key
+from eval.benchmark import Better
+from eval.judgement.aspects import ASPECTS, PREFIX
+from eval.judgement.judge import Aspect, Judged
+from eval.judgement.metrics import METRICS
+from eval.metric_catalog import in_order, info, is_detail, split_key, split_variant
+from launch.report.results_table import format_value
 from launch.report.run_files import Example, ExampleKey, Run
 from launch.report.traces import label
 
 SAMPLES_PER_SET = 100
-_CARDS = (
-    *("probability", "rougeL_recall", "extraction_strength", "verbmem", "knowmem", "regurgitation"),
-    *("knowledge", "accuracy"),
-)
 _MAX_CARDS = 8
-_ASPECTS = {
-    "forget_efficacy": "how little of the forget set is left · harmonic mean",
-    "utility": "what is left of the target's abilities · harmonic mean",
-    "privacy": "membership attacks find what they find in the retain model · harmonic mean",
-    "robustness": "share of the forgetting that the worst attack leaves · least",
-}
 _TITLES = {
     "prompts": "Asked in other words · {}",
     "leakage": "Sampled answers · chance that one of k leaks",
@@ -47,7 +40,7 @@ def judgements(judged: Mapping[str, Judged]) -> list[dict[str, Any]]:
             found.append(
                 {
                     "label": label(f"judged/{name}"),
-                    "hint": _ASPECTS[name],
+                    "hint": METRICS[f"{PREFIX}/{name}"].text,
                     "values": {role: each.value for role, each in aspects.items()},
                     "components": _components(aspects),
                 }
@@ -67,15 +60,16 @@ def cards(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """The headlines, and what is still known of the forget and the retain set."""
     found = []
     for key in in_order(key for run in runs for key in run.results):
-        bench, group, metric = split_key(key)
-        if is_detail(key) or split_variant(key)[0] or bench in ("judged", "prompts", "sampling"):
+        one = info(key)
+        declared = one.declared
+        if declared is None or one.is_detail or one.variant or one.benchmark == PREFIX:
             continue
-        headline = not group and bool(direction(key))
-        if headline or (metric in _CARDS and (group in ("forget", "retain") or bench == "wmdp")):
+        headline = not one.group and declared.better is not Better.NEITHER
+        if headline or "card" in declared.views:
             values = {run.role: run.results.get(key) for run in runs}
-            scaled = metric != "forget_quality" and _in_unit(values)
+            scaled = one.metric != "forget_quality" and _in_unit(values)
             found.append(
-                {"key": key, "label": label(key), "bench": bench, "values": values, "scaled": scaled}
+                {"key": key, "label": label(key), "bench": one.benchmark, "values": values, "scaled": scaled}
             )
     return found[:_MAX_CARDS]
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from launch.report.results_table import format_value, split_key
+from eval.metric_catalog import split_key
+from launch.report.results_table import format_value
 
 Row = Mapping[str, Any]
 Results = Mapping[str, float | None]

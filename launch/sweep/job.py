@@ -161,10 +161,11 @@ def _run(
     apart: bool,
     searched: bool,
 ) -> Made:
+    from eval.metric_catalog import shown
     from launch.inspection import inspect
     from launch.judgement import with_judgement
     from launch.report.page import write_report
-    from launch.report.results_table import LEGEND, result_table, shown
+    from launch.report.results_table import LEGEND, result_table
     from launch.report.run_files import problems
     from launch.run.ensure import ensure, is_complete
     from launch.run.plan import make_plan

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from eval.keys import can_be, metrics_of
+from eval.metric_catalog import can_be, metrics_of
 from unlearn.config import BOUND, GoalConfig, RunConfig
 from unlearn.data.sources import available
 from unlearn.errors import ConfigError, UserError, did_you_mean

@@ -10,16 +10,13 @@ from pathlib import Path
 
 from rich.table import Table
 
-from eval.judgement.judge import split_variant
+from eval.judgement.aspects import PREFIX
+from eval.metric_catalog import declared_keys, direction, in_order, info, shown, with_view
 from launch.report import markdown
-from launch.report.results_table import direction, format_value, in_order, shown
+from launch.report.results_table import format_value
 from launch.sweep.objective import missed_by
 from unlearn.files import read_json, replacing
 
-_OF_TOFU = tuple(f"tofu/{metric}" for metric in (
-    "forget_quality", "model_utility", "forget/probability", "forget/rougeL_recall", "forget/truth_ratio",
-    "forget/extraction_strength", "retain/probability", "retain/extraction_strength",
-))  # fmt: skip
 _MOST_COLUMNS = 9
 
 
@@ -139,10 +136,12 @@ def _columns(keys: set[str]) -> list[str]:
 
     Of changed models there are none: a sweep is read for what method or option does best.
     """
-    tofu = keys.intersection(_OF_TOFU)
-    rest = {key for key in keys if not key.startswith("tofu/") and not split_variant(key)[0]}
-    others = {key for key in rest if not key.startswith("judged/")}
-    return in_order([*tofu, *shown(others, _MOST_COLUMNS - len(tofu))]) or shown(rest, _MOST_COLUMNS)
+    plain = [key for key in keys if not info(key).variant]
+    chosen = with_view(plain, "sweep")
+    benches = {info(key).benchmark for key in declared_keys("sweep")}
+    others = [key for key in plain if info(key).benchmark not in (PREFIX, *benches)]
+    columns = in_order([*chosen, *shown(others, _MOST_COLUMNS - len(chosen))])
+    return columns or shown([key for key in plain if info(key).benchmark == PREFIX], _MOST_COLUMNS)
 
 
 def table(found: Summary) -> Table:

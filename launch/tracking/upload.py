@@ -10,10 +10,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from eval.metric_catalog import shown
 from launch.redact import cleaned
 from launch.report.charts import trade_offs
 from launch.report.geffect.files import tracked
-from launch.report.results_table import shown
 from launch.report.run_files import history
 from launch.report.traces import Figure
 from launch.run.execute import Beside, Job

@@ -9,9 +9,20 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.report.charts import COUNTERS, FORGETTING, UTILITY
+from eval.judgement.aspects import PREFIX as JUDGED
+from eval.metric_catalog import (
+    declared_keys,
+    direction,
+    in_order,
+    info,
+    is_benchmark,
+    is_detail,
+    shown,
+    split_key,
+    trade_off_pairs,
+)
+from launch.report.charts import COUNTERS
 from launch.report.geffect.files import PREFIX
-from launch.report.results_table import direction, in_order, is_detail, shown, split_key
 from launch.report.run_files import history
 from launch.report.traces import label
 from launch.tracking.wandb_session import key_configured, session
@@ -21,11 +32,6 @@ from unlearn.guard import given_path, tool
 
 RUNS = Path("runs")
 NAME = "Unlearning: trade-off, dynamics, methods"
-# What the view shows of a study that has no run here yet.
-_USUAL = (
-    "tofu/forget_quality", "tofu/model_utility", "tofu/forget/probability", "tofu/forget/rougeL_recall",
-    "tofu/forget/extraction_strength", "tofu/retain/probability", "judged/forget_efficacy", "judged/utility",
-)  # fmt: skip
 _OF_TRAINING = ("loss", "loss/forget", "loss/retain", "lr", "grad_norm")
 _METHOD = "method.name"
 _MOST_BARS = 12
@@ -66,8 +72,10 @@ def keys_of(roots: Iterable[Path]) -> tuple[list[str], list[str]]:
                 measured |= read_json(file).keys()
                 logged |= {key for row in history(file.parent) for key in row}
     measured = {key for key in measured if not is_detail(key)}
-    curves = sorted(logged - COUNTERS or {*_OF_TRAINING, *_USUAL[:3]})
-    return in_order(measured or _USUAL), sorted(curves, key=lambda key: key.split("/")[0] != "loss")
+    usual = declared_keys("default")  # of a study that has no run here yet
+    evaluated = [key for key in usual if info(key).benchmark != JUDGED]
+    curves = sorted(logged - COUNTERS or {*_OF_TRAINING, *evaluated[:3]})
+    return in_order(measured or usual), sorted(curves, key=lambda key: key.split("/")[0] != "loss")
 
 
 def workspace(entity: str, project: str, measured: Sequence[str], logged: Sequence[str]) -> Any:
@@ -120,10 +128,9 @@ def spec(made: Any) -> dict[str, Any]:
 def _trade_offs(measured: Sequence[str]) -> list[Any]:
     """Forgetting up, utility across: the judgements, and what each benchmark has of both."""
     _, wr, _ = _library()
-    pairs = {"judged/forget_efficacy": "judged/utility"}
-    for y in FORGETTING:
-        found = [x for x in UTILITY if x in measured and _together(x, y)]
-        pairs |= {y: found[0]} if found else {}
+    pairs: dict[str, str] = {}
+    for x, y in trade_off_pairs(measured):
+        pairs.setdefault(y, x)
     return [
         wr.ScatterPlot(
             title=f"{label(y)} {direction(y)[:1]} against {label(x)} {direction(x)[:1]}",
@@ -132,20 +139,16 @@ def _trade_offs(measured: Sequence[str]) -> list[Any]:
             log_y=True if y == "tofu/forget_quality" else None,
         )
         for y, x in pairs.items()
-        if y in measured and x in measured
     ]
-
-
-def _together(x: str, y: str) -> bool:
-    return split_key(x)[0] == split_key(y)[0] or (x.startswith("mmlu") and y.startswith("wmdp"))
 
 
 def _curves(logged: Sequence[str]) -> list[Any]:
     """A panel for each quantity, with a line for each of its parts or sets; of metrics the telling ones."""
     _, wr, _ = _library()
-    told = shown(logged)
+    evaluated = [key for key in logged if is_benchmark(info(key).benchmark)]
+    told = shown(evaluated)
     charts: dict[str, list[str]] = {}
-    for key in (*(key for key in logged if not direction(key)), *told):
+    for key in (*(key for key in logged if not direction(key) and key not in told), *told):
         parts = key.split("/")
         bench, _, metric = split_key(key)
         title = f"{bench} {label(f'{bench}/{metric}')}" if key in told else parts[0]

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from eval.metric_catalog import in_order
 from launch.redact import scrubbed
 from launch.report.compare import export as written
 from launch.report.compare import tables
@@ -17,7 +18,7 @@ from launch.report.compare.page import page
 from launch.report.compare.rows import Comparison, compared
 from launch.report.compare.runs import Kind, measured
 from launch.report.compare.selection import chosen_keys, chosen_metrics, narrowed, ordered
-from launch.report.results_table import LEGEND, in_order
+from launch.report.results_table import LEGEND
 from unlearn.files import check_writable, replacing
 from unlearn.guard import given_path, tool
 

@@ -8,10 +8,9 @@ from typing import Any
 
 from scipy import stats
 
-from eval.judgement.judge import split_variant
+from eval.metric_catalog import direction, split_key, split_variant, trade_off_pairs
 from launch.compare.means import is_logarithmic
 from launch.redact import cleaned
-from launch.report.charts import FORGETTING, UTILITY
 from launch.report.compare import tables
 from launch.report.compare.discover import Found, LeftOut
 from launch.report.compare.labels import short
@@ -19,19 +18,10 @@ from launch.report.compare.page_data import curves, generations
 from launch.report.compare.rows import Comparison, Row, sortable
 from launch.report.compare.runs import ComparedRun
 from launch.report.page import drawn, environment
-from launch.report.results_table import direction, split_key
 from launch.report.settings import word
 from launch.report.traces import Figure, label
 
 _DIGITS = 10  # significant ones, of numbers in the page: its means are those of the tables
-_PAIRS = (  # across, up
-    ("tofu/model_utility", "tofu/forget_quality"),
-    ("muse/retain/knowmem", "muse/forget/knowmem"),
-    ("lume/retain/regurgitation", "lume/forget/regurgitation"),
-    ("copyright/retain/rougeL_recall", "copyright/forget/rougeL_recall"),
-    ("mmlu/accuracy", "wmdp/bio/accuracy"),
-    ("judged/utility", "judged/forget_efficacy"),
-)
 _MOST_CHARTS = 6  # of a benchmark, set by set
 NO_VALUE = "x"
 """In the page, of a metric that was asked for and could not be measured; null: not asked for."""
@@ -106,9 +96,7 @@ def _pair(every: Sequence[str], runs: Sequence[ComparedRun]) -> list[int]:
     def have(pair: tuple[str, str]) -> int:
         return sum(all(run.results.get(key) is not None for key in pair) for run in runs)
 
-    known = [(x, y) for x, y in _PAIRS if x in every and y in every]
-    if not known:
-        known = [(x, y) for x in UTILITY for y in FORGETTING if x in every and y in every]
+    known = trade_off_pairs(every)
     if not known:
         known = [(every[-1], every[0])] if len(every) > 1 else [(every[0], every[0])]
     best = max(known, key=have)

@@ -9,12 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from eval.metric_catalog import direction, shown, split_key
 from launch.compare.means import is_logarithmic
-from launch.report.charts import BENCHMARKS
 from launch.report.compare.discover import LeftOut
 from launch.report.compare.runs import ComparedRun
 from launch.report.geffect.files import thinned
-from launch.report.results_table import direction, is_detail, shown, split_key
 from launch.report.sections import scores
 from launch.report.traces import label, number
 
@@ -86,7 +85,7 @@ def _drawn(rows: Sequence[Mapping[str, Any]], runs: int) -> list[str]:
     """The loss with some of its parts, and the telling metrics that were evaluated during training."""
     keys = {key for row in rows for key in row}
     parts = sorted(key for key in keys if _is_loss(key))[: 1 + _LOSS_PARTS]
-    evaluated = [k for k in keys if split_key(k)[0] in BENCHMARKS and direction(k) and not is_detail(k)]
+    evaluated = [key for key in keys if direction(key)]
     return parts + shown(evaluated, min(24, max(6, 2400 // max(runs, 1))))
 
 

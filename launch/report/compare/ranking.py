@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from eval.metric_catalog import direction
 from launch.report.compare.rows import Row
-from launch.report.results_table import direction
 
 CHANCE = 0.5  # of a membership attack's AUC
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
-from launch.report.results_table import direction, is_detail, split_key
+from eval.metric_catalog import direction, is_detail, split_key
 from launch.report.run_files import Results, history
 from launch.report.settings import flat
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
+from eval.metric_catalog import shown
 from launch.report.compare.ranking import distance
 from launch.report.compare.rows import Comparison
 from launch.report.compare.runs import ComparedRun
-from launch.report.results_table import shown
 from launch.report.settings import word
 from unlearn.errors import UserError, did_you_mean
 

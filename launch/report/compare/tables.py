@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eval.metric_catalog import direction
 from launch.compare.means import Mean, is_logarithmic
 from launch.report.compare.ranking import ranks
 from launch.report.compare.rows import Comparison, Row
-from launch.report.results_table import direction, format_value
+from launch.report.results_table import format_value
 from launch.report.traces import label
 
 BEST, SECOND = 1, 2

@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from eval.metric_catalog import direction
 from launch.report.compare.runs import ComparedRun, Unusable, kind_of, measured, numbers, plain, settings_of
-from launch.report.results_table import direction
 from launch.report.settings import flat
 from unlearn.errors import UserError
 from unlearn.reading import lines_of

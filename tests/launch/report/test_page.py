@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
+from eval.metric_catalog import direction, in_order
 from launch.report.charts import training_curves
 from launch.report.page import write_report
-from launch.report.results_table import MISSING, direction, format_value, in_order, result_table
+from launch.report.results_table import MISSING, format_value, result_table
 from launch.report.sections import SAMPLES_PER_SET
 from launch.report.traces import MAX_POINTS
 from tests.launch.report.browser import drawn

@@ -9,8 +9,9 @@ from itertools import chain
 import pytest
 from rich.console import Console
 
+from eval.metric_catalog import MOST_ROWS, direction, in_order, shown, split_key
 from launch.judgement import with_judgement
-from launch.report.results_table import MOST_ROWS, direction, in_order, result_table, shown, split_key
+from launch.report.results_table import result_table
 
 MIA = ("loss", "zlib", "min_k", "min_k_plus_plus", "gradnorm", "reference")
 
@@ -37,6 +38,9 @@ def everything() -> list[str]:
     keys += [f"prompts/{kind}/rougeL_recall" for kind in ("original", "prefixed", "opened", "worst")]
     return [
         *keys,
+        "wmdp/bio/accuracy",
+        "wmdp/cyber/accuracy",
+        "mmlu/accuracy",
         "general/accuracy",
         "general/piqa/accuracy",
         "general/wikitext/bits_per_byte",
@@ -53,9 +57,9 @@ def test_all_evaluations_of_a_run_fit_the_terminal():
     assert rows[:4] == [f"judged/{n}" for n in ("forget_efficacy", "utility", "privacy", "robustness")]
     assert {"tofu/forget_quality", "tofu/model_utility", "tofu/privleak", "general/accuracy"} <= set(rows)
     assert [row for row in rows if row.startswith(("sampling", "prompts"))] == [
-        "sampling/forget/leakage_at_16",
         "prompts/original/rougeL_recall",
         "prompts/worst/rougeL_recall",
+        "sampling/forget/leakage_at_16",
     ]
     assert rows[-5:] == [
         f"{name}/tofu/forget/extraction_strength"
@@ -122,10 +126,10 @@ def test_tofu_alone_shows_every_set():
             ["copyright/forget/perplexity", "copyright/forget/bleu", "copyright/forget_quality_gap"],
             ["copyright/forget_quality_gap", "copyright/forget/bleu"],
         ),
-        # A benchmark of one's own: what has a direction.
+        # What no benchmark declares is shown without an arrow.
         (
-            ["mine/forget/probability", "mine/forget/odd", "mine/accuracy"],
-            ["mine/accuracy", "mine/forget/probability"],
+            ["mine/forget/probability", "mine/forget/odd", "mine/accuracy", "mine/forget/odd/missing"],
+            ["mine/accuracy", "mine/forget/odd", "mine/forget/probability"],
         ),
         (["train/loss", "train/seconds", "run"], []),
         (["relearning/20/mine/forget/odd", "quantisation/int4/tofu/model_utility"], []),

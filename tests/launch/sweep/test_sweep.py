@@ -49,14 +49,14 @@ LUME = ("lume/final", "lume/task_aggregate", "lume/mia_score", "lume/forget/regu
         ),
         (
             ("muse/forget/verbmem", "muse/forget/knowmem", "muse/retain/knowmem", "muse/privleak",
-             "muse/mia/min_k_tpr_at_0.01", "muse/forget/verbmem/missing"),
+             "muse/forget/verbmem/missing"),
             ["privleak →", "forget/verbmem ↓", "forget/knowmem ↓", "retain/knowmem ↑"],
         ),
         (
             ("wmdp/bio/accuracy", "wmdp/bio/accuracy_low", "mmlu/accuracy"),
             ["wmdp/bio/accuracy ↓", "mmlu/accuracy ↑"],
         ),
-        (("mine/forget/probability", "mine/forget/odd"), ["forget/probability ↓"]),
+        (("mine/forget/probability", "mine/forget/odd"), ["forget/odd", "forget/probability"]),
         # Beside all of TOFU there is room for one.
         (
             (*TOFU[1:3], "general/accuracy"),

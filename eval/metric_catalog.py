@@ -1,0 +1,306 @@
+"""What is known of a metric by its key: read from the `METRICS` of the benchmark that gives it.
+
+A key is `<benchmark>/<set>/<metric>` or `<benchmark>/<metric>`; of a changed model `<variant>/<label>/`
+stands before it, as the variant's `KEYS` says.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cache
+from types import ModuleType
+
+from eval import benchmark
+from eval.benchmark import Metric, View
+from eval.judgement import aspects
+from eval.judgement.metrics import METRICS as JUDGED
+
+MOST_ROWS = 35
+"""Rows of the table in the terminal, about a screen."""
+
+_NO_BENCHMARKS = ("", "train", "run")
+_LAST_LEVEL = 9  # of metrics that nobody declared
+_DETAIL = re.compile(r"/missing$|_(low|high)$")
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """A key taken apart, and what its benchmark declares.
+
+    `variant` is what was done to the model (`relearning/60/unseen`), "" for the model as it is; `plain` is
+    the key without it. `group` is the set, "" for a headline. `declared` is None for a metric that no
+    benchmark declares.
+    """
+
+    key: str
+    variant: str
+    plain: str
+    benchmark: str
+    group: str
+    metric: str
+    declared: Metric | None
+
+    @property
+    def is_detail(self) -> bool:
+        """Whether the key is an end of an interval or a count of missing values of another key."""
+        return bool(_DETAIL.search(self.key))
+
+    @property
+    def is_metric(self) -> bool:
+        """Whether a benchmark gave it: not a loss, a duration or a number of a variant's own."""
+        known = self.benchmark not in _NO_BENCHMARKS and self.benchmark not in _variants()
+        return known or self.declared is not None
+
+    @property
+    def direction(self) -> str:
+        """An arrow with its meaning; "" where no direction is declared."""
+        return "" if self.declared is None or self.is_detail else self.declared.better.value
+
+
+@cache
+def info(key: str) -> MetricInfo:
+    """Take a key apart and look up its declaration."""
+    variant, plain = split_variant(key)
+    bench, group, metric = _split(plain)
+    return MetricInfo(key, variant, plain, bench, group, metric, _declaration(plain))
+
+
+def split_variant(key: str) -> tuple[str, str]:
+    """What was done to the model, and the key without it; ("", key) for the model as it is.
+
+    `relearning/60/unseen/tofu/forget/probability` → `relearning/60/unseen` and the rest.
+    """
+    name = key.partition("/")[0]
+    if name not in _variants():
+        return "", key
+    found = re.fullmatch(rf"({_variant(name).KEYS})/(.+/.+)", key)
+    return (found[1], found[2]) if found else ("", key)
+
+
+def is_attack(variant: str) -> bool:
+    """Whether a changed model tells how robust the forgetting is."""
+    return bool(_variant(variant.partition("/")[0]).ATTACK)
+
+
+def split_key(key: str) -> tuple[str, str, str]:
+    """Benchmark, set ("" for a headline) and metric of a key, without its variant; `/missing` stays."""
+    found = info(key)
+    return found.benchmark, found.group, found.metric
+
+
+def direction(key: str) -> str:
+    """An arrow with its meaning; "" where no direction is declared."""
+    return info(key).direction
+
+
+def is_detail(key: str) -> bool:
+    """Whether a key is an end of an interval or a count of missing values of another key."""
+    return info(key).is_detail
+
+
+def is_metric(key: str) -> bool:
+    """Whether a benchmark gave it: not a loss, a duration or a number of a variant's own."""
+    return info(key).is_metric
+
+
+def in_order(keys: Iterable[str]) -> list[str]:
+    """Keys in reading order: by benchmark its headlines, then set by set; then changed models; then the rest.
+
+    Sets and metrics are in the order in which the benchmark declares them.
+    """
+    return sorted(set(keys), key=_rank)
+
+
+def shown(keys: Iterable[str], most: int = MOST_ROWS) -> list[str]:
+    """The `most` telling keys, in reading order, for the table in the terminal.
+
+    By the level that their benchmark declares; a metric without a declaration comes last. Of a changed model
+    there is the one metric that its benchmark chose for that.
+    """
+    every = set(keys)
+    ranked = sorted((level, _rank(key), key) for key in every if (level := _level(key, every)) is not None)
+    return in_order(key for _, _, key in ranked[:most])
+
+
+def with_view(keys: Iterable[str], view: View) -> list[str]:
+    """Of these keys those whose declaration names the view, in reading order."""
+    return [key for key in in_order(keys) if (one := info(key).declared) is not None and view in one.views]
+
+
+def declared_keys(view: View) -> list[str]:
+    """The exact keys that declare a view, of all benchmarks, in reading order."""
+    return [key for key in with_view((key for keys in _by_module() for key in keys), view) if "*" not in key]
+
+
+def trade_off_pairs(measured: Iterable[str]) -> list[tuple[str, str]]:
+    """Pairs (utility, forgetting) of the same benchmark among these keys, in reading order."""
+    known = [key for key in measured if not info(key).variant]
+    across, up = with_view(known, "utility"), with_view(known, "forgetting")
+    pairs = [(x, y) for x in across for y in up if _owner(x) is _owner(y)]
+    return sorted(pairs, key=lambda pair: _owner(pair[0]) is JUDGED)  # what was measured comes first
+
+
+def metrics_of(name: str, has: Collection[str]) -> list[str]:
+    """Keys and patterns of what a benchmark can give on a dataset that has these sets.
+
+    Raises:
+        BenchmarkError: there is no such benchmark.
+    """
+    module = benchmark.find(name)
+    lacking = {each.removesuffix("_eval") for each in module.SETS if each not in has}
+    return [key for key in module.METRICS if _split(key)[1] not in lacking]
+
+
+def can_be(key: str, patterns: Iterable[str]) -> bool:
+    """Whether a key is one of these, or tells about one (`/missing`, `_low`, `_high`)."""
+    plain = _DETAIL.sub("", key)
+    return any(_is(each, pattern) for pattern in patterns for each in (key, plain))
+
+
+def is_benchmark(name: str) -> bool:
+    """Whether keys that begin so are declared by a benchmark."""
+    return bool(_metrics_of(name))
+
+
+def has_retain_set(bench: str) -> bool:
+    """Whether a benchmark scores what is to be kept too, so that its metrics are read set by set."""
+    metrics = _metrics_of(bench)
+    return not metrics or any(_split(key)[1] == "retain" for key in metrics)
+
+
+def declarations() -> list[Mapping[str, Metric]]:
+    """`METRICS` of each benchmark and of the judgement, in reading order."""
+    return list(_by_module())
+
+
+# -- declarations ----------------------------------------------------------------------------------------
+
+
+def _declaration(plain: str) -> Metric | None:
+    if "/" not in plain:  # others write headlines without their benchmark
+        headlines = ((key, one) for metrics in _by_module() for key, one in metrics.items())
+        return next((one for key, one in headlines if _split(key)[1:] == ("", plain)), None)
+    metrics = _metrics_of(plain.partition("/")[0])
+    if plain in metrics:
+        return metrics[plain]
+    return next((one for pattern, one in metrics.items() if _is(plain, pattern)), None)
+
+
+def _is(key: str, pattern: str) -> bool:
+    return key == pattern or (key.count("/") == pattern.count("/") and fnmatchcase(key, pattern))
+
+
+@cache
+def _metrics_of(bench: str) -> Mapping[str, Metric]:
+    """The declarations of the benchmark whose keys begin so; most have the name of their module."""
+    if bench in _NO_BENCHMARKS or bench in _variants():
+        return {}
+    if bench == aspects.PREFIX:
+        return JUDGED
+    if bench in benchmark.candidates():
+        return benchmark.find(bench).METRICS
+    owners = (m for m in _by_module() if any(key.startswith(f"{bench}/") for key in m))
+    return next(owners, {})
+
+
+@cache
+def _by_module() -> tuple[Mapping[str, Metric], ...]:
+    """Declarations in reading order: what scores a retain set too, what has no sets, what only attacks; of
+    a kind first what declares most."""
+
+    def place(name: str) -> tuple[int, int, str]:
+        module = benchmark.find(name)
+        roles = set(module.SETS.values())
+        return 0 if "retain" in roles else 1 if not roles else 2, -len(module.METRICS), name
+
+    names = sorted(benchmark.names(), key=place)
+    return JUDGED, *(benchmark.find(name).METRICS for name in names)
+
+
+def _owner(key: str) -> Mapping[str, Metric]:
+    return _metrics_of(info(key).benchmark)
+
+
+@cache
+def _variants() -> tuple[str, ...]:
+    from eval import variants
+
+    return tuple(variants.names())
+
+
+@cache
+def _variant(name: str) -> ModuleType:
+    return importlib.import_module(f"eval.variants.{name}")
+
+
+# -- order -----------------------------------------------------------------------------------------------
+
+
+def _split(plain: str) -> tuple[str, str, str]:
+    detail = "/missing" if plain.endswith("/missing") else ""
+    head, _, metric = plain.removesuffix(detail).rpartition("/")
+    bench, _, group = head.partition("/")
+    return bench, group, metric + detail
+
+
+def _level(key: str, every: set[str]) -> int | None:
+    """How soon a key is shown, None if it is not."""
+    one = info(key)
+    if one.is_detail or not one.is_metric:
+        return None
+    if one.variant:
+        return _level_of_changed(one, every)
+    if one.declared is None:
+        return _LAST_LEVEL
+    return None if one.declared.level is not None and _more_tries(key, every) else one.declared.level
+
+
+def _level_of_changed(one: MetricInfo, every: set[str]) -> int | None:
+    """Of a changed model one metric, and not of all it was trained on where the rest was scored too."""
+    unseen = f"{one.variant}{aspects.UNSEEN}/{one.plain}" in every
+    chosen = one.declared is not None and "changed" in one.declared.views
+    return 3 if chosen and not unseen else None
+
+
+def _more_tries(key: str, every: set[str]) -> bool:
+    """Whether the chance of a leak is there for more tries than these."""
+    head, _, tries = key.rpartition("_at_")
+    others = [k.removeprefix(f"{head}_at_") for k in every if k.startswith(f"{head}_at_")] if head else []
+    return tries.isdigit() and any(other.isdigit() and int(other) > int(tries) for other in others)
+
+
+def _rank(key: str) -> tuple[object, ...]:
+    one = info(key)
+    bench, group = _place(one.benchmark), _group_place(one)
+    patterns = list(_owner(key))
+    metric = next((place for place, p in enumerate(patterns) if _is(one.plain, p)), len(patterns))
+    detail = numbered(one.key)
+    return (not one.is_metric, numbered(one.variant), *bench, *group, metric, detail)
+
+
+@cache
+def _place(bench: str) -> tuple[int, str]:
+    """A benchmark's place among the others; those that declare nothing are last."""
+    if bench == aspects.PREFIX or bench in _NO_BENCHMARKS:
+        return 0, ""
+    for place, metrics in enumerate(_by_module()):
+        benches = list(dict.fromkeys(key.partition("/")[0] for key in metrics))
+        if bench in benches:
+            return place, f"{benches.index(bench)}"
+    return len(_by_module()), bench
+
+
+def _group_place(one: MetricInfo) -> tuple[int, str]:
+    groups = list(dict.fromkeys(_split(key)[1] for key in _owner(one.key)))
+    if not one.group:
+        return -1, ""
+    return (groups.index(one.group) if one.group in groups else len(groups)), one.group
+
+
+def numbered(text: str) -> tuple[tuple[str, int], ...]:
+    """A key to sort by that puts `leakage_at_4` before `leakage_at_16`."""
+    return tuple((words, int(digits or 0)) for words, digits in re.findall(r"(\D*)(\d{0,15})", text))

@@ -1,0 +1,51 @@
+"""docs/metrics.md from what the benchmarks declare: `make docs` writes it anew."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from eval.benchmark import Metric
+from eval.metric_catalog import declarations
+from launch.compose import CONFIGS
+from launch.report import markdown
+
+PAGE = CONFIGS.parent / "docs" / "metrics.md"
+_HEAD = """\
+<!-- Made by `make docs` from the METRICS of each module in eval/benchmarks/: edit those. -->
+# Metrics
+
+Every key of `results.json`, in the order in which tables show them. `*` stands for a set, a task or a
+number. Beside a key there may be `<key>_low` and `<key>_high` (an interval) and `<key>/missing` (examples
+that could not be measured). Metrics of a changed model have `<variant>/<label>/` before their key.
+
+↑ higher is better, or is forgetting · ↓ lower is better, or is forgetting · → one value is best · "counts in"
+names the aspect of the judgement (`judged/…`). A metric that a benchmark gives without declaring it is shown
+without an arrow.
+"""
+
+
+def page() -> str:
+    """The whole page as Markdown."""
+    parts = [_HEAD]
+    for metrics in declarations():
+        benches = dict.fromkeys(key.partition("/")[0] for key in metrics)
+        parts += [f"## {', '.join(benches)}", _table(metrics) + "\n"]
+    return "\n".join(parts)
+
+
+def _table(metrics: Mapping[str, Metric]) -> str:
+    rows = [
+        [f"`{key}`", one.better.value, one.unit, _aspect(one), markdown.linked(one.text)]
+        for key, one in metrics.items()
+    ]
+    return markdown.table(["key", "direction", "unit", "counts in", "what it is"], rows)
+
+
+def _aspect(metric: Metric) -> str:
+    if metric.attack is not None:
+        return "robustness"
+    return metric.judged[0].replace("_", " ") if metric.judged is not None else ""
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
