@@ -27,15 +27,15 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benches.plain_evaluation import Plain
-from eval.collection.live_model import evaluating
 from eval.collection.shared_prompts import collate_rows, rows_of
 from eval.evaluate import evaluate
-from eval.shard import ALONE, Shard
 from unlearn.config import DatasetConfig
 from unlearn.data.batching import deal
 from unlearn.data.example import Example
 from unlearn.data.sources import load_sets
 from unlearn.data.tokenization import Encoder
+from unlearn.distributed import ALONE, World
+from unlearn.passes.module_modes import evaluating
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("UNLEARN_SHARED", ROOT.parent / "shared"))
@@ -117,11 +117,11 @@ def tofu(examples: int) -> dict[str, list[Example]]:
 
 def _ours(
     model: nn.Module, encoder: Encoder, sets: dict[str, list[Example]], folder: Path, retain: Path | None,
-    shard: Shard = ALONE, **options: Any,
+    world: World = ALONE, **options: Any,
 ) -> dict[str, float]:  # fmt: skip
     return evaluate(
         model, encoder, "tofu", sets, folder, options={"max_new_tokens": LIMIT, **options},
-        retain_directory=retain, shard=shard, max_tokens=TOKENS, max_rows_generation=ROWS,
+        retain_directory=retain, world=world, max_tokens=TOKENS, max_rows_generation=ROWS,
     )  # fmt: skip
 
 
@@ -196,11 +196,11 @@ def _worker(rank: int, world: int, examples: int, folder: Path) -> None:
         dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     sets, model, encoder = tofu(examples), _model("nano-tofu-full"), _encoder("nano-tofu-full")
     few = {name: rows[:2] for name, rows in sets.items()}
-    _ours(model, encoder, few, folder / "warm", None, Shard(rank, world))  # what is imported on first use
+    _ours(model, encoder, few, folder / "warm", None, World(rank, world))  # what is imported on first use
     if world > 1:
         dist.barrier()
     started = time.perf_counter()
-    _ours(model, encoder, sets, folder / "run", None, Shard(rank, world))
+    _ours(model, encoder, sets, folder / "run", None, World(rank, world))
     print(time.perf_counter() - started)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -30,9 +30,8 @@ from eval.collection.collect import collect
 from eval.collection.live_model import Live
 from eval.collection.records import LikelihoodRecords, Records
 from eval.collection.requests import Request
-from eval.shard import ALONE, Shard
 from unlearn.data.tokenization import Encoder
-from unlearn.errors import UserError
+from unlearn.distributed import ALONE, World
 from unlearn.files import BrokenFile, digest, read_json, replacing, write_json
 
 log = logging.getLogger(__name__)
@@ -68,7 +67,7 @@ def evaluate(
     roles: Sequence[Role] | None = None,
     retain_directory: Path | None = None,
     retain_log: Path | None = None,
-    shard: Shard = ALONE,
+    world: World = ALONE,
     max_tokens: int = 16_384,
     max_rows_generation: int = 128,
     progress: bool = False,
@@ -81,7 +80,7 @@ def evaluate(
     evaluation that was cut off has on disk is not collected again. `retain_directory` is the same directory
     of the retain model, evaluated before; or `retain_log` a published log of it. `model` is the transformers
     model, not an engine around it; `device` (default: its first parameter's) is where its inputs go.
-    A collective when `shard.world` > 1.
+    A collective.
 
     Raises:
         BenchmarkError: no such benchmark, option or set.
@@ -91,39 +90,19 @@ def evaluate(
     chosen = options_of(module, options or {}, benchmark)
     place = device if device is not None else next(model.parameters()).device
     live = Live(
-        model, encoder, directory / benchmark, shard, max_tokens, max_rows_generation, place, progress,
+        model, encoder, directory / benchmark, world, max_tokens, max_rows_generation, place, progress,
         static_cache,
     )  # fmt: skip
     if is_live(module):
         return _measured(module, benchmark, live, scored(module, sets, roles), chosen)
     own = _own_sets(benchmark, sets, roles)
     collect(live, module.requests(own, chosen))
-    return on_first(
-        shard,
+    return world.on_main(
         lambda: score_directory(
             benchmark, own, directory, options=options, retain_directory=retain_directory,
             retain_log=retain_log,
         ),
     )  # fmt: skip
-
-
-def on_first(shard: Shard, call: Callable[[], T]) -> T:
-    """What `call` gives on the first process, which alone calls it. A collective.
-
-    Raises:
-        UserError: the call raised one. It is raised on all, so that none waits for the first.
-    """
-    told: list[tuple[T | None, str | None]] = []
-    failure: UserError | None = None
-    if shard.first:
-        try:
-            told = [(call(), None)]
-        except UserError as error:
-            failure, told = error, [(None, str(error))]
-    value, message = shard.from_first(told)[0]
-    if message is not None:
-        raise failure or UserError(message)
-    return cast(T, value)
 
 
 def score_directory(
@@ -187,11 +166,11 @@ def _measured(module: LiveBenchmark, name: str, live: Live, sets: Sets, options:
         _write(live.directory, result, [])
         write_json(mark, {"key": key})
 
-    found = on_first(live.shard, known)
+    found = live.world.on_main(known)
     if found is not None:
         return found
     result = module.measure(live, sets, options)  # of the same requests, so it fails on all or on none
-    on_first(live.shard, write)
+    live.world.on_main(write)
     return result.metrics
 
 

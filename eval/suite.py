@@ -11,8 +11,7 @@ from typing import Any
 from torch import nn
 
 from eval.benchmark import Role, Sets, find, is_live, scored
-from eval.evaluate import evaluate, on_first, score_directory
-from eval.shard import Shard
+from eval.evaluate import evaluate, score_directory
 from unlearn.config import HardwareConfig
 from unlearn.data.tokenization import Encoder
 from unlearn.distributed import World
@@ -67,26 +66,26 @@ class Scoring:
             return {}
         if cheap:
             options = {**options, **_cheapest(module.Options)}
-        shard = Shard(self.world.rank, self.world.size, synced)
+        world = self.world.with_synced(synced)
         if without:
-            return self._rest(name, sets, label, options, without, shard)
-        return self._whole(model, name, label, options, roles, shard)
+            return self._rest(name, sets, label, options, without, world)
+        return self._whole(model, name, label, options, roles, world)
 
     def _whole(
         self, model: nn.Module, name: str, label: str, options: Mapping[str, Any], roles: Sequence[Role],
-        shard: Shard,
+        world: World,
     ) -> dict[str, float]:  # fmt: skip
         return evaluate(
             model, self.encoder, name, self.sets, self.directory / label, options=options,
             roles=roles if find(name).SETS else None, retain_directory=self.retain_directory,
-            retain_log=self.retain_log, shard=shard, max_tokens=self.hardware.eval_tokens,
+            retain_log=self.retain_log, world=world, max_tokens=self.hardware.eval_tokens,
             max_rows_generation=self.hardware.generate_rows, progress=self.progress, device=self.world.device,
             static_cache=self.hardware.generate_cache == "static",
         )  # fmt: skip
 
     def _rest(
         self, name: str, sets: Sets, label: str, options: Mapping[str, Any], without: frozenset[str],
-        shard: Shard,
+        world: World,
     ) -> dict[str, float]:  # fmt: skip
         """From the label's records; a benchmark that keeps none cannot leave anything out."""
         rest = {key: [e for e in some if e.id not in without] for key, some in sets.items()}
@@ -102,7 +101,7 @@ class Scoring:
                 retain_log=self.retain_log,
             )  # fmt: skip
 
-        return on_first(shard, score)
+        return world.on_main(score)
 
 
 def _cheapest(options: Any) -> dict[str, Any]:

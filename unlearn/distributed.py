@@ -1,48 +1,111 @@
-"""The processes of a run."""
+"""The processes of a run: who this one is, what it does of a pass, and how the parts come together."""
 
 from __future__ import annotations
 
-import unlearn.environment  # noqa: F401 (before DeepSpeed)
-
-# isort: split
 import atexit
 import ctypes
 import os
 import signal
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from itertools import count
+from typing import TypeVar, cast
 
-import deepspeed
 import torch
 import torch.distributed as dist
-from accelerate import PartialState
-from accelerate.state import AcceleratorState
 from torch import Tensor
+from torch.distributed import distributed_c10d
+
+from unlearn.errors import UserError
+
+T = TypeVar("T")
+
+_PASSES = count()  # passes so far; as they are collectives, every process has counted the same
+
+
+_CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class World:
-    """Who this process is among how many, and where its tensors live."""
+    """Process `rank` of `size`, and the device of its tensors.
 
-    rank: int
-    size: int
-    device: torch.device
+    With `synced` every process must call the model equally often, because each call is a collective
+    (parameters sharded by ZeRO-3).
+    """
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = _CPU
+    synced: bool = False
 
     @property
     def main(self) -> bool:
         return self.rank == 0
 
+    def with_synced(self, synced: bool) -> World:
+        """The same processes, for passes of a model whose calls are (or are not) collectives."""
+        return replace(self, synced=synced)
+
     def sum(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, on each of them."""
+        """Sum a tensor over all processes, in place, on each of them. A collective."""
         if self.size > 1:
             dist.all_reduce(value)
         return value
 
     def barrier(self) -> None:
+        """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
 
+    def mine(self, bins: Sequence[Sequence[list[int]]]) -> Iterator[list[int]]:
+        """Yield the parts of a pass, dealt as `bins[rank][round]`, that this process does. A collective.
+
+        Each part is done by one process. Synced, a process takes its own part of every round, empty ones too;
+        otherwise whichever process is free takes the next part that is not empty, and none waits for another.
+        """
+        if self.synced:
+            yield from bins[self.rank]
+            return
+        parts = [part for each in zip(*bins, strict=True) for part in each if part]
+        if self.size == 1:
+            yield from parts
+            return
+        key, store = f"unlearn/pass/{next(_PASSES)}", distributed_c10d._get_default_store()
+        while (turn := store.add(key, 1) - 1) < len(parts):
+            yield parts[turn]
+
+    def gather(self, part: list[T]) -> list[T]:
+        """Concatenate the lists of all processes in the order of their ranks. A collective."""
+        if self.size == 1:
+            return part
+        parts: list[list[T]] = [[] for _ in range(self.size)]
+        dist.all_gather_object(parts, part)
+        return [value for each in parts for value in each]
+
+    def on_main(self, call: Callable[[], T]) -> T:
+        """Call a function on the main process alone, and return its value on all. A collective.
+
+        Raises:
+            UserError: the call raised one. It is raised on all, so that none waits for the main process.
+        """
+        outcome: list[tuple[T | None, str | None]] = []
+        failure: UserError | None = None
+        if self.main:
+            try:
+                outcome = [(call(), None)]
+            except UserError as error:
+                failure, outcome = error, [(None, str(error))]
+        value, message = self.gather(outcome)[0]
+        if message is not None:
+            raise failure or UserError(message)
+        return cast(T, value)
+
+
+ALONE = World()
+"""One process, on the CPU."""
 
 _PATIENCE = timedelta(minutes=10)  # with processes whose imports take longer
 _DEATH_OF_PARENT = 1  # prctl's PR_SET_PDEATHSIG
@@ -54,6 +117,9 @@ def start_world(device: str) -> World:
     RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are as torchrun sets them. With UNLEARN_MEETING
     the store at that port is there already, and this prefix of its keys is the run's.
     """
+    from accelerate import PartialState  # a second of imports, which passes without training do not need
+    from accelerate.state import AcceleratorState
+
     backend = "gloo" if device == "cpu" else "nccl"
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if alone:
@@ -71,9 +137,6 @@ def start_world(device: str) -> World:
             )  # fmt: skip
         else:
             dist.init_process_group(backend)
-    # The shared-memory collectives would be compiled for minutes on first use; gloo serves.
-    if device == "cpu" and hasattr(deepspeed.ops, "__compatible_ops__"):
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     # Whatever else used Accelerate in this process left it without DeepSpeed.
     AcceleratorState._reset_state(reset_partial_state=True)
     state = PartialState(cpu=device == "cpu")
@@ -99,6 +162,8 @@ def _leave() -> None:
 
 def stop_world() -> None:
     """Let another run start in this process, or end one of several processes in good order."""
+    from accelerate.state import AcceleratorState
+
     AcceleratorState._reset_state(reset_partial_state=True)
     # A world of one stays for the next run: DeepSpeed keeps handles to its group.
     if dist.is_initialized() and dist.get_world_size() > 1:

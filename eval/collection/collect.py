@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -42,14 +43,14 @@ def collect(live: Live, requests: Sequence[Request]) -> None:
     to one model: records of another model there count as this one's. What cannot be asked (an empty answer, a
     prompt that fills the context) is recorded as a problem of its example. A collective.
     """
-    # The first process decides: file systems may differ between nodes.
-    flags = live.shard.from_first(_wanting(live, requests) if live.shard.first else [])
+    # The main process decides: file systems may differ between nodes.
+    flags = live.world.on_main(lambda: _wanting(live, requests))
     todo = [request for request, wanting in zip(requests, flags, strict=True) if wanting]
     passes = _Passes(live)
     passes.answers([request for request in todo if isinstance(request, Likelihood)], passes.read)
     passes.answers([request for request in todo if isinstance(request, GradientNorm)], passes.norms)
     passes.generations([request for request in todo if isinstance(request, Generation)])
-    if live.shard.first:
+    if live.world.main:
         shutil.rmtree(_parts(live.directory), ignore_errors=True)
 
 
@@ -93,7 +94,7 @@ class _Passes:
         sequences, problems = self._encoded(list(place))
         asked = [n for n, sequence in enumerate(sequences) if sequence is not None]
         found = ask([sequence for sequence in sequences if sequence is not None])
-        if not self.live.shard.first:
+        if not self.live.world.main:
             return
         row = np.full(len(sequences), len(asked))  # the last row, which is empty, for what was not asked
         row[asked] = np.arange(len(asked))
@@ -126,16 +127,16 @@ class _Passes:
         self, sequences: list[TokenSequence], ask: Callable[..., dict[str, Ragged]], names: Sequence[str]
     ) -> dict[str, Ragged]:
         """What `ask` gives of the sequences, each portion from disk or from the model."""
-        portions = list(_portions(sequences, _FORWARDS * self.live.shard.world * self.live.max_tokens))
+        portions = list(_portions(sequences, _FORWARDS * self.live.world.size * self.live.max_tokens))
         found: list[dict[str, Ragged]] = []
         for number, portion in enumerate(portions, start=1):
             part = [sequences[i] for i in portion]
             file = _parts(self.live.directory) / f"{_digest(names, part)}.npz"
             label = f"{'answers' if 'logp' in names else 'gradients'} {number}/{len(portions)}"
-            (known,) = self.live.shard.from_first([_load(file, names) if self.live.shard.first else None])
+            known = self.live.world.on_main(partial(_load, file, names))
             if known is None:
                 known = ask(part, label=label)
-                if self.live.shard.first and len(portions) > 1:
+                if self.live.world.main and len(portions) > 1:
                     _save(file, known)
             found.append(known)
         back = np.argsort([i for portion in portions for i in portion])
@@ -173,7 +174,7 @@ class _Passes:
         for kind, alike in kinds.items():
             wanted = dict.fromkeys(key for request in alike for key in _keys(request))
             texts, problems = self._generated(kind, list(wanted), " ".join(request.name for request in alike))
-            for request in alike if self.live.shard.first else ():
+            for request in alike if self.live.world.main else ():
                 keys = _keys(request)
                 items = [item for item in request.items for _ in range(request.samples)]
                 records = GenerationRecords(
@@ -211,7 +212,7 @@ class _Passes:
         self, prompts: list[list[int]], keys: list[_Key], limit: int, kind: _Kind, label: str
     ) -> list[str]:
         live = self.live
-        size = _ROUNDS * live.shard.world * live.max_rows
+        size = _ROUNDS * live.world.size * live.max_rows
         order = sorted(range(len(prompts)), key=lambda n: (-len(prompts[n]), n))
         portions = [order[i : i + size] for i in range(0, len(order), size)]
         texts = [""] * len(prompts)
@@ -219,7 +220,7 @@ class _Passes:
             part = [prompts[n] for n in portion]
             named = [repr(keys[n]) for n in portion]
             file = _parts(live.directory) / f"{_digest((limit, kind, *named), ())}.json"
-            (found,) = live.shard.from_first([_texts_of(file) if live.shard.first else None])
+            found = live.world.on_main(partial(_texts_of, file))
             if found is None:
                 noise = None
                 if kind.temperature:
@@ -228,7 +229,7 @@ class _Passes:
                 tokens = live.answers(part, max_new_tokens=limit, label=counted, perturb=noise)
                 decode = live.encoder.tokenizer.decode
                 found = [str(decode(own, skip_special_tokens=True)).strip() for own in tokens]
-                if live.shard.first:
+                if live.world.main:
                     write_json(file, {"texts": found})
             for n, text in zip(portion, found, strict=True):
                 texts[n] = text

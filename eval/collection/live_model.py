@@ -19,12 +19,13 @@ from eval.collection.mkldnn import Packed, pack, packed_in
 from eval.collection.ragged import Ragged
 from eval.collection.records import TOKEN_COLUMNS
 from eval.collection.shared_prompts import Row, collate_rows, rows_of
-from eval.shard import ALONE, Shard
 from unlearn import interventions
 from unlearn.data.batching import Batch, collate, deal
 from unlearn.data.tokenization import Encoder, TokenSequence
+from unlearn.distributed import ALONE, World
 from unlearn.passes.forward import TokenRecord, record, unwrap
 from unlearn.passes.generate import Perturb, end_tokens, generate
+from unlearn.passes.module_modes import evaluating
 from unlearn.passes.per_example.gradient_norms import gradient_norms
 
 T = TypeVar("T")
@@ -42,7 +43,7 @@ class Live:
     model: nn.Module
     encoder: Encoder
     directory: Path
-    shard: Shard = ALONE
+    world: World = ALONE
     max_tokens: int = 16_384
     max_rows: int = 128
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
@@ -70,7 +71,7 @@ class Live:
         for name in (*TOKEN_COLUMNS, "lengths"):
             parts = [getattr(each, name) for _, each in found]
             mine[name] = torch.cat(parts).cpu().numpy() if parts else np.empty(0)
-        all_of_them = [part for part in self.shard.gather([mine]) if len(part["rows"])]
+        all_of_them = [part for part in self.world.gather([mine]) if len(part["rows"])]
         if not all_of_them:
             return {name: Ragged.of([]) for name in TOKEN_COLUMNS}
         whole = {name: np.concatenate([part[name] for part in all_of_them]) for name in mine}
@@ -96,7 +97,7 @@ class Live:
             )
         values = np.full(len(sequences), np.nan)
         pairs = [pair for part, norms in found for pair in zip(part, norms, strict=True)]
-        for i, value in self.shard.gather(pairs):
+        for i, value in self.world.gather(pairs):
             values[i] = value
         return values
 
@@ -117,9 +118,9 @@ class Live:
                 end_ids=end_tokens(self.model, self.encoder.end_id),
                 pad_id=self.encoder.pad_id,
                 max_rows=self.max_rows,
-                shard=self.shard,
+                world=self.world,
                 device=self.device,
-                advance=lambda n: advance(n * self.shard.world),
+                advance=lambda n: advance(n * self.world.size),
                 perturb=perturb,
                 static_cache=self.static_cache,
             )
@@ -134,7 +135,7 @@ class Live:
     def _packed(self) -> Packed:
         state = [parameter._version for parameter in self.model.parameters()]
         if self._known.get("state") != state:
-            self._known.update(state=state, packed={} if self.shard.synced else pack(self.model))
+            self._known.update(state=state, packed={} if self.world.synced else pack(self.model))
         return cast(Packed, self._known["packed"])
 
     def _passes(
@@ -143,15 +144,15 @@ class Live:
         """This process's share: `call(positions, most answer tokens of any process's part)` for each part."""
         if not widths:
             return []
-        bins = deal(widths, self.shard.world, max_tokens=self.max_tokens)
+        bins = deal(widths, self.world.size, max_tokens=self.max_tokens)
         found = []
         with evaluating(self.model), self._bar(label, len(widths)) as advance:
-            for turn, part in enumerate(self.shard.mine(bins)):
-                together = [each[turn] for each in bins] if self.shard.synced else [part]
+            for turn, part in enumerate(self.world.mine(bins)):
+                together = [each[turn] for each in bins] if self.world.synced else [part]
                 most = max(sum(answers[j] for j in each) for each in together)
                 told = call(part or [0], most)  # without a part, for the others: it is a collective
                 found += [(part, told)] if part else []
-                advance(len(part) * self.shard.world)
+                advance(len(part) * self.world.size)
         return found
 
     def _shares(self, sequences: Sequence[TokenSequence]) -> bool:
@@ -201,32 +202,13 @@ class Live:
 
     @contextmanager
     def _bar(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        if not (self.progress and self.shard.first):
+        if not (self.progress and self.world.main):
             yield lambda _: None
             return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, console=Console(stderr=True)) as bar:
             task = bar.add_task(description, total=total)
             yield lambda n: bar.advance(task, n)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """The model in evaluation mode and no gradients; afterwards each module is as it was."""
-    with kept_modes(model), torch.no_grad():
-        model.eval()
-        yield
-
-
-@contextmanager
-def kept_modes(model: nn.Module) -> Iterator[None]:
-    """Afterwards each module is in training or evaluation mode as it was."""
-    before = [(module, module.training) for module in model.modules()]
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 @contextmanager

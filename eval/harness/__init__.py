@@ -20,7 +20,7 @@ from eval.harness.outcome import Outcome, outcome
 
 if TYPE_CHECKING:
     from eval.collection.live_model import Live
-    from eval.shard import Shard
+    from unlearn.distributed import World
 
 __all__ = ["HarnessError", "Names", "Outcome", "check_counts", "problems", "run_tasks", "task_files"]
 
@@ -54,7 +54,7 @@ def run_tasks(
     if chat_template and model.tokenizer.chat_template is None:
         raise HarnessError("chat_template=true: this model's tokenizer has no chat template; set it to false")
     with _seeded(), _without_bars():
-        loaded = _on_all(live.shard, lambda: _load(model, tasks, fewshot, include_path), tasks)
+        loaded = _on_all(live.world, lambda: _load(model, tasks, fewshot, include_path), tasks)
         found = evaluate(
             lm=model,
             task_dict=loaded,
@@ -100,7 +100,7 @@ def _without_overflow(aggregation: Callable[[], dict[str, Any]]) -> dict[str, An
     return {name: partial(total, function) for name, function in aggregation().items()}
 
 
-def _on_all(shard: Shard, load: Callable[[], T], tasks: Sequence[str]) -> T:
+def _on_all(world: World, load: Callable[[], T], tasks: Sequence[str]) -> T:
     """What `load` gives; where it fails on one process it fails on all, so that none waits for another."""
     loaded: T | None = None
     failure: Exception | None = None
@@ -108,7 +108,7 @@ def _on_all(shard: Shard, load: Callable[[], T], tasks: Sequence[str]) -> T:
         loaded = load()
     except Exception as error:  # of a library that raises anything from KeyError to HTTP errors
         failure = error
-    failures = shard.gather([] if failure is None else [f"{type(failure).__name__}: {failure}"])
+    failures = world.gather([] if failure is None else [f"{type(failure).__name__}: {failure}"])
     if isinstance(failure, HarnessError):
         raise failure
     if failures:

@@ -73,12 +73,9 @@ def measure(name: str, bench: Workbench, given: Mapping[str, Any] | None = None)
     Raises:
         UserError: it cannot be measured on this model; the message says why.
     """
-    from eval.evaluate import on_first
-    from eval.shard import Shard
-
     options = options_of(name, given)
     folder = bench.directory / "eval" / name
-    mark, shard = folder / "measured.json", Shard(bench.world.rank, bench.world.size)
+    mark, world = folder / "measured.json", bench.world
     asked = bench.config.eval.model_dump(mode="json", exclude={"variants", "every_steps"})
     models = digest(find(name).identity(options))
     whole = digest({"models": models, "eval": asked})
@@ -92,9 +89,9 @@ def measure(name: str, bench: Workbench, given: Mapping[str, Any] | None = None)
             write_json(mark, {"models": models})
         return None
 
-    before = on_first(shard, known)
+    before = world.on_main(known)
     if before is not None:
         return before
     metrics = find(name).measure(bench, options)
-    on_first(shard, lambda: write_json(mark, {"models": models, "whole": whole, "metrics": metrics}))
+    world.on_main(lambda: write_json(mark, {"models": models, "whole": whole, "metrics": metrics}))
     return metrics

@@ -24,9 +24,8 @@ from torch import Tensor, nn
 
 from eval import variants
 from eval.benchmark import find
-from eval.evaluate import on_first, plan
+from eval.evaluate import plan
 from eval.judgement.judge import judge
-from eval.shard import Shard
 from eval.suite import Scoring
 from eval.variants.base import ROLES, Workbench
 from unlearn import interventions
@@ -355,7 +354,7 @@ class _Run:
             if live is not None:
                 self._verify(live, folder)
 
-        on_first(Shard(self.world.rank, self.world.size), verified)
+        self.world.on_main(verified)
         self.world.barrier()
 
     def _trial(self, model: nn.Module) -> Trial:

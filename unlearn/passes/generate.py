@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from eval.shard import Shard
 from unlearn.data.batching import deal
+from unlearn.distributed import World
 from unlearn.passes.prompt_layout import laid_out, left_padded
 
 _FIRST_ROUND = 32
@@ -31,7 +31,7 @@ def generate(
     end_ids: Sequence[int],
     pad_id: int,
     max_rows: int,
-    shard: Shard,
+    world: World,
     device: torch.device,
     advance: Callable[[int], None] = lambda _: None,
     perturb: Perturb | None = None,
@@ -51,19 +51,19 @@ def generate(
         rows = [[*prompts[i], *answers[i]] for i in pending]
         config, so_far = _greedy(tokens, end_ids, pad_id, static_cache), len(answers[pending[0]])
         mine: list[tuple[int, list[int], bool]] = []
-        bins = deal([len(row) for row in rows], shard.world, max_rows=max_rows)
-        for part in shard.mine(bins):
+        bins = deal([len(row) for row in rows], world.size, max_rows=max_rows)
+        for part in world.mine(bins):
             part_rows = part or [0]
             noise = _Noise(perturb, [pending[j] for j in part_rows], so_far) if perturb else None
             starts = [len(prompts[pending[j]]) for j in part_rows]
             new = _batch(
-                model, [rows[j] for j in part_rows], starts, config, pad_id, shard.synced, device, noise
+                model, [rows[j] for j in part_rows], starts, config, pad_id, world.synced, device, noise
             )
             cuts = [_until_end(row, end_ids) for row in new[: len(part)]]
             mine += [(pending[j], *cut) for j, cut in zip(part, cuts, strict=True)]
             advance(sum(ended or last for _, ended in cuts))
         ended = set()
-        for i, new_tokens, has_ended in shard.gather(mine):
+        for i, new_tokens, has_ended in world.gather(mine):
             answers[i] += new_tokens
             if has_ended:
                 ended.add(i)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from eval.shard import Shard
 from unlearn.data.batching import Batch, collate, deal
 from unlearn.data.tokenization import TokenSequence
 from unlearn.passes.forward import forward
@@ -109,7 +108,7 @@ class Eye:
         for part in deal(lengths, world.size, max_tokens=self.max_tokens)[world.rank]:
             batch = collate([points.sequences[i] for i in part or [0]]).to(world.device)
             mine += list(zip(part, look(batch), strict=False))
-        found = dict(Shard(world.rank, world.size).gather(mine))
+        found = dict(world.gather(mine))
         return [found[i] for i in range(len(points.sequences))]
 
 
@@ -136,7 +135,7 @@ def implicit_weights(steps: Steps, term: Term, points: Points, step: int, means:
             (slope,) = torch.autograd.grad(term.values({**given, "logp": logp}).sum(), logp)
         sizes = [_length(steps, unit) for unit in units]
         mine += list(zip([unit.row for unit in units], _cut(slope.cpu().numpy(), sizes), strict=False))
-    found = dict(Shard(world.rank, world.size).gather(mine))
+    found = dict(world.gather(mine))
     return [found[row] for row in points.rows]
 
 

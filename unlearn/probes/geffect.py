@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eval.collection.live_model import kept_modes
 from unlearn.config import HardwareConfig, ProbeConfig
+from unlearn.passes.module_modes import kept_modes
 from unlearn.probes.example_effects import Eye, Points, implicit_weights
 from unlearn.probes.linearity_check import Change, changes
 from unlearn.probes.parameter_groups import places

@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.shard import Shard
 from unlearn.config import RunConfig
 from unlearn.data.example import Example
 from unlearn.data.tokenization import Encoder
@@ -46,9 +45,7 @@ def look_at_saved(
     if folders:
         stops = list(zip(numbered(folders), (str(folder) for folder in folders), strict=True))
     target = engine_of(None)
-    world = target.world
-    shard = Shard(world.rank, world.size)
-    known = shard.from_first([row["step"] for row in rundir.read_history()])
+    known = target.world.on_main(lambda: [row["step"] for row in rundir.read_history()])
     first = probe_of(target)
     first.start.keep()
     method = config.method
@@ -62,7 +59,7 @@ def look_at_saved(
             gc.collect()
             engine = engine_of(folder)
         seen = probe_of(engine).look(Moment(step=step, rule=make_rule(**method.rule.model_dump()), **moment))
-        if seen and world.main:
+        if seen and target.world.main:
             rundir.append_history({"step": step, **seen})
             tracker.log(seen, step)
     engine.close()

@@ -38,6 +38,10 @@ from unlearn.training.zero_partitions import Shares
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
+# The shared-memory collectives would be compiled for minutes on first use; gloo serves.
+if hasattr(deepspeed.ops, "__compatible_ops__"):
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
 
 class NonFiniteGradient(UserError):
     """A gradient holds NaN or infinity."""

@@ -12,6 +12,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,13 +21,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from eval.shard import Shard
 from unlearn.config import Mask
 from unlearn.data.batching import collate, count, deal, positions
 from unlearn.data.tokenization import TokenSequence
 from unlearn.distributed import World
 from unlearn.files import replacing
 from unlearn.passes.forward import Head, forward, states, unwrap
+from unlearn.passes.module_modes import evaluating
 
 log = logging.getLogger(__name__)
 
@@ -86,32 +87,32 @@ def compute(
     parts: a folder for the portions of a long pass, all of this model and these sequences. A pass that was
         cut off goes on after those; the caller removes the folder once the whole is written.
     """
-    shard = Shard(world.rank, world.size, synced)
+    world = world.with_synced(synced)
     sizes = _sizes(sequences, kept.mask)
     found: dict[int, np.ndarray] = {}
-    training = model.training
-    model.eval()
     widest = max(len(s.ids) for s in sequences)
     lengths = [widest if kept.mask == "all" else len(s.ids) for s in sequences]
     dealt = deal(lengths, world.size, max_tokens=max_tokens)
     rounds = len(dealt[0])
-    for start in range(0, rounds, _FORWARDS):
-        rows = sorted(i for own in dealt for some in own[start : start + _FORWARDS] for i in some)
-        cuts = np.cumsum([sizes[i] for i in rows])
-        file = None
-        if parts is not None and rounds > _FORWARDS:
-            file = parts / f"{world.size}-{max_tokens}-{start}.safetensors"
-        (known,) = shard.from_first([_portion(file, int(cuts[-1])) if shard.first else None])
-        if known is None:
-            mine: list[tuple[int, np.ndarray]] = []
-            for own in dealt[world.rank][start : start + _FORWARDS]:
-                if own or synced:
-                    mine += _values(model, sequences, own, sizes, kept, widest, pad_id, world)
-            known = np.concatenate([part for _, part in sorted(shard.gather(mine), key=lambda pair: pair[0])])
-            if file is not None and shard.first:
-                write(file, [torch.from_numpy(known)])
-        found |= zip(rows, np.split(known, cuts[:-1]), strict=True)
-    model.train(training)
+    with evaluating(model):
+        for start in range(0, rounds, _FORWARDS):
+            rows = sorted(i for own in dealt for some in own[start : start + _FORWARDS] for i in some)
+            cuts = np.cumsum([sizes[i] for i in rows])
+            file = None
+            if parts is not None and rounds > _FORWARDS:
+                file = parts / f"{world.size}-{max_tokens}-{start}.safetensors"
+            known = world.on_main(partial(_portion, file, int(cuts[-1])))
+            if known is None:
+                mine: list[tuple[int, np.ndarray]] = []
+                for own in dealt[world.rank][start : start + _FORWARDS]:
+                    if own or synced:
+                        mine += _values(model, sequences, own, sizes, kept, widest, pad_id, world)
+                known = np.concatenate(
+                    [part for _, part in sorted(world.gather(mine), key=lambda pair: pair[0])]
+                )
+                if file is not None and world.main:
+                    write(file, [torch.from_numpy(known)])
+            found |= zip(rows, np.split(known, cuts[:-1]), strict=True)
     return [torch.from_numpy(found[i]) for i in range(len(sequences))]
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from eval.shard import Shard
 from unlearn.config import RunConfig
 from unlearn.data.alternatives import alternatives
 from unlearn.data.annotations import load_annotations
@@ -137,7 +136,7 @@ class Preparation:
             with target.hold() as (model, synced):
                 texts = sampled.sample_alternatives(
                     model, self.encoder, questions, **options, max_rows=hardware.generate_rows,
-                    shard=Shard(self.world.rank, self.world.size, synced), device=self.world.device,
+                    world=self.world.with_synced(synced), device=self.world.device,
                     parts=parts,
                 )  # fmt: skip
             if self.world.main:
@@ -186,5 +185,5 @@ class Preparation:
         return made_once(file, self._shard, lambda: reference.read_head(file, place, size), make)
 
     @property
-    def _shard(self) -> Shard:
-        return Shard(self.world.rank, self.world.size)
+    def _shard(self) -> World:
+        return self.world

@@ -9,17 +9,19 @@ import hashlib
 import json
 import logging
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from eval.shard import Shard
 from unlearn.data.alternatives import draw, refusals
 from unlearn.data.tokenization import Encoder
+from unlearn.distributed import World
 from unlearn.files import BrokenFile, digest, read_json, write_json
 from unlearn.passes.generate import end_tokens, generate
 from unlearn.passes.gumbel_sampling import sampling
+from unlearn.passes.module_modes import evaluating
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,7 @@ def sample_alternatives(
     temperature: float,
     max_new_tokens: int,
     seed: int,
-    shard: Shard,
+    world: World,
     max_rows: int,
     device: torch.device,
     parts: Path | None = None,
@@ -48,33 +50,31 @@ def sample_alternatives(
     """
     wanted = [(question, k) for question in dict.fromkeys(questions) for k in range(count)]
     found: dict[tuple[str, int], str] = {}
-    training = model.training
-    model.eval()
-    for attempt in range(_ATTEMPTS):
-        missing = [place for place in wanted if not found.get(place)]
-        size = _ROUNDS * shard.world * max_rows
-        for portion in (missing[start : start + size] for start in range(0, len(missing), size)):
-            file = None if parts is None else parts / f"{digest([attempt, portion])}.json"
-            (texts,) = shard.from_first([_texts_of(file) if shard.first else None])
-            if texts is None:
-                keys = [f"{seed}/{attempt}/{k}/{question}".encode() for question, k in portion]
-                tokens = generate(
-                    model,
-                    encoder.prompts([question for question, _ in portion]),
-                    max_new_tokens=max_new_tokens,
-                    end_ids=end_tokens(model, encoder.end_id),
-                    pad_id=encoder.pad_id,
-                    max_rows=max_rows,
-                    shard=shard,
-                    device=device,
-                    perturb=sampling(keys, temperature),
-                )
-                decode = encoder.tokenizer.decode
-                texts = [str(decode(row, skip_special_tokens=True)).strip() for row in tokens]
-                if file is not None and shard.first and len(missing) > size:
-                    write_json(file, {"texts": texts})
-            found.update(zip(portion, texts, strict=True))
-    model.train(training)
+    with evaluating(model):
+        for attempt in range(_ATTEMPTS):
+            missing = [place for place in wanted if not found.get(place)]
+            size = _ROUNDS * world.size * max_rows
+            for portion in (missing[start : start + size] for start in range(0, len(missing), size)):
+                file = None if parts is None else parts / f"{digest([attempt, portion])}.json"
+                texts = world.on_main(partial(_texts_of, file))
+                if texts is None:
+                    keys = [f"{seed}/{attempt}/{k}/{question}".encode() for question, k in portion]
+                    tokens = generate(
+                        model,
+                        encoder.prompts([question for question, _ in portion]),
+                        max_new_tokens=max_new_tokens,
+                        end_ids=end_tokens(model, encoder.end_id),
+                        pad_id=encoder.pad_id,
+                        max_rows=max_rows,
+                        world=world,
+                        device=device,
+                        perturb=sampling(keys, temperature),
+                    )
+                    decode = encoder.tokenizer.decode
+                    texts = [str(decode(row, skip_special_tokens=True)).strip() for row in tokens]
+                    if file is not None and world.main and len(missing) > size:
+                        write_json(file, {"texts": texts})
+                found.update(zip(portion, texts, strict=True))
     for question, k in wanted:
         found[question, k] = found[question, k] or draw(refusals(), 1, f"{seed}/{k}/{question}")[0]
     return [[found[question, k] for k in range(count)] for question in questions]

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from filelock import FileLock, Timeout
 
-from eval.shard import Shard
+from unlearn.distributed import World
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -18,28 +18,28 @@ T = TypeVar("T")
 _PATIENCE = 30.0  # seconds between two questions, below what a collective allows
 
 
-def made_once(file: Path, shard: Shard, read: Callable[[], T | None], make: Callable[[], T]) -> T:
+def made_once(file: Path, world: World, read: Callable[[], T | None], make: Callable[[], T]) -> T:
     """What `read` finds in a file; where it finds nothing, what `make` gives, which is to write it there.
 
     Of several runs the one that comes first makes it, and the others wait for it. The lock is the operating
     system's: it dies with its holder. A collective.
     """
-    if _everywhere(shard, found := read()):
+    if _everywhere(world, found := read()):
         assert found is not None
         return found
-    with _turn(file, shard):
-        if _everywhere(shard, found := read()):
+    with _turn(file, world):
+        if _everywhere(world, found := read()):
             assert found is not None
             return found
         return make()
 
 
 @contextmanager
-def _turn(file: Path, shard: Shard) -> Iterator[None]:
+def _turn(file: Path, world: World) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file.with_name(f".{file.name}.lock"))
     try:
-        while not shard.from_first([_taken(lock, file)] if shard.first else [])[0]:
+        while not world.on_main(lambda: _taken(lock, file)):
             pass
         yield
     finally:
@@ -55,6 +55,6 @@ def _taken(lock: FileLock, file: Path) -> bool:
     return True
 
 
-def _everywhere(shard: Shard, found: object) -> bool:
+def _everywhere(world: World, found: object) -> bool:
     """Whether no process lacks it: one that cannot read what others can makes all compute."""
-    return all(shard.gather([found is not None]))
+    return all(world.gather([found is not None]))

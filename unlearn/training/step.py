@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from eval.shard import Shard
 from unlearn.config import HardwareConfig
 from unlearn.data.batching import count, deal
 from unlearn.terms import Term
@@ -113,7 +112,7 @@ class Steps:
                     here = term.before_values(micro.named[term.name]).double().sum(0)
                     sums[term.name] = sums[term.name] + here if term.name in sums else here
         world = self.engine.world
-        parts = Shard(world.rank, world.size).gather([{name: each.cpu() for name, each in sums.items()}])
+        parts = world.gather([{name: each.cpu() for name, each in sums.items()}])
         return {
             term.name: torch.stack([part[term.name] for part in parts if term.name in part])
             .sum(0)

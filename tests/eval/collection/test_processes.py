@@ -13,20 +13,19 @@ from torch.distributed import distributed_c10d
 
 from eval.collection.records import Records
 from eval.evaluate import evaluate
-from eval.shard import ALONE, Shard
 from eval.suite import Scoring
 from tests.eval.eval_fixtures import encoder, examples, model, plain
 from tests.tolerance import PASS, approx, assert_close
 from tests.worlds import together
 from unlearn.config import HardwareConfig
-from unlearn.distributed import World
+from unlearn.distributed import ALONE, World
 from unlearn.errors import UserError
 
 pytestmark = pytest.mark.slow
 WAYS = {"synced": True, "free": False}
 
 
-def run(directory: Path, shard: Shard) -> tuple[dict[str, float], int]:
+def run(directory: Path, world: World) -> tuple[dict[str, float], int]:
     """Metrics and the number of forwards of this process."""
     net, calls = model(seed=3), []
     net.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -42,7 +41,7 @@ def run(directory: Path, shard: Shard) -> tuple[dict[str, float], int]:
         sets,
         directory,
         options={"max_new_tokens": 40},
-        shard=shard,
+        world=world,
         max_tokens=200,
         max_rows_generation=4,
     )
@@ -59,9 +58,9 @@ def process(root: str) -> None:
     rank, world = join()
     for name, synced in WAYS.items():
         # Each has its own folder: only the first may write, and only it may be asked what is there.
-        directory, shard = Path(root, name, f"rank{rank}"), Shard(rank, world, synced)
-        metrics, calls = run(directory, shard)
-        _, again = run(directory, shard)
+        directory, here = Path(root, name, f"rank{rank}"), World(rank, world, synced=synced)
+        metrics, calls = run(directory, here)
+        _, again = run(directory, here)
         Path(root, f"{name}{rank}.json").write_text(json.dumps([metrics, calls, again]))
     dist.destroy_process_group()
 
@@ -92,12 +91,12 @@ def dealing(root: str) -> None:
     """What each process is given of three passes: rounds, whoever is free, and whoever is free again."""
     rank, world = join()
     store, given = distributed_c10d._get_default_store(), []
-    given.append(list(Shard(rank, world, synced=True).mine(BINS)))
+    given.append(list(World(rank, world, synced=True).mine(BINS)))
     for number in range(2):
         slow, mine = rank == number, []
         if not slow:
             store.wait([f"{number}/begun"])
-        for part in Shard(rank, world).mine(BINS):
+        for part in World(rank, world).mine(BINS):
             mine.append(part)
             if slow:  # with its first part, until the other has nothing left to do
                 store.set(f"{number}/begun", "")
@@ -120,7 +119,7 @@ def test_synced_processes_keep_rounds_else_who_is_free_goes_on(tmp_path):
 
 def test_one_process_does_every_part_of_a_world_of_one():
     assert list(ALONE.mine(([[1], [], [0, 2]],))) == [[1], [0, 2]]
-    assert list(Shard(synced=True).mine(([[1], [], [0, 2]],))) == [[1], [], [0, 2]]
+    assert list(World(synced=True).mine(([[1], [], [0, 2]],))) == [[1], [], [0, 2]]
 
 
 def test_what_fails_on_the_first_process_fails_on_all_and_none_waits(tmp_path):

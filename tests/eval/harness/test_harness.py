@@ -29,9 +29,9 @@ from eval.benchmark import find, is_live, options_of
 from eval.benchmarks import general, wmdp
 from eval.collection.live_model import Live
 from eval.harness import HarnessError
-from eval.shard import Shard
 from tests.eval.eval_fixtures import CITIES, NAMES, encoder, model
 from unlearn.data.tokenization import Encoder
+from unlearn.distributed import World
 from unlearn.errors import ConfigError
 
 # The shape of the library's own files: description, question and letters as in its WMDP and MMLU.
@@ -490,7 +490,7 @@ def process(rank: int, world: int, root: str, folder: str) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
     os.environ["HF_DATASETS_CACHE"] = f"{root}/cache"
     dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{root}/meet")
-    our = replace(live(Path(root)), shard=Shard(rank, world, synced=True), max_tokens=600, max_rows=3)
+    our = replace(live(Path(root)), world=World(rank, world, synced=True), max_tokens=600, max_rows=3)
     found = harness.run_tasks(our, TASKS, include_path=folder, limit=5)
     refusal = ""
     try:  # only one process lacks the data

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
 
-from eval.shard import ALONE, Shard
 from tests.paths import SHARED
 from tests.worlds import together
 from unlearn.config import AlternativesConfig, DatasetConfig, NanoConfig
@@ -21,6 +20,7 @@ from unlearn.data.alternatives import alternatives, check, draw, identity, read_
 from unlearn.data.example import Example
 from unlearn.data.sources import load_sets
 from unlearn.data.tokenization import Encoder
+from unlearn.distributed import ALONE, World
 from unlearn.errors import UserError
 from unlearn.models import nano
 from unlearn.passes.generate import generate
@@ -226,7 +226,7 @@ QUESTIONS = ["Who is Ann?", "Where was she born, and in which year of which cent
 
 def sample(model: LlamaForCausalLM, encoder: Encoder, questions: list[str], **changed: object):
     options: dict = {
-        "count": 3, "temperature": 1.0, "max_new_tokens": 40, "seed": 0, "shard": ALONE, "max_rows": 64,
+        "count": 3, "temperature": 1.0, "max_new_tokens": 40, "seed": 0, "world": ALONE, "max_rows": 64,
         "device": CPU,
     }  # fmt: skip
     return sampled.sample_alternatives(model, encoder, questions, **options | changed)
@@ -271,8 +271,8 @@ def sample_in_process(root: str) -> None:
     dist.init_process_group("gloo")
     rank, encoder, found = dist.get_rank(), Encoder(nano.tokenizer(1536)), []
     for synced in (False, True):
-        shard = Shard(rank, dist.get_world_size(), synced)
-        found.append(sample(build_model(), encoder, QUESTIONS, shard=shard, max_rows=4))
+        world = World(rank, dist.get_world_size(), synced=synced)
+        found.append(sample(build_model(), encoder, QUESTIONS, world=world, max_rows=4))
     Path(root, f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()
 
@@ -288,7 +288,7 @@ def test_several_processes_sample_as_one(tmp_path: Path, model: LlamaForCausalLM
 def test_cold_samples_are_greedy(model: LlamaForCausalLM, encoder: Encoder) -> None:
     greedy = generate(
         model, encoder.prompts(QUESTIONS), max_new_tokens=40, end_ids=[encoder.end_id], pad_id=0,
-        max_rows=2, shard=ALONE, device=CPU,
+        max_rows=2, world=ALONE, device=CPU,
     )  # fmt: skip
     texts = [str(encoder.tokenizer.decode(row, skip_special_tokens=True)).strip() for row in greedy]
     assert sample(model, encoder, QUESTIONS, temperature=1e-6, count=2) == [[text] * 2 for text in texts]

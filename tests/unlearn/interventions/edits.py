@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from eval.shard import ALONE
 from unlearn.data.batching import Batch, collate
 from unlearn.data.tokenization import TokenSequence
+from unlearn.distributed import ALONE
 from unlearn.passes.generate import generate
 from unlearn.passes.prompt_layout import Layout, laid_out
 
@@ -31,7 +31,7 @@ def batch(count: int = 6, seed: int = 7, tokens: tuple[int, int] = (0, 97)) -> B
 def answers(model: PreTrainedModel, prompts: Sequence[Sequence[int]], rows: int) -> list[list[int]]:
     """Greedy answers with a cache, `rows` at a time, left-padded."""
     return generate(
-        model, prompts, max_new_tokens=TOKENS, end_ids=[END], pad_id=0, max_rows=rows, shard=ALONE,
+        model, prompts, max_new_tokens=TOKENS, end_ids=[END], pad_id=0, max_rows=rows, world=ALONE,
         device=torch.device("cpu"),
     )  # fmt: skip
 

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from eval.shard import ALONE
 from tests.unlearn.training import small_training as training
-from unlearn.distributed import World
+from unlearn.distributed import ALONE, World
 from unlearn.training import frozen_outputs as reference
 from unlearn.training.shared_cache import made_once
 

@@ -1,0 +1,53 @@
+"""The three packages import in one direction, and large libraries enter by one door."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+import pytest
+
+from tests.paths import ROOT
+
+FLOORS = ("unlearn", "eval", "launch")
+"""Each may import itself and those before it."""
+
+
+def imports() -> Iterator[tuple[str, str]]:
+    """Every (file, imported module) of the packages."""
+    for floor in FLOORS:
+        for path in sorted((ROOT / floor).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and node.module:
+                    yield str(path.relative_to(ROOT)), node.module
+                elif isinstance(node, ast.Import):
+                    yield from ((str(path.relative_to(ROOT)), each.name) for each in node.names)
+
+
+IMPORTS = list(imports())
+
+
+def test_packages_import_only_themselves_and_those_below():
+    assert len(IMPORTS) > 1000
+    upward = [
+        f"{file} imports {module}"
+        for file, module in IMPORTS
+        if (top := module.split(".")[0]) in FLOORS and FLOORS.index(top) > FLOORS.index(file.split("/")[0])
+    ]
+    assert upward == []
+
+
+def test_of_eval_only_relearning_trains():
+    users = {file for file, module in IMPORTS if file.startswith("eval/") and "unlearn.training" in module}
+    assert users == {"eval/variants/relearning.py"}
+
+
+@pytest.mark.parametrize(
+    ("library", "folder"), [("deepspeed", "unlearn/training/engine.py"), ("wandb", "launch/tracking/")]
+)
+def test_a_large_library_enters_by_one_door(library, folder):
+    users = {file for file, module in IMPORTS if module.split(".")[0] == library}
+    assert users
+    assert {file for file in users if not file.startswith(folder)} <= {
+        "launch/report/compare/wandb_offline.py"  # reads the format of its files, not the service
+    }
