@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from eval.collection.live_model import evaluating
 from unlearn.config import ModelConfig
 from unlearn.data.batching import collate
 from unlearn.data.example import Example
@@ -23,6 +22,7 @@ from unlearn.errors import UserError
 from unlearn.models import load as models
 from unlearn.passes.forward import answer_logits
 from unlearn.passes.generate import end_tokens
+from unlearn.passes.module_modes import evaluating
 
 log = logging.getLogger(__name__)
 
