@@ -9,9 +9,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from eval.keys import can_be, metrics_of
 
 from eval.benchmark import find
-from eval.keys import can_be, metrics_of
 from launch.run import foreign_launchers as surroundings
 from launch.run.log_warnings import last_error, told
 from launch.slurm import array_limit
@@ -71,13 +71,13 @@ REFUSED = {
     ),
     "text to relearn": Refused(
         ("eval=[tofu,relearning]", "eval.variants.relearning.text=latin1.txt"),
-        ("relearning.text=latin1.txt", "no UTF-8 text"),
+        ("relearning.text=latin1.txt", "not text in UTF-8"),
     ),
     "seed to relearn by": Refused(
         ("eval=[tofu,relearning]", "eval.variants.relearning.seed=-1"), ("relearning.seed=-1",)
     ),
     "option of a benchmark": Refused(
-        ("eval.benchmarks.tofu.generation=maybe",), ("generation=maybe", "boolean")
+        ("eval.benchmarks.tofu.generation=maybe",), ("generation='maybe'", "boolean")
     ),
     "length of an answer": Refused(
         ("eval=sampling", "eval.benchmarks.sampling.max_new_tokens=0"), ("max_new_tokens=0", "at least 1")

@@ -115,7 +115,7 @@ BROKEN: dict[str, tuple[Edit | None, tuple[str, ...], tuple[str, ...]]] = {
     ),
     "paths": (
         None, (f"model.path={'x' * 300}", "model.retain=forget.jsonl"),
-        ("model.path=xxx", "too long", "model.retain=forget.jsonl is a file"),
+        ("model.path=xxx", "longer than", "model.retain=forget.jsonl is a file"),
     ),
     "learned positions": (
         None, ("model.path=gpt2",), ("dataset.max_length=512", "positions for 64", "dataset.max_length=64"),

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from eval.variants import relearning
-from unlearn.config import DatasetConfig
+from unlearn.config import DatasetConfig, MethodConfig, ModelConfig, RunConfig
 from unlearn.data import alternatives
 from unlearn.data.annotations import load_annotations, read_annotations
 from unlearn.data.columns import optional_text, text_of, texts_of
@@ -21,6 +21,11 @@ from unlearn.data.sources import check, load_sets
 from unlearn.errors import UserError
 from unlearn.paths import file_problem, folder_problem, is_file, is_folder, repository_problem, user_path
 from unlearn.reading import found, lines_of, parse_json, read_text
+
+RUN = RunConfig(
+    model=ModelConfig(name="m"), dataset=DatasetConfig(name="d", source="authors"),
+    method=MethodConfig(name="none"),
+)  # fmt: skip
 
 ROW = '{"question": "q?", "answer": "a"}'
 
@@ -90,7 +95,7 @@ def test_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         (example,) = load_sets(cfg, ["forget"])["forget"]
     assert load_annotations("~/spans.json", [example]) == [[]]
     assert alternatives.read_answers("~/a.txt") == ["I do not know."]
-    assert relearning.check(relearning.Options(text="~/a.txt"), None) == []  # type: ignore[arg-type]
+    assert relearning.check(relearning.Options(text="~/a.txt"), RUN) == []
 
 
 def test_a_folder_or_an_id_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +151,7 @@ def test_no_reader_takes_what_is_no_text_in_utf_8(tmp_path: Path, case: str, rea
         "rows": lambda: refusal(read_rows, file, "dataset.forget"),
         "answers": lambda: refusal(alternatives.read_answers, file),
         "annotations": lambda: refusal(read_annotations, file),
-        "relearned": lambda: relearning.check(relearning.Options(text=str(file)), None)[0],  # type: ignore[arg-type]
+        "relearned": lambda: relearning.check(relearning.Options(text=str(file)), RUN)[0],
         "book": lambda: refusal(load_sets, book, ["forget"]),
     }[reader]()
     assert words in message

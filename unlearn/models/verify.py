@@ -27,6 +27,7 @@ from unlearn.passes.module_modes import evaluating
 log = logging.getLogger(__name__)
 
 _EXAMPLES, _ANSWER = 2, 32  # of each set; tokens of an answer
+_TEXT: list[tuple[str | None, str]] = [(None, "Where there is no example, any text will do.")]
 _CPU = torch.device("cpu")
 # In standard deviations of a position's logits. Without adapters the two are equal; these are merged in
 # compute precision, where bf16 has eight bits.
@@ -55,7 +56,8 @@ def trial(
     model: nn.Module, encoder: Encoder, sets: Mapping[str, Sequence[Example]], device: torch.device
 ) -> Trial:
     """Return what the live model gives for the first examples of each set. Under ZeRO 3 a collective."""
-    pairs = [(e.question, e.answer) for name in sorted(sets) for e in sets[name][:_EXAMPLES]]
+    pairs: list[tuple[str | None, str]]
+    pairs = [(e.question, e.answer) for name in sorted(sets) for e in sets[name][:_EXAMPLES]] or _TEXT
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
     logits = logits_of(model, short(encoder, pairs), device)
     return Trial(pairs, logits, end_tokens(model, encoder.end_id), dtype)

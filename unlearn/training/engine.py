@@ -29,6 +29,7 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
 )
 from torch import Tensor, nn
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from unlearn.config import HardwareConfig
 from unlearn.distributed import World
@@ -107,6 +108,7 @@ class Engine:
             mixed_precision="bf16" if config["bf16"]["enabled"] else "no",
         )
         prepared, _ = self._accelerator.prepare(model, self._adamw)
+        unset_hf_deepspeed_config()  # else transformers would cut models that are loaded later, a collective
         if not isinstance(prepared, deepspeed.DeepSpeedEngine):
             raise RuntimeError(f"DeepSpeed is not in charge of the model, but {type(prepared).__name__}")
         self.model: Any = prepared

@@ -147,7 +147,7 @@ def test_a_whole_evaluation_is_the_same_twice(tmp_path):
         ({"ks": []}, "ks="),
         ({"temperature": 0.0}, "temperature=0"),
         ({"threshold": 1.2}, "threshold=1.2"),
-        ({"words": "chinese"}, "words=chinese: choose auto, rouge-score or unicode"),
+        ({"words": "chinese"}, "words='chinese': input should be 'auto', 'rouge-score' or 'unicode'"),
     ],
 )
 def test_options_that_make_no_sense(options, words):

@@ -129,9 +129,9 @@ def test_dropout_is_off(name: str, tmp_path: Path, tiny_model: Build) -> None:
     ("keys", "source", "said"),
     [
         ({}, None, r"model\.path is not set"),
-        ({"path": "/no/such/folder"}, None, r"model\.path=/no/such/folder is not a folder"),
-        ({"path": "~/no/such/folder"}, None, r"model\.path=~/no/such/folder is not a folder"),
-        ({"kind": "nano"}, "./missing", r"the checkpoint \./missing is not a folder"),
+        ({"path": "/no/such/folder"}, None, r"model\.path=/no/such/folder: there is no such folder"),
+        ({"path": "~/no/such/folder"}, None, r"model\.path=~/no/such/folder: there is no such folder"),
+        ({"kind": "nano"}, "./missing", r"the checkpoint \./missing: there is no such folder"),
         (
             {"kind": "gguf", "path": "not_installed"},
             None,
