@@ -374,7 +374,7 @@ def _intervention(config: RunConfig, terms: Sequence[Term]) -> list[str]:
 def _evaluation(config: RunConfig) -> list[str]:
     from eval import variants
     from eval.benchmark import BenchmarkError, find, is_live, options_of
-    from launch.run.execute import benchmark_options
+    from eval.configuration import benchmark_options
 
     problems = []
     try:

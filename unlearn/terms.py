@@ -16,6 +16,7 @@ import unlearn.rules
 import unlearn.weightings
 from unlearn import plugins as signatures
 from unlearn.config import Mask, MethodConfig, RunConfig
+from unlearn.data.sources import available
 from unlearn.errors import ConfigError, did_you_mean
 from unlearn.weightings._granularity import GRANULARITIES, instance_weights, token_weights
 
@@ -45,6 +46,10 @@ _PER_TOKEN_LABELLED = ("logp", "ref_logp", "labels", "noise", "important", "weig
 _RESERVED = ("objective", "weighting", "mask", "skip", "layer")
 _ELEMENTWISE = {"logp", "ref_logp"}
 _WEIGHTING_OPTIONS = {"group_size": int, "length_norm": bool, "normalise": bool}
+
+
+WATCHED = ("forget", "retain")
+"""The sets whose risk a probe measures."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +190,15 @@ def training_sets(config: RunConfig) -> set[str]:
     paired = any(needs_alternatives(term) for term in bind(method))
     mismatched = ("retain",) if paired and method.alternatives_from_retain else ()
     return {*method.sets, *fitted, *mismatched}
+
+
+def watched_sets(config: RunConfig) -> set[str]:
+    """The sets that a probe looks at, where the dataset has them."""
+    if not config.probe.on:
+        return set()
+    method = config.probe.method
+    own = set() if method is None else training_sets(config.model_copy(update={"method": method}))
+    return own | (set(WATCHED) & set(available(config.dataset)))
 
 
 def needs_alternatives(term: Term) -> bool:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from eval.configuration import benchmark_options, evaluation_sets
 from eval.evaluate import plan as requests_of
 from launch.inspection.models import inspect_models
 from launch.run.ensure import is_complete
-from launch.run.execute import benchmark_options, evaluation_sets, watched_sets
 from launch.run.plan import Plan
 from unlearn.config import MethodConfig, RunConfig
 from unlearn.data.batching import Schedule
@@ -15,7 +15,7 @@ from unlearn.data.verify import check_companions, overlaps
 from unlearn.errors import ConfigError, UserError
 from unlearn.models import load as models
 from unlearn.rules import make_rule
-from unlearn.terms import bind, row_multiples, training_sets, two_warmups
+from unlearn.terms import bind, row_multiples, training_sets, two_warmups, watched_sets
 from unlearn.training import gradient_reach as reach
 from unlearn.training.trainer import warmup_steps
 

@@ -6,15 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from eval.collection.requests import Generation, GradientNorm, Likelihood
+from eval.configuration import benchmark_options, evaluation_sets
 from eval.evaluate import plan as requests_of
-from launch.run.execute import benchmark_options, evaluation_sets, watched_sets
 from launch.run.plan import Planned
 from unlearn.config import RunConfig
 from unlearn.data.example import Example
 from unlearn.data.sources import load_sets
 from unlearn.data.templates import filled
 from unlearn.errors import UserError
-from unlearn.terms import training_sets
+from unlearn.terms import training_sets, watched_sets
 
 
 @dataclass(frozen=True, order=True)

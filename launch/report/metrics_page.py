@@ -15,7 +15,7 @@ _HEAD = """\
 # Metrics
 
 Every key of `results.json`, in the order in which tables show them. `*` stands for a set, a task or a
-number. Beside a key there may be `<key>_low` and `<key>_high` (an interval) and `<key>/missing` (examples
+number. Baselines a key there may be `<key>_low` and `<key>_high` (an interval) and `<key>/missing` (examples
 that could not be measured). Metrics of a changed model have `<variant>/<label>/` before their key.
 
 ↑ higher is better, or is forgetting · ↓ lower is better, or is forgetting · → one value is best · "counts in"

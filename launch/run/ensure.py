@@ -147,7 +147,7 @@ def _write_config(run: Planned) -> None:
             "role": run.role,
             "start": asdict(job.start),
             "reinforced": asdict(job.reinforced) if job.reinforced else None,
-            "beside": {name: str(path) if path else None for name, path in vars(job.beside).items()},
+            "beside": {name: str(path) if path else None for name, path in vars(job.baselines).items()},
             "evaluation_key": run.evaluation_key,
         },
         "versions": {package: version(package) for package in _PACKAGES},

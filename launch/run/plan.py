@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from eval.benchmark import find, is_live, options_of
+from eval.configuration import benchmark_options, evaluation_sets
 from launch.compose import yaml_of_defaults
-from launch.run.execute import Beside, Job, Weights, benchmark_options, evaluation_sets, watched_sets
+from launch.job import Baselines, Job
 from launch.validate import is_local
 from unlearn import interventions
 from unlearn.config import EvalConfig, LoraConfig, MethodConfig, ProbeConfig, RunConfig
@@ -18,10 +19,11 @@ from unlearn.data.readers import content_hash
 from unlearn.data.sources import BASE, available, before, identity, retain_model
 from unlearn.files import digest, folder_name
 from unlearn.models import load as models
+from unlearn.models.weights import Weights
 from unlearn.paths import user_path
 from unlearn.probes.saved import saved_models
 from unlearn.run_dir import RunDir
-from unlearn.terms import bind, needs_alternatives, training_sets
+from unlearn.terms import bind, needs_alternatives, training_sets, watched_sets
 
 _FORMAT = 1
 """Counted up when the same configuration begins to give other numbers."""
@@ -47,8 +49,8 @@ class Planned:
         wanted = config.eval.model_dump(include={"benchmarks", "variants", "max_new_tokens", "limit"})
         sets = identity(config.dataset, evaluation_sets(config))
         files = {name: found for name in config.eval.benchmarks if (found := _files_of(config, name))}
-        beside = self.job.beside
-        retain = content_hash(beside.log) if beside.log else beside.retain
+        baselines = self.job.baselines
+        retain = content_hash(baselines.log) if baselines.log else baselines.retain
         return digest({"eval": wanted, "sets": sets, "files": files, "retain": str(retain)})
 
 
@@ -83,19 +85,19 @@ def make_plan(config: RunConfig, directory: Path | None = None) -> Plan:
     if method.start == "base" and method.terms:
         return Plan((_planned("run", config, base, directory=directory),))
     target = _target(config, base, runs)
-    beside = Beside(log=user_path(config.model.retain_log) if config.model.retain_log else None)
+    baselines = Baselines(log=user_path(config.model.retain_log) if config.model.retain_log else None)
     if (config.eval.benchmarks or config.eval.variants) and config.eval.compare:
-        retain = _retain(config, runs) if beside.log is None else None
+        retain = _retain(config, runs) if baselines.log is None else None
         if retain is not None:
             runs.append(_planned("evaluate the retain model", _evaluation_of(config), retain))
-            beside = replace(beside, retain=runs[-1].directory)
+            baselines = replace(baselines, retain=runs[-1].directory)
         if method.makes_model:
-            runs.append(_planned("evaluate the target", _evaluation_of(config), target, beside))
-            beside = replace(beside, target=runs[-1].directory)
+            runs.append(_planned("evaluate the target", _evaluation_of(config), target, baselines))
+            baselines = replace(baselines, target=runs[-1].directory)
     for earlier in before(config.dataset):
         target = _unlearned(config, earlier, target, runs)
     reinforced = _reinforced(config, target, runs) if needs_reinforced(method) else None
-    runs.append(_planned("run", config, target, beside, reinforced, directory))
+    runs.append(_planned("run", config, target, baselines, reinforced, directory))
     return Plan(tuple(runs))
 
 
@@ -241,11 +243,11 @@ def _evaluation_of(config: RunConfig) -> RunConfig:
 
 
 def _planned(
-    role: str, config: RunConfig, weights: Weights, beside: Beside | None = None,
+    role: str, config: RunConfig, weights: Weights, baselines: Baselines | None = None,
     reinforced: Weights | None = None, directory: Path | None = None,
 ) -> Planned:  # fmt: skip
     mark = fingerprint(config, weights, reinforced)
-    job = Job(config, mark, weights, beside or Beside(), reinforced)
+    job = Job(config, mark, weights, baselines or Baselines(), reinforced)
     return Planned(role, job, directory or Path(config.root) / run_name(config, mark))
 
 

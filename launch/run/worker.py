@@ -12,8 +12,9 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from launch.job import Baselines, Job
 from launch.redact import ScrubbedFormatter, expanded, scrub_output
-from launch.run.execute import Beside, Job, Weights, execute
+from launch.run.execute import execute
 from launch.run.log_warnings import LOG_FORMAT
 from launch.run.worker_processes import log_of
 from launch.tracking.tracker import NullTracker
@@ -21,6 +22,7 @@ from launch.tracking.upload import show, tracker_of
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
 from unlearn.guard import is_logged, lasting_output, mark_logged, outcome
+from unlearn.models.weights import Weights
 from unlearn.run_dir import RunDir
 from unlearn.signals import STOPPED
 from unlearn.training.trainer import Stopped
@@ -62,9 +64,11 @@ def read_job(rundir: RunDir) -> tuple[Job, str]:
     assert isinstance(stored, dict)
     config = RunConfig.model_validate({k: v for k, v in stored.items() if k in RunConfig.model_fields})
     job: dict[str, Any] = stored["job"]
-    beside = Beside(**{name: Path(path) if path else None for name, path in job["beside"].items()})
+    baselines = Baselines(**{name: Path(path) if path else None for name, path in job["beside"].items()})
     reinforced = Weights(**job["reinforced"]) if job["reinforced"] else None
-    return Job(config, stored["fingerprint"], Weights(**job["start"]), beside, reinforced), str(job["role"])
+    return Job(config, stored["fingerprint"], Weights(**job["start"]), baselines, reinforced), str(
+        job["role"]
+    )
 
 
 @contextmanager

@@ -11,12 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eval.metric_catalog import shown
+from launch.job import Baselines, Job
 from launch.redact import cleaned
 from launch.report.charts import trade_offs
 from launch.report.geffect.files import tracked
 from launch.report.run_files import history
 from launch.report.traces import Figure
-from launch.run.execute import Beside, Job
 from launch.tracking import run_names as labels
 from launch.tracking.tracker import NullTracker, Tracker, open_tracker
 from unlearn.files import read_json
@@ -61,7 +61,7 @@ def show(tracker: Tracker, job: Job, role: str, rundir: RunDir, summary: Mapping
         tracker.summary(summary)
         tracker.table("results", ["metric", "value"], [[key, value] for key, value in summary.items()])
         show_files(tracker, rundir)
-        show_figures(tracker, job.beside, rundir, summary)
+        show_figures(tracker, job.baselines, rundir, summary)
         if job.config.tracker.model and role == labels.WANTED and job.config.method.makes_model:
             _show_model(tracker, job, rundir, summary)
     except Exception as error:
@@ -92,10 +92,12 @@ def show_files(tracker: Tracker, rundir: RunDir) -> None:
         tracker.table(name, columns, rows)
 
 
-def show_figures(tracker: Tracker, beside: Beside, rundir: RunDir, summary: Mapping[str, float]) -> None:
+def show_figures(
+    tracker: Tracker, baselines: Baselines, rundir: RunDir, summary: Mapping[str, float]
+) -> None:
     """Forgetting against utility, with the target, the retain model and the way there: no panel of W&B's."""
     models: dict[str, Mapping[str, float | None]] = {}
-    for name, folder in (("target", beside.target), ("retain model", beside.retain)):
+    for name, folder in (("target", baselines.target), ("retain model", baselines.retain)):
         if folder is not None and (folder / "results.json").is_file():
             models[name] = read_json(folder / "results.json")
     if not models:

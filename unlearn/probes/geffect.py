@@ -25,10 +25,10 @@ from unlearn.passes.module_modes import kept_modes
 from unlearn.probes.example_effects import Eye, Points, implicit_weights
 from unlearn.probes.linearity_check import Change, changes
 from unlearn.probes.parameter_groups import places
-from unlearn.probes.set_gradients import SETS, Gradients, risk_terms, sampled
+from unlearn.probes.set_gradients import Gradients, risk_terms, sampled
 from unlearn.probes.tables import WAYS, Example, Measured, Pair, Tensors, numbers, write
 from unlearn.probes.weight_distance import Start
-from unlearn.terms import Term
+from unlearn.terms import WATCHED, Term
 from unlearn.training.engine import Engine, NonFiniteGradient
 from unlearn.training.microbatch import Group, own_view
 from unlearn.training.step import Steps
@@ -68,7 +68,7 @@ class GEffect:
 
     def __post_init__(self) -> None:
         self.places = places(self.engine.module, self.config.boundaries)
-        self.risks = risk_terms([name for name in SETS if self._answers(name)])
+        self.risks = risk_terms([name for name in WATCHED if self._answers(name)])
         self.rows = sampled(self.groups, self.config.examples, self.seed)
         self.start = Start(self.folder / "start.safetensors", self.engine)
 

@@ -18,8 +18,6 @@ from unlearn.training.step import Steps
 OLD, NEW = 0.6, 0.4
 """Of the running mean over mini-batches in the code released with arXiv 2502.19301."""
 
-SETS = ("forget", "retain")
-
 
 def risk_terms(sets: Sequence[str]) -> dict[str, Term]:
     """The mean negative log-likelihood per answer token of each of these sets, as terms."""

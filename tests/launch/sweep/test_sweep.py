@@ -57,7 +57,7 @@ LUME = ("lume/final", "lume/task_aggregate", "lume/mia_score", "lume/forget/regu
             ["wmdp/bio/accuracy ↓", "mmlu/accuracy ↑"],
         ),
         (("mine/forget/probability", "mine/forget/odd"), ["forget/odd", "forget/probability"]),
-        # Beside all of TOFU there is room for one.
+        # Baselines all of TOFU there is room for one.
         (
             (*TOFU[1:3], "general/accuracy"),
             ["tofu/model_utility ↑", "tofu/forget/probability ↓", "general/accuracy ↑"],

@@ -20,12 +20,13 @@ import pytest
 import wandb
 
 from launch.compose import checked, compose_run
-from launch.run.execute import Job, Weights
+from launch.job import Job
 from launch.tracking.tracker import NullTracker, WandbTracker, open_tracker
 from launch.tracking.upload import show, show_files
 from launch.tracking.wandb_session import key_configured
 from tests.launch.tracking.wandb_files import finished_records, read_run
 from tests.launch.tracking.wandb_server import KEY, serving
+from unlearn.models.weights import Weights
 from unlearn.run_dir import RunDir
 
 

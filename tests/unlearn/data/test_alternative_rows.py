@@ -14,8 +14,8 @@ from unlearn.data.batching import Schedule
 from unlearn.data.example import Example
 from unlearn.data.tokenization import Encoder
 from unlearn.distributed import World
-from unlearn.probes.set_gradients import SETS, sampled
-from unlearn.terms import bind, row_multiples
+from unlearn.probes.set_gradients import sampled
+from unlearn.terms import WATCHED, bind, row_multiples
 from unlearn.training.microbatch import Group, Unit
 from unlearn.training.prepare import Preparation
 
@@ -85,7 +85,7 @@ def test_which_sets_have_more_rows(method: str, keys: dict[str, Any], wanted: di
 
 def test_a_probe_looks_at_each_example_once(nano_tokenizer: PreTrainedTokenizerBase) -> None:
     ready, found = groups(nano_tokenizer, "dpo", count=3, rows="all")
-    watched = ready.watched(found, SETS)
+    watched = ready.watched(found, WATCHED)
     assert sampled(watched, None, 0)["forget"] == [0, 3, 6, 9]
     assert len({watched["forget"].ids[row] for row in sampled(watched, 3, 0)["forget"]}) == 3
     one = groups(nano_tokenizer, "dpo", count=3)[1]

@@ -1,0 +1,293 @@
+"""From a configuration to a saved model: prepare, train or fit, save. It knows nothing of evaluation."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from unlearn import interventions
+from unlearn.config import RunConfig
+from unlearn.data.batching import Batch, collate, deal
+from unlearn.data.example import Example
+from unlearn.data.tokenization import Encoder
+from unlearn.distributed import World
+from unlearn.errors import ConfigError, UserError
+from unlearn.models import load as models
+from unlearn.models.verify import Trial, trial, verify
+from unlearn.models.weights import Weights
+from unlearn.probes.saved import saved_models
+from unlearn.probes.saved_models import look_at_saved, make_probe
+from unlearn.rules import clip_norm, make_rule
+from unlearn.run_dir import RunDir
+from unlearn.terms import WATCHED, Term, bind, training_sets
+from unlearn.training import gradient_reach as reach
+from unlearn.training.engine import Engine, deepspeed_config, precision
+from unlearn.training.microbatch import Frozen
+from unlearn.training.prepare import FrozenModel, Preparation
+from unlearn.training.trainer import Logger, Trainer
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Pipeline:
+    """The making of one run's model, on one of its processes.
+
+    `sets` are those that are trained on or watched, long texts cut in pieces, and others; `start` is what
+    training starts from, `reinforced` the target trained further on the forget set. `started` is when the run
+    began, by `time.monotonic`.
+    """
+
+    config: RunConfig
+    start: Weights
+    reinforced: Weights | None
+    rundir: RunDir
+    tracker: Logger
+    world: World
+    sets: dict[str, list[Example]]
+    tokenizer: Any
+    encoder: Encoder
+    progress: bool
+    started: float
+    terms: list[Term] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.terms = models.placed(bind(self.config.method), self.config.model, self.start.source)
+
+    def finished_model(self) -> nn.Module:
+        """Load the run's model as it was saved, in compute precision; without one what it starts from."""
+        made = self.config.method.makes_model
+        return self.loaded(str(self.rundir.model) if made else self.start.source)
+
+    def loaded(self, source: str | None) -> nn.Module:
+        """Load a whole model, in compute precision, on the device."""
+        model: Any = models.load_model(self.config.model, source, seed=self.config.seed)
+        moved: nn.Module = models.in_precision(
+            model, self.world.device, precision(self.config.hardware.dtype)
+        )
+        return moved
+
+    def train(self, evaluate: Callable[[Engine, int], Mapping[str, float]]) -> Engine:
+        """Train and save the model; `evaluate` measures it on the way."""
+        config = self.config
+        found = self.rundir.load_checkpoint()
+        holder = _LazyEngine(self._fresh_model, self._engine)
+        ready = Preparation(config, self.terms, self.sets, self.encoder, self.world)
+        sources = {"reference": FrozenModel(self.start.key, holder.hold, holder.whole_head)}
+        if self.reinforced is not None:
+            sources["reinforced"] = FrozenModel(self.reinforced.key, self._reinforced_model, _as_it_is)
+        groups, heads = ready.with_kept(ready.groups(sources["reference"]), sources)
+        engine = holder.take({} if found is None else found[1])
+        probe = None
+        if config.probe.on:
+            watched = ready.watched(groups, WATCHED)
+            probe = make_probe(config, engine, self.terms, watched, self.sets, self.encoder, self.rundir)
+            if found is None:
+                probe.start.keep()
+        trainer = Trainer(
+            engine, self.terms, make_rule(**config.method.rule.model_dump()), groups, config.method,
+            config.hardware, config.checkpoint, config.seed, config.method.rate(config.model.lr_scale),
+            self.rundir, self.tracker, Frozen(heads), self.encoder.pad_id, partial(evaluate, engine),
+            config.eval.every_steps, self.progress, probe,
+            partial(self._keep_model, engine), started=self.started,
+        )  # fmt: skip
+        if found is not None:
+            log.info("continuing after step %d", found[0]["step"])
+            trainer.restore(*found)
+        elif self.world.main:
+            self.rundir.cut_history(0)
+        trainer.run()
+        self._save_model(engine, self.rundir.model)
+        return engine
+
+    def look_at_saved(self) -> None:
+        """The probe of a run that trains nothing: over models that were saved."""
+        assert self.config.probe.method is not None
+        config = self.config.model_copy(update={"method": self.config.probe.method})
+        terms = models.placed(bind(config.method), config.model, self.start.source)
+        ready = Preparation(config, terms, self.sets, self.encoder, self.world)
+
+        def engine_of(folder: str | None) -> Engine:
+            source = folder or self.start.source
+            return self._engine(models.load_model(config.model, source, seed=config.seed))
+
+        holder = _LazyEngine(partial(models.load_model, config.model, self.start.source, seed=config.seed),
+                         self._engine)  # fmt: skip
+        sources = {"reference": FrozenModel(self.start.key, holder.hold, holder.whole_head)}
+        groups, heads = ready.with_kept(ready.groups(sources["reference"]), sources)
+        holder.close()
+        watched = ready.watched(groups, WATCHED)
+        look_at_saved(
+            config, saved_models(config.probe.models), engine_of,
+            lambda engine: make_probe(config, engine, terms, watched, self.sets, self.encoder, self.rundir),
+            Frozen(heads), self.rundir, self.tracker,
+        )  # fmt: skip
+
+    def fit(self) -> None:
+        """Make the model of a method that trains nothing: the target with an edit of what it computes."""
+        options = self.config.method.intervention
+        assert options is not None
+        if self.world.main:
+            model: Any = models.load_model(self.config.model, self.start.source, seed=self.config.seed)
+            model.to(self.world.device)
+            second = None
+            if self.reinforced is not None:
+                second = models.load_model(self.config.model, self.reinforced.source)
+            edit = self._make_intervention(model, second)
+            batches = {
+                name: _Batches(self.encoder, self.sets[name], self.config.hardware.eval_tokens, self.world)
+                for name in interventions.sets(options)
+            }
+            edit.fit(model, batches.get("forget", ()), batches.get("retain", ()))
+            edit.attach(model)
+            beside = partial(interventions.save, model)
+            own, _ = interventions.split(model.state_dict())
+            models.save_pretrained(
+                models.exportable(model, own), self.tokenizer, self.rundir.model, beside=beside
+            )
+            live = self._trial(model)
+            del model, second, edit, own, beside
+            self._verify(live, self.rundir.model)
+        self.world.barrier()
+
+    def _fresh_model(self) -> Any:
+        """The model that training starts from, with adapters or edits if it has them."""
+        config = self.config
+        model: Any = models.load_model(config.model, self.start.source, seed=config.seed)
+        if config.method.intervention is not None:
+            self._make_intervention(model, None).attach(model)
+        if config.model.lora.r:
+            model = models.add_lora(model, config.model.lora, config.seed)
+        if config.method.train is not None:
+            models.train_only(model, config.method.train)
+        if reach.chosen(config.method, config.model.lora):
+            found = reach.problems(model, config.method, config.model.lora, self.terms)
+            if found:
+                raise ConfigError(found)
+        if config.hardware.activation_checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            model.enable_input_require_grads()
+        return model
+
+    def _make_intervention(self, model: Any, reinforced: Any) -> interventions.Intervention:
+        shape = model.config.get_text_config(decoder=True)
+        assert self.config.method.intervention is not None
+        return interventions.make(
+            self.config.method.intervention, hidden_size=shape.hidden_size, layers=shape.num_hidden_layers,
+            seed=self.config.seed, reinforced=reinforced,
+        )  # fmt: skip
+
+    @contextmanager
+    def _reinforced_model(self) -> Iterator[tuple[nn.Module, bool]]:
+        assert self.reinforced is not None
+        model: Any = models.load_model(self.config.model, self.reinforced.source)
+        yield models.in_precision(model, self.world.device, precision(self.config.hardware.dtype)), False
+
+    def _engine(self, model: nn.Module) -> Engine:
+        method = self.config.method
+        settings = deepspeed_config(self.config.hardware, clip=clip_norm(method))
+        return Engine(model, self.world, settings, weight_decay=method.weight_decay, betas=method.betas)
+
+    def _keep_model(self, engine: Engine, step: int) -> None:
+        self._save_model(engine, self.rundir.models / f"step-{step}")
+
+    def _save_model(self, engine: Engine, folder: Path) -> None:
+        """Save the whole model, and load it again: on the main process, the rest wait.
+
+        Raises:
+            SavedModelDiffers: it does not compute what the live one does; on every process.
+        """
+        scale = self.config.method.update_scale
+        live = None
+        if scale == 1 and (self.world.main or engine.zero == 3):  # otherwise the live model is another
+            live = self._trial(engine.module)
+        weights = engine.weights()
+        if self.world.main:
+            if scale != 1:
+                start = models.load_model(self.config.model, self.start.source, seed=self.config.seed)
+                weights = models.extrapolated(start.state_dict(), weights, scale)
+            own, _ = interventions.split(weights)
+            plain = models.exportable(engine.module, own)
+            beside = partial(interventions.save, engine.module, weights=weights)
+            models.save_pretrained(plain, self.tokenizer, folder, beside=beside)
+            del plain, own, beside
+        del weights
+
+        def verified() -> None:
+            if live is not None:
+                self._verify(live, folder)
+
+        self.world.on_main(verified)
+        self.world.barrier()
+
+    def _trial(self, model: nn.Module) -> Trial:
+        trained = training_sets(self.config)
+        sets = {name: rows for name, rows in self.sets.items() if name in trained} or self.sets
+        return trial(model, self.encoder, sets, self.world.device)
+
+    def _verify(self, live: Trial, folder: Path) -> None:
+        try:
+            verify(live, folder, self.config.model, self.encoder, self.world.device)
+        except UserError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+
+
+class _LazyEngine:
+    """The engine of the model that will be trained; as long as nothing was trained it is the reference."""
+
+    def __init__(self, model: Callable[[], Any], engine: Callable[[Any], Engine]) -> None:
+        self._model, self._make = model, engine
+        self._engine: Engine | None = None
+
+    @contextmanager
+    def hold(self) -> Iterator[tuple[nn.Module, bool]]:
+        if self._engine is None:
+            self._engine = self._make(self._model())
+        yield self._engine.module, self._engine.zero == 3
+
+    def whole_head(self, model: Any) -> AbstractContextManager[None]:
+        assert self._engine is not None
+        return self._engine.whole_parameters(model.get_output_embeddings())
+
+    def close(self) -> None:
+        if self._engine is not None:
+            self._engine.close()
+            self._engine = None
+
+    def take(self, tensors: Mapping[str, Tensor]) -> Engine:
+        """The engine to train with, its model loaded with a checkpoint's tensors where there are any."""
+        weights = {n.removeprefix("weight/"): t for n, t in tensors.items() if n.startswith("weight/")}
+        if weights:  # an engine may have cut the model in parts
+            self.close()
+        if self._engine is None:
+            model = self._model()
+            model.load_state_dict(weights, strict=False)
+            self._engine = self._make(model)
+        return self._engine
+
+
+class _Batches:
+    """Batches of a set's examples, as often as they are asked for."""
+
+    def __init__(self, encoder: Any, examples: list[Example], max_tokens: int, world: World) -> None:
+        self._sequences = encoder.pairs([(e.question, e.answer) for e in examples])
+        self._max_tokens, self._world = max_tokens, world
+
+    def __iter__(self) -> Iterator[Batch]:
+        (mine,) = deal([len(s.ids) for s in self._sequences], 1, max_tokens=self._max_tokens)
+        for rows in mine:
+            yield collate([self._sequences[i] for i in rows]).to(self._world.device)
+
+
+@contextmanager
+def _as_it_is(_: nn.Module) -> Iterator[None]:
+    yield
