@@ -22,7 +22,8 @@ from unlearn.distributed import start_world
 from unlearn.rules import clip_norm, make_rule
 from unlearn.run_dir import RunDir
 from unlearn.terms import bind
-from unlearn.training.engine import Engine, decay_groups, deepspeed_config
+from unlearn.training.deepspeed_config import deepspeed_config
+from unlearn.training.engine import Engine, decay_groups
 from unlearn.training.trainer import Trainer
 
 

@@ -27,7 +27,8 @@ from unlearn.models import load as models
 from unlearn.rules import clip_norm, make_rule
 from unlearn.run_dir import RunDir
 from unlearn.terms import bind, training_sets
-from unlearn.training.engine import Engine, deepspeed_config
+from unlearn.training.deepspeed_config import deepspeed_config
+from unlearn.training.engine import Engine
 from unlearn.training.microbatch import Frozen
 from unlearn.training.prepare import FrozenModel, Preparation
 from unlearn.training.trainer import Trainer

@@ -22,9 +22,9 @@ from unlearn.errors import UserError
 from unlearn.models import load as models
 from unlearn.rules import clip_norm
 from unlearn.terms import bind, row_multiples
-from unlearn.training.engine import deepspeed_config
+from unlearn.training.deepspeed_config import deepspeed_config
+from unlearn.training.learning_rate import total_steps
 from unlearn.training.microbatch import kinds
-from unlearn.training.trainer import total_steps
 
 _SHOWN = (
     "parameters", "gradients", "optimizer", "activations", "peak", "buffers", "extras",

@@ -29,7 +29,8 @@ from unlearn.rules import clip_norm, make_rule
 from unlearn.run_dir import RunDir
 from unlearn.terms import WATCHED, Term, bind, training_sets
 from unlearn.training import gradient_reach as reach
-from unlearn.training.engine import Engine, deepspeed_config, precision
+from unlearn.training.deepspeed_config import deepspeed_config
+from unlearn.training.engine import Engine, precision
 from unlearn.training.microbatch import Frozen
 from unlearn.training.prepare import FrozenModel, Preparation
 from unlearn.training.trainer import Logger, Trainer

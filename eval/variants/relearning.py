@@ -28,7 +28,8 @@ from unlearn.reading import read_text
 from unlearn.rules import clip_norm, make_rule
 from unlearn.run_dir import RunDir
 from unlearn.terms import bind
-from unlearn.training.engine import Engine, deepspeed_config
+from unlearn.training.deepspeed_config import deepspeed_config
+from unlearn.training.engine import Engine
 from unlearn.training.microbatch import Group, Part
 from unlearn.training.trainer import NonFiniteLoss, Trainer
 

@@ -17,7 +17,7 @@ from unlearn.models import load as models
 from unlearn.rules import make_rule
 from unlearn.terms import bind, row_multiples, training_sets, two_warmups, watched_sets
 from unlearn.training import gradient_reach as reach
-from unlearn.training.trainer import warmup_steps
+from unlearn.training.learning_rate import warmup_steps
 
 
 def inspect(config: RunConfig, plan: Plan) -> list[str]:

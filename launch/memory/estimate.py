@@ -16,7 +16,7 @@ from unlearn.config import HardwareConfig, MethodConfig, RunConfig
 from unlearn.models import load as models
 from unlearn.rules import make_rule
 from unlearn.terms import bind
-from unlearn.training.engine import deepspeed_config
+from unlearn.training.deepspeed_config import deepspeed_config
 
 GIB = 2**30
 BUCKET = 500_000_000

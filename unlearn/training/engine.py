@@ -31,7 +31,6 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from unlearn.config import HardwareConfig
 from unlearn.distributed import World
 from unlearn.errors import UserError
 from unlearn.passes.prompt_layout import all_prompt, laid_out
@@ -51,37 +50,6 @@ class NonFiniteGradient(UserError):
 def precision(dtype: str) -> torch.dtype:
     """`hardware.dtype` as torch has it."""
     return torch.bfloat16 if dtype == "bf16" else torch.float32
-
-
-def deepspeed_config(hardware: HardwareConfig, *, clip: float) -> dict[str, Any]:
-    """DeepSpeed's configuration from ours.
-
-    `managed_gradient_accumulation` is off: the trainer decides how many micro-batches make a step, and that
-    number varies with their lengths. bf16 needs ZeRO for fp32 master weights, and stage 1 with fp32
-    gradients is another optimizer of DeepSpeed, whose moments cannot be read by parameter: stages 0 and 1
-    become 2 there (on one process the same thing).
-    """
-    half = hardware.dtype == "bf16"
-    zero: dict[str, Any] = {"stage": max(hardware.zero, 2 if half else 0), "overlap_comm": False}
-    if hardware.offload:
-        zero["offload_optimizer"] = {"device": "cpu"}
-    if zero["stage"] == 3:
-        zero["stage3_param_persistence_threshold"] = 10_000
-        if hardware.offload:
-            zero["offload_param"] = {"device": "cpu"}
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "train_batch_size": hardware.processes,
-        "managed_gradient_accumulation": False,
-        "gradient_clipping": clip,
-        "zero_optimization": zero,
-        "bf16": {"enabled": half},
-        **({"data_types": {"grad_accum_dtype": "fp32"}} if half else {}),
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-    }
 
 
 class Engine:

@@ -33,7 +33,7 @@ from tests.paths import ROOT
 from unlearn.config import LoraConfig, NanoConfig
 from unlearn.models import load as models
 from unlearn.models import nano
-from unlearn.training.engine import deepspeed_config
+from unlearn.training.deepspeed_config import deepspeed_config
 
 # 1000 parameters, of which 600 are trained
 SHAPE = Shape(

@@ -17,7 +17,7 @@ from launch.validate import check
 from unlearn.config import Mask, MethodConfig
 from unlearn.rules import clip_norm
 from unlearn.terms import bind, objective_names, weighting_names
-from unlearn.training.trainer import warmup_steps
+from unlearn.training.learning_rate import warmup_steps
 from unlearn.weightings._granularity import GRANULARITIES, token_weights
 
 TEXT = PAGE.read_text(encoding="utf-8")

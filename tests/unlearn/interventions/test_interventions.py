@@ -31,7 +31,8 @@ from unlearn.passes.prompt_layout import (
     left_padded,
     right_padded,
 )
-from unlearn.training.engine import Engine, deepspeed_config
+from unlearn.training.deepspeed_config import deepspeed_config
+from unlearn.training.engine import Engine
 
 Build = Callable[[str], PreTrainedModel]
 BOTH = {"name": "grun", "layers": [0, 1], "width": 8, "width2": 4}

@@ -30,7 +30,8 @@ from tests.unlearn.training.two_gradients import (
 )
 from unlearn.config import HardwareConfig
 from unlearn.distributed import start_world, stop_world
-from unlearn.training.engine import Engine, deepspeed_config
+from unlearn.training.deepspeed_config import deepspeed_config
+from unlearn.training.engine import Engine
 
 PARTS = {"deep": ["deep"], "shallow": ["shallow"], "late": ["shallow", "deep"]}
 # Down the gradient of `deep`: from ln 97 = 4.57 nats to about 3.5.

@@ -32,7 +32,8 @@ from unlearn.rules import clip_norm, make_rule
 from unlearn.run_dir import RunDir
 from unlearn.terms import Term, bind
 from unlearn.training import frozen_outputs as reference
-from unlearn.training.engine import Engine, deepspeed_config
+from unlearn.training.deepspeed_config import deepspeed_config
+from unlearn.training.engine import Engine
 from unlearn.training.frozen_outputs import Kept
 from unlearn.training.microbatch import Frozen, Group, Part, kept_for
 from unlearn.training.trainer import Trainer

@@ -28,7 +28,7 @@ from unlearn.passes.forward import Ask, read
 from unlearn.rules import clip_norm
 from unlearn.terms import bind, row_multiples
 from unlearn.training import gradient_reach as reach
-from unlearn.training.trainer import schedule_factor, total_steps, warmup_steps
+from unlearn.training.learning_rate import schedule_factor, total_steps, warmup_steps
 
 PRESETS = presets()
 

@@ -20,7 +20,8 @@ from tests.worlds import together
 from unlearn.config import HardwareConfig, MethodConfig
 from unlearn.errors import UserError
 from unlearn.rules import clip_norm
-from unlearn.training.trainer import NonFiniteLoss, schedule_factor, total_steps, warmup_steps
+from unlearn.training.learning_rate import schedule_factor, total_steps, warmup_steps
+from unlearn.training.trainer import NonFiniteLoss
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from tests.unlearn.training.small_training import tiny_llama
 from unlearn.config import HardwareConfig
 from unlearn.distributed import start_world, stop_world
-from unlearn.training.engine import Engine, decay_groups, deepspeed_config
+from unlearn.training.deepspeed_config import deepspeed_config
+from unlearn.training.engine import Engine, decay_groups
 
 BETAS, DECAY, LR, STEPS = (0.9, 0.95), 0.1, 1e-2, 3
 ROWS = {"forget": 7, "retain": 6}

@@ -23,7 +23,8 @@ from unlearn.passes.per_example import mkldnn_linear as products
 from unlearn.passes.per_example.capture import captured
 from unlearn.passes.per_example.forward_mode import token_effects
 from unlearn.passes.per_example.inner_products import inner_products
-from unlearn.training.engine import Engine, deepspeed_config
+from unlearn.training.deepspeed_config import deepspeed_config
+from unlearn.training.engine import Engine
 
 SOME = sequences()
 # A backward, and then a sum over hundreds of products with a random direction.
