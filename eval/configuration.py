@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
 from eval import variants
-from eval.benchmark import find
+from eval.benchmark import BenchmarkError, Role, Sets, find, is_live, options_of, scored
+from eval.collection.requests import Request
 from unlearn.config import RunConfig
 
 
@@ -22,3 +24,32 @@ def benchmark_options(config: RunConfig, name: str) -> dict[str, Any]:
     knows = any(field.name == "max_new_tokens" for field in fields(find(name).Options))
     common = {"max_new_tokens": limit} if limit is not None and knows else {}
     return common | dict(config.eval.benchmarks[name] or {})
+
+
+def requests_of(benchmark: str, sets: Sets, options: Mapping[str, Any] | None = None) -> list[Request]:
+    """What the benchmark will ask of a model; needs none, so it can be called before anything is loaded.
+
+    A benchmark that calls the model itself has no requests; its options are checked.
+
+    Raises:
+        BenchmarkError: no such benchmark, option or set, or examples that it cannot score.
+    """
+    module = find(benchmark)
+    chosen = options_of(module, options or {}, benchmark)
+    if is_live(module):
+        problems = module.check(chosen)
+        if problems:
+            raise BenchmarkError(f"benchmark {benchmark}: {'; '.join(problems)}")
+        return []
+    return module.requests(own_sets(benchmark, sets, None), chosen)
+
+
+def own_sets(benchmark: str, sets: Sets, roles: Sequence[Role] | None) -> Sets:
+    module = find(benchmark)
+    own = scored(module, sets, roles)
+    if not own:
+        raise BenchmarkError(
+            f"benchmark {benchmark} scores {', '.join(module.SETS)}; the dataset has none of them "
+            f"({', '.join(sets) or 'nothing'}): choose a dataset that goes with it, or another eval=…"
+        )
+    return own

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from eval.benchmark import (
-    BenchmarkError,
     LiveBenchmark,
     Result,
     Role,
@@ -30,30 +29,13 @@ from eval.collection.collect import collect
 from eval.collection.live_model import Live
 from eval.collection.records import LikelihoodRecords, Records
 from eval.collection.requests import Request
+from eval.configuration import own_sets
 from unlearn.data.tokenization import Encoder
 from unlearn.distributed import ALONE, World
 from unlearn.files import BrokenFile, digest, read_json, replacing, write_json
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-
-
-def plan(benchmark: str, sets: Sets, options: Mapping[str, Any] | None = None) -> list[Request]:
-    """What the benchmark will ask of a model; needs none, so it can be called before anything is loaded.
-
-    A benchmark that calls the model itself has no requests; its options are checked.
-
-    Raises:
-        BenchmarkError: no such benchmark, option or set, or examples that it cannot score.
-    """
-    module = find(benchmark)
-    chosen = options_of(module, options or {}, benchmark)
-    if is_live(module):
-        problems = module.check(chosen)
-        if problems:
-            raise BenchmarkError(f"benchmark {benchmark}: {'; '.join(problems)}")
-        return []
-    return module.requests(_own_sets(benchmark, sets, None), chosen)
 
 
 def evaluate(
@@ -95,7 +77,7 @@ def evaluate(
     )  # fmt: skip
     if is_live(module):
         return _measured(module, benchmark, live, scored(module, sets, roles), chosen)
-    own = _own_sets(benchmark, sets, roles)
+    own = own_sets(benchmark, sets, roles)
     collect(live, module.requests(own, chosen))
     return world.on_main(
         lambda: score_directory(
@@ -172,17 +154,6 @@ def _measured(module: LiveBenchmark, name: str, live: Live, sets: Sets, options:
     result = module.measure(live, sets, options)  # of the same requests, so it fails on all or on none
     live.world.on_main(write)
     return result.metrics
-
-
-def _own_sets(benchmark: str, sets: Sets, roles: Sequence[Role] | None) -> Sets:
-    module = find(benchmark)
-    own = scored(module, sets, roles)
-    if not own:
-        raise BenchmarkError(
-            f"benchmark {benchmark} scores {', '.join(module.SETS)}; the dataset has none of them "
-            f"({', '.join(sets) or 'nothing'}): choose a dataset that goes with it, or another eval=…"
-        )
-    return own
 
 
 def _problems(read: Records, request: Request) -> list[str]:

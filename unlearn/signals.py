@@ -12,6 +12,10 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """The last two are what schedulers are asked to send ahead of a time limit."""
 
 
+class Stopped(BaseException):
+    """A signal asked the run to stop; it can be resumed. Like KeyboardInterrupt it is no error to catch."""
+
+
 @contextmanager
 def on_stop(handler: Callable[[int], None]) -> Iterator[None]:
     """Call `handler` with the number of such a signal, instead of ending; as before afterwards."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from eval.configuration import benchmark_options, evaluation_sets
-from eval.evaluate import plan as requests_of
+from eval.configuration import benchmark_options, evaluation_sets, requests_of
 from launch.inspection.models import inspect_models
 from launch.run.ensure import is_complete
 from launch.run.plan import Plan

@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from eval.collection.requests import Generation, GradientNorm, Likelihood
-from eval.configuration import benchmark_options, evaluation_sets
-from eval.evaluate import plan as requests_of
+from eval.configuration import benchmark_options, evaluation_sets, requests_of
 from launch.run.plan import Planned
 from unlearn.config import RunConfig
 from unlearn.data.example import Example

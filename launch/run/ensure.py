@@ -24,11 +24,9 @@ from launch.run.plan import Planned
 from launch.run.rendezvous import Team, team_of
 from launch.run.slurm_task import this_task
 from launch.run.supervisor import file_digest, follow, gather, judge, tell, work_together
-from launch.run.worker import work
 from unlearn.errors import UserError
 from unlearn.files import BrokenFile, read_json, replacing
-from unlearn.signals import on_stop
-from unlearn.training.trainer import Stopped
+from unlearn.signals import Stopped, on_stop
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +88,8 @@ def _decide(run: Planned, team: Team, progress: bool) -> dict[str, Any]:
     if not is_complete(run):
         _write_config(run)
         if run.job.config.hardware.processes == 1 and not team.others:
+            from launch.run.worker import work  # with DeepSpeed, which a finished run does not need
+
             work(run.directory, progress=progress)
         else:
             judge(run, work_together(run, team).values())

@@ -20,8 +20,7 @@ import torch
 from torch import nn
 
 from eval import variants
-from eval.configuration import benchmark_options, evaluation_sets
-from eval.evaluate import plan
+from eval.configuration import benchmark_options, evaluation_sets, requests_of
 from eval.judgement.judge import judge
 from eval.suite import Scoring
 from eval.variants.base import ROLES, Workbench
@@ -37,10 +36,10 @@ from unlearn.models.adapter_targets import unties
 from unlearn.models.skeleton import limits
 from unlearn.pipeline import Pipeline
 from unlearn.run_dir import RunDir
-from unlearn.signals import on_stop
+from unlearn.signals import Stopped, on_stop
 from unlearn.terms import training_sets, watched_sets
 from unlearn.training.engine import Engine
-from unlearn.training.trainer import Logger, Stopped
+from unlearn.training.trainer import Logger
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ class _Run:
         trained = training_sets(config) | watched_sets(config)
         self.sets = load_sets(config.dataset, trained | evaluation_sets(config))
         for name in config.eval.benchmarks:  # what cannot be measured is refused before it is trained for
-            plan(name, self._scored_sets(), benchmark_options(config, name))
+            requests_of(name, self._scored_sets(), benchmark_options(config, name))
         tokenizer = models.load_tokenizer(config.model, source)
         self.encoder = models.make_encoder(
             config.model, tokenizer, config.dataset.max_length, limits(config.model, source)

@@ -21,8 +21,7 @@ from launch.run.worker_processes import Report, Workers, log_of
 from unlearn.errors import UserError
 from unlearn.files import read_json
 from unlearn.guard import REFUSED
-from unlearn.signals import on_stop
-from unlearn.training.trainer import Stopped
+from unlearn.signals import Stopped, on_stop
 
 log = logging.getLogger(__name__)
 

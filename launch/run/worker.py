@@ -24,8 +24,7 @@ from unlearn.errors import UserError
 from unlearn.guard import is_logged, lasting_output, mark_logged, outcome
 from unlearn.models.weights import Weights
 from unlearn.run_dir import RunDir
-from unlearn.signals import STOPPED
-from unlearn.training.trainer import Stopped
+from unlearn.signals import STOPPED, Stopped
 
 log = logging.getLogger("launch.run.worker")  # also where it is the main module
 

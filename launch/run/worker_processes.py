@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from unlearn.signals import STOPPED
-from unlearn.training.trainer import Stopped
+from unlearn.signals import STOPPED, Stopped
 
 _GRACE = 10.0  # seconds from SIGTERM to SIGKILL
 

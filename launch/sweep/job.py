@@ -97,7 +97,7 @@ def guarded(composed: DictConfig, *, apart: bool = False) -> Made:
 def one_run(composed: DictConfig, *, apart: bool = False) -> Made:
     """One composed run, from check to table; whatever ends it is told here, and is in what is returned."""
     from launch.run.log_warnings import Warned
-    from unlearn.training.trainer import Stopped
+    from unlearn.signals import Stopped
 
     hydra_config = HydraConfig.get()
     overrides = tuple(hydra_config.overrides.task)

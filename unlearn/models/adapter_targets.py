@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 from typing import Any
 
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -40,6 +38,9 @@ def target_problems(model: nn.Module, cfg: LoraConfig) -> list[str]:
 
 def unties(model: nn.Module) -> bool:
     """Whether adapters tell apart what the model ties: they are on its embeddings or on its head alone."""
+    from peft import PeftModel  # a second of imports, for adapters alone
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     if not isinstance(model, PeftModel):
         return False
     base: Any = model.get_base_model()

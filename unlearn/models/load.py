@@ -14,13 +14,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub
 import torch
 import transformers
-from peft import LoraConfig as PeftLoraConfig
-from peft import PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
@@ -42,6 +40,9 @@ from unlearn.models.locate import ModelError, Place, find, fingerprint
 from unlearn.models.model_files import tokenizer_problem
 from unlearn.models.skeleton import read_config, skeleton
 from unlearn.terms import Term
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 log = python_logging.getLogger(__name__)
 
@@ -264,6 +265,9 @@ def parameter_count(cfg: ModelConfig, source: str | None = None) -> int | None:
 
 def add_lora(model: PreTrainedModel, cfg: LoraConfig, seed: int) -> PeftModel:
     """Freeze the model and add adapters, which start as zero and are all that trains."""
+    from peft import LoraConfig as PeftLoraConfig  # a second of imports, for adapters alone
+    from peft import PeftModel, get_peft_model
+
     config = PeftLoraConfig(
         r=cfg.r,
         lora_alpha=cfg.alpha,
@@ -295,6 +299,8 @@ def exportable(model: PreTrainedModel | PeftModel, weights: Mapping[str, Tensor]
     `weights` become the new model's. Where adapters are on one of two tied weights, the two are no longer
     equal: the plain model has both.
     """
+    from peft import PeftModel, get_peft_model
+
     base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     config = untied(base.config) if unties(model) else base.config
     with torch.device("meta"):

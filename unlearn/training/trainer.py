@@ -23,7 +23,7 @@ from unlearn.data.batching import Schedule
 from unlearn.errors import UserError
 from unlearn.rules import Rule
 from unlearn.run_dir import RunDir
-from unlearn.signals import on_stop
+from unlearn.signals import Stopped, on_stop
 from unlearn.terms import Term
 from unlearn.training.auto_lr import AutoLR
 from unlearn.training.engine import Engine
@@ -37,10 +37,6 @@ log = logging.getLogger(__name__)
 # Where writing a checkpoint takes longer than so many seconds, the next one by time is after ten times as
 # long at the earliest: a large model would otherwise spend much of its time on them.
 _LONG, _SPACED = 5.0, 10
-
-
-class Stopped(BaseException):
-    """A signal asked the run to stop; it can be resumed. Like KeyboardInterrupt, it is nobody's to handle."""
 
 
 class NonFiniteLoss(UserError):

@@ -21,7 +21,7 @@ from unlearn import interventions
 from unlearn.config import HardwareConfig
 from unlearn.distributed import World, start_world, stop_world
 from unlearn.errors import UserError
-from unlearn.training.trainer import Stopped
+from unlearn.signals import Stopped
 
 pytestmark = pytest.mark.slow
 KEY = "tofu/forget/probability"

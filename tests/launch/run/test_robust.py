@@ -28,8 +28,9 @@ from unlearn.config import CheckpointConfig, HardwareConfig
 from unlearn.data.tokenization import TokenSequence
 from unlearn.files import BrokenFile, NoRoom, leftovers, read_json, write_json
 from unlearn.run_dir import RunDir
+from unlearn.signals import Stopped
 from unlearn.training import frozen_outputs as reference
-from unlearn.training.trainer import Stopped, Trainer
+from unlearn.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
