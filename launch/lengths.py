@@ -109,8 +109,8 @@ class Lengths:
         for each, length in self._prompts(asked, overhead):
             if length >= self.most:
                 raise ModelError(
-                    f"method.alternatives.prompt: a prompt has {length} tokens and leaves no room for an "
-                    f"answer in the {self.most} positions of {self.label}: make it shorter, or choose another source"
+                    f"method.alternatives.prompt: a prompt has {length} tokens and leaves no room for "
+                    f"answers in {self.most} positions of {self.label}: make it shorter, or take another"
                 )
             if length + each.new > self.most:
                 raise ModelError(
