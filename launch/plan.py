@@ -22,7 +22,7 @@ from unlearn.probes.saved import saved_models
 from unlearn.run import Beside, Job, Weights, benchmark_options, evaluation_sets, watched_sets
 from unlearn.rundir import RunDir
 
-_FORMAT = 1
+_FORMAT = 2
 """Counted up when the same configuration begins to give other numbers."""
 _LONGEST = 50  # bytes of each of the four names in a folder's name, which can have 255
 
