@@ -30,6 +30,7 @@ LAUNCHER = "slurm"
 """The name of `configs/hydra/launcher/slurm.yaml`."""
 
 _MAX_ARRAY = 1001  # MaxArraySize where slurm.conf does not set it
+_MANY = 50  # jobs from which on it takes seconds to compose them
 _ANSWER = 30.0  # seconds that one waits for the controller
 _OPTION = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 _ELSEWHERE = {
@@ -103,9 +104,13 @@ def check(slurm: SlurmConfig) -> list[str]:
 def ask(composed: DictConfig, jobs: int) -> None:
     """Let sbatch look at the script before a sweep is composed, which takes minutes for thousands of jobs.
 
+    A few are submitted as fast.
+
     Raises:
         UserError: it would not take it. (What it only cannot start at once is submitted all the same.)
     """
+    if jobs < _MANY:
+        return
     with tempfile.NamedTemporaryFile("w", suffix=".sh", encoding="utf-8") as file:
         file.write(script(composed, min(jobs, array_limit())))
         file.flush()
@@ -115,12 +120,17 @@ def ask(composed: DictConfig, jobs: int) -> None:
         and said.returncode
         and re.search("invalid|unrecogni|violates", said.stderr, re.IGNORECASE)
     ):
-        reason = " ".join(said.stderr.split()).replace(file.name, "the script")
-        fewer = "; sweep over fewer values at a time" if "array" in reason else ""
-        raise UserError(
-            f"hydra/launcher=slurm: Slurm does not take the job: {reason}{fewer}. hardware.slurm.* says what "
-            "is asked for; dry_run=true shows the script"
-        )
+        raise _not_taken(said.stderr.replace(file.name, "the script"))
+
+
+def _not_taken(said: str) -> UserError:
+    """What sbatch says of a job that it refuses, with what can be done."""
+    reason = " ".join(said.split())
+    fewer = "; sweep over fewer values at a time" if "array" in reason else ""
+    return UserError(
+        f"hydra/launcher=slurm: Slurm does not take the job: {reason}{fewer}. hardware.slurm.* says what "
+        "is asked for; dry_run=true shows the script"
+    )
 
 
 @cache
@@ -168,7 +178,7 @@ def together() -> Iterator[None]:
     What became of it is then in Hydra's return of that job, in place of an error that hides the rest. More
     jobs than an array may have are submitted as several arrays.
     """
-    from submitit.core.utils import UncompletedJobError
+    from submitit.core.utils import FailedJobError, UncompletedJobError
     from submitit.slurm import slurm
 
     told: set[str] = set()
@@ -196,7 +206,10 @@ def together() -> Iterator[None]:
     def by_arrays(executor: Any, submissions: list[Any]) -> list[Any]:
         most = array_limit()
         parts = [submissions[first : first + most] for first in range(0, len(submissions), most)]
-        return [job for part in parts for job in submit(executor, part)]
+        try:
+            return [job for part in parts for job in submit(executor, part)]
+        except FailedJobError as error:
+            raise _not_taken(str(error)) from error
 
     slurm.SlurmJob = slurm.SlurmExecutor.job_class = Patient  # type: ignore[misc]
     slurm.SlurmExecutor._internal_process_submissions = by_arrays  # type: ignore[assignment, method-assign]

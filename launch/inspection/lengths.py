@@ -107,10 +107,15 @@ class Lengths:
         if self.encoder.limits.positions is None or self.most is None:
             return
         for each, length in self._prompts(asked, overhead):
+            if length >= self.most:
+                raise ModelError(
+                    f"method.alternatives.prompt: a prompt has {length} tokens and leaves no room for "
+                    f"answers in {self.most} positions of {self.label}: make it shorter, or take another"
+                )
             if length + each.new > self.most:
                 raise ModelError(
                     f"method.alternatives.max_new_tokens={each.new}: a prompt has {length} tokens, and "
-                    f"{self.label} has {self.most} positions: set it to {max(1, self.most - length)} or less"
+                    f"{self.label} has {self.most} positions: set it to {self.most - length} or less"
                 )
 
     def _prompts(self, asked: Iterable[Asked], overhead: int) -> Iterator[tuple[Asked, int]]:

@@ -122,23 +122,23 @@ def _check_adapters(config: RunConfig, model: Any) -> None:
 def _check_specials(encoder: Encoder) -> None:
     """
     Raises:
-        ModelError: a token that goes with every text is beyond the model's vocabulary.
+        DataError: a token that goes with every text is beyond the model's vocabulary.
     """
     rows = encoder.limits.vocabulary
     assert rows is not None
     if encoder.end_id >= rows:
-        raise ModelError(
+        raise DataError(
             f"the end token: {encoder.beyond_vocabulary(encoder.end_id)}; or set model.prompt.end to another"
         )
     for token in encoder.before:
         if token >= rows:
-            raise ModelError(encoder.beyond_vocabulary(token))
+            raise DataError(encoder.beyond_vocabulary(token))
 
 
 def _check_vocabulary(encoder: Encoder, texts: Texts) -> None:
     """
     Raises:
-        ModelError: a text has a token that the model has no embedding for.
+        DataError: a text has a token that the model has no embedding for.
     """
     rows = encoder.limits.vocabulary
     if rows is None or max(encoder.tokenizer.get_vocab().values(), default=0) < rows:
@@ -152,4 +152,4 @@ def _check_vocabulary(encoder: Encoder, texts: Texts) -> None:
         encoded = encoder.tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"]
         for text, ids in zip(some, encoded, strict=True):
             if max(ids, default=0) >= rows:
-                raise ModelError(f"{where[text]}: {encoder.beyond_vocabulary(max(ids))}")
+                raise DataError(f"{where[text]}: {encoder.beyond_vocabulary(max(ids))}")

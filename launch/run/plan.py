@@ -25,7 +25,7 @@ from unlearn.probes.saved import saved_models
 from unlearn.run_dir import RunDir
 from unlearn.terms import bind, needs_alternatives, training_sets, watched_sets
 
-_FORMAT = 1
+_FORMAT = 2
 """Counted up when the same configuration begins to give other numbers."""
 _LONGEST = 50  # bytes of each of the four names in a folder's name, which can have 255
 

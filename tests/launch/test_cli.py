@@ -316,6 +316,11 @@ class TestFingerprint:
     def of(*arguments: str) -> str:
         return make_plan(configure(*arguments)).main.job.fingerprint
 
+    def test_a_date_counts_where_it_was_chosen(self):
+        assert (
+            self.of("model.prompt.date=26 Jul 2024") == self.of() != self.of("model.prompt.date=2025-01-01")
+        )
+
     @pytest.mark.slow
     def test_it_is_stable(self, tmp_path):
         # Changes only when the same configuration would give other numbers; then count _FORMAT up.
