@@ -16,7 +16,7 @@ from unlearn.data.sources import load_sets
 from unlearn.distributed import start_world
 from unlearn.models import load as models
 from unlearn.terms import bind
-from unlearn.training import frozen_outputs as reference
+from unlearn.training import frozen_outputs
 from unlearn.training.frozen_outputs import Kept
 from unlearn.training.microbatch import Group, Part
 
@@ -96,11 +96,11 @@ def with_reference(case: Case, file: Path) -> Case:
         if "ref_logp" not in term.needs:
             continue
         part = groups[term.group].part("answers")
-        known = reference.read(file, part.sequences)
+        known = frozen_outputs.read(file, part.sequences)
         if known is None:
             world, most = start_world("cpu"), case.hardware.eval_tokens
-            known = reference.compute(case.load(), part.sequences, world, max_tokens=most, synced=False)
-            reference.write(file, known)
+            known = frozen_outputs.compute(case.load(), part.sequences, world, max_tokens=most, synced=False)
+            frozen_outputs.write(file, known)
         groups[term.group] = groups[term.group].with_part("answers", replace(part, kept={kept: known}))
     return replace(case, groups=groups)
 

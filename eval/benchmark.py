@@ -20,7 +20,7 @@ from eval.collection.records import Records
 from eval.collection.requests import Request
 from eval.judgement.aspects import AspectName, Attack, Rule
 from eval.metrics.words import Words
-from unlearn import plugins as signatures
+from unlearn import plugins
 from unlearn.data.example import Example
 from unlearn.errors import ConfigError, UserError
 
@@ -161,7 +161,7 @@ def options_of(benchmark: Benchmark | LiveBenchmark, given: Mapping[str, Any], n
         ConfigError: what is wrong with them, by dotted name.
     """
     place = f"eval.benchmarks.{name}"
-    options = signatures.parsed(benchmark.Options, given, place, f"benchmark {name}")
+    options = plugins.parsed(benchmark.Options, given, place, f"benchmark {name}")
     problems = []
     for key, value in vars(options).items():
         least = 0 if key == "seed" else 1 if key.endswith("tokens") else None

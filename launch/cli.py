@@ -28,7 +28,7 @@ from launch.compose import (
     refuse_sweep,
     yaml_of,
 )
-from launch.run import foreign_launchers as surroundings
+from launch.run import foreign_launchers
 from launch.run.slurm_task import leads
 from launch.sweep.hydra_hooks import announced, job_count
 from launch.sweep.job import SweepJob, dry_run, one_run, process
@@ -67,7 +67,7 @@ def _command(arguments: list[str]) -> int:
     if set(_FLAGS["help"]) & set(arguments):
         helptext.show(Console())
         return 0
-    surroundings.settle()  # a launcher may have put flags of its own before the arguments
+    foreign_launchers.settle()  # a launcher may have put flags of its own before the arguments
     asked, given = _split(arguments)
     if "version" in asked:
         sys.stdout.write(f"unlearn-lab {version('unlearn-lab')}\n")

@@ -11,7 +11,7 @@ from launch.compose import yaml_of_defaults
 from launch.run.slurm_task import node as this_node
 from launch.run.slurm_task import this_task
 from launch.tracking.wandb_session import mode_of_variables
-from unlearn import plugins as signatures
+from unlearn import plugins
 from unlearn.config import GoalConfig, HardwareConfig, MethodConfig, ProbeConfig, PromptConfig, RunConfig
 from unlearn.data import alternatives, sources
 from unlearn.data.prompts import check_variables
@@ -224,7 +224,7 @@ def _built(key: str, option: str, given: Mapping[str, Any]) -> list[str]:
 
     try:
         keys = {**yaml_of_defaults("method", option), **given}
-        method = signatures.parsed(MethodConfig, keys, key, f"method {option}")
+        method = plugins.parsed(MethodConfig, keys, key, f"method {option}")
     except ConfigError as error:
         return error.problems
     try:

@@ -28,7 +28,7 @@ from unlearn.probes.saved_models import look_at_saved, make_probe
 from unlearn.rules import clip_norm, make_rule
 from unlearn.run_dir import RunDir
 from unlearn.terms import WATCHED, Term, bind, training_sets
-from unlearn.training import gradient_reach as reach
+from unlearn.training import gradient_reach
 from unlearn.training.deepspeed_config import deepspeed_config
 from unlearn.training.engine import Engine, precision
 from unlearn.training.microbatch import Frozen
@@ -169,8 +169,8 @@ class Pipeline:
             model = models.add_lora(model, config.model.lora, config.seed)
         if config.method.train is not None:
             models.train_only(model, config.method.train)
-        if reach.chosen(config.method, config.model.lora):
-            found = reach.problems(model, config.method, config.model.lora, self.terms)
+        if gradient_reach.chosen(config.method, config.model.lora):
+            found = gradient_reach.problems(model, config.method, config.model.lora, self.terms)
             if found:
                 raise ConfigError(found)
         if config.hardware.activation_checkpointing:

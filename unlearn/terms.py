@@ -14,7 +14,7 @@ from torch import Tensor
 import unlearn.objectives
 import unlearn.rules
 import unlearn.weightings
-from unlearn import plugins as signatures
+from unlearn import plugins
 from unlearn.config import Mask, MethodConfig, RunConfig
 from unlearn.data.sources import available
 from unlearn.errors import ConfigError, did_you_mean
@@ -225,12 +225,12 @@ def two_warmups(method: MethodConfig, key: str = "method") -> str:
 
 def objective_names() -> list[str]:
     """The objectives that ship with the project."""
-    return signatures.modules(unlearn.objectives)
+    return plugins.modules(unlearn.objectives)
 
 
 def weighting_names() -> list[str]:
     """The weightings that ship with the project."""
-    return signatures.modules(unlearn.weightings)
+    return plugins.modules(unlearn.weightings)
 
 
 def find_objective(name: str) -> Callable[..., Tensor]:
@@ -239,7 +239,7 @@ def find_objective(name: str) -> Callable[..., Tensor]:
     Raises:
         LookupError: there is none.
     """
-    return signatures.find(name, unlearn.objectives, "objective")
+    return plugins.find(name, unlearn.objectives, "objective")
 
 
 def _term(key: str, name: str, group: str, weight: float, keys: dict[str, Any]) -> Term:
@@ -316,11 +316,11 @@ def _weighting(key: str, stated: Any) -> Weighting:
     granularity = keys.pop("granularity", "token")
     options = {k: keys.pop(k) for k in _WEIGHTING_OPTIONS if k in keys}
     try:
-        bound, problems = _bound(key, name, signatures.find(name, unlearn.weightings, "weighting"), keys)
+        bound, problems = _bound(key, name, plugins.find(name, unlearn.weightings, "weighting"), keys)
     except LookupError as error:
         raise ConfigError([f"{key}.name={name}: {error}"]) from None
     types = {k: kind for k, kind in _WEIGHTING_OPTIONS.items() if k in options}
-    problems += signatures.ill_typed(key, name, types, options)
+    problems += plugins.ill_typed(key, name, types, options)
     if granularity not in GRANULARITIES:
         near = did_you_mean(str(granularity), GRANULARITIES)
         problems.append(f"{key}.granularity={granularity}: no such granularity{near}")
@@ -334,8 +334,8 @@ def _weighting(key: str, stated: Any) -> Weighting:
 def _bound(
     key: str, name: str, function: Callable[..., Tensor], keys: Mapping[str, Any]
 ) -> tuple[Bound, list[str]]:
-    needs, hyper = signatures.split(function)
-    problems = signatures.misfits(key, name, hyper, keys, "hyper-parameter")
+    needs, hyper = plugins.split(function)
+    problems = plugins.misfits(key, name, hyper, keys, "hyper-parameter")
     problems += [
         f"{key}: {name} asks for {need!r}, which nothing provides{did_you_mean(need, NEEDS)}"
         for need in needs
@@ -349,5 +349,5 @@ def _before(objective: Bound) -> Bound | None:
     if "batch_mean" not in objective.needs:
         return None
     function = getattr(importlib.import_module(objective.function.__module__), "batch_mean")  # noqa: B009
-    needs, own = signatures.split(function)
+    needs, own = plugins.split(function)
     return Bound(function, needs, {k: v for k, v in objective.hyper.items() if k in own})

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
 from eval.variants.base import Score, Variant, Workbench
-from unlearn import plugins as signatures
+from unlearn import plugins
 from unlearn.config import RunConfig
 from unlearn.errors import ConfigError, did_you_mean
 from unlearn.files import digest, read_json, write_json
@@ -44,7 +44,7 @@ def options_of(name: str, given: Mapping[str, Any] | None) -> Any:
     Raises:
         ConfigError: what is wrong with them, by dotted name.
     """
-    return signatures.parsed(find(name).Options, given or {}, f"{KEY}.{name}", f"variant {name}")
+    return plugins.parsed(find(name).Options, given or {}, f"{KEY}.{name}", f"variant {name}")
 
 
 def check(chosen: Mapping[str, Mapping[str, Any] | None], config: RunConfig) -> list[str]:

@@ -15,7 +15,7 @@ from unlearn.errors import ConfigError, UserError
 from unlearn.models import load as models
 from unlearn.rules import make_rule
 from unlearn.terms import bind, row_multiples, training_sets, two_warmups, watched_sets
-from unlearn.training import gradient_reach as reach
+from unlearn.training import gradient_reach
 from unlearn.training.learning_rate import warmup_steps
 
 
@@ -79,7 +79,7 @@ def _gradients(config: RunConfig) -> None:
         ConfigError: all of them, by the key that chooses them.
     """
     method, lora = config.method, config.model.lora
-    if not reach.chosen(method, lora):
+    if not gradient_reach.chosen(method, lora):
         return
     try:
         model = models.blueprint(config.model, method)
@@ -89,7 +89,7 @@ def _gradients(config: RunConfig) -> None:
         return
     if model is None:  # looked at again when its weights are there
         return
-    found = reach.problems(model, method, lora, models.placed(bind(method), config.model))
+    found = gradient_reach.problems(model, method, lora, models.placed(bind(method), config.model))
     if found:
         raise ConfigError(found)
 

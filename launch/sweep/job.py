@@ -19,7 +19,7 @@ from rich.console import Console
 
 from launch import slurm
 from launch.compose import checked
-from launch.run import foreign_launchers as surroundings
+from launch.run import foreign_launchers
 from launch.run.slurm_task import leads
 from launch.sweep.job_records import Records
 from launch.sweep.summary_table import Made
@@ -103,7 +103,7 @@ def one_run(composed: DictConfig, *, apart: bool = False) -> Made:
     overrides = tuple(hydra_config.overrides.task)
     warned, output = Warned(), Path(hydra_config.runtime.output_dir)
     try:
-        surroundings.settle()
+        foreign_launchers.settle()
         with on_stop(_interrupt):
             config = checked(composed, overrides, hydra_config.runtime.choices)
             if config.dry_run:

@@ -12,7 +12,7 @@ import pytest
 from eval.keys import can_be, metrics_of
 
 from eval.benchmark import find
-from launch.run import foreign_launchers as surroundings
+from launch.run import foreign_launchers
 from launch.run.log_warnings import last_error, told
 from launch.slurm import array_limit
 from launch.tracking.wandb_session import mode_of_variables
@@ -131,17 +131,17 @@ def test_variables_that_are_refused(name, tmp_path, monkeypatch):
     ],
 )
 def test_variables_that_tell_of_one_process_are_dropped(given):
-    surroundings.settle(given)
+    foreign_launchers.settle(given)
     assert given == {"HOME": "/h"}
 
 
 def test_in_a_slurm_step_slurm_tells_how_many_there_are():
     step = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1", "SLURM_STEP_NODELIST": "a[1-2]"}
     given = step | {"WORLD_SIZE": "2", "RANK": "1", "PMI_SIZE": "2"}
-    surroundings.settle(given)
+    foreign_launchers.settle(given)
     assert given == step
     with pytest.raises(UserError, match="torchrun"):
-        surroundings.settle(step | {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"})
+        foreign_launchers.settle(step | {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"})
 
 
 def test_modes_of_wandb():

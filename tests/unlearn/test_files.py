@@ -16,7 +16,7 @@ from tests.unlearn.training import small_training as training
 from unlearn.config import HardwareConfig
 from unlearn.files import leftovers, replacing
 from unlearn.models.load import save_pretrained
-from unlearn.training import frozen_outputs as reference
+from unlearn.training import frozen_outputs
 
 
 def modes(folder: Path) -> tuple[set[int], set[int]]:
@@ -42,7 +42,7 @@ def test_all_outputs_follow_the_umask(masked, tmp_path, nano_tokenizer):
     trainer.run()
     trainer.engine.close()
     save_pretrained(training.tiny_llama(), nano_tokenizer, run / "model")
-    reference.write(tmp_path / "runs" / "cache" / "reference" / "entry.safetensors", [torch.zeros(3)])
+    frozen_outputs.write(tmp_path / "runs" / "cache" / "reference" / "entry.safetensors", [torch.zeros(3)])
     _write(
         run / "eval" / "tofu", Result({"tofu/x": 1.0}, [{"set": "forget", "id": "a"}], words={"a": "b"}), []
     )

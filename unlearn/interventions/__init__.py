@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from unlearn import plugins as signatures
+from unlearn import plugins
 from unlearn.config import Section
 from unlearn.errors import ConfigError, UserError, did_you_mean
 from unlearn.files import read_json, write_json
@@ -173,7 +173,7 @@ def load(model: PreTrainedModel, folder: Path) -> list[Intervention]:
 def _options(options: Mapping[str, Any]) -> Section:
     rest = {key: value for key, value in options.items() if key != "name"}
     name = options["name"]
-    return signatures.parsed(_KINDS[name].Options, rest, "method.intervention", name)
+    return plugins.parsed(_KINDS[name].Options, rest, "method.intervention", name)
 
 
 def _reinforced(place: int) -> str:

@@ -18,7 +18,7 @@ from transformers.utils import cached_file
 from unlearn.config import ModelConfig
 from unlearn.errors import UserError
 from unlearn.files import read_json
-from unlearn.models import model_files as modelfiles
+from unlearn.models import model_files
 from unlearn.paths import is_file, is_folder, repository_problem, user_path
 
 _WHOLE = 256 << 20  # weights files up to this many bytes are hashed in full
@@ -68,18 +68,18 @@ class Place:
     def _cause(self) -> str | None:
         """What the files of a folder, or the configuration of a repository, tell of the cause."""
         if self.folder is not None:
-            return modelfiles.problem(self.folder, trust=self.trusted) or modelfiles.tokenizer_problem(
+            return model_files.problem(self.folder, trust=self.trusted) or model_files.tokenizer_problem(
                 self.folder
             )
         if self.package is not None:
             return None
         revision = {key: value for key, value in self.options.items() if key == "revision"}
         try:
-            file = cached_file(self.name, modelfiles.CONFIG, local_files_only=True, **revision)
+            file = cached_file(self.name, model_files.CONFIG, local_files_only=True, **revision)
             config = None if file is None else read_json(Path(file))
         except (OSError, ValueError):
             return None
-        return None if config is None else modelfiles.configuration_problem(config, trust=self.trusted)
+        return None if config is None else model_files.configuration_problem(config, trust=self.trusted)
 
     def _mend(self, error: BaseException) -> str:
         if self.package is not None:
@@ -94,7 +94,7 @@ class Place:
         if any(isinstance(cause, ImportError) for cause in causes):
             return "A package that it needs is missing or too old: install it."
         if self._pickled():
-            return f"{modelfiles.CONVERT[0].upper()}{modelfiles.CONVERT[1:]}."
+            return f"{model_files.CONVERT[0].upper()}{model_files.CONVERT[1:]}."
         return (
             "Check the id, model.revision and the network (private repositories need HF_TOKEN). "
             "A folder on disk serves as well: model=local model.path=/folder."
@@ -161,7 +161,7 @@ def model_problem(key: str, path: str, *, trust: bool) -> str | None:
         return f"{named} is a file, and a model is a folder of files: {fix}"
     problem = repository_problem(path)
     if problem is None and is_folder(path):
-        problem = modelfiles.problem(user_path(path), trust=trust)
+        problem = model_files.problem(user_path(path), trust=trust)
     return None if problem is None else f"{named}: {problem}"
 
 

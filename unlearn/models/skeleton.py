@@ -15,8 +15,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from unlearn.config import ModelConfig
 from unlearn.data.tokenization import Limits
 from unlearn.errors import did_you_mean
-from unlearn.models import model_files as modelfiles
-from unlearn.models import nano
+from unlearn.models import model_files, nano
 from unlearn.models.locate import ModelError, Place, find
 
 _OFFSET = 16  # rows that tables of positions have beside those of positions (OPT: 2)
@@ -83,8 +82,8 @@ def check_weights(model: PreTrainedModel, place: Place) -> list[str]:
     if folder is None:
         return []
     try:
-        stored = modelfiles.shapes(folder)
-    except modelfiles.Broken as error:
+        stored = model_files.shapes(folder)
+    except model_files.Broken as error:
         raise ModelError(f"{place.label}: {error}") from error
     found = {name: torch.empty(shape, device="meta") for name, shape in stored.items()}
     kind: Any = type(model)

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from unlearn import plugins as signatures
+from unlearn import plugins
 from unlearn.config import MethodConfig, RuleConfig
 from unlearn.errors import ConfigError, did_you_mean
 
@@ -88,7 +88,7 @@ def check(config: RuleConfig, terms: Sequence[str], clip: float | None = None) -
         )
     kind, given = _kind(config.name), config.model_extra or {}
     known = dict(inspect.signature(kind, eval_str=True).parameters)
-    problems = signatures.misfits("method.rule", config.name, known, given, "option")
+    problems = plugins.misfits("method.rule", config.name, known, given, "option")
     lacking = [term for term in getattr(kind, "terms", ()) if term not in terms]
     problems += [f"method.{term} has no term: rule {config.name} needs one" for term in lacking]
     if clip and not kind.clipped:

@@ -22,8 +22,7 @@ from unlearn.distributed import World
 from unlearn.errors import UserError
 from unlearn.passes.forward import Head
 from unlearn.terms import Term, row_multiples
-from unlearn.training import frozen_outputs as reference
-from unlearn.training import sampled_alternatives as sampled
+from unlearn.training import frozen_outputs, sampled_alternatives
 from unlearn.training.engine import precision
 from unlearn.training.frozen_outputs import Kept
 from unlearn.training.microbatch import Group, Part, kept_for, kinds, own_view
@@ -129,60 +128,64 @@ class Preparation:
             "seed": self.config.seed,
         }  # fmt: skip
         root = Path(self.config.root)
-        file = sampled.cache_file(root, target.key, hardware.dtype, self.encoder, questions, **options)
+        file = sampled_alternatives.cache_file(
+            root, target.key, hardware.dtype, self.encoder, questions, **options
+        )
         parts = file.with_suffix(".parts")
 
         def make() -> list[list[str]]:
             with target.hold() as (model, synced):
-                texts = sampled.sample_alternatives(
+                texts = sampled_alternatives.sample_alternatives(
                     model, self.encoder, questions, **options, max_rows=hardware.generate_rows,
                     world=self.world.with_synced(synced), device=self.world.device,
                     parts=parts,
                 )  # fmt: skip
             if self.world.main:
-                sampled.write(file, questions, texts)
+                sampled_alternatives.write(file, questions, texts)
                 shutil.rmtree(parts, ignore_errors=True)
             self.world.barrier()
             return texts
 
-        return made_once(file, self._shard, lambda: sampled.read(file, questions), make)
+        return made_once(file, self._shard, lambda: sampled_alternatives.read(file, questions), make)
 
     # -- frozen models ---------------------------------------------------------------------------------
 
     def _kept(self, part: Part, kept: Kept, frozen: FrozenModel) -> Sequence[torch.Tensor]:
         dtype = self.config.hardware.dtype
-        file = reference.cache_file(Path(self.config.root), frozen.key, dtype, part.sequences, kept)
+        file = frozen_outputs.cache_file(Path(self.config.root), frozen.key, dtype, part.sequences, kept)
         parts = file.with_suffix(".parts")
 
         def make() -> Sequence[torch.Tensor]:
             with frozen.hold() as (model, synced):
-                values = reference.compute(
+                values = frozen_outputs.compute(
                     model, part.sequences, self.world, max_tokens=self.config.hardware.eval_tokens,
                     synced=synced, kept=kept, pad_id=self.encoder.pad_id, parts=parts,
                 )  # fmt: skip
             if self.world.main:
                 logp = kept.what == "logp"
-                reference.write(file, values, torch.float32 if logp else precision(dtype))
+                frozen_outputs.write(file, values, torch.float32 if logp else precision(dtype))
                 shutil.rmtree(parts, ignore_errors=True)
             self.world.barrier()
             return values
 
-        return made_once(file, self._shard, lambda: reference.read(file, part.sequences, kept.mask), make)
+        return made_once(
+            file, self._shard, lambda: frozen_outputs.read(file, part.sequences, kept.mask), make
+        )
 
     def _head(self, frozen: FrozenModel) -> Head:
         dtype = self.config.hardware.dtype
-        file = reference.head_file(Path(self.config.root), frozen.key, dtype)
+        file = frozen_outputs.head_file(Path(self.config.root), frozen.key, dtype)
         place, size = self.world.device, precision(dtype)
 
         def make() -> Head:
             with frozen.hold() as (model, _), frozen.whole_head(model):
-                head = reference.head_of(model)
+                head = frozen_outputs.head_of(model)
             if self.world.main:
-                reference.write_head(file, head)
+                frozen_outputs.write_head(file, head)
             self.world.barrier()
             return head.to(place, size)
 
-        return made_once(file, self._shard, lambda: reference.read_head(file, place, size), make)
+        return made_once(file, self._shard, lambda: frozen_outputs.read_head(file, place, size), make)
 
     @property
     def _shard(self) -> World:

@@ -11,8 +11,7 @@ from rich.console import Console
 
 from eval.metric_catalog import in_order
 from launch.redact import scrubbed
-from launch.report.compare import export as written
-from launch.report.compare import tables
+from launch.report.compare import export, tables
 from launch.report.compare.discover import Found, find
 from launch.report.compare.page import page
 from launch.report.compare.rows import Comparison, compared
@@ -107,12 +106,12 @@ def write(comparison: Comparison, every: Sequence[str], found: Found, out: Path)
     """Write compare.csv, .tex, .md and .html, each whole or not at all, and return their paths."""
     left_out = tables.left_out_lines(found.left_out)
     about = "\n".join(
-        ["", tables.note(comparison), "", LEGEND, "", *(f"- {written.escaped(x)}" for x in left_out)]
+        ["", tables.note(comparison), "", LEGEND, "", *(f"- {export.escaped(x)}" for x in left_out)]
     )
     texts: Mapping[str, str] = {
-        "csv": written.in_csv(comparison, every),
-        "tex": written.in_latex(comparison),
-        "md": f"# Comparison\n\n{written.in_markdown(comparison)}{about}\n",
+        "csv": export.in_csv(comparison, every),
+        "tex": export.in_latex(comparison),
+        "md": f"# Comparison\n\n{export.in_markdown(comparison)}{about}\n",
         "html": page(comparison, every, found),
     }
     out.mkdir(parents=True, exist_ok=True)

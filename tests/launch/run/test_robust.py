@@ -29,7 +29,7 @@ from unlearn.data.tokenization import TokenSequence
 from unlearn.files import BrokenFile, NoRoom, leftovers, read_json, write_json
 from unlearn.run_dir import RunDir
 from unlearn.signals import Stopped
-from unlearn.training import frozen_outputs as reference
+from unlearn.training import frozen_outputs
 from unlearn.training.trainer import Trainer
 
 
@@ -65,7 +65,7 @@ STATE = [("w", {"weight": torch.zeros(5000)})]
             lambda folder: RunDir(folder).save_checkpoint(4, STATE, {}, keep=1, write=True),
         ),
         ("history.jsonl", lambda folder: RunDir(folder).append_history({"step": 1, "text": "b" * 20_000})),
-        ("a.safetensors", lambda folder: reference.write(folder / "a.safetensors", [torch.zeros(5000)])),
+        ("a.safetensors", lambda folder: frozen_outputs.write(folder / "a.safetensors", [torch.zeros(5000)])),
     ],
 )
 def test_what_finds_no_room_is_named_and_leaves_what_was_there(tmp_path, name, write):
@@ -247,16 +247,16 @@ def test_a_broken_json_file_is_named_with_the_mend(tmp_path, content):
 def test_a_broken_entry_of_the_reference_cache_is_told_and_counts_as_none(tmp_path, caplog, spoil):
     sequences = [TokenSequence(np.arange(5), 2, ended=True), TokenSequence(np.arange(4), 1, ended=True)]
     file = tmp_path / "entry.safetensors"
-    assert reference.read(file, sequences) is None
+    assert frozen_outputs.read(file, sequences) is None
     assert not caplog.records  # it is just not there
     values = [torch.tensor([-1.0, -2.0, -3.0]), torch.tensor([-4.0, -5.0, -6.0])]
-    reference.write(file, values)
-    known = reference.read(file, sequences)
+    frozen_outputs.write(file, values)
+    known = frozen_outputs.read(file, sequences)
     assert known is not None
     assert [v.tolist() for v in known] == [v.tolist() for v in values]
     spoil(file)
-    assert reference.read(file, sequences) is None
-    assert reference.read_head(file, torch.device("cpu"), torch.float32) is None
+    assert frozen_outputs.read(file, sequences) is None
+    assert frozen_outputs.read_head(file, torch.device("cpu"), torch.float32) is None
     assert all(f"{file} is broken" in record.getMessage() for record in caplog.records)
     assert len(caplog.records) == 2
 

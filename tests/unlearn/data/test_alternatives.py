@@ -24,7 +24,7 @@ from unlearn.distributed import ALONE, World
 from unlearn.errors import UserError
 from unlearn.models import nano
 from unlearn.passes.generate import generate
-from unlearn.training import sampled_alternatives as sampled
+from unlearn.training import sampled_alternatives
 
 FORGET = [Example(id=f"forget/{i}", question=f"who {i}?", answer=f"me {i}") for i in range(40)]
 RETAIN = [Example(id=f"retain/{i}", question=f"where {i}?", answer=f"there {i}") for i in range(30)]
@@ -229,7 +229,7 @@ def sample(model: LlamaForCausalLM, encoder: Encoder, questions: list[str], **ch
         "count": 3, "temperature": 1.0, "max_new_tokens": 40, "seed": 0, "world": ALONE, "max_rows": 64,
         "device": CPU,
     }  # fmt: skip
-    return sampled.sample_alternatives(model, encoder, questions, **options | changed)
+    return sampled_alternatives.sample_alternatives(model, encoder, questions, **options | changed)
 
 
 def test_samples_do_not_depend_on_batches_or_order(model: LlamaForCausalLM, encoder: Encoder) -> None:
@@ -320,7 +320,9 @@ def test_an_empty_answer_is_sampled_again(model: LlamaForCausalLM, encoder: Enco
 def test_cache_knows_what_the_samples_depend_on(tmp_path: Path, encoder: Encoder) -> None:
     def file(model: str = "key", dtype: str = "fp32", questions: list[str] = QUESTIONS, **changed: object):
         options: dict = {"count": 3, "temperature": 1.0, "max_new_tokens": 40, "seed": 0}
-        return sampled.cache_file(tmp_path, model, dtype, encoder, questions, **options | changed)
+        return sampled_alternatives.cache_file(
+            tmp_path, model, dtype, encoder, questions, **options | changed
+        )
 
     first = file()
     assert first.parent == tmp_path / "cache" / "alternatives"
@@ -332,11 +334,11 @@ def test_cache_knows_what_the_samples_depend_on(tmp_path: Path, encoder: Encoder
     }  # fmt: skip
     assert len(others | {first}) == 8
     answers = [[f"{question} {k}" for k in range(3)] for question in QUESTIONS]
-    assert sampled.read(first, QUESTIONS) is None
-    sampled.write(first, QUESTIONS, answers)
-    assert sampled.read(first, QUESTIONS) == answers
-    assert sampled.read(first, QUESTIONS[::-1]) == answers[::-1]
-    assert sampled.read(first, ["Other?"]) is None
+    assert sampled_alternatives.read(first, QUESTIONS) is None
+    sampled_alternatives.write(first, QUESTIONS, answers)
+    assert sampled_alternatives.read(first, QUESTIONS) == answers
+    assert sampled_alternatives.read(first, QUESTIONS[::-1]) == answers[::-1]
+    assert sampled_alternatives.read(first, ["Other?"]) is None
     assert [each.name for each in first.parent.iterdir()] == [first.name]
     first.write_text(first.read_text()[:30])
-    assert sampled.read(first, QUESTIONS) is None
+    assert sampled_alternatives.read(first, QUESTIONS) is None

@@ -31,7 +31,7 @@ from unlearn.models.load import train_only
 from unlearn.rules import clip_norm, make_rule
 from unlearn.run_dir import RunDir
 from unlearn.terms import Term, bind
-from unlearn.training import frozen_outputs as reference
+from unlearn.training import frozen_outputs
 from unlearn.training.deepspeed_config import deepspeed_config
 from unlearn.training.engine import Engine
 from unlearn.training.frozen_outputs import Kept
@@ -125,7 +125,7 @@ def given(name: str, kind: str, kept: Kept) -> list[Tensor]:
     alone = World(0, 1, torch.device("cpu"))
     part = everything()[name].part(kind)
     model = frozen_model(kept.model)
-    return reference.compute(model, part.sequences, alone, max_tokens=600, synced=False, kept=kept)
+    return frozen_outputs.compute(model, part.sequences, alone, max_tokens=600, synced=False, kept=kept)
 
 
 @cache
@@ -144,7 +144,7 @@ def ready(terms: Sequence[Term]) -> tuple[dict[str, Group], Frozen]:
         part = replace(part, kept={**part.kept, kept: given(view.group, view.kind, kept)})
         found[view.group] = found[view.group].with_part(view.kind, part)
         if kept.what == "head":
-            heads[kept.model] = reference.head_of(frozen_model(kept.model))
+            heads[kept.model] = frozen_outputs.head_of(frozen_model(kept.model))
     return found, Frozen(heads)
 
 

@@ -11,7 +11,7 @@ from tests.unlearn.training import small_training as training
 from unlearn.config import LoraConfig, MethodConfig, ModelConfig, NanoConfig
 from unlearn.models.load import blueprint, placed
 from unlearn.terms import bind
-from unlearn.training import gradient_reach as reach
+from unlearn.training import gradient_reach
 
 STEER: dict[str, Any] = {"objective": "rmu", "coefficient": 2.0}
 NPO: dict[str, Any] = {"objective": "npo", "beta": 0.1}
@@ -27,7 +27,7 @@ def problems(lora: LoraConfig | None = None, **keys: Any) -> list[str]:
     model = blueprint(cfg, method)
     assert model is not None
     assert all(p.is_meta for p in model.parameters())
-    return reach.problems(model, method, lora, placed(bind(method), cfg))
+    return gradient_reach.problems(model, method, lora, placed(bind(method), cfg))
 
 
 def steer(layer: float, **keys: Any) -> dict[str, Any]:
@@ -94,7 +94,7 @@ def test_edits() -> None:
 def test_it_is_what_autograd_says_of_real_numbers() -> None:
     method = MethodConfig(name="x", **steer(1))
     terms, model = training.placed(bind(method)), training.model_for(method)
-    lost = reach.unreached(model, terms)
+    lost = gradient_reach.unreached(model, terms)
     states = model(input_ids=torch.tensor([[1, 2]]), output_hidden_states=True).hidden_states
     states[1].sum().backward()
     assert lost == [name for name, p in model.named_parameters() if p.grad is None]
@@ -107,16 +107,16 @@ def test_a_model_whose_code_looks_at_values_is_looked_at_once_it_has_them() -> N
     model.model.layers[0].register_forward_hook(
         lambda _, __, output: None if bool((output != 7).any()) else 0
     )
-    (found,) = reach.problems(model, method, LoraConfig(), terms)
+    (found,) = gradient_reach.problems(model, method, LoraConfig(), terms)
     assert "trains model.layers.1.mlp.up_proj.weight" in found
     assert all(p.grad is None for p in model.parameters())
     model.to(device="meta")  # type: ignore[call-arg]
-    assert reach.problems(model, method, LoraConfig(), terms) == []
+    assert gradient_reach.problems(model, method, LoraConfig(), terms) == []
 
 
 def test_what_trains_all_of_the_model_is_not_asked() -> None:
     whole, part = MethodConfig(name="x", **steer(1)), MethodConfig(name="x", **steer(1, train=["*"]))
-    assert not reach.chosen(whole, LoraConfig())
-    assert reach.chosen(part, LoraConfig())
-    assert reach.chosen(whole, LoraConfig(r=2))
-    assert not reach.chosen(MethodConfig(name="none"), LoraConfig(r=2))
+    assert not gradient_reach.chosen(whole, LoraConfig())
+    assert gradient_reach.chosen(part, LoraConfig())
+    assert gradient_reach.chosen(whole, LoraConfig(r=2))
+    assert not gradient_reach.chosen(MethodConfig(name="none"), LoraConfig(r=2))

@@ -27,7 +27,7 @@ from unlearn.models.load import blueprint, placed
 from unlearn.passes.forward import Ask, read
 from unlearn.rules import clip_norm
 from unlearn.terms import bind, row_multiples
-from unlearn.training import gradient_reach as reach
+from unlearn.training import gradient_reach
 from unlearn.training.learning_rate import schedule_factor, total_steps, warmup_steps
 
 PRESETS = presets()
@@ -252,13 +252,15 @@ def test_only_presets_with_a_layer_look_at_hidden_states() -> None:
     assert named == set(WITH_LAYER)
 
 
-@pytest.mark.parametrize("name", [name for name, m in PRESETS.items() if reach.chosen(m, LoraConfig())])
+@pytest.mark.parametrize(
+    "name", [name for name, m in PRESETS.items() if gradient_reach.chosen(m, LoraConfig())]
+)
 def test_what_is_chosen_to_be_trained_gets_a_gradient(name: str) -> None:
     blocks = 32 if name in WITH_LAYER else 4
     cfg = ModelConfig(name="x", kind="nano", nano=NanoConfig(layers=blocks, hidden_size=8, heads=1))
     model = blueprint(cfg, PRESETS[name])
     assert model is not None
-    assert reach.problems(model, PRESETS[name], cfg.lora, placed(bind(PRESETS[name]), cfg)) == []
+    assert gradient_reach.problems(model, PRESETS[name], cfg.lora, placed(bind(PRESETS[name]), cfg)) == []
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
     if name == "rmu-wmdp":
         assert trained == [f"model.layers.{block}.mlp.down_proj.weight" for block in (5, 6, 7)]

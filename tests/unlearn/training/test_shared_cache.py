@@ -15,7 +15,7 @@ import torch
 
 from tests.unlearn.training import small_training as training
 from unlearn.distributed import ALONE, World
-from unlearn.training import frozen_outputs as reference
+from unlearn.training import frozen_outputs
 from unlearn.training.shared_cache import made_once
 
 
@@ -79,9 +79,9 @@ def test_a_pass_of_a_frozen_model_that_is_killed_goes_on_after_its_portions(tmp_
     model, alone = training.tiny_llama(), World(0, 1, torch.device("cpu"))
     sequences = training.sequences(70, seed=3)
     most = max(len(s.ids) for s in sequences)  # so that few share a forward
-    for kept in (reference.LOGP, reference.Kept("reference", "layer-1")):
+    for kept in (frozen_outputs.LOGP, frozen_outputs.Kept("reference", "layer-1")):
         compute = partial(
-            reference.compute, model, sequences, alone, max_tokens=most, synced=False, kept=kept
+            frozen_outputs.compute, model, sequences, alone, max_tokens=most, synced=False, kept=kept
         )
         whole = compute()
         parts, calls = tmp_path / kept.what, list[int]()

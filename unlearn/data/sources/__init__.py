@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
 
-from unlearn import plugins as signatures
+from unlearn import plugins
 from unlearn.config import DatasetConfig, Section
 from unlearn.data.example import Example
 from unlearn.errors import ConfigError, did_you_mean
@@ -42,7 +42,7 @@ def check(cfg: DatasetConfig) -> list[str]:
     """What is wrong with the configuration of a dataset, as far as it shows without reading a row."""
     try:
         module = source(cfg)
-        signatures.parsed(
+        plugins.parsed(
             getattr(module, "Options", Section), cfg.options, "dataset.options", f"source {cfg.source}"
         )
     except ConfigError as error:

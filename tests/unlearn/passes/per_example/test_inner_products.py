@@ -19,7 +19,7 @@ from tests.worlds import together
 from unlearn.config import HardwareConfig
 from unlearn.data.batching import collate
 from unlearn.distributed import start_world, stop_world
-from unlearn.passes.per_example import mkldnn_linear as products
+from unlearn.passes.per_example import mkldnn_linear
 from unlearn.passes.per_example.capture import captured
 from unlearn.passes.per_example.forward_mode import token_effects
 from unlearn.passes.per_example.inner_products import inner_products
@@ -95,7 +95,7 @@ def test_every_family(name, dtype):
 
 @pytest.mark.parametrize("name", ["llama tied", "gpt2", "gemma2"])
 def test_products_by_onednn(name, monkeypatch):
-    monkeypatch.setattr(products, "_LEAST", 0)
+    monkeypatch.setattr(mkldnn_linear, "_LEAST", 0)
     model, batch = made(name), collate(SOME)
     directions, exact = random(model, 1), made(name, torch.float64)
     found = inner_products(model, batch, directions.items())
@@ -285,7 +285,7 @@ def both(model, some):
 def partitioned(root):
     """What two processes find, each of its own examples; and the weights after a step with and without."""
     world = start_world("cpu")
-    products._LEAST = 0  # which reads weights in the backward too
+    mkldnn_linear._LEAST = 0  # which reads weights in the backward too
     for name in PARTITIONED:
         nets = [made(name), made(name)]
         kept: dict[str, Any] = {}
