@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _WARNING = re.compile(r"\d{4}-\d\d-\d\d \S+ WARNING (?:launch|unlearn|eval)[\w.]*: (.*)")
 _ERROR = re.compile(
-    r"^\d{4}-\d\d-\d\d \S+ ERROR launch\.worker: \w+: (.*?)(?=^\d{4}-\d\d-\d\d |^Traceback|\Z)",
+    r"^\d{4}-\d\d-\d\d \S+ ERROR launch\.run\.worker: \w+: (.*?)(?=^\d{4}-\d\d-\d\d |^Traceback|\Z)",
     re.MULTILINE | re.DOTALL,
 )
 _SHOWN = 5
