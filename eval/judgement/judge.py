@@ -97,6 +97,25 @@ def judge(results: Metrics, target: Metrics | None = None, retain: Metrics | Non
     return Judged(found)
 
 
+def judged_columns(columns: Mapping[str, Metrics], *, own_target: bool = False) -> dict[str, Judged]:
+    """Each model judged beside the columns `target` and `retain model`, as far as there are those.
+
+    own_target: the last column is the target itself where no other is, as when a model is only evaluated.
+    """
+    last = list(columns.values())[-1] if own_target else {}
+    target, retain = columns.get("target", last), columns.get("retain model", {})
+    return {title: judge(column, target, retain) for title, column in columns.items()}
+
+
+def with_judgement(
+    columns: Mapping[str, Metrics], *, own_target: bool = False
+) -> dict[str, dict[str, float | None]]:
+    """The columns with the `judged/…` that they have beside each other: their files know no others."""
+    judged = judged_columns(columns, own_target=own_target)
+    plain = {t: {k: v for k, v in c.items() if not k.startswith("judged/")} for t, c in columns.items()}
+    return {title: {**judged[title].metrics, **column} for title, column in plain.items()}
+
+
 def _components(name: AspectName, own: Metrics, target: Metrics, retain: Metrics) -> dict[str, float]:
     """Of one aspect, NaN for one that has no value, e.g. for a target of 0."""
     found: dict[str, float] = {}

@@ -14,8 +14,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from eval.judgement.judge import judged_columns, with_judgement
 from eval.metric_catalog import direction, in_order, is_detail, split_key, split_variant
-from launch.judgement import judged_columns, with_judgement
 from launch.report.charts import dynamics, trade_offs, training_curves
 from launch.report.geffect.sections import geffect
 from launch.report.results_table import format_value

@@ -161,9 +161,9 @@ def _run(
     apart: bool,
     searched: bool,
 ) -> Made:
+    from eval.judgement.judge import with_judgement
     from eval.metric_catalog import shown
     from launch.inspection import inspect
-    from launch.judgement import with_judgement
     from launch.report.page import write_report
     from launch.report.results_table import LEGEND, result_table
     from launch.report.run_files import problems

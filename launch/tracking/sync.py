@@ -1,4 +1,4 @@
-"""`python -m launch.tracking.sync runs`: send what was logged offline to W&B, from a networked machine."""
+"""`python -m launch.sync runs`: send what was logged offline to W&B, from a networked machine."""
 
 from __future__ import annotations
 
@@ -172,7 +172,7 @@ def _tell(console: Console, pieces: Sequence[Piece], *, every: bool) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser: Any = argparse.ArgumentParser(prog="python -m launch.tracking.sync", description=__doc__)
+    parser: Any = argparse.ArgumentParser(prog="python -m launch.sync", description=__doc__)
     parser.add_argument("runs", nargs="*", type=given_path, default=[Path("runs")], metavar="RUNS",
                         help="run directories, or folders of them (default: runs)")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="show what would be sent, and in what order")

@@ -103,7 +103,7 @@ def open_run(mode: Mode, directory: Path, identity: Mapping[str, Any], config: M
             run = wandb.init(**given, mode="offline")
         log.warning(
             "W&B did not take the run (%s: %s). It is logged offline; send it later with "
-            "`python -m launch.tracking.sync %s`",
+            "`python -m launch.sync %s`",
             type(error).__name__,
             " ".join(str(error).split()),
             shlex.quote(str(directory)),

@@ -1,4 +1,4 @@
-"""`python -m launch.tracking.workspace --project P --entity E`: the saved view of a study in W&B, as code."""
+"""`python -m launch.workspace --project P --entity E`: the saved view of a study in W&B, as code."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def _saved(made: Any) -> Any:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m launch.tracking.workspace", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m launch.workspace", description=__doc__)
     shows = "runs whose metrics the view shows, or folders of them (default: runs)"
     parser.add_argument("runs", nargs="*", type=given_path, default=[RUNS], metavar="RUNS", help=shows)
     parser.add_argument("--project", required=True, help="the study's project, tracker.project of its runs")

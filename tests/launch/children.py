@@ -27,7 +27,7 @@ from tests.paths import ROOT
 LIMIT = 120.0  # seconds until something must have happened
 _ENVIRONMENT = {"WANDB_MODE": "offline", "COLUMNS": "200", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
 _PRELOADED = (
-    "launch.validate", "launch.cli", "launch.sweep.job", "launch.judgement", "launch.run.plan",
+    "launch.validate", "launch.cli", "launch.sweep.job", "launch.run.plan",
     "launch.run.ensure", "launch.report.page", "launch.report.run_files", "launch.report.results_table",
     "launch.run.worker", "unlearn.data.sources.authors", "launch.run.execute",
     "eval.benchmarks.tofu", "deepspeed.module_inject.auto_ep_layer",

@@ -1,4 +1,4 @@
-"""`python -m eval.benchmarks.tofu.rescore LOG`: our metrics of a published TOFU log, without any model."""
+"""`python -m eval.rescore LOG`: our metrics of a published TOFU log, without any model."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def _format(value: float | None) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m eval.benchmarks.tofu.rescore",
+        prog="python -m eval.rescore",
         description="Our metrics of a published TOFU evaluation log: the original eval_log_aggregated.json, "
         "or OpenUnlearning's TOFU_EVAL.json. No model is needed.",
         epilog="OpenUnlearning adds 1e-10 to every probability that it divides by, which decides the truth "

@@ -1,4 +1,4 @@
-"""Runs compared by their results: `python -m launch.report.compare RUNS… --out DIR`."""
+"""Runs compared by their results: `python -m launch.compare RUNS… --out DIR`."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ Runs that differ in the seed alone are one row, with mean and 95 % interval. Run
 listed with the reason."""
 _EXAMPLES = """\
 examples:
-  python -m launch.report.compare runs --out comparison
-  python -m launch.report.compare runs --out c --where method=npo,simnpo --where lr=1e-5
-  python -m launch.report.compare runs --out c --metrics forget_quality model_utility --sort model_utility
-  python -m launch.report.compare runs --out c --group-by method beta        mean over all else, e.g. lr
-  python -m launch.report.compare wandb_export.csv --out c --retain none-authors-forget10-nano-9bd27784
+  python -m launch.compare runs --out comparison
+  python -m launch.compare runs --out c --where method=npo,simnpo --where lr=1e-5
+  python -m launch.compare runs --out c --metrics forget_quality model_utility --sort model_utility
+  python -m launch.compare runs --out c --group-by method beta        mean over all else, e.g. lr
+  python -m launch.compare wandb_export.csv --out c --retain none-authors-forget10-nano-9bd27784
 
 KEY is a key of config.yaml, or enough of its end: method.forget.beta, forget.beta, beta."""
 
 
 @tool
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `python -m launch.report.compare`."""
+    """Entry point of `python -m launch.compare`."""
     given = _parser().parse_args(arguments)
     named: dict[Kind, str] = {}
     if given.target:
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m launch.report.compare", description=_DESCRIPTION, epilog=_EXAMPLES,
+        prog="python -m launch.compare", description=_DESCRIPTION, epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument

@@ -9,7 +9,6 @@ from typing import Any
 from scipy import stats
 
 from eval.metric_catalog import direction, split_key, split_variant, trade_off_pairs
-from launch.compare.means import is_logarithmic
 from launch.redact import cleaned
 from launch.report.compare import tables
 from launch.report.compare.discover import Found, LeftOut
@@ -19,6 +18,7 @@ from launch.report.compare.rows import Comparison, Row, sortable
 from launch.report.compare.runs import ComparedRun
 from launch.report.page import drawn, environment
 from launch.report.settings import word
+from launch.report.statistics import is_logarithmic
 from launch.report.traces import Figure, label
 
 _DIGITS = 10  # significant ones, of numbers in the page: its means are those of the tables

@@ -10,11 +10,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from eval.metric_catalog import direction, shown, split_key
-from launch.compare.means import is_logarithmic
 from launch.report.compare.discover import LeftOut
 from launch.report.compare.runs import ComparedRun
 from launch.report.geffect.files import thinned
 from launch.report.sections import scores
+from launch.report.statistics import is_logarithmic
 from launch.report.traces import label, number
 
 _DIGITS = 5

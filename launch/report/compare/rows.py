@@ -6,12 +6,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from launch.compare.means import Mean, mean
-from launch.judgement import with_judgement
+from eval.judgement.judge import with_judgement
 from launch.report.compare.labels import Mark, label, mark, numbered, telling
 from launch.report.compare.runs import ANCHORS, TASK, ComparedRun, Kind, differing
 from launch.report.run_files import Results
 from launch.report.settings import shortest
+from launch.report.statistics import Mean, mean
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from rich.table import Table
 from rich.text import Text
 
 from eval.metric_catalog import direction
-from launch.compare.means import Mean, is_logarithmic
 from launch.report.compare.ranking import ranks
 from launch.report.compare.rows import Comparison, Row
 from launch.report.results_table import format_value
+from launch.report.statistics import Mean, is_logarithmic
 from launch.report.traces import label
 
 BEST, SECOND = 1, 2

@@ -1,4 +1,4 @@
-"""Runs compared by their G-effect: `python -m launch.report.geffect RUNS… --out DIR`."""
+"""Runs compared by their G-effect: `python -m launch.geffect RUNS… --out DIR`."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ _NOTE = (
 
 @tool
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `python -m launch.report.geffect`."""
+    """Entry point of `python -m launch.geffect`."""
     parser = argparse.ArgumentParser(
-        prog="python -m launch.report.geffect",
+        prog="python -m launch.geffect",
         description="Compare runs that were made with probe=geffect: effects over the steps by method and by "
         "group of layers, by setting, implicit weights. Runs that differ in the seed alone are averaged.",
     )

@@ -18,7 +18,6 @@ import pytest
 import wandb
 from rich.console import Console
 
-from launch.compare.means import mean
 from launch.report.compare.__main__ import main, make, write
 from launch.report.compare.discover import find
 from launch.report.compare.export import escaped, in_csv, in_latex, in_markdown, latex
@@ -28,6 +27,7 @@ from launch.report.compare.rows import Comparison, Row, compared
 from launch.report.compare.runs import ComparedRun, Unusable, read_run
 from launch.report.compare.tables import lines, terminal
 from launch.report.compare.wandb_exports import read_export
+from launch.report.statistics import mean
 from tests.launch.report.browser import drawn
 from tests.launch.report.compare_files import write_anchors, write_examples, write_run, write_sweep
 from tests.launch.tracking.wandb_files import finished_records

@@ -9,8 +9,8 @@ from itertools import chain
 import pytest
 from rich.console import Console
 
+from eval.judgement.judge import with_judgement
 from eval.metric_catalog import MOST_ROWS, direction, in_order, shown, split_key
-from launch.judgement import with_judgement
 from launch.report.results_table import result_table
 
 MIA = ("loss", "zlib", "min_k", "min_k_plus_plus", "gradnorm", "reference")
