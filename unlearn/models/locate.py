@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub.errors import GatedRepoError, StrictDataclassError
+from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, StrictDataclassError
 from transformers.utils import cached_file
 
 from unlearn.config import ModelConfig
@@ -93,7 +93,8 @@ class Place:
             return "Accept its licence on the hub and log in (hf auth login, or the variable HF_TOKEN)."
         if any(isinstance(cause, ImportError) for cause in causes):
             return "A package that it needs is missing or too old: install it."
-        if self._pickled():
+        reached = not any(isinstance(cause, LocalEntryNotFoundError) for cause in causes)
+        if reached and self._pickled():
             return f"{model_files.CONVERT[0].upper()}{model_files.CONVERT[1:]}."
         return (
             "Check the id, model.revision and the network (private repositories need HF_TOKEN). "
