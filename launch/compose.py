@@ -200,7 +200,7 @@ def checked(
         return RunConfig.model_validate(plain)
     except ValidationError as error:
         given = {re.sub(r"^\++", "", o.split("=")[0]) for o in overrides}
-        raise ConfigError([_explain(e, given, choices or {}) for e in error.errors()]) from None
+        raise ConfigError([_explain(e, given, choices or {}, plain) for e in error.errors()]) from None
 
 
 def yaml_of(config: BaseModel) -> str:
@@ -249,12 +249,15 @@ def _first(override: Override) -> str:
     return f"{line.partition('=')[0]}={first}"
 
 
-def _explain(error: Any, given: set[str], choices: Mapping[str, Any]) -> str:
+def _explain(error: Any, given: set[str], choices: Mapping[str, Any], values: Mapping[Any, Any]) -> str:
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
         where, known = _where(key, given, choices), _fields(path[:-1])
-        return f"{key}={error['input']!r} ({where}): there is no such key{did_you_mean(path[-1], known)}"
+        deeper = _leaves(values.get(path[0]), path[0]) if len(path) > 1 else {}
+        deeper = {name: place for name, place in deeper.items() if name != path[-1]}
+        near = did_you_mean(path[-1], known, deeper)
+        return f"{key}={error['input']!r} ({where}): there is no such key{near}"
     if error["type"] == "missing":
         return f"{key} is not set"
     message = error["msg"].removeprefix("Value error, ")
@@ -267,6 +270,15 @@ def _where(key: str, given: set[str], choices: Mapping[str, Any]) -> str:
         return "command line"
     group = key.split(".")[0]
     return f"configs/{group}/{choices[group]}.yaml" if group in choices else "configs/config.yaml"
+
+
+def _leaves(values: Any, path: str) -> dict[str, str]:
+    """Names of the keys below a part of the configuration, each with its dotted path; the first of each."""
+    found: dict[str, str] = {}
+    for name, value in values.items() if isinstance(values, dict) else ():
+        inner = _leaves(value, f"{path}.{name}") if isinstance(value, dict) else {str(name): f"{path}.{name}"}
+        found = {**inner, **found}
+    return found
 
 
 def _fields(path: Sequence[str]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -38,12 +38,15 @@ class ConfigError(UserError):
         super().__init__(f"{head} in the configuration:\n" + "\n".join(f"  - {p}" for p in self.problems))
 
 
-def did_you_mean(wrong: str, known: Iterable[str]) -> str:
-    """` (did you mean …?)`, or the known names when none is near; a suffix for a message."""
-    names = sorted(set(known))
-    near = get_close_matches(wrong, names, n=2, cutoff=0.6)
+def did_you_mean(wrong: str, known: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> str:
+    """Return ` (did you mean …?)`, or the known names when none is near; a suffix for a message.
+
+    elsewhere: names that are near in another place, each with how it is written there.
+    """
+    names, others = sorted(set(known)), elsewhere or {}
+    near = get_close_matches(wrong, [*names, *(n for n in others if n not in names)], n=2, cutoff=0.6)
     if near:
-        return f" (did you mean {' or '.join(near)}?)"
+        return f" (did you mean {' or '.join(n if n in names else others[n] for n in near)}?)"
     return f" (known: {', '.join(names)})" if names else ""
 
 

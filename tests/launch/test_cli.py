@@ -52,6 +52,10 @@ REFUSED = {
     "misspelt option": (["method=nop"], ["method=nop", "configs/method/nop.yaml", "npo"]),
     "unknown option": (["hardware=tpu"], ["hardware=tpu", "did you mean gpu or cpu?"]),
     "misspelt key": (["method.learning_rate=1"], ["method.learning_rate=1", "there is no such key"]),
+    "near key in a term": (
+        ["method.betta=1"],
+        ["method.betta=1", "did you mean method.forget.beta or betas?"],
+    ),
     "near key": (["method.epoch=3"], ["method.epoch=3", "did you mean epochs"]),
     "misspelt hyper-parameter": (["method.forget.bta=1"], ["method.forget.bta=1", "did you mean beta?"]),
     "missing hyper-parameter": (
