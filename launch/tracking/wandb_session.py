@@ -108,6 +108,9 @@ def open_run(mode: Mode, directory: Path, identity: Mapping[str, Any], config: M
             " ".join(str(error).split()),
             shlex.quote(str(directory)),
         )
+    # It tells its service of each library that is imported later: an import would fail where that has died.
+    if (unhook := getattr(run, "_unregister_telemetry_import_hooks", None)) is not None:
+        unhook(run.id)
     run.define_metric("step", hidden=True)
     run.define_metric("*", step_metric="step")
     return run

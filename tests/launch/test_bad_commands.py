@@ -9,9 +9,9 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from eval.keys import can_be, metrics_of
 
 from eval.benchmark import find
+from eval.metric_catalog import can_be, metrics_of
 from launch.run import foreign_launchers
 from launch.run.log_warnings import last_error, told
 from launch.slurm import array_limit

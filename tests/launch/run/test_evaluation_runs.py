@@ -242,6 +242,7 @@ def test_lume_has_its_final_score(tmp_path):
     for mark in ("forget", "retain"):
         rows = []
         for i, (name, town) in enumerate(zip(NAMES, TOWNS, strict=True)):
+            name = name if mark == "forget" else f"{name} Senior"
             told = {"id": f"{mark}{i}sc1", "input": f"{name} went", "output": f"to {town}."}
             asked = {"id": f"{mark}{i}qa0", "input": f"Where did {name} go?", "output": town}
             rows += [row | {"task": f"Task{i % 3 + 1}"} for row in (told, asked)]

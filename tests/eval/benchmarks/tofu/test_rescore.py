@@ -252,7 +252,7 @@ def test_the_module_runs_and_refuses_without_a_traceback(tofu):
     assert "tofu/forget/truth_ratio" in done.stdout
     refused = run("-m", "eval.rescore", str(tofu.with_name("none.json")))
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr == f"{tofu.with_name('none.json')}: cannot be read: No such file or directory\n"
+    assert refused.stderr == f"{tofu.with_name('none.json')}: there is no such file\n"
 
 
 @pytest.mark.slow
