@@ -69,6 +69,7 @@ class Engine:
         self._taken: list[Tensor] | None = None  # what `take_gradients` has got so far
         self._lent: list[tuple[Tensor, Tensor]] = []
         self._put: Iterator[Tensor] | None = None  # what the next step uses instead of the summed gradient
+        self._linear = nn.functional.linear
         self._adamw = torch.optim.AdamW(decay_groups(model, weight_decay), lr=0.0, betas=betas, fused=True)
         self._accelerator = Accelerator(
             # The hook below clips instead: what it takes must be whole, what it puts in must be clipped.
@@ -281,6 +282,7 @@ class Engine:
         """Let go of the optimizer's state and the gradients, so that another engine can be made."""
         self.model.destroy()
         self._accelerator.free_memory()
+        nn.functional.linear = self._linear  # ZeRO 3 leaves its own there, for all models of the process
         AcceleratorState._reset_state()  # Accelerate takes one DeepSpeed configuration until then
 
     def _link_moments(self) -> None:
