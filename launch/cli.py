@@ -12,8 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.callbacks import Callbacks
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path
+from hydra.core.utils import run_job
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.types import HydraContext, RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.console import Console
 
 from launch import help as helptext
@@ -31,14 +36,17 @@ from launch.compose import (
 from launch.run import foreign_launchers
 from launch.run.slurm_task import leads
 from launch.sweep.hydra_hooks import announced, job_count
-from launch.sweep.job import SweepJob, dry_run, one_run, process
+from launch.sweep.job import INTERRUPTED, SweepJob, dry_run, interrupt, one_run, process
 from launch.sweep.job_records import Records, sweep_name
 from launch.sweep.summary import conclude
+from launch.sweep.summary_table import Made
 from unlearn.config import RunConfig
 from unlearn.errors import UserError, did_you_mean
 from unlearn.files import check_writable, folder_name
 from unlearn.guard import guarded, lasting_output, outcome
+from unlearn.signals import STOPPED, on_stop
 
+_RUN_DIRECTORY = "${unlearn_run_dir:}"  # hydra.run.dir in configs/config.yaml
 _FLAGS = {
     "help": ("-h", "--help"),
     "sweep": ("-m", "--multirun"),
@@ -111,7 +119,7 @@ def _command(arguments: list[str]) -> int:
                 slurm.ask(composed, job_count(composed, overrides))
             return _sweep(["-m", *_search(composed), *overrides], composed)
         _tell_of_one_run(composed, overrides)
-        return _through_hydra(overrides)
+        return _one(composed, config)
 
 
 def _split(arguments: Sequence[str]) -> tuple[set[str], list[str]]:
@@ -176,15 +184,30 @@ def _search(composed: DictConfig) -> list[str]:
     return ["hydra.sweeper.direction=maximize", *(["hydra.sweeper.sampler.seed=0"] if unseeded else [])]
 
 
-def _through_hydra(arguments: list[str]) -> int:
-    """Let Hydra launch one run."""
-    codes: list[int] = []
+def _one(composed: DictConfig, config: RunConfig) -> int:
+    """One run, with the folder, logging, environment and callbacks of Hydra's configuration."""
+    from launch.resolve import resolve
 
-    def job(config: DictConfig) -> None:
-        codes.append(one_run(config).code or 0)
-
-    _launch(job, arguments)
-    return max(codes, default=0)
+    chosen = OmegaConf.to_container(composed.hydra.run, resolve=False)
+    own = isinstance(chosen, dict) and chosen["dir"] != _RUN_DIRECTORY
+    try:
+        with on_stop(interrupt):
+            resolved = resolve(config, Path(composed.hydra.run.dir).absolute() if own else None)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{INTERRUPTED}\n")
+        return STOPPED
+    with read_write(composed), open_dict(composed):
+        composed.hydra.mode = RunMode.RUN
+        composed.hydra.run.dir = str(resolved.plan.main.directory)
+    callbacks = Callbacks(composed)
+    context = HydraContext(ConfigLoaderImpl(create_config_search_path(str(CONFIGS))), callbacks)
+    callbacks.on_run_start(config=composed, config_name="config")
+    ended = run_job(
+        lambda science: one_run(science, resolved=resolved), composed, "hydra.run.dir", None, context
+    )
+    callbacks.on_run_end(config=composed, config_name="config", job_return=ended)
+    made: Made = ended.return_value
+    return made.code or 0
 
 
 def _sweep(arguments: list[str], composed: DictConfig) -> int:

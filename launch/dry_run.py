@@ -9,11 +9,9 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from launch.inspection import inspect
 from launch.memory.estimate import GIB, Load, bound, estimate, shape_of
+from launch.resolve import Resolved
 from launch.run.ensure import is_complete
-from launch.run.plan import make_plan
-from launch.validate import doubts
 from unlearn.config import RunConfig
 from unlearn.data.batching import Schedule, deal
 from unlearn.data.sources import load_sets
@@ -33,10 +31,10 @@ _SHOWN = (
 _LOOKED_AT = 64  # steps: what a micro-batch holds hardly changes after that
 
 
-def show_plan(config: RunConfig, console: Console) -> None:
-    """Print the plan of a checked configuration."""
-    plan = make_plan(config)
-    for warning in [*doubts(config), *inspect(config, plan)]:
+def show_plan(resolved: Resolved, console: Console) -> None:
+    """Print the plan of a resolved configuration."""
+    config, plan = resolved.config, resolved.plan
+    for warning in resolved.warnings:
         console.print(f"warning: {warning}", soft_wrap=True, highlight=False, markup=False)
     table = Table(title="plan")
     table.add_column("")

@@ -5,32 +5,12 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
-from tokenizers.models import BPE
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma2Config,
-    GemmaConfig,
-    GPT2Config,
-    GPTNeoXConfig,
-    LlamaConfig,
-    MistralConfig,
-    OPTConfig,
-    PhiConfig,
-    PreTrainedConfig,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-)
 
-from unlearn.config import NanoConfig
-from unlearn.models import load as models
-from unlearn.models import nano
+if TYPE_CHECKING:  # the process that deals out the tests runs none: what takes seconds to import waits
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 # Large initial weights, so that logits are far from uniform.
 _SHAPE: dict[str, Any] = {
@@ -42,19 +22,24 @@ _SHAPE: dict[str, Any] = {
     "initializer_range": 0.3,
 }
 _GATED: dict[str, Any] = {**_SHAPE, "intermediate_size": 48, "num_key_value_heads": 2}
-FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {
-    "llama": lambda: LlamaConfig(**_GATED),
-    "mistral": lambda: MistralConfig(**_GATED, sliding_window=4),
-    "qwen2": lambda: Qwen2Config(**_GATED, tie_word_embeddings=True),
-    "gemma": lambda: GemmaConfig(**_GATED, head_dim=8),
-    "gemma2": lambda: Gemma2Config(
-        **_GATED, head_dim=8, sliding_window=4, attn_logit_softcapping=2.0, final_logit_softcapping=1.5
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", _GATED),
+    "mistral": ("MistralConfig", {**_GATED, "sliding_window": 4}),
+    "qwen2": ("Qwen2Config", {**_GATED, "tie_word_embeddings": True}),
+    "gemma": ("GemmaConfig", {**_GATED, "head_dim": 8}),
+    "gemma2": (
+        "Gemma2Config",
+        {
+            **_GATED, "head_dim": 8, "sliding_window": 4, "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 1.5,
+        },
     ),
-    "gpt_neox": lambda: GPTNeoXConfig(**_SHAPE, intermediate_size=48),
-    "phi": lambda: PhiConfig(**_SHAPE, intermediate_size=48),
-    "gpt2": lambda: GPT2Config(**_SHAPE),
-    "opt": lambda: OPTConfig(**_SHAPE, ffn_dim=48, word_embed_proj_dim=32, init_std=0.3),
-}
+    "gpt_neox": ("GPTNeoXConfig", {**_SHAPE, "intermediate_size": 48}),
+    "phi": ("PhiConfig", {**_SHAPE, "intermediate_size": 48}),
+    "gpt2": ("GPT2Config", _SHAPE),
+    "opt": ("OPTConfig", {**_SHAPE, "ffn_dim": 48, "word_embed_proj_dim": 32, "init_std": 0.3}),
+}  # fmt: skip
+"""Of each family the configuration's class in transformers, and its values."""
 
 # The longest first, so that no worker is left alone with one of them at the end.
 _FIRST = ("test_run.py", "test_slurm.py", "test_peer.py", "test_evaluation_runs.py", "test_method_runs.py")
@@ -68,6 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def imported_for_good() -> None:
     """What is there now is left out when garbage is collected: DeepSpeed and Accelerate do that with every
     engine, half a second each time for the modules of all packages alone."""
+    gc.set_threshold(100_000, 50, 100)
     gc.collect()
     gc.freeze()
 
@@ -81,9 +67,17 @@ def family(request: pytest.FixtureRequest) -> str:
 def tiny_model() -> Callable[[str], PreTrainedModel]:
     """A tiny model of a family in evaluation mode, the same weights at each call."""
 
+    import torch
+    import transformers
+
+    from unlearn.models import nano
+
     def build(family: str) -> PreTrainedModel:
+        kind, values = FAMILIES[family]
         with nano.seeded(0):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(FAMILIES[family](), dtype=torch.float32)
+            model: PreTrainedModel = transformers.AutoModelForCausalLM.from_config(
+                getattr(transformers, kind)(**values), dtype=torch.float32
+            )
         return model.eval()
 
     return build
@@ -92,6 +86,10 @@ def tiny_model() -> Callable[[str], PreTrainedModel]:
 @pytest.fixture(scope="session")
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a nano model with seed 1; to be read only."""
+    from unlearn.config import NanoConfig
+    from unlearn.models import load as models
+    from unlearn.models import nano
+
     folder = tmp_path_factory.mktemp("saved") / "model"
     model = nano.model(NanoConfig(), seed=1)
     models.save_pretrained(model, nano.tokenizer(NanoConfig().vocabulary), folder)
@@ -100,12 +98,18 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def nano_tokenizer() -> PreTrainedTokenizerBase:
+    from unlearn.models import nano
+
     return nano.tokenizer(1536)
 
 
 @pytest.fixture(scope="session")
 def bpe_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
     """A byte-level tokenizer like GPT-2's, trained on the given texts; no chat template."""
+
+    from tokenizers import Tokenizer, decoders, pre_tokenizers, trainers
+    from tokenizers.models import BPE
+    from transformers import PreTrainedTokenizerFast
 
     def build(*texts: str, split_words: bool = True) -> PreTrainedTokenizerFast:
         bpe = Tokenizer(BPE())

@@ -29,9 +29,11 @@ from unlearn.guard import lasting_output, outcome
 from unlearn.signals import STOPPED, STOPPING, on_stop
 
 if TYPE_CHECKING:
+    from launch.resolve import Resolved
     from launch.run.log_warnings import Warned
     from launch.run.plan import Plan
 
+INTERRUPTED = "stopped by a signal; started again, it goes on"
 _TOLD = 5  # problems of an evaluation that the terminal shows
 
 
@@ -94,8 +96,11 @@ def guarded(composed: DictConfig, *, apart: bool = False) -> Made:
                 signal.signal(number, signal.SIG_IGN)
 
 
-def one_run(composed: DictConfig, *, apart: bool = False) -> Made:
-    """One composed run, from check to table; whatever ends it is told here, and is in what is returned."""
+def one_run(composed: DictConfig, *, apart: bool = False, resolved: Resolved | None = None) -> Made:
+    """One composed run, from check to table; whatever ends it is told here, and is in what is returned.
+
+    A configuration that was `resolved` before is not looked at again.
+    """
     from launch.run.log_warnings import Warned
     from unlearn.signals import Stopped
 
@@ -104,17 +109,19 @@ def one_run(composed: DictConfig, *, apart: bool = False) -> Made:
     warned, output = Warned(), Path(hydra_config.runtime.output_dir)
     try:
         foreign_launchers.settle()
-        with on_stop(_interrupt):
-            config = checked(composed, overrides, hydra_config.runtime.choices)
-            if config.dry_run:
-                dry_run(config)
-                return Made(overrides, None)
-            if apart and _of_pool():
-                config = _sharing(config, int(hydra_config.launcher.n_jobs))
+        with on_stop(interrupt):
             searched = hydra_config.mode == RunMode.MULTIRUN and "n_trials" in hydra_config.sweeper
-            made = _run(config, output, overrides, warned, apart=apart, searched=searched)
+            if resolved is None:
+                config = checked(composed, overrides, hydra_config.runtime.choices)
+                if config.dry_run:
+                    dry_run(config)
+                    return Made(overrides, None)
+                if apart and _of_pool():
+                    config = _sharing(config, int(hydra_config.launcher.n_jobs))
+                resolved = _resolved(config, output, searched=searched)
+            made = _run(resolved, overrides, warned, apart=apart, searched=searched)
     except (Stopped, KeyboardInterrupt) as stopped:
-        reason = str(stopped) or "stopped by a signal; started again, it goes on"
+        reason = str(stopped) or INTERRUPTED
         sys.stderr.write(f"{reason}\n")
         made = Made(overrides, None, reason, code=STOPPED)
     except Exception as error:
@@ -131,7 +138,7 @@ def one_run(composed: DictConfig, *, apart: bool = False) -> Made:
     return replace(made, warnings=warned.texts)
 
 
-def _interrupt(_: int) -> None:
+def interrupt(_: int) -> None:
     """Outside training, which ends a step and writes a checkpoint first, a signal stops the run at once."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
@@ -152,34 +159,27 @@ def _sharing(config: RunConfig, jobs: int) -> RunConfig:
     return config.model_copy(update={"hardware": config.hardware.model_copy(update={"threads": threads})})
 
 
+def _resolved(config: RunConfig, output: Path, *, searched: bool) -> Resolved:
+    from launch.resolve import resolve
+
+    unnamed = output == Path(config.root).absolute()  # its name could not be told when it was composed
+    return resolve(config, None if unnamed else output, searched=searched)
+
+
 def _run(
-    config: RunConfig,
-    directory: Path,
-    overrides: tuple[str, ...],
-    warned: Warned,
-    *,
-    apart: bool,
-    searched: bool,
+    resolved: Resolved, overrides: tuple[str, ...], warned: Warned, *, apart: bool, searched: bool
 ) -> Made:
     from eval.judgement.judge import with_judgement
     from eval.metric_catalog import shown
-    from launch.inspection import inspect
     from launch.report.page import write_report
     from launch.report.results_table import LEGEND, result_table
     from launch.report.run_files import problems
     from launch.run.ensure import ensure, is_complete
-    from launch.run.plan import make_plan
-    from launch.sweep.objective import check_goal
-    from launch.validate import check, doubts
     from unlearn.files import check_writable, read_json
 
-    check(config)
-    if searched:
-        check_goal(config)
-    unnamed = directory == Path(config.root).absolute()  # its name could not be told when it was composed
-    plan = make_plan(config, None if unnamed else directory)
+    config, plan = resolved.config, resolved.plan
     console = Console(quiet=not leads())
-    for warning in [*doubts(config, searched=searched), *inspect(config, plan)]:
+    for warning in resolved.warnings:
         console.print(f"warning: {warning}", soft_wrap=True, highlight=False, markup=False)
         warned.add([warning])
     for run in plan.runs:
@@ -235,10 +235,9 @@ def _tell(console: Console, problems: Mapping[str, Sequence[str]]) -> None:
 def dry_run(config: RunConfig) -> None:
     """The plan of a run, printed."""
     from launch.dry_run import show_plan
-    from launch.validate import check
+    from launch.resolve import resolve
 
-    check(config)
-    show_plan(config, Console(quiet=not leads()))
+    show_plan(resolve(config), Console(quiet=not leads()))
 
 
 def short(path: Path) -> str:

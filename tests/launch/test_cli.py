@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from launch.cli import command
-from launch.compose import checked, compose_run, describe, force_overrides, groups, yaml_of
+from launch.compose import checked, compose_run, describe, force_overrides, groups, yaml_of, yaml_of_defaults
 from launch.run.plan import make_plan
 from launch.validate import check
 from tests.worlds import together
-from unlearn.config import RunConfig
+from unlearn.config import MethodConfig, RunConfig
 from unlearn.errors import ConfigError
 
 
@@ -233,28 +235,17 @@ def test_a_refusal_of_the_schema_loads_no_torch():
 ALL = groups()
 
 
-@pytest.mark.parametrize(("method", "dataset"), [*itertools.product(("flat", "whp"), ALL["dataset"])])
-def test_methods_compose_with_every_dataset(method, dataset):
-    config = configure(f"method={method}", f"dataset={dataset}")
-    assert config.method.name == method
-    assert config.dataset.name == dataset
-
-
 # One option of each group in a command; recipes are composed, with all their elements, in test_sweep.py.
-NAMED = [group for group in ALL if group not in ("method", "eval", "experiment")]
-ROWS = list(itertools.zip_longest(*(ALL[group] for group in NAMED)))
+TOGETHER = [group for group in ALL if group not in ("method", "experiment")]
+ROWS = list(itertools.zip_longest(*(ALL[group] for group in TOGETHER)))
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: " ".join(filter(None, row)))
 def test_every_option_composes(row):
-    chosen = {group: option for group, option in zip(NAMED, row, strict=True) if option}
+    chosen = {group: option for group, option in zip(TOGETHER, row, strict=True) if option}
     config = configure(*(f"{group}={option}" for group, option in chosen.items()))
+    chosen.pop("eval", None)  # which has no name
     assert {group: getattr(config, group).name for group in chosen} == chosen
-
-
-@pytest.mark.parametrize("option", ALL["eval"])
-def test_every_evaluation_composes(option):
-    configure(f"eval={option}")
 
 
 def test_every_option_describes_itself():
@@ -263,12 +254,26 @@ def test_every_option_describes_itself():
             assert len(describe(group, option)) > 10, (group, option)
 
 
+@pytest.fixture(scope="module")
+def plain() -> RunConfig:
+    return configure()
+
+
+def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
+    """The configuration with other values by dotted key, checked by the schema."""
+    keys = OmegaConf.create(config.model_dump())
+    for key, value in values.items():
+        OmegaConf.update(keys, key, value)
+    return RunConfig.model_validate(OmegaConf.to_container(keys))
+
+
 @pytest.mark.parametrize("method", ALL["method"])
-def test_every_method_binds(method, tmp_path):
-    (tmp_path / "sae.safetensors").touch()
-    sae = f"method.intervention.sae={tmp_path}/sae.safetensors"
-    needs = {"dsg": [sae], "rmu-wmdp": ["model.nano.layers=8"]}
-    config = configure(f"method={method}", *needs.get(method, []))
+def test_every_method_binds(method, tmp_path, plain):
+    sae = tmp_path / "sae.safetensors"
+    sae.touch()
+    needs = {"dsg": {"method.intervention.sae": str(sae)}, "rmu-wmdp": {"model.nano.layers": 8}}
+    stated = MethodConfig.model_validate(yaml_of_defaults("method", method))
+    config = with_values(plain.model_copy(update={"method": stated}), needs.get(method, {}))
     check(config)
     assert config.method.name == method
 
@@ -290,8 +295,6 @@ def test_the_first_element_of_a_sweep_is_checked():
 
 def test_the_composed_configuration_reads_back(capsys):
     assert command(["--cfg", "job", "method=wga", "seed=7"]) == 0
-    from omegaconf import OmegaConf
-
     shown = OmegaConf.to_container(OmegaConf.create(capsys.readouterr().out))
     assert RunConfig.model_validate(shown) == configure("method=wga", "seed=7")
     assert yaml_of(configure("method=wga")).count("\n") > 60
@@ -316,46 +319,49 @@ def write_fingerprint(file: Path, *arguments: str) -> None:
 
 class TestFingerprint:
     @staticmethod
-    @functools.cache
-    def of(*arguments: str) -> str:
-        return make_plan(configure(*arguments)).main.job.fingerprint
+    def of(config: RunConfig, **values: Any) -> str:
+        return make_plan(with_values(config, values)).main.job.fingerprint
 
-    def test_a_date_counts_where_it_was_chosen(self):
-        assert (
-            self.of("model.prompt.date=26 Jul 2024") == self.of() != self.of("model.prompt.date=2025-01-01")
+    def test_a_date_counts_where_it_was_chosen(self, plain):
+        usual, other = (
+            self.of(plain, **{"model.prompt.date": date}) for date in ("26 Jul 2024", "2025-01-01")
         )
+        assert usual == self.of(plain) != other
 
     @pytest.mark.slow
     def test_it_is_stable(self, tmp_path):
         # Changes only when the same configuration would give other numbers; then count _FORMAT up.
         together(1, write_fingerprint, tmp_path / "told", "method=wga")
-        assert (tmp_path / "told").read_text() == self.of("method=wga")
+        assert (tmp_path / "told").read_text() == self.of(configure("method=wga"))
+
+    def test_hardware_does_not_change_it(self, plain):
+        assert self.of(configure("hardware=cpu-2p", "tracker=disabled")) == self.of(plain)
 
     @pytest.mark.parametrize(
-        "same",
+        ("key", "value"),
         [
-            "hardware=cpu-2p", "hardware.micro_tokens=100", "tracker=disabled", "eval.max_new_tokens=3",
-            "checkpoint.keep=3", "model.name=other", "root=elsewhere", "save_model=false",
+            ("hardware.micro_tokens", 100), ("eval.max_new_tokens", 3), ("checkpoint.keep", 3),
+            ("model.name", "other"), ("root", "elsewhere"), ("save_model", False),
         ],
     )  # fmt: skip
-    def test_hardware_tracker_and_evaluation_do_not_change_it(self, same):
-        assert self.of(same) == self.of()
+    def test_names_and_evaluation_do_not_change_it(self, plain, key, value):
+        assert self.of(plain, **{key: value}) == self.of(plain)
 
     @pytest.mark.parametrize(
-        "other",
+        ("key", "value"),
         [
-            "seed=1", "method.lr=2e-5", "method.forget.beta=0.2", "dataset.forget=forget05",
-            "dataset.options.seed=1", "model.nano.layers=2", "model.lr_scale=3", "model.lora.r=4",
-            "method.retain=null", "dataset.max_length=64", "model.finetune.epochs=3",
+            ("seed", 1), ("method.lr", 2e-5), ("method.forget.beta", 0.2), ("dataset.forget", "forget05"),
+            ("dataset.options.seed", 1), ("model.nano.layers", 2), ("model.lr_scale", 3), ("model.lora.r", 4),
+            ("method.retain", None), ("dataset.max_length", 64), ("model.finetune.epochs", 3),
         ],
     )  # fmt: skip
-    def test_science_changes_it(self, other):
-        assert self.of(other) != self.of()
+    def test_science_changes_it(self, plain, key, value):
+        assert self.of(plain, **{key: value}) != self.of(plain)
 
     def test_one_target_serves_every_forget_split_and_seed(self):
         targets = {
             make_plan(configure(*a)).runs[0].directory
-            for a in (["seed=1"], ["dataset.forget=forget05"], ["method=wga"], ["hardware=cpu-2p"])
+            for a in (["seed=1", "dataset.forget=forget05"], ["method=wga", "hardware=cpu-2p"])
         }
         assert len(targets) == 1
 
