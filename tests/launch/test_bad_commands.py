@@ -239,12 +239,12 @@ def test_a_run_survives_its_terminal_and_its_surroundings(tmp_path):
     plain = {key: value for key, value in os.environ.items() if key != "HOME"}
     environment = plain | {"PYTHONPATH": str(ROOT), "COLUMNS": "0", "OMP_NUM_THREADS": "none"}
     odd = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "WORLD_SIZE": "1", "RANK": "0", "PYTHONUTF8": "0"}
-    for end, code in (("| head -1; exit ${PIPESTATUS[0]}", 0), (">&- seed=1", 0), (">/dev/full seed=2", 0)):
+    for end in (">&-", "| head -1; exit ${PIPESTATUS[0]}", ">/dev/full"):  # the run is made by the first
         shell = ["bash", "-c", f"{command} {end}"]
         shown = subprocess.run(shell, cwd=tmp_path, env=environment | odd, capture_output=True, text=True)
-        assert shown.returncode == code, shown.stderr[-2000:]
+        assert shown.returncode == 0, shown.stderr[-2000:]
         assert "Error" not in shown.stderr
-    assert len(list(tmp_path.glob("runs/grad_ascent-*/results.json"))) == 3
+        assert len(list(tmp_path.glob("runs/grad_ascent-*/results.json"))) == 1
 
 
 @pytest.mark.slow

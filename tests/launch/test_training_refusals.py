@@ -50,6 +50,7 @@ def warnings(root: Path, *arguments: str) -> list[str]:
     return inspect(config, make_plan(config))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

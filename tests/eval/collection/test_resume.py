@@ -69,6 +69,7 @@ def test_a_cut_loses_no_more_than_a_portion(tmp_path, share):
         assert one.generation(name).text == other.generation(name).text
 
 
+@pytest.mark.slow
 def test_portions_do_not_stay_on_disk_and_change_nothing(tmp_path, monkeypatch):
     run(tmp_path / "many")
     assert not (tmp_path / "many" / "records" / ".parts").exists()
@@ -82,6 +83,7 @@ def test_portions_do_not_stay_on_disk_and_change_nothing(tmp_path, monkeypatch):
     assert many.generation("forget/samples").text == one.generation("forget/samples").text
 
 
+@pytest.mark.slow
 def test_a_portion_that_was_cut_short_on_disk_is_made_again(tmp_path):
     with pytest.raises(Cut):
         run(tmp_path, cut_after=9)

@@ -224,6 +224,7 @@ def answers_of(lm: Any, folder: Path, task: str, **told: Any) -> list[Any]:
     return [answer[0] for sample in found["samples"][task] for answer in sample["resps"]]
 
 
+@pytest.mark.slow
 def test_metrics_are_those_of_the_harness_on_its_own_model(tmp_path: Path, folder: Path) -> None:
     ours = compare(live(tmp_path), tmp_path / "model", folder)
     # 11 examples in one part and 3 in the other, weighted by size: a multiple of 1/14.
@@ -231,6 +232,7 @@ def test_metrics_are_those_of_the_harness_on_its_own_model(tmp_path: Path, folde
     assert ours.problems == []
 
 
+@pytest.mark.slow
 def test_prompts_longer_than_the_context_lose_their_start_as_in_the_harness(
     tmp_path: Path, folder: Path
 ) -> None:

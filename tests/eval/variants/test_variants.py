@@ -152,6 +152,7 @@ def test_small_edits_stay_and_the_model_beside_a_contrast_does_not(tiny_model: B
     assert beside.get_output_embeddings() not in found
 
 
+@pytest.mark.slow
 def test_fewer_bits_tell_more_of_the_model_apart(tmp_path: Path) -> None:
     work = bench(tmp_path)
     plain = work.score(llama(), "plain", ["forget"])

@@ -152,6 +152,7 @@ def of(*overrides: str) -> Memory:
     return estimate(shape, config, bound(config))
 
 
+@pytest.mark.slow
 def test_the_models_of_the_configuration_are_read():
     full, adapted = of(), of("model.lora.r=4")
     chosen = of("method.train=[*layers.1.mlp.down_proj.weight]")
@@ -193,6 +194,7 @@ def test_a_card_is_planned_with_nine_tenths_of_it():
     assert not fits(Memory(parameters=22 * GIB), 24)
 
 
+@pytest.mark.slow
 def test_the_command_shows_every_preset(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["model.nano.layers=2", "dataset.options.authors=10", "--card", "0.5"]) == 0
@@ -204,6 +206,7 @@ def test_the_command_shows_every_preset(capsys, monkeypatch):
     assert "nobody/nothing" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_table_of_the_documentation_is_the_functions():
     assert paper() in (ROOT / "docs" / "hardware.md").read_text()
 

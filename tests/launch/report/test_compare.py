@@ -365,6 +365,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root / "wandb"
 
 
+@pytest.mark.slow
 def test_a_folder_of_offline_runs(offline, tmp_path):
     found = find([str(offline)])
     (run,) = found.runs

@@ -326,6 +326,7 @@ def test_text_of_examples_cannot_become_markup_and_nothing_is_loaded_from_elsewh
     assert "default-src 'none'" in page
 
 
+@pytest.mark.slow
 def test_a_page_of_many_examples_and_steps_stays_small(tmp_path):
     path = write_run(tmp_path / "big", steps=tuple(range(30)), examples=40)
     page = without_plotly(write_report(path).read_text(encoding="utf-8"))

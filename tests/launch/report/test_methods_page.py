@@ -20,6 +20,7 @@ from unlearn.terms import bind, objective_names, weighting_names
 from unlearn.training.learning_rate import warmup_steps
 from unlearn.weightings._granularity import GRANULARITIES, token_weights
 
+PRESETS = presets()
 TEXT = PAGE.read_text(encoding="utf-8")
 
 
@@ -154,10 +155,10 @@ def test_options_and_presets_that_the_text_names_are_there():
     ],
 )
 def test_needs_of_presets(name, wanted):
-    assert needs(presets()[name]) == wanted
+    assert needs(PRESETS[name]) == wanted
 
 
 def test_the_source_of_every_preset_that_trains_is_on_the_page():
     told = set(re.findall(r"^- `([^`]+)`: ", TEXT, re.M))
-    assert told == {name for name, method in presets().items() if method.source}
+    assert told == {name for name, method in PRESETS.items() if method.source}
     assert all((CONFIGS / "method" / f"{name}.yaml").is_file() for name in told)

@@ -331,6 +331,7 @@ def elements(recipe: str) -> Iterator[RunConfig]:
         yield checked(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", groups()["experiment"])
 def test_every_element_of_a_recipe_composes_without_the_hub(recipe, monkeypatch):
     def refuse(*_: Any) -> None:

@@ -197,6 +197,7 @@ def test_nothing_of_the_machine_is_handed_over(tmp_path):
     assert not handed_over & {"requirements.txt", "wandb-metadata.json", "output.log", "diff.patch"}
 
 
+@pytest.mark.slow
 def test_resuming_continues_the_same_id_at_the_next_step(tmp_path, caplog):
     for steps in ((1, 2), (3, 4)):
         tracker = opened(tmp_path)
@@ -309,6 +310,7 @@ sys.exit(10 if "wandb" in sys.modules else 0)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "code"), [("disabled", 0), ("offline", 10)])
 def test_disabled_imports_no_wandb_and_no_mode_writes_to_the_terminal(tmp_path, mode, code):
     done = subprocess.run(
@@ -332,6 +334,7 @@ def service(monkeypatch):
     wandb.teardown()
 
 
+@pytest.mark.slow
 def test_online_a_continued_run_goes_on_behind_its_last_row(tmp_path, service):
     rows = [{"step": step, "loss": float(step)} for step in (1, 2, 3)]
     tracker = opened(tmp_path, mode="auto")
@@ -371,6 +374,7 @@ def test_online_nothing_of_the_machine_is_sent(tmp_path, service):
     assert KEY not in sent
 
 
+@pytest.mark.slow
 def test_an_outage_ends_no_run(tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("WANDB_FINISH_TIMEOUT", "1")
     with serving() as served:
@@ -386,6 +390,7 @@ def test_an_outage_ends_no_run(tmp_path, monkeypatch, caplog):
     wandb.teardown()
 
 
+@pytest.mark.slow
 def test_without_an_answer_an_online_run_is_logged_offline(tmp_path, monkeypatch, caplog):
     folder = tmp_path / "a run"
     monkeypatch.setenv("WANDB_API_KEY", KEY)

@@ -232,6 +232,7 @@ def sample(model: LlamaForCausalLM, encoder: Encoder, questions: list[str], **ch
     return sampled_alternatives.sample_alternatives(model, encoder, questions, **options | changed)
 
 
+@pytest.mark.slow
 def test_samples_do_not_depend_on_batches_or_order(model: LlamaForCausalLM, encoder: Encoder) -> None:
     found = sample(model, encoder, QUESTIONS)
     assert [len(own) for own in found] == [3] * 4
@@ -247,6 +248,7 @@ def test_samples_do_not_depend_on_batches_or_order(model: LlamaForCausalLM, enco
     assert sample(model, encoder, []) == []
 
 
+@pytest.mark.slow
 def test_samples_of_a_killed_process_are_kept_in_portions(model, encoder, tmp_path):
     whole = sample(model, encoder, QUESTIONS)
     calls: list[int] = []

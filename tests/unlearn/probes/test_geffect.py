@@ -190,6 +190,7 @@ def test_the_running_mean_over_mini_batches_by_hand(tmp_path):
 # -- examples and tokens -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_examples_and_tokens_against_one_backward_each(tmp_path):
     watching.look(tmp_path, NPO, token_layers=True)
     model = in_double()
@@ -266,6 +267,7 @@ def test_implicit_weights_are_those_of_the_paper(tmp_path, term, weight):
 # -- the check -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_small_step_does_what_is_predicted_and_a_large_one_is_told_apart(tmp_path):
     small = watching.look(tmp_path / "1", GA, step=0.05)
     assert small["geffect/check/explained"] > 0.99

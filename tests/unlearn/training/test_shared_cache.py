@@ -75,6 +75,7 @@ def test_an_error_gives_the_turn_away(tmp_path):
         raise AssertionError("the error was lost")
 
 
+@pytest.mark.slow
 def test_a_pass_of_a_frozen_model_that_is_killed_goes_on_after_its_portions(tmp_path):
     model, alone = training.tiny_llama(), World(0, 1, torch.device("cpu"))
     sequences = training.sequences(70, seed=3)

@@ -20,7 +20,7 @@ from unlearn.weightings.simsat import simsat
 from unlearn.weightings.tnpo import tnpo
 from unlearn.weightings.top_k import top_k
 
-PROPERTY = settings(deadline=None, max_examples=50)  # no deadline: machines are shared
+PROPERTY = settings(deadline=None, max_examples=25)  # no deadline: machines are shared
 
 # One answer of three tokens with probabilities .9, .5, .1; under the reference .95, .6, .3.
 LOGP, REF = torch.tensor([0.9, 0.5, 0.1]).log(), torch.tensor([0.95, 0.6, 0.3]).log()
