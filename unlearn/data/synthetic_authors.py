@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from functools import lru_cache
 from random import Random
 
 from unlearn.data.example import Example
@@ -276,14 +277,19 @@ def generate(n_authors: int, questions_per_author: int = MAX_QUESTIONS, seed: in
             f"{n_authors} authors asked for, held-out ones included; the pools of names, birth dates and "
             f"titles allow 1 to {MAX_AUTHORS}"
         )
+    return [list(questions) for questions in _generated(n_authors, questions_per_author, seed)]
+
+
+@lru_cache(maxsize=4)  # a command reads the same sets several times
+def _generated(authors: int, questions: int, seed: int) -> tuple[tuple[Example, ...], ...]:
     pools = _pools(seed)
-    return [
-        [
+    return tuple(
+        tuple(
             _ask(kind, facts, pools[kind.fact], f"author{row:03d}/{column}", seed)
-            for column, kind in enumerate(_KINDS[:questions_per_author])
-        ]
-        for row, facts in enumerate(_facts(n_authors, seed, pools))
-    ]
+            for column, kind in enumerate(_KINDS[:questions])
+        )
+        for row, facts in enumerate(_facts(authors, seed, pools))
+    )
 
 
 def real_authors() -> list[Example]:
