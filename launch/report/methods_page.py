@@ -91,19 +91,20 @@ def terms(method: MethodConfig) -> list[str]:
 def needs(method: MethodConfig) -> list[str]:
     """What the method takes beside the model and the forget set."""
     bound, edit = bind(method), method.intervention or {}
-    names = {need for term in bound for need in term.needs}
+    needed = {(each.source, each.quantity) for term in bound for each in term.statistics}
+    reinforced = any(source == "reinforced" for source, _ in needed)
     paired = any(map(needs_alternatives, bound))
     sets = {*method.sets, *interventions.sets(edit)}
     found = {
         "full split": "full" in sets,
         "retain set": "retain" in sets or (paired and method.alternatives_from_retain),
         _ALTERNATIVES[method.alternatives.source]: paired,
-        "log-probs": bool(names & {"ref_logp", "ref_alt_logp"}),
-        "last hidden states": "ref_logits" in names,
-        "layer states": "ref_hidden" in names,
-        "reinforced model": "reinforced_logits" in names or edit.get("name") == "contrast",
-        "mean teacher": "teacher_logits" in names,
-        "annotations": "important" in names,
+        "log-probs": ("reference", "logp") in needed,
+        "last hidden states": ("reference", "logits") in needed,
+        "layer states": ("reference", "hidden") in needed,
+        "reinforced model": reinforced or edit.get("name") == "contrast",
+        "mean teacher": ("teacher", "logits") in needed,
+        "annotations": ("data", "important") in needed,
         **{f"`method.intervention.{key}`": True for key in _unset(edit)},
     }
     return [name for name, wanted in found.items() if wanted]

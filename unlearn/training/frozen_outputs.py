@@ -35,8 +35,8 @@ _FORWARDS = 32  # of each process in a portion: what a killed pass loses at most
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What is kept: of `model` ("reference" or "reinforced") at the positions of a mask.
+class FrozenOutput:
+    """An output of a frozen `model` ("reference" or "reinforced") at the positions of a mask.
 
     `what` is "logp", "head" (the states that enter the output head) or "layer-<n>".
     """
@@ -46,16 +46,16 @@ class Kept:
     mask: Mask = "answer"
 
 
-LOGP = Kept("reference", "logp")
+LOGP = FrozenOutput("reference", "logp")
 
 
 def cache_file(
-    root: Path, model: str, dtype: str, sequences: Sequence[TokenSequence], kept: Kept = LOGP
+    root: Path, model: str, dtype: str, sequences: Sequence[TokenSequence], output: FrozenOutput = LOGP
 ) -> Path:
     """Where it is kept for these token sequences under the model with this key."""
     digest = hashlib.sha256(f"{model} {dtype}".encode())
-    if kept.what != "logp":
-        digest.update(f"{kept.what} {kept.mask}".encode())
+    if output.what != "logp":
+        digest.update(f"{output.what} {output.mask}".encode())
     for sequence in sequences:
         digest.update(np.array([len(sequence.ids), sequence.answer_start]).tobytes())
         digest.update(sequence.ids.tobytes())
@@ -80,7 +80,7 @@ def read(file: Path, sequences: Sequence[TokenSequence], mask: Mask = "answer") 
 
 def compute(
     model: nn.Module, sequences: Sequence[TokenSequence], world: World, *, max_tokens: int, synced: bool,
-    kept: Kept = LOGP, pad_id: int = 0, parts: Path | None = None,
+    output: FrozenOutput = LOGP, pad_id: int = 0, parts: Path | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """The same by a pass of the model, dealt to all processes; on the CPU.
 
@@ -88,10 +88,10 @@ def compute(
         cut off goes on after those; the caller removes the folder once the whole is written.
     """
     world = world.with_synced(synced)
-    sizes = _sizes(sequences, kept.mask)
+    sizes = _sizes(sequences, output.mask)
     found: dict[int, np.ndarray] = {}
     widest = max(len(s.ids) for s in sequences)
-    lengths = [widest if kept.mask == "all" else len(s.ids) for s in sequences]
+    lengths = [widest if output.mask == "all" else len(s.ids) for s in sequences]
     dealt = deal(lengths, world.size, max_tokens=max_tokens)
     rounds = len(dealt[0])
     with evaluating(model):
@@ -106,7 +106,7 @@ def compute(
                 mine: list[tuple[int, np.ndarray]] = []
                 for own in dealt[world.rank][start : start + _FORWARDS]:
                     if own or synced:
-                        mine += _values(model, sequences, own, sizes, kept, widest, pad_id, world)
+                        mine += _values(model, sequences, own, sizes, output, widest, pad_id, world)
                 known = np.concatenate(
                     [part for _, part in sorted(world.gather(mine), key=lambda pair: pair[0])]
                 )
@@ -159,12 +159,12 @@ def _sizes(sequences: Sequence[TokenSequence], mask: Mask) -> list[int]:
 
 
 def _values(
-    model: nn.Module, sequences: Sequence[TokenSequence], rows: list[int], sizes: Sequence[int], kept: Kept,
-    widest: int, pad_id: int, world: World,
+    model: nn.Module, sequences: Sequence[TokenSequence], rows: list[int], sizes: Sequence[int],
+    output: FrozenOutput, widest: int, pad_id: int, world: World,
 ) -> list[tuple[int, np.ndarray]]:  # fmt: skip
     """What the model gives for the sequences of these numbers; without any it is called all the same."""
     with torch.no_grad():
-        values = _pass(model, [sequences[i] for i in rows] or sequences[:1], kept, widest, pad_id, world)
+        values = _pass(model, [sequences[i] for i in rows] or sequences[:1], output, widest, pad_id, world)
     if not rows:
         return []
     # NumPy knows no bfloat16.
@@ -181,12 +181,17 @@ def _portion(file: Path | None, size: int) -> np.ndarray | None:
 
 
 def _pass(
-    model: nn.Module, sequences: Sequence[TokenSequence], kept: Kept, widest: int, pad_id: int, world: World
+    model: nn.Module,
+    sequences: Sequence[TokenSequence],
+    output: FrozenOutput,
+    widest: int,
+    pad_id: int,
+    world: World,
 ) -> Tensor:
-    if kept.what == "logp":
+    if output.what == "logp":
         return forward(model, collate(sequences).to(world.device)).logp
-    width = {"answer": None, "attention": max(len(s.ids) for s in sequences), "all": widest}[kept.mask]
-    batch = collate(sequences, pad_id, width=width, attention_mask=kept.mask == "all").to(world.device)
-    where = positions(sequences, batch.input_ids.shape[1], mask=kept.mask, all_width=widest)
-    layer = None if kept.what == "head" else int(kept.what.removeprefix("layer-"))
+    width = {"answer": None, "attention": max(len(s.ids) for s in sequences), "all": widest}[output.mask]
+    batch = collate(sequences, pad_id, width=width, attention_mask=output.mask == "all").to(world.device)
+    where = positions(sequences, batch.input_ids.shape[1], mask=output.mask, all_width=widest)
+    layer = None if output.what == "head" else int(output.what.removeprefix("layer-"))
     return states(model, batch, where.index.to(world.device), layer)

@@ -18,10 +18,10 @@ T = TypeVar("T")
 _PATIENCE = 30.0  # seconds between two questions, below what a collective allows
 
 
-def made_once(file: Path, world: World, read: Callable[[], T | None], make: Callable[[], T]) -> T:
-    """What `read` finds in a file; where it finds nothing, what `make` gives, which is to write it there.
+def compute_once(file: Path, world: World, read: Callable[[], T | None], make: Callable[[], T]) -> T:
+    """Read a value from a file; where it is not there, compute it with `make`, which also writes the file.
 
-    Of several runs the one that comes first makes it, and the others wait for it. The lock is the operating
+    Of several runs the first computes it, and the others wait for it. The lock is the operating
     system's: it dies with its holder. A collective.
     """
     if _everywhere(world, found := read()):

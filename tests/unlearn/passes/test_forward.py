@@ -16,7 +16,7 @@ from tests.tolerance import PASS, assert_close
 from unlearn.data.batching import collate
 from unlearn.data.tokenization import TokenSequence
 from unlearn.passes import forward as module
-from unlearn.passes.forward import Ask, answer_logits, forward, read, record, token_logp
+from unlearn.passes.forward import ForwardRequest, answer_logits, forward, read, record, token_logp
 from unlearn.training.frozen_outputs import head_of
 
 Build = Callable[[str], PreTrainedModel]
@@ -220,8 +220,8 @@ def test_kept_states_give_their_own_models_logits(family: str, tiny_model: Build
         for parameter in other.parameters():
             parameter.mul_(1.5)
         wanted = answer_logits(other, batch)
-    kept = {"ref": (head_of(other), module.states(other, batch, batch.index, None))}
-    asked = Ask(batch.index, batch.labels, logp=True, logits=True, states=kept)
+    kept = {"ref_logits": (head_of(other), module.states(other, batch, batch.index, None))}
+    asked = ForwardRequest(batch.index, batch.labels, logp=True, logits=True, states=kept)
     found = [read(model, batch, [asked])[0] for _ in range(2)]
     assert not torch.equal(found[0]["logits"], found[0]["ref_logits"])
     for each in found:
@@ -234,8 +234,8 @@ def test_kept_states_give_their_own_models_logits(family: str, tiny_model: Build
 @pytest.mark.parametrize("change", ["none", "new", "in place"])
 def test_what_a_model_does_after_its_head_is_done_to_kept_states_too(change: str, tiny_model: Build) -> None:
     model, batch = tiny_model("llama"), collate(sequences())
-    kept = {"ref": (head_of(model), module.states(model, batch, batch.index, None))}
-    asked = Ask(batch.index, batch.labels, logits=True, states=kept)
+    kept = {"ref_logits": (head_of(model), module.states(model, batch, batch.index, None))}
+    asked = ForwardRequest(batch.index, batch.labels, logits=True, states=kept)
     head: Any = model.get_output_embeddings()
     joined: list[bool] = []
 
