@@ -26,14 +26,14 @@ class Statistic:
             model; the data; or the term itself, whose weighting or batch mean it is.
         quantity: what is measured, whichever model and answer it is of.
         alternative: it is of alternative answers to the same questions instead of the term's own answers.
-        labelled: it refers to answer tokens, so that a term with another mask cannot ask for it.
+        labelled: it is of answer tokens; a term with another mask cannot ask for it of its own answers.
     """
 
     name: str
-    explanation: str
-    shape: str
     source: Source
     quantity: Quantity
+    shape: str
+    explanation: str
     alternative: bool = False
     labelled: bool = False
 
@@ -56,61 +56,42 @@ class Statistic:
 STATISTICS: Mapping[str, Statistic] = {
     statistic.name: statistic
     for statistic in (
-        Statistic(
-            "logp", "log-probability of each answer token under the model", "N", "model", "logp",
-            labelled=True,
-        ),
-        Statistic(
-            "ref_logp", "the same under the reference (the frozen target), computed once and cached", "N",
-            "reference", "logp", labelled=True,
-        ),
-        Statistic("lengths", "answer tokens of each sequence", "B", "data", "lengths"),
-        Statistic(
-            "alt_logp", "log-probability of the tokens of an alternative answer to the same question", "N",
-            "model", "logp", alternative=True, labelled=True,
-        ),
-        Statistic(
-            "ref_alt_logp", "the same under the reference", "N", "reference", "logp", alternative=True,
-            labelled=True,
-        ),
-        Statistic(
-            "alt_lengths", "tokens of each alternative answer", "B", "data", "lengths", alternative=True
-        ),
-        Statistic(
-            "logits", "logits at the positions that predict an answer token", "N V", "model", "logits"
-        ),
-        Statistic(
-            "ref_logits", "the same of the reference, from its cached last hidden states", "N V", "reference",
-            "logits",
-        ),
-        Statistic(
-            "teacher_logits", "the same of the mean teacher, a running average of the model", "N V",
-            "teacher", "logits",
-        ),
-        Statistic(
-            "reinforced_logits", "the same of a copy of the target trained further on the forget set", "N V",
-            "reinforced", "logits",
-        ),
-        Statistic("labels", "the answer tokens", "N", "data", "labels", labelled=True),
-        Statistic("hidden", "hidden states after the layer that the term names", "N D", "model", "hidden"),
-        Statistic("ref_hidden", "the same of the reference, cached", "N D", "reference", "hidden"),
-        Statistic("gate", "gate logits of a gated edit, one row per sequence", "B K", "model", "gate"),
-        Statistic(
-            "noise", "one uniform number per answer token, fixed by seed, example and step", "N", "data",
-            "noise", labelled=True,
-        ),
-        Statistic(
-            "important", "whether an answer token lies in an annotated span", "N", "data", "important",
-            labelled=True,
-        ),
-        Statistic(
-            "weights", "detached weight of each answer token, from the term's weighting", "N", "term",
-            "weights", labelled=True,
-        ),
-        Statistic(
-            "batch_mean", "mean over the whole step of what the objective's function batch_mean gives", "K",
-            "term", "batch_mean",
-        ),
+        Statistic("logp", "model", "logp", "N", labelled=True,
+                  explanation="log-probability of each answer token under the model"),
+        Statistic("ref_logp", "reference", "logp", "N", labelled=True,
+                  explanation="log-probability of each answer token under the reference, the frozen target"),
+        Statistic("lengths", "data", "lengths", "B",
+                  explanation="answer tokens of each sequence"),
+        Statistic("alt_logp", "model", "logp", "N", alternative=True, labelled=True,
+                  explanation="log-probability of the tokens of an alternative answer to the same question"),
+        Statistic("ref_alt_logp", "reference", "logp", "N", alternative=True, labelled=True,
+                  explanation="log-probability of the tokens of an alternative answer under the reference"),
+        Statistic("alt_lengths", "data", "lengths", "B", alternative=True,
+                  explanation="tokens of each alternative answer"),
+        Statistic("logits", "model", "logits", "N V",
+                  explanation="logits at the positions that the term looks at"),
+        Statistic("ref_logits", "reference", "logits", "N V",
+                  explanation="logits of the reference, from its cached last hidden states"),
+        Statistic("teacher_logits", "teacher", "logits", "N V",
+                  explanation="logits of the mean teacher, a running average of the model"),
+        Statistic("reinforced_logits", "reinforced", "logits", "N V",
+                  explanation="logits of a copy of the target trained further on the forget set"),
+        Statistic("labels", "data", "labels", "N", labelled=True,
+                  explanation="the answer tokens"),
+        Statistic("hidden", "model", "hidden", "N D",
+                  explanation="hidden states after the layer that the term names"),
+        Statistic("ref_hidden", "reference", "hidden", "N D",
+                  explanation="hidden states of the reference after that layer"),
+        Statistic("gate", "model", "gate", "B K",
+                  explanation="gate logits of a gated edit, one row per sequence"),
+        Statistic("noise", "data", "noise", "N", labelled=True,
+                  explanation="one uniform number per answer token, fixed by seed, example and step"),
+        Statistic("important", "data", "important", "N", labelled=True,
+                  explanation="whether an answer token lies in an annotated span"),
+        Statistic("weights", "term", "weights", "N", labelled=True,
+                  explanation="detached weight of each answer token, from the term's weighting"),
+        Statistic("batch_mean", "term", "batch_mean", "K",
+                  explanation="mean over the whole step of what the objective's function batch_mean gives"),
     )
 }  # fmt: skip
 

@@ -21,6 +21,7 @@ from launch.report import markdown
 from unlearn import interventions
 from unlearn.config import SLOTS, AlternativesConfig, AutoLRConfig, MethodConfig
 from unlearn.guard import tool
+from unlearn.statistics import STATISTICS
 from unlearn.terms import bind, find_objective, needs_alternatives, objective_names, weighting_names
 from unlearn.training.auto_lr import AutoLR
 
@@ -63,7 +64,7 @@ def page() -> str:
     return environment.get_template("methods.md.j2").render(
         overview=_overview(), families=_families(), rules=_rules(), interventions=_interventions(),
         objectives=_functions("objectives", objective_names()),
-        weightings=_functions("weightings", weighting_names()),
+        weightings=_functions("weightings", weighting_names()), statistics=_statistics(),
         auto=markdown.summary(AutoLR), auto_options=markdown.options(AutoLRConfig),
         alternatives=markdown.options(AlternativesConfig), scaled=_scaled(),
     )  # fmt: skip
@@ -172,6 +173,11 @@ def _functions(kind: str, names: Iterable[str]) -> str:
         rows.append((*cells, markdown.keywords(function)))
     per = ["averaged per"] if kind == "objectives" else []
     return markdown.table((kind.removesuffix("s"), "what it is", "looks at", *per, "hyper-parameters"), rows)
+
+
+def _statistics() -> str:
+    rows = [(f"`{each.name}`", each.explanation, f"[{each.shape}]") for each in STATISTICS.values()]
+    return markdown.table(("parameter", "what it is", "shape"), rows)
 
 
 def _rules() -> str:

@@ -67,7 +67,7 @@ def compute_statistics(
 
     Returns:
         For each term its statistics, with N positions that it looks at of B sequences, in the order of the
-        units: `logp`, `ref_logp`, `noise` [N] fp32; `labels` [N] int64 (−1: no token); `important` [N] bool;
+        units: `logp`, `ref_logp`, `noise` [N] fp32; `labels` [N] int64; `important` [N] bool;
         `logits`, `ref_logits`, `teacher_logits`, `reinforced_logits` [N, V] and `hidden`, `ref_hidden`
         [N, D] in compute precision; `lengths` [B] int64; `gate` [B, K] fp32. `alt_…` and `ref_alt_…` are the
         same over the N answer tokens of B alternative answers. Those of the trained model are
