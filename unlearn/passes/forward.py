@@ -19,11 +19,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from unlearn.data.batching import Batch
 from unlearn.passes.prompt_layout import laid_out, right_padded
+from unlearn.passes.token_logp import block_rows, blocks, token_logp
 
-# Elements of one fp32 block of logits: bounds what log-softmax and its backward hold beside the logits.
-_BLOCK = 1 << 24
 _LOGITS = 1 << 26  # logits that exist at a time where no gradient is wanted
-_CPU_BLOCK = 1 << 19  # small enough to stay in a core's cache from one operation to the next
 
 
 @dataclass(frozen=True)
@@ -98,8 +96,8 @@ def record(
     done = 0
     for logits, labels in _in_pieces(model, batch, max(most, len(batch.index)), told or {}):
         # In buffers of its own: blocks that come and go between results that stay split up the memory.
-        space = torch.empty(2, _block_rows(logits), logits.shape[-1], device=logits.device)
-        for rows, wanted in _blocks(logits, labels):
+        space = torch.empty(2, block_rows(logits), logits.shape[-1], device=logits.device)
+        for rows, wanted in blocks(logits, labels):
             part = slice(done, done := done + len(rows))
             block, prob = space[:, : len(rows)]
             block.copy_(rows)
@@ -294,53 +292,3 @@ def _laid_out(batch: Batch, index: Tensor) -> AbstractContextManager[None]:
 def unwrap(model: nn.Module) -> Any:
     """The transformers (or PEFT) model inside a DeepSpeed engine, or the model itself."""
     return getattr(model, "module", model)
-
-
-def token_logp(logits: Tensor, labels: Tensor) -> Tensor:
-    """log softmax(logits)[label], [N] in fp32 from [N, V] of any float dtype.
-
-    Keeps the logits and two numbers per row for the backward pass, instead of a second [N, V] in fp32.
-    """
-    return _TokenLogp.apply(logits, labels)
-
-
-class _TokenLogp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        # Made beforehand: small results between blocks that come and go split up the memory.
-        picked, top, total = torch.empty(3, len(logits), 1, device=logits.device)
-        done = 0
-        for rows, wanted in _blocks(logits, labels):
-            part = slice(done, done := done + len(rows))
-            # Less the maximum first: where the model is sure, log p is far smaller than the logits' rounding.
-            top[part] = rows.amax(-1, keepdim=True)
-            block = rows.float() - top[part]
-            picked[part] = block.gather(-1, wanted[:, None])
-            total[part] = block.exp_().sum(-1, keepdim=True)
-        ctx.save_for_backward(logits, labels, top, total)
-        return (picked - total.log())[:, 0]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        logits, labels, top, total = ctx.saved_tensors
-        grad = grads[0][:, None]
-        scale = -grad / total
-        out = torch.empty_like(logits)
-        done = 0
-        for rows, wanted in _blocks(logits, labels):
-            part = slice(done, done := done + len(rows))
-            # d log p_y / d z = onehot(y) − softmax(z)
-            block = (rows.float() - top[part]).exp_().mul_(scale[part])
-            block.scatter_add_(-1, wanted[:, None], grad[part])
-            out[part] = block
-        return out, None
-
-
-def _blocks(logits: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    size = _block_rows(logits)
-    return zip(logits.split(size), labels.split(size), strict=True)
-
-
-def _block_rows(logits: Tensor) -> int:
-    most = min(_BLOCK, _CPU_BLOCK) if logits.device.type == "cpu" else _BLOCK
-    return max(1, most // logits.shape[-1])

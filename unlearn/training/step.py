@@ -153,6 +153,22 @@ class Steps:
                     )
         return float(self.engine.world.sum(total))
 
+    def losses_along(
+        self, plan: Plan, weights: Mapping[str, float], before: Sequence[Tensor], after: Sequence[Tensor],
+        multipliers: Sequence[float],
+    ) -> list[float]:  # fmt: skip
+        """Return the weighted sum of these terms at multiples of an update; the model is left as it is.
+
+        `before` and `after` are the engine's live weights around the update; −1 is after it. A collective.
+        """
+        means = self.means(plan, [term for term in self.terms if term.name in weights])
+        losses = []
+        for multiplier in multipliers:
+            both = zip(before, after, strict=True)
+            with self.engine.with_weights([torch.lerp(old, new, -multiplier) for old, new in both]):
+                losses.append(self.loss(plan, weights, means))
+        return losses
+
     def statistics(
         self, plan: Plan, units: Sequence[Unit], requests: Sequence[tuple[Term, frozenset[str]]]
     ) -> MicroBatch:

@@ -183,16 +183,20 @@ class Trainer:
 
     def update(self) -> dict[str, float]:
         """Make the optimizer's step, with a probe along it where the schedule asks for one; what to log."""
-        schedule, after = self.settings.method.schedule, self.steps_made - self.warmup
+        schedule, warm = self.settings.method.schedule, self.steps_made - self.warmup
         # Without probes the peak stays what it was set to.
         rate = self.auto.lr * schedule_factor(self.steps_made, self.total, self.warmup, schedule)
-        probed = schedule == "auto" and after >= 0 and self.auto.due(after)
+        probed = schedule == "auto" and warm >= 0 and self.auto.due(warm)
         before = self.engine.live_weights() if probed else []
         row = {"lr": rate, "grad_norm": self.engine.step(rate)}
         if self.teacher is not None:
             self.teacher.follow()
         if probed:
-            self.auto.update(self._losses_along(before, self.engine.live_weights()))
+            plan, multipliers = self.plan((self.steps_made + 1) % self.total), self.auto.multipliers
+            after = self.engine.live_weights()
+            self.auto.update(
+                self.steps.losses_along(plan, self._probed_weights(), before, after, multipliers)
+            )
             row |= self.auto.log()
         return row
 
@@ -243,19 +247,11 @@ class Trainer:
     def _save_due(self) -> bool:
         return self.checkpoints is not None and self.checkpoints.due(self.steps_made, self.total)
 
-    def _losses_along(self, before: Sequence[Tensor], after: Sequence[Tensor]) -> list[float]:
-        """Return losses of the next step's data at multiples of the update just made; the model is left."""
-        plan = self.plan((self.steps_made + 1) % self.total)
-        kind = self.settings.method.auto_lr.loss
+    def _probed_weights(self) -> dict[str, float]:
+        """Return the weights of the terms whose loss is probed."""
+        kind, weights = self.settings.method.auto_lr.loss, self.weights()
         chosen = [t for t in self.terms if kind == "combined" or own_view(t).group == kind]
-        means = self.steps.means(plan, chosen)
-        weights = {term.name: self.weights()[term.name] for term in chosen}
-        losses = []
-        for multiplier in self.auto.multipliers:
-            both = zip(before, after, strict=True)
-            with self.engine.with_weights([torch.lerp(old, new, -multiplier) for old, new in both]):
-                losses.append(self.steps.loss(plan, weights, means))
-        return losses
+        return {term.name: weights[term.name] for term in chosen}
 
     def _refuse_non_finite(self, loss: float, plan: Plan) -> None:
         if math.isfinite(loss):
