@@ -25,8 +25,8 @@ _LOGITS = 1 << 26  # logits that exist at a time where no gradient is wanted
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """What a pass yields per answer token: `logp` [N] in nats, fp32; `lengths` [B] cuts N into examples."""
+class AnswerLogp:
+    """Log-probabilities of answer tokens: `logp` [N] in nats, fp32; `lengths` [B] cuts N into examples."""
 
     logp: Tensor
     lengths: Tensor
@@ -34,7 +34,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Head:
-    """A frozen output head: what turns kept hidden states into the logits of the model they came from."""
+    """A frozen output head, which turns cached hidden states into the logits of the model they came from."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -77,9 +77,9 @@ class TokenRecord:
     lengths: Tensor
 
 
-def forward(model: nn.Module, batch: Batch) -> Statistics:
-    """Log-probabilities of the answer tokens, differentiable."""
-    return Statistics(token_logp(answer_logits(model, batch), batch.labels), batch.lengths)
+def forward(model: nn.Module, batch: Batch) -> AnswerLogp:
+    """Return log-probabilities of the answer tokens, differentiable."""
+    return AnswerLogp(token_logp(answer_logits(model, batch), batch.labels), batch.lengths)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""From examples to what a training works on: tokens, alternative answers, what frozen models gave."""
+"""From examples to training data: tokens, alternative answers, outputs of frozen models."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ from unlearn.training.step_data import Group, Part, frozen_outputs_for, kinds, o
 
 @dataclass(frozen=True)
 class FrozenModel:
-    """A model that gives something once, before training: where its weights come from, and how to get it.
+    """A model that is used once, before training: the key of its weights, and how to get it.
 
-    `hold` yields the model (whatever its parallel form) and whether every call of it is a collective.
+    `hold` yields the model (whatever its parallel form) and whether every call of it is a collective;
+    `whole_head` makes its output head whole, to be read.
     """
 
     key: str
@@ -43,7 +44,7 @@ class FrozenModel:
 
 @dataclass(frozen=True)
 class Preparation:
-    """Everything a run's data goes through before its first step."""
+    """Prepares a run's data before its first step."""
 
     config: RunConfig
     terms: Sequence[Term]
@@ -52,12 +53,12 @@ class Preparation:
     world: World
 
     def groups(self, reference_model: FrozenModel) -> dict[str, Group]:
-        """Token sequences of all sets that are trained on, without what frozen models give."""
+        """Return token sequences of all sets that are trained on, without outputs of frozen models."""
         wanted = kinds((term, term.needs) for term in self.terms)
         return {name: self._group(name, some, reference_model) for name, some in wanted.items()}
 
     def watched(self, groups: Mapping[str, Group], names: Iterable[str]) -> dict[str, Group]:
-        """The groups with the answers of these sets, also of those that no term is on."""
+        """Return the groups with the answers of these sets, also of those that no term is on."""
         found = dict(groups)
         for name in names:
             examples = self.sets.get(name)
@@ -69,7 +70,7 @@ class Preparation:
     def with_frozen_outputs(
         self, groups: Mapping[str, Group], models: Mapping[str, FrozenModel]
     ) -> tuple[dict[str, Group], dict[str, Head]]:
-        """The groups with what frozen models give, from the cache or computed, and those models' heads."""
+        """Return the groups with outputs of frozen models, cached or computed, and those models' heads."""
         ready = dict(groups)
         heads: dict[str, Head] = {}
         for term in self.terms:
