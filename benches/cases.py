@@ -17,8 +17,8 @@ from unlearn.distributed import start_world
 from unlearn.models import load as models
 from unlearn.terms import bind
 from unlearn.training import frozen_outputs
-from unlearn.training.frozen_outputs import Kept
-from unlearn.training.microbatch import Group, Part
+from unlearn.training.frozen_outputs import LOGP
+from unlearn.training.step_data import Group, Part
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("UNLEARN_SHARED", ROOT.parent / "shared"))
@@ -91,9 +91,8 @@ def make_case(name: str, method: str, batch: int) -> Case:
 def with_reference(case: Case, file: Path) -> Case:
     """The case with the log-probabilities of the target, kept in `file`; as it is where none are needed."""
     groups = dict(case.groups)
-    kept = Kept("reference", "logp")
     for term in bind(case.method):
-        if "ref_logp" not in term.needs:
+        if not any(each.cached for each in term.statistics):
             continue
         part = groups[term.group].part("answers")
         known = frozen_outputs.read(file, part.sequences)
@@ -101,7 +100,7 @@ def with_reference(case: Case, file: Path) -> Case:
             world, most = start_world("cpu"), case.hardware.eval_tokens
             known = frozen_outputs.compute(case.load(), part.sequences, world, max_tokens=most, synced=False)
             frozen_outputs.write(file, known)
-        groups[term.group] = groups[term.group].with_part("answers", replace(part, kept={kept: known}))
+        groups[term.group] = groups[term.group].with_part("answers", replace(part, frozen={LOGP: known}))
     return replace(case, groups=groups)
 
 

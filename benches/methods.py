@@ -115,10 +115,9 @@ def whole_step(trainer: Trainer) -> Step:
     """The trainer's own step, its line of history included."""
 
     def step(number: int) -> float:
-        trainer.step = number
+        trainer.steps_made = number
         before = trainer.tokens
-        row, _ = trainer._one_step()
-        trainer._tell(row)
+        trainer.step()
         return trainer.tokens - before
 
     return step
@@ -128,12 +127,11 @@ def two_backwards(trainer: Trainer) -> Step:
     """Each term's loss forward and backward on its own, then the update: nothing taken or combined."""
 
     def step(number: int) -> float:
-        trainer.step = number
-        plan = trainer._plan(number)
-        sums = torch.zeros(len(trainer.terms), dtype=torch.float64)
-        for place, term in enumerate(trainer.terms):
-            trainer._backward(plan, {place: (term, term.weight)}, {}, sums)
-        trainer._tell({"step": number + 1, "loss": sums.sum().item(), **trainer._update()})
+        trainer.steps_made = number
+        plan = trainer.plan(number)
+        losses = [trainer.steps.backward(plan, {term.name: term.weight}, {}) for term in trainer.terms]
+        loss = torch.cat(losses).sum().item()
+        trainer.history.add({"step": number + 1, "loss": loss, **trainer.update()})
         return trainer.steps.tokens(plan)
 
     return step

@@ -15,16 +15,17 @@ from torch.nn.functional import cross_entropy, logsigmoid
 from torch.nn.utils import clip_grad_norm_
 
 from benches.cases import RATE, Case, Silent
-from unlearn.config import CheckpointConfig
 from unlearn.data.batching import Schedule, collate, deal
 from unlearn.data.tokenization import TokenSequence
 from unlearn.distributed import start_world
-from unlearn.rules import clip_norm, make_rule
+from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
 from unlearn.terms import bind
 from unlearn.training.deepspeed_config import deepspeed_config
 from unlearn.training.engine import Engine, decay_groups
-from unlearn.training.trainer import Trainer
+from unlearn.training.observers import History
+from unlearn.training.step_data import TrainingData
+from unlearn.training.trainer import Trainer, TrainSettings
 
 
 class Outcome(NamedTuple):
@@ -44,16 +45,17 @@ class Ours:
             weight_decay=method.weight_decay, betas=method.betas,
         )  # fmt: skip
         engine.model.train()
-        rule = make_rule(**method.rule.model_dump())
         self._trainer = Trainer(
-            engine, bind(method), rule, case.groups, method, case.hardware, CheckpointConfig(), 0, RATE,
-            RunDir(folder), Silent(), progress=False,
-        )  # fmt: skip
+            engine,
+            bind(method),
+            TrainingData(case.groups),
+            TrainSettings(method, case.hardware, RATE, progress=False),
+            History(RunDir(folder), Silent()),
+        )
 
     def step(self, number: int) -> Outcome:
-        self._trainer.step = number
-        row, _ = self._trainer._one_step()
-        self._trainer._tell(row)
+        self._trainer.steps_made = number
+        row = self._trainer.step().row
         return Outcome(row["loss"], row["grad_norm"])
 
     def close(self) -> None:

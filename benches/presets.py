@@ -14,7 +14,6 @@ BASE = "grad_diff"
 BATCH = 16  # examples of each group per step
 # Times a step of the base, for each token. Distribution: of every token the whole vocabulary is looked at.
 AIMS = {"likelihood": 1.1, "distribution": 1.6}
-_DISTRIBUTIONS = {"logits", "ref_logits", "reinforced_logits"}
 _COSTLY = {"forget", "template", "retain", "full", "further", "rule", "intervention", "train"}
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -59,10 +58,12 @@ class Row:
     def aim(self) -> float | None:
         """Most it may cost for each token; None where none is set (padding, a teacher, a second pass)."""
         terms = bind(self.method)
-        needs = {need for term in terms for need in term.needs}
-        if "teacher_logits" in needs or any(t.looks_back or t.mask != "answer" for t in terms):
+        needed = [each for term in terms for each in term.statistics]
+        if any(each.source == "teacher" for each in needed):
             return None
-        return AIMS["distribution" if needs & _DISTRIBUTIONS else "likelihood"]
+        if any(term.needs_step_statistic or term.mask != "answer" for term in terms):
+            return None
+        return AIMS["distribution" if any(each.quantity == "logits" for each in needed) else "likelihood"]
 
 
 def rows() -> list[Row]:

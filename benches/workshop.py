@@ -14,7 +14,6 @@ from benches.cases import RATE, SHARED, Silent, settings
 from benches.presets import BATCH
 from unlearn import interventions
 from unlearn.config import (
-    CheckpointConfig,
     DatasetConfig,
     HardwareConfig,
     MethodConfig,
@@ -24,14 +23,15 @@ from unlearn.config import (
 from unlearn.data.sources import load_sets
 from unlearn.distributed import start_world, stop_world
 from unlearn.models import load as models
-from unlearn.rules import clip_norm, make_rule
+from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
 from unlearn.terms import bind, training_sets
 from unlearn.training.deepspeed_config import deepspeed_config
 from unlearn.training.engine import Engine
-from unlearn.training.microbatch import Frozen
+from unlearn.training.observers import History
 from unlearn.training.prepare import FrozenModel, Preparation
-from unlearn.training.trainer import Trainer
+from unlearn.training.step_data import Frozen, TrainingData
+from unlearn.training.trainer import Trainer, TrainSettings
 
 # Of each set: some steps' worth, so that frozen models have little to read.
 EXAMPLES = 4 * BATCH
@@ -63,11 +63,13 @@ class Workshop:
         )
         stop_world()  # Accelerate knows one engine at a time
         world = start_world("cpu")
-        terms = models.placed(bind(method), self.model, self.source)
+        terms = models.resolve_layers(bind(method), self.model, self.source)
         ready = Preparation(config, terms, load_sets(self.data, training_sets(config)), self._encoder, world)
         # The reinforced model costs what the target does, so that none has to be trained.
         target = FrozenModel("target", self._target, _as_it_is)
-        groups, heads = ready.with_kept(ready.groups(target), {"reference": target, "reinforced": target})
+        groups, heads = ready.with_frozen_outputs(
+            ready.groups(target), {"reference": target, "reinforced": target}
+        )
         engine = Engine(
             self._start(method), world, deepspeed_config(self.hardware, clip=clip_norm(method)),
             weight_decay=method.weight_decay, betas=method.betas,
@@ -76,10 +78,12 @@ class Workshop:
         rundir = RunDir(self._folder / f"{next(self._number)}")
         rundir.path.mkdir()
         return Trainer(
-            engine, terms, make_rule(**method.rule.model_dump()), groups, method, self.hardware,
-            CheckpointConfig(), 0, RATE, rundir, Silent(), Frozen(heads), self._encoder.pad_id,
-            progress=False,
-        )  # fmt: skip
+            engine,
+            terms,
+            TrainingData(groups, Frozen(heads), pad_id=self._encoder.pad_id),
+            TrainSettings(method, self.hardware, RATE, progress=False),
+            History(rundir, Silent()),
+        )
 
     def _start(self, method: MethodConfig) -> Any:
         model: Any = models.load_model(self.model, self.source)

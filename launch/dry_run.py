@@ -22,7 +22,7 @@ from unlearn.rules import clip_norm
 from unlearn.terms import bind, row_multiples
 from unlearn.training.deepspeed_config import deepspeed_config
 from unlearn.training.learning_rate import total_steps
-from unlearn.training.microbatch import kinds
+from unlearn.training.step_data import kinds
 
 _SHOWN = (
     "parameters", "gradients", "optimizer", "activations", "peak", "buffers", "extras",

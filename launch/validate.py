@@ -181,9 +181,9 @@ def _method(config: RunConfig) -> list[str]:
     try:
         terms = bind(method)
         if any(term.layer is not None for term in terms):
-            from unlearn.models.load import placed
+            from unlearn.models.load import resolve_layers
 
-            placed(terms, config.model)
+            resolve_layers(terms, config.model)
     except ConfigError as error:
         return error.problems
     if len(method.warmup) > 1:
@@ -201,7 +201,8 @@ def _method(config: RunConfig) -> list[str]:
         asked = method.alternatives.prompt
         if asked is not None and (problem := lacking(asked, "question")):
             problems.append(f"method.alternatives.prompt={asked!r} {problem}")
-    if any("important" in term.needs for term in terms) and config.dataset.annotations is None:
+    annotated = any(each.quantity == "important" for term in terms for each in term.statistics)
+    if annotated and config.dataset.annotations is None:
         problems.append(
             "dataset.annotations is not set: a weighting looks at annotated spans; give a json file of them"
         )
@@ -321,11 +322,11 @@ def _unseen(method: MethodConfig) -> list[str]:
     """What of a method a saved model does not tell."""
     from unlearn.terms import bind
 
-    needs = {need for term in bind(method) for need in term.needs}
+    sources = {each.source for term in bind(method) for each in term.statistics}
     beside = {
         "an edit beside the model": method.intervention is not None,
-        "a reinforced model": "reinforced_logits" in needs,
-        "its running average": "teacher_logits" in needs,
+        "a reinforced model": "reinforced" in sources,
+        "its running average": "teacher" in sources,
     }
     return [
         f"probe.method: {method.name} works with {what}, which saved models do not have; look while it "
@@ -347,7 +348,7 @@ def _retain(config: RunConfig, terms: Sequence[Term]) -> list[str]:
 
 def _intervention(config: RunConfig, terms: Sequence[Term]) -> list[str]:
     method = config.method
-    gated = any("gate" in term.needs for term in terms)
+    gated = any(each.quantity == "gate" for term in terms for each in term.statistics)
     if method.intervention is None:
         return ["method.intervention is not set: a term looks at gates; set {name: grun}"] if gated else []
     from unlearn import interventions

@@ -24,16 +24,18 @@ from unlearn.models import load as models
 from unlearn.models.verify import Trial, trial, verify
 from unlearn.models.weights import Weights
 from unlearn.probes.saved import saved_models
-from unlearn.probes.saved_models import look_at_saved, make_probe
-from unlearn.rules import clip_norm, make_rule
+from unlearn.probes.saved_models import make_probe, measure_saved
+from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
 from unlearn.terms import WATCHED, Term, bind, training_sets
 from unlearn.training import gradient_reach
 from unlearn.training.deepspeed_config import deepspeed_config
 from unlearn.training.engine import Engine, precision
-from unlearn.training.microbatch import Frozen
+from unlearn.training.interruption import Checkpoints
+from unlearn.training.observers import History, Logger, Observers
 from unlearn.training.prepare import FrozenModel, Preparation
-from unlearn.training.trainer import Logger, Trainer
+from unlearn.training.step_data import Frozen, TrainingData
+from unlearn.training.trainer import Trainer, TrainSettings
 
 log = logging.getLogger(__name__)
 
@@ -61,7 +63,7 @@ class Pipeline:
     terms: list[Term] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.terms = models.placed(bind(self.config.method), self.config.model, self.start.source)
+        self.terms = models.resolve_layers(bind(self.config.method), self.config.model, self.start.source)
 
     def finished_model(self) -> nn.Module:
         """Load the run's model as it was saved, in compute precision; without one what it starts from."""
@@ -85,7 +87,7 @@ class Pipeline:
         sources = {"reference": FrozenModel(self.start.key, holder.hold, holder.whole_head)}
         if self.reinforced is not None:
             sources["reinforced"] = FrozenModel(self.reinforced.key, self._reinforced_model, _as_it_is)
-        groups, heads = ready.with_kept(ready.groups(sources["reference"]), sources)
+        groups, heads = ready.with_frozen_outputs(ready.groups(sources["reference"]), sources)
         engine = holder.take({} if found is None else found[1])
         probe = None
         if config.probe.on:
@@ -93,13 +95,22 @@ class Pipeline:
             probe = make_probe(config, engine, self.terms, watched, self.sets, self.encoder, self.rundir)
             if found is None:
                 probe.start.keep()
+        rate = config.method.rate(config.model.lr_scale)
         trainer = Trainer(
-            engine, self.terms, make_rule(**config.method.rule.model_dump()), groups, config.method,
-            config.hardware, config.checkpoint, config.seed, config.method.rate(config.model.lr_scale),
-            self.rundir, self.tracker, Frozen(heads), self.encoder.pad_id, partial(evaluate, engine),
-            config.eval.every_steps, self.progress, probe,
-            partial(self._keep_model, engine), started=self.started,
-        )  # fmt: skip
+            engine,
+            self.terms,
+            TrainingData(groups, Frozen(heads), config.seed, self.encoder.pad_id),
+            TrainSettings(config.method, config.hardware, rate, self.progress),
+            History(self.rundir, self.tracker, self.world.main),
+            Checkpoints(self.rundir, config.checkpoint, self.started),
+            Observers(
+                evaluate=partial(evaluate, engine),
+                evaluate_every=config.eval.every_steps,
+                keep_model=partial(self._keep_model, engine),
+                keep_every=config.checkpoint.models_every,
+                probe=probe,
+            ),
+        )
         if found is not None:
             log.info("continuing after step %d", found[0]["step"])
             trainer.restore(*found)
@@ -109,11 +120,11 @@ class Pipeline:
         self._save_model(engine, self.rundir.model)
         return engine
 
-    def look_at_saved(self) -> None:
+    def probe_saved_models(self) -> None:
         """The probe of a run that trains nothing: over models that were saved."""
         assert self.config.probe.method is not None
         config = self.config.model_copy(update={"method": self.config.probe.method})
-        terms = models.placed(bind(config.method), config.model, self.start.source)
+        terms = models.resolve_layers(bind(config.method), config.model, self.start.source)
         ready = Preparation(config, terms, self.sets, self.encoder, self.world)
 
         def engine_of(folder: str | None) -> Engine:
@@ -123,10 +134,10 @@ class Pipeline:
         holder = _LazyEngine(partial(models.load_model, config.model, self.start.source, seed=config.seed),
                          self._engine)  # fmt: skip
         sources = {"reference": FrozenModel(self.start.key, holder.hold, holder.whole_head)}
-        groups, heads = ready.with_kept(ready.groups(sources["reference"]), sources)
+        groups, heads = ready.with_frozen_outputs(ready.groups(sources["reference"]), sources)
         holder.close()
         watched = ready.watched(groups, WATCHED)
-        look_at_saved(
+        measure_saved(
             config, saved_models(config.probe.models), engine_of,
             lambda engine: make_probe(config, engine, terms, watched, self.sets, self.encoder, self.rundir),
             Frozen(heads), self.rundir, self.tracker,

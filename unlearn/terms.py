@@ -1,4 +1,4 @@
-"""From a method's configuration to callable terms; the names that objectives may ask for."""
+"""From a method's configuration to callable terms."""
 
 from __future__ import annotations
 
@@ -18,33 +18,10 @@ from unlearn import plugins
 from unlearn.config import Mask, MethodConfig, RunConfig
 from unlearn.data.sources import available
 from unlearn.errors import ConfigError, did_you_mean
+from unlearn.statistics import CONFIDENCES, STATISTICS, Statistic, statistics_of
 from unlearn.weightings._granularity import GRANULARITIES, instance_weights, token_weights
 
-NEEDS = {
-    "logp": "log-probability of each answer token under the model",
-    "ref_logp": "the same under the reference (the frozen target), computed once and cached",
-    "lengths": "answer tokens of each sequence",
-    "alt_logp": "log-probability of the tokens of an alternative answer to the same question",
-    "ref_alt_logp": "the same under the reference",
-    "alt_lengths": "tokens of each alternative answer",
-    "logits": "logits at the positions that predict an answer token",
-    "ref_logits": "the same of the reference, from its cached last hidden states",
-    "teacher_logits": "the same of the mean teacher, a running average of the model",
-    "reinforced_logits": "the same of a copy of the target trained further on the forget set",
-    "labels": "the answer tokens",
-    "hidden": "hidden states after the layer that the term names",
-    "ref_hidden": "the same of the reference, cached",
-    "gate": "gate logits of a gated edit, one row per sequence",
-    "noise": "one uniform number per answer token, fixed by seed, example and step",
-    "important": "whether an answer token lies in an annotated span",
-    "weights": "detached weight of each answer token, from the term's weighting",
-    "batch_mean": "mean over the whole step of what the objective's function batch_mean gives",
-}
-"""What the positional parameters of an objective or a weighting may be called."""
-
-_PER_TOKEN_LABELLED = ("logp", "ref_logp", "labels", "noise", "important", "weights")
 _RESERVED = ("objective", "weighting", "mask", "skip", "layer")
-_ELEMENTWISE = {"logp", "ref_logp"}
 _WEIGHTING_OPTIONS = {"group_size": int, "length_norm": bool, "normalise": bool}
 
 
@@ -105,39 +82,45 @@ class Term:
     skip: int = 0
     layer: float | None = None
     weighting: Weighting | None = None
-    before: Bound | None = None
+    step_statistic: Bound | None = None
     """What must be averaged over the whole step before the objective can be called."""
 
     @property
     def needs(self) -> frozenset[str]:
-        """All that has to be computed for this term."""
-        return self.step_needs | (self.before_needs if self.looks_back else frozenset())
+        """Names of all statistics that the term needs."""
+        more = self.step_statistic_needs if self.needs_step_statistic else frozenset()
+        return self.loss_needs | more
 
     @property
-    def step_needs(self) -> frozenset[str]:
-        """What is needed to train on it, once the mean that it may look back at is known."""
-        names = set(self.objective.needs) - {"weights", "batch_mean"}
+    def statistics(self) -> list[Statistic]:
+        """All statistics that the term needs."""
+        return statistics_of(self.needs)
+
+    @property
+    def loss_needs(self) -> frozenset[str]:
+        """Names of the statistics that its loss needs, besides the mean over the step."""
+        names = {name for name in self.objective.needs if STATISTICS[name].source != "term"}
         if self.weighting:
             names |= {*self.weighting.bound.needs, "lengths"}
         return frozenset(names)
 
     @property
-    def looks_back(self) -> bool:
-        """Whether it needs a mean over the whole step before any of it can be trained on."""
-        return self.before is not None or (self.weighting is not None and self.weighting.batchwise)
+    def needs_step_statistic(self) -> bool:
+        """Whether its loss needs a mean over the whole step (`batch_mean`), which takes a pass of its own."""
+        return self.step_statistic is not None or (self.weighting is not None and self.weighting.batchwise)
 
     @property
-    def before_needs(self) -> frozenset[str]:
-        """What is needed for that mean."""
-        if self.before is not None:
-            return frozenset(self.before.needs)
+    def step_statistic_needs(self) -> frozenset[str]:
+        """Names of the statistics that this mean needs."""
+        if self.step_statistic is not None:
+            return frozenset(self.step_statistic.needs)
         assert self.weighting is not None
         return frozenset({*self.weighting.bound.needs, "lengths"})
 
-    def before_values(self, named: Mapping[str, Tensor]) -> Tensor:
+    def step_statistic_values(self, named: Mapping[str, Tensor]) -> Tensor:
         """[B, K] values whose mean over the step is `batch_mean`."""
-        if self.before is not None:
-            return self.before(named)
+        if self.step_statistic is not None:
+            return self.step_statistic(named)
         assert self.weighting is not None
         return self.weighting.instance(named)
 
@@ -203,7 +186,7 @@ def watched_sets(config: RunConfig) -> set[str]:
 
 def needs_alternatives(term: Term) -> bool:
     """Whether a term needs alternative answers, to look at or to compare with."""
-    return term.group == "template" or any(need.startswith(("alt_", "ref_alt_")) for need in term.needs)
+    return term.group == "template" or any(each.alternative for each in term.statistics)
 
 
 def row_multiples(method: MethodConfig, terms: Sequence[Term]) -> dict[str, int]:
@@ -245,6 +228,9 @@ def find_objective(name: str) -> Callable[..., Tensor]:
 def _term(key: str, name: str, group: str, weight: float, keys: dict[str, Any]) -> Term:
     reserved = {k: keys.pop(k) for k in _RESERVED if k in keys}
     objective, per = _objective(key, reserved.get("objective"), keys)
+    step_statistic = _step_statistic(objective)
+    if step_statistic and (unknown := _unknown(key, f"{reserved['objective']}.batch_mean", step_statistic)):
+        raise ConfigError(unknown)
     problems: list[str] = []
     mask, skip, layer = reserved.get("mask", "answer"), reserved.get("skip", 0), reserved.get("layer")
     if mask not in get_args(Mask):
@@ -263,7 +249,7 @@ def _term(key: str, name: str, group: str, weight: float, keys: dict[str, Any]) 
             problems += error.problems
         if "weights" not in objective.needs:
             problems.append(f"{key}.weighting: {reserved['objective']} takes no weights")
-    term = Term(name, group, weight, objective, per, mask, skip, layer, weighting, _before(objective))
+    term = Term(name, group, weight, objective, per, mask, skip, layer, weighting, step_statistic)
     problems += _cross_check(key, term, str(reserved["objective"]))
     if problems:
         raise ConfigError(problems)
@@ -272,22 +258,24 @@ def _term(key: str, name: str, group: str, weight: float, keys: dict[str, Any]) 
 
 def _cross_check(key: str, term: Term, name: str) -> list[str]:
     problems = []
-    if term.mask != "answer" and (wrong := sorted(set(_PER_TOKEN_LABELLED) & term.needs)):
+    alternative = [each.alternative for each in term.statistics]
+    wrong = sorted(each.name for each in term.statistics if each.labelled and not each.alternative)
+    if term.mask != "answer" and wrong:
         problems.append(
             f"{key}.mask={term.mask}: {name} looks at the answer tokens themselves ({', '.join(wrong)})"
         )
-    if term.layer is None and term.needs & {"hidden", "ref_hidden"}:
+    if term.layer is None and any(each.needs_layer for each in term.statistics):
         problems.append(
             f"{key}.layer is not set: {name} looks at hidden states; give the number of a layer, or its "
             "depth as a fraction (0.5 is the middle)"
         )
     if term.layer is not None and not (isinstance(term.layer, int | float) and term.layer >= 0):
         problems.append(f"{key}.layer={term.layer!r}: give the number of a layer or a fraction")
-    if term.group == "template" and any(need.startswith(("alt_", "ref_alt_")) for need in term.needs):
+    if term.group == "template" and any(alternative):
         problems.append(f"{key}.objective={name} compares with alternative answers: set it on method.forget")
-    if term.needs and all(need.startswith(("alt_", "ref_alt_")) for need in term.needs):
+    if alternative and all(alternative):
         problems.append(f"{key}.objective={name} looks at alternative answers alone: set it on template")
-    if term.weighting is not None and term.weighting.batchwise and term.before is not None:
+    if term.weighting is not None and term.weighting.batchwise and term.step_statistic is not None:
         problems.append(f"{key}.weighting.granularity=batch: {name} has a batch mean of its own")
     return problems
 
@@ -324,7 +312,7 @@ def _weighting(key: str, stated: Any) -> Weighting:
     if granularity not in GRANULARITIES:
         near = did_you_mean(str(granularity), GRANULARITIES)
         problems.append(f"{key}.granularity={granularity}: no such granularity{near}")
-    elif granularity != "token" and not set(bound.needs) <= _ELEMENTWISE:
+    elif granularity != "token" and not set(bound.needs) <= CONFIDENCES:
         problems.append(f"{key}.granularity={granularity}: {name} selects single tokens; leave it at token")
     if problems:
         raise ConfigError(problems)
@@ -336,15 +324,19 @@ def _bound(
 ) -> tuple[Bound, list[str]]:
     needs, hyper = plugins.split(function)
     problems = plugins.misfits(key, name, hyper, keys, "hyper-parameter")
-    problems += [
-        f"{key}: {name} asks for {need!r}, which nothing provides{did_you_mean(need, NEEDS)}"
-        for need in needs
-        if need not in NEEDS
+    bound = Bound(function, needs, dict(keys))
+    return bound, problems + _unknown(key, name, bound)
+
+
+def _unknown(key: str, name: str, bound: Bound) -> list[str]:
+    return [
+        f"{key}: {name} asks for {need!r}, which nothing provides{did_you_mean(need, STATISTICS)}"
+        for need in bound.needs
+        if need not in STATISTICS
     ]
-    return Bound(function, needs, dict(keys)), problems
 
 
-def _before(objective: Bound) -> Bound | None:
+def _step_statistic(objective: Bound) -> Bound | None:
     """The function `batch_mean` of the objective's module, where the objective asks for that mean."""
     if "batch_mean" not in objective.needs:
         return None

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from eval.variants.base import Workbench, prefixed
-from unlearn.config import CheckpointConfig, MethodConfig, RunConfig
+from unlearn.config import MethodConfig, RunConfig
 from unlearn.data.example import Example
 from unlearn.data.readers import content_hash, read_rows
 from unlearn.data.sources import available, custom
@@ -25,13 +25,14 @@ from unlearn.errors import UserError
 from unlearn.models import load as models
 from unlearn.paths import user_path
 from unlearn.reading import read_text
-from unlearn.rules import clip_norm, make_rule
+from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
 from unlearn.terms import bind
 from unlearn.training.deepspeed_config import deepspeed_config
 from unlearn.training.engine import Engine
-from unlearn.training.microbatch import Group, Part
-from unlearn.training.trainer import NonFiniteLoss, Trainer
+from unlearn.training.observers import History
+from unlearn.training.step_data import Group, Part, TrainingData
+from unlearn.training.trainer import NonFiniteLoss, Trainer, TrainSettings
 
 SETS = ("forget",)
 KEYS = r"relearning/[^/]+(?:/unseen)?"
@@ -108,7 +109,7 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
                 trainer.run()
             except NonFiniteLoss as error:
                 raise UserError(
-                    f"relearning: the loss is not finite at step {trainer.step + 1}; lower "
+                    f"relearning: the loss is not finite at step {trainer.steps_made + 1}; lower "
                     f"eval.variants.relearning.lr={options.lr}"
                 ) from error
             label, synced = f"relearning/{steps}", trainer.engine.zero == 3
@@ -149,11 +150,6 @@ def also_seen(bench: Workbench, examples: Sequence[Example]) -> frozenset[str]:
     )
 
 
-class _Trainer(Trainer):
-    def save(self) -> None:
-        """So few steps are sooner made again than written down."""
-
-
 class _Untold:
     """The losses are in the variant's own history; the tracker's are the run's."""
 
@@ -178,12 +174,14 @@ def _trainer(bench: Workbench, options: Options, examples: Sequence[Example]) ->
     answers = Part(bench.encoder.pairs([(e.question, e.answer) for e in examples]))
     groups = {"forget": Group([e.id for e in examples], answers)}
     try:
-        yield _Trainer(
-            engine, bind(method), make_rule(method.rule.name), groups, method, config.hardware,
-            CheckpointConfig(every_steps=1 + max(options.steps)), options.seed,
-            method.rate(config.model.lr_scale), rundir, _Untold(), pad_id=bench.encoder.pad_id,
-            progress=bench.progress,
-        )  # fmt: skip
+        # Without checkpoints: so few steps are faster to repeat than to write.
+        yield Trainer(
+            engine,
+            bind(method),
+            TrainingData(groups, seed=options.seed, pad_id=bench.encoder.pad_id),
+            TrainSettings(method, config.hardware, method.rate(config.model.lr_scale), bench.progress),
+            History(rundir, _Untold(), world.main),
+        )
     finally:
         engine.close()
 

@@ -89,7 +89,7 @@ def _gradients(config: RunConfig) -> None:
         return
     if model is None:  # looked at again when its weights are there
         return
-    found = gradient_reach.problems(model, method, lora, models.placed(bind(method), config.model))
+    found = gradient_reach.problems(model, method, lora, models.resolve_layers(bind(method), config.model))
     if found:
         raise ConfigError(found)
 

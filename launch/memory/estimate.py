@@ -167,14 +167,15 @@ def _norm(shape: Shape, size: int, feeds: bool) -> int:
 
 def _head(shape: Shape, hardware: HardwareConfig, method: MethodConfig, load: Load) -> float:
     """Logits and their gradient, the block in fp32 that log-softmax works on, the head's own gradient."""
-    needs = [need for term in bind(method) for need in term.needs]
-    if not any(need in ("logp", "alt_logp", "logits") for need in needs):
+    needed = [each for term in bind(method) for each in term.statistics]
+    if not any(each.needs_head for each in needed):
         return 0.0
     size, row = _size(hardware), load.answers * shape.vocabulary
     found: float = 2 * row * size + 8 * min(row, 1 << (24 if hardware.device == "cuda" else 19))
     found += size * shape.vocabulary * shape.hidden * shape.head_learned
-    others = sum(need.endswith("_logits") for need in needs)
-    whole = sum(need == "logits" for need in needs)
+    logits = [each for each in needed if each.quantity == "logits"]
+    whole = sum(each.source == "model" for each in logits)
+    others = len(logits) - whole
     return found + row * (size * others + 12 * whole)  # objectives on whole distributions work in fp32
 
 
@@ -188,20 +189,22 @@ def _extras(shape: Shape, hardware: HardwareConfig, method: MethodConfig) -> flo
     if make_rule(**method.rule.model_dump()).separate:  # a share of the gradient for each term
         found += len(terms) * 4 * (part if stage else whole)
     live = part if stage == 3 else whole
-    needs = {need for term in terms for need in term.needs}
-    if "teacher_logits" in needs:  # in fp32, and while it is asked in compute precision
+    needed = {each for term in terms for each in term.statistics}
+    if any(
+        each.source == "teacher" for each in needed
+    ):  # in fp32, and while it is asked in compute precision
         found += live * (4 + (size if size == 2 else 0))
     if method.schedule == "auto":  # weights before and after an update, and between, while it is probed
         found += 3 * live * size
-    heads = len(needs & {"ref_logits", "reinforced_logits"})
+    heads = sum(each.cached and each.quantity == "logits" for each in needed)
     return found + heads * shape.vocabulary * shape.hidden * size
 
 
 def _cache(shape: Shape, method: MethodConfig, load: Load) -> float:
     """Kept of frozen models for each answer token: a number, or the states that enter the head or a layer."""
-    needs = {need for term in bind(method) for need in term.needs}
-    numbers = len(needs & {"ref_logp", "ref_alt_logp"})
-    states = len(needs & {"ref_logits", "reinforced_logits", "ref_hidden"})
+    cached = {each for term in bind(method) for each in term.statistics if each.cached}
+    numbers = sum(each.quantity == "logp" for each in cached)
+    states = len(cached) - numbers
     return 4.0 * load.cached * (numbers + states * shape.hidden)
 
 

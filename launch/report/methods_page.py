@@ -21,6 +21,7 @@ from launch.report import markdown
 from unlearn import interventions
 from unlearn.config import SLOTS, AlternativesConfig, AutoLRConfig, MethodConfig
 from unlearn.guard import tool
+from unlearn.statistics import STATISTICS
 from unlearn.terms import bind, find_objective, needs_alternatives, objective_names, weighting_names
 from unlearn.training.auto_lr import AutoLR
 
@@ -63,7 +64,7 @@ def page() -> str:
     return environment.get_template("methods.md.j2").render(
         overview=_overview(), families=_families(), rules=_rules(), interventions=_interventions(),
         objectives=_functions("objectives", objective_names()),
-        weightings=_functions("weightings", weighting_names()),
+        weightings=_functions("weightings", weighting_names()), statistics=_statistics(),
         auto=markdown.summary(AutoLR), auto_options=markdown.options(AutoLRConfig),
         alternatives=markdown.options(AlternativesConfig), scaled=_scaled(),
     )  # fmt: skip
@@ -91,19 +92,20 @@ def terms(method: MethodConfig) -> list[str]:
 def needs(method: MethodConfig) -> list[str]:
     """What the method takes beside the model and the forget set."""
     bound, edit = bind(method), method.intervention or {}
-    names = {need for term in bound for need in term.needs}
+    needed = {(each.source, each.quantity) for term in bound for each in term.statistics}
+    reinforced = any(source == "reinforced" for source, _ in needed)
     paired = any(map(needs_alternatives, bound))
     sets = {*method.sets, *interventions.sets(edit)}
     found = {
         "full split": "full" in sets,
         "retain set": "retain" in sets or (paired and method.alternatives_from_retain),
         _ALTERNATIVES[method.alternatives.source]: paired,
-        "log-probs": bool(names & {"ref_logp", "ref_alt_logp"}),
-        "last hidden states": "ref_logits" in names,
-        "layer states": "ref_hidden" in names,
-        "reinforced model": "reinforced_logits" in names or edit.get("name") == "contrast",
-        "mean teacher": "teacher_logits" in names,
-        "annotations": "important" in names,
+        "log-probs": ("reference", "logp") in needed,
+        "last hidden states": ("reference", "logits") in needed,
+        "layer states": ("reference", "hidden") in needed,
+        "reinforced model": reinforced or edit.get("name") == "contrast",
+        "mean teacher": ("teacher", "logits") in needed,
+        "annotations": ("data", "important") in needed,
         **{f"`method.intervention.{key}`": True for key in _unset(edit)},
     }
     return [name for name, wanted in found.items() if wanted]
@@ -171,6 +173,11 @@ def _functions(kind: str, names: Iterable[str]) -> str:
         rows.append((*cells, markdown.keywords(function)))
     per = ["averaged per"] if kind == "objectives" else []
     return markdown.table((kind.removesuffix("s"), "what it is", "looks at", *per, "hyper-parameters"), rows)
+
+
+def _statistics() -> str:
+    rows = [(f"`{each.name}`", each.explanation, f"[{each.shape}]") for each in STATISTICS.values()]
+    return markdown.table(("parameter", "what it is", "shape"), rows)
 
 
 def _rules() -> str:

@@ -39,7 +39,7 @@ from unlearn.run_dir import RunDir
 from unlearn.signals import Stopped, on_stop
 from unlearn.terms import training_sets, watched_sets
 from unlearn.training.engine import Engine
-from unlearn.training.trainer import Logger
+from unlearn.training.observers import Logger
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ class _Run:
             if made and not self.rundir.model.is_dir():
                 self.pipeline.fit()
             if self.config.probe.on and not made:
-                self.pipeline.look_at_saved()
+                self.pipeline.probe_saved_models()
             metrics = self._evaluate(self.pipeline.finished_model(), "eval", synced=False)
         metrics |= self._variants(metrics)
         metrics |= self._judged(metrics)

@@ -157,7 +157,7 @@ def _files(config: RunConfig) -> dict[str, Any]:
 def needs_reinforced(method: MethodConfig) -> bool:
     """Whether the method works with a copy of the target trained further on the forget set."""
     edit = method.intervention is not None and interventions.wants_reinforced(method.intervention)
-    return edit or any("reinforced_logits" in term.needs for term in bind(method))
+    return edit or any(each.source == "reinforced" for term in bind(method) for each in term.statistics)
 
 
 def _reinforced(config: RunConfig, target: Weights, runs: list[Planned]) -> Weights:

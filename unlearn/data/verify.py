@@ -12,7 +12,7 @@ from unlearn.data.example import Example
 from unlearn.data.sources import available
 from unlearn.errors import ConfigError, UserError
 from unlearn.terms import bind
-from unlearn.training.microbatch import kinds, own_view
+from unlearn.training.step_data import kinds, own_view
 
 Sets: TypeAlias = Mapping[str, Sequence[Example]]
 
@@ -34,7 +34,11 @@ def check_companions(config: RunConfig, sets: Sets) -> None:
     for name, wanted in kinds((term, term.needs) for term in terms).items():
         if "alternatives" in wanted:
             _check_alternatives(config, sets.get(name, ()), sets.get("retain", ()))
-    annotated = {own_view(term).group for term in terms if "important" in term.needs}
+    annotated = {
+        own_view(term).group
+        for term in terms
+        if any(each.quantity == "important" for each in term.statistics)
+    }
     for name in annotated:
         examples = sets.get(name, ())
         if config.dataset.annotations is None:

@@ -125,7 +125,7 @@ def depth(cfg: ModelConfig, source: str | None = None) -> int | None:
     return int(config.get_text_config(decoder=True).num_hidden_layers)
 
 
-def placed(terms: Sequence[Term], cfg: ModelConfig, source: str | None = None) -> list[Term]:
+def resolve_layers(terms: Sequence[Term], cfg: ModelConfig, source: str | None = None) -> list[Term]:
     """The terms with their layers as numbers: 1 is the first layer, 1.0 the last, as a share of the depth.
 
     Raises:

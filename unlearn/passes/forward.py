@@ -19,16 +19,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from unlearn.data.batching import Batch
 from unlearn.passes.prompt_layout import laid_out, right_padded
+from unlearn.passes.token_logp import block_rows, blocks, token_logp
 
-# Elements of one fp32 block of logits: bounds what log-softmax and its backward hold beside the logits.
-_BLOCK = 1 << 24
 _LOGITS = 1 << 26  # logits that exist at a time where no gradient is wanted
-_CPU_BLOCK = 1 << 19  # small enough to stay in a core's cache from one operation to the next
 
 
 @dataclass(frozen=True)
-class Statistics:
-    """What a pass yields per answer token: `logp` [N] in nats, fp32; `lengths` [B] cuts N into examples."""
+class AnswerLogp:
+    """Log-probabilities of answer tokens: `logp` [N] in nats, fp32; `lengths` [B] cuts N into examples."""
 
     logp: Tensor
     lengths: Tensor
@@ -36,7 +34,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Head:
-    """A frozen output head: what turns kept hidden states into the logits of the model they came from."""
+    """A frozen output head, which turns cached hidden states into the logits of the model they came from."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -49,11 +47,11 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Ask:
+class ForwardRequest:
     """What is wanted at some positions of a batch.
 
     `index` [N] and `labels` [N] as in `Batch`. `layers`: hidden states after these layers (0: embeddings).
-    `states`: hidden states [N, D] kept of other models, by name, with the head of each: their logits.
+    `states`: hidden states [N, D] of other models with the head of each, by the name that their logits get.
     """
 
     index: Tensor
@@ -79,9 +77,9 @@ class TokenRecord:
     lengths: Tensor
 
 
-def forward(model: nn.Module, batch: Batch) -> Statistics:
-    """Log-probabilities of the answer tokens, differentiable."""
-    return Statistics(token_logp(answer_logits(model, batch), batch.labels), batch.lengths)
+def forward(model: nn.Module, batch: Batch) -> AnswerLogp:
+    """Return log-probabilities of the answer tokens, differentiable."""
+    return AnswerLogp(token_logp(answer_logits(model, batch), batch.labels), batch.lengths)
 
 
 @torch.no_grad()
@@ -98,8 +96,8 @@ def record(
     done = 0
     for logits, labels in _in_pieces(model, batch, max(most, len(batch.index)), told or {}):
         # In buffers of its own: blocks that come and go between results that stay split up the memory.
-        space = torch.empty(2, _block_rows(logits), logits.shape[-1], device=logits.device)
-        for rows, wanted in _blocks(logits, labels):
+        space = torch.empty(2, block_rows(logits), logits.shape[-1], device=logits.device)
+        for rows, wanted in blocks(logits, labels):
             part = slice(done, done := done + len(rows))
             block, prob = space[:, : len(rows)]
             block.copy_(rows)
@@ -162,41 +160,42 @@ def answer_logits(model: nn.Module, batch: Batch, **told: Tensor) -> Tensor:
     return cast(Tensor, logits).squeeze(0)  # whose derivative is a view, where that of [0] is a copy
 
 
-def read(model: nn.Module, batch: Batch, asks: Sequence[Ask]) -> list[dict[str, Tensor]]:
-    """One pass for several askers: `logp` [N], `logits` [N, V], `hidden/<layer>` [N, D] and `<name>_logits`.
+def read(model: nn.Module, batch: Batch, requests: Sequence[ForwardRequest]) -> list[dict[str, Tensor]]:
+    """Answer several requests in one pass: `logp` [N], `logits` [N, V], `hidden/<layer>` [N, D], and logits
+    [N, V] of other models' states by their names.
 
-    Nothing is computed that nobody asks for: the head runs on the asked positions, or on none.
+    Nothing else is computed: the head runs on the positions that are asked for, or on none.
     """
-    headed = [ask for ask in asks if ask.logp or ask.logits or ask.states]
-    own = [ask for ask in headed if ask.logp or ask.logits]
-    index = torch.cat([ask.index for ask in own]) if own else batch.index[:0]
-    kept = [(ask, name) for ask in headed for name in ask.states]
-    deep = any(ask.layers for ask in asks)
-    others = _Others([ask.states[name] for ask, name in kept])
-    with _laid_out(batch, index), head_on(model, index, others):
+    headed = [each for each in requests if each.logp or each.logits or each.states]
+    own = [each for each in headed if each.logp or each.logits]
+    index = torch.cat([each.index for each in own]) if own else batch.index[:0]
+    extra = [(each, name) for each in headed for name in each.states]
+    deep = any(each.layers for each in requests)
+    extra_logits = ExtraLogits([each.states[name] for each, name in extra])
+    with _laid_out(batch, index), head_on(model, index, extra_logits):
         output = model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False,
             **({"output_hidden_states": True} if deep else {}),
         )  # fmt: skip
-    found: dict[int, dict[str, Tensor]] = {id(ask): {} for ask in asks}
-    mine, theirs = others.apart(model, output.logits, len(index)) if headed else (batch.index[:0], [])
-    for (ask, name), logits in zip(kept, theirs, strict=True):
-        found[id(ask)][f"{name}_logits"] = logits
-    sizes = [len(ask.index) for ask in own]
-    if own and not any(ask.logits for ask in own):  # one piece: nothing is cut or glued
-        labels = torch.cat([ask.labels for ask in own])
-        for ask, logp in zip(own, token_logp(mine, labels).split(sizes), strict=True):
-            found[id(ask)]["logp"] = logp
+    given: dict[int, dict[str, Tensor]] = {id(each): {} for each in requests}
+    logits, others = extra_logits.split(model, output.logits, len(index)) if headed else (batch.index[:0], [])
+    for (each, name), values in zip(extra, others, strict=True):
+        given[id(each)][name] = values
+    sizes = [len(each.index) for each in own]
+    if own and not any(each.logits for each in own):  # one piece: nothing is cut or glued
+        labels = torch.cat([each.labels for each in own])
+        for each, logp in zip(own, token_logp(logits, labels).split(sizes), strict=True):
+            given[id(each)]["logp"] = logp
     elif own:
-        for ask, logits in zip(own, mine.split(sizes) if len(own) > 1 else [mine], strict=True):
-            if ask.logits:
-                found[id(ask)]["logits"] = logits
-            if ask.logp:
-                found[id(ask)]["logp"] = token_logp(logits, ask.labels)
-    for ask in asks:
-        for layer in ask.layers:
-            found[id(ask)][f"hidden/{layer}"] = output.hidden_states[layer].flatten(0, 1)[ask.index]
-    return [found[id(ask)] for ask in asks]
+        for each, values in zip(own, logits.split(sizes) if len(own) > 1 else [logits], strict=True):
+            if each.logits:
+                given[id(each)]["logits"] = values
+            if each.logp:
+                given[id(each)]["logp"] = token_logp(values, each.labels)
+    for each in requests:
+        for layer in each.layers:
+            given[id(each)][f"hidden/{layer}"] = output.hidden_states[layer].flatten(0, 1)[each.index]
+    return [given[id(each)] for each in requests]
 
 
 @torch.no_grad()
@@ -216,47 +215,47 @@ _PLAIN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 """Models known to hand out what their head gave, untouched, or known not to."""
 
 
-class _Others:
-    """Logits of other models' kept states, with all that this model does to logits after its head.
+class ExtraLogits:
+    """Logits of other models' states, with all that this model does to logits after its head.
 
-    Some families cap or scale them there, so they are put beside the model's own. That copies both, and is
-    spared once the model has been seen to do nothing after its head.
+    Some families cap or scale them there, so they are appended to the model's own. That copies both, and is
+    left out once the model has been seen to do nothing after its head.
     """
 
-    def __init__(self, kept: Sequence[tuple[Head, Tensor]] = ()) -> None:
-        self._kept = kept
+    def __init__(self, states: Sequence[tuple[Head, Tensor]] = ()) -> None:
+        self._states = states
         self._joined: Tensor | None = None
         self._version = 0
 
-    def beside(self, logits: Tensor) -> Tensor:
-        """The head's output [1, N, V] with the others' after it."""
-        self._joined = torch.cat([logits, *(each.unsqueeze(0) for each in self._made(logits.dtype))], dim=1)
-        self._version = self._joined._version
-        return self._joined
+    def append(self, logits: Tensor) -> Tensor:
+        """Return the head's output [1, N, V] followed by the others' logits."""
+        joined = torch.cat([logits, *(each.unsqueeze(0) for each in self._computed(logits.dtype))], dim=1)
+        self._joined, self._version = joined, joined._version
+        return joined
 
-    def apart(self, model: nn.Module, logits: Tensor, rows: int) -> tuple[Tensor, list[Tensor]]:
-        """The model's own `rows` of the logits that it gave, and those of the others."""
+    def split(self, model: nn.Module, logits: Tensor, rows: int) -> tuple[Tensor, list[Tensor]]:
+        """Return the model's own `rows` of the logits that it gave, and those of the others."""
         if self._joined is None:
-            return logits.squeeze(0), self._made(logits.dtype)
+            return logits.squeeze(0), self._computed(logits.dtype)
         untouched = logits is self._joined and logits._version == self._version
         _PLAIN[unwrap(model)] = untouched
-        mine, *theirs = logits.squeeze(0).split([rows, *(len(hidden) for _, hidden in self._kept)])
-        return mine, theirs
+        own, *others = logits.squeeze(0).split([rows, *(len(hidden) for _, hidden in self._states)])
+        return own, others
 
     def needed(self, model: nn.Module) -> bool:
-        """Whether the others have to go through what the model does after its head."""
-        return bool(self._kept) and not _PLAIN.get(unwrap(model), False)
+        """Return whether the others have to go through what the model does after its head."""
+        return bool(self._states) and not _PLAIN.get(unwrap(model), False)
 
     @torch.no_grad()
-    def _made(self, dtype: torch.dtype) -> list[Tensor]:
-        return [head(hidden).to(dtype) for head, hidden in self._kept]
+    def _computed(self, dtype: torch.dtype) -> list[Tensor]:
+        return [head(hidden).to(dtype) for head, hidden in self._states]
 
 
 @contextmanager
 def head_on(
     model: nn.Module,
     index: Tensor | None,
-    others: _Others | None = None,
+    extra: ExtraLogits | None = None,
     watch: list[Tensor] | None = None,
 ) -> Iterator[None]:
     """The head runs on these positions [N] of the flattened batch only: logits [1, N, V]; None: on all.
@@ -276,8 +275,8 @@ def head_on(
 
     head = unwrap(model).get_output_embeddings()
     handles = [head.register_forward_pre_hook(select)]
-    if others is not None and others.needed(model):
-        handles.append(head.register_forward_hook(lambda _, __, logits: others.beside(logits)))
+    if extra is not None and extra.needed(model):
+        handles.append(head.register_forward_hook(lambda _, __, logits: extra.append(logits)))
     try:
         yield
     finally:
@@ -293,53 +292,3 @@ def _laid_out(batch: Batch, index: Tensor) -> AbstractContextManager[None]:
 def unwrap(model: nn.Module) -> Any:
     """The transformers (or PEFT) model inside a DeepSpeed engine, or the model itself."""
     return getattr(model, "module", model)
-
-
-def token_logp(logits: Tensor, labels: Tensor) -> Tensor:
-    """log softmax(logits)[label], [N] in fp32 from [N, V] of any float dtype.
-
-    Keeps the logits and two numbers per row for the backward pass, instead of a second [N, V] in fp32.
-    """
-    return _TokenLogp.apply(logits, labels)
-
-
-class _TokenLogp(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        # Made beforehand: small results between blocks that come and go split up the memory.
-        picked, top, total = torch.empty(3, len(logits), 1, device=logits.device)
-        done = 0
-        for rows, wanted in _blocks(logits, labels):
-            part = slice(done, done := done + len(rows))
-            # Less the maximum first: where the model is sure, log p is far smaller than the logits' rounding.
-            top[part] = rows.amax(-1, keepdim=True)
-            block = rows.float() - top[part]
-            picked[part] = block.gather(-1, wanted[:, None])
-            total[part] = block.exp_().sum(-1, keepdim=True)
-        ctx.save_for_backward(logits, labels, top, total)
-        return (picked - total.log())[:, 0]
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        logits, labels, top, total = ctx.saved_tensors
-        grad = grads[0][:, None]
-        scale = -grad / total
-        out = torch.empty_like(logits)
-        done = 0
-        for rows, wanted in _blocks(logits, labels):
-            part = slice(done, done := done + len(rows))
-            # d log p_y / d z = onehot(y) − softmax(z)
-            block = (rows.float() - top[part]).exp_().mul_(scale[part])
-            block.scatter_add_(-1, wanted[:, None], grad[part])
-            out[part] = block
-        return out, None
-
-
-def _blocks(logits: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    size = _block_rows(logits)
-    return zip(logits.split(size), labels.split(size), strict=True)
-
-
-def _block_rows(logits: Tensor) -> int:
-    most = min(_BLOCK, _CPU_BLOCK) if logits.device.type == "cpu" else _BLOCK
-    return max(1, most // logits.shape[-1])

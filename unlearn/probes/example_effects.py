@@ -18,8 +18,8 @@ from unlearn.passes.per_example.inner_products import inner_products
 from unlearn.probes.parameter_groups import Place
 from unlearn.terms import Term
 from unlearn.training.engine import Engine
-from unlearn.training.microbatch import Group, Unit, own_view
 from unlearn.training.step import Steps
+from unlearn.training.step_data import Group, Unit, own_view
 
 T = TypeVar("T")
 Share = list[Tensor]
@@ -41,8 +41,8 @@ class Points:
 
 
 @dataclass(frozen=True)
-class Eye:
-    """Looks at single examples with an engine's model; every method is a collective."""
+class ExampleEffects:
+    """Effects on single examples of an engine's model; every method is a collective."""
 
     engine: Engine
     places: Mapping[str, Place]
@@ -120,14 +120,15 @@ def implicit_weights(steps: Steps, term: Term, points: Points, step: int, means:
     per example, None for a term that does not look at the log-probabilities of these answers. A collective.
     """
     view = own_view(term)
-    if view.group != points.name or view.kind != "answers" or "logp" not in term.step_needs or view.skip:
+    if view.group != points.name or view.kind != "answers" or "logp" not in term.loss_needs or view.skip:
         return None
     alone = replace(steps, terms=[term])
     plan = alone.plan(step, {view.group: [(row, 0) for row in points.rows]})
     world = steps.engine.world
     mine: list[tuple[int, np.ndarray]] = []
     for units in alone.deal(plan, [term]):
-        given = alone.named(plan, units or alone.dummy(plan, [term]), term)
+        micro = alone.statistics(plan, units or alone.dummy(plan, [term]), [(term, term.loss_needs)])
+        given = micro.named[term.name]
         if term.name in means:
             given["batch_mean"] = means[term.name]
         logp = given["logp"].detach().float().requires_grad_()
@@ -140,7 +141,7 @@ def implicit_weights(steps: Steps, term: Term, points: Points, step: int, means:
 
 
 def _length(steps: Steps, unit: Unit) -> int:
-    return steps.groups[unit.group].sequence(unit, "answers").answer_length
+    return steps.data.groups[unit.group].sequence(unit, "answers").answer_length
 
 
 def _cut(values: np.ndarray, sizes: Sequence[int]) -> list[np.ndarray]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from unlearn.config import HardwareConfig, ProbeConfig
 from unlearn.passes.module_modes import kept_modes
-from unlearn.probes.example_effects import Eye, Points, implicit_weights
+from unlearn.probes.example_effects import ExampleEffects, Points, implicit_weights
 from unlearn.probes.linearity_check import Change, changes
 from unlearn.probes.parameter_groups import places
 from unlearn.probes.set_gradients import Gradients, risk_terms, sampled
@@ -30,9 +30,9 @@ from unlearn.probes.tables import WAYS, Example, Measured, Pair, Tensors, number
 from unlearn.probes.weight_distance import Start
 from unlearn.terms import WATCHED, Term
 from unlearn.training.engine import Engine, NonFiniteGradient
-from unlearn.training.microbatch import Group, own_view
+from unlearn.training.observers import ProbeContext
 from unlearn.training.step import Steps
-from unlearn.training.trainer import Moment
+from unlearn.training.step_data import Group, TrainingData, own_view
 
 log = logging.getLogger(__name__)
 Share = list[Tensor]
@@ -48,7 +48,7 @@ class _Objective:
 
 @dataclass
 class GEffect:
-    """Looks at a model under an engine. `groups` have the answers of the sets, with what the terms need.
+    """Measures a model under an engine. `groups` have the answers of the sets, with what the terms need.
 
     `texts` are question and answer by set and example; `folder` is where its tables go.
     """
@@ -73,73 +73,72 @@ class GEffect:
         self.start = Start(self.folder / "start.safetensors", self.engine)
 
     def due(self, step: int, total: int) -> bool:
-        """Whether to look after so many of all steps: first, last, and every so many."""
+        """Return whether to measure after so many of all steps: first, last, and every so many."""
         every = self.config.every or max(1, total // 10)
         return step % every == 0 or step == total
 
-    def look(self, moment: Moment) -> dict[str, float]:
-        """What is seen goes to tables on disk, its numbers are returned; a collective.
+    def measure(self, context: ProbeContext) -> dict[str, float]:
+        """Write tables of what is measured, and return its numbers; a collective.
 
         The model, its gradients, its modes and every random state are afterwards what they were.
         """
         started = time.perf_counter()
         with _still(self.engine.module, self.hardware.activation_checkpointing, self.engine.world.device):
             try:
-                found = self._measure(moment)
+                measured = self._measure(context)
             except NonFiniteGradient as error:
-                log.warning("the probe sees nothing at step %d: %s", moment.step, error)
+                log.warning("the probe measures nothing at step %d: %s", context.step, error)
                 return {}
         if self.engine.world.main:
-            write(self.folder / f"step-{moment.step:06}", found, self.tokenizer)
+            write(self.folder / f"step-{context.step:06}", measured, self.tokenizer)
         self.engine.world.barrier()
-        return numbers(found, self.config.trust) | {"geffect/seconds": time.perf_counter() - started}
+        return numbers(measured, self.config.trust) | {"geffect/seconds": time.perf_counter() - started}
 
     # -- gradients -------------------------------------------------------------------------------------
 
-    def _measure(self, moment: Moment) -> Measured:
-        gradients = self._gradients(moment)
+    def _measure(self, context: ProbeContext) -> Measured:
+        gradients = self._gradients(context)
         risks: dict[str, Share] = {}
         levels: dict[str, float] = {}
         for name, term in self.risks.items():
-            risks[name], levels[name] = gradients.of(term, moment.step)
+            risks[name], levels[name] = gradients.of(term, context.step)
         tensors: list[Tensors] = []
 
         def compare(gradient: Share, name: str, factor: float) -> None:
             grams = self.engine.gram_by_parameter([gradient, *risks.values()])
             tensors.append(Tensors(name, factor, tuple(risks), grams))
 
-        objective = self._objective(gradients, risks, moment, compare)
+        objective = self._objective(gradients, risks, context, compare)
         compare(objective.gradient, "objective", 1.0)
-        examples = self._examples(gradients, objective, risks, moment)
+        examples = self._examples(gradients, objective, risks, context)
         return Measured(
-            step=moment.step,
+            step=context.step,
             places=self.places,
             risks=levels,
             tensors=tensors,
             distance=self.start.distance(),
             examples=examples,
-            change=self._change(objective, examples, moment),
-            pairs=self._pairs(gradients, objective, moment),
+            change=self._change(objective, examples, context),
+            pairs=self._pairs(gradients, objective, context),
         )
 
-    def _gradients(self, moment: Moment) -> Gradients:
-        steps = Steps(
-            self.engine, self.terms, self.groups, self.hardware, moment.frozen, self.seed, self.pad_id
-        )
+    def _gradients(self, context: ProbeContext) -> Gradients:
+        data = TrainingData(self.groups, context.frozen, self.seed, self.pad_id)
+        steps = Steps(self.engine, self.terms, data, self.hardware)
         return Gradients(steps, self.rows, self.batch if self.config.mode == "running" else None)
 
     def _objective(
-        self, gradients: Gradients, risks: Mapping[str, Share], moment: Moment, compare: Any
+        self, gradients: Gradients, risks: Mapping[str, Share], context: ProbeContext, compare: Any
     ) -> _Objective:
         """The terms one at a time, put together as the gradient rule does."""
-        rule = copy.deepcopy(moment.rule)
+        rule = copy.deepcopy(context.rule)
         weights = {term.name: term.weight * rule.factors().get(term.name, 1.0) for term in self.terms}
         kept: dict[str, Share] = {}
         total: Share = []
         for term in self.terms:
             group = own_view(term).group
             plain = group in self.risks and _alike(term, self.risks[group])
-            gradient = risks[group] if plain else gradients.of(term, moment.step)[0]
+            gradient = risks[group] if plain else gradients.of(term, context.step)[0]
             if rule.separate:
                 kept[term.name] = gradient
                 continue
@@ -161,19 +160,19 @@ class GEffect:
         return {n: Points.of(n, self.groups[n], self.rows[n][:some]) for n in self.risks} if some else {}
 
     @cached_property
-    def _eye(self) -> Eye:
-        return Eye(self.engine, self.places, self.hardware.micro_tokens)
+    def _effects(self) -> ExampleEffects:
+        return ExampleEffects(self.engine, self.places, self.hardware.micro_tokens)
 
     def _examples(
-        self, gradients: Gradients, objective: _Objective, risks: Mapping[str, Share], moment: Moment
+        self, gradients: Gradients, objective: _Objective, risks: Mapping[str, Share], context: ProbeContext
     ) -> list[Example]:
         directions = {"objective": objective.gradient}
         directions |= {WAYS[name]: share for name, share in risks.items()}
         found = []
         for name, points in self._points.items():
-            effects = self._eye.by_example(points, list(directions.values()))
-            levels = self._eye.risks(points)
-            weights = self._weights(gradients, points, moment)
+            effects = self._effects.by_example(points, list(directions.values()))
+            levels = self._effects.risks(points)
+            weights = self._weights(gradients, points, context)
             tokens = self._tokens(points, directions)
             for i, key in enumerate(points.ids):
                 question, answer = self.texts[name][key]
@@ -202,29 +201,29 @@ class GEffect:
         if not self.config.tokens:
             return found
         for way, share in directions.items():
-            whole = self._eye.whole(share)
+            whole = self._effects.whole(share)
             wanted: dict[str, list[str] | None] = {way: None}
             if self.config.token_layers:
                 groups = dict.fromkeys(self.places[name].group for name in whole)
                 wanted |= {f"{way}/{group}": [group] for group in groups}
             for column, some in wanted.items():
                 for columns, (logp, effect) in zip(
-                    found, self._eye.by_token(points, whole, some), strict=True
+                    found, self._effects.by_token(points, whole, some), strict=True
                 ):
                     columns.update({"logp": logp, column: effect})
         return found
 
-    def _weights(self, gradients: Gradients, points: Points, moment: Moment) -> Any:
+    def _weights(self, gradients: Gradients, points: Points, context: ProbeContext) -> Any:
         """Implicit weights of the first term that looks at these answers."""
         for term in self.terms if points.name == "forget" else ():
-            means = gradients.means(term, moment.step)
-            weights = implicit_weights(gradients.steps, term, points, moment.step, means)
+            means = gradients.means(term, context.step)
+            weights = implicit_weights(gradients.steps, term, points, context.step, means)
             if weights is not None:
                 return weights
         return None
 
     def _change(
-        self, objective: _Objective, examples: Sequence[Example], moment: Moment
+        self, objective: _Objective, examples: Sequence[Example], context: ProbeContext
     ) -> dict[str, Change]:
         """From what the examples' risks and effects are at these weights."""
         if not self.config.check:
@@ -234,12 +233,12 @@ class GEffect:
             own = [example for example in examples if example.set == name]
             effects = np.array([sum(example.effects["objective"].values()) for example in own])
             known[name] = (effects, np.array([example.risk for example in own]))
-        rate = moment.rate * self.config.step
+        rate = context.rate * self.config.step
         return changes(
-            self._eye, self._points, known, objective.gradient, rate, second=self.config.second_order
+            self._effects, self._points, known, objective.gradient, rate, second=self.config.second_order
         )
 
-    def _pairs(self, gradients: Gradients, objective: _Objective, moment: Moment) -> list[Pair]:
+    def _pairs(self, gradients: Gradients, objective: _Objective, context: ProbeContext) -> list[Pair]:
         """What forgetting one example alone does to single retain examples."""
         size = min([self.config.grid, *(len(points.ids) for points in self._points.values())])
         own = [term for term in self.terms if own_view(term).group == "forget"]
@@ -247,15 +246,15 @@ class GEffect:
             return []
         forget, retain = (self._points[name] for name in ("forget", "retain"))
         hurt = Points("retain", retain.rows[:size], retain.ids[:size], retain.sequences[:size])
-        means = {term.name: gradients.means(term, moment.step) for term in own}
+        means = {term.name: gradients.means(term, context.step) for term in own}
         found = []
         for row, key in zip(forget.rows[:size], forget.ids[:size], strict=True):
             alone: Share = []
             for term in own:
-                gradient, _ = gradients.over(term, [row], moment.step, means[term.name])
+                gradient, _ = gradients.over(term, [row], context.step, means[term.name])
                 _add(alone, gradient, objective.factors[term.name])
             length = float(self.engine.gram([alone])[0, 0].sqrt())
-            for other, values in zip(hurt.ids, self._eye.by_example(hurt, [alone]), strict=True):
+            for other, values in zip(hurt.ids, self._effects.by_example(hurt, [alone]), strict=True):
                 effect = float(sum(each[0] for each in values.values()))
                 found.append(Pair(key, other, effect, effect / length if length else 0.0))
         return found

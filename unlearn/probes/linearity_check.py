@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearn.probes.example_effects import Eye, Points
+from unlearn.probes.example_effects import ExampleEffects, Points
 from unlearn.training.engine import Engine
 
 _NEAR = 0.1
@@ -29,7 +29,7 @@ class Change:
 
 @torch.no_grad()
 def changes(
-    eye: Eye, points: Mapping[str, Points], known: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    effects: ExampleEffects, points: Mapping[str, Points], known: Mapping[str, tuple[np.ndarray, np.ndarray]],
     gradient: list[Tensor], rate: float, *, second: bool,
 ) -> dict[str, Change]:  # fmt: skip
     """For each set; nothing where the gradient is zero. A collective.
@@ -40,12 +40,12 @@ def changes(
     η = rate·√P/‖∇L‖ over P trained weights. The second order adds ½η²·∇LᵀH∇L, by a central difference of
     exact directional derivatives.
     """
-    engine = eye.engine
+    engine = effects.engine
     length = float(engine.gram([gradient])[0, 0].sqrt())
     if not points or not length:
         return {}
     eta = rate * math.sqrt(_weights(engine)) / length
-    whole = eye.whole(gradient) if second else {}
+    whole = effects.whole(gradient) if second else {}
     along = engine.as_live(gradient)
 
     def moved(by: float) -> list[Tensor]:
@@ -55,22 +55,24 @@ def changes(
     for name, some in points.items():
         first, before = known[name]
         with engine.with_weights(moved(eta)):
-            true = eye.risks(some) - before
+            true = effects.risks(some) - before
         curved = None
         if second:
             ends = []
             for by in (-_NEAR * eta, _NEAR * eta):
                 with engine.with_weights(moved(by)):
-                    ends.append(_slopes(eye, some, whole))
+                    ends.append(_slopes(effects, some, whole))
             curvature = (ends[0] - ends[1]) / (2 * _NEAR * eta)
             curved = -eta * first + 0.5 * eta**2 * curvature
         found[name] = Change(eta, -eta * first, true, curved)
     return found
 
 
-def _slopes(eye: Eye, points: Points, direction: Mapping[str, Tensor]) -> np.ndarray:
+def _slopes(effects: ExampleEffects, points: Points, direction: Mapping[str, Tensor]) -> np.ndarray:
     """⟨∇ of each example's mean NLL, direction⟩, [E]."""
-    return np.array([float(effect.mean(dtype=np.float64)) for _, effect in eye.by_token(points, direction)])
+    return np.array(
+        [float(effect.mean(dtype=np.float64)) for _, effect in effects.by_token(points, direction)]
+    )
 
 
 def _weights(engine: Engine) -> int:

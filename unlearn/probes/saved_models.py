@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from unlearn.config import RunConfig
 from unlearn.data.example import Example
@@ -16,8 +15,8 @@ from unlearn.rules import make_rule
 from unlearn.run_dir import RunDir
 from unlearn.terms import Term
 from unlearn.training.engine import Engine
-from unlearn.training.microbatch import Frozen, Group
-from unlearn.training.trainer import Logger, Moment
+from unlearn.training.observers import Logger, ProbeContext
+from unlearn.training.step_data import Frozen, Group
 
 
 def make_probe(
@@ -33,11 +32,11 @@ def make_probe(
     )  # fmt: skip
 
 
-def look_at_saved(
+def measure_saved(
     config: RunConfig, folders: Sequence[Path], engine_of: Callable[[str | None], Engine],
     probe_of: Callable[[Engine], GEffect], frozen: Frozen, rundir: RunDir, tracker: Logger,
 ) -> None:  # fmt: skip
-    """Look at each of the models, or without any at the target; what was looked at before is left out.
+    """Measure each of the models, or without any the target; what was measured before is left out.
 
     `engine_of` loads a folder's model, for None the target, which distances are measured from.
     """
@@ -48,8 +47,7 @@ def look_at_saved(
     known = target.world.on_main(lambda: [row["step"] for row in rundir.read_history()])
     first = probe_of(target)
     first.start.keep()
-    method = config.method
-    moment: dict[str, Any] = {"rate": method.rate(config.model.lr_scale), "frozen": frozen}
+    rate = config.method.rate(config.model.lr_scale)
     engine = target
     for step, folder in stops:
         if step in known:
@@ -58,8 +56,9 @@ def look_at_saved(
             engine.close()
             gc.collect()
             engine = engine_of(folder)
-        seen = probe_of(engine).look(Moment(step=step, rule=make_rule(**method.rule.model_dump()), **moment))
-        if seen and target.world.main:
-            rundir.append_history({"step": step, **seen})
-            tracker.log(seen, step)
+        rule = make_rule(**config.method.rule.model_dump())
+        measured = probe_of(engine).measure(ProbeContext(step, rate, rule, frozen))
+        if measured and target.world.main:
+            rundir.append_history({"step": step, **measured})
+            tracker.log(measured, step)
     engine.close()

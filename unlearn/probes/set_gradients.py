@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from unlearn.config import MethodConfig
 from unlearn.terms import Term, bind
-from unlearn.training.microbatch import Group, own_view
 from unlearn.training.step import Steps
+from unlearn.training.step_data import Group, own_view
 
 OLD, NEW = 0.6, 0.4
 """Of the running mean over mini-batches in the code released with arXiv 2502.19301."""
@@ -77,14 +76,8 @@ class Gradients:
         steps, engine = replace(self.steps, terms=[term]), self.steps.engine
         plan = steps.plan(step, {own_view(term).group: [(row, 0) for row in rows]})
         means = steps.means(plan, [term]) if means is None else means
-        total = torch.zeros((), dtype=torch.float64, device=engine.world.device)
-        for units in steps.deal(plan, [term]):
-            # Without units, this process still takes part in the collectives.
-            loss = steps.values(plan, units or steps.dummy(plan, [term]), [term], means)[term.name]
-            engine.backward(loss if units else loss * 0.0)
-            if units:
-                total += loss.detach()
-        return engine.take_gradients(), float(engine.world.sum(total))
+        (loss,) = engine.world.sum(steps.backward(plan, {term.name: 1.0}, means)).tolist()
+        return engine.take_gradients(), loss
 
     def means(self, term: Term, step: int) -> dict[str, Tensor]:
         """What the term needs averaged over the whole sample."""

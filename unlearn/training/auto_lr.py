@@ -99,15 +99,14 @@ class AutoLR:
         """Whether to probe around the update of this step, counted from 0."""
         return step % self.every == 0
 
-    def update(self, losses: Sequence[float], *, used: float | None = None) -> float:
+    def update(self, losses: Sequence[float]) -> float:
         """The rate from now on, given the losses at `multipliers` times the update.
 
         lr ← smooth·lr + (1 − smooth)·scale·clamp(η*, lr/clip, lr·clip) if a > 0, b > 0 and the fit is as
-        good as `r2`; lr/2 if a loss is not finite; else lr. `used` is the rate that the probed update was
-        made with, where a schedule makes it other than `lr`.
+        good as `r2`; lr/2 if a loss is not finite; else lr.
         """
         self._fit = fit(losses, self.multipliers)
-        self._proposed = (self.lr if used is None else used) * self._fit.best
+        self._proposed = self.lr * self._fit.best
         self._accepted = math.isfinite(self._proposed) and self._fit.r2 >= self.r2
         if self._accepted:
             bounded = min(max(self._proposed, self.lr / self.clip), self.lr * self.clip)

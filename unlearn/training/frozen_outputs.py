@@ -1,6 +1,6 @@
-"""What a frozen model gives for the training data, computed once per data set and kept on disk.
+"""Outputs of frozen models for the training data, computed once per data set and cached on disk.
 
-No second model is in memory while training. Kept are log-probabilities, hidden states of a layer, or the
+No second model is in memory while training. Cached are log-probabilities, hidden states of a layer, or the
 states that enter the output head: with a frozen copy of that head they are the model's logits, for the cost
 of one matrix product. A run computes them before its first step, and the next run on the same weights and
 data reads them.
@@ -35,8 +35,8 @@ _FORWARDS = 32  # of each process in a portion: what a killed pass loses at most
 
 
 @dataclass(frozen=True)
-class Kept:
-    """What is kept: of `model` ("reference" or "reinforced") at the positions of a mask.
+class FrozenOutput:
+    """An output of a frozen `model` ("reference" or "reinforced") at the positions of a mask.
 
     `what` is "logp", "head" (the states that enter the output head) or "layer-<n>".
     """
@@ -46,16 +46,16 @@ class Kept:
     mask: Mask = "answer"
 
 
-LOGP = Kept("reference", "logp")
+LOGP = FrozenOutput("reference", "logp")
 
 
 def cache_file(
-    root: Path, model: str, dtype: str, sequences: Sequence[TokenSequence], kept: Kept = LOGP
+    root: Path, model: str, dtype: str, sequences: Sequence[TokenSequence], output: FrozenOutput = LOGP
 ) -> Path:
-    """Where it is kept for these token sequences under the model with this key."""
+    """Return the file of an output for these token sequences, under the model with this key."""
     digest = hashlib.sha256(f"{model} {dtype}".encode())
-    if kept.what != "logp":
-        digest.update(f"{kept.what} {kept.mask}".encode())
+    if output.what != "logp":
+        digest.update(f"{output.what} {output.mask}".encode())
     for sequence in sequences:
         digest.update(np.array([len(sequence.ids), sequence.answer_start]).tobytes())
         digest.update(sequence.ids.tobytes())
@@ -63,35 +63,35 @@ def cache_file(
 
 
 def head_file(root: Path, model: str, dtype: str) -> Path:
-    """Where the model's output head is kept."""
+    """Return the file of the model's output head."""
     name = hashlib.sha256(f"{model} {dtype} head".encode()).hexdigest()[:24]
     return root / "cache" / "reference" / f"{name}-head.safetensors"
 
 
 def read(file: Path, sequences: Sequence[TokenSequence], mask: Mask = "answer") -> list[Tensor] | None:
-    """One tensor [n] or [n, D] per sequence; None where the cache has no whole entry."""
+    """Read one tensor [n] or [n, D] per sequence; None where the cache has no whole entry."""
     sizes = _sizes(sequences, mask)
-    found = _whole(file, "values")
-    if found is not None and len(found["values"]) != sum(sizes):
-        log.warning("%s is broken (%d rows for %d): made again", file, len(found["values"]), sum(sizes))
+    entry = _whole(file, "values")
+    if entry is not None and len(entry["values"]) != sum(sizes):
+        log.warning("%s is broken (%d rows for %d): made again", file, len(entry["values"]), sum(sizes))
         return None
-    return None if found is None else list(found["values"].split(sizes))
+    return None if entry is None else list(entry["values"].split(sizes))
 
 
 def compute(
     model: nn.Module, sequences: Sequence[TokenSequence], world: World, *, max_tokens: int, synced: bool,
-    kept: Kept = LOGP, pad_id: int = 0, parts: Path | None = None,
+    output: FrozenOutput = LOGP, pad_id: int = 0, parts: Path | None = None,
 ) -> list[Tensor]:  # fmt: skip
-    """The same by a pass of the model, dealt to all processes; on the CPU.
+    """Compute one tensor [n] or [n, D] per sequence, on the CPU, by a pass dealt to all processes.
 
     parts: a folder for the portions of a long pass, all of this model and these sequences. A pass that was
         cut off goes on after those; the caller removes the folder once the whole is written.
     """
     world = world.with_synced(synced)
-    sizes = _sizes(sequences, kept.mask)
-    found: dict[int, np.ndarray] = {}
+    sizes = _sizes(sequences, output.mask)
+    values: dict[int, np.ndarray] = {}
     widest = max(len(s.ids) for s in sequences)
-    lengths = [widest if kept.mask == "all" else len(s.ids) for s in sequences]
+    lengths = [widest if output.mask == "all" else len(s.ids) for s in sequences]
     dealt = deal(lengths, world.size, max_tokens=max_tokens)
     rounds = len(dealt[0])
     with evaluating(model):
@@ -106,14 +106,14 @@ def compute(
                 mine: list[tuple[int, np.ndarray]] = []
                 for own in dealt[world.rank][start : start + _FORWARDS]:
                     if own or synced:
-                        mine += _values(model, sequences, own, sizes, kept, widest, pad_id, world)
+                        mine += _values(model, sequences, own, sizes, output, widest, pad_id, world)
                 known = np.concatenate(
                     [part for _, part in sorted(world.gather(mine), key=lambda pair: pair[0])]
                 )
                 if file is not None and world.main:
                     write(file, [torch.from_numpy(known)])
-            found |= zip(rows, np.split(known, cuts[:-1]), strict=True)
-    return [torch.from_numpy(found[i]) for i in range(len(sequences))]
+            values |= zip(rows, np.split(known, cuts[:-1]), strict=True)
+    return [torch.from_numpy(values[i]) for i in range(len(sequences))]
 
 
 def write(file: Path, values: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> None:
@@ -122,7 +122,7 @@ def write(file: Path, values: Sequence[Tensor], dtype: torch.dtype = torch.float
 
 
 def head_of(model: nn.Module) -> Head:
-    """A frozen copy of a model's output head, on the CPU; the model must hold its weights whole."""
+    """Copy a model's output head to the CPU, frozen; the model must hold its weights whole."""
     head = unwrap(model).get_output_embeddings()
     bias = getattr(head, "bias", None)
     copy = head.weight.detach().to("cpu", copy=True)
@@ -135,22 +135,22 @@ def write_head(file: Path, head: Head) -> None:
 
 
 def read_head(file: Path, device: torch.device, dtype: torch.dtype) -> Head | None:
-    """The kept head in compute precision; None where there is none."""
-    found = _whole(file, "weight")
-    return None if found is None else Head(found["weight"], found.get("bias")).to(device, dtype)
+    """Read a cached head in compute precision; None where there is none."""
+    entry = _whole(file, "weight")
+    return None if entry is None else Head(entry["weight"], entry.get("bias")).to(device, dtype)
 
 
 def _whole(file: Path, name: str) -> dict[str, Tensor] | None:
-    """The tensors of an entry, that of this name among them; None where it is not there or broken."""
+    """Read the tensors of an entry, one of this name among them; None where it is not there or broken."""
     try:
-        found = load_file(file)
-        found[name]
+        tensors = load_file(file)
+        tensors[name]
     except FileNotFoundError:
         return None
     except (OSError, SafetensorError, KeyError) as error:
         log.warning("%s is broken (%s: %s): made again", file, type(error).__name__, error)
         return None
-    return found
+    return tensors
 
 
 def _sizes(sequences: Sequence[TokenSequence], mask: Mask) -> list[int]:
@@ -159,12 +159,12 @@ def _sizes(sequences: Sequence[TokenSequence], mask: Mask) -> list[int]:
 
 
 def _values(
-    model: nn.Module, sequences: Sequence[TokenSequence], rows: list[int], sizes: Sequence[int], kept: Kept,
-    widest: int, pad_id: int, world: World,
+    model: nn.Module, sequences: Sequence[TokenSequence], rows: list[int], sizes: Sequence[int],
+    output: FrozenOutput, widest: int, pad_id: int, world: World,
 ) -> list[tuple[int, np.ndarray]]:  # fmt: skip
-    """What the model gives for the sequences of these numbers; without any it is called all the same."""
+    """Return the output for the sequences of these numbers; without any, the model is called all the same."""
     with torch.no_grad():
-        values = _pass(model, [sequences[i] for i in rows] or sequences[:1], kept, widest, pad_id, world)
+        values = _pass(model, [sequences[i] for i in rows] or sequences[:1], output, widest, pad_id, world)
     if not rows:
         return []
     # NumPy knows no bfloat16.
@@ -173,20 +173,25 @@ def _values(
 
 
 def _portion(file: Path | None, size: int) -> np.ndarray | None:
-    """The values of a portion on disk; None where it is not there or broken."""
-    found = None if file is None else _whole(file, "values")
-    if found is None or len(found["values"]) != size:
+    """Read the values of a portion; None where it is not there or broken."""
+    entry = None if file is None else _whole(file, "values")
+    if entry is None or len(entry["values"]) != size:
         return None
-    return np.asarray(found["values"].numpy())
+    return np.asarray(entry["values"].numpy())
 
 
 def _pass(
-    model: nn.Module, sequences: Sequence[TokenSequence], kept: Kept, widest: int, pad_id: int, world: World
+    model: nn.Module,
+    sequences: Sequence[TokenSequence],
+    output: FrozenOutput,
+    widest: int,
+    pad_id: int,
+    world: World,
 ) -> Tensor:
-    if kept.what == "logp":
+    if output.what == "logp":
         return forward(model, collate(sequences).to(world.device)).logp
-    width = {"answer": None, "attention": max(len(s.ids) for s in sequences), "all": widest}[kept.mask]
-    batch = collate(sequences, pad_id, width=width, attention_mask=kept.mask == "all").to(world.device)
-    where = positions(sequences, batch.input_ids.shape[1], mask=kept.mask, all_width=widest)
-    layer = None if kept.what == "head" else int(kept.what.removeprefix("layer-"))
+    width = {"answer": None, "attention": max(len(s.ids) for s in sequences), "all": widest}[output.mask]
+    batch = collate(sequences, pad_id, width=width, attention_mask=output.mask == "all").to(world.device)
+    where = positions(sequences, batch.input_ids.shape[1], mask=output.mask, all_width=widest)
+    layer = None if output.what == "head" else int(output.what.removeprefix("layer-"))
     return states(model, batch, where.index.to(world.device), layer)

@@ -16,8 +16,6 @@ from unlearn.config import LoraConfig, MethodConfig
 from unlearn.passes.prompt_layout import all_prompt, laid_out
 from unlearn.terms import Term
 
-_HEADED = {"logp", "alt_logp", "logits"}
-
 
 def chosen(method: MethodConfig, lora: LoraConfig) -> bool:
     """Whether less than the whole model is trained."""
@@ -29,7 +27,7 @@ def problems(model: nn.Module, method: MethodConfig, lora: LoraConfig, terms: Se
 
     Every parameter that `method.train` names must be reached, and something of each part of an intervention
     and of each kind of module that `model.lora.targets` names. Terms have their layers as numbers
-    (`models.placed`). Of a model on the meta device whose code looks at values nothing is told.
+    (`models.resolve_layers`). Of a model on the meta device whose code looks at values nothing is told.
     """
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     try:
@@ -99,16 +97,16 @@ def _lost(model: nn.Module, tensors: Mapping[str, Tensor], terms: Sequence[Term]
 
 
 def _is_deep(term: Term) -> bool:
-    return "hidden" in term.needs
+    return any(each.source == "model" and each.needs_layer for each in term.statistics)
 
 
 def _seen(model: nn.Module, term: Term, output: Any) -> Iterable[Tensor]:
     """What a term looks at of a pass and is differentiated through."""
-    if term.needs & _HEADED:
+    if any(each.needs_head for each in term.statistics):
         yield output.logits
     if _is_deep(term):
         yield output.hidden_states[int(term.layer or 0)]
-    if "gate" in term.needs:
+    if any(each.quantity == "gate" for each in term.statistics):
         yield interventions.gates(model)
 
 

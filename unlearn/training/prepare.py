@@ -1,4 +1,4 @@
-"""From examples to what a training works on: tokens, alternative answers, what frozen models gave."""
+"""From examples to training data: tokens, alternative answers, outputs of frozen models."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ from unlearn.passes.forward import Head
 from unlearn.terms import Term, row_multiples
 from unlearn.training import frozen_outputs, sampled_alternatives
 from unlearn.training.engine import precision
-from unlearn.training.frozen_outputs import Kept
-from unlearn.training.microbatch import Group, Part, kept_for, kinds, own_view
-from unlearn.training.shared_cache import made_once
+from unlearn.training.frozen_outputs import FrozenOutput
+from unlearn.training.shared_cache import compute_once
+from unlearn.training.step_data import Group, Part, frozen_outputs_for, kinds, own_view
 
 
 @dataclass(frozen=True)
 class FrozenModel:
-    """A model that gives something once, before training: where its weights come from, and how to get it.
+    """A model that is used once, before training: the key of its weights, and how to get it.
 
-    `hold` yields the model (whatever its parallel form) and whether every call of it is a collective.
+    `hold` yields the model (whatever its parallel form) and whether every call of it is a collective;
+    `whole_head` makes its output head whole, to be read.
     """
 
     key: str
@@ -43,7 +44,7 @@ class FrozenModel:
 
 @dataclass(frozen=True)
 class Preparation:
-    """Everything a run's data goes through before its first step."""
+    """Prepares a run's data before its first step."""
 
     config: RunConfig
     terms: Sequence[Term]
@@ -52,12 +53,12 @@ class Preparation:
     world: World
 
     def groups(self, reference_model: FrozenModel) -> dict[str, Group]:
-        """Token sequences of all sets that are trained on, without what frozen models give."""
+        """Return token sequences of all sets that are trained on, without outputs of frozen models."""
         wanted = kinds((term, term.needs) for term in self.terms)
         return {name: self._group(name, some, reference_model) for name, some in wanted.items()}
 
     def watched(self, groups: Mapping[str, Group], names: Iterable[str]) -> dict[str, Group]:
-        """The groups with the answers of these sets, also of those that no term is on."""
+        """Return the groups with the answers of these sets, also of those that no term is on."""
         found = dict(groups)
         for name in names:
             examples = self.sets.get(name)
@@ -66,23 +67,23 @@ class Preparation:
                 found[name] = group.with_part("answers", self._answers(name, examples, group.multiple))
         return found
 
-    def with_kept(
+    def with_frozen_outputs(
         self, groups: Mapping[str, Group], models: Mapping[str, FrozenModel]
     ) -> tuple[dict[str, Group], dict[str, Head]]:
-        """The groups with what frozen models give, from the cache or computed, and those models' heads."""
+        """Return the groups with outputs of frozen models, cached or computed, and those models' heads."""
         ready = dict(groups)
         heads: dict[str, Head] = {}
         for term in self.terms:
-            for view, wanted in kept_for(term).items():
-                for kept in sorted(wanted, key=str):
+            for view, wanted in frozen_outputs_for(term).items():
+                for output in sorted(wanted, key=str):
                     part = ready[view.group].part(view.kind)
-                    if kept in part.kept:
+                    if output in part.frozen:
                         continue
-                    values = self._kept(part, kept, models[kept.model])
-                    part = replace(part, kept={**part.kept, kept: values})
+                    values = self._frozen_output(part, output, models[output.model])
+                    part = replace(part, frozen={**part.frozen, output: values})
                     ready[view.group] = ready[view.group].with_part(view.kind, part)
-                    if kept.what == "head" and kept.model not in heads:
-                        heads[kept.model] = self._head(models[kept.model])
+                    if output.what == "head" and output.model not in heads:
+                        heads[output.model] = self._head(models[output.model])
         return ready, heads
 
     # -- text ------------------------------------------------------------------------------------------
@@ -101,7 +102,11 @@ class Preparation:
 
     def _answers(self, name: str, examples: Sequence[Example], repeats: int = 1) -> Part:
         pairs = [(e.question, e.answer) for e in examples]
-        annotated = any("important" in term.needs and own_view(term).group == name for term in self.terms)
+        annotated = any(
+            statistic.quantity == "important" and own_view(term).group == name
+            for term in self.terms
+            for statistic in term.statistics
+        )
         important = None
         if annotated:
             assert self.config.dataset.annotations is not None
@@ -146,30 +151,30 @@ class Preparation:
             self.world.barrier()
             return texts
 
-        return made_once(file, self._shard, lambda: sampled_alternatives.read(file, questions), make)
+        return compute_once(file, self.world, lambda: sampled_alternatives.read(file, questions), make)
 
     # -- frozen models ---------------------------------------------------------------------------------
 
-    def _kept(self, part: Part, kept: Kept, frozen: FrozenModel) -> Sequence[torch.Tensor]:
+    def _frozen_output(self, part: Part, output: FrozenOutput, frozen: FrozenModel) -> Sequence[torch.Tensor]:
         dtype = self.config.hardware.dtype
-        file = frozen_outputs.cache_file(Path(self.config.root), frozen.key, dtype, part.sequences, kept)
+        file = frozen_outputs.cache_file(Path(self.config.root), frozen.key, dtype, part.sequences, output)
         parts = file.with_suffix(".parts")
 
         def make() -> Sequence[torch.Tensor]:
             with frozen.hold() as (model, synced):
                 values = frozen_outputs.compute(
                     model, part.sequences, self.world, max_tokens=self.config.hardware.eval_tokens,
-                    synced=synced, kept=kept, pad_id=self.encoder.pad_id, parts=parts,
+                    synced=synced, output=output, pad_id=self.encoder.pad_id, parts=parts,
                 )  # fmt: skip
             if self.world.main:
-                logp = kept.what == "logp"
+                logp = output.what == "logp"
                 frozen_outputs.write(file, values, torch.float32 if logp else precision(dtype))
                 shutil.rmtree(parts, ignore_errors=True)
             self.world.barrier()
             return values
 
-        return made_once(
-            file, self._shard, lambda: frozen_outputs.read(file, part.sequences, kept.mask), make
+        return compute_once(
+            file, self.world, lambda: frozen_outputs.read(file, part.sequences, output.mask), make
         )
 
     def _head(self, frozen: FrozenModel) -> Head:
@@ -185,8 +190,4 @@ class Preparation:
             self.world.barrier()
             return head.to(place, size)
 
-        return made_once(file, self._shard, lambda: frozen_outputs.read_head(file, place, size), make)
-
-    @property
-    def _shard(self) -> World:
-        return self.world
+        return compute_once(file, self.world, lambda: frozen_outputs.read_head(file, place, size), make)

@@ -1,4 +1,4 @@
-"""Files that several runs need and one of them makes."""
+"""Files that several runs need and one of them computes."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from unlearn.distributed import World
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_PATIENCE = 30.0  # seconds between two questions, below what a collective allows
+_PATIENCE = 30.0  # seconds between two attempts to lock, below the timeout of a collective
 
 
-def made_once(file: Path, world: World, read: Callable[[], T | None], make: Callable[[], T]) -> T:
-    """What `read` finds in a file; where it finds nothing, what `make` gives, which is to write it there.
+def compute_once(file: Path, world: World, read: Callable[[], T | None], make: Callable[[], T]) -> T:
+    """Read a value from a file; where it is not there, compute it with `make`, which also writes the file.
 
-    Of several runs the one that comes first makes it, and the others wait for it. The lock is the operating
+    Of several runs the first computes it, and the others wait for it. The lock is the operating
     system's: it dies with its holder. A collective.
     """
     if _everywhere(world, found := read()):
@@ -56,5 +56,5 @@ def _taken(lock: FileLock, file: Path) -> bool:
 
 
 def _everywhere(world: World, found: object) -> bool:
-    """Whether no process lacks it: one that cannot read what others can makes all compute."""
+    """Return whether every process has it: where one cannot read it, all compute."""
     return all(world.gather([found is not None]))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
+from unlearn.statistics import CONFIDENCES
 from unlearn.weightings._rank import ascending
 
 GRANULARITIES = ("token", "group", "instance", "batch")
@@ -73,7 +74,7 @@ def instance_weights(
     Raises:
         ValueError: the weighting needs more than log-probabilities.
     """
-    if more := sorted(set(named) - {"logp", "ref_logp"}):
+    if more := sorted(set(named) - CONFIDENCES):
         raise ValueError(
             f"a weighting that needs {', '.join(more)} weighs tokens, not answers: granularity=token"
         )

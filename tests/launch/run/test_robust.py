@@ -24,12 +24,13 @@ from launch.run.ensure import is_complete
 from launch.run.plan import make_plan
 from tests.launch.run.undisturbed import TINY, Place, assert_same, place_of
 from tests.unlearn.training import small_training as training
-from unlearn.config import CheckpointConfig, HardwareConfig
+from unlearn.config import HardwareConfig
 from unlearn.data.tokenization import TokenSequence
 from unlearn.files import BrokenFile, NoRoom, leftovers, read_json, write_json
 from unlearn.run_dir import RunDir
 from unlearn.signals import Stopped
 from unlearn.training import frozen_outputs
+from unlearn.training.observers import Observers
 from unlearn.training.trainer import Trainer
 
 
@@ -319,16 +320,14 @@ def test_what_is_due_after_a_step_is_made_up_for(tmp_path, at):
             return {"seen": 1.0}
 
         trainer = training.make_trainer(tmp_path, HardwareConfig())
-        trainer.evaluate, trainer.evaluate_every = evaluate, 2
-        trainer.checkpoint = CheckpointConfig(every_steps=1000, models_every=4)
-        trainer.keep_model = kept.append
+        trainer.observers = Observers(evaluate, 2, kept.append, 4)
         return trainer
 
     before: tuple[list[int], list[int]] = ([], [])
     trainer = begun(*before)
 
     def end(*_: object) -> None:
-        if trainer.step == at - 1:
+        if trainer.steps_made == at - 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
     trainer.engine.module.register_forward_pre_hook(end)
@@ -337,7 +336,7 @@ def test_what_is_due_after_a_step_is_made_up_for(tmp_path, at):
     trainer.engine.close()
     after: tuple[list[int], list[int]] = ([], [])
     trainer = begun(*after)
-    assert trainer.step == at
+    assert trainer.steps_made == at
     trainer.run()
     trainer.engine.close()
     assert before[0] + after[0] == [2, 4, 6, 8]

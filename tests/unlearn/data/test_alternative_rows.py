@@ -16,8 +16,8 @@ from unlearn.data.tokenization import Encoder
 from unlearn.distributed import World
 from unlearn.probes.set_gradients import sampled
 from unlearn.terms import WATCHED, bind, row_multiples
-from unlearn.training.microbatch import Group, Unit
 from unlearn.training.prepare import Preparation
+from unlearn.training.step_data import Group, Unit
 
 SETS_OF = {
     name: [Example(id=f"{name}/{i}", question=f"who {i}?", answer=f"{name} {i}") for i in range(size)]

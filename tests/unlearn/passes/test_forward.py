@@ -16,7 +16,9 @@ from tests.tolerance import PASS, assert_close
 from unlearn.data.batching import collate
 from unlearn.data.tokenization import TokenSequence
 from unlearn.passes import forward as module
-from unlearn.passes.forward import Ask, answer_logits, forward, read, record, token_logp
+from unlearn.passes import token_logp as blocks
+from unlearn.passes.forward import ForwardRequest, answer_logits, forward, read, record
+from unlearn.passes.token_logp import token_logp
 from unlearn.training.frozen_outputs import head_of
 
 Build = Callable[[str], PreTrainedModel]
@@ -100,7 +102,7 @@ def test_model_inside_a_wrapper(tiny_model: Build) -> None:
 
 @pytest.mark.parametrize("block", [1, 97 * 4, 1 << 24])
 def test_record_against_float64(block: int, tiny_model: Build, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BLOCK", block)
+    monkeypatch.setattr(blocks, "_BLOCK", block)
     model, batch = tiny_model("gpt2"), collate(sequences())
     logprob = answer_logits(model, batch).detach().double().log_softmax(-1)
     mean = (logprob.exp() * logprob).sum(-1)
@@ -166,7 +168,7 @@ def test_record_by_hand() -> None:
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
 @pytest.mark.parametrize("block", [1, 2 * 11, 1 << 24])
 def test_token_logp_gradient_against_autograd(n: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_BLOCK", block)  # 11 tokens: blocks of one row, of two, of all
+    monkeypatch.setattr(blocks, "_BLOCK", block)  # 11 tokens: blocks of one row, of two, of all
     logits = 5 * torch.randn(n, 11, generator=torch.Generator().manual_seed(n))
     labels = torch.arange(n) * 2
     weights = torch.linspace(-1, 2, n)  # gradients of either sign, and one of zero for n = 4
@@ -220,8 +222,8 @@ def test_kept_states_give_their_own_models_logits(family: str, tiny_model: Build
         for parameter in other.parameters():
             parameter.mul_(1.5)
         wanted = answer_logits(other, batch)
-    kept = {"ref": (head_of(other), module.states(other, batch, batch.index, None))}
-    asked = Ask(batch.index, batch.labels, logp=True, logits=True, states=kept)
+    kept = {"ref_logits": (head_of(other), module.states(other, batch, batch.index, None))}
+    asked = ForwardRequest(batch.index, batch.labels, logp=True, logits=True, states=kept)
     found = [read(model, batch, [asked])[0] for _ in range(2)]
     assert not torch.equal(found[0]["logits"], found[0]["ref_logits"])
     for each in found:
@@ -234,8 +236,8 @@ def test_kept_states_give_their_own_models_logits(family: str, tiny_model: Build
 @pytest.mark.parametrize("change", ["none", "new", "in place"])
 def test_what_a_model_does_after_its_head_is_done_to_kept_states_too(change: str, tiny_model: Build) -> None:
     model, batch = tiny_model("llama"), collate(sequences())
-    kept = {"ref": (head_of(model), module.states(model, batch, batch.index, None))}
-    asked = Ask(batch.index, batch.labels, logits=True, states=kept)
+    kept = {"ref_logits": (head_of(model), module.states(model, batch, batch.index, None))}
+    asked = ForwardRequest(batch.index, batch.labels, logits=True, states=kept)
     head: Any = model.get_output_embeddings()
     joined: list[bool] = []
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,8 @@ from tests.unlearn.training import small_training as training
 from unlearn.config import HardwareConfig, MethodConfig, ProbeConfig
 from unlearn.distributed import stop_world
 from unlearn.probes.geffect import GEffect
-from unlearn.training.trainer import Moment, Trainer
+from unlearn.training.observers import Observers
+from unlearn.training.trainer import Trainer
 
 FEW: dict[str, Any] = {"examples": 7, "points": 3}
 """An odd number, which two processes cannot share evenly."""
@@ -31,20 +31,16 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def probe_on(trainer: Trainer, folder: Path, **keys: Any) -> GEffect:
     """A probe of the trainer's run over whole sets, unless `keys` of its configuration say otherwise."""
-    groups = {**{name: training.everything()[name] for name in ("forget", "retain")}, **trainer.groups}
+    groups = {**{name: training.everything()[name] for name in ("forget", "retain")}, **trainer.data.groups}
     texts = {name: dict.fromkeys(group.ids, ("what?", "that")) for name, group in groups.items()}
     config = ProbeConfig(name="geffect", **{"every": 2, "examples": None, "points": 4, "grid": 2} | keys)
     probe = GEffect(
-        config, trainer.engine, trainer.terms, groups, trainer.hardware, trainer.method.batch, trainer.seed,
-        tokenizer(), texts, folder,
+        config, trainer.engine, trainer.terms, groups, trainer.settings.hardware,
+        trainer.settings.method.batch, trainer.data.seed, tokenizer(), texts, folder,
     )  # fmt: skip
-    if trainer.step == 0:
+    if trainer.steps_made == 0:
         probe.start.keep()
     return probe
-
-
-def moment(trainer: Trainer) -> Moment:
-    return Moment(trainer.step, trainer.learning_rate, trainer.rule, trainer.frozen)
 
 
 def look(
@@ -53,7 +49,7 @@ def look(
 ) -> dict[str, float]:  # fmt: skip
     """What the probe sees at the tiny model before any step."""
     trainer = training.make_trainer(folder, HardwareConfig(**hardware or {}), method=method, spread=spread)
-    seen = probe_on(trainer, folder / "geffect", **keys).look(moment(trainer))
+    seen = probe_on(trainer, folder / "geffect", **keys).measure(trainer.probe_context())
     trainer.engine.close()
     return seen
 
@@ -63,7 +59,7 @@ def watched(
 ) -> dict[str, Tensor]:
     """Final weights of a training that is watched."""
     trainer = training.make_trainer(folder, HardwareConfig(**hardware), method=method, spread=0.3)
-    trainer = replace(trainer, probe=probe_on(trainer, folder / "geffect", **keys))
+    trainer.observers = Observers(probe=probe_on(trainer, folder / "geffect", **keys))
     trainer.run()
     weights = {name: tensors["weight"] for name, tensors in trainer.engine.state() if tensors}
     trainer.engine.close()

@@ -25,6 +25,7 @@ from unlearn.probes.example_effects import Points, implicit_weights
 from unlearn.probes.parameter_groups import places
 from unlearn.probes.saved import numbered, saved_models
 from unlearn.training.frozen_outputs import LOGP
+from unlearn.training.observers import Observers
 
 
 def keys(**given: Any) -> MethodConfig:
@@ -341,7 +342,7 @@ def test_modes_gradients_and_random_states_are_left_alone(tmp_path):
     modes = [m.training for m in model.modules()]
     state = torch.get_rng_state()
     before = copy.deepcopy(dict(model.named_parameters()))
-    watching.probe_on(trainer, tmp_path / "geffect").look(watching.moment(trainer))
+    watching.probe_on(trainer, tmp_path / "geffect").measure(trainer.probe_context())
     trainer.engine.close()
     assert [m.training for m in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
@@ -355,18 +356,18 @@ def test_a_resumed_run_has_seen_everything_once(tmp_path):
 
     def trainer(folder: Path) -> Any:
         made = training.make_trainer(folder, hardware, method=method, spread=0.3)
-        made.probe = watching.probe_on(made, folder / "geffect", points=2)
+        made.observers = Observers(probe=watching.probe_on(made, folder / "geffect", points=2))
         return made
 
     whole = trainer(tmp_path / "whole")
     whole.run()
     whole.engine.close()
     cut = trainer(tmp_path / "cut")
-    cut._look()
+    cut.observe()
     for _ in range(2):
-        cut._tell(cut._one_step()[0])
+        cut.step()
     cut.save()
-    cut._look()
+    cut.observe()
     cut.engine.close()
     again = trainer(tmp_path / "cut")
     again.run()

@@ -178,15 +178,15 @@ def running(
 
 
 def steps(trainer: Trainer, count: int) -> list[dict[str, float]]:
-    return [trainer._one_step()[0] for _ in range(count)]
+    return [trainer.step().row for _ in range(count)]
 
 
 def plain_loss(model: Any, trainer: Trainer, group: str, step: int, sign: float) -> Tensor:
     """The mean negative log-likelihood of a group's answer tokens, times `sign`, one sequence at a time."""
-    some = [u for u in trainer._plan(step).units if u.group == group]
+    some = [u for u in trainer.plan(step).units if u.group == group]
     found = []
     for unit in some:
-        s = trainer.groups[group].sequence(unit, "answers")
+        s = trainer.data.groups[group].sequence(unit, "answers")
         ids = torch.from_numpy(s.ids)[None]
         logprob = model(input_ids=ids).logits[0, s.answer_start - 1 : -1].log_softmax(-1)
         found.append(-logprob.gather(-1, ids[0, s.answer_start :, None])[:, 0])
@@ -311,8 +311,8 @@ def test_a_probe_is_of_the_next_steps_data_along_the_update(tmp_path: Path) -> N
     seen: list[Sequence[float]] = []
     with running(tmp_path, method) as trainer:
         update = trainer.auto.update
-        trainer.auto.update = lambda losses, **k: (seen.append(losses), update(losses, **k))[1]  # type: ignore
-        trainer._one_step()
+        trainer.auto.update = lambda losses: (seen.append(losses), update(losses))[1]  # type: ignore
+        trainer.step()
         before: Any = training.model_for(method, 0.2).double()
         after: Any = training.model_for(method, 0.2).double()
         after.load_state_dict({n: t["weight"] for n, t in trainer.engine.state()}, strict=False)

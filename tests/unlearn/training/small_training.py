@@ -28,15 +28,17 @@ from unlearn.config import CheckpointConfig, HardwareConfig, MethodConfig
 from unlearn.data.tokenization import TokenSequence
 from unlearn.distributed import World, start_world, stop_world
 from unlearn.models.load import train_only
-from unlearn.rules import clip_norm, make_rule
+from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
 from unlearn.terms import Term, bind
 from unlearn.training import frozen_outputs
 from unlearn.training.deepspeed_config import deepspeed_config
 from unlearn.training.engine import Engine
-from unlearn.training.frozen_outputs import Kept
-from unlearn.training.microbatch import Frozen, Group, Part, kept_for
-from unlearn.training.trainer import Trainer
+from unlearn.training.frozen_outputs import LOGP, FrozenOutput
+from unlearn.training.interruption import Checkpoints
+from unlearn.training.observers import History
+from unlearn.training.step_data import Frozen, Group, Part, TrainingData, frozen_outputs_for
+from unlearn.training.trainer import Trainer, TrainSettings
 
 METHOD = MethodConfig(
     name="npo", forget={"objective": "npo", "beta": 0.1}, retain={"objective": "nll"}, retain_weight=0.5,
@@ -82,12 +84,11 @@ def groups() -> dict[str, Group]:
         kind: [torch.full((s.answer_length,), -3.0) for s in some]
         for kind, some in (("forget", forget), ("other", other))
     }
-    kept = Kept("reference", "logp")
     return {
         "forget": Group(
             [f"f/{i}" for i in range(21)],
-            Part(forget, kept={kept: known["forget"]}),
-            Part(other, variants=2, kept={kept: known["other"]}),
+            Part(forget, frozen={LOGP: known["forget"]}),
+            Part(other, variants=2, frozen={LOGP: known["other"]}),
         ),
         "retain": Group([f"r/{i}" for i in range(30)], Part(retain)),
     }
@@ -101,7 +102,7 @@ def preset(name: str, **keys: Any) -> MethodConfig:
     return MethodConfig(**stated)
 
 
-def placed(terms: Sequence[Term]) -> list[Term]:
+def resolve_layers(terms: Sequence[Term]) -> list[Term]:
     """All terms that name a layer on the first of two: what is above it has no gradient."""
     return [term if term.layer is None else replace(term, layer=1) for term in terms]
 
@@ -120,12 +121,12 @@ def everything() -> dict[str, Group]:
 
 
 @cache
-def given(name: str, kind: str, kept: Kept) -> list[Tensor]:
+def given(name: str, kind: str, output: FrozenOutput) -> list[Tensor]:
     """What a frozen model gives for all answers of a kind: another tiny model for each."""
     alone = World(0, 1, torch.device("cpu"))
     part = everything()[name].part(kind)
-    model = frozen_model(kept.model)
-    return frozen_outputs.compute(model, part.sequences, alone, max_tokens=600, synced=False, kept=kept)
+    model = frozen_model(output.model)
+    return frozen_outputs.compute(model, part.sequences, alone, max_tokens=600, synced=False, output=output)
 
 
 @cache
@@ -138,13 +139,13 @@ def ready(terms: Sequence[Term]) -> tuple[dict[str, Group], Frozen]:
     names = dict.fromkeys("forget" if term.group == "template" else term.group for term in terms)
     found = {name: everything()[name] for name in names}
     heads = {}
-    wanted = [each for term in terms for each in kept_for(term).items()]
-    for view, kept in ((view, kept) for view, some in wanted for kept in some):
+    wanted = [each for term in terms for each in frozen_outputs_for(term).items()]
+    for view, output in ((view, output) for view, some in wanted for output in some):
         part = found[view.group].part(view.kind)
-        part = replace(part, kept={**part.kept, kept: given(view.group, view.kind, kept)})
+        part = replace(part, frozen={**part.frozen, output: given(view.group, view.kind, output)})
         found[view.group] = found[view.group].with_part(view.kind, part)
-        if kept.what == "head":
-            heads[kept.model] = frozen_outputs.head_of(frozen_model(kept.model))
+        if output.what == "head":
+            heads[output.model] = frozen_outputs.head_of(frozen_model(output.model))
     return found, Frozen(heads)
 
 
@@ -163,13 +164,16 @@ def trainer_on(
     minutes: float | None = None,
 ) -> Trainer:  # fmt: skip
     """At step 0, with every set and everything of frozen models that the method's terms need."""
-    terms = placed(bind(method))
+    terms = resolve_layers(bind(method))
     data, frozen = ready(terms)
     return Trainer(
-        engine, terms, make_rule(**method.rule.model_dump()), data, method, hardware,
-        CheckpointConfig(every_steps=every, every_minutes=minutes, keep=100), 0, method.lr, rundir, Silent(),
-        frozen, progress=False,
-    )  # fmt: skip
+        engine,
+        terms,
+        TrainingData(data, frozen),
+        TrainSettings(method, hardware, method.lr, progress=False),
+        History(rundir, Silent(), engine.world.main),
+        Checkpoints(rundir, CheckpointConfig(every_steps=every, every_minutes=minutes, keep=100)),
+    )
 
 
 def make_engine(
@@ -209,8 +213,8 @@ def train(
     """Final weights in fp32; with `stop_after`, the run is left at that step with a checkpoint."""
     trainer = make_trainer(directory, hardware, method=method, minutes=minutes, spread=spread)
     if stop_after is not None:
-        while trainer.step < stop_after:
-            trainer._tell(trainer._one_step()[0])
+        while trainer.steps_made < stop_after:
+            trainer.step()
         trainer.save()
     else:
         trainer.run()

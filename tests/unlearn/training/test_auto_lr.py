@@ -108,8 +108,6 @@ def test_smoothing_and_clamping_by_hand():
     assert auto.update([1.0 + 1.0, 1.0, 1.0 + 3.0]) == pytest.approx(0.1045)
     # Neither bound, no smoothing, scaled: a = 2, b = 3, x* = 1.5: 0.5 · 1.5 · 0.2 = 0.15
     assert AutoLR(0.2, 1, smooth=0.0, scale=0.5).update([-2.0, 0.0, 4.0]) == pytest.approx(0.15)
-    # The update was made with 0.05 of a warm-up: x* = 1.5 of that, 0.9·0.1 + 0.1·0.075 = 0.0975
-    assert AutoLR(0.1, 1).update([-2.0, 0.0, 4.0], used=0.05) == pytest.approx(0.0975)
 
 
 def test_when_it_is_due():

@@ -94,17 +94,11 @@ def trainer(request: pytest.FixtureRequest, engines: Engines) -> Trainer:
 def measure(trainer: Trainer, **hardware: Any) -> tuple[list[float], list[Tensor]]:
     """Each term's loss at step 0, and the gradient of each backward pass as one vector; no step is made."""
     trainer.steps.hardware = HardwareConfig(**hardware)
-    plan = trainer._plan(0)
-    assert [len([u for u in plan.units if u.group == g]) for g in trainer.groups] == [8] * len(trainer.groups)
-    means = trainer.steps.means(plan, trainer.terms)
-    weights = {term.name: term.weight * trainer.rule.factors().get(term.name, 1.0) for term in trainer.terms}
-    sums, gradients = torch.zeros(len(trainer.terms) + 1, dtype=torch.float64), []
-    together = {place: (term, weights[term.name]) for place, term in enumerate(trainer.terms)}
-    passes = [{p: (t, 1.0)} for p, (t, _) in together.items()] if trainer.rule.separate else [together]
-    for each in passes:
-        trainer._backward(plan, each, means, sums)
-        gradients.append(torch.cat([g.flatten() for g in trainer.engine.take_gradients()]).double())
-    return sums[:-1].tolist(), gradients
+    plan, groups = trainer.plan(0), trainer.data.groups
+    assert [len([u for u in plan.units if u.group == g]) for g in groups] == [8] * len(groups)
+    losses, separate = trainer.losses_and_gradients(plan)
+    gradients = separate or [trainer.engine.take_gradients()]
+    return losses.tolist(), [torch.cat([g.flatten() for g in each]).double() for each in gradients]
 
 
 @pytest.mark.parametrize("trainer", some_slow(), indirect=True)
@@ -169,7 +163,7 @@ def needs_of(term: dict[str, Any]) -> tuple[set[str], set[str]]:
 
 def expected(trainer: Trainer) -> tuple[list[tuple[bool, int, int, bool]], list[tuple[bool, int, int, bool]]]:
     """The passes with gradients, and those without, of a step in one piece: by the method's own words."""
-    method, step = trainer.method, trainer._plan(0)
+    method, step = trainer.settings.method, trainer.plan(0)
     rows: dict[str, set[Any]] = {"main": set(), "teacher": set(), "mean": set()}
     places: dict[str, set[Any]] = {"main": set(), "teacher": set(), "mean": set()}
     hidden = False
@@ -194,7 +188,7 @@ def expected(trainer: Trainer) -> tuple[list[tuple[bool, int, int, bool]], list[
 
     def positions(where: tuple[str, str, str, int]) -> int:
         group, kind, mask, skip = where
-        some = [trainer.groups[group].sequence(u, kind) for u in step.units if u.group == group]
+        some = [trainer.data.groups[group].sequence(u, kind) for u in step.units if u.group == group]
         ids = [len(s.ids) for s in some]
         answers = [max(0, s.answer_length - skip) for s in some]
         return {"answer": sum(answers), "attention": sum(ids), "all": max(ids) * len(ids)}[mask]
@@ -237,13 +231,13 @@ def test_nothing_is_computed_that_a_method_does_not_name(trainer: Trainer) -> No
     indirect=["trainer"],
 )
 def test_passes_by_hand(trainer: Trainer, wanted: list[tuple[bool, int, Any, bool]]) -> None:
-    plan = trainer._plan(0)
+    plan = trainer.plan(0)
 
     def answers(group: str, kind: str) -> int:
         units = [u for u in plan.units if u.group == group]
-        return sum(trainer.groups[group].sequence(u, kind).answer_length for u in units)
+        return sum(trainer.data.groups[group].sequence(u, kind).answer_length for u in units)
 
-    retain = answers("retain", "answers") if "retain" in trainer.groups else 0
+    retain = answers("retain", "answers") if "retain" in trainer.data.groups else 0
     sizes = {
         0: 0, "alternatives": answers("forget", "alternatives"), "retain": retain,
         "answers": answers("forget", "answers") + retain,

@@ -9,7 +9,7 @@ import torch
 
 from tests.unlearn.training import small_training as training
 from unlearn.config import LoraConfig, MethodConfig, ModelConfig, NanoConfig
-from unlearn.models.load import blueprint, placed
+from unlearn.models.load import blueprint, resolve_layers
 from unlearn.terms import bind
 from unlearn.training import gradient_reach
 
@@ -27,7 +27,7 @@ def problems(lora: LoraConfig | None = None, **keys: Any) -> list[str]:
     model = blueprint(cfg, method)
     assert model is not None
     assert all(p.is_meta for p in model.parameters())
-    return gradient_reach.problems(model, method, lora, placed(bind(method), cfg))
+    return gradient_reach.problems(model, method, lora, resolve_layers(bind(method), cfg))
 
 
 def steer(layer: float, **keys: Any) -> dict[str, Any]:
@@ -93,7 +93,7 @@ def test_edits() -> None:
 
 def test_it_is_what_autograd_says_of_real_numbers() -> None:
     method = MethodConfig(name="x", **steer(1))
-    terms, model = training.placed(bind(method)), training.model_for(method)
+    terms, model = training.resolve_layers(bind(method)), training.model_for(method)
     lost = gradient_reach.unreached(model, terms)
     states = model(input_ids=torch.tensor([[1, 2]]), output_hidden_states=True).hidden_states
     states[1].sum().backward()
@@ -103,7 +103,7 @@ def test_it_is_what_autograd_says_of_real_numbers() -> None:
 
 def test_a_model_whose_code_looks_at_values_is_looked_at_once_it_has_them() -> None:
     method = MethodConfig(name="x", **steer(1, train=["*.layers.1.mlp.up_proj.weight"]))
-    terms, model = training.placed(bind(method)), training.model_for(method)
+    terms, model = training.resolve_layers(bind(method)), training.model_for(method)
     model.model.layers[0].register_forward_hook(
         lambda _, __, output: None if bool((output != 7).any()) else 0
     )

@@ -16,7 +16,7 @@ import torch
 from tests.unlearn.training import small_training as training
 from unlearn.distributed import ALONE, World
 from unlearn.training import frozen_outputs
-from unlearn.training.shared_cache import made_once
+from unlearn.training.shared_cache import compute_once
 
 
 def wanted(file: Path, made: list[str], name: str, seconds: float) -> str:
@@ -26,7 +26,7 @@ def wanted(file: Path, made: list[str], name: str, seconds: float) -> str:
         made.append(name)
         return name
 
-    return made_once(file, ALONE, lambda: file.read_text() if file.is_file() else None, make)
+    return compute_once(file, ALONE, lambda: file.read_text() if file.is_file() else None, make)
 
 
 def test_one_of_several_makes_it_and_the_others_find_it(tmp_path):
@@ -68,7 +68,7 @@ def test_an_error_gives_the_turn_away(tmp_path):
         raise ValueError("no model")
 
     try:
-        made_once(tmp_path / "a", ALONE, lambda: None, fail)
+        compute_once(tmp_path / "a", ALONE, lambda: None, fail)
     except ValueError:
         assert wanted(tmp_path / "a", [], "again", 0) == "again"
     else:
@@ -80,9 +80,9 @@ def test_a_pass_of_a_frozen_model_that_is_killed_goes_on_after_its_portions(tmp_
     model, alone = training.tiny_llama(), World(0, 1, torch.device("cpu"))
     sequences = training.sequences(70, seed=3)
     most = max(len(s.ids) for s in sequences)  # so that few share a forward
-    for kept in (frozen_outputs.LOGP, frozen_outputs.Kept("reference", "layer-1")):
+    for kept in (frozen_outputs.LOGP, frozen_outputs.FrozenOutput("reference", "layer-1")):
         compute = partial(
-            frozen_outputs.compute, model, sequences, alone, max_tokens=most, synced=False, kept=kept
+            frozen_outputs.compute, model, sequences, alone, max_tokens=most, synced=False, output=kept
         )
         whole = compute()
         parts, calls = tmp_path / kept.what, list[int]()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from tests.unlearn.training import small_training as training
 from unlearn.config import HardwareConfig, MethodConfig
 from unlearn.errors import ConfigError
 from unlearn.terms import Term, bind
-from unlearn.training.microbatch import Unit, own_view
+from unlearn.training.microbatch import compute_statistics
+from unlearn.training.step_data import Unit, own_view
 from unlearn.training.trainer import Trainer
 
 WEIGHTED: dict[str, dict[str, Any]] = {
@@ -47,27 +49,26 @@ def trainer(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Trainer]
 
 def values(trainer: Trainer, units: Sequence[Unit], pad_id: int = 0) -> dict[tuple[str, Unit], Tensor]:
     """What each term gives for each unit, in one pass over these units."""
-    steps, plan = trainer.steps, trainer._plan(0)
-    steps.pad_id = 0
-    means = steps.means(plan, trainer.terms)
-    steps.pad_id = pad_id
+    plan, requests = trainer.plan(0), [(term, term.loss_needs) for term in trainer.terms]
+    means = trainer.steps.means(plan, trainer.terms)
+    data = replace(trainer.data, pad_id=pad_id)
     with torch.no_grad():
-        micro = steps._micro(plan, units, [(term, term.step_needs) for term in trainer.terms])
+        micro = compute_statistics(trainer.engine, data, plan, units, requests)
     found = {}
     for term in (term for term in trainer.terms if term.name in micro.named):
         view = own_view(term)
         named = micro.named[term.name] | ({"batch_mean": means[term.name]} if term.name in means else {})
-        lengths = micro.where[view].lengths.tolist() if term.per == "token" else [1] * len(units)
-        mine = micro.units[view.part]
-        for unit, some in zip(mine, term.values(named).detach().split(lengths[: len(mine)]), strict=True):
+        mine = [unit for unit in units if unit.group == view.group]
+        lengths = micro.positions[view].lengths.tolist() if term.per == "token" else [1] * len(mine)
+        for unit, some in zip(mine, term.values(named).detach().split(lengths), strict=True):
             found[term.name, unit] = some
     return found
 
 
 @pytest.mark.parametrize("trainer", sorted(METHODS), indirect=True)
 def test_neither_company_nor_order_nor_padding_changes_a_value(trainer: Trainer) -> None:
-    units = list(trainer._plan(0).units)
-    units = [unit for group in trainer.groups for unit in units if unit.group == group][::2]
+    units = list(trainer.plan(0).units)
+    units = [unit for group in trainer.data.groups for unit in units if unit.group == group][::2]
     together = values(trainer, units)
     assert {name for name, _ in together} == {term.name for term in trainer.terms}
     others = [values(trainer, units[::-1]), values(trainer, units, pad_id=96)]
@@ -82,8 +83,8 @@ def test_neither_company_nor_order_nor_padding_changes_a_value(trainer: Trainer)
 def test_mask_all_is_the_mean_over_all_padded_positions(tmp_path: Path) -> None:
     method = training.preset("kl_min")
     trainer = training.make_trainer(tmp_path, HardwareConfig(micro_batch=2), method=method, spread=0.2)
-    plan = trainer._plan(0)
-    some = [trainer.groups["retain"].sequence(u, "answers") for u in plan.units if u.group == "retain"]
+    plan = trainer.plan(0)
+    some = [trainer.data.groups["retain"].sequence(u, "answers") for u in plan.units if u.group == "retain"]
     # One batch as a tokenizer pads it: as wide as its longest sequence, nothing shifted away.
     shape = (len(some), max(len(s.ids) for s in some))
     ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
@@ -112,10 +113,10 @@ def test_the_noise_of_a_token_is_of_its_example_and_the_step(tmp_path: Path) -> 
     (term,) = [term for term in trainer.terms if term.name == "forget"]
 
     def noise(step: int, unit: Unit) -> Tensor:
-        plan = trainer._plan(step)
-        return trainer.steps._micro(plan, [unit], [(term, frozenset({"noise"}))]).named["forget"]["noise"]
+        requests = [(term, frozenset({"noise"}))]
+        return trainer.steps.statistics(trainer.plan(step), [unit], requests).named["forget"]["noise"]
 
-    unit, other = trainer._plan(0).units[:2]
+    unit, other = trainer.plan(0).units[:2]
     assert torch.equal(noise(0, unit), noise(0, unit))
     assert not torch.equal(noise(0, unit), noise(1, unit))
     least = min(len(noise(0, unit)), len(noise(0, other)))
@@ -129,7 +130,7 @@ def test_an_objective_of_the_wrong_shape_is_named(tmp_path: Path) -> None:
     method = training.preset("grad_ascent", forget={"objective": f"{__name__}.lying"})
     trainer = training.make_trainer(tmp_path, HardwareConfig(), method=method)
     with pytest.raises(RuntimeError, match=r"the objective of forget returned shape \(1,\), not \[\d+\]"):
-        trainer._one_step()
+        trainer.step()
     trainer.engine.close()
 
 
@@ -285,13 +286,13 @@ def test_what_a_term_needs() -> None:
         return bind(MethodConfig(name="x", **keys))[0]
 
     weighted = the(forget=ascent({"name": "tnpo", "beta": 4.0, "granularity": "batch"}))
-    assert weighted.needs == weighted.step_needs == {"logp", "ref_logp", "lengths"}
-    assert weighted.looks_back
+    assert weighted.needs == weighted.loss_needs == {"logp", "ref_logp", "lengths"}
+    assert weighted.needs_step_statistic
     kto = the(forget={"objective": "kto", "beta": 0.1})
-    assert kto.step_needs == {"logp", "ref_logp", "lengths"}
-    assert kto.before_needs == {"alt_logp", "ref_alt_logp", "alt_lengths"}
-    assert kto.needs == kto.step_needs | kto.before_needs
-    assert not the(forget="ascent").looks_back
+    assert kto.loss_needs == {"logp", "ref_logp", "lengths"}
+    assert kto.step_statistic_needs == {"alt_logp", "ref_alt_logp", "alt_lengths"}
+    assert kto.needs == kto.loss_needs | kto.step_statistic_needs
+    assert not the(forget="ascent").needs_step_statistic
     assert (the(forget="ascent").per, kto.per) == ("token", "example")
 
 

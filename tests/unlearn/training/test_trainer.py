@@ -7,7 +7,6 @@ import re
 import shutil
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,9 +16,11 @@ from safetensors.torch import load_file
 from tests.tolerance import PASS, approx, assert_trained_alike
 from tests.unlearn.training import small_training as training
 from tests.worlds import together
-from unlearn.config import HardwareConfig, MethodConfig
+from unlearn.config import CheckpointConfig, HardwareConfig, MethodConfig
 from unlearn.errors import UserError
 from unlearn.rules import clip_norm
+from unlearn.run_dir import RunDir
+from unlearn.training.interruption import Checkpoints, next_save
 from unlearn.training.learning_rate import schedule_factor, total_steps, warmup_steps
 from unlearn.training.trainer import NonFiniteLoss
 
@@ -91,7 +92,7 @@ def test_the_logged_gradient_norm_is_that_before_clipping(tmp_path):
     norms = []
     for zero in (0, 1, 2, 3):
         trainer = training.make_trainer(tmp_path / str(zero), HardwareConfig(zero=zero))
-        norms.append(trainer._one_step()[0]["grad_norm"])
+        norms.append(trainer.step().row["grad_norm"])
         trainer.engine.close()
     assert norms[0] > 2 * clip_norm(training.METHOD)
     assert norms == approx([norms[0]] * 4, terms=PASS)
@@ -125,18 +126,17 @@ def test_time_counts_from_the_start_of_the_run_and_from_the_last_checkpoint(tmp_
     trainer.run()
     assert not (tmp_path / "checkpoints").exists()
     trainer.engine.close()
-    begun_earlier = replace(
-        training.make_trainer(tmp_path, HardwareConfig(), minutes=30), started=time.monotonic() - 1801
+    begun_earlier = training.make_trainer(tmp_path, HardwareConfig(), minutes=30)
+    begun_earlier.checkpoints = Checkpoints(
+        RunDir(tmp_path), CheckpointConfig(every_steps=1000, every_minutes=30), time.monotonic() - 1801
     )
     begun_earlier.run()  # as if it had taken half an hour to load
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-1"]
     begun_earlier.engine.close()
 
 
-def test_checkpoints_that_take_long_are_written_less_often(tmp_path):
-    trainer = training.make_trainer(tmp_path, HardwareConfig(), minutes=5)
-    assert [trainer._next_save(100.0, took) for took in (4.0, 29.0, 90.0)] == [400.0, 400.0, 1000.0]
-    trainer.engine.close()
+def test_checkpoints_that_take_long_are_written_less_often():
+    assert [next_save(5, 100.0, took) for took in (4.0, 29.0, 90.0)] == [400.0, 400.0, 1000.0]
 
 
 @pytest.mark.slow
@@ -173,7 +173,7 @@ def test_a_broken_checkpoint_gives_way_to_the_one_before(tmp_path, caplog):
     newest = tmp_path / "checkpoints" / "step-4" / "state-0000.safetensors"
     newest.write_bytes(newest.read_bytes()[:100])
     trainer = training.make_trainer(tmp_path, hardware)
-    assert trainer.step == 2
+    assert trainer.steps_made == 2
     assert "step-4 cannot be read" in caplog.text
     trainer.engine.close()
 

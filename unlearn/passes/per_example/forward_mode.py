@@ -20,9 +20,10 @@ from torch.nn.functional import embedding
 from torch.overrides import TorchFunctionMode
 
 from unlearn.data.batching import Batch
-from unlearn.passes.forward import answer_logits, token_logp
+from unlearn.passes.forward import answer_logits
 from unlearn.passes.per_example.mkldnn_linear import LINEAR, linear
 from unlearn.passes.per_example.recorder import bound
+from unlearn.passes.token_logp import token_logp
 
 # Elements of one fp32 block of logits.
 _BLOCK = 1 << 22

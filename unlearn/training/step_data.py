@@ -1,0 +1,175 @@
+"""The data of a step: groups of token sequences, the units chosen from them, and where a term looks at them.
+
+A unit is what must go through the model together: one example, or a question with its answer and an
+alternative answer. A term looks at units through a view: which answers, and which of their positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from torch import Tensor
+
+from unlearn.config import Mask
+from unlearn.data.tokenization import TokenSequence
+from unlearn.passes.forward import Head
+from unlearn.statistics import Statistic, statistics_of
+from unlearn.terms import Term
+from unlearn.training.frozen_outputs import FrozenOutput
+
+
+@dataclass(frozen=True)
+class Part:
+    """Token sequences of one kind of answer: `variants` of them for each row of the group, in a row, or each
+    of them for `repeats` rows.
+
+    `frozen` holds what frozen models gave, one tensor per sequence; `important` one boolean per answer token.
+    """
+
+    sequences: Sequence[TokenSequence]
+    variants: int = 1
+    repeats: int = 1
+    frozen: Mapping[FrozenOutput, Sequence[Tensor]] = field(default_factory=dict)
+    important: Sequence[np.ndarray] | None = None
+
+    def place(self, unit: Unit) -> int:
+        """Return the index in `sequences` of the unit's answer."""
+        return unit.row // self.repeats * self.variants + unit.visit % self.variants
+
+
+@dataclass(frozen=True)
+class Group:
+    """The training data of one set: ids, the answers, and alternative answers to the same questions.
+
+    An example is `multiple` rows, one after the other: one for each of its alternative answers.
+    """
+
+    ids: Sequence[str]
+    answers: Part | None = None
+    alternatives: Part | None = None
+    multiple: int = 1
+
+    def sequence(self, unit: Unit, kind: str) -> TokenSequence:
+        part = self.part(kind)
+        return part.sequences[part.place(unit)]
+
+    def with_part(self, kind: str, part: Part) -> Group:
+        return replace(self, answers=part) if kind == "answers" else replace(self, alternatives=part)
+
+    def part(self, kind: str) -> Part:
+        part = self.answers if kind == "answers" else self.alternatives
+        assert part is not None
+        return part
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A row of a group; `visit` counts the earlier uses of the row, which cycle its alternative answers."""
+
+    group: str
+    row: int
+    visit: int
+
+
+@dataclass(frozen=True)
+class View:
+    """The positions of one kind of answer that a term looks at."""
+
+    group: str
+    kind: str
+    mask: Mask = "answer"
+    skip: int = 0
+
+    @property
+    def part(self) -> tuple[str, str]:
+        return self.group, self.kind
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a step works on, the same on every process.
+
+    `widths` are the longest sequences of each part; `counts` what means over the step divide by: the tokens
+    and the examples of each view.
+    """
+
+    step: int
+    units: Sequence[Unit]
+    widths: Mapping[tuple[str, str], int]
+    counts: Mapping[tuple[View, str], int]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """What is used besides the trained model: heads of frozen models, by name, and the mean teacher's
+    weights."""
+
+    heads: Mapping[str, Head] = field(default_factory=dict)
+    teacher: Sequence[Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """All that the statistics of a step are computed from, besides the trained model."""
+
+    groups: Mapping[str, Group]
+    frozen: Frozen = field(default_factory=Frozen)
+    seed: int = 0
+    pad_id: int = 0
+
+
+def own_view(term: Term) -> View:
+    """Return where a term looks.
+
+    Template answers are alternative answers to the questions of the forget set.
+    """
+    if term.group == "template":
+        return View("forget", "alternatives", term.mask, term.skip)
+    return View(term.group, "answers", term.mask, term.skip)
+
+
+def alternative_view(term: Term) -> View:
+    """Return where a term finds the alternative answers it compares with."""
+    return View(term.group, "alternatives")
+
+
+def view_of(term: Term, statistic: Statistic) -> View:
+    """Return where a statistic of a term is measured."""
+    return alternative_view(term) if statistic.alternative else own_view(term)
+
+
+def views(term: Term, needs: Iterable[str]) -> list[View]:
+    """Return all the views that some needs of a term take, its own first."""
+    alternative = {statistic.alternative for statistic in statistics_of(needs)}
+    chosen = [own_view(term)] if False in alternative else []
+    return chosen + ([alternative_view(term)] if True in alternative else [])
+
+
+def kinds(wanted: Iterable[tuple[Term, Iterable[str]]]) -> dict[str, list[str]]:
+    """Return which kinds of answers some needs of terms take of each group."""
+    chosen: dict[str, list[str]] = {}
+    for term, needs in wanted:
+        for view in views(term, needs):
+            if view.kind not in chosen.setdefault(view.group, []):
+                chosen[view.group].append(view.kind)
+    return chosen
+
+
+def frozen_output(term: Term, statistic: Statistic) -> FrozenOutput:
+    """Return which output of a frozen model a statistic of a term is made from."""
+    mask = view_of(term, statistic).mask
+    if statistic.quantity == "logits":
+        return FrozenOutput(statistic.source, "head", mask)
+    what = f"layer-{term.layer}" if statistic.needs_layer else "logp"
+    return FrozenOutput(statistic.source, what, mask)
+
+
+def frozen_outputs_for(term: Term) -> dict[View, set[FrozenOutput]]:
+    """Return all that a term needs of frozen models, by view."""
+    chosen: dict[View, set[FrozenOutput]] = {}
+    for statistic in term.statistics:
+        if statistic.cached:
+            chosen.setdefault(view_of(term, statistic), set()).add(frozen_output(term, statistic))
+    return chosen
