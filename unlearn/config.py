@@ -228,7 +228,7 @@ class MethodConfig(Section):
     update_scale: float = Field(1.0, description="the saved weights are start + scale × what was learned")
     lr: PositiveFloat = Field(1e-5, description="peak learning rate")
     batch: PositiveInt = Field(32, description="global batch: examples per step and group")
-    epochs: PositiveFloat = Field(10, description="epochs over the first group with a term")
+    epochs: PositiveFloat = Field(10.0, description="epochs over the first group with a term")
     steps: PositiveInt | None = Field(None, description="optimizer steps; overrides epochs")
     schedule: Literal["linear", "cosine", "constant", "auto"] = Field(
         "linear", description="after the warm-up; auto: from probes, see auto_lr"

@@ -132,11 +132,23 @@ class Term:
 
 
 def bind(method: MethodConfig) -> list[Term]:
-    """The method's terms, each objective's keys checked against its signature.
+    """Return the method's terms, each objective's keys checked against its signature.
+
+    A method is bound once in a process, and its terms are kept.
 
     Raises:
         ConfigError: everything that is wrong, by dotted name.
     """
+    stated = repr(method)  # all of its values
+    if stated not in _TERMS:
+        _TERMS[stated] = _bind(method)
+    return list(_TERMS[stated])
+
+
+_TERMS: dict[str, list[Term]] = {}
+
+
+def _bind(method: MethodConfig) -> list[Term]:
     problems: list[str] = []
     terms: list[Term] = []
     stated: list[tuple[str, str, str, float, dict[str, Any]]] = [
