@@ -15,7 +15,6 @@ of the true answer, which moves both overlaps by some constant; here neither is 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,7 +25,8 @@ from eval.collection.requests import Answer, Generation, Likelihood, Prompt, Req
 from eval.judgement.aspects import of_targets, one_minus, one_minus_percent
 from eval.metrics.likelihood import aggregate, mean, mean_nll, perplexity, without_end
 from eval.metrics.text import bleu, rouge
-from eval.metrics.words import Choice, Words, check_choice, words_of
+from eval.metrics.words import Choice, Words, words_of
+from unlearn.config import Section
 from unlearn.data.example import Example
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ METRICS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Section):
     """`max_new_tokens`: FLAT stops at 600 tokens, 200 of them the prompt. `raw`: the passage's beginning is
     the whole prompt, as a text goes on, where the default is the model's prompt format, as in training.
 
@@ -81,11 +80,6 @@ class Options:
     gap: Literal["percent", "mixed"] = "percent"
     effective_order: bool = True
     words: Choice = "auto"
-
-    def __post_init__(self) -> None:
-        check_choice(self.words)
-        if self.gap not in ("percent", "mixed"):
-            raise ValueError(f"gap={self.gap}: choose percent or mixed")
 
 
 def requests(sets: Sets, options: Options) -> list[Request]:

@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import field_validator, model_validator
 
 from eval import harness
 from eval.benchmark import Better, Metric, Result, Role, Sets
 from eval.judgement.aspects import of_targets, targets_over
+from unlearn.config import Section
 
 if TYPE_CHECKING:
     from eval.collection.live_model import Live
@@ -41,8 +42,7 @@ _TASKS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Section):
     """`fewshot`: None leaves each task its own number. `limit`: the first examples of each task.
 
     `include_path`: a folder of task files, which go before the library's of the same names.
@@ -55,11 +55,17 @@ class Options:
     include_path: str | None = None
     chat_template: bool = False
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "tasks", tuple(dict.fromkeys(self.tasks)))
-        if not self.tasks:
-            raise ValueError("tasks=[]; name at least one task")
+    @field_validator("tasks")
+    @classmethod
+    def _distinct(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        if not tasks:
+            raise ValueError("name at least one task")
+        return tuple(dict.fromkeys(tasks))
+
+    @model_validator(mode="after")
+    def _fit(self) -> Options:
         harness.check_counts(self.fewshot, self.limit)
+        return self
 
 
 def check(options: Options) -> list[str]:

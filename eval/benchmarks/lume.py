@@ -12,10 +12,10 @@ the accuracy on MMLU, which an evaluation of its own measures (`mmlu/accuracy`) 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import model_validator
 
 from eval.benchmark import BenchmarkError, Better, Metric, Result, Role, Sets, without_words
 from eval.collection.records import Records
@@ -24,7 +24,8 @@ from eval.judgement.aspects import closeness_to_retain, of_targets, one_minus
 from eval.metrics.likelihood import aggregate, harmonic_mean, mean_nll, without_end
 from eval.metrics.mia import auc
 from eval.metrics.text import exact_match, rouge
-from eval.metrics.words import Choice, Words, check_choice, words_of
+from eval.metrics.words import Choice, Words, words_of
+from unlearn.config import Section
 from unlearn.data.example import Example
 
 # The documents that were trained on count as the forget set's.
@@ -76,8 +77,7 @@ _SCORED, _ATTACK = ("forget", "retain"), ("member", "nonmember")
 _METRICS = {"regurgitation": "rougeL_recall", "knowledge": "exact_match"}
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Section):
     """`mmlu` is an accuracy between 0 and 1; without it there is no final score. `words`: the tokenizer of
     ROUGE (`eval.metrics.words`).
 
@@ -91,10 +91,11 @@ class Options:
     mmlu: float | None = None
     words: Choice = "auto"
 
-    def __post_init__(self) -> None:
-        check_choice(self.words)
+    @model_validator(mode="after")
+    def _fit(self) -> Options:
         if self.mmlu is not None and not 0 <= self.mmlu <= 1:
             raise ValueError(f"mmlu={self.mmlu}: an accuracy is between 0 and 1")
+        return self
 
 
 def requests(sets: Sets, options: Options) -> list[Request]:

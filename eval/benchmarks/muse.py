@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import model_validator
 
 from eval.benchmark import BenchmarkError, Better, Metric, Result, Role, Sets, question_of, without_words
 from eval.collection.records import GenerationRecords, Records
@@ -28,7 +28,8 @@ from eval.judgement.aspects import closeness_to_retain, of_targets, one_minus, p
 from eval.metrics import mia
 from eval.metrics.likelihood import aggregate, without_end
 from eval.metrics.text import MUSE_STOPS, cut_at, rouge
-from eval.metrics.words import Choice, check_choice, words_of
+from eval.metrics.words import Choice, words_of
+from unlearn.config import Section
 from unlearn.data.example import Example
 
 if TYPE_CHECKING:
@@ -73,8 +74,7 @@ _KNOWMEM = {"knowmem_forget": "muse/forget/knowmem", "knowmem_retain": "muse/ret
 _PRIVLEAK = ("privleak_forget", "privleak_holdout")
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Section):
     """`verbmem_tokens`, `knowmem_tokens`: longest answers, and of how much of the true passage is compared.
 
     `icl`: how many examples stand before a question; None: all there are. `stemmer`: the released code has
@@ -94,8 +94,8 @@ class Options:
     k: float = 0.4
     retain_auc: Literal["news", "books"] | float | None = None
 
-    def __post_init__(self) -> None:
-        check_choice(self.words)
+    @model_validator(mode="after")
+    def _fit(self) -> Options:
         if self.icl is not None and self.icl < 0:
             raise ValueError(f"icl={self.icl}: a number of examples is 0 or more")
         if not 0 < self.k <= 1:
@@ -104,6 +104,7 @@ class Options:
         known = own in RETRAINED if isinstance(own, str) else own is None or 0 <= own <= 1
         if not known:
             raise ValueError(f"retain_auc={own}: give news, books or an AUC between 0 and 1")
+        return self
 
 
 def requests(sets: Sets, options: Options) -> list[Request]:

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from pydantic import model_validator
 
 from eval.benchmark import BenchmarkError, Better, Metric, Result, Role, Sets, question_of, without_words
 from eval.collection.records import Records
@@ -26,7 +26,8 @@ from eval.collection.requests import Generation, Prompt, Request
 from eval.judgement.aspects import more_tries
 from eval.metrics.likelihood import aggregate, mean
 from eval.metrics.text import rouge
-from eval.metrics.words import Choice, Words, check_choice, words_of
+from eval.metrics.words import Choice, Words, words_of
+from unlearn.config import Section
 from unlearn.data.example import Example
 
 SETS: dict[str, Role] = {"forget_eval": "forget"}
@@ -43,8 +44,7 @@ METRICS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Section):
     """`ks` are the numbers of tries that are reported, `level` the coverage of the intervals.
 
     A threshold of 0.8 parts knowledge from guesses: in TOFU's published logs of phi-1.5 (forget10, greedy) it
@@ -59,14 +59,13 @@ class Options:
     temperature: float = 1.0
     max_new_tokens: int = 128
     seed: int = 0
-    ks: Sequence[int] = (1, 4, 16)
+    ks: tuple[int, ...] = (1, 4, 16)
     threshold: float = 0.8
     level: float = 0.95
     words: Choice = "auto"
 
-    def __post_init__(self) -> None:
-        check_choice(self.words)
-        object.__setattr__(self, "ks", tuple(self.ks))
+    @model_validator(mode="after")
+    def _fit(self) -> Options:
         if not self.ks or not all(1 <= k <= self.samples for k in self.ks):
             raise ValueError(f"ks={list(self.ks)}: each is at least 1 and at most samples={self.samples}")
         if self.temperature <= 0:
@@ -75,6 +74,7 @@ class Options:
             raise ValueError(
                 f"threshold={self.threshold}, level={self.level}: give 0 < threshold ≤ 1 and 0 < level < 1"
             )
+        return self
 
 
 def requests(sets: Sets, options: Options) -> list[Request]:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from pydantic import field_validator, model_validator
 
 from eval import harness
 from eval.benchmark import Better, Metric, Result, Role, Sets
 from eval.judgement.aspects import above_chance_of_targets, closeness_to_chance
+from unlearn.config import Section
 from unlearn.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -38,8 +40,7 @@ METRICS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Section):
     """`tasks`: by part, or `mmlu`, the name of the task that takes the place of the harness's own.
 
     `fewshot` counts for MMLU; the harness asks WMDP without examples always. `include_path`: a folder of task
@@ -51,16 +52,22 @@ class Options:
     fewshot: int = 0
     limit: int | None = None
     include_path: str | None = None
-    tasks: Mapping[str, str] = field(default_factory=dict)
+    tasks: Mapping[str, str] = {}
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", tuple(dict.fromkeys(self.parts)))
+    @field_validator("parts")
+    @classmethod
+    def _distinct(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(parts))
+
+    @model_validator(mode="after")
+    def _fit(self) -> Options:
         for part in (*self.parts, *(key for key in self.tasks if key != "mmlu")):
             if part not in PARTS:
                 raise ValueError(f"there is no part {part!r}{did_you_mean(part, PARTS)}")
         if not self.asked:
             raise ValueError("parts=[] and mmlu=false; nothing is left to ask")
         harness.check_counts(self.fewshot, self.limit)
+        return self
 
     @property
     def asked(self) -> dict[str, str]:

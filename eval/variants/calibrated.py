@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,8 +17,8 @@ from torch import nn
 
 from eval.benchmark import Role
 from eval.metric_catalog import can_be, metrics_of
-from eval.variants.base import ROLES, Workbench, benchmark_metrics, prefixed
-from unlearn.config import RunConfig
+from eval.variants._base import ROLES, Workbench, benchmark_metrics, prefixed
+from unlearn.config import RunConfig, Section
 from unlearn.data.sources import available
 from unlearn.errors import UserError, did_you_mean
 from unlearn.interventions import attached
@@ -35,8 +34,7 @@ PREFERRED = ("retain/extraction_strength", "retain/probability", "retain/knowmem
 _LIKELIHOODS = ("extraction_strength", "exact_memorization", "probability")
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Section):
     """`share` of the target's `metric` (higher is better; None: the first of `PREFERRED`) that has to stay.
 
     0.95 keeps nearly all, so that what is left to compare is forgetting; the code of the G-effect's authors
@@ -80,8 +78,18 @@ def _metric(options: Options, config: RunConfig) -> list[str]:
     return []
 
 
+def doubts(options: Options, config: RunConfig) -> list[str]:
+    """Say that a run without an unlearned model has nothing to mix."""
+    if config.method.makes_model and config.method.start == "target":
+        return []
+    return [
+        f"measures nothing here, since method={config.method.name} makes no model to mix with a target; "
+        "choose a method that unlearns"
+    ]
+
+
 def identity(options: Options) -> Any:
-    return asdict(options)
+    return options.model_dump()
 
 
 def measure(bench: Workbench, options: Options) -> dict[str, float]:

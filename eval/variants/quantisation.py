@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,8 +17,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from eval.benchmark import Role
-from eval.variants.base import ROLES, Workbench, prefixed
-from unlearn.config import RunConfig
+from eval.variants._base import ROLES, Workbench, prefixed
+from unlearn.config import RunConfig, Section
 
 SETS: tuple[str, ...] = ()
 KEYS = r"quantisation/[^/]+"
@@ -27,8 +26,7 @@ KEYS = r"quantisation/[^/]+"
 ATTACK = True
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Section):
     """`bits` 8 and 4 are the widths models are served at; that 4 undoes more than 8 is the usual finding.
 
     `group` input weights of a row share a scale, or (None) the whole row, one output channel: the coarsest
@@ -59,7 +57,7 @@ def check(options: Options, config: RunConfig) -> list[str]:
 
 
 def identity(options: Options) -> Any:
-    return asdict(options) | {"roles": None}
+    return options.model_dump() | {"roles": None}
 
 
 def measure(bench: Workbench, options: Options) -> dict[str, float]:

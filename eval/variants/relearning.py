@@ -11,13 +11,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from eval.variants.base import Workbench, prefixed
-from unlearn.config import CheckpointConfig, MethodConfig, RunConfig
+from eval.variants._base import Workbench, prefixed
+from unlearn.config import CheckpointConfig, MethodConfig, RunConfig, Section
 from unlearn.data.example import Example
 from unlearn.data.readers import content_hash, read_rows
 from unlearn.data.sources import available, custom
@@ -39,8 +38,7 @@ KEYS = r"relearning/[^/]+(?:/unseen)?"
 ATTACK = True
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Section):
     """Optimizer steps after which the forget sets are scored, and what the model is trained on until then.
 
     `share` of the forget set is drawn by `seed`, the same for every model; or `text` is a file of
@@ -88,7 +86,7 @@ def check(options: Options, config: RunConfig) -> list[str]:
 
 def identity(options: Options) -> Any:
     text = None if options.text is None else content_hash(user_path(options.text))
-    return asdict(options) | {"text": text}
+    return options.model_dump() | {"text": text}
 
 
 def measure(bench: Workbench, options: Options) -> dict[str, float]:

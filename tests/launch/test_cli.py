@@ -64,7 +64,7 @@ REFUSED = {
     ),
     "hyper-parameter of a wrong type": (
         ["method.forget.beta=soft"],
-        ["method.forget.beta='soft'", "a number"],
+        ["method.forget.beta='soft'", "a valid number"],
     ),
     "unknown objective": (["method.forget.objective=nop"], ["method.forget.objective=nop", "npo"]),
     "retain set for a method without": (

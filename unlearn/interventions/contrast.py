@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from unlearn.config import Section
 from unlearn.errors import UserError
-from unlearn.interventions.base import Intervention
+from unlearn.interventions._base import Intervention
 from unlearn.passes.forward import head_on
 
 
@@ -38,7 +38,6 @@ class Contrast(Intervention):
     supported.
     """
 
-    name = "contrast"
     reinforced_too = True
     Options = ContrastOptions
 
@@ -72,7 +71,7 @@ class Contrast(Intervention):
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         pass
 
-    def save_folder(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+    def save_reinforced(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """The reinforced model as a plain Hugging Face folder; `weights` in place of its state dict."""
         given = {} if weights is None else {"state_dict": weights}
         self.reinforced.save_pretrained(folder, **given)

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from unlearn.config import Section
 from unlearn.data.batching import Batch
 from unlearn.errors import ConfigError, UserError
-from unlearn.interventions.base import (
+from unlearn.interventions._base import (
     Intervention,
     Pass,
     blocks,
@@ -23,7 +23,7 @@ from unlearn.interventions.base import (
     hidden_of,
     host,
 )
-from unlearn.interventions.sae import SAE, read_sae, scores, select, share, share_so_far, suppress
+from unlearn.interventions._sae import SAE, read_sae, scores, select, share, share_so_far, suppress
 from unlearn.passes.forward import head_on
 from unlearn.passes.prompt_layout import laid_out, right_padded
 
@@ -65,7 +65,7 @@ class Dsg(Intervention):
     After fitting, the selected features are all that is kept of the autoencoder, always in fp32.
     """
 
-    name = "dsg"
+    files = ("sae",)
     sets = ("forget", "retain")
     Options = DsgOptions
     features: Tensor

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from unlearn.config import Section
 from unlearn.errors import ConfigError
-from unlearn.interventions.base import Intervention, blocks, checked_layer, edited, hidden_of, seeded
+from unlearn.interventions._base import Intervention, blocks, checked_layer, edited, hidden_of, seeded
 
 
 class GrunOptions(Section):
@@ -72,9 +72,9 @@ class Grun(Intervention):
     Of several attached one after the other, each is trained alone and sees what the earlier ones left.
     """
 
-    name = "grun"
     Options = GrunOptions
     trains = True
+    gated = True
 
     def __init__(self, options: GrunOptions, *, hidden_size: int, layers: int, seed: int = 0) -> None:
         """

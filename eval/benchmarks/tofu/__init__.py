@@ -8,10 +8,10 @@ then so are the metrics that need it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import model_validator
 
 from eval.benchmark import BenchmarkError, Better, Metric, Result, Role, Sets, View, without_words
 from eval.benchmarks.tofu.log_columns import PublishedLogError
@@ -29,7 +29,8 @@ from eval.judgement.aspects import (
 )
 from eval.metrics.fluency import DetectorError, fluency, gibberish_detector
 from eval.metrics.likelihood import TruthRatioForm, aggregate, forget_quality, harmonic_mean
-from eval.metrics.words import Choice, check_choice, words_of
+from eval.metrics.words import Choice, words_of
+from unlearn.config import Section
 from unlearn.data.example import Example
 
 SETS: dict[str, Role] = {
@@ -172,8 +173,7 @@ _NINE = [
 ]
 
 
-@dataclass(frozen=True)
-class Options:
+class Options(Section):
     """`generation`: answers of up to `max_new_tokens`, without which there is no ROUGE and no model utility.
 
     `gibberish`: hub id or folder of a classifier that tells whether the answers of the forget and the retain
@@ -194,14 +194,13 @@ class Options:
     gradients: bool = True
     min_k: float = 0.4
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _fit(self) -> Options:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens}: give at least 1, or generation=false")
-        check_choice(self.words)
-        if self.truth_ratio not in ("geometric", "arithmetic"):
-            raise ValueError(f"truth_ratio={self.truth_ratio}: choose geometric or arithmetic")
         if not 0 < self.min_k <= 1:
             raise ValueError(f"min_k={self.min_k}: the share of tokens is above 0 and at most 1")
+        return self
 
 
 def requests(sets: Sets, options: Options) -> list[Request]:

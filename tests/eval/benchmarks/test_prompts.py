@@ -125,7 +125,7 @@ def test_what_only_some_examples_have_is_counted(tmp_path):
 
 def test_what_no_example_has_leaves_no_metric(tmp_path):
     sets = {"forget": [Example("forget/1", "Oslo", "where?")]}
-    options = replace(OPTIONS, prefixes=())
+    options = OPTIONS.model_copy(update={"prefixes": ()})
     write(tmp_path, sets, options, TEXTS, LOGP, HITS)
     metrics = score(Records(tmp_path), None, sets, options).metrics
     assert {key.split("/")[1] for key in metrics} == {"original", "worst"}
