@@ -63,7 +63,7 @@ class Kind:
                 _OWN[self.package, name] = self._imported(name)
             return _OWN[self.package, name]
         except _Missing:
-            near = did_you_mean(name, self.names())
+            near = did_you_mean(name, self.names(), _own_files())
             raise ConfigError([f"{where}: no such {self.word}{near}"]) from None
         except _Unfit as error:
             raise ConfigError([f"{where}: {error}"]) from None
@@ -154,6 +154,11 @@ def _search_working_directory() -> None:
     if here not in sys.path and "" not in sys.path:
         sys.path.append(here)
     importlib.invalidate_caches()
+
+
+def _own_files() -> dict[str, str]:
+    """Return the names of modules in the working directory, for near misses."""
+    return {name: name for name in (file.removesuffix(".py") for file in os.listdir()) if _is_own(name)}
 
 
 def _is_own(name: str) -> bool:

@@ -10,24 +10,16 @@ import shutil
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-from eval.variants._base import Score, Variant, Workbench
+from eval.variants._base import ROLES, Score, Variant, Workbench, prefixed
 from unlearn import plugins
 from unlearn.config import RunConfig
 from unlearn.errors import ConfigError
 from unlearn.files import digest, read_json, write_json
 
 __all__ = [
-    "VARIANTS",
-    "Score",
-    "Variant",
-    "Workbench",
-    "check",
-    "doubts",
-    "find",
-    "measure",
-    "options_of",
-    "sets",
-]
+    "ROLES", "VARIANTS", "Score", "Variant", "Workbench", "check", "doubts", "find", "measure", "options_of",
+    "prefixed", "sets",
+]  # fmt: skip
 
 KEY = "eval.variants"
 VARIANTS = plugins.Kind(
