@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from launch.report.compare.__main__ import main as compare
 from tests.launch.commands import done, unlearn
 from tests.paths import ROOT
+from unlearn import plugins
 
 FILES = dict(re.findall(r"```\w+ (\S+)\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL))
 RUN = (
@@ -35,6 +37,14 @@ REFUSED = {
     "eval.variants.noisy.sigm=1": "variant noisy has no option sigm (did you mean sigma?)",
     "eval=[weakest,nois]": "eval=nois: there is no configs/eval/nois.yaml (did you mean noisy?)",
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten() -> Iterator[None]:
+    """Other tests in this process know nothing of these plug-ins."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plugins, "_OWN", {})
+        yield
 
 
 @pytest.fixture(scope="module")

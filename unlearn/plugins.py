@@ -133,13 +133,13 @@ def _modules(package: str) -> tuple[str, ...]:
 
 def cached(function: Callable[P, R]) -> Callable[P, R]:
     """Cache a function that reads from plug-ins, until a further one of your own is found."""
-    results, counted = cache(function), [0]
+    results, known = cache(function), [tuple(_OWN)]
 
     @wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        if counted[0] != len(_OWN):
+        if known[0] != tuple(_OWN):
             results.cache_clear()
-            counted[0] = len(_OWN)
+            known[0] = tuple(_OWN)
         return results(*args, **kwargs)  # type: ignore[arg-type]
 
     return call
