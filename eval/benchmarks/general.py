@@ -1,6 +1,6 @@
-"""What a model can do in general: tasks of lm-evaluation-harness.
+"""General abilities of a model: tasks of lm-evaluation-harness.
 
-`general/<task>/<metric>` for every task or group, and `general/accuracy`, the mean over those that have one.
+Gives `general/<task>/<metric>` for every task or group, and `general/accuracy`, the mean over those with one.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ METRICS = {
     "general/*/*": Metric("as the task of lm-evaluation-harness defines it", unit=""),
 }  # fmt: skip
 
-# Accuracy as FLAT (arXiv 2410.11143) averages it, and the perplexity it shows beside it.
+# The tasks that FLAT (arXiv 2410.11143) averages, and the one whose perplexity it shows.
 _TASKS = (
     "boolq", "rte", "hellaswag", "winogrande", "arc_challenge", "arc_easy", "openbookqa", "piqa",
     "truthfulqa_mc1", "truthfulqa_mc2", "wikitext",
@@ -43,10 +43,12 @@ _TASKS = (
 
 
 class Options(Section):
-    """`fewshot`: None leaves each task its own number. `limit`: the first examples of each task.
+    """Options of the benchmark.
 
-    `include_path`: a folder of task files, which go before the library's of the same names.
-    `chat_template`: whether questions are put as messages of a chat.
+    - `fewshot`: the number of examples before a question; None keeps each task's own.
+    - `limit`: how many examples of each task to use, from the first on.
+    - `include_path`: a folder of task files, which replace the library's of the same names.
+    - `chat_template`: ask questions as messages of a chat.
     """
 
     tasks: harness.Names = _TASKS

@@ -1,7 +1,7 @@
-"""WMDP (arXiv 2403.03218): what a model knows of dangerous things, beside what it knows at all (MMLU).
+"""WMDP (arXiv 2403.03218): hazardous knowledge of a model, and general knowledge (MMLU).
 
-Questions with four choices, by lm-evaluation-harness: `wmdp/<part>/accuracy` and `mmlu/accuracy`. A model
-that guesses has 0.25.
+Questions with four choices, from lm-evaluation-harness: `wmdp/<part>/accuracy` and `mmlu/accuracy`. Guessing
+gives 0.25.
 """
 
 from __future__ import annotations
@@ -41,10 +41,11 @@ METRICS = {
 
 
 class Options(Section):
-    """`tasks`: by part, or `mmlu`, the name of the task that takes the place of the harness's own.
+    """Options of the benchmark.
 
-    `fewshot` counts for MMLU; the harness asks WMDP without examples always. `include_path`: a folder of task
-    files, which go before the library's of the same names.
+    - `tasks`: by part or `mmlu`, the name of a task that replaces the harness's own.
+    - `fewshot`: for MMLU; the harness always asks WMDP without examples.
+    - `include_path`: a folder of task files, which replace the library's of the same names.
     """
 
     parts: harness.Names = PARTS
@@ -71,7 +72,7 @@ class Options(Section):
 
     @property
     def asked(self) -> dict[str, str]:
-        """The task of each metric."""
+        """Return the task of each metric."""
         named = {f"wmdp/{part}/accuracy": self.tasks.get(part, f"wmdp_{part}") for part in self.parts}
         return named | ({"mmlu/accuracy": self.tasks.get("mmlu", "mmlu")} if self.mmlu else {})
 

@@ -1,9 +1,9 @@
-"""How fast what was forgotten comes back when the model is trained on a part of it.
+"""Train the model on a part of the forget set, to see how fast what was forgotten comes back.
 
-What was only hidden returns within steps, also where it was not trained on; what is gone is learned like
-anything new. So two curves: of the whole forget set, and of what was left out of the training (`unseen`),
-which is the measure of hidden knowledge. The retain model's own evaluation gives the curve of a model that
-has nothing to remember.
+Knowledge that was only hidden returns within a few steps, also where the model is not trained on it; what is
+gone is learned like anything new. So there are two curves: of the whole forget set, and of the examples left
+out of this training (`unseen`), which measures hidden knowledge. The retain model's evaluation gives the
+curve of a model that has nothing to remember.
 """
 
 from __future__ import annotations
@@ -34,18 +34,21 @@ from unlearn.training.trainer import NonFiniteLoss, Trainer
 
 SETS = ("forget",)
 KEYS = r"relearning/[^/]+(?:/unseen)?"
-"""What stands before the keys of a benchmark."""
+"""Prefix of a benchmark's keys."""
 ATTACK = True
 
 
 class Options(Section):
-    """Optimizer steps after which the forget sets are scored, and what the model is trained on until then.
+    """Options of the variant.
 
-    `share` of the forget set is drawn by `seed`, the same for every model; or `text` is a file of
-    other, related data (json, jsonl or parquet as for dataset.source=custom, or txt: one plain text).
-    `lr` is what TOFU's target was made with (arXiv 2401.06121, §3): no more than it took to learn it; it is
-    constant, times `model.lr_scale`. With `share`, `batch` and `steps` as they are, TOFU's forget10 is
-    relearned on 40 of 400 examples, and looked at after one, two and four epochs of them.
+    The defaults train on 40 of the 400 examples of TOFU's forget10, and score after one, two and four epochs.
+
+    - `steps`: optimizer steps after which the forget sets are scored.
+    - `share`: of the forget set, drawn by `seed`, the same for every model.
+    - `text`: instead of a share, a file of other, related data (json, jsonl or parquet as for
+      dataset.source=custom, or txt: one plain text).
+    - `lr`: constant, times `model.lr_scale`; by default that of TOFU's target (arXiv 2401.06121, §3), which
+      sufficed to learn it.
     """
 
     steps: tuple[int, ...] = (5, 10, 20)
@@ -90,8 +93,10 @@ def identity(options: Options) -> Any:
 
 
 def measure(bench: Workbench, options: Options) -> dict[str, float]:
-    """`relearning/<steps>/…` of the forget sets, `relearning/<steps>/unseen/…` of what of them was not
-    trained on, `relearning/steps` and `relearning/examples`.
+    """Return `relearning/<steps>/…` of the forget sets, and `relearning/<steps>/unseen/…` of other examples.
+
+    The other examples are those it was not trained on. Also returns `relearning/steps` and
+    `relearning/examples`, the number of examples trained on.
 
     Raises:
         UserError: there is nothing to train on, or the loss is not finite.
@@ -101,7 +106,7 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
     metrics: dict[str, float] = {}
     with _trainer(bench, options, examples) as trainer:
         for steps in sorted(set(options.steps)):
-            trainer.total = steps  # the rate is constant, so nothing hangs on where it ends
+            trainer.total = steps  # the rate is constant, so nothing depends on the end
             try:
                 trainer.run()
             except NonFiniteLoss as error:
@@ -119,7 +124,11 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
 
 
 def relearned(bench: Workbench, options: Options) -> list[Example]:
-    """What is trained on."""
+    """Return the examples to train on.
+
+    Raises:
+        UserError: the dataset has no forget set.
+    """
     if options.text is not None:
         return bench.encoder.chunks(_read(options.text))
     pool = bench.sets.get("forget", [])
@@ -129,13 +138,15 @@ def relearned(bench: Workbench, options: Options) -> list[Example]:
             "set dataset.forget, or eval.variants.relearning.text"
         )
     draws = np.random.default_rng([options.seed, zlib.crc32(b"relearning")])
-    pool = bench.encoder.chunks(pool)  # a run that trained has a long text in pieces, others have it whole
+    pool = bench.encoder.chunks(
+        pool
+    )  # a run that trained has a long text in chunks already, others have it whole
     chosen = draws.permutation(len(pool))[: max(1, round(options.share * len(pool)))]
     return [pool[i] for i in chosen]
 
 
 def also_seen(bench: Workbench, examples: Sequence[Example]) -> frozenset[str]:
-    """Ids, in any set that can be scored, of what is among these examples: by id, by question or by text."""
+    """Return the ids, in sets that can be scored, of these examples and of those with the same texts."""
     ids = {example.id for example in examples}
     texts = {(example.question, example.answer) for example in examples}
     return frozenset(
@@ -149,11 +160,11 @@ def also_seen(bench: Workbench, examples: Sequence[Example]) -> frozenset[str]:
 
 class _Trainer(Trainer):
     def save(self) -> None:
-        """So few steps are sooner made again than written down."""
+        """Save nothing: the training is too short to checkpoint."""
 
 
-class _Untold:
-    """The losses are in the variant's own history; the tracker's are the run's."""
+class _NoTracker:
+    """The losses go to the variant's own history, not to the run's tracker."""
 
     def log(self, row: Any, step: int) -> None: ...
 
@@ -179,7 +190,7 @@ def _trainer(bench: Workbench, options: Options, examples: Sequence[Example]) ->
         yield _Trainer(
             engine, bind(method), make_rule(method.rule.name), groups, method, config.hardware,
             CheckpointConfig(every_steps=1 + max(options.steps)), options.seed,
-            method.rate(config.model.lr_scale), rundir, _Untold(), pad_id=bench.encoder.pad_id,
+            method.rate(config.model.lr_scale), rundir, _NoTracker(), pad_id=bench.encoder.pad_id,
             progress=bench.progress,
         )  # fmt: skip
     finally:
@@ -187,7 +198,7 @@ def _trainer(bench: Workbench, options: Options, examples: Sequence[Example]) ->
 
 
 def _trainable(bench: Workbench) -> Any:
-    """The finished model, with adapters where the run's own training needed them; edits stay as they are."""
+    """Return the finished model, with new adapters if the run trained adapters; edits are unchanged."""
     config = bench.config
     made: Any = bench.unlearned()
     if config.model.lora.r:
@@ -209,7 +220,7 @@ def _text_problem(path: str) -> list[str]:
 
 
 def _read(path: str) -> list[Example]:
-    """The examples of a file.
+    """Return the examples of a file.
 
     Raises:
         UserError: it cannot be read, or does not hold what it should.

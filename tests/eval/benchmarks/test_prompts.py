@@ -176,7 +176,7 @@ def test_the_tokens_of_an_opening_are_the_answers_first(nano_tokenizer):
 def test_what_cannot_be_asked_is_refused():
     with pytest.raises(BenchmarkError, match="forget/0 has no question"):
         requests({"forget": [Example("forget/0", "a plain text")]}, Options())
-    with pytest.raises(BenchmarkError, match="knows no set 'retain'"):
+    with pytest.raises(BenchmarkError, match="scores no set 'retain'"):
         requests({"retain": [EXAMPLE]}, Options())
     with pytest.raises(ConfigError, match="opening_words=0"):
         options_of(find("prompts"), {"opening_words": 0}, "prompts")

@@ -266,7 +266,7 @@ def test_what_does_not_exist_is_refused_with_what_does():
     }.items():
         with pytest.raises(ConfigError, match=said):
             find(name)
-    with pytest.raises(BenchmarkError, match="knows no set 'forget_eval'"):
+    with pytest.raises(BenchmarkError, match="scores no set 'forget_eval'"):
         requests({"forget_eval": []}, Options())
     with pytest.raises(BenchmarkError, match="the set forget has no examples"):
         requests({"forget": []}, Options())
