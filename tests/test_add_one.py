@@ -87,3 +87,8 @@ def test_every_plug_in_is_used_and_shown(folder: Path) -> None:
         assert results[key] > 0
         assert all(key in place for place in places), key
     assert "↓" in shown.out.partition(SHOWN[0])[2].partition("\n")[0]  # its direction is known
+    done(folder, *RUN, "method=muted", "eval=weakest")
+    (muted,) = (folder / "runs").glob("muted-towns-*")
+    facts = json.loads((muted / "model" / "interventions.json").read_text())
+    assert facts["interventions"] == [{"name": "muted.Muted", "token": 5, "by": 10.0}]
+    assert "weakest/forget/probability" in json.loads((muted / "results.json").read_text())
