@@ -1,13 +1,11 @@
-"""What a benchmark module, `eval/benchmarks/<name>.py`, gives.
+"""The contract of a benchmark, a module `eval/benchmarks/<name>.py` or of your own.
 
-One that asks a model through requests has `Options`, `SETS`, `METRICS`, `requests` and `score`. One whose
-questions only its own library knows has `measure`, which gets the live model, in place of the last two.
+A benchmark that asks a model through requests has `Options`, `SETS`, `METRICS`, `requests` and `score`. One
+that leaves its questions to a library has `measure`, which gets the live model, in place of the last two.
 """
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -15,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 from typing_extensions import TypeIs
 
-from eval import benchmarks
 from eval.collection.records import Records
 from eval.collection.requests import Request
 from eval.judgement.aspects import AspectName, Attack, Rule
 from eval.metrics.words import Words
 from unlearn import plugins
+from unlearn.config import Section
 from unlearn.data.example import Example
 from unlearn.errors import ConfigError, UserError
 
@@ -28,16 +26,16 @@ if TYPE_CHECKING:
     from eval.benchmarks.tofu.published_logs import PublishedLog
     from eval.collection.live_model import Live
 
-_SHOWN = 3  # examples of a problem that are named
+_SHOWN = 3  # examples that a problem names
 
 Sets: TypeAlias = Mapping[str, Sequence[Example]]
 Role = Literal["forget", "retain", "utility", "holdout"]
-"""What a set tells: whether something was forgotten, whether the like of it was kept, whether all else was;
-`holdout` was never seen by any model."""
+"""What a set measures: whether its examples were forgotten, whether similar ones were kept (`retain`), or all
+else (`utility`). No model has seen the `holdout` set."""
 
 
 class Better(Enum):
-    """Which way a metric is good, as tables and pages write it."""
+    """The direction of a metric, as tables and pages show it."""
 
     HIGHER = "↑ higher is better"
     LOWER = "↓ lower is better"
@@ -50,8 +48,8 @@ class Better(Enum):
 
 
 View = Literal["utility", "forgetting", "card", "changed", "sweep", "default"]
-"""Where a metric is shown besides tables: an axis of the trade-off (`utility` across, `forgetting` up), a
-card at the head of a report, the one row of a changed model, a column of a sweep's table, the `default` view
+"""Where a metric is shown besides tables: an axis of the trade-off chart (`utility` is x, `forgetting` is y),
+a card at the top of a report, the one row of a changed model, a column of a sweep's table, the `default` view
 of a W&B project without runs."""
 
 
@@ -59,11 +57,13 @@ of a W&B project without runs."""
 class Metric:
     """What a benchmark declares of one of its metrics.
 
-    `text` explains it in one line. `level` says how soon the table in the terminal shows it (1 first), None
-    leaves it to the report. `judged` is the aspect that it counts in and how; `attack` finds, among keys of
-    this declaration, what is compared under attack. `optional` metrics are not missed where they are absent;
-    `weak` ones count only where no other benchmark tells of the aspect. Where both of two metrics that say
-    the same were measured, `replaced_by` (a key of the same benchmark, without its name) counts instead.
+    - `text` explains it in one line.
+    - `level`: its rank for the table in the terminal (1 is shown first); None shows it in the report only.
+    - `judged`: the aspect of the judgement it counts in, and how.
+    - `attack`: finds, among keys of this declaration, what is compared under attack.
+    - `optional`: the judgement does without it where it is absent.
+    - `weak`: counts only where no other benchmark measures the aspect.
+    - `replaced_by`: a key of the same benchmark, without its name, that counts instead where both are there.
     """
 
     text: str
@@ -79,15 +79,17 @@ class Metric:
 
 
 class BenchmarkError(UserError):
-    """A benchmark, an option or a set that does not exist; the message lists those that do."""
+    """A set that a benchmark does not score, or examples that it cannot score."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """`metrics` by their keys of results.json; `examples`: one row per example, NaN where unmeasured.
+    """What a benchmark measured.
 
-    A row has at least `set` and `id`. `problems`: what could not be measured and why, a sentence each that
-    names the example or the set. `words`: by set, the tokenizer of the metrics that compare words.
+    - `metrics` by their keys of results.json.
+    - `examples`: one row for each example, with at least `set` and `id`; NaN where a value is missing.
+    - `problems`: what could not be measured and why, each a sentence that names the example or the set.
+    - `words`: by set, the tokenizer of the metrics that compare words.
     """
 
     metrics: dict[str, float]
@@ -97,65 +99,63 @@ class Result:
 
 
 class Benchmark(Protocol):
-    """A benchmark by requests. `Options` is a frozen dataclass whose defaults are the benchmark's own.
+    """A benchmark that asks a model through requests.
 
-    `SETS` are the sets of the dataset that it can score, with their roles. It gets those that there are,
-    without a final `_eval` in their names. `METRICS` declares its keys of results.json, in reading order; a
-    `*` stands for anything within a part of a key.
+    `Options` is a `Section` with the benchmark's defaults. `SETS` are the sets of a dataset that it can
+    score, with their roles; it gets those that the dataset has, without a final `_eval` in their names.
+    `METRICS` declares its keys of results.json in reading order; a `*` stands for anything within a part of a
+    key.
     """
 
-    Options: Any
+    Options: type[Section]
     SETS: Mapping[str, Role]
     METRICS: Mapping[str, Metric]
 
-    def requests(self, sets: Sets, options: Any) -> list[Request]: ...
+    def requests(self, sets: Sets, options: Any) -> list[Request]:
+        """Return what to ask of a model."""
 
-    def score(
-        self, read: Records, retain: Records | PublishedLog | None, sets: Sets, options: Any
-    ) -> Result: ...
+    def score(self, read: Records, retain: Records | PublishedLog | None, sets: Sets, options: Any) -> Result:
+        """Return the metrics from the records of the requests and, if there is one, of the retain model."""
 
 
 class LiveBenchmark(Protocol):
-    """A benchmark that calls the model itself.
+    """A benchmark that calls the model itself."""
 
-    `check` lists what is wrong with options, before any model; `identity` is what determines the questions
-    beside them, JSON: the content of files that they name.
-    """
-
-    Options: Any
+    Options: type[Section]
     SETS: Mapping[str, Role]
     METRICS: Mapping[str, Metric]
 
-    def check(self, options: Any) -> list[str]: ...
+    def check(self, options: Any) -> list[str]:
+        """Return what is wrong with the options, before any model is loaded."""
 
-    def identity(self, options: Any) -> Any: ...
+    def identity(self, options: Any) -> Any:
+        """Return what else determines the questions, as JSON: the content of files that options name."""
 
-    def measure(self, live: Live, sets: Sets, options: Any) -> Result: ...
+    def measure(self, live: Live, sets: Sets, options: Any) -> Result:
+        """Return the metrics of the live model."""
+
+
+BENCHMARKS = plugins.Kind(
+    "eval.benchmarks", "benchmark", parts=("Options", "SETS", "METRICS", "requests|measure", "score|measure")
+)
 
 
 def find(name: str) -> Benchmark | LiveBenchmark:
-    """The module `eval.benchmarks.<name>`.
+    """Return the benchmark with this name or dotted path.
 
     Raises:
-        BenchmarkError: there is no such benchmark.
+        ConfigError: there is no such benchmark.
     """
-    if name in candidates():
-        module = importlib.import_module(f"eval.benchmarks.{name}")
-        if _is_benchmark(module):
-            return cast("Benchmark | LiveBenchmark", module)
-    raise BenchmarkError(f"there is no benchmark {name!r}; there are: {', '.join(names())}")
+    return cast("Benchmark | LiveBenchmark", BENCHMARKS.find(name, f"eval.benchmarks.{name}"))
 
 
 def is_live(benchmark: Benchmark | LiveBenchmark) -> TypeIs[LiveBenchmark]:
+    """Return whether a benchmark calls the model itself."""
     return hasattr(benchmark, "measure")
 
 
-def names() -> list[str]:
-    return [n for n in candidates() if _is_benchmark(importlib.import_module(f"eval.benchmarks.{n}"))]
-
-
 def options_of(benchmark: Benchmark | LiveBenchmark, given: Mapping[str, Any], name: str) -> Any:
-    """The benchmark's options with the given ones in place, converted to their types.
+    """Return the benchmark's options with the given values, converted to their types.
 
     Raises:
         ConfigError: what is wrong with them, by dotted name.
@@ -163,7 +163,7 @@ def options_of(benchmark: Benchmark | LiveBenchmark, given: Mapping[str, Any], n
     place = f"eval.benchmarks.{name}"
     options = plugins.parsed(benchmark.Options, given, place, f"benchmark {name}")
     problems = []
-    for key, value in vars(options).items():
+    for key, value in options:
         least = 0 if key == "seed" else 1 if key.endswith("tokens") else None
         if least is not None and value is not None and value < least:
             problems.append(f"{place}.{key}={value}: give at least {least}")
@@ -173,17 +173,16 @@ def options_of(benchmark: Benchmark | LiveBenchmark, given: Mapping[str, Any], n
 
 
 def scored(benchmark: Benchmark | LiveBenchmark, sets: Sets, roles: Sequence[Role] | None = None) -> Sets:
-    """Of a dataset's sets those that the benchmark scores (with one of these roles), as it names them."""
-    wanted = benchmark.SETS
+    """Return those of a dataset's sets that the benchmark scores (with one of these roles), by its names."""
     return {
         name.removesuffix("_eval"): sets[name]
-        for name, role in wanted.items()
+        for name, role in benchmark.SETS.items()
         if name in sets and (roles is None or role in roles)
     }
 
 
 def question_of(example: Example, benchmark: str) -> str:
-    """What a benchmark of questions and answers asks.
+    """Return the question of an example, for a benchmark of questions and answers.
 
     Raises:
         BenchmarkError: the example is a plain text.
@@ -199,7 +198,7 @@ def question_of(example: Example, benchmark: str) -> str:
 def without_words(
     where: str, examples: Sequence[Example], answers: Sequence[str | None], words: Words
 ) -> list[str]:
-    """Name the examples whose true answer is there but has no word to compare."""
+    """Return a sentence that names the examples whose true answer has no word to compare."""
     pairs = zip(examples, answers, strict=True)
     bare = [e.id for e, answer in pairs if answer and not words.tokenize(answer)]
     if not bare:
@@ -210,19 +209,7 @@ def without_words(
 
 
 def few(examples: Sequence[str]) -> str:
-    """Name the first of some examples, each once, and say how many more there are."""
+    """Return the names of the first few examples, each once, and how many more there are."""
     distinct = list(dict.fromkeys(examples))
     more = f" and {len(distinct) - _SHOWN} more" if len(distinct) > _SHOWN else ""
     return f"{'example' if len(distinct) == 1 else 'examples'} {', '.join(distinct[:_SHOWN])}{more}"
-
-
-def candidates() -> list[str]:
-    """Names of the modules that may be benchmarks; nothing is imported."""
-    return sorted(module.name for module in pkgutil.iter_modules(benchmarks.__path__))
-
-
-def _is_benchmark(module: Any) -> bool:
-    by_requests = all(hasattr(module, part) for part in ("requests", "score"))
-    return all(hasattr(module, part) for part in ("SETS", "Options", "METRICS")) and (
-        by_requests or hasattr(module, "measure")
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from typing import Any
 
 from eval import variants
@@ -21,7 +20,7 @@ def evaluation_sets(config: RunConfig) -> set[str]:
 def benchmark_options(config: RunConfig, name: str) -> dict[str, Any]:
     """The options a benchmark is given: its own, and what the configuration says to all of them."""
     limit = config.eval.max_new_tokens
-    knows = any(field.name == "max_new_tokens" for field in fields(find(name).Options))
+    knows = "max_new_tokens" in find(name).Options.model_fields
     common = {"max_new_tokens": limit} if limit is not None and knows else {}
     return common | dict(config.eval.benchmarks[name] or {})
 
@@ -32,7 +31,8 @@ def requests_of(benchmark: str, sets: Sets, options: Mapping[str, Any] | None = 
     A benchmark that calls the model itself has no requests; its options are checked.
 
     Raises:
-        BenchmarkError: no such benchmark, option or set, or examples that it cannot score.
+        BenchmarkError: no set to score, or examples that it cannot score.
+        ConfigError: no such benchmark or option.
     """
     module = find(benchmark)
     chosen = options_of(module, options or {}, benchmark)

@@ -65,7 +65,8 @@ def evaluate(
     A collective.
 
     Raises:
-        BenchmarkError: no such benchmark, option or set.
+        BenchmarkError: no set to score.
+        ConfigError: no such benchmark or option.
         UserError: it cannot be scored; raised on every process, so that each can go on with something else.
     """
     module = find(benchmark)

@@ -6,18 +6,22 @@ stands before it, as the variant's `KEYS` says.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cache
-from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from eval import benchmark
-from eval.benchmark import Metric, View
+from eval.benchmark import BENCHMARKS, Metric, View
 from eval.judgement import aspects
 from eval.judgement.metrics import METRICS as JUDGED
+from unlearn.errors import ConfigError
+from unlearn.plugins import cached
+
+if TYPE_CHECKING:
+    from eval.variants import Variant
 
 MOST_ROWS = 35
 """Rows of the table in the terminal, about a screen."""
@@ -61,12 +65,27 @@ class MetricInfo:
         return "" if self.declared is None or self.is_detail else self.declared.better.value
 
 
-@cache
+@cached
 def info(key: str) -> MetricInfo:
     """Take a key apart and look up its declaration."""
     variant, plain = split_variant(key)
     bench, group, metric = _split(plain)
     return MetricInfo(key, variant, plain, bench, group, metric, _declaration(plain))
+
+
+def learn(config: Mapping[str, Any]) -> None:
+    """Import the benchmarks and variants of your own that a stored configuration names.
+
+    Of those that cannot be imported here, metrics are shown without what they declare.
+    """
+    from eval import variants  # needs this module
+
+    section = config.get("eval")
+    for key, find in (("benchmarks", benchmark.find), ("variants", variants.find)):
+        names = section.get(key) if isinstance(section, Mapping) else None
+        for name in names if isinstance(names, Mapping) else ():
+            with suppress(ConfigError):
+                find(str(name))
 
 
 def split_variant(key: str) -> tuple[str, str]:
@@ -77,13 +96,13 @@ def split_variant(key: str) -> tuple[str, str]:
     name = key.partition("/")[0]
     if name not in _variants():
         return "", key
-    found = re.fullmatch(rf"({_variant(name).KEYS})/(.+/.+)", key)
+    found = re.fullmatch(rf"({_variants()[name].KEYS})/(.+/.+)", key)
     return (found[1], found[2]) if found else ("", key)
 
 
 def is_attack(variant: str) -> bool:
     """Whether a changed model tells how robust the forgetting is."""
-    return bool(_variant(variant.partition("/")[0]).ATTACK)
+    return _variants()[variant.partition("/")[0]].ATTACK
 
 
 def split_key(key: str) -> tuple[str, str, str]:
@@ -194,20 +213,20 @@ def _is(key: str, pattern: str) -> bool:
     return key == pattern or (key.count("/") == pattern.count("/") and fnmatchcase(key, pattern))
 
 
-@cache
+@cached
 def _metrics_of(bench: str) -> Mapping[str, Metric]:
     """The declarations of the benchmark whose keys begin so; most have the name of their module."""
     if bench in _NO_BENCHMARKS or bench in _variants():
         return {}
     if bench == aspects.PREFIX:
         return JUDGED
-    if bench in benchmark.candidates():
+    if bench in BENCHMARKS.known():
         return benchmark.find(bench).METRICS
     owners = (m for m in _by_module() if any(key.startswith(f"{bench}/") for key in m))
     return next(owners, {})
 
 
-@cache
+@cached
 def _by_module() -> tuple[Mapping[str, Metric], ...]:
     """Declarations in reading order: what scores a retain set too, what has no sets, what only attacks; of
     a kind first what declares most."""
@@ -217,7 +236,7 @@ def _by_module() -> tuple[Mapping[str, Metric], ...]:
         roles = set(module.SETS.values())
         return 0 if "retain" in roles else 1 if not roles else 2, -len(module.METRICS), name
 
-    names = sorted(benchmark.names(), key=place)
+    names = sorted(BENCHMARKS.known(), key=place)
     return JUDGED, *(benchmark.find(name).METRICS for name in names)
 
 
@@ -225,16 +244,12 @@ def _owner(key: str) -> Mapping[str, Metric]:
     return _metrics_of(info(key).benchmark)
 
 
-@cache
-def _variants() -> tuple[str, ...]:
-    from eval import variants
+@cached
+def _variants() -> Mapping[str, Variant]:
+    """The variants by what their keys begin with, the last part of their names."""
+    from eval import variants  # needs this module
 
-    return tuple(variants.names())
-
-
-@cache
-def _variant(name: str) -> ModuleType:
-    return importlib.import_module(f"eval.variants.{name}")
+    return {name.rpartition(".")[2]: variants.find(name) for name in variants.VARIANTS.known()}
 
 
 # -- order -----------------------------------------------------------------------------------------------
@@ -282,7 +297,7 @@ def _rank(key: str) -> tuple[object, ...]:
     return (not one.is_metric, numbered(one.variant), *bench, *group, metric, detail)
 
 
-@cache
+@cached
 def _place(bench: str) -> tuple[int, str]:
     """A benchmark's place among the others; those that declare nothing are last."""
     if bench == aspects.PREFIX or bench in _NO_BENCHMARKS:

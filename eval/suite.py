@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import nn
 
 from eval.benchmark import Role, Sets, find, is_live, scored
 from eval.evaluate import evaluate, score_directory
-from unlearn.config import HardwareConfig
+from unlearn.config import HardwareConfig, Section
 from unlearn.data.tokenization import Encoder
 from unlearn.distributed import World
 from unlearn.errors import UserError
@@ -20,11 +20,11 @@ from unlearn.errors import UserError
 
 @dataclass(frozen=True)
 class Scoring:
-    """`base.Score` for a run: `benchmarks` with their options, the `sets` they score, and the `directory`
-    (the run's `eval`) that labels are folders of. A retain model comes in as in `eval.evaluate.evaluate`.
+    """`variants._base.Score` for a run.
 
-    A benchmark without sets, whose questions are a library's, is put to every model whatever the roles, but
-    not where it should be cheap.
+    `benchmarks` with their options, the `sets` they score, and the `directory` (the run's `eval`) that labels
+    are folders of. The retain model is given as in `eval.evaluate.evaluate`. A benchmark without sets, whose
+    questions are a library's, evaluates every model whatever the roles, but not where it should be cheap.
     """
 
     benchmarks: Mapping[str, Mapping[str, Any]]
@@ -104,6 +104,6 @@ class Scoring:
         return world.on_main(score)
 
 
-def _cheapest(options: Any) -> dict[str, Any]:
+def _cheapest(options: type[Section]) -> dict[str, Any]:
     """The options under which a benchmark generates as little as it can."""
-    return {"max_new_tokens": 1} if any(field.name == "max_new_tokens" for field in fields(options)) else {}
+    return {"max_new_tokens": 1} if "max_new_tokens" in options.model_fields else {}

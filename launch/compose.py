@@ -37,15 +37,39 @@ _PLUGINS = {
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
+def own_configs() -> list[Path]:
+    """Return the folder `configs` of the working directory, if there is one: options of your own."""
+    folder = Path.cwd() / "configs"
+    return [folder] if folder.is_dir() and folder.resolve() != CONFIGS else []
+
+
+def _search_path() -> list[str]:
+    """Return what Hydra searches for options after the project's (`hydra.searchpath`)."""
+    return [f"file://{folder}" for folder in own_configs()]
+
+
+OmegaConf.register_new_resolver("unlearn_search_path", _search_path, replace=True)
+
+
 def groups() -> dict[str, list[str]]:
-    """Configuration groups and their options, without Hydra's own."""
-    folders = sorted(path for path in CONFIGS.iterdir() if path.is_dir() and path.name != "hydra")
-    return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
+    """Return the configuration groups with their options, your own included, without Hydra's groups."""
+    names = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "hydra")
+    folders = [CONFIGS, *own_configs()]
+    return {
+        name: sorted({file.stem for folder in folders for file in (folder / name).glob("*.yaml")})
+        for name in names
+    }
+
+
+def option_file(group: str, option: str) -> Path:
+    """Return the YAML file of an option of a group: the project's, or your own."""
+    files = [folder / group / f"{option}.yaml" for folder in (CONFIGS, *own_configs())]
+    return next((file for file in files if file.is_file()), files[0])
 
 
 def describe(group: str, option: str) -> str:
-    """The first comment of an option's file that is not a Hydra directive."""
-    for line in (CONFIGS / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines():
+    """Return the first comment of an option's file that is not a Hydra directive."""
+    for line in option_file(group, option).read_text(encoding="utf-8").splitlines():
         if line.startswith("#") and not line.startswith("# @"):
             return line.lstrip("# ").strip()
     return ""
@@ -70,6 +94,13 @@ def force_overrides(arguments: Sequence[str]) -> list[str]:
                 f"{key}={option}: there is no configs/{key}/{option}.yaml{did_you_mean(option, known[key])}"
                 for option in _options(value)
                 if option not in known[key] and option != "null"
+            ]
+            problems += [
+                f"{key}={option}: {folder / key / option}.yaml has the name of one of the project's options; "
+                "choose another name"
+                for option in _options(value)
+                for folder in own_configs()
+                if all((each / key / f"{option}.yaml").is_file() for each in (CONFIGS, folder))
             ]
             forced.append(argument)
         else:
@@ -210,7 +241,7 @@ def yaml_of(config: BaseModel) -> str:
 
 def yaml_of_defaults(group: str, option: str) -> dict[str, Any]:
     """The keys of one option's file."""
-    values = OmegaConf.to_container(OmegaConf.load(CONFIGS / group / f"{option}.yaml"))
+    values = OmegaConf.to_container(OmegaConf.load(option_file(group, option)))
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
 

@@ -297,13 +297,9 @@ def doubts(config: RunConfig, *, searched: bool = False) -> list[str]:
 
     searched: whether a sweeper that optimises has chosen the run.
     """
-    found = []
-    unlearns = config.method.makes_model and config.method.start == "target"
-    if "calibrated" in config.eval.variants and not unlearns:
-        found.append(
-            f"eval.variants.calibrated: measures nothing here, since method={config.method.name} makes no "
-            "model to mix with a target; choose a method that unlearns"
-        )
+    from eval import variants
+
+    found = variants.doubts(config)
     if config.eval.every_steps is not None and not config.eval.benchmarks:
         found.append("eval.every_steps: measures nothing, since no benchmark is chosen (eval=none)")
     if config.goal != GoalConfig() and not searched:
@@ -349,9 +345,12 @@ def _retain(config: RunConfig, terms: Sequence[Term]) -> list[str]:
 def _intervention(config: RunConfig, terms: Sequence[Term]) -> list[str]:
     method = config.method
     gated = any(each.quantity == "gate" for term in terms for each in term.statistics)
-    if method.intervention is None:
-        return ["method.intervention is not set: a term looks at gates; set {name: grun}"] if gated else []
     from unlearn import interventions
+
+    if method.intervention is None:
+        names = interventions.INTERVENTIONS.names()
+        hint = " or ".join(f"{{name: {name}}}" for name in names if interventions.is_gated({"name": name}))
+        return [f"method.intervention is not set: a term looks at gates; set {hint}"] if gated else []
 
     problems = interventions.check(method.intervention)
     if problems:
@@ -374,7 +373,7 @@ def _intervention(config: RunConfig, terms: Sequence[Term]) -> list[str]:
 
 def _evaluation(config: RunConfig) -> list[str]:
     from eval import variants
-    from eval.benchmark import BenchmarkError, find, is_live, options_of
+    from eval.benchmark import find, is_live, options_of
     from eval.configuration import benchmark_options
 
     problems = []
@@ -386,9 +385,6 @@ def _evaluation(config: RunConfig) -> list[str]:
         try:
             benchmark = find(name)
             options = options_of(benchmark, benchmark_options(config, name), name)
-        except BenchmarkError as error:
-            problems.append(f"eval.benchmarks.{name}: {error}")
-            continue
         except ConfigError as error:
             problems += error.problems
             continue

@@ -1,144 +1,248 @@
-"""What stands in a configuration against the signature of what it names."""
+"""Find plug-ins by name and check their options: one mechanism for every kind of plug-in.
+
+A plug-in is a module: a file of its kind's package, or of your own. It is named by its file's name or by its
+dotted path, from the working directory or from what is installed. Of a kind that is a function or a class,
+the module holds one with the module's name (`def top_k`, `class TopK`); a dotted path may also end in the
+function or the class itself (`my_losses.bounded`).
+"""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import pkgutil
-from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
-from functools import cache
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache, wraps
 from types import ModuleType
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, ParamSpec, TypeVar
 
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from unlearn.errors import ConfigError, did_you_mean
 
-T = TypeVar("T")
+T = TypeVar("T", bound=BaseModel)
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def modules(package: ModuleType) -> list[str]:
-    """The public modules of a package."""
-    found = (module.name for module in pkgutil.iter_modules(package.__path__))
-    return sorted(name for name in found if not name.startswith("_"))
+@dataclass(frozen=True)
+class Kind:
+    """One kind of plug-in: the package of those that ship with the project, and what each of them is.
 
-
-def find(name: str, package: ModuleType, kind: str) -> Callable[..., Any]:
-    """The function of a package's module of the same name, or one of your own by dotted path.
-
-    Raises:
-        LookupError: there is none.
+    `word` names the kind in messages. `parts` are the names that a plug-in must have, `a|b` one of two.
     """
-    module, _, function = name.rpartition(".")
-    if not module:
-        if name not in modules(package):
-            raise LookupError(f"no such {kind}{did_you_mean(name, modules(package))}")
-        module, function = f"{package.__name__}.{name}", name
-    try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise LookupError(f"cannot import it ({error})") from None
-    return found
+
+    package: str
+    word: str
+    form: Literal["module", "function", "class"] = "module"
+    parts: tuple[str, ...] = ()
+
+    def names(self) -> list[str]:
+        """Return the names of the plug-ins that ship with the project; imports none of them."""
+        return list(_modules(self.package))
+
+    def known(self) -> list[str]:
+        """Return those names, and the ones of your own plug-ins that this process has found."""
+        return [*self.names(), *(name for package, name in _OWN if package == self.package)]
+
+    def find(self, name: str, where: str) -> Any:
+        """Return the plug-in with this short name or dotted path.
+
+        where: the place in the configuration that names it, for messages (`dataset.source=tofu`).
+
+        Raises:
+            ConfigError: there is none, it cannot be imported, or it lacks a part.
+        """
+        try:
+            if name in _modules(self.package):
+                return self._of_module(importlib.import_module(f"{self.package}.{name}"))
+            if (self.package, name) not in _OWN:
+                _OWN[self.package, name] = self._imported(name)
+            return _OWN[self.package, name]
+        except _Missing:
+            near = did_you_mean(name, self.names(), _own_files())
+            raise ConfigError([f"{where}: no such {self.word}{near}"]) from None
+        except _Unfit as error:
+            raise ConfigError([f"{where}: {error}"]) from None
+        except Exception as error:  # a module of your own may raise anything
+            why = f"{type(error).__name__}: {error}" if not isinstance(error, _WHYS) else str(error)
+            raise ConfigError([f"{where}: cannot be imported ({why})"]) from error
+
+    def _imported(self, name: str) -> Any:
+        _search_working_directory()
+        above, _, last = name.rpartition(".")
+        if not above and not _is_own(name):
+            raise _Missing
+        try:
+            return self._of_module(importlib.import_module(name))
+        except ModuleNotFoundError as error:
+            if not above or not f"{name}.".startswith(f"{error.name}."):
+                raise
+        plug_in = getattr(importlib.import_module(above), last)
+        return self._of_module(plug_in) if isinstance(plug_in, ModuleType) else self._checked(plug_in, name)
+
+    def _of_module(self, module: ModuleType) -> Any:
+        last = module.__name__.rpartition(".")[2]
+        if self.form == "module":
+            return self._checked(module, last)
+        member = last if self.form == "function" else "".join(part.capitalize() for part in last.split("_"))
+        return self._checked(getattr(module, member), last)
+
+    def _checked(self, plug_in: Any, name: str) -> Any:
+        """
+        Raises:
+            _Unfit: it is not of this kind.
+        """
+        if not _IS[self.form](plug_in):
+            raise _Unfit(f"{name} is no {self.form}, and a {self.word} is one")
+        lacking = [part for part in self.parts if not any(hasattr(plug_in, one) for one in part.split("|"))]
+        if lacking:
+            parts = ", ".join(part.replace("|", " or ") for part in lacking)
+            raise _Unfit(f"{name} has no {parts}, which a {self.word} needs")
+        return plug_in
+
+
+_OWN: dict[tuple[str, str], Any] = {}
+"""Plug-ins of your own that this process has found, by the package of their kind and their name."""
+_IS: Mapping[str, Callable[[Any], bool]] = {
+    "module": inspect.ismodule,
+    "class": inspect.isclass,
+    "function": lambda one: callable(one) and not inspect.isclass(one),
+}
+_WHYS = (ImportError, AttributeError)
+"""Errors whose text says what is wrong without the name of their class."""
+
+
+class _Missing(Exception):
+    """Neither the package nor the working directory has a module of the name."""
+
+
+class _Unfit(Exception):
+    """What has the name is no plug-in of the kind."""
+
+
+@cache
+def _modules(package: str) -> tuple[str, ...]:
+    paths = importlib.import_module(package).__path__
+    names = (module.name for module in pkgutil.iter_modules(paths))
+    return tuple(sorted(name for name in names if not name.startswith("_")))
+
+
+def cached(function: Callable[P, R]) -> Callable[P, R]:
+    """Cache a function that reads from plug-ins, until a further one of your own is found."""
+    results, known = cache(function), [tuple(_OWN)]
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        if known[0] != tuple(_OWN):
+            results.cache_clear()
+            known[0] = tuple(_OWN)
+        return results(*args, **kwargs)  # type: ignore[arg-type]
+
+    return call
+
+
+def _search_working_directory() -> None:
+    """Let Python import modules of the working directory, after all others.
+
+    A run's worker processes have the working directory of the command.
+    """
+    here = os.getcwd()
+    if here not in sys.path and "" not in sys.path:
+        sys.path.append(here)
+    importlib.invalidate_caches()
+
+
+def _own_files() -> dict[str, str]:
+    """Return the names of modules in the working directory, for near misses."""
+    return {name: name for name in (file.removesuffix(".py") for file in os.listdir()) if _is_own(name)}
+
+
+def _is_own(name: str) -> bool:
+    return os.path.isfile(f"{name}.py") or os.path.isfile(os.path.join(name, "__init__.py"))
+
+
+# -- options ---------------------------------------------------------------------------------------------
 
 
 def split(function: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, inspect.Parameter]]:
-    """Names of the positional parameters, and the keyword-only ones."""
+    """Return the names of the positional parameters of a function, and its keyword-only parameters."""
     parameters = inspect.signature(function, eval_str=True).parameters.values()
     keyword = {p.name: p for p in parameters if p.kind is p.KEYWORD_ONLY}
     return tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY), keyword
 
 
-def misfits(
-    key: str, name: str, known: Mapping[str, inspect.Parameter], given: Mapping[str, Any], kind: str
-) -> list[str]:
-    """What is wrong with the keywords given to `name` under `key`: unknown, unset, of a wrong type."""
-    unknown = [
-        f"{key}.{k}={v}: {name} has no {kind} {k}{did_you_mean(k, known)}"
-        for k, v in given.items()
-        if k not in known
-    ]
-    unset = [
-        f"{key}.{p.name} is not set: {name} needs it"
-        for p in known.values()
-        if p.default is p.empty and p.name not in given
-    ]
-    types = {k: known[k].annotation for k in given if k in known}
-    return unknown + unset + ill_typed(key, name, types, given)
+def keywords(function: Callable[..., Any]) -> type[BaseModel]:
+    """Return the keyword-only parameters of a function or a class as a model of its options.
+
+    Values are taken as they are written: no text for a number, no number for true or false.
+    """
+    known = split(function)[1]
+    types = {name: Any if p.annotation is p.empty else p.annotation for name, p in known.items()}
+    fields: Any = {
+        name: (types[name], ... if p.default is p.empty else p.default) for name, p in known.items()
+    }
+    return create_model("Options", __config__=_AS_WRITTEN, **fields)
 
 
-def ill_typed(key: str, name: str, types: Mapping[str, Any], given: Mapping[str, Any]) -> list[str]:
-    """Which of the values are not what they ought to be."""
-    return [
-        f"{key}.{k}={given[k]!r}: {name} wants {wanted} here"
-        for k, annotation in types.items()
-        if (wanted := _wanted(annotation, given[k]))
-    ]
+_AS_WRITTEN = ConfigDict(
+    extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True, protected_namespaces=()
+)
 
 
-def _wanted(annotation: Any, value: Any) -> str | None:
-    """What a value ought to have been; None where it fits."""
-    if annotation in (float, int) and (isinstance(value, bool) or not isinstance(value, int | float)):
-        return "a number"
-    if annotation is bool and not isinstance(value, bool):
-        return "true or false"
-    choices = get_args(annotation) if get_origin(annotation) is Literal else ()
-    return f"one of {', '.join(map(str, choices))}" if choices and value not in choices else None
+def parsed(model: type[T], given: Mapping[str, Any], key: str, owner: str, near: Iterable[str] = ()) -> T:
+    """Return options with the given values converted to their types.
 
-
-def parsed(kind: type[T], given: Mapping[str, Any], key: str, owner: str) -> T:
-    """Return options, a dataclass or a pydantic model, with the given values converted to their types.
+    key: where they stand in the configuration. owner: whose options they are, for messages. near: other names
+    that may be meant there.
 
     Raises:
-        ConfigError: every key that there is not, with near misses, and every value that does not fit, by
-            dotted name; `owner` is whose options they are.
+        ConfigError: every key that does not exist, with near misses, every one that is lacking, and every
+            value that does not fit, by dotted name.
     """
-    known, adapter = _fields(kind), _adapter(kind)  # type: ignore[arg-type]
+    known = list(model.model_fields)
     problems = [
-        f"{key}.{name}={value}: {owner} has no option {name}{did_you_mean(str(name), known)}"
+        f"{key}.{name}={value}: {owner} has no option {name}{did_you_mean(str(name), [*known, *near])}"
         for name, value in given.items()
         if name not in known
     ]
     try:
-        made: T = adapter.validate_python({name: v for name, v in given.items() if name in known})
+        options = model.model_validate({name: v for name, v in given.items() if name in known})
     except ValidationError as error:
-        problems += _explained(kind, error, given, key, owner)
+        problems += _explained(model, error, given, key, owner)
     if problems:
         raise ConfigError(problems)
-    return made
-
-
-@cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
-
-
-def _fields(kind: Any) -> list[str]:
-    if is_dataclass(kind):
-        return [field.name for field in fields(kind)]
-    return [*kind.model_fields] if isinstance(kind, type) and issubclass(kind, BaseModel) else []
+    return options
 
 
 def _explained(
-    kind: Any, error: ValidationError, given: Mapping[str, Any], key: str, owner: str
+    model: type[BaseModel], error: ValidationError, given: Mapping[str, Any], key: str, owner: str
 ) -> list[str]:
-    """One sentence for each value that does not fit, whatever number of types it was tried as."""
-    told: dict[str, list[str]] = {}
+    """Return one sentence for each value that does not fit, however many types it was tried as."""
+    reasons: dict[str, list[str]] = {}
     for each in error.errors():
-        said = each["msg"].removeprefix("Value error, ")
+        message = each["msg"].removeprefix("Value error, ")
         loc = [str(part) for part in each["loc"]]
         if not loc:  # of the options together
-            told[f"{key}.{said}"] = []
-        elif each["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            inner = kind.model_fields[loc[0]].annotation if issubclass(kind, BaseModel) else None
-            near = did_you_mean(loc[-1], _fields(inner)) if len(loc) == 2 else ""
-            told[f"{key}.{'.'.join(loc)}={each['input']}: {owner} has no option {loc[-1]}{near}"] = []
+            reasons[f"{key}.{message}"] = []
+        elif each["type"] == "extra_forbidden":
+            near = did_you_mean(loc[-1], _fields(model.model_fields[loc[0]].annotation, len(loc)))
+            reasons[f"{key}.{'.'.join(loc)}={each['input']}: {owner} has no option {loc[-1]}{near}"] = []
         elif each["type"] == "missing":
-            told[f"{key}.{'.'.join(loc)} is not set: {owner} needs it"] = []
+            reasons[f"{key}.{'.'.join(loc)} is not set: {owner} needs it"] = []
         else:
             nested = isinstance(given.get(loc[0]), Mapping | list | tuple)
             name = ".".join(loc) if nested and each["input"] != given[loc[0]] else loc[0]
-            whys = told.setdefault(f"{key}.{name}={each['input']!r}", [])
-            said = "give a list" if each["type"] == "sequence_str" else said
-            whys.append(said if said[:2].isupper() else said[0].lower() + said[1:])
-    return [f"{head}: {' or '.join(dict.fromkeys(whys))}" if whys else head for head, whys in told.items()]
+            whys = reasons.setdefault(f"{key}.{name}={each['input']!r}", [])
+            message = "give a list" if each["type"] in ("sequence_str", "tuple_type") else message
+            whys.append(message if message[:2].isupper() else message[0].lower() + message[1:])
+    return [f"{head}: {' or '.join(dict.fromkeys(whys))}" if whys else head for head, whys in reasons.items()]
+
+
+def _fields(annotation: Any, depth: int) -> list[str]:
+    """Return the options inside an option that is a model."""
+    inner = depth == 2 and isinstance(annotation, type) and issubclass(annotation, BaseModel)
+    return [*annotation.model_fields] if inner else []

@@ -9,20 +9,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, get_args
 
+from pydantic import ConfigDict
 from torch import Tensor
 
-import unlearn.objectives
 import unlearn.rules
-import unlearn.weightings
 from unlearn import plugins
-from unlearn.config import Mask, MethodConfig, RunConfig
+from unlearn.config import Mask, MethodConfig, RunConfig, Section
 from unlearn.data.sources import available
 from unlearn.errors import ConfigError, did_you_mean
 from unlearn.statistics import CONFIDENCES, STATISTICS, Statistic, statistics_of
 from unlearn.weightings._granularity import GRANULARITIES, instance_weights, token_weights
 
+OBJECTIVES = plugins.Kind("unlearn.objectives", "objective", "function")
+WEIGHTINGS = plugins.Kind("unlearn.weightings", "weighting", "function")
+
 _RESERVED = ("objective", "weighting", "mask", "skip", "layer")
-_WEIGHTING_OPTIONS = {"group_size": int, "length_norm": bool, "normalise": bool}
 
 
 WATCHED = ("forget", "retain")
@@ -218,25 +219,6 @@ def two_warmups(method: MethodConfig, key: str = "method") -> str:
     return f"{said}: the warm-up is given more than once; keep one, with {unset} for the others"
 
 
-def objective_names() -> list[str]:
-    """The objectives that ship with the project."""
-    return plugins.modules(unlearn.objectives)
-
-
-def weighting_names() -> list[str]:
-    """The weightings that ship with the project."""
-    return plugins.modules(unlearn.weightings)
-
-
-def find_objective(name: str) -> Callable[..., Tensor]:
-    """An objective by its short name, or one of your own by dotted path (`package.module.function`).
-
-    Raises:
-        LookupError: there is none.
-    """
-    return plugins.find(name, unlearn.objectives, "objective")
-
-
 def _term(key: str, name: str, group: str, weight: float, keys: dict[str, Any]) -> Term:
     reserved = {k: keys.pop(k) for k in _RESERVED if k in keys}
     objective, per = _objective(key, reserved.get("objective"), keys)
@@ -294,12 +276,9 @@ def _cross_check(key: str, term: Term, name: str) -> list[str]:
 
 def _objective(key: str, name: Any, keys: dict[str, Any]) -> tuple[Bound, Literal["token", "example"]]:
     if not isinstance(name, str):
-        raise ConfigError([f"{key}.objective is not set (known: {', '.join(objective_names())})"])
-    try:
-        function = find_objective(name)
-    except LookupError as error:
-        raise ConfigError([f"{key}.objective={name}: {error}"]) from None
-    bound, problems = _bound(key, name, function, keys)
+        raise ConfigError([f"{key}.objective is not set (known: {', '.join(OBJECTIVES.names())})"])
+    function = OBJECTIVES.find(name, f"{key}.objective={name}")
+    bound, problems = _bound(key, f"objective {name}", function, keys, _RESERVED)
     returns = getattr(inspect.signature(function, eval_str=True).return_annotation, "dim_str", "").strip()
     if returns not in ("N", "B"):
         problems.append(f'{key}.objective={name}: annotate what it returns: Float[Tensor, " N"] or " B"')
@@ -312,15 +291,15 @@ def _weighting(key: str, stated: Any) -> Weighting:
     keys = {"name": stated} if isinstance(stated, str) else dict(stated)
     name = keys.pop("name", None)
     if not isinstance(name, str):
-        raise ConfigError([f"{key}.name is not set (known: {', '.join(weighting_names())})"])
+        raise ConfigError([f"{key}.name is not set (known: {', '.join(WEIGHTINGS.names())})"])
     granularity = keys.pop("granularity", "token")
-    options = {k: keys.pop(k) for k in _WEIGHTING_OPTIONS if k in keys}
+    options = {k: keys.pop(k) for k in _Granularity.model_fields if k in keys}
+    function, owner = WEIGHTINGS.find(name, f"{key}.name={name}"), f"weighting {name}"
+    bound, problems = _bound(key, owner, function, keys, ("granularity", *_Granularity.model_fields))
     try:
-        bound, problems = _bound(key, name, plugins.find(name, unlearn.weightings, "weighting"), keys)
-    except LookupError as error:
-        raise ConfigError([f"{key}.name={name}: {error}"]) from None
-    types = {k: kind for k, kind in _WEIGHTING_OPTIONS.items() if k in options}
-    problems += plugins.ill_typed(key, name, types, options)
+        plugins.parsed(_Granularity, options, key, owner)
+    except ConfigError as error:
+        problems += error.problems
     if granularity not in GRANULARITIES:
         near = did_you_mean(str(granularity), GRANULARITIES)
         problems.append(f"{key}.granularity={granularity}: no such granularity{near}")
@@ -331,18 +310,32 @@ def _weighting(key: str, stated: Any) -> Weighting:
     return Weighting(bound, granularity, options)
 
 
+class _Granularity(Section):
+    """Options of every weighting, whatever its function."""
+
+    model_config = ConfigDict(strict=True)
+    group_size: int = 10
+    length_norm: bool = False
+    normalise: bool = False
+
+
 def _bound(
-    key: str, name: str, function: Callable[..., Tensor], keys: Mapping[str, Any]
+    key: str, owner: str, function: Callable[..., Tensor], keys: Mapping[str, Any], near: Sequence[str]
 ) -> tuple[Bound, list[str]]:
-    needs, hyper = plugins.split(function)
-    problems = plugins.misfits(key, name, hyper, keys, "hyper-parameter")
-    bound = Bound(function, needs, dict(keys))
-    return bound, problems + _unknown(key, name, bound)
+    """Return the function with the keys that are its hyper-parameters, and what is wrong with them."""
+    bound = Bound(function, plugins.split(function)[0], dict(keys))
+    problems = _unknown(key, owner, bound)
+    try:
+        plugins.parsed(plugins.keywords(function), keys, key, owner, near)
+    except ConfigError as error:
+        problems += error.problems
+    return bound, problems
 
 
-def _unknown(key: str, name: str, bound: Bound) -> list[str]:
+def _unknown(key: str, owner: str, bound: Bound) -> list[str]:
+    """Return a problem for each parameter that is the name of no statistic."""
     return [
-        f"{key}: {name} asks for {need!r}, which nothing provides{did_you_mean(need, STATISTICS)}"
+        f"{key}: {owner} asks for {need!r}, which nothing provides{did_you_mean(need, STATISTICS)}"
         for need in bound.needs
         if need not in STATISTICS
     ]

@@ -1,21 +1,20 @@
-"""Whether a copyrighted text is still recited: FLAT's benchmark of a book (arXiv 2410.11143).
+"""Measure whether a model still recites a copyrighted text: FLAT's benchmark of a book (arXiv 2410.11143).
 
-The model goes on greedily from the beginning of a passage. Per set: `bleu` (sacrebleu's of each passage,
-averaged, 0 to 100) and `rougeL_recall` (0 to 1) against what truly follows, and `perplexity` of that: exp of
-its NLL per token, of all passages together. On `forget`, lower overlap and higher perplexity are forgetting.
+The model continues the beginning of a passage greedily. Per set: `bleu` (sacrebleu's of each passage,
+averaged, 0 to 100) and `rougeL_recall` (0 to 1) against the true continuation, and its `perplexity`: exp of
+its NLL per token over all passages. On `forget`, lower overlap and higher perplexity are forgetting.
 
 `copyright/forget_quality_gap` is |ΔBLEU| + |ΔROUGE-L recall| to the retain model on the forget set, which is
-the model before it ever saw the text: 0 is wanted. Perplexity and accuracy of other things are those of the
-benchmark `general`, which `eval=copyright` brings along.
+the model before it was trained on the text; the best value is 0. Perplexity and accuracy on other data come
+from the benchmark `general`, which `eval=copyright` includes.
 
-FLAT's released evaluation leaves out the first token that was generated and keeps `### Answer: ` at the head
-of the true answer, which moves both overlaps by some constant; here neither is done.
+FLAT's released evaluation drops the first generated token and keeps `### Answer: ` at the beginning of the
+true answer, which changes both overlaps by a constant; this one does neither.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -26,7 +25,8 @@ from eval.collection.requests import Answer, Generation, Likelihood, Prompt, Req
 from eval.judgement.aspects import of_targets, one_minus, one_minus_percent
 from eval.metrics.likelihood import aggregate, mean, mean_nll, perplexity, without_end
 from eval.metrics.text import bleu, rouge
-from eval.metrics.words import Choice, Words, check_choice, words_of
+from eval.metrics.words import Choice, Words, words_of
+from unlearn.config import Section
 from unlearn.data.example import Example
 
 if TYPE_CHECKING:
@@ -62,17 +62,18 @@ METRICS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Options:
-    """`max_new_tokens`: FLAT stops at 600 tokens, 200 of them the prompt. `raw`: the passage's beginning is
-    the whole prompt, as a text goes on, where the default is the model's prompt format, as in training.
+class Options(Section):
+    """Options of the benchmark.
 
-    `gap` is the scale of the forget quality gap: `percent` adds points of a hundred of both. `mixed` adds
-    BLEU from 0 to 100 to ROUGE from 0 to 1, so BLEU all but decides it; FLAT does not say which it is, but a
-    collapsed model's published gap of 2.73 is above 2 and far below any ROUGE in percent. `effective_order`:
-    a completion of fewer than four tokens is scored by the n-grams it has; FLAT's code gives it a BLEU of 0.
-
-    `words`: the tokenizer of ROUGE (`eval.metrics.words`).
+    - `max_new_tokens`: FLAT stops at 600 tokens, 200 of them the prompt.
+    - `raw`: the beginning of the passage is the whole prompt. The default is the model's prompt format, as in
+      training.
+    - `gap`: the scale of the forget quality gap. `percent` adds both in percent. `mixed` adds BLEU from 0 to
+      100 to ROUGE from 0 to 1, so that BLEU dominates. FLAT does not say which it uses; its published gap of
+      2.73 for a collapsed model is above 2 and far below any ROUGE in percent.
+    - `effective_order`: score a completion of fewer than four tokens by the n-grams it has; FLAT's code gives
+      it a BLEU of 0.
+    - `words`: the tokenizer of ROUGE (`eval.metrics.words`).
     """
 
     max_new_tokens: int = 400
@@ -82,24 +83,21 @@ class Options:
     effective_order: bool = True
     words: Choice = "auto"
 
-    def __post_init__(self) -> None:
-        check_choice(self.words)
-        if self.gap not in ("percent", "mixed"):
-            raise ValueError(f"gap={self.gap}: choose percent or mixed")
-
 
 def requests(sets: Sets, options: Options) -> list[Request]:
-    """`<set>/continuation` of passages with a question, `<set>/answer` of all."""
-    found: list[Request] = []
+    """Return `<set>/continuation` of passages with a question, and `<set>/answer` of all passages."""
+    wanted: list[Request] = []
     for name, examples in sets.items():
         if prompts := _prompts(examples):
-            found.append(Generation(f"{name}/continuation", prompts, options.max_new_tokens, raw=options.raw))
-        found.append(Likelihood(f"{name}/answer", _answers(examples), raw=options.raw))
-    return found
+            wanted.append(
+                Generation(f"{name}/continuation", prompts, options.max_new_tokens, raw=options.raw)
+            )
+        wanted.append(Likelihood(f"{name}/answer", _answers(examples), raw=options.raw))
+    return wanted
 
 
 def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, options: Options) -> Result:
-    """Metrics by set, and the gap where the retain model's records are there."""
+    """Return the metrics of each set, and the gap if there are records of the retain model."""
     metrics: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
@@ -112,18 +110,18 @@ def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, opti
             words[name] = chosen.name
             problems += without_words(f"{name}/continuation", examples, true, chosen)
             asked = np.array([example.question is not None for example in examples])
-            for metric, found in overlap.items():
-                metrics |= aggregate(f"copyright/{name}/{metric}", found[asked])
-        told = read.likelihood(f"{name}/answer").select(_answers(examples))
-        # A passage was cut from a text that goes on, so no end is to be expected.
-        tokens = without_end(told.logp, told.ended)
+            for metric, scores in overlap.items():
+                metrics |= aggregate(f"copyright/{name}/{metric}", scores[asked])
+        likelihood = read.likelihood(f"{name}/answer").select(_answers(examples))
+        # A passage is cut from a text that continues, so it has no end to predict.
+        tokens = without_end(likelihood.logp, likelihood.ended)
         metrics[f"copyright/{name}/perplexity"] = perplexity(tokens)
         values = {**overlap, "nll": mean_nll(tokens)}
-        said = iter(texts)
+        generated = iter(texts)
         for i, example in enumerate(examples):
             row = {"set": name, "id": example.id, "question": example.question, "answer": example.answer}
-            row["generation"] = None if example.question is None else next(said)
-            rows.append(row | {metric: float(found[i]) for metric, found in values.items()})
+            row["generation"] = None if example.question is None else next(generated)
+            rows.append(row | {metric: float(scores[i]) for metric, scores in values.items()})
         if name == "forget" and texts and isinstance(retain, Records):
             theirs, _ = _overlap(retain, name, examples, options, chosen)
             gap = {metric: abs(mean(overlap[metric]) - mean(theirs[metric])) for metric in overlap}
@@ -135,11 +133,11 @@ def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, opti
 def _overlap(
     read: Records, name: str, examples: Sequence[Example], options: Options, words: Words
 ) -> tuple[dict[str, np.ndarray], Sequence[str | None]]:
-    """BLEU and ROUGE-L recall, each [E], NaN where nothing was generated; and the texts of the questions."""
+    """Return BLEU and ROUGE-L recall, each [E], NaN where nothing was generated, and the generated texts."""
     prompts = _prompts(examples)
     texts = read.generation(f"{name}/continuation").select(prompts).text if prompts else []
-    said = iter(texts)
-    mine = [None if e.question is None else next(said) for e in examples]
+    generated = iter(texts)
+    mine = [None if e.question is None else next(generated) for e in examples]
     answers = [e.answer for e in examples]
     return {
         "bleu": bleu(answers, mine, effective_order=options.effective_order),

@@ -1,19 +1,20 @@
-"""What a model can do in general: tasks of lm-evaluation-harness.
+"""General abilities of a model: tasks of lm-evaluation-harness.
 
-`general/<task>/<metric>` for every task or group, and `general/accuracy`, the mean over those that have one.
+Gives `general/<task>/<metric>` for every task or group, and `general/accuracy`, the mean over those with one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import field_validator, model_validator
 
 from eval import harness
 from eval.benchmark import Better, Metric, Result, Role, Sets
 from eval.judgement.aspects import of_targets, targets_over
+from unlearn.config import Section
 
 if TYPE_CHECKING:
     from eval.collection.live_model import Live
@@ -34,19 +35,20 @@ METRICS = {
     "general/*/*": Metric("as the task of lm-evaluation-harness defines it", unit=""),
 }  # fmt: skip
 
-# Accuracy as FLAT (arXiv 2410.11143) averages it, and the perplexity it shows beside it.
+# The tasks that FLAT (arXiv 2410.11143) averages, and the one whose perplexity it shows.
 _TASKS = (
     "boolq", "rte", "hellaswag", "winogrande", "arc_challenge", "arc_easy", "openbookqa", "piqa",
     "truthfulqa_mc1", "truthfulqa_mc2", "wikitext",
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Options:
-    """`fewshot`: None leaves each task its own number. `limit`: the first examples of each task.
+class Options(Section):
+    """Options of the benchmark.
 
-    `include_path`: a folder of task files, which go before the library's of the same names.
-    `chat_template`: whether questions are put as messages of a chat.
+    - `fewshot`: the number of examples before a question; None keeps each task's own.
+    - `limit`: how many examples of each task to use, from the first on.
+    - `include_path`: a folder of task files, which replace the library's of the same names.
+    - `chat_template`: ask questions as messages of a chat.
     """
 
     tasks: harness.Names = _TASKS
@@ -55,11 +57,17 @@ class Options:
     include_path: str | None = None
     chat_template: bool = False
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "tasks", tuple(dict.fromkeys(self.tasks)))
-        if not self.tasks:
-            raise ValueError("tasks=[]; name at least one task")
+    @field_validator("tasks")
+    @classmethod
+    def _distinct(cls, tasks: tuple[str, ...]) -> tuple[str, ...]:
+        if not tasks:
+            raise ValueError("name at least one task")
+        return tuple(dict.fromkeys(tasks))
+
+    @model_validator(mode="after")
+    def _fit(self) -> Options:
         harness.check_counts(self.fewshot, self.limit)
+        return self
 
 
 def check(options: Options) -> list[str]:

@@ -1,21 +1,22 @@
-"""LUME (arXiv 2502.15097) and SemEval-2025 Task 4: documents that are completed, questions about them.
+"""LUME (arXiv 2502.15097) and SemEval-2025 Task 4: complete documents, and answer questions about them.
 
-Three tasks (stories, invented biographies, real ones), in each set both kinds of group: `regurgitation`,
-ROUGE-L recall with stemmer of the greedy completion, and `knowledge`, the whole greedy answer being the true
-one but for case and surrounding space. Prompts are the inputs as they stand. On `forget` lower is forgetting.
+There are three tasks (stories, invented biographies, real ones). Each set has two groups per task:
+`regurgitation` is ROUGE-L recall (with stemmer) of the greedy completion, `knowledge` the share of greedy
+answers that equal the true one up to case and surrounding space. Prompts are the inputs unchanged. On
+`forget` lower is forgetting.
 
-The task aggregate is the harmonic mean of the twelve, those of `forget` as 1 − x; it needs both sets. The
-membership score 1 − 2·|AUC − ½| needs `member` and `nonmember`. The final score is the mean of these two and
-the accuracy on MMLU, which an evaluation of its own measures (`mmlu/accuracy`) and `Options.mmlu` takes.
+The task aggregate is the harmonic mean of the twelve scores, those of `forget` as 1 − x; it needs both sets.
+The membership score 1 − 2·|AUC − ½| needs `member` and `nonmember`. The final score is the mean of these two
+and the accuracy on MMLU, which another evaluation measures (`mmlu/accuracy`) and `Options.mmlu` takes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import model_validator
 
 from eval.benchmark import BenchmarkError, Better, Metric, Result, Role, Sets, without_words
 from eval.collection.records import Records
@@ -24,10 +25,11 @@ from eval.judgement.aspects import closeness_to_retain, of_targets, one_minus
 from eval.metrics.likelihood import aggregate, harmonic_mean, mean_nll, without_end
 from eval.metrics.mia import auc
 from eval.metrics.text import exact_match, rouge
-from eval.metrics.words import Choice, Words, check_choice, words_of
+from eval.metrics.words import Choice, Words, words_of
+from unlearn.config import Section
 from unlearn.data.example import Example
 
-# The documents that were trained on count as the forget set's.
+# The training documents have the role of the forget set.
 SETS: dict[str, Role] = {
     "forget_eval": "forget",
     "retain_eval": "retain",
@@ -76,14 +78,14 @@ _SCORED, _ATTACK = ("forget", "retain"), ("member", "nonmember")
 _METRICS = {"regurgitation": "rougeL_recall", "knowledge": "exact_match"}
 
 
-@dataclass(frozen=True)
-class Options:
-    """`mmlu` is an accuracy between 0 and 1; without it there is no final score. `words`: the tokenizer of
-    ROUGE (`eval.metrics.words`).
+class Options(Section):
+    """Options of the benchmark.
 
-    The official script gives answers to questions 256 new tokens too. Only a whole answer counts there, so a
-    limit above the longest true answer (some thirty tokens) finds the same matches and costs less where a
-    model runs on.
+    - `max_new_tokens`, `knowledge_tokens`: longest completions and answers. The official script has 256 for
+      both. Only a whole answer counts, so any limit above the longest true answer (about thirty tokens) finds
+      the same matches, and costs less where a model does not stop.
+    - `mmlu`: an accuracy between 0 and 1; without it there is no final score.
+    - `words`: the tokenizer of ROUGE (`eval.metrics.words`).
     """
 
     max_new_tokens: int = 256
@@ -91,17 +93,18 @@ class Options:
     mmlu: float | None = None
     words: Choice = "auto"
 
-    def __post_init__(self) -> None:
-        check_choice(self.words)
+    @model_validator(mode="after")
+    def _fit(self) -> Options:
         if self.mmlu is not None and not 0 <= self.mmlu <= 1:
             raise ValueError(f"mmlu={self.mmlu}: an accuracy is between 0 and 1")
+        return self
 
 
 def requests(sets: Sets, options: Options) -> list[Request]:
-    """`forget/regurgitation`, `forget/knowledge`, those of retain, and `<set>/document` for the attack."""
+    """Return `<set>/regurgitation`, `<set>/knowledge`, and `<set>/document` for the attack."""
     for name in sets:
         if name not in (*_SCORED, *_ATTACK):
-            raise BenchmarkError(f"lume knows no set {name!r}; it has: {', '.join((*_SCORED, *_ATTACK))}")
+            raise BenchmarkError(f"lume scores no set {name!r}; it has: {', '.join((*_SCORED, *_ATTACK))}")
     found: list[Request] = []
     limits = {"regurgitation": options.max_new_tokens, "knowledge": options.knowledge_tokens}
     for name in _SCORED:
@@ -114,7 +117,7 @@ def requests(sets: Sets, options: Options) -> list[Request]:
 
 
 def score(read: Records, retain: object, sets: Sets, options: Options) -> Result:
-    """Metrics by task, and the aggregates of which all parts are there; no retain model enters."""
+    """Return metrics by task, and the aggregates of which all parts exist; the retain model is not used."""
     metrics: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
@@ -149,7 +152,7 @@ def score(read: Records, retain: object, sets: Sets, options: Options) -> Result
 def _values(
     read: Records, name: str, examples: Sequence[Example], words: Words
 ) -> tuple[np.ndarray, list[str | None]]:
-    """Each example's score by the metric of its kind, NaN where there is no text, and the texts."""
+    """Return each example's score by the metric of its kind, NaN where there is no text, and the texts."""
     found: dict[str, tuple[float, str | None]] = {}
     for kind in _METRICS:
         if not (asked := _of_kind(examples, kind)):
@@ -164,7 +167,7 @@ def _values(
 
 
 def _set_metrics(name: str, examples: Sequence[Example], values: np.ndarray) -> dict[str, float]:
-    """By group, and by kind over all tasks."""
+    """Return the metrics of each group, and of each kind over all tasks."""
     metrics: dict[str, float] = {}
     for wanted in (*GROUPS, *_METRICS):
         where = np.array([wanted in (_group(e), _kind(e)) for e in examples], dtype=bool)
@@ -190,7 +193,7 @@ def _lacking(sets: Sets) -> list[str]:
 
 def _document_nll(read: Records, name: str, examples: Sequence[Example]) -> np.ndarray:
     told = read.likelihood(f"{name}/document").select(_documents(examples))
-    # The official loss is that of the document's own tokens; no end token follows them there.
+    # The official loss is of the document's own tokens, without an end token.
     return mean_nll(without_end(told.logp, told.ended))
 
 

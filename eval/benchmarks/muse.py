@@ -1,25 +1,30 @@
-"""MUSE (arXiv 2407.06460): whether a corpus is still known by heart, by content, by its traces.
+"""MUSE (arXiv 2407.06460): memory of a corpus verbatim, of its content, and of membership in it.
 
-`muse/forget/verbmem`: ROUGE-L F1 of the greedy continuation of a passage against as many tokens of the true
-one. `muse/forget/knowmem`, `muse/retain/knowmem`: ROUGE-L F1 of short answers to questions, after a few
-examples. Both from 0 to 1, where the paper has percent. On `forget` lower is forgetting.
-`muse/mia/min_k_auc`: how well Min-K% tells forget from holdout texts (`eval.metrics.mia`); 1: remembered.
-`muse/privleak`: that AUC against the retain model's; 0 is wanted, −100: all remembered, above 0: overdone.
+- `muse/forget/verbmem`: ROUGE-L F1 of the greedy continuation of a passage against as many tokens of the true
+  one.
+- `muse/forget/knowmem`, `muse/retain/knowmem`: ROUGE-L F1 of short answers to questions, after a few
+  examples.
+- `muse/mia/min_k_auc`: how well Min-K% separates forget and holdout texts (`eval.metrics.mia`); 1:
+  remembered.
+- `muse/privleak`: that AUC relative to the retain model's; best 0, −100: all remembered, above 0:
+  over-unlearned.
 
-Where this differs from the released code: prompts end in `Answer:` without a space, which most tokenizers
-make part of the answer's first token; white space that begins an answer is dropped before its end is looked
-for; texts are cut at `dataset.max_length`, and the end token that follows the others takes no part in Min-K%.
-The dataset's `privleak_retain` is in no metric.
+ROUGE is from 0 to 1, in the paper in percent. On `forget` lower is forgetting.
+
+Differences from the released code: prompts end in `Answer:` without a space, which most tokenizers make part
+of the answer's first token; leading white space of an answer is dropped before its end is searched; texts are
+cut at `dataset.max_length`, and the end token is not part of Min-K%. No metric uses the dataset's
+`privleak_retain`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from pydantic import model_validator
 
 from eval.benchmark import BenchmarkError, Better, Metric, Result, Role, Sets, question_of, without_words
 from eval.collection.records import GenerationRecords, Records
@@ -28,7 +33,8 @@ from eval.judgement.aspects import closeness_to_retain, of_targets, one_minus, p
 from eval.metrics import mia
 from eval.metrics.likelihood import aggregate, without_end
 from eval.metrics.text import MUSE_STOPS, cut_at, rouge
-from eval.metrics.words import Choice, check_choice, words_of
+from eval.metrics.words import Choice, words_of
+from unlearn.config import Section
 from unlearn.data.example import Example
 
 if TYPE_CHECKING:
@@ -67,23 +73,24 @@ METRICS = {
     ),
 }  # fmt: skip
 RETRAINED = {"news": 1 - 0.4772, "books": 1 - 0.5393}
-"""AUCs of the published retrained models, 1: remembered; the released code counts the other way round."""
+"""AUCs of the published retrained models, 1: remembered; the released code has 1 − AUC."""
 
 _KNOWMEM = {"knowmem_forget": "muse/forget/knowmem", "knowmem_retain": "muse/retain/knowmem"}
 _PRIVLEAK = ("privleak_forget", "privleak_holdout")
 
 
-@dataclass(frozen=True)
-class Options:
-    """`verbmem_tokens`, `knowmem_tokens`: longest answers, and of how much of the true passage is compared.
+class Options(Section):
+    """Options of the benchmark.
 
-    `icl`: how many examples stand before a question; None: all there are. `stemmer`: the released code has
-    none, hence the default; OpenUnlearning's figures are with one. `words`: the tokenizer of ROUGE
-    (`eval.metrics.words`). `k`: share of the tokens of Min-K%.
-
-    `retain_auc` is what `muse/privleak` compares with: `news` or `books` for the published retrained model,
-    or an AUC, 1: remembered. None is the AUC of the run's own retain model; there is no privleak without it,
-    since ½ is no model's and the published ones belong to one model and corpus.
+    - `verbmem_tokens`, `knowmem_tokens`: longest answers; `verbmem_tokens` is also compared of the true
+      passage.
+    - `icl`: the number of examples before a question; None: all that the data has.
+    - `stemmer`: the released code has none, so it is off; OpenUnlearning's figures use one.
+    - `words`: the tokenizer of ROUGE (`eval.metrics.words`).
+    - `k`: share of the tokens in Min-K%.
+    - `retain_auc`: what `muse/privleak` compares with. `news` or `books` are the published retrained models;
+      a number is an AUC, 1: remembered. None is the AUC of the run's retain model, without which there is no
+      privleak: no model has ½ by definition, and the published ones belong to one model and corpus.
     """
 
     verbmem_tokens: int = 128
@@ -94,8 +101,8 @@ class Options:
     k: float = 0.4
     retain_auc: Literal["news", "books"] | float | None = None
 
-    def __post_init__(self) -> None:
-        check_choice(self.words)
+    @model_validator(mode="after")
+    def _fit(self) -> Options:
         if self.icl is not None and self.icl < 0:
             raise ValueError(f"icl={self.icl}: a number of examples is 0 or more")
         if not 0 < self.k <= 1:
@@ -104,10 +111,11 @@ class Options:
         known = own in RETRAINED if isinstance(own, str) else own is None or 0 <= own <= 1
         if not known:
             raise ValueError(f"retain_auc={own}: give news, books or an AUC between 0 and 1")
+        return self
 
 
 def requests(sets: Sets, options: Options) -> list[Request]:
-    """`verbmem`, `knowmem_forget`, `knowmem_retain`, and both `privleak` sets where there are both."""
+    """Return `verbmem`, `knowmem_forget`, `knowmem_retain`, and the `privleak` sets if there are both."""
     found: list[Request] = []
     if "verbmem" in sets:
         found.append(Generation("verbmem", _passages(sets["verbmem"]), options.verbmem_tokens, raw=True))
@@ -120,7 +128,7 @@ def requests(sets: Sets, options: Options) -> list[Request]:
 
 
 def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, options: Options) -> Result:
-    """Metrics of the sets there are, and rows of all but the examples before questions."""
+    """Return metrics and rows of all sets, but no rows of the few-shot examples."""
     metrics: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
     words = {
@@ -160,7 +168,7 @@ def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, opti
 def _retain_auc(
     retain: Records | PublishedLog | None, sets: Sets, options: Options
 ) -> tuple[float, list[str]]:
-    """What privleak compares with, or NaN and why there is nothing."""
+    """Return the AUC that privleak compares with, or NaN and the reason."""
     if isinstance(options.retain_auc, str):
         return RETRAINED[options.retain_auc], []
     if options.retain_auc is not None:
@@ -210,6 +218,6 @@ def _generated(
 
 
 def _row(name: str, example: Example) -> dict[str, Any]:
-    # One schema for all rows: a table takes its columns from the first.
+    # All rows have the same columns: a table takes them from the first.
     blank = {"question": None, "answer": None, "generation": None, "rougeL_f1": math.nan, "min_k": math.nan}
     return {"set": name, "id": example.id, **blank}

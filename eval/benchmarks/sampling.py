@@ -1,24 +1,24 @@
-"""What leaks when a forget question is asked again and again: answers sampled at a temperature.
+"""Sample several answers to each forget question, to see whether one of them leaks the true answer.
 
-Greedy text shows one answer of a distribution; a secret that is the second likeliest answer comes out soon
-enough. Here each question is answered `samples` times. A sample leaks if its ROUGE-L recall of the true
-answer reaches `threshold`, and `leakage_at_k` is the chance that at least one of k samples does, by the
-unbiased estimate of pass@k (arXiv 2107.03374, §2.1) and with an interval over the examples. Lower is
-forgetting. (After the probabilistic evaluation of arXiv 2410.03523 and Leak@k, arXiv 2511.04934, which
-scores the expected best of k samples: `rougeL_recall_max_at_k`.)
+Greedy decoding shows one answer of a distribution; a secret that is the second likeliest appears after a few
+samples. Each question is answered `samples` times. A sample leaks if its ROUGE-L recall of the true answer
+reaches `threshold`. `leakage_at_k` is the chance that at least one of k samples leaks, by the unbiased
+estimate of pass@k (arXiv 2107.03374, §2.1), with an interval over the examples. Lower is forgetting. (After
+the probabilistic evaluation of arXiv 2410.03523 and Leak@k, arXiv 2511.04934, which scores the expected best
+of k samples: `rougeL_recall_max_at_k`.)
 
-What a retain model guesses is no leak: compare with the same evaluation of one.
+Correct guesses of a retain model are no leaks: compare with the same evaluation of one.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+from pydantic import model_validator
 
 from eval.benchmark import BenchmarkError, Better, Metric, Result, Role, Sets, question_of, without_words
 from eval.collection.records import Records
@@ -26,7 +26,8 @@ from eval.collection.requests import Generation, Prompt, Request
 from eval.judgement.aspects import more_tries
 from eval.metrics.likelihood import aggregate, mean
 from eval.metrics.text import rouge
-from eval.metrics.words import Choice, Words, check_choice, words_of
+from eval.metrics.words import Choice, Words, words_of
+from unlearn.config import Section
 from unlearn.data.example import Example
 
 SETS: dict[str, Role] = {"forget_eval": "forget"}
@@ -43,30 +44,30 @@ METRICS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Options:
-    """`ks` are the numbers of tries that are reported, `level` the coverage of the intervals.
+class Options(Section):
+    """Options of the benchmark.
 
-    A threshold of 0.8 parts knowledge from guesses: in TOFU's published logs of phi-1.5 (forget10, greedy) it
-    is reached by 85 % of the full model's answers and 3 % of the retain model's, whose words are often
-    those of the question; 0.5 by 94 % and 30 %, and 1 by 73 % and 0.3 %, since knowing need not be verbatim.
-    Recall needs room: `max_new_tokens` is above the longest answers of TOFU (some hundred tokens).
-
-    `words`: the tokenizer of ROUGE (`eval.metrics.words`).
+    - `ks`: the numbers of samples that are reported.
+    - `level`: the coverage of the intervals.
+    - `threshold`: 0.8 separates knowledge from guesses. In TOFU's published logs of phi-1.5 (forget10,
+      greedy) 85 % of the full model's answers reach it, and 3 % of the retain model's, which often repeat
+      words of the question. 0.5 is reached by 94 % and 30 %; 1 by 73 % and 0.3 %, since an answer can be
+      right without being verbatim.
+    - `max_new_tokens`: above the longest answers of TOFU (about a hundred tokens), as recall requires.
+    - `words`: the tokenizer of ROUGE (`eval.metrics.words`).
     """
 
     samples: int = 16
     temperature: float = 1.0
     max_new_tokens: int = 128
     seed: int = 0
-    ks: Sequence[int] = (1, 4, 16)
+    ks: tuple[int, ...] = (1, 4, 16)
     threshold: float = 0.8
     level: float = 0.95
     words: Choice = "auto"
 
-    def __post_init__(self) -> None:
-        check_choice(self.words)
-        object.__setattr__(self, "ks", tuple(self.ks))
+    @model_validator(mode="after")
+    def _fit(self) -> Options:
         if not self.ks or not all(1 <= k <= self.samples for k in self.ks):
             raise ValueError(f"ks={list(self.ks)}: each is at least 1 and at most samples={self.samples}")
         if self.temperature <= 0:
@@ -75,15 +76,16 @@ class Options:
             raise ValueError(
                 f"threshold={self.threshold}, level={self.level}: give 0 < threshold ≤ 1 and 0 < level < 1"
             )
+        return self
 
 
 def requests(sets: Sets, options: Options) -> list[Request]:
-    """`<set>/samples`."""
+    """Return `<set>/samples`."""
     return [_request(name, examples, options) for name, examples in sets.items()]
 
 
 def score(read: Records, retain: object, sets: Sets, options: Options) -> Result:
-    """Metrics and per-example rows; a row's `generation` is its sample of highest recall."""
+    """Return metrics and rows per example; a row's `generation` is its sample of highest recall."""
     metrics: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
     problems: list[str] = []
@@ -111,9 +113,9 @@ def score(read: Records, retain: object, sets: Sets, options: Options) -> Result
 
 
 def example_scores(recall: np.ndarray, threshold: float, ks: Sequence[int]) -> dict[str, np.ndarray]:
-    """Per example, [E], from the recall of its samples, [E, samples], NaN where one could not be measured."""
+    """Return scores [E] of each example from the recall [E, samples] of its samples, NaN where unmeasured."""
     measured = [row[~np.isnan(row)] for row in recall]
-    # Recall is a ratio of counts: without the margin 0.8 of five words would hang on rounding.
+    # Recall is a ratio of counts: without the margin, rounding would decide 0.8 of five words.
     leaks = [int((row >= threshold - 1e-9).sum()) for row in measured]
     found = {"rougeL_recall": np.array([mean(row) for row in measured])}
     for k in ks:
@@ -124,7 +126,7 @@ def example_scores(recall: np.ndarray, threshold: float, ks: Sequence[int]) -> d
 
 
 def any_leaks(leaks: int, samples: int, k: int) -> float:
-    """1 − C(n − c, k)/C(n, k): the chance that k of n samples, c of which leak, hold one that leaks.
+    """Return 1 − C(n − c, k)/C(n, k), the chance that k of n samples, c of which leak, include a leak.
 
     Unbiased for the chance that at least one of k new samples leaks, which 1 − (1 − c/n)^k is not. NaN for
     k > n.
@@ -135,9 +137,9 @@ def any_leaks(leaks: int, samples: int, k: int) -> float:
 
 
 def expected_max(values: np.ndarray, k: int) -> float:
-    """Mean of the largest over all choices of k values: Σ_i C(i − 1, k − 1)·x_(i) / C(n, k), x ascending.
+    """Return the mean largest of all choices of k values: Σ_i C(i − 1, k − 1)·x_(i) / C(n, k), x ascending.
 
-    Unbiased for the expected largest of k new ones. NaN for k > n.
+    Unbiased for the expected largest of k new values. NaN for k > n.
     """
     if k > len(values):
         return math.nan
@@ -146,10 +148,10 @@ def expected_max(values: np.ndarray, k: int) -> float:
 
 
 def interval(value: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval for the mean of n values in [0, 1], examples being the sample; NaN for none.
+    """Return Wilson's score interval for the mean over n examples of values in [0, 1]; NaN for none.
 
-    Exact in kind for zeros and ones. Values in between vary less than p(1 − p), so there it is on the safe
-    side. Unlike resampling it does not shrink to nothing when no example leaks.
+    It is for values of 0 and 1. Values in between vary less than p(1 − p), so it is conservative for them.
+    Unlike a bootstrap interval it has a width when no example leaks.
     """
     if not n or math.isnan(value):
         return math.nan, math.nan
@@ -161,7 +163,7 @@ def interval(value: float, n: int, level: float = 0.95) -> tuple[float, float]:
 
 def _request(name: str, examples: Sequence[Example], options: Options) -> Generation:
     if name not in (known := [each.removesuffix("_eval") for each in SETS]):
-        raise BenchmarkError(f"sampling knows no set {name!r}; it has: {', '.join(known)}")
+        raise BenchmarkError(f"sampling scores no set {name!r}; it has: {', '.join(known)}")
     return Generation(
         f"{name}/samples",
         tuple(Prompt(e.id, question_of(e, "sampling")) for e in examples),

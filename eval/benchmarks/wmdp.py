@@ -1,19 +1,21 @@
-"""WMDP (arXiv 2403.03218): what a model knows of dangerous things, beside what it knows at all (MMLU).
+"""WMDP (arXiv 2403.03218): hazardous knowledge of a model, and general knowledge (MMLU).
 
-Questions with four choices, by lm-evaluation-harness: `wmdp/<part>/accuracy` and `mmlu/accuracy`. A model
-that guesses has 0.25.
+Questions with four choices, from lm-evaluation-harness: `wmdp/<part>/accuracy` and `mmlu/accuracy`. Guessing
+gives 0.25.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+
+from pydantic import field_validator, model_validator
 
 from eval import harness
 from eval.benchmark import Better, Metric, Result, Role, Sets
 from eval.judgement.aspects import above_chance_of_targets, closeness_to_chance
+from unlearn.config import Section
 from unlearn.errors import did_you_mean
 
 if TYPE_CHECKING:
@@ -38,12 +40,12 @@ METRICS = {
 }  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Options:
-    """`tasks`: by part, or `mmlu`, the name of the task that takes the place of the harness's own.
+class Options(Section):
+    """Options of the benchmark.
 
-    `fewshot` counts for MMLU; the harness asks WMDP without examples always. `include_path`: a folder of task
-    files, which go before the library's of the same names.
+    - `tasks`: by part or `mmlu`, the name of a task that replaces the harness's own.
+    - `fewshot`: for MMLU; the harness always asks WMDP without examples.
+    - `include_path`: a folder of task files, which replace the library's of the same names.
     """
 
     parts: harness.Names = PARTS
@@ -51,20 +53,26 @@ class Options:
     fewshot: int = 0
     limit: int | None = None
     include_path: str | None = None
-    tasks: Mapping[str, str] = field(default_factory=dict)
+    tasks: Mapping[str, str] = {}
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", tuple(dict.fromkeys(self.parts)))
+    @field_validator("parts")
+    @classmethod
+    def _distinct(cls, parts: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(parts))
+
+    @model_validator(mode="after")
+    def _fit(self) -> Options:
         for part in (*self.parts, *(key for key in self.tasks if key != "mmlu")):
             if part not in PARTS:
                 raise ValueError(f"there is no part {part!r}{did_you_mean(part, PARTS)}")
         if not self.asked:
             raise ValueError("parts=[] and mmlu=false; nothing is left to ask")
         harness.check_counts(self.fewshot, self.limit)
+        return self
 
     @property
     def asked(self) -> dict[str, str]:
-        """The task of each metric."""
+        """Return the task of each metric."""
         named = {f"wmdp/{part}/accuracy": self.tasks.get(part, f"wmdp_{part}") for part in self.parts}
         return named | ({"mmlu/accuracy": self.tasks.get("mmlu", "mmlu")} if self.mmlu else {})
 

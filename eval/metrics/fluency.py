@@ -1,6 +1,6 @@
-"""Whether generated text is still language; per example, [E], and no true answer needed.
+"""Metrics of generated text without a true answer, per example, [E]: is it still language?
 
-A model that forgot by breaking writes gibberish or repeats itself. NaN means "could not be measured".
+A model that was broken by unlearning writes gibberish or repeats itself. NaN means "could not be measured".
 """
 
 from __future__ import annotations
@@ -27,14 +27,17 @@ Classifier: TypeAlias = Callable[[Sequence[str]], np.ndarray]
 
 
 class DetectorError(UserError):
-    """The gibberish detector cannot be had or is none; the message names it and the mend."""
+    """The gibberish detector cannot be loaded or is none; the message names it and what to do."""
 
 
 def fluency(texts: Sequence[str], classifier: Classifier) -> np.ndarray:
-    """P(clean) of each text; 1: reads like language. (OpenUnlearning's fluency, arXiv 2506.12618.)
+    """Return P(clean) of each text; 1: reads like language. (OpenUnlearning's fluency, arXiv 2506.12618.)
 
-    Each distinct text is classified once: a model that collapsed says the same to every question.
-    An empty text gets what the classifier says of it, as it does in published figures.
+    Each distinct text is classified once: a model that collapsed gives many equal answers. An empty text is
+    classified too, as in published figures.
+
+    Raises:
+        ValueError: the classifier does not return one value for each text.
     """
     place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     if not place:
@@ -47,7 +50,7 @@ def fluency(texts: Sequence[str], classifier: Classifier) -> np.ndarray:
 
 @dataclass(frozen=True)
 class GibberishDetector:
-    """P(clean) of texts under a sequence classifier; `clean` is the index of that label."""
+    """A sequence classifier that gives P(clean) of texts; `clean` is the index of that label."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -77,14 +80,14 @@ class GibberishDetector:
 def gibberish_detector(
     path_or_hub_id: str = GIBBERISH_DETECTOR, device: str | torch.device | None = None
 ) -> GibberishDetector:
-    """The classifier in a folder or on the hub, in fp32; texts are cut at 512 tokens or what it can read.
+    """Load a classifier from a folder or the hub, in fp32; texts are cut at 512 tokens or its own limit.
 
-    device: by default a GPU, where there is one.
+    device: by default a GPU if there is one.
 
     Raises:
-        DetectorError: it cannot be had, has no safetensors weights, or has no label "clean".
+        DetectorError: it cannot be loaded, has no safetensors weights, or has no label "clean".
     """
-    # The metrics beside it need neither, and importing them takes seconds.
+    # The other metrics need neither, and importing them takes seconds.
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -95,7 +98,7 @@ def gibberish_detector(
         model = AutoModelForSequenceClassification.from_pretrained(
             path_or_hub_id, use_safetensors=True, dtype=torch.float32
         )
-    except Exception as error:  # of libraries that raise anything from OSError to errors of their own
+    except Exception as error:  # the libraries raise anything from OSError to their own errors
         raise DetectorError(
             f"gibberish detector {path_or_hub_id}: it cannot be loaded ({error}). Give the folder or the hub "
             "id of a sequence classifier with safetensors weights and its tokenizer"
@@ -113,10 +116,13 @@ def gibberish_detector(
 
 
 def distinct(texts: Sequence[str], n: int = 4) -> np.ndarray:
-    """Share of a text's n-grams of words that are distinct; 1: nothing repeats, → 0: a loop.
+    """Return the share of distinct word n-grams in each text; 1: nothing repeats, → 0: a loop.
 
-    Words are what stands between white space, and the characters of scripts without spaces
-    (`word_spans`); case counts. NaN for a text of fewer than n words.
+    Words are separated by white space; in scripts without spaces each character is one (`word_spans`). Case
+    counts. NaN for a text of fewer than n words.
+
+    Raises:
+        ValueError: n is below 1.
     """
     if n < 1:
         raise ValueError(f"distinct: n={n}; it must be ≥ 1")

@@ -1,14 +1,14 @@
-"""Membership inference: can the forget set be told from a holdout set that no model ever saw?
+"""Membership inference: distinguish the forget set from a holdout set that no model has seen.
 
 An attack gives each example a score like a loss, [E]: the lower, the more likely the model was trained on it.
 NaN means "could not be measured": an example without a token.
 
-AUC → 1: forget examples score below holdout ones, they are remembered; ½: told apart by chance; → 0: they
-score above, so that what was done to them shows. A retain model need not be at ½, since the two sets may
-differ by themselves: compare with its AUC (`privleak`, `closeness`).
+AUC → 1: forget examples score below holdout ones, so they are remembered; ½: chance; → 0: they score above,
+so unlearning is visible. The retain model need not be at ½, since the two sets may differ by themselves:
+compare with its AUC (`privleak`, `closeness`).
 
-As OpenUnlearning counts them, the mean NLL of `loss`, `zlib_entropy` and `reference` includes an answer's end
-token, while Min-K and Min-K++ are without it: give these `likelihood.without_end` of the records.
+As in OpenUnlearning, the mean NLL of `loss`, `zlib_entropy` and `reference` includes an answer's end token,
+and Min-K and Min-K++ do not: give these `likelihood.without_end` of the records.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ FALSE_POSITIVE_RATES = (0.01, 0.05, 0.1)
 
 
 def loss(logp: Ragged) -> np.ndarray:
-    """Mean NLL per token. (Yeom et al., arXiv 1709.01604.)"""
+    """Return the mean NLL per token. (Yeom et al., arXiv 1709.01604.)"""
     return mean_nll(logp)
 
 
 def zlib_entropy(logp: Ragged, texts: Sequence[str]) -> np.ndarray:
-    """Mean NLL ÷ bytes of the zlib-compressed text: a loss low for how much there is in the text.
+    """Return mean NLL ÷ bytes of the zlib-compressed text: a loss relative to the information in the text.
 
-    `texts` holds what `logp` is the log-probability of. NaN for an empty text.
+    `texts` are those that `logp` scores. NaN for an empty text.
     (Carlini et al., arXiv 2012.07805, §5.2, with the mean of the released attacks in place of the sum.)
     """
     if len(texts) != len(logp):
@@ -44,7 +44,7 @@ def zlib_entropy(logp: Ragged, texts: Sequence[str]) -> np.ndarray:
 
 
 def min_k(logp: Ragged, k: float = 0.4) -> np.ndarray:
-    """−mean of the max(1, ⌊k·n⌋) lowest of n token log-probabilities. (Min-K%, arXiv 2310.16789.)"""
+    """Return −mean of the max(1, ⌊k·n⌋) lowest of n token log-probabilities. (Min-K%, arXiv 2310.16789.)"""
     return -_mean_of_lowest(logp, k)
 
 
@@ -64,14 +64,15 @@ def min_k_plus_plus(logp: Ragged, mean: Ragged, variance: Ragged, k: float = 0.4
 
 
 def reference(nll: np.ndarray, reference_nll: np.ndarray) -> np.ndarray:
-    """NLL − NLL of another model: what is hard for both is no sign. (Carlini et al., arXiv 2012.07805.)"""
+    """Return NLL − NLL of another model, to correct for difficulty. (Carlini et al., arXiv 2012.07805.)"""
     return nll - reference_nll
 
 
 def auc(forget: np.ndarray, holdout: np.ndarray) -> float:
-    """Probability that a holdout score exceeds a forget score, ties counted ½; 1: remembered.
+    """Return the probability that a holdout score exceeds a forget score, ties counted ½; 1: remembered.
 
-    The ROC AUC of label 0 for forget and 1 for holdout. NaN scores are left out; NaN without any of a class.
+    This is the ROC AUC of label 0 for forget and 1 for holdout. NaN scores are left out; NaN if a class has
+    none.
     """
     ours, theirs = np.sort(_measured(forget)), _measured(holdout)
     if not len(ours) or not len(theirs):
@@ -81,17 +82,20 @@ def auc(forget: np.ndarray, holdout: np.ndarray) -> float:
 
 
 def tpr_at_fpr(forget: np.ndarray, holdout: np.ndarray, fpr: float) -> float:
-    """Largest share of forget examples with score ≤ t while at most a share `fpr` of the holdout has.
+    """Return the largest share of forget scores ≤ t, where at most a share `fpr` of holdout scores is.
 
-    The threshold t is free, so this is a step of the ROC curve and no interpolation: with fewer than 1/fpr
-    holdout examples none of them may be taken for a member. NaN as in `auc`.
+    The threshold t is free, so this is a step of the ROC curve, without interpolation: with fewer than 1/fpr
+    holdout examples none of them may count as a member. NaN as in `auc`.
+
+    Raises:
+        ValueError: `fpr` is not between 0 and 1.
     """
     if not 0 <= fpr <= 1:
         raise ValueError(f"fpr={fpr}: a false-positive rate is between 0 and 1")
     ours, theirs = _measured(forget), np.sort(_measured(holdout))
     if not len(ours) or not len(theirs):
         return math.nan
-    # Divided, not multiplied: 29/100 is the float 0.29, but 0.29·100 is below 29.
+    # Divide, do not multiply: 29/100 is the float 0.29, but 0.29·100 is below 29.
     spared = int(np.count_nonzero(np.arange(1, len(theirs) + 1) / len(theirs) <= fpr))
     return 1.0 if spared == len(theirs) else float(np.mean(ours < theirs[spared]))
 
@@ -99,10 +103,13 @@ def tpr_at_fpr(forget: np.ndarray, holdout: np.ndarray, fpr: float) -> float:
 def bootstrap_interval(
     forget: np.ndarray, holdout: np.ndarray, *, level: float = 0.95, resamples: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile interval of the AUC; each class is resampled by itself. NaN as in `auc`.
+    """Return a percentile interval of the AUC; each class is resampled separately. NaN as in `auc`.
 
-    Of classes that lie wholly apart every resample has the same AUC, so that the interval has no width;
-    it is then too narrow.
+    Where the classes do not overlap, all resamples have the same AUC, and the interval of width 0 is too
+    narrow.
+
+    Raises:
+        ValueError: a level outside 0 to 1, or no resamples.
     """
     if not 0 < level < 1 or resamples < 1:
         raise ValueError(f"level={level}, resamples={resamples}: give 0 < level < 1 and resamples ≥ 1")
@@ -113,7 +120,7 @@ def bootstrap_interval(
     starts = len(ours) * np.arange(resamples)[:, None]
     places = draw.integers(len(ours), size=(resamples, len(ours))) + starts
     times = np.bincount(places.ravel(), minlength=resamples * len(ours)).reshape(resamples, -1)
-    # [R, F + 1]: how many drawn forget scores there are among the lowest 0 … F of the sample.
+    # [R, F + 1]: number of drawn forget scores among the lowest 0 … F of the sample.
     ranks = np.pad(np.cumsum(times, axis=1), ((0, 0), (1, 0)))
     drawn = draw.integers(len(theirs), size=(resamples, len(theirs)))
     twice = np.zeros(resamples)
@@ -140,7 +147,7 @@ class Attack:
 
 
 def attack(forget: np.ndarray, holdout: np.ndarray) -> Attack:
-    """All that the scores of one attack tell."""
+    """Return the AUC of one attack with its interval, and the true-positive rates."""
     low, high = bootstrap_interval(forget, holdout)
     return Attack(
         auc=auc(forget, holdout),
@@ -153,14 +160,14 @@ def attack(forget: np.ndarray, holdout: np.ndarray) -> Attack:
 
 
 def privleak(auc: float, retain_auc: float) -> float:
-    """100·(s − r)/r with s = 1 − `auc` and r = 1 − `retain_auc`, in percent; 0: as the retain model.
+    """Return 100·(s − r)/r with s = 1 − `auc` and r = 1 − `retain_auc`, in percent; 0: like the retain model.
 
     Both arguments are AUCs of this module, 1: remembered. s and r are the AUCs of MUSE (arXiv 2407.06460,
-    PrivLeak), which is the probability that a *forget* score exceeds a holdout one, 0: remembered. −100 is
-    the model that remembers everything; above 0, over-unlearned. MUSE takes it of Min-K with k = 0.4 and
-    gives r for its retrained models: 0.4772 (News), 0.5393 (Books).
+    PrivLeak): the probability that a *forget* score exceeds a holdout one, 0: remembered. −100 is a model
+    that remembers everything; above 0, over-unlearned. MUSE uses Min-K with k = 0.4 and gives r for its
+    retrained models: 0.4772 (News), 0.5393 (Books).
 
-    NaN for r = 0: the retain model tells the sets apart without fail, and the ratio has no value.
+    NaN for r = 0: the retain model distinguishes the sets perfectly, and the ratio has no value.
     (OpenUnlearning divides by r + 1e-10 and gives up to 10¹² there.)
     """
     unlearned, retained = 1 - auc, 1 - retain_auc
@@ -168,10 +175,10 @@ def privleak(auc: float, retain_auc: float) -> float:
 
 
 def closeness(auc: float, retain_auc: float) -> float:
-    """10^(−|Δ|/0.6) of the difference of two AUCs; 1: the retain model's, 0.1: 0.6 away.
+    """Return 10^(−|Δ|/0.6) of the difference of two AUCs; 1: equal to the retain model's, 0.1: 0.6 away.
 
-    A guess by third parties at the unpublished form of the privacy score of OpenUnlearning's paper, fitted
-    to what it gives the target. Values do not compare with that paper's tables.
+    The form of the privacy score in OpenUnlearning's paper is unpublished; this is a guess by third parties,
+    fitted to its value for the target. Values do not compare with that paper's tables.
     """
     return math.exp(-math.log(10) / 0.6 * abs(auc - retain_auc))
 

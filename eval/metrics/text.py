@@ -1,4 +1,4 @@
-"""Metrics of generated text against the true answer; pure functions, one value per example, [E].
+"""Metrics of generated text and its true answer; pure functions, one value per example, [E].
 
 On forget data, lower is forgetting. NaN means "could not be measured". An empty generation is a measured 0.
 """
@@ -14,18 +14,18 @@ import numpy as np
 
 from eval.metrics.words import Words, isolated, words_of
 
-# They take seconds to import, which the checks of a configuration need not wait for.
+# They take seconds to import, and the checks of a configuration do not need them.
 if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import BLEU
 
-# Where an answer to the knowledge questions of MUSE ends.
+# Ends of an answer to the knowledge questions of MUSE.
 MUSE_STOPS = ("\n\n", "\nQuestion", "Question:")
 
 
 @dataclass(frozen=True)
 class Rouge:
-    """Overlap of words, each [E], from 0 to 1."""
+    """Overlap of words, each array [E], from 0 to 1."""
 
     rouge1_recall: np.ndarray
     rouge1_f1: np.ndarray
@@ -34,7 +34,7 @@ class Rouge:
 
 
 Texts: TypeAlias = Sequence[str | None]
-"""None where there is none; a metric is NaN there."""
+"""None where a text is missing; a metric is NaN there."""
 
 
 def rouge(answers: Texts, generations: Texts, words: Words | None = None) -> Rouge:
@@ -49,10 +49,10 @@ def rouge(answers: Texts, generations: Texts, words: Words | None = None) -> Rou
 
 
 def bleu(answers: Texts, generations: Texts, *, effective_order: bool = True) -> np.ndarray:
-    """BLEU of each single text as sacrebleu computes it, from 0 to 100 as published tables have it.
+    """Compute BLEU of each single text with sacrebleu, from 0 to 100 as in published tables.
 
-    Its defaults hold: tokenizer 13a, n-grams up to 4, exponential smoothing. Characters of scripts without
-    spaces are put apart first, as sacrebleu's `zh` does for Chinese. `effective_order` is the default of its
+    With its defaults: tokenizer 13a, n-grams up to 4, exponential smoothing. Characters of scripts without
+    spaces are separated first, as sacrebleu's `zh` does for Chinese. `effective_order` is the default of its
     `sentence_bleu`: a generation of fewer than four tokens is scored by the n-grams it has. FLAT's released
     evaluation (arXiv 2410.11143) calls `corpus_bleu` on single texts, which is False here and gives such
     generations 0. NaN where the true answer has no token.
@@ -63,7 +63,7 @@ def bleu(answers: Texts, generations: Texts, *, effective_order: bool = True) ->
 
 
 def exact_match(answers: Texts, generations: Texts) -> np.ndarray:
-    """1 where both are the same but for case and surrounding space, else 0. NaN for an empty true answer.
+    """Return 1 where both are equal up to case and surrounding space, else 0; NaN for an empty true answer.
 
     The knowledge score of LUME and of SemEval-2025 Task 4.
     """
@@ -74,9 +74,12 @@ def exact_match(answers: Texts, generations: Texts) -> np.ndarray:
 
 
 def cut_at(texts: Sequence[str], stops: Sequence[str]) -> list[str]:
-    """Each text up to the first place where any of `stops` begins; whole where none does.
+    """Return each text up to the first of `stops` in it; the whole text without any.
 
-    For answers to few-shot prompts, which run on to questions of their own.
+    For answers to few-shot prompts, after which models write further questions.
+
+    Raises:
+        ValueError: a stop is empty.
     """
     if not all(stops):
         raise ValueError(f"cut_at: the stops {list(stops)!r} hold an empty string, which is everywhere")
@@ -84,7 +87,7 @@ def cut_at(texts: Sequence[str], stops: Sequence[str]) -> list[str]:
 
 
 def _compared(answers: Texts, generations: Texts) -> list[tuple[str, str]]:
-    """Pairs of texts; where one is not there the true answer is empty, which no metric measures."""
+    """Return pairs of texts, with an empty true answer where one is missing: metrics give NaN for it."""
     pairs = zip(answers, generations, strict=True)
     return [("", "") if answer is None or text is None else (answer, text) for answer, text in pairs]
 

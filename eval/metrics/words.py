@@ -1,9 +1,9 @@
-"""Split text into words, by one rule for each set of true answers.
+"""Split text into words, by one tokenizer for each set of true answers.
 
-`rouge-score`: the tokenizer of the package of that name, which published figures rest on. It knows the
-letters a–z and digits only: it cuts `Müller` in two, and keeps nothing but the digits of a Chinese or Russian
-text. `unicode`: words of any script; where a script is written without spaces, each character is a word.
-Words of a–z and digits come out of both alike, stems included.
+`rouge-score` is the tokenizer of the package of that name, which published figures use. It knows only the
+letters a–z and digits: it splits `Müller` in two, and keeps only the digits of a Chinese or Russian text.
+`unicode` splits text of any script; in scripts without spaces each character is a word. Both give the same
+words of a–z and digits, and the same stems.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _SPACED = regex.compile(rf"{_CHARACTER}\p{{P}}*|[^{_UNSPACED}]+|.", regex.V1 | r
 _ISOLATED = regex.compile(_CHARACTER, regex.V1)
 _LETTER = regex.compile(r"[\p{L}\p{N}\p{M}]", regex.V1)
 _DROPPED_LETTER = regex.compile(r"[[\p{L}\p{N}\p{M}]--[A-Za-z0-9]]", regex.V1)
-# Joiners, direction marks, variation selectors; not the space of no width, which parts words.
+# Joiners, direction marks, variation selectors; not the zero-width space, which separates words.
 _IGNORED = regex.compile(r"[\p{Default_Ignorable_Code_Point}--\u200b]", regex.V1)
 
 
@@ -62,7 +62,7 @@ class Words:
 
 
 def words_of(references: Iterable[str | None], choice: Choice = "auto", *, stemmer: bool = True) -> Words:
-    """Choose the tokenizer of a set from its true answers, so that its averages are of one kind.
+    """Choose the tokenizer of a set from its true answers, the same for all of them.
 
     `auto` is `rouge-score` for English, where few letters have accents, and else `unicode`: where rouge-score
     drops 3 in 400 of all letters and digits, half of those of one answer, or all that an answer has.
@@ -72,16 +72,11 @@ def words_of(references: Iterable[str | None], choice: Choice = "auto", *, stemm
     return Words("rouge-score" if _is_english(list(references)) else "unicode", stemmer)
 
 
-def check_choice(choice: str) -> None:
-    """Raise ValueError for a `words` that does not exist."""
-    if choice not in ("auto", "rouge-score", "unicode"):
-        raise ValueError(f"words={choice}: choose auto, rouge-score or unicode")
-
-
 def word_spans(text: str) -> list[tuple[int, int]]:
-    """Return where the words of a text as it stands begin and end, with their case and punctuation.
+    """Return where each word of a text begins and ends, with its punctuation.
 
-    What is between white space; of scripts without spaces each character, with the punctuation after it.
+    Words are separated by white space; in scripts without spaces each character is one, with the punctuation
+    after it.
     """
     return [
         (start.start() + part.start(), start.start() + part.end())
@@ -96,7 +91,7 @@ def isolated(text: str) -> str:
 
 
 def _folded(text: str) -> str:
-    """One form of each letter: composed, without case, without what is not seen."""
+    """Return a text in one form of each letter: composed, without case, without invisible characters."""
     plain = unicodedata.normalize("NFC", _IGNORED.sub("", text)).casefold()
     return unicodedata.normalize("NFC", plain)
 
@@ -113,10 +108,10 @@ def _is_english(references: Sequence[str | None]) -> bool:
 
 
 class _Stemmer:
-    """Porter stems, each word once: stemming is most of what ROUGE costs."""
+    """Porter stems with a cache: stemming takes most of the time of ROUGE."""
 
     def __init__(self) -> None:
-        # nltk alone takes seconds to import, which the checks of a configuration need not wait for.
+        # nltk takes seconds to import, and the checks of a configuration do not need it.
         from nltk.stem.porter import PorterStemmer
 
         self.stem = lru_cache(1 << 16)(PorterStemmer().stem)

@@ -1,45 +1,43 @@
-"""What becomes of an unlearned model: evaluations of it after something more was done to it.
+"""Variants: evaluate a modified copy of the unlearned model.
 
-A variant is a module of this package (see `base.Variant`), chosen in `eval.variants: {name: options}`.
+A variant is a module of this package (see `_base.Variant`), chosen in `eval.variants: {name: options}`.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
-import pkgutil
 import shutil
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-from eval.variants.base import Score, Variant, Workbench
+from eval.variants._base import ROLES, Score, Variant, Workbench, prefixed
 from unlearn import plugins
 from unlearn.config import RunConfig
-from unlearn.errors import ConfigError, did_you_mean
+from unlearn.errors import ConfigError
 from unlearn.files import digest, read_json, write_json
 
-__all__ = ["Score", "Variant", "Workbench", "check", "find", "measure", "names", "options_of", "sets"]
+__all__ = [
+    "ROLES", "VARIANTS", "Score", "Variant", "Workbench", "check", "doubts", "find", "measure", "options_of",
+    "prefixed", "sets",
+]  # fmt: skip
 
 KEY = "eval.variants"
-_BESIDE = ("base", "scoring")
-
-
-def names() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name not in _BESIDE)
+VARIANTS = plugins.Kind(
+    __name__, "variant", parts=("Options", "SETS", "KEYS", "ATTACK", "check", "identity", "measure")
+)
 
 
 def find(name: str) -> Variant:
-    """
+    """Return the variant with this name or dotted path.
+
     Raises:
         ConfigError: there is no such variant.
     """
-    if name not in names():
-        raise ConfigError([f"{KEY}.{name}: no such variant{did_you_mean(name, names())}"])
-    return cast(Variant, importlib.import_module(f"{__name__}.{name}"))
+    return cast(Variant, VARIANTS.find(name, f"{KEY}.{name}"))
 
 
 def options_of(name: str, given: Mapping[str, Any] | None) -> Any:
-    """The variant's options with the given ones in place, converted to their types.
+    """Return the variant's options with the given values, converted to their types.
 
     Raises:
         ConfigError: what is wrong with them, by dotted name.
@@ -48,7 +46,7 @@ def options_of(name: str, given: Mapping[str, Any] | None) -> Any:
 
 
 def check(chosen: Mapping[str, Mapping[str, Any] | None], config: RunConfig) -> list[str]:
-    """What is wrong with `eval.variants` for a run of this configuration; needs no model."""
+    """Return what is wrong with `eval.variants` for a run of this configuration; needs no model."""
     problems = []
     for name, given in chosen.items():
         try:
@@ -60,15 +58,24 @@ def check(chosen: Mapping[str, Mapping[str, Any] | None], config: RunConfig) -> 
     return problems
 
 
+def doubts(config: RunConfig) -> list[str]:
+    """Return what the chosen variants can do for this run, and perhaps were not meant to do."""
+    found = []
+    for name, given in config.eval.variants.items():
+        own = getattr(find(name), "doubts", None)
+        found += [f"{KEY}.{name}: {doubt}" for doubt in own(options_of(name, given), config)] if own else []
+    return found
+
+
 def sets(chosen: Iterable[str]) -> set[str]:
-    """The training sets that variants read, beside those that the benchmarks score."""
+    """Return the training sets that variants read, besides those that the benchmarks score."""
     return {own for name in chosen for own in find(name).SETS}
 
 
 def measure(name: str, bench: Workbench, given: Mapping[str, Any] | None = None) -> dict[str, float]:
-    """The variant's metrics, from disk if the same was measured there. A collective.
+    """Return the variant's metrics, from disk where the same was measured before. A collective.
 
-    `eval/<variant>` is emptied where what lies there is of other options: its records are of other models.
+    `eval/<variant>` is emptied where its records are of other options, and so of other models.
 
     Raises:
         UserError: it cannot be measured on this model; the message says why.

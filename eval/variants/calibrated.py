@@ -1,4 +1,4 @@
-"""Forgetting at equal retention: as much of the unlearning as leaves what is to be kept.
+"""Forgetting at equal retention: the largest part of the unlearning that keeps a share of retention.
 
 Methods trade forgetting for retention at different points, so their forgetting alone does not compare. UWC
 (unlearning with control, arXiv 2406.09179) mixes the weights θ = α·unlearned + (1 − α)·target with the
@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,8 +17,8 @@ from torch import nn
 
 from eval.benchmark import Role
 from eval.metric_catalog import can_be, metrics_of
-from eval.variants.base import ROLES, Workbench, benchmark_metrics, prefixed
-from unlearn.config import RunConfig
+from eval.variants._base import ROLES, Workbench, benchmark_metrics, prefixed
+from unlearn.config import RunConfig, Section
 from unlearn.data.sources import available
 from unlearn.errors import UserError, did_you_mean
 from unlearn.interventions import attached
@@ -28,20 +27,21 @@ log = logging.getLogger(__name__)
 
 SETS: tuple[str, ...] = ()
 KEYS = r"calibrated"
-"""What stands before the keys of a benchmark."""
+"""Prefix of a benchmark's keys."""
 ATTACK = False
 PREFERRED = ("retain/extraction_strength", "retain/probability", "retain/knowmem")
-"""Ends of metric keys, the first that there is: memorised answers as UWC measures them, else the like."""
+"""Ends of metric keys, of which the first that exists is used: memorised answers as in UWC, else similar."""
 _LIKELIHOODS = ("extraction_strength", "exact_memorization", "probability")
 
 
-@dataclass(frozen=True)
-class Options:
-    """`share` of the target's `metric` (higher is better; None: the first of `PREFERRED`) that has to stay.
+class Options(Section):
+    """Options of the variant.
 
-    0.95 keeps nearly all, so that what is left to compare is forgetting; the code of the G-effect's authors
-    takes 0.9 (arXiv 2502.19301). Each of `passes` halves the interval that α is known to: six find it to
-    1/64, and the forgetting of two α that near hardly differs.
+    - `share`: of the target's `metric`, the share to keep. 0.95 keeps nearly all, so that only forgetting is
+      left to compare; the code of the G-effect's authors has 0.9 (arXiv 2502.19301).
+    - `metric`: higher is better; None: the first of `PREFERRED`.
+    - `passes`: each halves the interval that contains α. Six find it to 1/64; forgetting hardly differs
+      within it.
     """
 
     share: float = 0.95
@@ -64,7 +64,7 @@ def check(options: Options, config: RunConfig) -> list[str]:
 
 
 def _metric(options: Options, config: RunConfig) -> list[str]:
-    """Whether the chosen benchmarks can give what retention is told by."""
+    """Return why the chosen benchmarks do not give a metric of retention, if so."""
     has = available(config.dataset)
     given = [key for name in config.eval.benchmarks for key in metrics_of(name, has)]
     if not given:  # refused by the check of the benchmarks
@@ -74,22 +74,34 @@ def _metric(options: Options, config: RunConfig) -> list[str]:
         return [f"metric={options.metric}: the benchmarks give no such number{near}"]
     if options.metric is None and not any(key.endswith(f"/{end}") for end in PREFERRED for key in given):
         return [
-            f"metric is not set, and the benchmarks give no {' or '.join(PREFERRED)}: set it to what tells "
+            f"metric is not set, and the benchmarks give no {' or '.join(PREFERRED)}: set it to a metric of "
             f"retention (of: {', '.join(given)})"
         ]
     return []
 
 
+def doubts(options: Options, config: RunConfig) -> list[str]:
+    """Say that a run without an unlearned model has nothing to mix."""
+    if config.method.makes_model and config.method.start == "target":
+        return []
+    return [
+        f"measures nothing here, since method={config.method.name} makes no model to mix with a target; "
+        "choose a method that unlearns"
+    ]
+
+
 def identity(options: Options) -> Any:
-    return asdict(options)
+    return options.model_dump()
 
 
 def measure(bench: Workbench, options: Options) -> dict[str, float]:
-    """`calibrated/<benchmark key>` at that α, `calibrated/alpha` and `calibrated/retention`, the metric as a
-    share of the target's. Empty where there is no target to mix with (a target or retain model itself).
+    """Return `calibrated/<benchmark key>` at that α, `calibrated/alpha`, and `calibrated/retention`.
+
+    Retention is the metric as a share of the target's. Empty where there is no target to mix with (for a
+    target or a retain model itself).
 
     Raises:
-        UserError: the models do not fit together, or nothing tells retention.
+        UserError: the models do not fit together, or no metric of retention is known.
     """
     if bench.target is None:
         log.info("calibrated: there is no target to mix this model with")
@@ -122,7 +134,7 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
 
 
 def largest(holds: Callable[[float], bool], passes: int) -> float:
-    """The largest α in [0, 1] found where something holds, given that it does at 0: 1, or by bisection."""
+    """Return the largest α in [0, 1] where a condition holds that holds at 0: 1, or by bisection."""
     if holds(1.0):
         return 1.0
     low, high = 0.0, 1.0
@@ -133,9 +145,10 @@ def largest(holds: Callable[[float], bool], passes: int) -> float:
 
 
 def preferred(metrics: Mapping[str, float]) -> str:
-    """
+    """Return the key of the preferred metric of retention.
+
     Raises:
-        UserError: none of the metrics is known to tell retention.
+        UserError: none of the metrics is one.
     """
     for end in PREFERRED:
         for key, value in metrics.items():
@@ -143,12 +156,12 @@ def preferred(metrics: Mapping[str, float]) -> str:
                 return key
     raise UserError(
         "eval.variants.calibrated.metric is not set, and the benchmarks give no "
-        f"{' or '.join(PREFERRED)}: set it to what tells retention (of: {', '.join(metrics) or 'none'})"
+        f"{' or '.join(PREFERRED)}: set it to a metric of retention (of: {', '.join(metrics) or 'none'})"
     )
 
 
 def mixed(bench: Workbench, alpha: float) -> nn.Module:
-    """A fresh model; beside it the target is there only while they are mixed."""
+    """Return the mixed model; the target is in memory only while they are mixed."""
     assert bench.target is not None
     if alpha == 0:
         return bench.target()
@@ -159,10 +172,10 @@ def mixed(bench: Workbench, alpha: float) -> nn.Module:
 
 
 def mix(model: nn.Module, target: nn.Module, alpha: float) -> None:
-    """Make α·model + (1 − α)·target of the model's floating tensors in place, one by one in fp32.
+    """Replace the model's floating tensors by α·model + (1 − α)·target, one by one in fp32.
 
     Raises:
-        UserError: they are not two states of one model.
+        UserError: they differ in a tensor, or edits are attached.
     """
     own, theirs = model.state_dict(), target.state_dict()
     other = [n for n in own.keys() | theirs.keys() if _shape(own.get(n)) != _shape(theirs.get(n))]

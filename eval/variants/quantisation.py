@@ -1,15 +1,14 @@
-"""Whether what was forgotten comes back when the model's weights are rounded to a few bits.
+"""Round the model's weights to a few bits, to see whether what was forgotten comes back.
 
-Unlearning moves weights little, and rounding can put them back to what the target's round to (arXiv
-2410.16454). Rounding is to nearest, without calibration data; it is simulated: weights take the rounded
-values in compute precision. Compare with the run's own metrics, and with the same of the retain model.
+Unlearning changes weights little, and rounding can give the same values as the target's (arXiv 2410.16454).
+Rounding is to nearest, without calibration data, and simulated: weights have the rounded values in compute
+precision. Compare with the run's own metrics, and with this variant of the retain model.
 """
 
 from __future__ import annotations
 
 import fnmatch
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,25 +17,26 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from eval.benchmark import Role
-from eval.variants.base import ROLES, Workbench, prefixed
-from unlearn.config import RunConfig
+from eval.variants._base import ROLES, Workbench, prefixed
+from unlearn.config import RunConfig, Section
 
 SETS: tuple[str, ...] = ()
 KEYS = r"quantisation/[^/]+"
-"""What stands before the keys of a benchmark."""
+"""Prefix of a benchmark's keys."""
 ATTACK = True
 
 
-@dataclass(frozen=True)
-class Options:
-    """`bits` 8 and 4 are the widths models are served at; that 4 undoes more than 8 is the usual finding.
+class Options(Section):
+    """Options of the variant. Embeddings are not rounded, as in quantisers by default.
 
-    `group` input weights of a row share a scale, or (None) the whole row, one output channel: the coarsest
-    that is in use, and so the hardest on what unlearning changed. `symmetric` ranges, ±(2^(bits−1) − 1)
-    steps around 0, are what 8-bit inference uses; else each group has a zero point of its own. As quantisers
-    have it by default, embeddings stay as they are; so does the output head unless `head`. `skip` are names
-    or patterns of further modules. `roles` are those of the sets that are scored: all, since what comes back
-    says little of a model that is broken otherwise.
+    - `bits`: models are served with 8 and 4; usually 4 undoes more than 8.
+    - `group`: how many input weights of a row share a scale. None: the whole row, one output channel, which
+      is the coarsest in use, and so changes unlearning most.
+    - `symmetric`: ranges of ±(2^(bits−1) − 1) steps around 0, as in 8-bit inference; otherwise each group has
+      its own zero point.
+    - `head`: also round the output head.
+    - `skip`: names or patterns of modules that are not rounded.
+    - `roles`: of the sets that are scored; all, to see whether the model is broken otherwise.
     """
 
     bits: tuple[int, ...] = (8, 4)
@@ -59,23 +59,23 @@ def check(options: Options, config: RunConfig) -> list[str]:
 
 
 def identity(options: Options) -> Any:
-    return asdict(options) | {"roles": None}
+    return options.model_dump() | {"roles": None}
 
 
 def measure(bench: Workbench, options: Options) -> dict[str, float]:
-    """`quantisation/int<bits>/…`, and `quantisation/share` of the model's parameters that were rounded."""
+    """Return `quantisation/int<bits>/…`, and `quantisation/share` of the parameters that were rounded."""
     metrics: dict[str, float] = {}
     for bits in options.bits:
         model = bench.unlearned()
         metrics["quantisation/share"] = quantise(model, bits, options)
         label = f"quantisation/int{bits}"
         metrics |= prefixed(label, bench.score(model, label, options.roles))
-        del model  # before there is another
+        del model  # free it before the next
     return metrics
 
 
 def quantise(model: nn.Module, bits: int, options: Options) -> float:
-    """Round the weights of all linear layers in place; the share of the parameters that these are."""
+    """Round the weights of all linear layers in place; return their share of the parameters."""
     rounded = 0
     for module in linears(model, options):
         weight = module.weight.detach()
@@ -86,10 +86,10 @@ def quantise(model: nn.Module, bits: int, options: Options) -> float:
 
 
 def linears(model: Any, options: Options) -> Iterator[nn.Linear | Conv1D]:
-    """The layers to round: all linear ones but the head and what is skipped.
+    """Yield the layers to round: all linear layers but the head and those that are skipped.
 
-    A head that shares its weight with the embeddings always stays. Of attached edits the model beside a
-    contrast is rounded too; small edits stay, as adapters do.
+    A head that shares its weight with the embeddings is never rounded. Of attached edits, a reinforced model
+    is rounded too; small edits are not, like adapters.
     """
     kept: set[int] = set()
     for each in model.modules():
@@ -105,14 +105,15 @@ def linears(model: Any, options: Options) -> Iterator[nn.Linear | Conv1D]:
 
 
 def quantised(weight: Tensor, bits: int, group: int | None = None, *, symmetric: bool = True) -> Tensor:
-    """The nearest values to a weight [out, in] that `bits` can tell apart, fp32; halves go to even.
+    """Round a weight [out, in] to the values of `bits` bits, fp32; halves go to even.
 
-    Each row is cut in groups of `group` columns, the last of which may be shorter. Symmetric: multiples of
-    max|w| ÷ (2^(bits−1) − 1). Else 2^bits values from the least to the largest weight, of which one is 0.
+    Each row is split into groups of `group` columns, the last of which may be shorter. Symmetric: multiples
+    of max|w| ÷ (2^(bits−1) − 1). Otherwise 2^bits values from the smallest to the largest weight, one of
+    which is 0.
     """
     out, columns = weight.shape
     size = group or columns
-    padding = -columns % size  # zeros change no range: 0 belongs to every one
+    padding = -columns % size  # zeros change no range: each contains 0
     w = nn.functional.pad(weight.float(), (0, padding)).view(out, -1, size)
     if symmetric:
         most = 2 ** (bits - 1) - 1

@@ -1,9 +1,9 @@
-"""How fast what was forgotten comes back when the model is trained on a part of it.
+"""Train the model on a part of the forget set, to see how fast what was forgotten comes back.
 
-What was only hidden returns within steps, also where it was not trained on; what is gone is learned like
-anything new. So two curves: of the whole forget set, and of what was left out of the training (`unseen`),
-which is the measure of hidden knowledge. The retain model's own evaluation gives the curve of a model that
-has nothing to remember.
+Knowledge that was only hidden returns within a few steps, also where the model is not trained on it; what is
+gone is learned like anything new. So there are two curves: of the whole forget set, and of the examples left
+out of this training (`unseen`), which measures hidden knowledge. The retain model's evaluation gives the
+curve of a model that has nothing to remember.
 """
 
 from __future__ import annotations
@@ -11,13 +11,12 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from eval.variants.base import Workbench, prefixed
-from unlearn.config import MethodConfig, RunConfig
+from eval.variants._base import Workbench, prefixed
+from unlearn.config import MethodConfig, RunConfig, Section
 from unlearn.data.example import Example
 from unlearn.data.readers import content_hash, read_rows
 from unlearn.data.sources import available, custom
@@ -36,19 +35,21 @@ from unlearn.training.trainer import NonFiniteLoss, Trainer, TrainSettings
 
 SETS = ("forget",)
 KEYS = r"relearning/[^/]+(?:/unseen)?"
-"""What stands before the keys of a benchmark."""
+"""Prefix of a benchmark's keys."""
 ATTACK = True
 
 
-@dataclass(frozen=True)
-class Options:
-    """Optimizer steps after which the forget sets are scored, and what the model is trained on until then.
+class Options(Section):
+    """Options of the variant.
 
-    `share` of the forget set is drawn by `seed`, the same for every model; or `text` is a file of
-    other, related data (json, jsonl or parquet as for dataset.source=custom, or txt: one plain text).
-    `lr` is what TOFU's target was made with (arXiv 2401.06121, §3): no more than it took to learn it; it is
-    constant, times `model.lr_scale`. With `share`, `batch` and `steps` as they are, TOFU's forget10 is
-    relearned on 40 of 400 examples, and looked at after one, two and four epochs of them.
+    The defaults train on 40 of the 400 examples of TOFU's forget10, and score after one, two and four epochs.
+
+    - `steps`: optimizer steps after which the forget sets are scored.
+    - `share`: of the forget set, drawn by `seed`, the same for every model.
+    - `text`: instead of a share, a file of other, related data (json, jsonl or parquet as for
+      dataset.source=custom, or txt: one plain text).
+    - `lr`: constant, times `model.lr_scale`; by default that of TOFU's target (arXiv 2401.06121, §3), which
+      sufficed to learn it.
     """
 
     steps: tuple[int, ...] = (5, 10, 20)
@@ -89,12 +90,14 @@ def check(options: Options, config: RunConfig) -> list[str]:
 
 def identity(options: Options) -> Any:
     text = None if options.text is None else content_hash(user_path(options.text))
-    return asdict(options) | {"text": text}
+    return options.model_dump() | {"text": text}
 
 
 def measure(bench: Workbench, options: Options) -> dict[str, float]:
-    """`relearning/<steps>/…` of the forget sets, `relearning/<steps>/unseen/…` of what of them was not
-    trained on, `relearning/steps` and `relearning/examples`.
+    """Return `relearning/<steps>/…` of the forget sets, and `relearning/<steps>/unseen/…` of other examples.
+
+    The other examples are those it was not trained on. Also returns `relearning/steps` and
+    `relearning/examples`, the number of examples trained on.
 
     Raises:
         UserError: there is nothing to train on, or the loss is not finite.
@@ -104,7 +107,7 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
     metrics: dict[str, float] = {}
     with _trainer(bench, options, examples) as trainer:
         for steps in sorted(set(options.steps)):
-            trainer.total = steps  # the rate is constant, so nothing hangs on where it ends
+            trainer.total = steps  # the rate is constant, so nothing depends on the end
             try:
                 trainer.run()
             except NonFiniteLoss as error:
@@ -122,7 +125,11 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
 
 
 def relearned(bench: Workbench, options: Options) -> list[Example]:
-    """What is trained on."""
+    """Return the examples to train on.
+
+    Raises:
+        UserError: the dataset has no forget set.
+    """
     if options.text is not None:
         return bench.encoder.chunks(_read(options.text))
     pool = bench.sets.get("forget", [])
@@ -132,13 +139,15 @@ def relearned(bench: Workbench, options: Options) -> list[Example]:
             "set dataset.forget, or eval.variants.relearning.text"
         )
     draws = np.random.default_rng([options.seed, zlib.crc32(b"relearning")])
-    pool = bench.encoder.chunks(pool)  # a run that trained has a long text in pieces, others have it whole
+    pool = bench.encoder.chunks(
+        pool
+    )  # a run that trained has a long text in chunks already, others have it whole
     chosen = draws.permutation(len(pool))[: max(1, round(options.share * len(pool)))]
     return [pool[i] for i in chosen]
 
 
 def also_seen(bench: Workbench, examples: Sequence[Example]) -> frozenset[str]:
-    """Ids, in any set that can be scored, of what is among these examples: by id, by question or by text."""
+    """Return the ids, in sets that can be scored, of these examples and of those with the same texts."""
     ids = {example.id for example in examples}
     texts = {(example.question, example.answer) for example in examples}
     return frozenset(
@@ -150,8 +159,8 @@ def also_seen(bench: Workbench, examples: Sequence[Example]) -> frozenset[str]:
     )
 
 
-class _Untold:
-    """The losses are in the variant's own history; the tracker's are the run's."""
+class _NoTracker:
+    """The losses go to the variant's own history, not to the run's tracker."""
 
     def log(self, row: Any, step: int) -> None: ...
 
@@ -180,14 +189,14 @@ def _trainer(bench: Workbench, options: Options, examples: Sequence[Example]) ->
             bind(method),
             TrainingData(groups, seed=options.seed, pad_id=bench.encoder.pad_id),
             TrainSettings(method, config.hardware, method.rate(config.model.lr_scale), bench.progress),
-            History(rundir, _Untold(), world.main),
+            History(rundir, _NoTracker(), world.main),
         )
     finally:
         engine.close()
 
 
 def _trainable(bench: Workbench) -> Any:
-    """The finished model, with adapters where the run's own training needed them; edits stay as they are."""
+    """Return the finished model, with new adapters if the run trained adapters; edits are unchanged."""
     config = bench.config
     made: Any = bench.unlearned()
     if config.model.lora.r:
@@ -209,7 +218,7 @@ def _text_problem(path: str) -> list[str]:
 
 
 def _read(path: str) -> list[Example]:
-    """The examples of a file.
+    """Return the examples of a file.
 
     Raises:
         UserError: it cannot be read, or does not hold what it should.

@@ -5,24 +5,25 @@ What a person wrote of that page stands in `methods.md.j2`; the tables are made 
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-import unlearn.rules
 from launch.compose import CONFIGS, describe, groups, yaml_of_defaults
 from launch.report import markdown
 from unlearn import interventions
 from unlearn.config import SLOTS, AlternativesConfig, AutoLRConfig, MethodConfig
 from unlearn.guard import tool
+from unlearn.interventions import INTERVENTIONS
+from unlearn.plugins import Kind
+from unlearn.rules import RULES
 from unlearn.statistics import STATISTICS
-from unlearn.terms import bind, find_objective, needs_alternatives, objective_names, weighting_names
+from unlearn.terms import OBJECTIVES, WEIGHTINGS, bind, needs_alternatives
 from unlearn.training.auto_lr import AutoLR
 
 PAGE = CONFIGS.parent / "docs" / "methods.md"
@@ -63,8 +64,8 @@ def page() -> str:
     )
     return environment.get_template("methods.md.j2").render(
         overview=_overview(), families=_families(), rules=_rules(), interventions=_interventions(),
-        objectives=_functions("objectives", objective_names()),
-        weightings=_functions("weightings", weighting_names()), statistics=_statistics(),
+        objectives=_functions(OBJECTIVES),
+        weightings=_functions(WEIGHTINGS), statistics=_statistics(),
         auto=markdown.summary(AutoLR), auto_options=markdown.options(AutoLRConfig),
         alternatives=markdown.options(AlternativesConfig), scaled=_scaled(),
     )  # fmt: skip
@@ -95,7 +96,9 @@ def needs(method: MethodConfig) -> list[str]:
     needed = {(each.source, each.quantity) for term in bound for each in term.statistics}
     reinforced = any(source == "reinforced" for source, _ in needed)
     paired = any(map(needs_alternatives, bound))
-    sets = {*method.sets, *interventions.sets(edit)}
+    fitted = interventions.sets(edit) if edit else ()
+    second = bool(edit) and interventions.wants_reinforced(edit)
+    sets = {*method.sets, *fitted}
     found = {
         "full split": "full" in sets,
         "retain set": "retain" in sets or (paired and method.alternatives_from_retain),
@@ -103,7 +106,7 @@ def needs(method: MethodConfig) -> list[str]:
         "log-probs": ("reference", "logp") in needed,
         "last hidden states": ("reference", "logits") in needed,
         "layer states": ("reference", "hidden") in needed,
-        "reinforced model": reinforced or edit.get("name") == "contrast",
+        "reinforced model": reinforced or second,
         "mean teacher": ("teacher", "logits") in needed,
         "annotations": ("data", "important") in needed,
         **{f"`method.intervention.{key}`": True for key in _unset(edit)},
@@ -157,22 +160,22 @@ def _family(method: MethodConfig) -> str:
     return next((family for family, members in FAMILIES.items() if objective in members), "Others")
 
 
-def _functions(kind: str, names: Iterable[str]) -> str:
+def _functions(kind: Kind) -> str:
     rows = []
-    for name in names:
-        module = importlib.import_module(f"unlearn.{kind}.{name}")
-        function = getattr(module, name)
+    for name in kind.names():
+        function = kind.find(name, name)
+        module: Any = inspect.getmodule(function)
         looks_at = markdown.positional(function)
         if "batch_mean" in looks_at:
             looks_at += [need for need in markdown.positional(module.batch_mean) if need not in looks_at]
         cells = [f"`{name}`", f"{markdown.summary(module)}<br>{markdown.summary(function)}"]
         cells.append(", ".join(f"`{need}`" for need in looks_at))
-        if kind == "objectives":
-            returns = inspect.signature(find_objective(name), eval_str=True).return_annotation
+        if kind is OBJECTIVES:
+            returns = inspect.signature(function, eval_str=True).return_annotation
             cells.append({"N": "token", "B": "example"}[returns.dim_str.strip()])
         rows.append((*cells, markdown.keywords(function)))
-    per = ["averaged per"] if kind == "objectives" else []
-    return markdown.table((kind.removesuffix("s"), "what it is", "looks at", *per, "hyper-parameters"), rows)
+    per = ["averaged per"] if kind is OBJECTIVES else []
+    return markdown.table((kind.word, "what it is", "looks at", *per, "hyper-parameters"), rows)
 
 
 def _statistics() -> str:
@@ -182,15 +185,14 @@ def _statistics() -> str:
 
 def _rules() -> str:
     rows = []
-    for name in unlearn.rules.names():
-        module = importlib.import_module(f"unlearn.rules.{name}")
-        own = [k for _, k in inspect.getmembers(module, inspect.isclass) if k.__module__ == module.__name__]
-        rows.append((f"`{name}`", markdown.summary(own[0]), markdown.keywords(own[0])))
+    for name in RULES.names():
+        rule = RULES.find(name, name)
+        rows.append((f"`{name}`", markdown.summary(rule), markdown.keywords(rule)))
     return markdown.table(("rule", "what it does", "options"), rows)
 
 
 def _interventions() -> str:
-    kinds = sorted(interventions.Intervention.__subclasses__(), key=lambda kind: kind.name)
+    kinds = [INTERVENTIONS.find(name, name) for name in INTERVENTIONS.names()]
     return "\n\n".join(
         f"**`{kind.name}`** {markdown.summary(kind)}\n\n{markdown.options(kind.Options)}" for kind in kinds
     )
@@ -198,8 +200,8 @@ def _interventions() -> str:
 
 def _unset(edit: Mapping[str, Any]) -> list[str]:
     """Options that the preset leaves to its user."""
-    kinds = {kind.name: kind.Options.model_fields for kind in interventions.Intervention.__subclasses__()}
-    fields = kinds.get(str(edit.get("name")), {})
+    name = edit.get("name")
+    fields = {} if name is None else INTERVENTIONS.find(name, name).Options.model_fields
     return [key for key, field in fields.items() if field.is_required() and key not in edit]
 
 

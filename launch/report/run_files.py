@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
+from eval.metric_catalog import learn
 from unlearn.reading import lines_of
 
 Results = dict[str, float | None]
@@ -80,12 +81,14 @@ def history(run_dir: Path) -> list[dict[str, Any]]:
 
 
 def configuration(run_dir: Path) -> tuple[str, Mapping[str, Any]]:
-    """The text of config.yaml and what it says."""
+    """Return the text of config.yaml and what it says; plug-ins of your own are imported."""
     file = run_dir / "config.yaml"
     if not file.exists():
         return "", {}
-    config = OmegaConf.to_container(OmegaConf.load(file))
-    return file.read_text(encoding="utf-8"), config if isinstance(config, dict) else {}  # type: ignore[return-value]
+    config: Any = OmegaConf.to_container(OmegaConf.load(file))
+    config = config if isinstance(config, dict) else {}
+    learn(config)
+    return file.read_text(encoding="utf-8"), config
 
 
 def _rows(file: Path) -> list[Example]:

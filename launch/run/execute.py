@@ -23,7 +23,7 @@ from eval import variants
 from eval.configuration import benchmark_options, evaluation_sets, requests_of
 from eval.judgement.judge import judge
 from eval.suite import Scoring
-from eval.variants.base import ROLES, Workbench
+from eval.variants._base import ROLES, Workbench
 from launch.job import Job
 from unlearn.config import RunConfig
 from unlearn.data.example import Example

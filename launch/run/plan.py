@@ -150,8 +150,8 @@ def _files(config: RunConfig) -> dict[str, Any]:
         found["alternatives"] = alternatives.identity(method.alternatives)
     if config.dataset.annotations is not None:
         found["annotations"] = content_hash(user_path(config.dataset.annotations))
-    sae = (method.intervention or {}).get("sae")
-    return found | ({"sae": content_hash(user_path(sae))} if sae else {})
+    edit = {} if method.intervention is None else interventions.files(method.intervention)
+    return found | {name: content_hash(user_path(file)) for name, file in edit.items()}
 
 
 def needs_reinforced(method: MethodConfig) -> bool:

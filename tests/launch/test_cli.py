@@ -66,7 +66,7 @@ REFUSED = {
     ),
     "hyper-parameter of a wrong type": (
         ["method.forget.beta=soft"],
-        ["method.forget.beta='soft'", "a number"],
+        ["method.forget.beta='soft'", "a valid number"],
     ),
     "unknown objective": (["method.forget.objective=nop"], ["method.forget.objective=nop", "npo"]),
     "retain set for a method without": (
@@ -271,7 +271,9 @@ def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
 def test_every_method_binds(method, tmp_path, plain):
     sae = tmp_path / "sae.safetensors"
     sae.touch()
-    needs = {"dsg": {"method.intervention.sae": str(sae)}, "rmu-wmdp": {"model.nano.layers": 8}}
+    needs: dict[str, dict[str, Any]] = {
+        "dsg": {"method.intervention.sae": str(sae)}, "rmu-wmdp": {"model.nano.layers": 8}
+    }  # fmt: skip
     stated = MethodConfig.model_validate(yaml_of_defaults("method", method))
     config = with_values(plain.model_copy(update={"method": stated}), needs.get(method, {}))
     check(config)

@@ -1,4 +1,4 @@
-"""Methods that change what a model computes rather than its weights: made, attached, saved and loaded."""
+"""Interventions: methods that change what a model computes, not its weights. Make, attach, save, load."""
 
 from __future__ import annotations
 
@@ -13,106 +13,105 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from unlearn import plugins
 from unlearn.config import Section
-from unlearn.errors import ConfigError, UserError, did_you_mean
+from unlearn.errors import ConfigError, UserError
 from unlearn.files import read_json, write_json
-from unlearn.interventions.base import Intervention, Pass, blocks, host
-from unlearn.interventions.contrast import Contrast
-from unlearn.interventions.dsg import Dsg
-from unlearn.interventions.grun import Grun
+from unlearn.interventions._base import Intervention, Pass, blocks, host
 from unlearn.paths import file_problem
 
 __all__ = [
-    "Contrast", "Dsg", "Grun", "Intervention", "Pass", "attached", "blocks", "check", "gates", "host", "load",
-    "make", "names", "save", "sets", "split", "trains", "wants_reinforced",
+    "INTERVENTIONS", "Intervention", "Pass", "attached", "blocks", "check", "files", "gates", "host",
+    "is_gated", "load", "make", "save", "sets", "split", "trains", "wants_reinforced",
 ]  # fmt: skip
 
-_KINDS: dict[str, type[Intervention]] = {kind.name: kind for kind in (Contrast, Dsg, Grun)}
+INTERVENTIONS = plugins.Kind(__name__, "intervention", "class", ("Options", "trains", "facts", "hooks"))
 _FACTS, _TENSORS, _PREFIX = "interventions.json", "interventions.safetensors", "interventions."
 
 
-def names() -> list[str]:
-    return sorted(_KINDS)
-
-
 def trains(options: Mapping[str, Any]) -> bool:
-    """Whether an intervention with these options is trained, the model being frozen."""
-    return _KINDS[options["name"]].trains
+    """Return whether an intervention with these options is trained, with the model frozen."""
+    return _find(options).trains
+
+
+def is_gated(options: Mapping[str, Any]) -> bool:
+    """Return whether an intervention with these options has gates that a term can look at."""
+    return _find(options).gated
 
 
 def sets(options: Mapping[str, Any]) -> tuple[str, ...]:
-    """The sets of the data that an intervention is fitted on."""
-    kind = _KINDS.get(str(options.get("name")))
-    return kind.sets if kind else ()
+    """Return the sets of the data that an intervention is fitted on."""
+    return _find(options).sets
 
 
 def wants_reinforced(options: Mapping[str, Any]) -> bool:
-    """Whether an intervention works with a copy of the target trained further on the forget set."""
-    kind = _KINDS.get(str(options.get("name")))
-    return kind is not None and kind.reinforced_too
+    """Return whether an intervention needs a copy of the target trained further on the forget set."""
+    return _find(options).reinforced_too
+
+
+def files(options: Mapping[str, Any]) -> dict[str, str]:
+    """Return the files that an intervention reads, by the option that names each."""
+    return {name: str(options[name]) for name in _find(options).files if options.get(name)}
 
 
 def check(options: Mapping[str, Any]) -> list[str]:
-    """What is wrong with `method.intervention`, a mapping with `name` and the options of that intervention.
+    """Return what is wrong with `method.intervention`, a mapping with `name` and the intervention's options.
 
-    Needs no model; a layer's number meets the model's depth in `make`.
+    Needs no model; the number of a layer is checked against the model's depth in `make`.
     """
-    name = options.get("name")
-    if name is None:
-        return [f"method.intervention.name is not set (known: {', '.join(names())})"]
-    if name not in _KINDS:
-        return [f"method.intervention.name={name}: no such intervention{did_you_mean(str(name), names())}"]
+    if options.get("name") is None:
+        return [f"method.intervention.name is not set (known: {', '.join(INTERVENTIONS.names())})"]
     try:
-        parsed = _options(options)
+        _options(options)
+        named = files(options)
     except ConfigError as error:
         return error.problems
-    file = getattr(parsed, "sae", None)
-    problem = file_problem(file) if file else None
-    return [f"method.intervention.sae={file}: {problem}"] if problem else []
+    problems = {name: file_problem(file) for name, file in named.items()}
+    return [f"method.intervention.{name}={named[name]}: {said}" for name, said in problems.items() if said]
 
 
 def make(
     options: Mapping[str, Any], *, hidden_size: int, layers: int, seed: int = 0,
     reinforced: PreTrainedModel | None = None,
 ) -> Intervention:  # fmt: skip
-    """The intervention that `options` (as in `check`) describe, not yet attached.
+    """Return the intervention that `options` (as in `check`) describe, not yet attached.
 
-    `hidden_size` and `layers` are the model's; `reinforced` is the second model of `contrast`, which the
-    intervention takes over.
+    `hidden_size` and `layers` are the model's. `reinforced` is the second model of an intervention that needs
+    one; the intervention takes it over.
 
     Raises:
         ConfigError: the options do not fit the model.
-        UserError: `contrast` without a reinforced model.
+        UserError: the intervention needs a reinforced model and there is none.
     """
-    name = options["name"]
-    if name != Contrast.name:
-        kind: Any = _KINDS[name]
-        made: Intervention = kind(_options(options), hidden_size=hidden_size, layers=layers, seed=seed)
+    kind: Any = _find(options)
+    made: Intervention
+    if not kind.reinforced_too:
+        made = kind(_options(options), hidden_size=hidden_size, layers=layers, seed=seed)
         return made
     if reinforced is None:
-        raise UserError("method.intervention.name=contrast needs a reinforced model: set method.reinforced")
-    parsed: Any = _options(options)
-    return Contrast(parsed, reinforced)
+        name = options["name"]
+        raise UserError(f"method.intervention.name={name} needs a reinforced model: set method.reinforced")
+    made = kind(_options(options), reinforced)
+    return made
 
 
 def attached(model: nn.Module) -> list[Intervention]:
-    """The interventions of a model in the order they were attached."""
+    """Return the interventions of a model, in the order in which they were attached."""
     return list(getattr(host(model), "interventions", ()))
 
 
 def gates(model: nn.Module) -> Tensor:
-    """Gate logits [B, K] of the newest forward: one column per edited layer of the newest trainable edit.
+    """Return gate logits [B, K] of the last forward: one column per edited layer of the last trainable edit.
 
     Raises:
         RuntimeError: the model has no trainable gated edit, or was not called yet.
     """
     for each in reversed(attached(model)):
-        if isinstance(each, Grun) and any(p.requires_grad for p in each.parameters()):
+        if each.gated and any(p.requires_grad for p in each.parameters()):
             return each.gates()
-    raise RuntimeError("gates were asked for, but no trainable gated edit is attached to the model")
+    raise RuntimeError("a term looks at gates, but no trainable gated edit is attached to the model")
 
 
 def split(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """The model's own tensors of a whole state dict, and those of its interventions for `save`."""
+    """Split a whole state dict into the model's own tensors and those of its interventions, for `save`."""
     own = {name: t for name, t in weights.items() if not name.startswith(_PREFIX)}
     return own, {name: t for name, t in weights.items() if name.startswith(_PREFIX)}
 
@@ -120,33 +119,34 @@ def split(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, T
 def save(model: nn.Module, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
     """Write the model's interventions to the folder of its weights; nothing where it has none.
 
-    `interventions.json` and `interventions.safetensors`, and of a contrast the folder `reinforced`.
-    `weights`, a whole state dict of the model, takes the place of modules whose own weights are sharded.
+    Writes `interventions.json` and `interventions.safetensors`, and the folder `reinforced` of one with a
+    reinforced model. `weights`, a whole state dict of the model, replaces the weights of sharded modules.
     """
-    found = attached(model)
-    if not found:
+    edits = attached(model)
+    if not edits:
         return
     folder.mkdir(parents=True, exist_ok=True)
     facts, tensors = [], {}
-    for place, each in enumerate(found):
+    for place, each in enumerate(edits):
         prefix = f"{_PREFIX}{place}."
         for name, tensor in each.tensors().items():
             full = tensor if weights is None else weights[prefix + name]
             tensors[f"{place}.{name}"] = full.detach().cpu().contiguous()
-        if isinstance(each, Contrast):
+        if each.reinforced_too:
             inner = f"{prefix}reinforced."
             given = None if weights is None else {
                 n.removeprefix(inner): t for n, t in weights.items() if n.startswith(inner)
             }  # fmt: skip
-            each.save_folder(folder / _reinforced(place), given)
+            each.save_reinforced(folder / _reinforced(place), given)
         facts.append(each.facts())
     save_file(tensors, folder / _TENSORS)
     write_json(folder / _FACTS, {"interventions": facts})
 
 
 def load(model: PreTrainedModel, folder: Path) -> list[Intervention]:
-    """Attach what `save` wrote to the folder, frozen; the model's own parameters stay as trainable as they
-    were. Empty where the folder has no interventions.
+    """Attach the interventions that `save` wrote to the folder, frozen, and return them.
+
+    The model's own parameters stay as trainable as they were. Empty where the folder has no interventions.
 
     Raises:
         UserError: the files do not belong together or to the model.
@@ -158,7 +158,7 @@ def load(model: PreTrainedModel, folder: Path) -> list[Intervention]:
         facts, tensors = read_json(folder / _FACTS)["interventions"], load_file(folder / _TENSORS)
         for place, options in enumerate(facts):
             prefix, reinforced = f"{place}.", None
-            if options["name"] == Contrast.name:
+            if wants_reinforced(options):
                 reinforced = _load_plain(folder / _reinforced(place), host(model))
             made = make(
                 options, hidden_size=shape.hidden_size, layers=shape.num_hidden_layers, reinforced=reinforced
@@ -170,10 +170,16 @@ def load(model: PreTrainedModel, folder: Path) -> list[Intervention]:
     return attached(model)
 
 
+def _find(options: Mapping[str, Any]) -> type[Intervention]:
+    name = str(options.get("name"))
+    kind: type[Intervention] = INTERVENTIONS.find(name, f"method.intervention.name={name}")
+    return kind
+
+
 def _options(options: Mapping[str, Any]) -> Section:
     rest = {key: value for key, value in options.items() if key != "name"}
-    name = options["name"]
-    return plugins.parsed(_KINDS[name].Options, rest, "method.intervention", name)
+    owner = f"intervention {options['name']}"
+    return plugins.parsed(_find(options).Options, rest, "method.intervention", owner)
 
 
 def _reinforced(place: int) -> str:

@@ -1,4 +1,4 @@
-"""Decoding away from a model that knows the forget set better (WHP as in MUSE, arXiv 2407.06460)."""
+"""Decode away from a model that knows the forget set better (WHP as in MUSE, arXiv 2407.06460)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from unlearn.config import Section
 from unlearn.errors import UserError
-from unlearn.interventions.base import Intervention
+from unlearn.interventions._base import Intervention
 from unlearn.passes.forward import head_on
 
 
@@ -26,19 +26,17 @@ class ContrastOptions(Section):
 
 
 def contrasted(base: Tensor, reinforced: Tensor, alpha: float) -> Tensor:
-    """v_b − α·ReLU(v_r − v_b), elementwise on logits."""
+    """Return v_b − α·ReLU(v_r − v_b), elementwise on logits."""
     return base - alpha * (reinforced - base).relu()
 
 
 class Contrast(Intervention):
-    """Logits less what a reinforced model, the target trained further on the forget set, puts above them.
+    """Subtract from the logits what a reinforced model adds: the target trained further on the forget set.
 
-    The reinforced model is a module of this one, frozen and in evaluation mode. It gets what the model gets,
-    with a key-value cache of its own beside each of the model's. Beam search, which reorders caches, is not
-    supported.
+    The reinforced model is a module of this one, frozen and in evaluation mode. It gets the model's input,
+    and has a key-value cache for each of the model's. Beam search, which reorders caches, is not supported.
     """
 
-    name = "contrast"
     reinforced_too = True
     Options = ContrastOptions
 
@@ -67,28 +65,28 @@ class Contrast(Intervention):
         return self
 
     def tensors(self) -> dict[str, Tensor]:
-        return {}  # the reinforced model has a folder of its own
+        return {}  # the reinforced model is saved to a folder
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
         pass
 
-    def save_folder(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
-        """The reinforced model as a plain Hugging Face folder; `weights` in place of its state dict."""
+    def save_reinforced(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write the reinforced model as a plain Hugging Face folder; `weights` replaces its state dict."""
         given = {} if weights is None else {"state_dict": weights}
         self.reinforced.save_pretrained(folder, **given)
 
     def _contrast(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         assert self.current is not None
-        index = self.current.layout.index  # the head's own positions; kept states of others come after them
+        index = self.current.layout.index  # the head's own positions; other kept states come after them
         with torch.no_grad(), head_on(self.reinforced, index):
             cache = self._cache(output.get("past_key_values"))
             theirs = self.reinforced(*args, **{**kwargs, "past_key_values": cache}).logits
-        own, beside = output.logits.split([theirs.shape[1], output.logits.shape[1] - theirs.shape[1]], dim=1)
-        output.logits = torch.cat([contrasted(own, theirs, self.alpha), beside], dim=1)
+        own, rest = output.logits.split([theirs.shape[1], output.logits.shape[1] - theirs.shape[1]], dim=1)
+        output.logits = torch.cat([contrasted(own, theirs, self.alpha), rest], dim=1)
         return output
 
     def _cache(self, key: Any) -> DynamicCache | None:
-        """The reinforced model's cache beside one of the model's, which the model has just extended."""
+        """Return the reinforced model's cache for one of the model's, which the model has just extended."""
         if key is None:
             return None
         if key not in self._caches:

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from unlearn.config import Section
 from unlearn.data.batching import Batch
 from unlearn.errors import ConfigError, UserError
-from unlearn.interventions.base import (
+from unlearn.interventions._base import (
     Intervention,
     Pass,
     blocks,
@@ -23,11 +23,11 @@ from unlearn.interventions.base import (
     hidden_of,
     host,
 )
-from unlearn.interventions.sae import SAE, read_sae, scores, select, share, share_so_far, suppress
+from unlearn.interventions._sae import SAE, read_sae, scores, select, share, share_so_far, suppress
 from unlearn.passes.forward import head_on
 from unlearn.passes.prompt_layout import laid_out, right_padded
 
-# Activations of all features of so many tokens are held at once.
+# Tokens whose activations of all features are in memory at once.
 _TOKENS = 2048
 
 
@@ -54,18 +54,19 @@ class DsgOptions(Section):
 
 
 class Dsg(Intervention):
-    """Suppresses the features of the forget set in sequences on which they fire often.
+    """Suppress the features of the forget set in sequences on which they fire often.
 
-    On the output of one block: where the share of tokens with a firing feature is above the fitted threshold,
-    every token with a firing feature has all of them set to −strength. The share is of what is known when a
-    token is processed: of the prompt for its tokens, of everything so far for those after it. So a
-    likelihood pass and generation compute the same; the authors' code takes the share of whole sequences.
-    The beginning-of-sequence token (`bos_token_id` of the model's configuration) and padding never count.
+    Edits the output of one block: where the share of tokens with a firing feature is above the fitted
+    threshold, all selected features of each token with a firing feature are set to −strength. The share is
+    over the tokens known when a token is processed: the prompt for its own tokens, all tokens so far for
+    those after it. So a likelihood pass and generation compute the same; the authors' code takes the share of
+    whole sequences. The beginning-of-sequence token (`bos_token_id` of the model's configuration) and padding
+    do not count.
 
-    After fitting, the selected features are all that is kept of the autoencoder, always in fp32.
+    After fitting, only the selected features of the autoencoder are kept, always in fp32.
     """
 
-    name = "dsg"
+    files = ("sae",)
     sets = ("forget", "retain")
     Options = DsgOptions
     features: Tensor
@@ -94,10 +95,10 @@ class Dsg(Intervention):
         self._counts: tuple[Tensor, Tensor] | None = None
 
     def fit(self, model: nn.Module, forget: Iterable[Batch], retain: Iterable[Batch]) -> None:
-        """Choose the features and the threshold; the model is as it will be without this intervention.
+        """Choose the features and the threshold, on the model without this intervention.
 
         Raises:
-            UserError: the autoencoder cannot be read, or no feature tells forget from retain.
+            UserError: the autoencoder cannot be read, or no feature distinguishes forget from retain.
         """
         options = self.dsg
         sae = read_sae(options.sae, self.hidden_size, centred=options.centred)
@@ -120,11 +121,11 @@ class Dsg(Intervention):
         })  # fmt: skip
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        for name, tensor in tensors.items():  # their sizes follow from the data
+        for name, tensor in tensors.items():  # their sizes depend on the data
             self._buffers[name] = tensor.clone()
 
     def facts(self) -> dict[str, Any]:
-        return {**super().facts(), "sae": self.dsg.sae.name}  # no path of this machine
+        return {**super().facts(), "sae": self.dsg.sae.name}  # without the path on this machine
 
     def tensors(self) -> dict[str, Tensor]:
         self._check_fitted()
@@ -164,7 +165,7 @@ class Dsg(Intervention):
 
     @torch.no_grad()
     def _states(self, model: nn.Module, batches: Iterable[Batch]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Output [B, T, D] of the block and which tokens count [B, T], batch by batch."""
+        """Yield the output [B, T, D] of the block and which tokens count [B, T], batch by batch."""
         inner, seen = host(model), list[Tensor]()
         handle = blocks(model)[self.dsg.layer].register_forward_hook(
             lambda _, __, output: seen.append(hidden_of(output))
@@ -181,10 +182,10 @@ class Dsg(Intervention):
 
     def _check_fitted(self) -> None:
         if not len(self.features):
-            raise RuntimeError("a dsg intervention is fitted before it is attached or saved: call fit")
+            raise RuntimeError("a dsg intervention must be fitted before it is attached or saved: call fit")
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Dsg:
-        # Follows the model to its device, but stays in its own precision.
+        # It moves to the model's device and keeps its own precision.
         return super()._apply(lambda t: t.to(fn(t.new_empty(0)).device), recurse)
 
 

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from unlearn.config import Section
 from unlearn.errors import ConfigError
-from unlearn.interventions.base import Intervention, blocks, checked_layer, edited, hidden_of, seeded
+from unlearn.interventions._base import Intervention, blocks, checked_layer, edited, hidden_of, seeded
 
 
 class GrunOptions(Section):
@@ -30,14 +30,14 @@ class GrunOptions(Section):
 
 
 def default_layers(layers: int) -> list[int]:
-    """The blocks of a model as deep, relatively, as 20, 25 and 31 are of 32 (counted from 0)."""
+    """Return the blocks at the relative depth of 20, 25 and 31 of 32 (counted from 0)."""
     return sorted({-(-(block + 1) * layers // 32) - 1 for block in (20, 25, 31)})
 
 
 def orthonormal(raw: Tensor) -> Tensor:
-    """The rows of [r, D] made orthonormal, one after the other; fp32, the identity on orthonormal rows."""
+    """Make the rows of [r, D] orthonormal, one after the other; fp32, the identity on orthonormal rows."""
     q, r = torch.linalg.qr(raw.float().T)
-    # The factorisation is unique once the diagonal is positive: no sign flips between steps.
+    # The factorisation is unique with a positive diagonal: no sign changes between steps.
     signs: Tensor = torch.where(r.diagonal() < 0, -1.0, 1.0)
     return (q * signs).T
 
@@ -45,8 +45,8 @@ def orthonormal(raw: Tensor) -> Tensor:
 class Edit(nn.Module):
     """h + σ(g(h))·Rᵀ(Wh + b − Rh), R with orthonormal rows.
 
-    W starts as R and b as 0, so that a fresh edit changes nothing (in fp32 exactly; W is rounded to the
-    model's dtype), and only the gate and the direction of W have a gradient at first.
+    W starts as R and b as 0, so that a new edit changes nothing (exactly in fp32; W is rounded to the model's
+    dtype). At first only the gate and the direction of W have a gradient.
     """
 
     def __init__(self, hidden_size: int, options: GrunOptions, draws: torch.Generator) -> None:
@@ -67,14 +67,14 @@ class Edit(nn.Module):
 
 
 class Grun(Intervention):
-    """Edits of the last prompt token's hidden state after some blocks.
+    """Edit the last prompt token's hidden state after some blocks.
 
-    Of several attached one after the other, each is trained alone and sees what the earlier ones left.
+    Of several that are attached one after the other, each is trained alone, on top of the earlier ones.
     """
 
-    name = "grun"
     Options = GrunOptions
     trains = True
+    gated = True
 
     def __init__(self, options: GrunOptions, *, hidden_size: int, layers: int, seed: int = 0) -> None:
         """
@@ -112,9 +112,9 @@ class Grun(Intervention):
         return {f"edits.{place}.": f"the edit of block {layer}" for place, layer in enumerate(self.layers)}
 
     def gates(self) -> Tensor:
-        """Gate logits [B, K] of the newest pass over prompts, one column per layer; differentiable."""
+        """Return gate logits [B, K] of the last pass over prompts, one column per layer; differentiable."""
         if len(self._gates) != len(self.layers):
-            raise RuntimeError("gates were asked for before the model was called")
+            raise RuntimeError("there are no gates before the model was called")
         return torch.stack([self._gates[place] for place in range(len(self.layers))], dim=1)
 
     def _edit(self, place: int, _: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
@@ -124,7 +124,7 @@ class Grun(Intervention):
         hidden = hidden_of(output)
         rows = torch.arange(len(hidden), device=hidden.device)
         at = self.current.prompt_end
-        within = (at >= 0) & (at < hidden.shape[1])  # a prompt may come in pieces
+        within = (at >= 0) & (at < hidden.shape[1])  # a prompt may be processed in pieces
         at = at.clamp(0, hidden.shape[1] - 1)
         before = hidden[rows, at]
         after, self._gates[place] = self.edits[place](before)

@@ -1,4 +1,4 @@
-"""f-divergences between two answer probabilities, as FLAT minimises them (arXiv 2410.11143).
+"""f-divergences between two answer probabilities, which FLAT minimises (arXiv 2410.11143).
 
 L = −g*(P_e) + f*(g*(P_f)), P_e of the template answer and P_f of the answer to forget: L falls as P_e rises
 and as P_f falls.
@@ -26,8 +26,8 @@ Divergence = Literal[
     "neyman",
 ]
 
-# Each as (g*, f*∘g*). The paper has the first four, the released code the others too. There the exponents
-# of reverse_kl and squared_hellinger have the wrong sign, which raises P_f and lowers P_e: put right here.
+# Each as (g*, f*∘g*). The paper has the first four, the released code all. There the exponents of reverse_kl
+# and squared_hellinger have the wrong sign, which raises P_f and lowers P_e; here the sign is right.
 _TABLE: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
     "kl": (lambda v: v, lambda v: (v - 1).exp()),
     "jensen_shannon": (lambda v: math.log(2) - softplus(-v), lambda v: v + softplus(-v) - math.log(2)),
@@ -36,13 +36,13 @@ _TABLE: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]]
     "jeffrey": (lambda v: v, lambda v: v + v.square() / 4 + v.pow(3) / 16),  # series of f*
     "reverse_kl": (lambda v: -(-v).exp(), lambda v: v - 1),
     "squared_hellinger": (lambda v: -(-v).expm1(), lambda v: v.expm1()),
-    # Experimental, as the code has it: lowers P_e as well. 1e-6 keeps the slope at P_f = 1 finite.
+    # As in the code, experimental: lowers P_e as well. 1e-6 keeps the slope at P_f = 1 finite.
     "neyman": (lambda v: -v.expm1(), lambda v: 2 - 2 * (1 - v + 1e-6).sqrt()),
 }
 
 
 def divergence_loss(name: Divergence, template: Tensor, forget: Tensor) -> Tensor:
-    """L of P_e = `template` and P_f = `forget`, elementwise.
+    """Return L of P_e = `template` and P_f = `forget`, elementwise.
 
     Raises:
         ValueError: the divergence has no such name.
@@ -54,7 +54,7 @@ def divergence_loss(name: Divergence, template: Tensor, forget: Tensor) -> Tenso
 
 
 def divergence_slopes(name: Divergence, template: Tensor, forget: Tensor) -> tuple[Tensor, Tensor]:
-    """∂L/∂P_e and ∂L/∂P_f, elementwise and constant."""
+    """Return ∂L/∂P_e and ∂L/∂P_f, elementwise and without a gradient."""
     with torch.enable_grad():
         template, forget = template.detach().requires_grad_(), forget.detach().requires_grad_()
         loss = divergence_loss(name, template, forget).sum()
@@ -65,6 +65,6 @@ def divergence_slopes(name: Divergence, template: Tensor, forget: Tensor) -> tup
 def answer_probability(
     logp: Float[Tensor, " N"], lengths: Int[Tensor, " B"], padded: int
 ) -> Float[Tensor, " B"]:
-    """Token probabilities of each answer, averaged over its length, or summed and divided by `padded`."""
+    """Return the mean token probability [B] of each answer; with `padded`, the sum divided by that."""
     total = torch.segment_reduce(logp.exp(), "sum", lengths=lengths)
     return total / (padded or lengths.clamp(min=1))

@@ -1,8 +1,8 @@
-"""Functions of whole rows of logits, whose derivative is written out instead of recorded.
+"""Functions of whole rows of logits, with a derivative by hand instead of autograd.
 
-Everything runs in fp32 on blocks of rows, whatever the dtype of the logits. The derivative is taken in the
-same pass, while a block is in cache, and is all that is kept for the backward pass: one [N, V] in the
-logits' dtype, and neither the target nor a second [N, V] in fp32.
+Everything runs in fp32 on blocks of rows, whatever the dtype of the logits. The derivative is computed in the
+same pass, while a block is in cache. It is all that is kept for the backward pass: one [N, V] in the logits'
+dtype, and neither the target nor a second [N, V] in fp32.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 Target = Callable[[slice], Tensor]
-"""Target logits [n, V] in fp32 of some consecutive rows; they are read, not written."""
+"""Returns target logits [n, V] in fp32 of some consecutive rows, to be read and not written."""
 
-# Elements of one fp32 block: bounds what is held beside the kept derivative.
+# Elements of one fp32 block: limits the memory besides the kept derivative.
 _BLOCK = 1 << 24
 _CPU_BLOCK = 1 << 17  # the three or four in use stay in a core's cache from one operation to the next
 
@@ -25,32 +25,32 @@ _CPU_BLOCK = 1 << 17  # the three or four in use stay in a core's cache from one
 def soft_cross_entropy(
     logits: Float[Tensor, "N V"], target_logits: Float[Tensor, "N V"]
 ) -> Float[Tensor, " N"]:
-    """−Σ softmax(target)·log softmax(logits) of each row, fp32; the target is constant."""
+    """Return −Σ softmax(target)·log softmax(logits) of each row, fp32; the target has no gradient."""
     return cross_entropy_to(logits, plain(target_logits))
 
 
 def soft_kl(logits: Float[Tensor, "N V"], target_logits: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
-    """KL(softmax(target) ‖ softmax(logits)) of each row, fp32; the target is constant.
+    """Return KL(softmax(target) ‖ softmax(logits)) of each row, fp32; the target has no gradient.
 
-    Cross-entropy less the target's entropy, of differences of logits: exactly 0 for equal rows.
+    Computed from differences of logits, so that it is exactly 0 for equal rows.
     """
     target = plain(target_logits)
     return rowwise(logits, lambda z, rows: _kl(z, target(rows)))
 
 
 def cross_entropy_to(logits: Float[Tensor, "N V"], target: Target) -> Float[Tensor, " N"]:
-    """`soft_cross_entropy` with target logits made block by block; −inf excludes a token."""
+    """Return `soft_cross_entropy` with target logits computed block by block; −inf excludes a token."""
     return rowwise(logits, lambda z, rows: _cross_entropy(z, target(rows)))
 
 
 def plain(target_logits: Float[Tensor, "N V"]) -> Target:
-    """The given logits as target."""
+    """Return a target of the logits as they are."""
     fixed = target_logits.detach()
     return lambda rows: fixed[rows].float()
 
 
 def shifted(target_logits: Float[Tensor, "N V"], labels: Int[Tensor, " N"], by: float) -> Target:
-    """The given logits as target, `by` added at each row's label."""
+    """Return a target of the logits with `by` added at each row's label."""
     fixed = target_logits.detach()
 
     def block(rows: slice) -> Tensor:
@@ -64,10 +64,10 @@ def shifted(target_logits: Float[Tensor, "N V"], labels: Int[Tensor, " N"], by: 
 def rowwise(
     logits: Float[Tensor, "N V"], function: Callable[[Tensor, slice], tuple[Tensor, Tensor]]
 ) -> Float[Tensor, " N"]:
-    """`function` of each row, fp32, differentiable once.
+    """Apply a function to each row, in fp32, differentiable once.
 
-    It gets a block [n, V] in fp32, not to be written to, with its place in N, and returns the values [n]
-    and their derivative [n, V].
+    The function gets a block [n, V] in fp32, which it must not write to, and the block's place in N. It
+    returns the values [n] and their derivative [n, V].
     """
     wanted = logits.requires_grad and torch.is_grad_enabled()
     values: Tensor = _Rowwise.apply(logits, function, wanted)
@@ -91,7 +91,7 @@ class _Rowwise(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (slope,) = ctx.saved_tensors
-        out = torch.empty_like(slope)  # not in place: the graph may be gone through again
+        out = torch.empty_like(slope)  # not in place: there may be a second backward pass
         for rows in _blocks(slope):
             out[rows] = slope[rows] * grads[0][rows, None]
         return out, None, None
@@ -99,7 +99,7 @@ class _Rowwise(torch.autograd.Function):
 
 def _cross_entropy(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     q = t.softmax(-1)
-    # Less the maximum first: where the model is sure, log p is far smaller than the logits' rounding.
+    # Subtract the maximum first: where the model is certain, log p is far below the rounding of the logits.
     z = z - z.amax(-1, keepdim=True)
     cost = -torch.linalg.vecdot(q, z)
     p = z.exp_()

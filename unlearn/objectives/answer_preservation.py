@@ -1,4 +1,4 @@
-"""Keeping answers ahead of refusals (arXiv 2410.08109)."""
+"""Keep answers likelier than refusals (arXiv 2410.08109)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def answer_preservation(
 ) -> Float[Tensor, " B"]:
     """−(1/β) log σ(β(NLL of the alternative − NLL of the answer)), of whole answers (AP).
 
-    A retain term: beside training on refusals, it keeps the answer likelier than the refusal. No reference.
+    A retain term for training on refusals: it keeps the answer likelier than the refusal. Needs no reference.
     """
     answer = torch.segment_reduce(logp, "sum", lengths=lengths)
     alternative = torch.segment_reduce(alt_logp, "sum", lengths=alt_lengths)

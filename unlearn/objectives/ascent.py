@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def ascent(logp: Float[Tensor, " N"], weights: Float[Tensor, " N"] | None = None) -> Float[Tensor, " N"]:
-    """log p of each answer token, times its weight: minimised, it unlearns.
+    """log p of each answer token, times its weight; minimising it unlearns.
 
-    Without weights without bound (arXiv 2401.06121, §4, GA). WGA, TNPO, SimSat, SimImp and SatImp are this
-    under a weighting of that name (WGA: simsat).
+    Without weights it has no lower bound (arXiv 2401.06121, §4, GA). WGA, TNPO, SimSat, SimImp and SatImp are
+    this objective with a weighting of that name (WGA: simsat).
     """
     return logp if weights is None else weights * logp

@@ -1,4 +1,4 @@
-"""Who's Harry Potter's contrast of a reinforced model with the reference, distilled (arXiv 2310.02238)."""
+"""Distil the contrast of a reinforced model with the reference (Who's Harry Potter, arXiv 2310.02238)."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def contrast(
     *,
     alpha: float,
 ) -> Float[Tensor, " N"]:
-    """Cross-entropy to softmax(v_b − α·ReLU(v_r − v_b)): what more of the forget set made likelier, less so.
+    """Cross-entropy to softmax(v_b − α·ReLU(v_r − v_b)): less of what the reinforced model raised.
 
-    v_b of the reference, v_r of the reinforced model. MUSE (arXiv 2407.06460) decodes from this target
-    without training; the original also replaces names in the text, which belongs to the data.
+    v_b are the logits of the reference, v_r of the reinforced model. MUSE (arXiv 2407.06460) decodes from
+    this target without training. The original also replaces names in the text, which is left to the data.
     """
     base, reinforced = ref_logits.detach(), reinforced_logits.detach()
 

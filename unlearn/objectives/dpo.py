@@ -20,8 +20,9 @@ def dpo(
 ) -> Float[Tensor, " B"]:
     """−(2/β) log σ(β[log(π/π_ref)(alternative) − log(π/π_ref)(answer)]), of whole answers.
 
-    The alternative (a refusal: IdkDPO; sampled from the target: AltPO) wins over the answer to forget. The
-    factor 2/β makes it comparable with NPO, as in NPO's code and OpenUnlearning; TOFU's own code has none.
+    The alternative (a refusal in IdkDPO, sampled from the target in AltPO) is preferred to the answer to
+    forget. The factor 2/β makes it comparable with NPO, as in NPO's code and OpenUnlearning; TOFU's code has
+    none.
     """
     lost = torch.segment_reduce(logp - ref_logp, "sum", lengths=lengths)
     won = torch.segment_reduce(alt_logp - ref_alt_logp, "sum", lengths=alt_lengths)

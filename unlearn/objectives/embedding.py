@@ -1,4 +1,4 @@
-"""Staying with the reference's hidden states (arXiv 2403.03218)."""
+"""Keep the reference's hidden states (arXiv 2403.03218)."""
 
 from __future__ import annotations
 

@@ -19,9 +19,9 @@ def flat(
 ) -> Float[Tensor, " B"]:
     """−g*(P_e) + f*(g*(P_f)) of each example: away from the answer, towards the template answer.
 
-    P is the mean probability of an answer's tokens, as the paper has it. The released code divides their sum
-    by the padded length (500 on TOFU, 1024 on Harry Potter) instead: `padded`. It also averages P over the
-    batch before the divergence is taken: `flat_batch`.
+    P is the mean probability of an answer's tokens, as in the paper. The released code divides their sum by
+    the padded length (500 on TOFU, 1024 on Harry Potter), which `padded` does. It also averages P over the
+    batch before it takes the divergence; see `flat_batch`.
     """
     template = answer_probability(alt_logp, alt_lengths, padded)
     return divergence_loss(divergence, template, answer_probability(logp, lengths, padded))

@@ -26,9 +26,9 @@ def flat_batch(
 ) -> Float[Tensor, " B"]:
     """The divergence L of the batch's mean probabilities P̄_e and P̄_f, linear in those of each example.
 
-    L(P̄) + ∂L/∂P̄_e·(P_e − P̄_e) + ∂L/∂P̄_f·(P_f − P̄_f), the derivatives constant: averaged over the batch,
-    the value is L(P̄) and the gradient that of L(P̄), however the batch is cut. Source: the authors' code,
-    dataloader.py, `ProbLossStable`, with `padded` = 500 on TOFU; there P̄ is of each process's micro-batch.
+    L(P̄) + ∂L/∂P̄_e·(P_e − P̄_e) + ∂L/∂P̄_f·(P_f − P̄_f) with constant derivatives. Its average over the batch has
+    the value and the gradient of L(P̄), however the batch is split. Source: the authors' code, dataloader.py,
+    `ProbLossStable`, with `padded` = 500 on TOFU; there P̄ is of each process's micro-batch.
     """
     template = answer_probability(alt_logp, alt_lengths, padded)
     forget = answer_probability(logp, lengths, padded)
@@ -45,6 +45,6 @@ def batch_mean(
     *,
     padded: int = 0,
 ) -> Float[Tensor, "B 2"]:
-    """P_e (template answer) and P_f (answer to forget) of each example."""
+    """Return P_e (template answer) and P_f (answer to forget) of each example, [B, 2]."""
     template = answer_probability(alt_logp, alt_lengths, padded)
     return torch.stack([template, answer_probability(logp, lengths, padded)], dim=-1)

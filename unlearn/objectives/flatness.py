@@ -1,4 +1,4 @@
-"""Logits made flat (arXiv 2506.05314)."""
+"""Make logits flat (arXiv 2506.05314)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from unlearn.objectives._soft import rowwise
 def flatness(logits: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
     """(max z − mean z)² at each position, the forget term of PDU.
 
-    OpenUnlearning applies the labels' mask unshifted: it flattens what follows each answer token, and leaves
-    alone what predicts the first.
+    OpenUnlearning applies the labels' mask unshifted: it flattens the logits after each answer token, and not
+    those that predict the first one.
     """
     return rowwise(logits, _spread)
 

@@ -1,4 +1,4 @@
-"""Gates that open on what is to be forgotten (arXiv 2502.17823)."""
+"""Train gates to open on forget prompts (arXiv 2502.17823)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 def gate(gate: Float[Tensor, "B K"], *, label: float) -> Float[Tensor, " B"]:
     """Binary cross-entropy of the gates to `label`, averaged over the K edits (GRUN).
 
-    1 on forget prompts, 0 on retain prompts. Averaged, as the authors' code has it for the gates of all
-    layers together; the term's weight (`gate_weight` there) is not divided by K.
+    `label` is 1 on forget prompts, 0 on retain prompts. The authors' code also averages over the gates of all
+    layers; the term's weight (`gate_weight` there) is not divided by K.
     """
     logits = gate.float()
     return binary_cross_entropy_with_logits(logits, torch.full_like(logits, label), reduction="none").mean(-1)

@@ -1,4 +1,4 @@
-"""Staying with the reference's distribution."""
+"""Keep the reference's distribution."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unlearn.objectives._soft import soft_kl
 def kl(logits: Float[Tensor, "N V"], ref_logits: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
     """KL(reference ‖ model) at each position (arXiv 2401.06121, §4, KL minimisation).
 
-    TOFU's code and those after it average over every position, prompt and padding included: the term's
-    `mask` says which.
+    TOFU's code and its successors average over every position, prompt and padding included; the term's `mask`
+    selects the positions.
     """
     return soft_kl(logits, ref_logits)

@@ -20,12 +20,12 @@ def kto(
     form: Literal["sigmoid", "logsigmoid"] = "sigmoid",
     scale_mean: bool = False,
 ) -> Float[Tensor, " B"]:
-    """1 − (2/β) σ(K − β log(π/π_ref)) of each whole answer; `form` logsigmoid has log σ in place of σ.
+    """1 − (2/β) σ(K − β log(π/π_ref)) of each whole answer; `form=logsigmoid` replaces σ by log σ.
 
-    K is the batch's mean log-ratio of the alternative answers. KTO defines σ(β(K − log-ratio)); the code
-    followed here (NPO's, TOFU/dataloader.py, `kto_sigmoid`, `kto_logsigmoid`) leaves K unscaled, nor does it
-    cut it off at 0. `scale_mean` multiplies K by β, as defined. That code averages K over each process's
-    micro-batch; here it is over the global batch.
+    K is the batch's mean log-ratio of the alternative answers. KTO defines σ(β(K − log-ratio)). This follows
+    NPO's code (TOFU/dataloader.py, `kto_sigmoid`, `kto_logsigmoid`), which neither scales K nor cuts it off
+    at 0; `scale_mean` multiplies K by β, as defined. That code averages K over each process's micro-batch;
+    here the average is over the global batch.
 
     Raises:
         ValueError: `form` has another name.
@@ -43,5 +43,5 @@ def kto(
 def batch_mean(
     alt_logp: Float[Tensor, " M"], ref_alt_logp: Float[Tensor, " M"], alt_lengths: Int[Tensor, " B"]
 ) -> Float[Tensor, "B 1"]:
-    """log(π/π_ref) of each whole alternative answer."""
+    """Return log(π/π_ref) of each whole alternative answer, [B, 1]."""
     return torch.segment_reduce(alt_logp - ref_alt_logp, "sum", lengths=alt_lengths)[:, None]

@@ -1,4 +1,4 @@
-"""Answers made uniform (arXiv 2410.08109)."""
+"""Make answers uniform (arXiv 2410.08109)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from unlearn.objectives._soft import rowwise
 
 
 def max_entropy(logits: Float[Tensor, "N V"]) -> Float[Tensor, " N"]:
-    """KL(uniform ‖ p) at each position, 0 when every token is as likely (ME).
+    """KL(uniform ‖ p) at each position, 0 where all tokens are equally likely (ME).
 
     The released code adds 1e-12 to p, which bounds it at log p = −27.6; here it is exact. That code's ME+GD
     averages over prompt and padding as well (the term's `mask`).

@@ -7,5 +7,5 @@ from torch import Tensor
 
 
 def nll(logp: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
-    """−log p of each answer token: learning it, or keeping it (the retain term of GradDiff)."""
+    """−log p of each answer token: learns the answer, or keeps it (the retain term of GradDiff)."""
     return -logp

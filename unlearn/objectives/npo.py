@@ -18,11 +18,11 @@ def npo(
 ) -> Float[Tensor, " B"]:
     """−(2/β) log σ(−β log(π/π_ref)) of each answer, π the probability of the whole answer (eq. 3).
 
-    Falls as the answer becomes less likely than under the reference, and stops pulling once it is: the
-    gradient is that of ascent times 2π^β/(π^β + π_ref^β). β → 0 is ascent on the summed log-probability.
+    Falls as the answer becomes less likely than under the reference, and its gradient vanishes from there on:
+    it is that of ascent times 2π^β/(π^β + π_ref^β). β → 0 is ascent on the summed log-probability.
 
-    Weights multiply each token's log-ratio before the sum (arXiv 2505.11953, hard sampling and annotation;
-    the released code there sums the log-ratio over the whole batch, here each answer has its own).
+    Weights multiply each token's log-ratio before the sum (arXiv 2505.11953, hard sampling and annotation).
+    The code released there sums the log-ratio over the whole batch; here each answer has its own.
     """
     ratio = logp - ref_logp
     ratio = torch.segment_reduce(ratio if weights is None else weights * ratio, "sum", lengths=lengths)

@@ -1,4 +1,4 @@
-"""Staying near the mean teacher (arXiv 2504.13388)."""
+"""Stay near the mean teacher (arXiv 2504.13388)."""
 
 from __future__ import annotations
 

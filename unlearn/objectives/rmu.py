@@ -19,8 +19,8 @@ def rmu(
 ) -> Float[Tensor, " N"]:
     """Mean squared difference of the hidden state from c·u at each position, u random and fixed by `seed`.
 
-    u is drawn from [0, 1)^D and normalised in the official code and in OpenUnlearning (`unit`), not in
-    G-effect's and SatImp's (`uniform`), where c therefore means √(D/3) times as much.
+    u is drawn from [0, 1)^D. The official code and OpenUnlearning normalise it (`unit`); the codes of the
+    G-effect and SatImp do not (`uniform`), where the same c means √(D/3) times as much.
 
     Raises:
         ValueError: `direction` has another name.

@@ -11,10 +11,10 @@ from unlearn.objectives._directions import random_direction
 def rmu_adaptive(
     hidden: Float[Tensor, "N D"], ref_hidden: Float[Tensor, "N D"], *, scale: float, seed: int = 0
 ) -> Float[Tensor, " N"]:
-    """RMU whose coefficient follows the layer: c = scale·‖h_ref‖ of each token, u of length 1.
+    """RMU with a coefficient that adapts to the layer: c = scale·‖h_ref‖ of each token, ‖u‖ = 1.
 
-    Mean squared difference of the hidden state from c·u. With the norm of the reference in c, one `scale`
-    (5) serves layers whose hidden states differ in size, where RMU's c must be found for each.
+    Mean squared difference of the hidden state from c·u. One `scale` (5) serves all layers, however large
+    their hidden states are; RMU's c must be chosen for each layer.
     """
     u = random_direction(hidden, seed, unit=True)
     length = ref_hidden.detach().float().norm(dim=-1, keepdim=True)

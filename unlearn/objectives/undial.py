@@ -1,4 +1,4 @@
-"""Self-distillation with the answer turned down in the teacher (arXiv 2402.10052)."""
+"""Self-distillation from a teacher with a lower logit of the answer token (arXiv 2402.10052)."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def undial(
 ) -> Float[Tensor, " N"]:
     """Cross-entropy to softmax(z_ref − β·onehot(y)), y the answer token.
 
-    OpenUnlearning's averages over prompt and padding too, and takes their label, −100, for a token.
+    OpenUnlearning also averages over prompt and padding, and uses their label −100 as a token.
     """
     return cross_entropy_to(logits, shifted(ref_logits, labels, -beta))

@@ -1,16 +1,13 @@
 """Gradient rules: how the terms of a method become one update. A rule is a module of this package.
 
-Its class is the module's name in camel case, its options the class's keyword-only arguments. A rule says by
-what each term's loss is multiplied (`factors`), hears of the losses (`observe`), and, if it is `separate`,
-gets one backward pass per term and turns the inner products of their gradients into coefficients. What rules
-compute is small and pure; gradients themselves stay where DeepSpeed keeps them.
+Its class has the module's name in camel case; its options are the class's keyword-only arguments. A rule
+gives the factor of each term's loss (`factors`) and is shown the losses after each step (`observe`). If it is
+`separate`, each term has its own backward pass, and the rule turns the inner products of the gradients into
+coefficients (`combine`). The gradients themselves stay where DeepSpeed keeps them.
 """
 
 from __future__ import annotations
 
-import importlib
-import inspect
-import pkgutil
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
@@ -18,38 +15,38 @@ from torch import Tensor
 
 from unlearn import plugins
 from unlearn.config import MethodConfig, RuleConfig
-from unlearn.errors import ConfigError, did_you_mean
+from unlearn.errors import ConfigError
 
 
 class Rule(Protocol):
-    """How terms become one update."""
+    """How terms become one update. `terms`, where a rule has it, names the terms that it needs."""
 
     separate: bool
-    """Whether each term gets a backward pass, and a gradient, of its own."""
+    """Whether each term has its own backward pass and gradient."""
     clipped: bool
-    """Whether the combined gradient is cut to a largest norm (`method.clip`)."""
+    """Whether the combined gradient is clipped to a largest norm (`method.clip`)."""
 
     def factors(self) -> Mapping[str, float]:
-        """By what the loss of a term is multiplied in this step; 1 for a term that is left out."""
+        """Return the factor of each term's loss in this step; a term that is left out has 1."""
 
     def combine(self, gram: Tensor) -> Tensor:
-        """Coefficients [T] of the terms' gradients from their inner products [T, T]; if `separate`."""
+        """Return coefficients [T] of the terms' gradients from their inner products [T, T]; if `separate`."""
 
     def observe(self, losses: Mapping[str, float], epoch: float) -> None:
-        """The terms' losses in the step just made, before weights; `epoch` counts up to and with it."""
+        """Take note of the terms' losses in the last step, before weights, and of the epochs made with it."""
 
     def log(self) -> dict[str, float]:
-        """What goes into the history beside the losses."""
+        """Return further values for the history."""
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint must hold; JSON."""
+        """Return what a checkpoint must hold, as JSON."""
 
     def load(self, state: Mapping[str, Any]) -> None:
-        """Put that back."""
+        """Restore what `state` returned."""
 
 
 class Stateless:
-    """What a rule need not say."""
+    """Default implementations of a rule without state, with one backward pass for all terms."""
 
     separate = False
     clipped = True
@@ -71,49 +68,46 @@ class Stateless:
     def load(self, state: Mapping[str, Any]) -> None: ...
 
 
-def names() -> list[str]:
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+_PARTS = ("separate", "clipped", "factors", "combine", "observe", "log", "state", "load")
+RULES = plugins.Kind(__name__, "rule", "class", _PARTS)
 
 
 def check(config: RuleConfig, terms: Sequence[str], clip: float | None = None) -> None:
-    """Refuse a rule or options of it that are not there, terms it cannot do without, and a `method.clip` that
-    its update is not cut to.
+    """Refuse a rule, options and terms that do not go together, and a `method.clip` that the rule ignores.
 
     Raises:
         ConfigError: everything that is wrong, by dotted name.
     """
-    if config.name not in names():
-        raise ConfigError(
-            [f"method.rule.name={config.name}: no such rule{did_you_mean(config.name, names())}"]
-        )
-    kind, given = _kind(config.name), config.model_extra or {}
-    known = dict(inspect.signature(kind, eval_str=True).parameters)
-    problems = plugins.misfits("method.rule", config.name, known, given, "option")
-    lacking = [term for term in getattr(kind, "terms", ()) if term not in terms]
-    problems += [f"method.{term} has no term: rule {config.name} needs one" for term in lacking]
-    if clip and not kind.clipped:
+    rule, owner = _find(config.name), f"rule {config.name}"
+    problems = []
+    try:
+        plugins.parsed(plugins.keywords(rule), config.model_extra or {}, "method.rule", owner)
+    except ConfigError as error:
+        problems += error.problems
+    lacking = [term for term in getattr(rule, "terms", ()) if term not in terms]
+    problems += [f"method.{term} has no term: {owner} needs one" for term in lacking]
+    if clip and not rule.clipped:
         problems.append(
-            f"method.clip={clip:g}: rule {config.name} gives an update of a length of its own, which is not "
-            "clipped; leave method.clip out"
+            f"method.clip={clip:g}: {owner} gives an update of a length of its own, which is not clipped; "
+            "leave method.clip out"
         )
     if problems:
         raise ConfigError(problems)
 
 
 def clip_norm(method: MethodConfig) -> float:
-    """The largest global gradient norm of a step, 0 where nothing is clipped."""
+    """Return the largest global gradient norm of a step, 0 where nothing is clipped."""
     if method.clip is not None:
         return method.clip
-    return 1.0 if _kind(method.rule.name).clipped else 0.0
+    return 1.0 if _find(method.rule.name).clipped else 0.0
 
 
 def make_rule(name: str, **options: Any) -> Rule:
-    """The rule of that name with its options."""
-    rule: Rule = _kind(name)(**options)
+    """Return the rule of that name with its options."""
+    rule: Rule = _find(name)(**options)
     return rule
 
 
-def _kind(name: str) -> type[Any]:
-    camel = "".join(part.capitalize() for part in name.split("_"))
-    kind: type[Any] = getattr(importlib.import_module(f"{__name__}.{name}"), camel)
-    return kind
+def _find(name: str) -> type[Any]:
+    rule: type[Any] = RULES.find(name, f"method.rule.name={name}")
+    return rule

@@ -11,11 +11,11 @@ from unlearn.rules import Stateless
 class PrimalDual(Stateless):
     """Minimise the forget term subject to L_retain ≤ ε: the Lagrangian γ·F + λ·(L_retain − ε).
 
-    λ is the factor of the retain term. After `warmup_epochs` it moves by gradient ascent,
-    λ ← max(0, λ + rate·(L_retain − ε)), after every step or (`every=epoch`) at the end of an epoch on its
-    mean, first at the end of the warm-up. `epsilon` should lie above the retain loss at the start. Source:
-    OpenUnlearning src/trainer/unlearn/pdu.py, which moves λ in every micro-batch of every process, and in its
-    mode by epoch measures the retain loss anew.
+    λ is the factor of the retain term. After `warmup_epochs` it is updated by gradient ascent, λ ← max(0, λ +
+    rate·(L_retain − ε)): after every step or (`every=epoch`) at the end of an epoch with its mean loss, first
+    at the end of the warm-up. `epsilon` should be above the retain loss at the start. Source: OpenUnlearning
+    src/trainer/unlearn/pdu.py, which updates λ in every micro-batch of every process, and by epoch measures
+    the retain loss again.
     """
 
     terms = ("forget", "retain")
@@ -37,7 +37,7 @@ class PrimalDual(Stateless):
         whole, by_epoch = int(epoch + 1e-9), self.every == "epoch"
         if by_epoch and whole == self._epoch:
             return
-        # The last step of the warm-up still belongs to it; the epoch that ends with it is what follows.
+        # The last step of the warm-up is part of it. By epoch, the one that ends with the warm-up counts.
         past = epoch - self.warmup_epochs
         if past > -1e-9 if by_epoch else past > 1e-9:
             self.dual = max(0.0, self.dual + self.rate * (self._sum / self._steps - self.epsilon))

@@ -1,4 +1,4 @@
-"""The weighted sum of all terms: one backward pass, nothing kept."""
+"""The weighted sum of all terms: one backward pass, no state."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Weightings: pure functions from per-token statistics to the weight of each token. They import torch alone.
+"""Weightings: pure functions from per-token statistics to the weight of each token. They import only torch.
 
-Shapes, names of needs and what keyword-only means are those of `unlearn.objectives`; what returns is [N],
-fp32 and detached: a weight says how hard a token is pulled and is itself never pulled on. A weighting that
-needs only `logp` and `ref_logp` is elementwise: `_granularity` may call it with the log-confidences
-[B] of whole answers. Exponents are ≥ 0.
+Shapes, statistics and hyper-parameters are as in `unlearn.objectives`. The result is [N], fp32 and detached:
+a weight has no gradient. A weighting that needs only `logp` and `ref_logp` is elementwise: `_granularity` may
+call it with the log-confidences [B] of whole answers. Exponents are ≥ 0.
 """

@@ -1,4 +1,4 @@
-"""At what granularity a weighting looks: each token, groups of tokens, whole answers or the whole batch.
+"""Granularities of a weighting: each token, groups of tokens, whole answers or the whole batch.
 
 After dataloader_granu.py of arXiv 2505.11953. Shapes as in `unlearn.weightings`: N answer tokens, B
 sequences, `lengths` [B] cuts N. Weights are fp32 and detached.
@@ -16,7 +16,7 @@ from unlearn.weightings._rank import ascending
 
 GRANULARITIES = ("token", "group", "instance", "batch")
 Weighing = Callable[..., Tensor]
-"""A weighting with its hyper-parameters bound; takes its needs by name."""
+"""A weighting with its hyper-parameters; takes statistics by name."""
 
 
 def token_weights(
@@ -30,18 +30,19 @@ def token_weights(
     batch_mean: Tensor | float | None = None,
     normalise: bool = False,
 ) -> Tensor:
-    """The weight [N] of each token.
+    """Return the weight [N] of each token.
 
-    token: what the weighting says of it. group: the mean over its group; a sequence's weights in descending
-    order are cut into groups of `group_size`, the last of them shorter. instance: what the weighting says of
-    the whole answer (`instance_weights`). batch: `batch_mean`, the mean of the instance weights over the
-    global batch, which the caller knows.
+    - token: the weighting of the token.
+    - group: the mean over its group. A sequence's weights in descending order are split into groups of
+      `group_size`, the last one shorter.
+    - instance: the weighting of the whole answer (`instance_weights`).
+    - batch: `batch_mean`, the mean of the instance weights over the global batch.
 
-    `normalise` scales each sequence to a mean weight of one: hard selection is then the mean over the kept
+    `normalise` scales each sequence to a mean weight of one, so that hard selection is the mean over the kept
     tokens. A sequence whose weights are all zero stays so.
 
     Args:
-        named: the weighting's needs, by name; all of it is passed on (token, group).
+        named: the weighting's statistics by name, all of which it gets (token, group).
 
     Raises:
         ValueError: an unknown granularity; a weighting that is not elementwise, at instance granularity;
@@ -66,10 +67,10 @@ def token_weights(
 def instance_weights(
     weigh: Weighing, named: Mapping[str, Tensor], lengths: Tensor, *, length_norm: bool = False
 ) -> Tensor:
-    """The weight [B] of each answer: an elementwise weighting of the answer's confidence.
+    """Return the weight [B] of each answer: an elementwise weighting of the answer's confidence.
 
-    The confidence is the product of the tokens' probabilities, as released; it vanishes for long answers
-    (fifty tokens of 0.9: 5e-3). With `length_norm` it is their geometric mean.
+    The confidence is the product of the tokens' probabilities, as in the released code; it vanishes for long
+    answers (fifty tokens of 0.9: 5e-3). With `length_norm` it is their geometric mean.
 
     Raises:
         ValueError: the weighting needs more than log-probabilities.
@@ -85,7 +86,7 @@ def instance_weights(
 
 
 def group_means(weights: Tensor, lengths: Tensor, size: int) -> Tensor:
-    """Each token's weight [N] replaced by the mean over its group of `size` in descending order."""
+    """Replace each token's weight [N] by the mean over its group of `size` in descending order."""
     if size < 1:
         raise ValueError(f"group_size={size}: a group holds at least one token")
     order, rank = ascending(-weights, lengths)

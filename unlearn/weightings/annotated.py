@@ -8,9 +8,9 @@ from torch import Tensor
 
 
 def annotated(important: Bool[Tensor, " N"], *, soft: float = 1.0) -> Float[Tensor, " N"]:
-    """`soft` for the tokens of annotated spans, 1 − soft for the others; 1 keeps the annotated ones alone.
+    """`soft` for the tokens of annotated spans, 1 − soft for the others; 1 keeps only the annotated ones.
 
-    After the authors' dataloader_imp.py, which finds the tokens by searching substrings and in its hard mode
-    drops every other label; here spans of characters decide, and a hard weight is a weight of zero.
+    After the authors' dataloader_imp.py, which finds the tokens by searching substrings, and in its hard mode
+    drops all other labels. Here spans of characters decide, and the other tokens have a weight of zero.
     """
     return torch.where(important, soft, 1 - soft).float()

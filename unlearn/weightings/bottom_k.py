@@ -13,7 +13,7 @@ def bottom_k(
 ) -> Float[Tensor, " N"]:
     """`soft` for the share `keep` of each sequence's tokens whose loss is smallest, 1 − soft for the others.
 
-    Counts and ties as in `top_k`. Note that the k of the released dataloader_hardsampling.py is the share
-    left *out* there: its k = 0.3 is keep = 0.7 here.
+    Counts and ties are as in `top_k`. The k of the released dataloader_hardsampling.py is the share that is
+    left out: its k = 0.3 is keep = 0.7 here.
     """
     return top_k(-logp, lengths, keep=keep, soft=soft)

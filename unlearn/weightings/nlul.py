@@ -11,10 +11,10 @@ def nlul(
 ) -> Float[Tensor, " N"]:
     """p / (1 + tolerance − p), and 0 where p < threshold.
 
-    Over `ascent` it has the gradient of −log(1 − p): p on the gold logit, so that what is known best moves
-    most, where plain ascent stands still. The tolerance keeps the weight finite at p = 1 and costs the
-    gradient a factor (1 − p)/(1 − p + tolerance). Source: the released losses. They supervise the whole
-    sequence, as plain texts are here, and form 1 − p by a difference.
+    With `ascent` it has the gradient of −log(1 − p), which is p on the gold logit: tokens that the model
+    knows best move most, where plain ascent has no gradient. The tolerance keeps the weight finite at p = 1
+    and multiplies the gradient by (1 − p)/(1 − p + tolerance). Source: the released losses, which supervise
+    the whole sequence (here only of plain texts) and compute 1 − p as a difference.
     """
     fixed = logp.detach().float()
     prob = fixed.exp()

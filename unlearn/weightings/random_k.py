@@ -13,7 +13,7 @@ def random_k(
 ) -> Float[Tensor, " N"]:
     """`soft` for a random share `keep` of each sequence's tokens, 1 − soft for the others; 1 is hard.
 
-    Chosen are the tokens of the smallest noise, counted as in `top_k`. The released code keeps its mask as
-    integers, so that any soft between 0 and 1 becomes a loss of zero there.
+    Selects the tokens of the smallest noise, counted as in `top_k`. The mask of the released code is of
+    integers, so that any soft between 0 and 1 gives a loss of zero there.
     """
     return top_k(noise, lengths, keep=keep, soft=soft)

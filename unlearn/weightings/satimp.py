@@ -10,7 +10,7 @@ from unlearn.weightings.simsat import simsat
 
 
 def satimp(logp: Float[Tensor, " N"], *, beta1: float, beta2: float) -> Float[Tensor, " N"]:
-    """p^β1 · (1 − p)^β2: turns away from tokens already forgotten (β1) and from those still certain (β2).
+    """p^β1 · (1 − p)^β2: smaller for tokens already forgotten (β1) and for those still certain (β2).
 
     Largest at p = β1/(β1 + β2). β2 = 0 is SimSat and WGA, β1 = 0 SimImp. Source: the authors' code,
     dataloader_sat.py, `satimp`.

@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def simimp(logp: Float[Tensor, " N"], *, beta: float) -> Float[Tensor, " N"]:
-    """(1 − p)^β: tokens that the model is sure of anyway, function words most of all, are pulled less.
+    """(1 − p)^β: smaller for tokens that the model is certain of, function words above all.
 
-    SimImp of the authors' dataloader_sat.py. Unlike saturation it does not bound the pull as p → 0. There
-    1 − p is a difference; here −expm1(log p), which does not cancel at p → 1.
+    SimImp of the authors' dataloader_sat.py. Unlike saturation it does not bound the gradient as p → 0. The
+    authors compute 1 − p as a difference; −expm1(log p), used here, does not cancel at p → 1.
     """
     return (-logp.detach().float().expm1()).pow(beta)

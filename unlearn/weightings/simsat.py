@@ -7,9 +7,9 @@ from torch import Tensor
 
 
 def simsat(logp: Float[Tensor, " N"], *, beta: float) -> Float[Tensor, " N"]:
-    """p^β: what is forgotten already is pulled less.
+    """p^β: smaller for tokens already forgotten.
 
-    SimSat of the authors' dataloader_sat.py; WGA, eq. 2 of arXiv 2502.19301. The released `simsat_ga` leaves
-    the exponent out (β = 1 whatever is asked); here β holds.
+    SimSat of the authors' dataloader_sat.py; WGA, eq. 2 of arXiv 2502.19301. The released `simsat_ga` ignores
+    the exponent (β is always 1); here β is used.
     """
     return (beta * logp.detach().float()).exp()

@@ -16,13 +16,12 @@ def tnpo(
     alpha: float = 0.0,
     epsilon: float = 1e-5,
 ) -> Float[Tensor, " N"]:
-    """2·p^(β+α) / (p^β + p_ref^β + ε): NPO's implicit weight, of each token in place of each answer.
+    """2·p^(β+α) / (p^β + p_ref^β + ε): NPO's implicit weight, for each token instead of each answer.
 
-    TNPO is eq. 6 and `tnpo` of the released dataloader.py, whose ε this is; α > 0 is WTNPO, `wtnpo_<α>`
-    there (`ins_npo` and `w_ins_npo` in dataloader_ge.py, which measures). The fraction is divided through by
-    p^β and computed from logarithms, so that ε = 0 and powers
-    below the range of fp32 still give a number. ε caps the ratio: with it the weight of a token whose
-    reference is improbable too goes to 0, not to 1.
+    TNPO is eq. 6, and `tnpo` of the released dataloader.py, which has this ε. α > 0 is WTNPO, `wtnpo_<α>`
+    there (`ins_npo` and `w_ins_npo` in dataloader_ge.py, which measures). The fraction is divided by p^β and
+    computed from logarithms, so that ε = 0 and powers below the range of fp32 still give a number. With ε the
+    weight of a token that is improbable under the reference too goes to 0, not to 1.
     """
     fixed, reference = logp.detach().float(), ref_logp.detach().float()
     log_epsilon = math.log(epsilon) if epsilon else -math.inf

@@ -14,13 +14,13 @@ def top_k(
 ) -> Float[Tensor, " N"]:
     """`soft` for the share `keep` of each sequence's tokens whose loss is largest, 1 − soft for the others.
 
-    `soft` = 1 is hard sampling; the released code has the soft kind for random selection alone.
-    max(1, round(keep · length)) tokens of each sequence, half to even; of equal tokens the earlier. The
-    released dataloader_hardsampling.py compares with a quantile instead, which keeps all or none of equal
-    tokens, and takes the quantile over non-zero losses only.
+    `soft` = 1 is hard sampling; the released code has the soft kind only for random selection. Selects max(1,
+    round(keep · length)) tokens of each sequence, half to even; of equal tokens the earlier ones. The
+    released dataloader_hardsampling.py compares with a quantile of the non-zero losses instead, which keeps
+    all or none of equal tokens.
 
     Raises:
-        ValueError: `keep` is no share.
+        ValueError: `keep` is not between 0 and 1.
     """
     if not 0 <= keep <= 1:
         raise ValueError(f"keep={keep}: the share of tokens to keep lies between 0 and 1")

@@ -1,17 +1,17 @@
-"""TOFU (arXiv 2401.06121): what a model still knows of fictitious authors, and of everything else.
+"""TOFU (arXiv 2401.06121): knowledge of fictitious authors, and of everything else.
 
 Sets: `forget` and `retain` with a paraphrased answer, a paraphrased question and perturbed answers,
-`real_authors` and `world_facts` with perturbed ones, `holdout` for membership attacks. Any may be absent;
-then so are the metrics that need it.
+`real_authors` and `world_facts` with perturbed ones, `holdout` for membership attacks. Any may be absent,
+together with the metrics that need it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic import model_validator
 
 from eval.benchmark import BenchmarkError, Better, Metric, Result, Role, Sets, View, without_words
 from eval.benchmarks.tofu.log_columns import PublishedLogError
@@ -29,7 +29,8 @@ from eval.judgement.aspects import (
 )
 from eval.metrics.fluency import DetectorError, fluency, gibberish_detector
 from eval.metrics.likelihood import TruthRatioForm, aggregate, forget_quality, harmonic_mean
-from eval.metrics.words import Choice, check_choice, words_of
+from eval.metrics.words import Choice, words_of
+from unlearn.config import Section
 from unlearn.data.example import Example
 
 SETS: dict[str, Role] = {
@@ -42,7 +43,7 @@ SETS: dict[str, Role] = {
 
 
 def _further(name: str, better: Better) -> dict[str, Metric]:
-    """What the report alone shows of a set that was taught."""
+    """Return the metrics of a training set that only the report shows."""
     texts = {
         "rougeL_f1": "ROUGE-L F1 of the greedy answer",
         "rouge1_recall": "ROUGE-1 recall of the greedy answer",
@@ -53,7 +54,7 @@ def _further(name: str, better: Better) -> dict[str, Metric]:
 
 
 def _with_options(name: str) -> dict[str, Metric]:
-    """Metrics of a set of questions whose answer is one of several options."""
+    """Return the metrics of a set of questions whose answer is one of several options."""
     return {
         f"tofu/{name}/probability": Metric(
             "probability of the true answer among the options", Better.HIGHER, level=5
@@ -172,17 +173,16 @@ _NINE = [
 ]
 
 
-@dataclass(frozen=True)
-class Options:
-    """`generation`: answers of up to `max_new_tokens`, without which there is no ROUGE and no model utility.
+class Options(Section):
+    """Options of the benchmark.
 
-    `gibberish`: hub id or folder of a classifier that tells whether the answers of the forget and the retain
-    set are language still; madhurjindal/autonlp-Gibberish-Detector-492513457 gives OpenUnlearning's fluency.
-
-    `words`: the tokenizer of ROUGE (`eval.metrics.words`).
-
-    `mia`: attacks of forget against holdout, with the share `min_k` of the tokens for two of them; the one by
-    gradient norm, which costs a backward pass of both sets, only with `gradients`.
+    - `generation`: generate answers of up to `max_new_tokens`; without them there is no ROUGE and no model
+      utility.
+    - `gibberish`: hub id or folder of a classifier of whether answers to the forget and the retain set are
+      language; madhurjindal/autonlp-Gibberish-Detector-492513457 gives OpenUnlearning's fluency.
+    - `words`: the tokenizer of ROUGE (`eval.metrics.words`).
+    - `mia`: membership attacks, forget against holdout; two of them use the share `min_k` of the tokens.
+    - `gradients`: with the attack by gradient norm, which costs a backward pass of both sets.
     """
 
     max_new_tokens: int = 200
@@ -194,21 +194,20 @@ class Options:
     gradients: bool = True
     min_k: float = 0.4
 
-    def __post_init__(self) -> None:
+    @model_validator(mode="after")
+    def _fit(self) -> Options:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens}: give at least 1, or generation=false")
-        check_choice(self.words)
-        if self.truth_ratio not in ("geometric", "arithmetic"):
-            raise ValueError(f"truth_ratio={self.truth_ratio}: choose geometric or arithmetic")
         if not 0 < self.min_k <= 1:
             raise ValueError(f"min_k={self.min_k}: the share of tokens is above 0 and at most 1")
+        return self
 
 
 def requests(sets: Sets, options: Options) -> list[Request]:
-    """Per set those of `tofu_sets.answers` and `<set>/generation`; `<set>/gradients` of two sets."""
+    """Return those of `sets.set_requests` for each set, and `<set>/gradients` of two sets."""
     for name in sets:
         if name not in _NAMES:
-            raise BenchmarkError(f"tofu knows no set {name!r}; it has: {', '.join(_NAMES)}")
+            raise BenchmarkError(f"tofu scores no set {name!r}; it has: {', '.join(_NAMES)}")
     limit = options.max_new_tokens if options.generation else None
     found: list[Request] = []
     for name, examples in _scored(sets, options).items():
@@ -217,7 +216,7 @@ def requests(sets: Sets, options: Options) -> list[Request]:
 
 
 def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, options: Options) -> Result:
-    """Metrics and per-example rows; with `retain` also forget quality, PrivLeak and the Reference attack."""
+    """Return metrics and rows per example; with `retain` forget quality, PrivLeak and Reference too."""
     metrics: dict[str, float] = {}
     problems: list[str] = []
     found: dict[str, SetScores] = {}
@@ -252,12 +251,12 @@ def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, opti
 
 
 def _scored(sets: Sets, options: Options) -> Sets:
-    """The sets that the model is asked about: a holdout set serves the attacks and may be empty."""
+    """Return the sets that are scored; a holdout set is for the attacks and may be empty."""
     return {name: own for name, own in sets.items() if name != "holdout" or (options.mia and len(own))}
 
 
 def _fluency(found: dict[str, SetScores], detector: str) -> tuple[dict[str, float], list[str]]:
-    """`tofu/<set>/fluency`, whose values go to the set's columns; NaN if there is no such detector."""
+    """Return `tofu/<set>/fluency` and add its values to the set's columns; NaN if the detector is absent."""
     written = {name: found[name].texts for name in TAUGHT if name in found}
     given = {name: texts for name, texts in written.items() if texts is not None}
     if not given:
@@ -280,10 +279,10 @@ def _fluency(found: dict[str, SetScores], detector: str) -> tuple[dict[str, floa
 
 
 def _of_same_split(log: PublishedLog, examples: Sequence[Example]) -> tuple[PublishedLog | None, list[str]]:
-    """The log if its forget set can be this one, and what speaks against that.
+    """Return the log if its forget set can be this one, else why it cannot.
 
-    Logs have no ids. Their true answers tell where they hold them; the original ones are of the first 300
-    examples.
+    Logs have no ids, so true answers are compared where the log has them; the original logs are of the first
+    300 examples.
     """
     theirs = log.sets.get("forget", PublishedSet())
     ours = [_plain(example.answer) for example in examples]
@@ -303,7 +302,7 @@ def _of_same_split(log: PublishedLog, examples: Sequence[Example]) -> tuple[Publ
 
 
 def _plain(text: str) -> str:
-    """Without spaces, which tokenizers add and lose."""
+    """Return a text without spaces, which tokenizers add and remove."""
     return "".join(text.split())
 
 
@@ -324,7 +323,7 @@ def _forget_quality(
 def _rows(
     sets: Sets, found: dict[str, SetScores], columns: dict[str, dict[str, np.ndarray]]
 ) -> list[dict[str, Any]]:
-    """A row per example, all with the same columns: NaN where a set has no such value."""
+    """Return one row per example, all with the same columns; NaN where a set has no such value."""
     every = list(dict.fromkeys(key for own in columns.values() for key in own))
     rows: list[dict[str, Any]] = []
     for name, scores in found.items():

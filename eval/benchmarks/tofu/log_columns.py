@@ -1,4 +1,4 @@
-"""Rows of a JSON log, `{"0": value, "1": value, …}`: checked, and put in order."""
+"""Check and order the rows of a JSON log, `{"0": value, "1": value, …}`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def get(values: Any, key: str, where: str) -> Any:
 
 
 def number(value: Any, where: str) -> float:
-    # Python reads NaN and Infinity in JSON, and takes true for 1.
+    # Python reads NaN and Infinity in JSON, and true as 1.
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise PublishedLogError(f"{where}: expected a finite number, found {found(value)}")
     return float(value)
@@ -39,14 +39,14 @@ def _number_or_nan(value: Any, where: str) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """One value per row, in row order; `where` names file and part."""
+    """Return one value per row, in row order; `where` names file and part."""
 
     values: list[Any]
     where: str
 
     @classmethod
     def of(cls, rows: Any, where: str) -> Column:
-        """Of an object whose keys are 0 … E − 1, in any order."""
+        """Return the values of an object whose keys are 0 … E − 1, in any order."""
         if not isinstance(rows, dict) or not rows or not all(key.isdecimal() for key in rows):
             raise PublishedLogError(
                 f'{where}: expected rows {{"0": …, "1": …}}, found {"none" if rows == {} else found(rows)}'
@@ -60,7 +60,7 @@ class Column:
         return cls([get(rows, str(i), where) for i in range(len(rows))], where)
 
     def field(self, key: str | int) -> Column:
-        """The same entry of each row: of an object by its name, of a list by its place; of null null."""
+        """Return the same entry of each row: of an object by name, of a list by index, of null null."""
         if isinstance(key, str):
             own = [None if row is None else get(row, key, self._at(i)) for i, row in enumerate(self.values)]
             return Column(own, self.where)
@@ -72,11 +72,11 @@ class Column:
         return Column([row[key] for row in self.values], self.where)
 
     def numbers(self) -> np.ndarray:
-        """NaN for null, which is "not measured"."""
+        """Return numbers, NaN for null, which means "not measured"."""
         return np.array([_number_or_nan(value, self._at(i)) for i, value in enumerate(self.values)])
 
     def lists(self) -> Ragged:
-        """Rows of one number or more; NaN for null."""
+        """Return rows of one number or more, NaN for null."""
         rows = [value if isinstance(value, list) else [value] for value in self.values]
         for i, row in enumerate(rows):
             if not row:
@@ -84,7 +84,7 @@ class Column:
         return Ragged.of([[_number_or_nan(v, self._at(i)) for v in row] for i, row in enumerate(rows)])
 
     def texts(self) -> tuple[str, ...]:
-        """Empty for null."""
+        """Return texts, empty for null."""
         for i, value in enumerate(self.values):
             if value is not None and not isinstance(value, str):
                 raise PublishedLogError(f"{self._at(i)}: expected a text, found {found(value)}")

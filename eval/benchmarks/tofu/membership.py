@@ -1,8 +1,8 @@
-"""Membership attacks on TOFU: forget examples against holdout ones that no model was taught.
+"""Membership attacks on TOFU: forget examples against holdout examples, on which no model was trained.
 
-Scores and their directions are those of `eval.metrics.mia`; all are of the answer's tokens after its
-question. What zlib compresses is the answer's text alone. Loss, ZLib and Reference count the end token,
-Min-K, Min-K++ and GradNorm do not: so does OpenUnlearning, and all agree with it by the example.
+Scores and their directions are those of `eval.metrics.mia`, all of the answer's tokens after its question.
+zlib compresses only the answer's text. Loss, ZLib and Reference count the end token; Min-K, Min-K++ and
+GradNorm do not. OpenUnlearning does the same, and the scores of each example agree with it.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from eval.metrics.likelihood import missing, without_end
 
 ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus", "gradnorm", "reference")
 _SETS = ("forget", "holdout")
-_LOGGED_K = 0.4  # the share of tokens behind the Min-K of published logs
+_LOGGED_K = 0.4  # share of tokens in the Min-K of published logs
 
 Scores = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Membership:
-    """`columns`: set → attack → score of each example, [E]."""
+    """Metrics of the attacks. `columns`: set → attack → score of each example, [E]."""
 
     metrics: dict[str, float]
     columns: dict[str, Scores] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Membership:
 
 @dataclass(frozen=True)
 class _Retain:
-    """The retain model's mean NLLs by set, if there are any that fit, and its AUC of Min-K."""
+    """The retain model's mean NLLs by set, where they fit the examples, and its AUC of Min-K."""
 
     nll: Scores | None
     auc: float
@@ -45,7 +45,7 @@ class _Retain:
 
 
 def gradient_requests(sets: Sets) -> list[GradientNorm]:
-    """`forget/gradients` and `holdout/gradients`."""
+    """Return `forget/gradients` and `holdout/gradients`."""
     if not all(sets.get(name) for name in _SETS):
         return []
     return [GradientNorm(f"{name}/gradients", answers(name, sets[name])["answer"]) for name in _SETS]
@@ -54,9 +54,9 @@ def gradient_requests(sets: Sets) -> list[GradientNorm]:
 def membership(
     read: Records, retain: Records | PublishedLog | None, sets: Sets, *, k: float, gradients: bool
 ) -> Membership:
-    """AUC of each attack with interval and true positives, and PrivLeak; nothing without both sets.
+    """Return each attack's AUC with interval and true positives, and PrivLeak; nothing without both sets.
 
-    Reference and PrivLeak compare with the retain model and are absent without one.
+    Reference and PrivLeak need a retain model and are absent without one.
     """
     if not all(name in sets for name in _SETS):
         return Membership({})
@@ -110,7 +110,7 @@ def _metrics(attack: str, forget: np.ndarray, holdout: np.ndarray) -> dict[str, 
 
 
 def _unmeasured(scores: dict[str, Scores]) -> list[str]:
-    """Sets of which an attack could measure no example."""
+    """Return the sets of which an attack could measure no example."""
     found = []
     for name, columns in scores.items():
         attacks = [attack for attack, values in columns.items() if np.isnan(values).all()]

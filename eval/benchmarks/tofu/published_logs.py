@@ -1,8 +1,8 @@
 """Evaluation logs of TOFU (arXiv 2401.06121) that other projects publish.
 
-Two formats, told apart by their keys: the original `eval_log_aggregated.json`, or one of its parts known by
-its file name, and OpenUnlearning's `TOFU_EVAL.json`. Both keep the losses of each row, so metrics can be
-computed again. Nothing here needs a model, torch or transformers.
+There are two formats, distinguished by their keys: the original `eval_log_aggregated.json` (or one of its
+parts, known by the file name), and OpenUnlearning's `TOFU_EVAL.json`. Both have the losses of each row, so
+metrics can be computed from them. This needs no model, torch or transformers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from unlearn.paths import user_path
 from unlearn.reading import read_json
 
 Origin: TypeAlias = Literal["tofu", "openunlearning"]
-# In these the answer is a name among options: it is its own paraphrase, and its probability is relative.
+# Here the answer is a name among options: it is its own paraphrase, and its probability is relative.
 WITH_OPTIONS = ("real_authors", "world_facts")
 TAUGHT = ("forget", "retain")
 _MEMORIZATION = ("extraction_strength", "exact_memorization")
@@ -39,9 +39,9 @@ _MIA = "mia_"
 
 @dataclass(frozen=True, eq=False)
 class PublishedSet:
-    """Rows of one set in their order, [E]; None where the log has no such part, NaN where a row is null.
+    """Rows of one set in order, [E]; None where the log lacks a part, NaN where a row is null.
 
-    NLLs are means over an answer's tokens, end token included, in nats. Of real authors and world facts the
+    NLLs are means over an answer's tokens with the end token, in nats. For real authors and world facts the
     answer is its own paraphrase.
     """
 
@@ -61,7 +61,7 @@ class PublishedSet:
 
 @dataclass(frozen=True, eq=False)
 class AttackScores:
-    """Membership scores, one per row; the higher, the less the text looks trained on."""
+    """Membership scores, one per row; a higher score means less likely trained on."""
 
     forget: np.ndarray
     holdout: np.ndarray
@@ -69,11 +69,11 @@ class AttackScores:
 
 @dataclass(frozen=True, eq=False)
 class PublishedLog:
-    """`sets`, `mia` and `auc` (by attack: `loss`, `min_k` …) hold what the file has.
+    """The content of a log: `sets`, and by attack (`loss`, `min_k` …) `mia` and `auc`.
 
-    auc: near 1, the forget set is known far better than the holdout; 0.5, both alike.
-    stored: what OpenUnlearning itself computed, by our keys (`tofu/model_utility` …). The original logs store
-    no such numbers, and no attacks.
+    auc: near 1, the forget set is known far better than the holdout; 0.5, equally well.
+    stored: metrics that OpenUnlearning computed, by our keys (`tofu/model_utility` …). The original logs have
+    neither these nor attacks.
     """
 
     path: Path
@@ -84,7 +84,7 @@ class PublishedLog:
     stored: dict[str, float]
 
     def nll(self, name: str) -> np.ndarray | None:
-        """Of each row's answer, [E]; of `holdout` where the attack by loss was made."""
+        """Return the NLL of each row's answer, [E]; of `holdout` if the log has the attack by loss."""
         if name == "holdout":
             return self.mia["loss"].holdout if "loss" in self.mia else None
         return self.sets[name].nll if name in self.sets else None
@@ -92,7 +92,7 @@ class PublishedLog:
     def log_truth_ratio(
         self, form: TruthRatioForm = "geometric", name: str = "forget", *, epsilon: float = 0.0
     ) -> np.ndarray:
-        """log R of each row, [E]; `epsilon` is added to the paraphrased answer's probability.
+        """Return log R of each row, [E]; `epsilon` is added to the paraphrased answer's probability.
 
         Raises:
             PublishedLogError: the log lacks what R needs.
@@ -105,15 +105,15 @@ class PublishedLog:
 
 
 def add(nll: np.ndarray, epsilon: float) -> np.ndarray:
-    """−log(exp(−nll) + epsilon)."""
+    """Return −log(exp(−nll) + epsilon)."""
     return -np.logaddexp(-nll, math.log(epsilon)) if epsilon else nll
 
 
 def read_log(path: Path | str) -> PublishedLog:
-    """A log of either format.
+    """Read a log of either format.
 
     Raises:
-        PublishedLogError: it is neither, or rows are missing or not finite.
+        PublishedLogError: it has neither format, or rows are missing or not finite.
     """
     path = user_path(path)
     content = _json(path)
@@ -184,7 +184,7 @@ def _read_openunlearning(path: Path, content: Mapping[str, Any]) -> PublishedLog
     for key, ours in _stored_keys().items():
         part = content.get(key)
         value = part.get("agg_value") if isinstance(part, dict) else None
-        if value is not None:  # null for what needs a retain log, where it had none
+        if value is not None:  # null where a metric needs a retain log and there was none
             stored[ours] = number(value, f"{path}: {key}: agg_value")
     return PublishedLog(path, "openunlearning", sets, mia, auc, stored)
 
@@ -202,7 +202,7 @@ def _openunlearning_columns(content: Mapping[str, Any], name: str, where: str) -
         "generations": (rouge, "generation"),
     }
     found = {part: place for part, place in sources.items() if place[0] in content}
-    if name == "forget":  # rows of these are a bonus, of the others what the log is read for
+    if name == "forget":  # rows of these are optional, of the others required
         found |= {
             part: (part, "score") for part in _MEMORIZATION if "value_by_index" in content.get(part, {})
         }
@@ -220,7 +220,7 @@ def _ratio_metrics(name: str) -> tuple[str, str]:
 
 
 def _stored_keys() -> dict[str, str]:
-    """OpenUnlearning's names of what we compute too."""
+    """Return OpenUnlearning's metrics that exist here too, by our keys."""
     keys = {name: f"tofu/{name}" for name in ("model_utility", "forget_quality", "privleak")}
     keys |= {name: f"tofu/forget/{name}" for name in _MEMORIZATION}
     keys |= {f"{name}_Q_A_PARA_Prob": f"tofu/{name}/paraphrased_probability" for name in TAUGHT}

@@ -1,4 +1,4 @@
-"""`python -m eval.rescore LOG`: our metrics of a published TOFU log, without any model."""
+"""`python -m eval.rescore LOG`: compute our metrics of a published TOFU log, without a model."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from eval.metrics.text import Rouge
 
 EPSILON: dict[Origin, float] = {"tofu": 0.0, "openunlearning": 1e-10}
-"""What each project adds to a probability before it divides by it."""
+"""The number that each project adds to a probability before it divides by it."""
 _STORED = ("rougeL_recall", "rouge1_recall", "extraction_strength", "exact_memorization")
 _UTILITY_SETS = ("retain", "real_authors", "world_facts")
 _UTILITY = ("probability", "rougeL_recall", "truth_ratio")
@@ -50,14 +50,14 @@ def rescore(
     form: TruthRatioForm = "geometric",
     epsilon: float | None = None,
 ) -> dict[str, float]:
-    """Metrics by our keys, as far as the logs hold what they need; `<key>/missing` counts rows without.
+    """Return metrics by our keys, as far as the logs allow; `<key>/missing` counts rows without a value.
 
-    Extraction strength and exact memorization are means of the rows as they are stored, since they take the
-    model's hits per token.
+    Extraction strength and exact memorization are means of the stored rows, since they need the model's hits
+    per token.
 
     retain: the retain model's log, for forget quality and PrivLeak (the latter where both hold Min-K).
-    epsilon: added to every probability that is divided by, in both logs; by default what the project that
-    wrote `log` adds, so that its own numbers come out. Our runs add nothing, compare with them at 0.
+    epsilon: added to every probability that is divided by, in both logs; by default as the project that wrote
+    `log` does, which reproduces its numbers. Our runs add nothing: compare with them at 0.
 
     Raises:
         PublishedLogError: there is a retain log, and one of the two cannot give truth ratios.
@@ -83,11 +83,11 @@ def rescore(
 
 
 def rouge_of(log: PublishedLog) -> dict[str, Rouge]:
-    """ROUGE of the generations in the log, by set, of the texts as they stand: so both projects scored them.
+    """Return ROUGE of the generations in the log, by set; both projects scored these texts unchanged.
 
-    In the original logs they begin with `Answer: ` and run on to 200 tokens, which lowers no recall.
+    In the original logs they begin with `Answer: ` and continue to 200 tokens, which lowers no recall.
     """
-    # Here, since nltk takes as long to import as all the rest.
+    # Imported here: nltk takes as long to import as everything else.
     from eval.metrics.text import rouge
     from eval.metrics.words import Words
 
@@ -99,7 +99,7 @@ def rouge_of(log: PublishedLog) -> dict[str, Rouge]:
 
 
 def check_rouge(log: PublishedLog) -> dict[str, tuple[int, int]]:
-    """Per `set/metric`: how many recalls computed from the generations equal the stored ones, of how many."""
+    """Return by `set/metric` how many recalls of the generations equal the stored ones, and of how many."""
     found: dict[str, tuple[int, int]] = {}
     for name, computed in rouge_of(log).items():
         for metric in ("rouge1_recall", "rougeL_recall"):
@@ -113,7 +113,7 @@ def check_rouge(log: PublishedLog) -> dict[str, tuple[int, int]]:
 
 @tool
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit code (0 done, 2 refused)."""
+    """Run the command line; returns the exit code (0 done, 2 refused)."""
     given = _parser().parse_args(arguments)
     log = read_log(given.log)
     retain = read_log(given.retain) if given.retain else None
@@ -137,14 +137,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _by_row(name: str, rows: PublishedSet, epsilon: float) -> list[tuple[str, np.ndarray]]:
-    """What takes no truth ratio: pairs of metric and values, [E]."""
+    """Yield metrics without a truth ratio, each with its values [E]."""
     found = [(key, getattr(rows, key)) for key in _STORED]
     if rows.paraphrased_nll is not None and name in TAUGHT:
         found.append(("paraphrased_probability", probability(rows.paraphrased_nll)))
     if rows.nll is not None and name not in WITH_OPTIONS:
         found.insert(0, ("probability", probability(rows.nll)))
     elif rows.nll is not None and rows.perturbed_nll is not None:
-        # As if one more wrong answer had the probability epsilon.
+        # Equivalent to one more wrong answer of probability epsilon.
         wrong = [np.append(row, -np.log(epsilon)) if epsilon else row for row in rows.perturbed_nll]
         found.insert(0, ("probability", option_probability(rows.nll, Ragged.of(wrong))))
     return [(key, values) for key, values in found if values is not None]

@@ -1,4 +1,4 @@
-"""What TOFU asks and scores of one set by itself."""
+"""Requests and scores of one set of TOFU."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ from eval.metrics.text import rouge
 from eval.metrics.words import Words
 from unlearn.data.example import Example
 
-# Of answers that no model was taught, the examples tell these and no mean is taken.
+# Of answers that no model was trained on, these are in the examples, without a mean.
 _MEMORIZATION = ("extraction_strength", "exact_memorization")
 
 
 @dataclass(frozen=True)
 class SetScores:
-    """`columns` hold a value per example [E], the truth ratio as R; `texts` is None without generations."""
+    """Scores of a set. `columns` [E] have the truth ratio as R; `texts` is None without generations."""
 
     metrics: dict[str, float]
     columns: dict[str, np.ndarray]
@@ -45,7 +45,7 @@ class SetScores:
 
 
 def set_requests(name: str, examples: Sequence[Example], max_new_tokens: int | None) -> list[Request]:
-    """`<set>/<kind>` of the kinds of `answers`, and `<set>/generation` unless `max_new_tokens` is None."""
+    """Return `<set>/<kind>` of the kinds of `answers`, and `<set>/generation` if `max_new_tokens` is set."""
     if not examples:
         raise BenchmarkError(f"tofu: the set {name} has no examples: give it some, or leave it out")
     found: list[Request] = [
@@ -57,10 +57,10 @@ def set_requests(name: str, examples: Sequence[Example], max_new_tokens: int | N
 
 
 def answers(name: str, examples: Sequence[Example]) -> dict[str, tuple[Answer, ...]]:
-    """Given answers by kind; a kind that no example of the set has is absent.
+    """Return answers to score by kind, without kinds that no example of the set has.
 
-    `answer`, the true one; `perturbed`, wrong ones; `paraphrased`, the true one in other words; `rephrased`,
-    the true one after the question in other words. Of a holdout set the first alone.
+    `answer` is the true one, `perturbed` are wrong ones, `paraphrased` is the true one in other words, and
+    `rephrased` the true one after the question in other words. A holdout set has only the first.
     """
     found = {"answer": tuple(Answer(e.id, 0, question_of(e, "tofu"), e.answer) for e in examples)}
     if name in TAUGHT:
@@ -84,21 +84,21 @@ def answers(name: str, examples: Sequence[Example]) -> dict[str, tuple[Answer, .
 def set_scores(
     read: Records, name: str, examples: Sequence[Example], form: TruthRatioForm, words: Words | None
 ) -> SetScores:
-    """The set's metrics and what they are means of; `words` for ROUGE, None: nothing was generated."""
+    """Return the metrics of a set and their values per example; without `words` there are no generations."""
     items = answers(name, examples)
-    told = read.likelihood(f"{name}/answer").select(items["answer"])
-    columns = {"probability": probability(mean_nll(told.logp))}
+    likelihood = read.likelihood(f"{name}/answer").select(items["answer"])
+    columns = {"probability": probability(mean_nll(likelihood.logp))}
     base, perturbed, log_ratio = _ratio(read, name, examples, form)
     if name in WITH_OPTIONS:
-        columns["probability"] = option_probability(mean_nll(told.logp), perturbed)
+        columns["probability"] = option_probability(mean_nll(likelihood.logp), perturbed)
     texts = None
     if words is not None:
         texts = read.generation(f"{name}/generation").select(_prompts(examples)).text
         columns |= vars(rouge([e.answer for e in examples], texts, words))
-        if name in TAUGHT:  # the others' answers are a name or two
+        if name in TAUGHT:  # the other sets have answers of a name or two
             columns["distinct_4"] = distinct([text or "" for text in texts], 4)
-    columns["extraction_strength"] = extraction_strength(told.correct, told.ended)
-    columns["exact_memorization"] = exact_memorization(told.correct, told.ended)
+    columns["extraction_strength"] = extraction_strength(likelihood.correct, likelihood.ended)
+    columns["exact_memorization"] = exact_memorization(likelihood.correct, likelihood.ended)
     if "paraphrased" in items:
         columns["paraphrased_probability"] = probability(base)
     if {"paraphrased", "perturbed"} <= items.keys():
@@ -120,14 +120,14 @@ def set_scores(
 
 
 def log_ratio(read: Records, name: str, examples: Sequence[Example], form: TruthRatioForm) -> np.ndarray:
-    """log R of each example, [E]; see `eval.metrics.likelihood.log_truth_ratio`."""
+    """Return log R of each example, [E]; see `eval.metrics.likelihood.log_truth_ratio`."""
     return _ratio(read, name, examples, form)[2]
 
 
 def _ratio(
     read: Records, name: str, examples: Sequence[Example], form: TruthRatioForm
 ) -> tuple[np.ndarray, Ragged, np.ndarray]:
-    """NLL of what counts as the true answer in other words, of the wrong ones, and log R."""
+    """Return the NLL of the paraphrased answer (of options: the answer), of the wrong ones, and log R."""
     items = answers(name, examples)
 
     def nll(kind: str) -> Ragged:

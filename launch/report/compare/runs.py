@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import yaml
 
-from eval.metric_catalog import direction, is_detail, split_key
+from eval.metric_catalog import direction, is_detail, learn, split_key
 from launch.report.run_files import Results, history
 from launch.report.settings import flat
 
@@ -146,6 +146,7 @@ def _configuration(path: Path) -> dict[str, Any]:
         raise Unusable(f"config.yaml cannot be read: {_first_line(error)}") from error
     if not isinstance(config, dict):
         raise Unusable("config.yaml holds no configuration")
+    learn(config)
     return config
 
 

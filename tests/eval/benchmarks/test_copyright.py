@@ -94,8 +94,8 @@ def test_what_could_not_be_generated_is_missing(tmp_path: Path) -> None:
 
 
 def test_a_scale_that_there_is_not() -> None:
-    with pytest.raises(ValueError, match="choose percent or mixed"):
-        Options(gap="both")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="'percent' or 'mixed'"):
+        Options(gap="both")
 
 
 @pytest.mark.parametrize("raw", [False, True])

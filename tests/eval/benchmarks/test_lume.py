@@ -148,7 +148,7 @@ def test_a_whole_evaluation(tmp_path):
 
 
 def test_what_is_not_of_lume_is_refused():
-    with pytest.raises(BenchmarkError, match="knows no set 'holdout'"):
+    with pytest.raises(BenchmarkError, match="scores no set 'holdout'"):
         requests({"holdout": []}, Options())
     with pytest.raises(BenchmarkError, match=r"forget/0 is of group None.* choose dataset=lume"):
         requests({"forget": [Example("forget/0", "a", "q")]}, Options())

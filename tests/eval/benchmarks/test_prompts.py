@@ -125,7 +125,7 @@ def test_what_only_some_examples_have_is_counted(tmp_path):
 
 def test_what_no_example_has_leaves_no_metric(tmp_path):
     sets = {"forget": [Example("forget/1", "Oslo", "where?")]}
-    options = replace(OPTIONS, prefixes=())
+    options = OPTIONS.model_copy(update={"prefixes": ()})
     write(tmp_path, sets, options, TEXTS, LOGP, HITS)
     metrics = score(Records(tmp_path), None, sets, options).metrics
     assert {key.split("/")[1] for key in metrics} == {"original", "worst"}
@@ -176,7 +176,7 @@ def test_the_tokens_of_an_opening_are_the_answers_first(nano_tokenizer):
 def test_what_cannot_be_asked_is_refused():
     with pytest.raises(BenchmarkError, match="forget/0 has no question"):
         requests({"forget": [Example("forget/0", "a plain text")]}, Options())
-    with pytest.raises(BenchmarkError, match="knows no set 'retain'"):
+    with pytest.raises(BenchmarkError, match="scores no set 'retain'"):
         requests({"retain": [EXAMPLE]}, Options())
     with pytest.raises(ConfigError, match="opening_words=0"):
         options_of(find("prompts"), {"opening_words": 0}, "prompts")

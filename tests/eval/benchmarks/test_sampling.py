@@ -158,5 +158,5 @@ def test_options_that_make_no_sense(options, words):
 def test_what_cannot_be_asked_is_refused():
     with pytest.raises(BenchmarkError, match="forget/0 has no question"):
         requests({"forget": [Example("forget/0", "a plain text")]}, Options())
-    with pytest.raises(BenchmarkError, match="knows no set 'retain'"):
+    with pytest.raises(BenchmarkError, match="scores no set 'retain'"):
         requests({"retain": examples("retain")}, Options())

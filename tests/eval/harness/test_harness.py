@@ -425,7 +425,9 @@ def test_wmdp_keys_with_files_in_the_place_of_the_librarys(tmp_path: Path, folde
         "mmlu/accuracy": found.metrics["tiny_words"]["accuracy"],
     }
     without = wmdp.measure(
-        live(tmp_path), {}, replace(options, parts=("bio",), tasks={"bio": "tiny_text"}, mmlu=False)
+        live(tmp_path),
+        {},
+        options.model_copy(update={"parts": ("bio",), "tasks": {"bio": "tiny_text"}, "mmlu": False}),
     )
     assert math.isnan(without.metrics["wmdp/bio/accuracy"])
     assert without.problems == ["wmdp/bio/accuracy: the task tiny_text has no metric acc"]

@@ -382,8 +382,7 @@ def test_options_are_checked_by_name() -> None:
     found = "\n".join(variants.check(chosen, CONFIG))
     for words in ("steps=[0]", "share=2.0", "lr=0.0", "text=/no/file.txt: there is no such file"):
         assert f"eval.variants.relearning.{words}" in found
-    assert variants.check(dict.fromkeys(variants.names()), CONFIG) == []
-    assert variants.names() == ["calibrated", "quantisation", "relearning"]
+    assert variants.check(dict.fromkeys(variants.VARIANTS.names()), CONFIG) == []
     assert variants.sets(["relearning", "calibrated"]) == {"forget"}
     with pytest.raises(ConfigError):
         variants.measure("quantisation", None, {"bit": 3})  # type: ignore[arg-type]

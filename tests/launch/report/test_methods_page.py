@@ -16,7 +16,7 @@ from launch.report.methods_page import FAMILIES, PAGE, needs, page, presets, ter
 from launch.validate import check
 from unlearn.config import Mask, MethodConfig
 from unlearn.rules import clip_norm
-from unlearn.terms import bind, objective_names, weighting_names
+from unlearn.terms import OBJECTIVES, WEIGHTINGS, bind
 from unlearn.training.learning_rate import warmup_steps
 from unlearn.weightings._granularity import GRANULARITIES, token_weights
 
@@ -43,13 +43,13 @@ def test_the_page_is_current():
 def test_every_preset_objective_and_weighting_has_its_row():
     assert first_cells("All presets") == groups()["method"]
     assert sorted(first_cells("Terms and values")) == groups()["method"]
-    assert first_cells("Objectives") == objective_names()
-    assert first_cells("Weightings") == weighting_names()
+    assert first_cells("Objectives") == OBJECTIVES.names()
+    assert first_cells("Weightings") == WEIGHTINGS.names()
 
 
 def test_what_is_written_by_hand_names_all_there_is():
     retain = {"none", "nll", "kl", "embedding", "answer_preservation", "proximity"}
-    assert retain - {"none"} <= set(objective_names())
+    assert retain - {"none"} <= set(OBJECTIVES.names())
     assert set(first_cells("Composing")) == {*GRANULARITIES, *get_args(Mask), *retain}
 
 
@@ -64,7 +64,7 @@ def test_the_defaults_that_presets_leave_unsaid_are_as_the_page_has_them():
 
 def test_no_preset_is_left_without_a_family():
     assert "### Others" not in TEXT, "give its objective a place in FAMILIES of launch/report/methods_page.py"
-    assert {name for members in FAMILIES.values() for name in members} <= set(objective_names())
+    assert {name for members in FAMILIES.values() for name in members} <= set(OBJECTIVES.names())
 
 
 def test_every_row_of_a_table_has_the_cells_of_its_head():

@@ -19,7 +19,7 @@ from tests.unlearn.interventions.edits import answers, batch, uncached
 from unlearn import interventions
 from unlearn.data.batching import Batch
 from unlearn.errors import UserError
-from unlearn.interventions.sae import SAE, read_sae, scores, select, share, share_so_far, suppress
+from unlearn.interventions._sae import SAE, read_sae, scores, select, share, share_so_far, suppress
 from unlearn.passes.forward import answer_logits, forward
 
 Build = Callable[[str], PreTrainedModel]

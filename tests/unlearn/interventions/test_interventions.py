@@ -113,21 +113,26 @@ def test_check_names_keys_and_near_misses(tmp_path: Path) -> None:
     check = interventions.check
     assert check({"name": "grun"}) == []
     assert check({"name": "contrast", "alpha": 2}) == []
-    assert check({}) == ["method.intervention.name is not set (known: contrast, dsg, grun)"]
+    known = ", ".join(interventions.INTERVENTIONS.names())
+    assert check({}) == [f"method.intervention.name is not set (known: {known})"]
     assert "(did you mean grun?)" in check({"name": "gru"})[0]
     assert check({"name": "grun", "ranks": 4})[0] == (
-        "method.intervention.ranks=4: grun has no option ranks (did you mean rank?)"
+        "method.intervention.ranks=4: intervention grun has no option ranks (did you mean rank?)"
     )
     assert len(check({"name": "grun", "rank": 0, "gate": "mpl"})) == 2
-    assert check({"name": "dsg"}) == ["method.intervention.sae is not set: dsg needs it"]
+    assert check({"name": "dsg"}) == ["method.intervention.sae is not set: intervention dsg needs it"]
     assert "no such file" in check({"name": "dsg", "sae": str(tmp_path / "none.npz")})[0]
     assert "give a .safetensors or .npz" in check({"name": "dsg", "sae": "sae.pt"})[0]
 
 
 def test_what_each_kind_needs() -> None:
-    kinds = [{"name": name} for name in interventions.names()]
-    assert [interventions.trains(kind) for kind in kinds] == [False, False, True]
-    assert [set(interventions.sets(kind)) for kind in kinds] == [set(), {"forget", "retain"}, set()]
+    kinds = {name: {"name": name} for name in interventions.INTERVENTIONS.names()}
+    gated = [name for name, kind in kinds.items() if interventions.is_gated(kind)]
+    assert "grun" in gated
+    assert all(interventions.trains(kinds[name]) for name in gated)
+    assert not interventions.trains(kinds["dsg"])
+    assert set(interventions.sets(kinds["dsg"])) == {"forget", "retain"}
+    assert interventions.files({"name": "dsg", "sae": "sae.npz"}) == {"sae": "sae.npz"}
 
 
 def test_layers_and_rank_meet_the_model() -> None:

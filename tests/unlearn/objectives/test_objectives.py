@@ -18,13 +18,14 @@ from tests.tolerance import PASS, approx, assert_close
 from unlearn.config import MethodConfig
 from unlearn.data.batching import collate
 from unlearn.data.tokenization import Encoder
+from unlearn.errors import ConfigError
 from unlearn.objectives.ascent import ascent
 from unlearn.objectives.ascent_sum import ascent_sum
 from unlearn.objectives.nll import nll
 from unlearn.objectives.npo import npo
 from unlearn.objectives.simnpo import simnpo
 from unlearn.passes.forward import forward
-from unlearn.terms import bind, find_objective
+from unlearn.terms import OBJECTIVES, bind
 from unlearn.weightings.satimp import satimp
 from unlearn.weightings.simsat import simsat
 
@@ -265,9 +266,9 @@ def test_simnpo_of_an_answer_without_tokens_is_finite():
 
 
 def test_an_objective_of_your_own_by_dotted_path():
-    assert find_objective("unlearn.objectives.nll.nll") is nll
-    with pytest.raises(LookupError, match="cannot import"):
-        find_objective("unlearn.objectives.nll.nil")
+    assert OBJECTIVES.find("unlearn.objectives.nll.nll", "x") is nll
+    with pytest.raises(ConfigError, match=r"x: cannot be imported \(module .* has no attribute 'nil'"):
+        OBJECTIVES.find("unlearn.objectives.nll.nil", "x")
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs the nano models and real TOFU (UNLEARN_SHARED)")

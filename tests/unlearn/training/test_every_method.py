@@ -19,7 +19,7 @@ from tests.unlearn.training import small_training as training
 from tests.unlearn.training.test_trainer import in_processes
 from unlearn.config import HardwareConfig, MethodConfig
 from unlearn.run_dir import RunDir
-from unlearn.terms import find_objective
+from unlearn.terms import OBJECTIVES
 from unlearn.training.engine import Engine
 from unlearn.training.trainer import Trainer
 
@@ -149,7 +149,7 @@ def counted(model: Any) -> Iterator[Counted]:
 
 def needs_of(term: dict[str, Any]) -> tuple[set[str], set[str]]:
     """By signature: what a term is given as it is trained, and what before that for a mean over the step."""
-    function = find_objective(term["objective"])
+    function = OBJECTIVES.find(term["objective"], "objective")
     names = {p.name for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY}
     before: set[str] = set()
     if "batch_mean" in names:

@@ -224,7 +224,7 @@ def states(blocks: int) -> tuple[dict[str, Tensor], dict[int, Tensor]]:
         if name.rpartition(".")[0] == "model.layers":
             module.register_forward_hook(
                 lambda _, __, output, name=name: by_module.update(
-                    {name: interventions.base.hidden_of(output)}
+                    {name: interventions._base.hidden_of(output)}
                 )
             )
     batch = collate([TokenSequence(np.array([1, 2, 3, 4]), 2, ended=True)], 0)

@@ -14,7 +14,7 @@ from unlearn.data.synthetic_authors import author_sets
 
 
 class Options(Section):
-    """`dataset.options` of this source."""
+    """Keys of `dataset.options`."""
 
     authors: PositiveInt = 20
     questions: PositiveInt = 10

@@ -1,16 +1,15 @@
-"""A copyrighted text, which you supply, to forget: passages with what follows, as FLAT (arXiv 2410.11143).
+"""A copyrighted text of your own to forget: passages and their continuations, as FLAT (arXiv 2410.11143).
 
-`dataset.path` is a plain text in UTF-8. The forget set are `chunks` passages of `chunk_words` words, whose
-beginnings are drawn without replacement by `seed`, in the order of the text; they may overlap. The first
-`prompt_words` of a passage are the question, the rest is the answer. The set `full`, from which a target is
-made, is the whole text in passages one after another, without questions. `dataset.retain`, `dataset.holdout`
+`dataset.path` is a plain text in UTF-8. The forget set is `chunks` passages of `chunk_words` words. Their
+beginnings are drawn without replacement by `seed`; they are in the order of the text and may overlap. The
+first `prompt_words` of a passage are the question, the rest is the answer. The set `full`, on which a target
+is trained, is the whole text in consecutive passages without questions. `dataset.retain`, `dataset.holdout`
 and `dataset.full` are files of other texts, cut in the same way (`.txt`), or of rows (json, jsonl, parquet)
 with the columns `question` and `answer`, or `text`.
 
-FLAT takes 400 chunks of at most 512 tokens, of which 200 are the prompt; in English that is about 380 and 150
-words. Here they are words, so that the forget set is the same for every model. Its prompt is
-`model.prompt.template="### Question: {question}\\n### Answer: "`. Its retain model is the model before it was
-trained on the text: the base model.
+FLAT takes 400 chunks of at most 512 tokens, 200 of them the prompt, which is about 380 and 150 words in
+English. Words make the forget set the same for every model. FLAT's prompt is `model.prompt.template="###
+Question: {question}\\n### Answer: "`. Its retain model is the base model, which was not trained on the text.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ _OWN = ("retain", "full", "holdout")
 
 
 class Options(Section):
-    """`dataset.options` of this source."""
+    """Keys of `dataset.options`."""
 
     chunks: PositiveInt = 400
     chunk_words: PositiveInt = 380
@@ -45,7 +44,7 @@ class Options(Section):
 
 
 def available(cfg: DatasetConfig) -> dict[str, str]:
-    """Set → what it is of; `forget_eval` and `retain_eval` are the sets that are trained on."""
+    """Return a description of each set; `forget_eval` and `retain_eval` are the training sets."""
     given = {name: str(file) for name in _OWN if (file := getattr(cfg, name)) is not None}
     forget = f"passages of {Path(cfg.path or '').name}"
     found = {"full": f"all of {Path(cfg.path or '').name}", **given, "forget": forget, "forget_eval": forget}
@@ -106,10 +105,10 @@ def identity(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, Any]:
 
 
 def passages(text: str, options: Options, name: str) -> list[Example]:
-    """The drawn passages of a text as questions and answers.
+    """Return the drawn passages of a text as questions and answers.
 
     Raises:
-        UserError: the text is too short for so many; says how many there are.
+        UserError: the text is too short for so many; the message says how many there are.
     """
     words = _words(text)
     places = len(words) - options.chunk_words + 1
@@ -128,7 +127,7 @@ def passages(text: str, options: Options, name: str) -> list[Example]:
 
 
 def whole(text: str, options: Options, name: str) -> list[Example]:
-    """All of a text in passages one after another, the last one shorter, without questions."""
+    """Return the whole text in consecutive passages without questions, the last one shorter."""
     words, size = _words(text), options.chunk_words
     parts = [words[first : first + size] for first in range(0, len(words), size)]
     return [Example(id=f"{name}#{i}", answer=text[p[0][0] : p[-1][1]]) for i, p in enumerate(parts)]
@@ -145,7 +144,7 @@ def _set(cfg: DatasetConfig, name: str, options: Options) -> list[Example]:
 
 
 def _file(cfg: DatasetConfig, name: str) -> Path | None:
-    """The set's own file; None where it is of the text itself."""
+    """Return the set's own file, None for a set from the text itself."""
     given = getattr(cfg, name) if name in _OWN else None
     return None if given is None else user_path(parse_split(given)[0])
 
@@ -158,5 +157,5 @@ def _text(file: Path, key: str) -> str:
 
 
 def _words(text: str) -> list[tuple[int, int]]:
-    """Where each word begins and ends; words are what white space divides."""
+    """Return where each word begins and ends; words are separated by white space."""
     return [found.span() for found in re.finditer(r"\S+", text)]

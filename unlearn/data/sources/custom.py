@@ -2,9 +2,9 @@
 
 `dataset.forget=my_forget.jsonl dataset.retain=my_retain.jsonl`, relative to `dataset.path` if that is set.
 Columns are `question` and `answer`, or `text`; `dataset.options.columns={question: q, answer: a}` renames
-them. The further columns of TOFU (`paraphrased_answer`, `perturbed_answer`) are used where they are there,
-and so is `template`, a stand-in answer for methods that train on one. A text alone, in place of an object,
-is a plain text. `dataset.forget=file.jsonl@0:100` takes some rows, counted from 0.
+them. Optional columns are those of TOFU (`paraphrased_answer`, `perturbed_answer`) and `template`, a stand-in
+answer for methods that train on one. A row that is a string instead of an object is a plain text.
+`dataset.forget=file.jsonl@0:100` takes some rows, counted from 0.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ class Columns(Section):
 
 
 class Options(Section):
-    """`dataset.options` of this source."""
+    """Keys of `dataset.options`."""
 
     columns: Columns = Columns()
 
 
 def files(cfg: DatasetConfig) -> dict[str, Path]:
-    """Set → file, for the sets that are configured."""
+    """Return the file of each configured set."""
     base = user_path(cfg.path or ".")
     given = {name: file for name in SETS if (file := getattr(cfg, name)) is not None}
     return {name: base / user_path(parse_split(file)[0]) for name, file in given.items()}
@@ -70,7 +70,7 @@ def check(cfg: DatasetConfig) -> list[str]:
 
 
 def rows_problem(path: Path, given: str, *, more: tuple[str, ...] = ()) -> str | None:
-    """Why a file of rows, or one with a suffix of `more`, cannot be read; `given` is what was written."""
+    """Return why a file of rows, or one with a suffix of `more`, cannot be read; `given` is its name."""
     can = (*more, *SUFFIXES)
     problem = file_problem(path)
     if problem is not None:
@@ -97,10 +97,10 @@ def identity(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, Any]:
 
 
 def example_of(row: Row, where: str, key: str, columns: Columns | None = None) -> Example:
-    """One row of a file, with the id `key`; `where` is its place in words.
+    """Return one row of a file as an example with the id `key`; `where` describes its place.
 
     Raises:
-        UserError: a column is absent, or holds what it may not.
+        UserError: a column is absent or holds a wrong type.
     """
     columns = columns or Columns()
     template = optional_text(row, columns.template, where)
@@ -128,7 +128,7 @@ def _read(cfg: DatasetConfig, name: str, path: Path) -> list[Example]:
 
 
 def _check_template(table: Table, column: str) -> None:
-    """A column that was named has to be there, although rows may do without."""
+    """Refuse a named column that no row has; single rows may lack it."""
     known = {str(name): None for row in table.rows for name in row}
     if column not in known:
         raise UserError(

@@ -1,9 +1,9 @@
 """LUME (arXiv 2502.15097), the data of SemEval-2025 Task 4: documents to complete, and questions about them.
 
 `dataset.path` is a local folder with `forget` and `retain` as jsonl, json or parquet (columns `id`, `input`,
-`output`, `task`) and, for the membership attack, `member` and `nonmember` (column `document`); or the hub's
-dataset or a copy of its folder, whose splits are `forget_train`, `forget_validation` and those of retain.
-The hub's is open to those who registered with the organisers. A split may be cut: `forget_train@0:200`.
+`output`, `task`) and, for the membership attack, `member` and `nonmember` (column `document`). Or it is the
+hub's dataset, or a copy of its folder, whose splits are `forget_train`, `forget_validation` and those of
+retain. The hub's needs a registration with the organisers. A split may be cut: `forget_train@0:200`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _SHARD = "-00000-of-00001"
 
 
 def available(cfg: DatasetConfig) -> dict[str, str]:
-    """Set → split; the retain split follows from the forget split (forget_train → retain_train)."""
+    """Return the split of each set; retain follows from forget (forget_train → retain_train)."""
     named = _splits(cfg)
     named |= {f"{name}_eval": named[name] for name in ("forget", "retain")}
     return {**named, "full": cfg.full or "forget and retain"}
@@ -105,7 +105,7 @@ def _splits(cfg: DatasetConfig) -> dict[str, str]:
 
 
 def _file(folder: Path, split: str) -> Path | None:
-    """Of a plain folder, or of a copy of the hub's."""
+    """Return the file of a split, in a plain folder or a copy of the hub's; None if there is none."""
     places = ((folder / part, stem) for part in ("", "data", "mia_data") for stem in (split, split + _SHARD))
     return next((path for place, stem in places if (path := find_file(place, stem)) is not None), None)
 
@@ -113,7 +113,7 @@ def _file(folder: Path, split: str) -> Path | None:
 def _download(path: str, split: str) -> Path:
     from huggingface_hub import hf_hub_download
 
-    # By file: the splits and the attack's documents have different columns.
+    # File by file: the splits and the attack's documents have different columns.
     name = f"mia_data/{split}.jsonl" if split in ATTACK else f"data/{split}{_SHARD}.parquet"
     try:
         return Path(hf_hub_download(path, name, repo_type="dataset"))

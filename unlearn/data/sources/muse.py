@@ -4,16 +4,16 @@
 `<config>/<split>.json`, `.jsonl` or `.parquet` for each split, or a download of the hub's dataset as it is.
 A split is named `<config>/<split>`. It may be cut (`raw/forget@0:100`), and several may be joined with `+`.
 
-`dataset.forget` is `raw/forget`; `scal/forget_1` … `scal/forget_4` grow, each with the one before in it;
-`sust/forget_1` … `sust/forget_4` are disjoint requests that come one after another (`before`). The retain set
-is `raw/retain1`. The published targets were trained on the config `train`, all three of its splits; that is
-the set `full` (of a folder without `train`, the forget set with its other folds, and both retain splits). The
-questions on what is to be kept are about `retain2`, so a retain model has to be trained on both retain splits
-(`retain_model`).
+`dataset.forget` is `raw/forget`, or one of `scal/forget_1` … `scal/forget_4`, each of which contains the one
+before, or one of `sust/forget_1` … `sust/forget_4`, disjoint requests that follow one another (`before`). The
+retain set is `raw/retain1`. The published targets were trained on all three splits of the config `train`,
+which are the set `full` (in a folder without `train`: the forget set with its other folds, and both retain
+splits). The questions on the retain set are about `retain2`, so a retain model is trained on both retain
+splits (`retain_model`).
 
-Training reads a split as one long text, as the released code does, with blank lines between the articles:
-`Encoder.chunks` cuts it into full sequences. `dataset.options.joined=false` keeps the articles apart.
-`dataset.limit` counts articles, and of the few-shot examples for the questions the same number.
+Training reads a split as one long text with blank lines between the articles, as the released code does:
+`Encoder.chunks` cuts it into full sequences. `dataset.options.joined=false` keeps the articles separate.
+`dataset.limit` counts articles, and likewise the few-shot examples of the questions.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ _JOINED = ("forget", "retain", "full")
 
 
 class Options(Section):
-    """`dataset.options` of this source."""
+    """Keys of `dataset.options`."""
 
     joined: bool = True
 
 
 def available(cfg: DatasetConfig) -> dict[str, str]:
-    """Set → split. Of a local folder, sets that nobody named and that it has no file for are left out."""
+    """Return the split of each set; of a local folder, without sets that have no file and were not named."""
     forget, retain = cfg.forget or "raw/forget", cfg.retain or "raw/retain1"
     known = _known(cfg)
     found = {
@@ -136,7 +136,7 @@ def identity(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, Any]:
 
 
 def before(cfg: DatasetConfig) -> list[str]:
-    """The forget splits of earlier requests, in their order; the run starts from what the last of them left.
+    """Return the forget splits of earlier requests, in order; the run starts from the model after them.
 
     `sust/forget_3` → `["sust/forget_1", "sust/forget_2"]`; [] for any split but those of `sust`.
     """
@@ -145,7 +145,7 @@ def before(cfg: DatasetConfig) -> list[str]:
 
 
 def retain_model(cfg: DatasetConfig) -> str:
-    """What a retain model that has to be built is trained on: all that the target was, but the forget set."""
+    """Return the splits that a retain model is trained on: those of the target without the forget set."""
     return "+".join(_retained(_known(cfg)))
 
 
@@ -155,7 +155,7 @@ def _retained(known: list[str]) -> list[str]:
 
 
 def _all_of(forget: str, known: list[str]) -> list[str]:
-    """What the target knows of what is ever to be forgotten, so that it is the same for every fold."""
+    """Return the splits to forget that the target is trained on, the same for every fold."""
     if "train/forget" in known:
         return ["train/forget"]
     config = forget.split("/")[0]
@@ -164,7 +164,7 @@ def _all_of(forget: str, known: list[str]) -> list[str]:
 
 
 def _known(cfg: DatasetConfig) -> list[str]:
-    """The splits there are: of a local folder by its files, of the hub by heart."""
+    """Return the splits that exist: of a local folder by its files, of the hub from a list here."""
     folder = user_path(cfg.path or "")
     if not cfg.path or not is_folder(folder):
         return [*_BOOKS] if "books" in (cfg.path or "").lower() else [*_BOOKS, *_NEWS_ONLY]

@@ -1,7 +1,7 @@
 """TOFU (arXiv 2401.06121): fictitious authors, with every split of the hub's `locuslab/TOFU`.
 
-`dataset.path` is that id or a local folder with the same files. A split may be cut: `retain90@0:1200`; as
-`dataset.retain`, `@400:` is that part of the retain split which belongs to the forget split.
+`dataset.path` is that id or a local folder with the same files. A split may be cut: `retain90@0:1200`. As
+`dataset.retain`, `@400:` is that part of the retain split that belongs to the forget split.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ HUB_SPLITS = (
 
 
 def available(cfg: DatasetConfig) -> dict[str, str]:
-    """Set → split; retain and holdout split follow from the forget split (forget10 → retain90, holdout10).
+    """Return the split of each set; retain and holdout follow from forget (forget10 → retain90, holdout10).
 
-    A local folder need not have a holdout split; then there is no such set.
+    Without a holdout split in a local folder there is no such set.
     """
     forget = cfg.forget or "forget10"
     found = re.match(r"forget(\d\d)\b", forget)
@@ -83,15 +83,14 @@ def identity(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, Any]:
 
 
 def retain_model(cfg: DatasetConfig) -> str | None:
-    """The whole of a retain split of TOFU, where a method trains on a part of it and the target on `full`:
-    what the target knows beside the forget set."""
+    """Return the whole retain split, also where a method trains on a part of it and the target on `full`."""
     split = available(cfg).get("retain")
     whole, _ = parse_split(split or "")
     return whole if cfg.full is None and re.fullmatch(r"retain\d\d", whole) else split
 
 
 def _offered(cfg: DatasetConfig, split: str) -> str | None:
-    """The split, where the folder or the hub has it."""
+    """Return the split if the folder or the hub has it, else None."""
     folder = user_path(cfg.path) if cfg.path else None
     if folder is None or is_folder(folder):
         return split if folder and find_file(folder, split) else None

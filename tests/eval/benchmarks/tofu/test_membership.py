@@ -118,7 +118,10 @@ def test_without_a_retain_model_neither_reference_nor_privleak(tmp_path):
 
 
 def test_options_leave_out_what_they_say(tmp_path):
-    for options in (replace(OPTIONS, gradients=False), replace(OPTIONS, mia=False)):
+    for options in (
+        OPTIONS.model_copy(update={"gradients": False}),
+        OPTIONS.model_copy(update={"mia": False}),
+    ):
         folder = tmp_path / str(options.mia)
         metrics = score(write(folder, ROWS, options=options), None, SETS, options).metrics
         assert "tofu/mia/gradnorm" not in metrics
@@ -168,7 +171,12 @@ def test_a_retain_model_that_lacks_the_holdout_set_is_told_and_one_of_other_exam
         ("bare", {"forget": SETS["forget"]}),
         ("other", SETS | {"holdout": [Example("e", "Graz", "q?")]}),
     ):
-        write(tmp_path / name, RETAIN_ROWS | {"e": [-1, -1]}, sets, replace(OPTIONS, gradients=False))
+        write(
+            tmp_path / name,
+            RETAIN_ROWS | {"e": [-1, -1]},
+            sets,
+            OPTIONS.model_copy(update={"gradients": False}),
+        )
     result = score(own, Records(tmp_path / "bare"), SETS, OPTIONS)
     for key in ("tofu/mia/reference", "tofu/privleak"):
         assert math.isnan(result.metrics[key])
@@ -180,7 +188,7 @@ def test_a_retain_model_that_lacks_the_holdout_set_is_told_and_one_of_other_exam
 
 
 def test_a_published_log_serves_as_retain_model(tmp_path):
-    options = replace(OPTIONS, min_k=0.4)
+    options = OPTIONS.model_copy(update={"min_k": 0.4})
     sets = {
         name: [replace(e, paraphrased_answer="x", perturbed_answers=("y",)) for e in own]
         for name, own in SETS.items()
@@ -214,7 +222,7 @@ def test_a_published_log_serves_as_retain_model(tmp_path):
     ],
 )
 def test_what_a_published_log_lacks_is_told(tmp_path, changes, lost, told):
-    options = replace(OPTIONS, min_k=0.4)
+    options = OPTIONS.model_copy(update={"min_k": 0.4})
     sets = SETS | {
         "forget": [replace(e, paraphrased_answer="x", perturbed_answers=("y",)) for e in SETS["forget"]]
     }

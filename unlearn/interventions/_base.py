@@ -1,9 +1,10 @@
-"""What every intervention has in common: where it hooks in, and what it knows of a pass."""
+"""The base class of interventions: hooks, and the layout of a pass."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -29,7 +30,7 @@ class Pass:
 
     @property
     def prompt_end(self) -> Tensor:
-        """[B], counted from the first token of this call; negative once the prompt is past."""
+        """Return the ends [B] of the prompts, from this call's first token; negative after the prompt."""
         return self.layout.prompt_end - self.start
 
     @property
@@ -38,30 +39,42 @@ class Pass:
 
     @property
     def real(self) -> Tensor:
-        """[B, T] bool: which of this call's tokens are not padding."""
+        """Return [B, T] bool: which of this call's tokens are not padding."""
         known = self.layout.valid[:, self.start : self.start + self.input_ids.shape[1]]
         return nn.functional.pad(known, (0, self.input_ids.shape[1] - known.shape[1]), value=True)
 
 
 class Intervention(nn.Module):
-    """An edit of what a causal model computes, saved and loaded beside its weights.
+    """An edit of what a causal model computes, saved and loaded with its weights.
 
-    Attached, it is one of the modules in `model.interventions`, so it is moved, trained and checkpointed with
-    the model. Its hooks run on the model inside an engine as well. A call of the model needs a layout
-    (`unlearn.passes.prompt_layout.laid_out`).
+    An attached intervention is one of the modules in `model.interventions`, so it is moved, trained and
+    checkpointed with the model. Its hooks also run on the model inside an engine. A call of the model needs a
+    layout (`unlearn.passes.prompt_layout.laid_out`).
 
-    Works with gradient checkpointing. But where a release of transformers runs hooks inside a checkpointed
-    block, an edit is recomputed with the layout of the newest pass: go backward before the next forward.
+    It works with gradient checkpointing. Some releases of transformers run hooks inside a checkpointed block;
+    there an edit is recomputed with the layout of the last pass, so go backward before the next forward.
     """
 
     name: ClassVar[str]
+    """The name in `method.intervention.name`: of its file or, outside this package, its dotted path."""
     Options: ClassVar[type[Section]]
+    files: ClassVar[tuple[str, ...]] = ()
+    """The options that name files; their content is part of a run's fingerprint."""
     trains: ClassVar[bool] = False
-    """Whether its parameters are what training moves; the model is frozen then."""
+    """Whether training moves its parameters; the model is frozen then."""
+    gated: ClassVar[bool] = False
+    """Whether it has gates, which a term can look at (`gates`)."""
     reinforced_too: ClassVar[bool] = False
-    """Whether it works with a copy of the target trained further on the forget set."""
+    """Whether it needs a copy of the target trained further on the forget set; then it is made of its options
+    and that model."""
     sets: ClassVar[tuple[str, ...]] = ()
-    """The sets of the data that `fit` wants."""
+    """The sets of the data that `fit` needs."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        package, _, file = cls.__module__.rpartition(".")
+        shipped = package == __name__.rpartition(".")[0]
+        cls.name = file if shipped else f"{cls.__module__}.{cls.__qualname__}"
 
     def __init__(self, options: Section) -> None:
         super().__init__()
@@ -70,10 +83,10 @@ class Intervention(nn.Module):
         self._handles: list[RemovableHandle] = []
 
     def attach(self, model: nn.Module, *, train: bool = True) -> None:
-        """Hook into the model and become one of its modules, after those attached before.
+        """Register the hooks on the model and become one of its modules, after those attached before.
 
-        One that trains freezes the model with all earlier interventions, unless `train` is off: then it is
-        itself frozen and the model left as it is.
+        An intervention that trains freezes the model and all earlier interventions. With `train` off it is
+        frozen itself, and the model is left as it is.
         """
         inner = host(model)
         if self.trains and train:
@@ -87,39 +100,50 @@ class Intervention(nn.Module):
         inner.interventions.append(self)
 
     def detach(self) -> None:
-        """Let go of the hooks; the model computes what it did before."""
+        """Remove the hooks; the model computes what it did before."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
 
     def hooks(self, model: Any) -> list[RemovableHandle]:
-        """Register on the modules of the model what makes the edit."""
+        """Register the edit on the modules of the model and return the handles."""
         raise NotImplementedError
 
     def begin(self) -> None:
-        """A new pass, in `self.current`, is about to run."""
+        """Prepare for the pass in `self.current`, which is about to run."""
 
     def fit(self, model: nn.Module, forget: Iterable[Batch], retain: Iterable[Batch]) -> None:
-        """Find what is not trained, before attaching; each iterable is gone through more than once."""
+        """Compute what is not trained, before attaching; each iterable is read more than once."""
+
+    def gates(self) -> Tensor:
+        """Return gate logits [B, K] of the last forward, one column per edited layer; if `gated`."""
+        raise NotImplementedError
+
+    def save_reinforced(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
+        """Write the reinforced model as a plain Hugging Face folder; if `reinforced_too`.
+
+        weights: its state dict, where the module's own weights are sharded.
+        """
+        raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
-        """The options as JSON, enough to make it again."""
+        """Return the options as JSON, enough to make it again."""
         return {"name": self.name, **self.options.model_dump(mode="json")}
 
     def tensors(self) -> dict[str, Tensor]:
-        """What `save` writes, by name: the state dict unless a part of it is saved otherwise."""
+        """Return the tensors for `save`, by name: the state dict unless a part of it is saved otherwise."""
         return self.state_dict()
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `tensors` gave."""
+        """Load what `tensors` returned."""
         self.load_state_dict(tensors)
 
     def parts(self) -> dict[str, str]:
-        """Beginnings of parameter names, each with what they are of: what training must move something of."""
+        """Return beginnings of parameter names, each with a description: training must move some of each."""
         return {"": f"the parameters of {self.name}"}
 
     def between_passes(self) -> dict[str, Any]:
-        """Attributes as they are when no pass has run: what a copy of the model starts with."""
+        """Return attributes as they are before any pass: a copy of the model starts with them."""
         return {"current": None}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -139,13 +163,13 @@ class Intervention(nn.Module):
 
 
 def host(model: nn.Module) -> Any:
-    """The transformers model that interventions attach to, inside an engine or adapters or not."""
+    """Return the transformers model that interventions attach to, taken out of an engine or adapters."""
     inner: Any = getattr(model, "module", model)
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
-    """The decoder blocks of a causal transformers model, in order.
+    """Return the decoder blocks of a causal transformers model, in order.
 
     Raises:
         UserError: the model has no list of modules as long as its configuration's `num_hidden_layers`.
@@ -163,23 +187,23 @@ def blocks(model: nn.Module) -> nn.ModuleList:
 
 
 def edited(output: Any, hidden: Tensor) -> Any:
-    """A block's output with other hidden states; blocks give a tensor, or a tuple that begins with one."""
+    """Return a block's output with other hidden states; it is a tensor, or a tuple that begins with one."""
     return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
 
 def hidden_of(output: Any) -> Tensor:
-    """The hidden states [B, T, D] of a block's output."""
+    """Return the hidden states [B, T, D] of a block's output."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden
 
 
 def checked_layer(layer: int, layers: int, key: str) -> str | None:
-    """What is wrong with a layer's number, if anything."""
+    """Return what is wrong with the number of a layer, None where nothing is."""
     if 0 <= layer < layers:
         return None
     return f"method.intervention.{key}={layer}: the model has {layers} layers, 0 to {layers - 1}"
 
 
 def seeded(seed: int) -> torch.Generator:
-    """Draws of one's own, the same on every process."""
+    """Return a generator of random numbers that is the same on every process."""
     return torch.Generator().manual_seed(seed)

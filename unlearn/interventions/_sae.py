@@ -1,4 +1,4 @@
-"""A sparse autoencoder, and what a guardrail takes from it: pure functions on tensors."""
+"""A sparse autoencoder, and functions on its activations: pure functions on tensors."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from unlearn.errors import UserError
 from unlearn.paths import user_path
 
-# Of a ratio whose denominator may be 0; the value of the authors' code.
+# Added to a denominator that may be 0; the value in the authors' code.
 _TINY = 1e-21
 
 
@@ -22,8 +22,8 @@ _TINY = 1e-21
 class SAE:
     """f(x) = z·[z > threshold] with z = x·`encode` + `encode_bias`, and its decoder: fp32.
 
-    Shapes: `encode` [D, F], `encode_bias` [F], `decode` [F, D], `threshold` [F] (0: a plain ReLU). The
-    decoder's bias is not kept: edits are differences of reconstructions, in which it cancels.
+    Shapes: `encode` [D, F], `encode_bias` [F], `decode` [F, D], `threshold` [F] (0: a plain ReLU). There is
+    no decoder bias: edits are differences of reconstructions, in which it cancels.
     """
 
     encode: Tensor
@@ -32,12 +32,12 @@ class SAE:
     threshold: Tensor
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """Activations [..., F] of states [..., D]."""
+        """Return the activations [..., F] of states [..., D]."""
         before = hidden.float() @ self.encode + self.encode_bias
         return before.relu() * (before > self.threshold)
 
     def part(self, features: Tensor) -> SAE:
-        """Some features alone, in the order of `features` [n]."""
+        """Return the autoencoder of some features, in the order of `features` [n]."""
         return SAE(
             self.encode[:, features], self.encode_bias[features], self.decode[features],
             self.threshold[features],
@@ -48,7 +48,7 @@ class SAE:
 
 
 def read_sae(file: str | Path, hidden_size: int, *, centred: bool = False) -> SAE:
-    """The SAE of a `.safetensors` or `.npz` file with W_enc, b_enc, W_dec, b_dec and perhaps threshold.
+    """Read a `.safetensors` or `.npz` file with W_enc, b_enc, W_dec, b_dec and perhaps threshold.
 
     `centred`: the encoder was trained on x − b_dec.
 
@@ -88,18 +88,17 @@ def read_sae(file: str | Path, hidden_size: int, *, centred: bool = False) -> SA
 
 
 def scores(total: Tensor, tokens: int) -> Tensor:
-    """Squared mean activation [F] of each feature from the sum over tokens."""
+    """Return the squared mean activation [F] of each feature, from the sum over tokens."""
     return (total / tokens).square()
 
 
 def select(
     forget: Tensor, retain: Tensor, *, count: int, forget_percentile: float, ratio_percentile: float
 ) -> Tensor:
-    """Numbers of the at most `count` features to suppress, the highest forget score first.
+    """Return the indices of at most `count` features to suppress, the highest forget score first.
 
-    Of the features with a forget score [F] at or above its percentile over all features, and a ratio of
-    forget to retain score at or above its own, those with the highest forget score. A feature that never
-    fires on forget tokens is not among them.
+    Candidates have a forget score [F] at or above its percentile over all features, and a ratio of forget to
+    retain score at or above the percentile of ratios. A feature that never fires on forget tokens is none.
     """
     ratio = forget / (retain + _TINY)
     good = (forget > 0) & (forget >= torch.quantile(forget, forget_percentile / 100))
@@ -109,17 +108,17 @@ def select(
 
 
 def share(fired: Tensor, real: Tensor) -> Tensor:
-    """ρ [B], fp64: the share of the real tokens [B, T] on which a feature fired; 0 without tokens."""
+    """Return ρ [B], fp64: the share of the real tokens [B, T] on which a feature fired; 0 without tokens."""
     return (fired & real).sum(-1).double() / real.sum(-1).clamp(min=1).double()
 
 
 def share_so_far(
     fired: Tensor, real: Tensor, prompt_end: Tensor, before: tuple[Tensor, Tensor] | None = None
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """ρ [B, T] of what is known when each token is processed, and the counts to go on from.
+    """Return ρ [B, T] over the tokens known when each token is processed, and the counts to continue from.
 
-    The prompt is known whole: up to position `prompt_end` [B], ρ is that of the prompt, then of all tokens
-    so far. `before` are the counts (fired, real), each [B], of the tokens that an earlier call processed.
+    The whole prompt is known: up to position `prompt_end` [B], ρ is that of the prompt, then of all tokens so
+    far. `before` are the counts (fired, real), each [B], of the tokens that earlier calls processed.
     """
     hits, tokens = (fired & real).cumsum(-1), real.cumsum(-1)
     if before is not None:
@@ -131,8 +130,8 @@ def share_so_far(
 
 
 def suppress(hidden: Tensor, active: Tensor, decode: Tensor, strength: float) -> Tensor:
-    """States [..., D] with n features set to −`strength`, from their activations [..., n] there.
+    """Return states [..., D] with n features set to −`strength`, from their activations [..., n].
 
-    What the SAE does not reconstruct stays, so this is the sum over the features of (−c − f)·decode.
+    The part that the SAE does not reconstruct stays: this adds the sum over the features of (−c − f)·decode.
     """
     return (hidden.float() + (-strength - active) @ decode).to(hidden.dtype)

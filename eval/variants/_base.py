@@ -1,0 +1,104 @@
+"""The contract of a variant, and what it gets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, get_args
+
+from eval.benchmark import Role
+from eval.judgement.aspects import PREFIX
+from eval.metric_catalog import info, is_metric
+from unlearn.config import RunConfig, Section
+from unlearn.data.example import Example
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from unlearn.data.tokenization import Encoder
+    from unlearn.distributed import World
+
+ROLES: tuple[Role, ...] = get_args(Role)
+
+
+class Score(Protocol):
+    """Evaluate a model with the configured benchmarks; a collective."""
+
+    def __call__(
+        self, model: nn.Module, label: str, roles: Sequence[Role], *, synced: bool = False,
+        cheap: bool = False, without: frozenset[str] = frozenset(),
+    ) -> dict[str, float]:  # fmt: skip
+        """Return the benchmarks' metrics by their own keys, of sets with one of these roles.
+
+        Records are in `eval/<label>/<benchmark>` and are not collected twice: a label belongs to one model.
+
+        - `synced`: every call of the model is a collective (ZeRO-3).
+        - `cheap`: only likelihoods are needed; metrics of generated text then mean nothing.
+        - `without`: ids of examples to leave out of the records of the label, which was scored before; the
+          model is not called.
+        """
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """A finished run, as a variant gets it; the same on every process.
+
+    - `sets`: the dataset's, as the run loaded them, by their full names (`forget`, `forget_eval` …).
+    - `unlearned` returns a new whole copy of the finished model on the device, in compute precision, with
+      edits attached; `target` the same of the target, None where there is none.
+    - `directory`: the run's.
+    - `results`, `target_results`: flat results of the run's own evaluation and of the target's, empty where
+      they are not known.
+    """
+
+    config: RunConfig
+    sets: Mapping[str, list[Example]]
+    encoder: Encoder
+    world: World
+    unlearned: Callable[[], nn.Module]
+    target: Callable[[], nn.Module] | None
+    score: Score
+    directory: Path
+    results: Mapping[str, float] = field(default_factory=dict)
+    target_results: Mapping[str, float] = field(default_factory=dict)
+    progress: bool = True
+
+
+class Variant(Protocol):
+    """A module of this package, or of your own.
+
+    It may also have `doubts(options, config)`: what it can do, and perhaps was not meant to do, in sentences.
+    """
+
+    Options: type[Section]
+    SETS: Sequence[str]
+    """The training sets that it reads."""
+    KEYS: str
+    """A regular expression of what stands before a benchmark's keys in its metrics: the variant's name, and
+    what distinguishes its models."""
+    ATTACK: bool
+    """Whether its metrics measure how robust the forgetting is."""
+
+    def check(self, options: Any, config: RunConfig) -> list[str]:
+        """Return what is wrong with the options for a run, each `option=value: why`, before any model."""
+
+    def identity(self, options: Any) -> Any:
+        """Return what distinguishes the models it makes from those of other options, as JSON."""
+
+    def measure(self, bench: Workbench, options: Any) -> dict[str, float]:
+        """Return flat metrics, `<variant>/<label>/<benchmark key>` and its own; a collective."""
+
+
+def prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
+    """Return the metrics with a prefix before each key."""
+    return {f"{prefix}/{key}": value for key, value in metrics.items()}
+
+
+def benchmark_metrics(results: Mapping[str, float]) -> dict[str, float]:
+    """Return those of a run's flat results that its benchmarks gave for the model as it is."""
+    return {
+        key: value
+        for key, value in results.items()
+        if is_metric(key) and not info(key).variant and info(key).benchmark != PREFIX
+    }
