@@ -30,7 +30,7 @@ from launch.compose import (
 )
 from launch.run import foreign_launchers
 from launch.run.slurm_task import leads
-from launch.sweep.hydra_hooks import announced, job_count
+from launch.sweep.hydra_hooks import job_count, record_launched_jobs
 from launch.sweep.job import SweepJob, dry_run, one_run, process
 from launch.sweep.job_records import Records, sweep_name
 from launch.sweep.summary import conclude
@@ -199,7 +199,7 @@ def _sweep(arguments: list[str], composed: DictConfig) -> int:
     records.stop.unlink(missing_ok=True)
     problem = ""
     try:
-        with announced(records):
+        with record_launched_jobs(records):
             _launch(SweepJob(records, process()), arguments)
     except KeyboardInterrupt:
         queue = slurm.chosen(composed)

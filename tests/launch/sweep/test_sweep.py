@@ -50,14 +50,14 @@ LUME = ("lume/final", "lume/task_aggregate", "lume/mia_score", "lume/forget/regu
         (
             ("muse/forget/verbmem", "muse/forget/knowmem", "muse/retain/knowmem", "muse/privleak",
              "muse/forget/verbmem/missing"),
-            ["privleak →", "forget/verbmem ↓", "forget/knowmem ↓", "retain/knowmem ↑"],
+            ["privleak → 0", "forget/verbmem ↓", "forget/knowmem ↓", "retain/knowmem ↑"],
         ),
         (
             ("wmdp/bio/accuracy", "wmdp/bio/accuracy_low", "mmlu/accuracy"),
             ["wmdp/bio/accuracy ↓", "mmlu/accuracy ↑"],
         ),
         (("mine/forget/probability", "mine/forget/odd"), ["forget/odd", "forget/probability"]),
-        # Baselines all of TOFU there is room for one.
+        # Next to all of TOFU there is room for one.
         (
             (*TOFU[1:3], "general/accuracy"),
             ["tofu/model_utility ↑", "tofu/forget/probability ↓", "general/accuracy ↑"],
@@ -89,7 +89,7 @@ def test_runs_are_told_apart_by_what_they_do_not_share(tmp_path):
     runs = [made(tmp_path / f"{m}{s}", f"method={m}", "eval=tofu", f"++seed={s}") for m, s in pairs]
     assert [row[0] for row in summary(runs).rows] == ["npo seed=0", "npo seed=1", "wga seed=0"]
     assert varying([run.overrides for run in runs])[2] == "method=wga seed=0"
-    assert varying([runs[0].overrides], given=["eval=tofu"]) == ["method=npo seed=0"]
+    assert varying([runs[0].overrides], command=["eval=tofu"]) == ["method=npo seed=0"]
 
 
 def test_a_sampler_s_numbers_are_told_short(tmp_path):
@@ -105,7 +105,7 @@ def test_each_forget_set_has_its_own_models_beside_it(tmp_path):
         beside[name] = made(tmp_path / name).directory
     runs = [
         made(tmp_path / f"{split}{m}", f"method={m}", f"++dataset.forget=forget0{split}",
-             beside=(("target", beside["target"]), ("retain model", beside[f"retain{split}"])))
+             baselines=(("target", beside["target"]), ("retain model", beside[f"retain{split}"])))
         for split in "15" for m in ("npo", "wga")
     ]  # fmt: skip
     names = [row[0] for row in summary(runs).rows]
@@ -136,10 +136,10 @@ class TestRecords:
         assert records.title(1) == "[2/3] seed=1"
         assert conclude(records, "the launcher broke") == 1
         shown = capsys.readouterr()
-        assert "failed: seed=1: ended without a word (killed?)" in shown.out
+        assert "failed: seed=1: died without an exit code (killed?)" in shown.out
         assert "not begun: method=npo seed=2" in shown.out
-        assert shown.err == "the launcher broke; the same command goes on where it stands\n"
-        assert "failed: ended without a word" in (tmp_path / "runs" / "sweep-x.md").read_text()
+        assert shown.err == "the launcher broke; the same command continues the sweep\n"
+        assert "failed: died without an exit code" in (tmp_path / "runs" / "sweep-x.md").read_text()
 
     def test_started_again_what_is_done_stands_and_the_rest_is_forgotten(self, tmp_path):
         records = self.records(tmp_path)
