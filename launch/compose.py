@@ -43,6 +43,13 @@ def groups() -> dict[str, list[str]]:
     return {folder.name: sorted(file.stem for file in folder.glob("*.yaml")) for folder in folders}
 
 
+def comment(group: str, option: str, key: str) -> str:
+    """Return the value of a comment line `# key: value` of an option's file, "" without it."""
+    text = (CONFIGS / group / f"{option}.yaml").read_text(encoding="utf-8")
+    line = re.search(rf"^# {key}: *(.+?) *$", text, re.MULTILINE)
+    return line[1] if line else ""
+
+
 def describe(group: str, option: str) -> str:
     """The first comment of an option's file that is not a Hydra directive."""
     for line in (CONFIGS / group / f"{option}.yaml").read_text(encoding="utf-8").splitlines():
