@@ -13,7 +13,7 @@ _ALL_UP_TO = 4  # settings; of more, a label has as few as tell the same runs ap
 _FIRST = ("model.name", "model.path", "dataset.name", "dataset.forget", "method.lr", "method.epochs")
 
 
-def telling(keys: Sequence[str], runs: Sequence[RunSettings]) -> list[str]:
+def distinguishing(keys: Sequence[str], runs: Sequence[RunSettings]) -> list[str]:
     """Return the settings that a label needs to tell these runs apart."""
     if len(keys) <= _ALL_UP_TO:
         return list(keys)

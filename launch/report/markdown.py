@@ -32,17 +32,17 @@ def summary(thing: Any) -> str:
     return linked(" ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split()))
 
 
-def said(value: Any) -> str:
+def written(value: Any) -> str:
     """Write a setting as a person would."""
     if isinstance(value, BaseModel):
         stated = {
             key: getattr(value, key) for key in type(value).model_fields if key in value.model_fields_set
         }
-        return said({**stated, **(value.model_extra or {})})
+        return written({**stated, **(value.model_extra or {})})
     if isinstance(value, Mapping):
-        return call(value) if "name" in value else ", ".join(f"{k} {said(v)}" for k, v in value.items())
+        return call(value) if "name" in value else ", ".join(f"{k} {written(v)}" for k, v in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(f"`{v}`" if isinstance(v, str) else said(v) for v in value)
+        return ", ".join(f"`{v}`" if isinstance(v, str) else written(v) for v in value)
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, float):
@@ -52,7 +52,7 @@ def said(value: Any) -> str:
 
 def call(options: Mapping[str, Any]) -> str:
     """Write a name with its options: "`name` (beta 0.1)"."""
-    rest = said({key: value for key, value in options.items() if key != "name"})
+    rest = written({key: value for key, value in options.items() if key != "name"})
     return f"`{options['name']}`" + (f" ({rest})" if rest else "")
 
 
@@ -73,7 +73,7 @@ def keywords(function: Callable[..., Any]) -> str:
     for p in inspect.signature(function, eval_str=True).parameters.values():
         if p.kind is p.KEYWORD_ONLY:
             choices = get_args(p.annotation) if get_origin(p.annotation) is Literal else ()
-            default = "" if p.default is p.empty else f" {said(p.default)}"
+            default = "" if p.default is p.empty else f" {written(p.default)}"
             among = f" ({', '.join(choices)})" if choices else ""
             texts.append(f"`{p.name}`{default}{among}")
     return ", ".join(texts) or "–"
@@ -83,7 +83,7 @@ def options(section: type[BaseModel]) -> str:
     """Return a table of a section's keys."""
     rows = []
     for key, field in section.model_fields.items():
-        default = "required" if field.is_required() else said(field.default)
+        default = "required" if field.is_required() else written(field.default)
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
         rows.append((f"`{key}`", default, ", ".join(f"`{c}`" for c in choices), field.description or ""))
     if not any(row[2] for row in rows):

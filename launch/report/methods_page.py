@@ -73,7 +73,7 @@ def terms(method: MethodConfig) -> list[str]:
         f"**{slot}** {f'{weight:g} · ' if weight != 1 else ''}{_term(keys)}" for slot, weight, keys in stated
     ]
     stated_too = "alternatives" in method.model_fields_set
-    return [*lines, *([f"alternatives: {markdown.said(method.alternatives)}"] if stated_too else [])]
+    return [*lines, *([f"alternatives: {markdown.written(method.alternatives)}"] if stated_too else [])]
 
 
 def needs(method: MethodConfig) -> list[str]:
@@ -105,7 +105,7 @@ def training(method: MethodConfig) -> list[str]:
         texts.append(f"lr {markdown.scientific(method.lr)} · {length} · batch {method.batch}")
     other = {key: field.default for key, field in MethodConfig.model_fields.items() if key not in _ELSEWHERE}
     return texts + [
-        f"{key} {markdown.said(value)}"
+        f"{key} {markdown.written(value)}"
         for key, usual in other.items()
         if (value := getattr(method, key)) != usual
     ]

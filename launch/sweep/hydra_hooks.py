@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from launch import slurm
 from launch.sweep.job_records import Records
-from launch.sweep.summary_table import Made
+from launch.sweep.summary_table import SweepRun
 from unlearn.signals import on_stop
 
 
@@ -81,7 +81,7 @@ class _RecordingLauncher:
             return returned
         if not self._records.ended(number):
             reason = " ".join(str(returned._return_value).split())
-            self._records.end(number, Made(tuple(job), None, reason, code=1))
+            self._records.end(number, SweepRun(tuple(job), None, reason, code=1))
         return _completed(job)
 
     def _through_pool(self, jobs: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:

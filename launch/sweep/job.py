@@ -22,7 +22,7 @@ from launch.compose import checked
 from launch.run import foreign_launchers
 from launch.run.slurm_task import leads
 from launch.sweep.job_records import Records
-from launch.sweep.summary_table import Made
+from launch.sweep.summary_table import SweepRun
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
 from unlearn.guard import lasting_output, outcome
@@ -64,16 +64,16 @@ class SweepJob:
         title = self.records.title(number)
         Console().print(title, style="bold", soft_wrap=True, highlight=False, markup=False)
         sys.stdout.flush()  # the log may be read meanwhile
-        made = guarded(composed, in_child=not here)
-        self.records.end(number, made)
-        if made.code == STOPPED:
+        run = guarded(composed, in_child=not here)
+        self.records.end(number, run)
+        if run.code == STOPPED:
             try:
                 slurm.give_back()
             except UserError as error:
-                self.records.end(number, replace(made, reason=str(error)))
-        if here and made.code == STOPPED:
+                self.records.end(number, replace(run, reason=str(error)))
+        if here and run.code == STOPPED:
             raise KeyboardInterrupt
-        return made.value
+        return run.value
 
 
 def process() -> tuple[str, int]:
@@ -81,7 +81,7 @@ def process() -> tuple[str, int]:
     return platform.node(), os.getpid()
 
 
-def guarded(composed: DictConfig, *, in_child: bool = False) -> Made:
+def guarded(composed: DictConfig, *, in_child: bool = False) -> SweepRun:
     """Make a run of a sweep.
 
     In a child process of a pool, signals are ignored afterwards: between two jobs there is nothing to stop,
@@ -95,7 +95,7 @@ def guarded(composed: DictConfig, *, in_child: bool = False) -> Made:
                 signal.signal(number, signal.SIG_IGN)
 
 
-def one_run(composed: DictConfig, *, in_child: bool = False) -> Made:
+def one_run(composed: DictConfig, *, in_child: bool = False) -> SweepRun:
     """Make one composed run, from check to table; errors are printed and returned, not raised."""
     from launch.run.log_warnings import Warned
     from unlearn.signals import Stopped
@@ -109,19 +109,19 @@ def one_run(composed: DictConfig, *, in_child: bool = False) -> Made:
             config = checked(composed, overrides, hydra_config.runtime.choices)
             if config.dry_run:
                 dry_run(config)
-                return Made(overrides, None)
+                return SweepRun(overrides, None)
             if in_child and _of_pool():
                 config = _sharing(config, int(hydra_config.launcher.n_jobs))
             searched = hydra_config.mode == RunMode.MULTIRUN and "n_trials" in hydra_config.sweeper
-            made = _run(config, output, overrides, warned, in_child=in_child, searched=searched)
+            run = _run(config, output, overrides, warned, in_child=in_child, searched=searched)
     except (Stopped, KeyboardInterrupt) as stopped:
         reason = str(stopped) or "stopped by a signal; start it again to continue"
         sys.stderr.write(f"{reason}\n")
-        made = Made(overrides, None, reason, code=STOPPED)
+        run = SweepRun(overrides, None, reason, code=STOPPED)
     except Exception as error:
         text, code = outcome(error)
         sys.stderr.write(f"{text}\n")
-        made = Made(overrides, None, " ".join(text.split()), code=code)
+        run = SweepRun(overrides, None, " ".join(text.split()), code=code)
         chosen = any(override.startswith("hydra.run.dir=") for override in hydra_config.overrides.hydra)
         if not chosen and output != Path.cwd():
             with suppress(OSError):  # the folder that Hydra made for a refused run
@@ -129,7 +129,7 @@ def one_run(composed: DictConfig, *, in_child: bool = False) -> Made:
     if hydra_config.mode != RunMode.MULTIRUN and leads():  # a sweep prints those of all jobs at its end
         for line in warned.lines():
             Console().print(line, soft_wrap=True, highlight=False, markup=False)
-    return replace(made, warnings=warned.texts)
+    return replace(run, warnings=warned.texts)
 
 
 def _interrupt(_: int) -> None:
@@ -161,7 +161,7 @@ def _run(
     *,
     in_child: bool,
     searched: bool,
-) -> Made:
+) -> SweepRun:
     from eval.judgement.judge import with_judgement
     from eval.metric_catalog import shown
     from launch.inspection import inspect
@@ -193,7 +193,7 @@ def _run(
         with warned.of(run):
             ensure(run, progress=not in_child)
     if not leads():  # the first task of the step reports
-        return Made(overrides, plan.main.directory)
+        return SweepRun(overrides, plan.main.directory)
     target, retain = plan.evaluation("target"), plan.evaluation("retain model")
     report = write_report(plan.main.directory, target_dir=target, retain_dir=retain)
     baselines = tuple((n, folder) for n, folder in (("target", target), ("retain model", retain)) if folder)
@@ -208,7 +208,7 @@ def _run(
     _print_problems(console, problems(plan.main.directory))
     console.print(f"report: {short(report)}", soft_wrap=True, highlight=False)
     value, feasible = _goal(config, plan) if searched else (None, None)
-    return Made(overrides, plan.main.directory, baselines=baselines, value=value, feasible=feasible)
+    return SweepRun(overrides, plan.main.directory, baselines=baselines, value=value, feasible=feasible)
 
 
 def _goal(config: RunConfig, plan: Plan) -> tuple[float, bool]:

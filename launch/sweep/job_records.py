@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.run.slurm_task import leads
-from launch.sweep.summary_table import Made, varying
+from launch.sweep.summary_table import SweepRun, varying
 from unlearn.files import digest, read_json, write_json
 
 NO_EXIT_CODE = "died without an exit code (killed?); the same sweep started again continues it"
@@ -64,11 +64,11 @@ class Records:
 
     def begin(self, number: int, overrides: Sequence[str]) -> None:
         """Write a record without an exit code, which stays if the job is killed."""
-        self._write(number, Made(tuple(overrides), None, code=None))
+        self._write(number, SweepRun(tuple(overrides), None, code=None))
 
-    def end(self, number: int, made: Made) -> None:
+    def end(self, number: int, run: SweepRun) -> None:
         """Write the final record of a job."""
-        self._write(number, made)
+        self._write(number, run)
 
     def ended(self, number: int) -> bool:
         """Tell whether a job has an exit code."""
@@ -97,10 +97,10 @@ class Records:
         own = dict(zip(listed, varying(list(listed.values()), command), strict=True))
         return f"[{number + 1}/{known['total']}] {own.get(number, '')}".rstrip()
 
-    def made(self) -> list[Made]:
+    def runs(self) -> list[SweepRun]:
         """Return every job that has begun, in order."""
         records = [(overrides, self._read(number)) for number, overrides in self.listed().items()]
-        return [_made(overrides, record) for overrides, record in records if record]
+        return [_run_of(overrides, record) for overrides, record in records if record]
 
     def not_begun(self) -> list[tuple[str, ...]]:
         """Return the overrides of the jobs that were launched and have not begun."""
@@ -122,31 +122,31 @@ class Records:
         except FileNotFoundError:
             return None
 
-    def _write(self, number: int, made: Made) -> None:
+    def _write(self, number: int, run: SweepRun) -> None:
         if not leads():
             return
         record = {
-            "overrides": list(made.overrides),
-            "code": made.code,
-            "directory": str(made.directory.absolute()) if made.directory else None,
-            "reason": made.reason,
-            "beside": {name: str(folder.absolute()) for name, folder in made.baselines},
-            "value": made.value,
-            "feasible": made.feasible,
-            "warnings": list(made.warnings),
+            "overrides": list(run.overrides),
+            "code": run.code,
+            "directory": str(run.directory.absolute()) if run.directory else None,
+            "reason": run.reason,
+            "beside": {name: str(folder.absolute()) for name, folder in run.baselines},
+            "value": run.value,
+            "feasible": run.feasible,
+            "warnings": list(run.warnings),
             "host": platform.node(),
             "process": os.getpid(),
         }
         write_json(self._file(number), record)
 
 
-def _made(overrides: tuple[str, ...], record: Mapping[str, Any]) -> Made:
+def _run_of(overrides: tuple[str, ...], record: Mapping[str, Any]) -> SweepRun:
     if record["code"] is None:
         here = record["host"] == platform.node()
-        return Made(overrides, None, NO_EXIT_CODE if here else NOT_ENDED.format(**record), code=1)
+        return SweepRun(overrides, None, NO_EXIT_CODE if here else NOT_ENDED.format(**record), code=1)
     directory = record["directory"]
     baselines = tuple((name, Path(folder)) for name, folder in record["beside"].items())
-    return Made(
+    return SweepRun(
         overrides, Path(directory) if directory else None, record["reason"], baselines,
         record["code"], record["value"], record["feasible"], tuple(record.get("warnings", ())),
     )  # fmt: skip

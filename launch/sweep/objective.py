@@ -97,11 +97,11 @@ def _unknown(config: RunConfig) -> list[str]:
     known = [key for name in config.eval.benchmarks for key in metrics_of(name, has)]
     own = [*(f"{name}/*" for name in config.eval.variants), "judged/*", "train/*", "run/*"]
     goal = config.goal
-    wanted = {f"goal.subject_to.{metric}": metric for metric in goal.subject_to}
-    wanted |= {"goal.minimize": goal.minimize} if goal.minimize else {"goal.maximize": goal.maximize}
+    metrics = {f"goal.subject_to.{metric}": metric for metric in goal.subject_to}
+    metrics |= {"goal.minimize": goal.minimize} if goal.minimize else {"goal.maximize": goal.maximize}
     return [
         f"{key}: no benchmark of eval gives {metric}{did_you_mean(metric, known)}"
-        for key, metric in wanted.items()
+        for key, metric in metrics.items()
         if not can_be(metric, [*known, *own])
     ]
 

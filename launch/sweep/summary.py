@@ -7,7 +7,7 @@ from collections import Counter
 
 from rich.console import Console
 
-from launch.run.log_warnings import told
+from launch.run.log_warnings import warning_lines
 from launch.sweep.job import short
 from launch.sweep.job_records import Records
 from launch.sweep.summary_table import summary, table, write_markdown
@@ -20,7 +20,7 @@ def conclude(records: Records, problem: str = "") -> int:
 
     `problem`: why the sweep ended early, if it did.
     """
-    runs, waiting = records.made(), records.not_begun()
+    runs, waiting = records.runs(), records.not_begun()
     root = records.folder.parent.parent
     for left in ("multirun.yaml", "optimization_results.yaml"):  # Hydra's files of this sweep
         if (root / left).is_file():
@@ -37,7 +37,7 @@ def conclude(records: Records, problem: str = "") -> int:
         for label, reason in summed.failed:
             _print(console, f"failed: {label}: {reason}")
         _print(console, f"sweep: {short(file)}")
-    for line in told(Counter(text for run in runs for text in run.warnings)):
+    for line in warning_lines(Counter(text for run in runs for text in run.warnings)):
         _print(console, line)
     for overrides in waiting[:_NAMED]:
         _print(console, f"not begun: {' '.join(o.lstrip('+') for o in overrides)}")

@@ -22,7 +22,7 @@ _MAX_COLUMNS = 9
 
 
 @dataclass(frozen=True)
-class Made:
+class SweepRun:
     """One run of a sweep: its overrides, and its folder or the reason why there is none.
 
     `baselines`: the runs that it is compared with, by name: target and retain model. `code`: the exit code,
@@ -40,7 +40,7 @@ class Made:
     warnings: tuple[str, ...] = ()
 
 
-def labels(runs: Sequence[Made]) -> list[str]:
+def labels(runs: Sequence[SweepRun]) -> list[str]:
     """Return for each run the overrides that not all runs share, without the paths of their keys."""
     return [" ".join(map(_brief, own)) or "run" for own in _not_shared([run.overrides for run in runs])]
 
@@ -78,7 +78,7 @@ class Summary:
     best: str = ""
 
 
-def summary(runs: Sequence[Made]) -> Summary:
+def summary(runs: Sequence[SweepRun]) -> Summary:
     """Return the results of the runs as a table."""
     named = list(zip(labels(runs), runs, strict=True))
     finished = [(label, run) for label, run in named if run.directory]
@@ -100,7 +100,7 @@ def summary(runs: Sequence[Made]) -> Summary:
     )
 
 
-def _baselines(runs: Sequence[Made]) -> list[tuple[str, Path]]:
+def _baselines(runs: Sequence[SweepRun]) -> list[tuple[str, Path]]:
     """The baselines of the runs; if there are several of a kind, with the overrides of their runs."""
     users: dict[tuple[str, Path], list[set[str]]] = {}
     for run in runs:
@@ -115,13 +115,13 @@ def _baselines(runs: Sequence[Made]) -> list[tuple[str, Path]]:
     return sorted(named, key=lambda baseline: baseline[0].partition(",")[0] != "target")
 
 
-def _goal(run: Made) -> str:
+def _goal(run: SweepRun) -> str:
     if run.value is None:
         return ""
     return format_value(run.value) if run.feasible else f"misses by {missed_by(run.value):.2g}"
 
 
-def _best(named: Sequence[tuple[str, Made]]) -> str:
+def _best(named: Sequence[tuple[str, SweepRun]]) -> str:
     feasible = [(run.value, label) for label, run in named if run.feasible and run.value is not None]
     if not feasible:
         return "no trial meets the constraints (goal.subject_to)"

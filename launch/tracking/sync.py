@@ -44,13 +44,13 @@ class Piece:
 @tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 1 something was not sent, 2 refused."""
-    given = _parser().parse_args(arguments)
-    pieces = offline_pieces(given.runs)
-    if not given.dry_run and any(piece.state == _TO_SEND for piece in pieces):
+    parsed = _parser().parse_args(arguments)
+    pieces = offline_pieces(parsed.runs)
+    if not parsed.dry_run and any(piece.state == _TO_SEND for piece in pieces):
         refuse_without_service()
-        options = [f"--{name}={value}" for name in ("project", "entity") if (value := getattr(given, name))]
-        pieces = send(pieces, options, timeout=given.timeout)
-    _print_states(Console(), pieces, every=given.dry_run)
+        options = [f"--{name}={value}" for name in ("project", "entity") if (value := getattr(parsed, name))]
+        pieces = send(pieces, options, timeout=parsed.timeout)
+    _print_states(Console(), pieces, every=parsed.dry_run)
     return int(any(piece.state == _FAILED for piece in pieces))
 
 
@@ -172,7 +172,7 @@ def _print_states(console: Console, pieces: Sequence[Piece], *, every: bool) -> 
         console.print(table, highlight=False, markup=False)
     counts = Counter(piece.state for piece in pieces)
     summary = ", ".join(f"{number} {state}" for state, number in counts.items())
-    console.print(summary or "no offline-run-* folder was found", highlight=False)
+    console.print(summary or "there is no offline-run-* folder", highlight=False)
 
 
 def _parser() -> argparse.ArgumentParser:

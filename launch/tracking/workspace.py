@@ -95,7 +95,9 @@ def workspace(entity: str, project: str, measured: Sequence[str], logged: Sequen
         "geffect": _curves([key for key in logged if key.startswith(PREFIX)]),
     }
     sections = [
-        ws.Section(name=name, panels=made, is_open=name != "geffect") for name, made in panels.items() if made
+        ws.Section(name=name, panels=charts, is_open=name != "geffect")
+        for name, charts in panels.items()
+        if charts
     ]
     columns = [f"config:{_METHOD}", "config:dataset.forget", "config:seed"]
     return ws.Workspace(

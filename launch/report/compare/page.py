@@ -140,9 +140,9 @@ def _keys(comparison: Comparison) -> list[dict[str, Any]]:
     runs = [run for row in comparison.rows for run in row.runs]
     major = [(key, name) for key, name in comparison.keys.items() if key not in comparison.minor]
     minor = [(key, name) for key, name in comparison.keys.items() if key in comparison.minor]
-    wanted = [("method", "method"), *major, ("seed", "seed"), *minor]
+    ordered = [("method", "method"), *major, ("seed", "seed"), *minor]
     keys: list[dict[str, Any]] = []
-    for key, name in wanted:
+    for key, name in ordered:
         values = {repr(run.value(key)): run.value(key) for run in runs}
         if len(values) > 1:
             keys.append({"key": key, "name": name, "values": sorted(values.values(), key=sortable)})

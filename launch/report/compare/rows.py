@@ -9,7 +9,7 @@ from typing import Any
 from eval.judgement.aspects import PREFIX
 from eval.judgement.judge import with_judgement
 from launch.report.compare.runs import ANCHORS, TASK, ComparedRun, Kind
-from launch.report.labels import label, numbered, telling
+from launch.report.labels import distinguishing, label, numbered
 from launch.report.run_files import Results
 from launch.report.run_groups import Mark, differing, grouped, mark
 from launch.report.settings import shortest
@@ -100,7 +100,7 @@ def _rows(
 def _in_label(runs: Sequence[ComparedRun], split: Sequence[str], task_keys: Sequence[str]) -> list[str]:
     """The settings that tell the rows of a method and a task from each other."""
     differ = {*differing(runs), *(key for key in split if key == "seed")} - set(task_keys)
-    return telling([key for key in split if key in differ], runs)
+    return distinguishing([key for key in split if key in differ], runs)
 
 
 def _in_order(rows: Sequence[Row]) -> list[Row]:
@@ -113,7 +113,7 @@ def _in_order(rows: Sequence[Row]) -> list[Row]:
 def _tasks(runs: Sequence[ComparedRun], keys: Sequence[str], names: Mapping[str, str]) -> dict[Mark, str]:
     """A label for each task."""
     firsts = {mark(run, keys): run for run in runs}
-    chosen = telling(keys, list(firsts.values()))
+    chosen = distinguishing(keys, list(firsts.values()))
     return dict(zip(firsts, numbered([label(run, chosen, names) for run in firsts.values()]), strict=True))
 
 

@@ -71,12 +71,12 @@ def narrowed(runs: Sequence[ComparedRun], where: Sequence[str]) -> list[Compared
     """
     left = list(runs)
     for condition in where:
-        name, equals, wanted = condition.partition("=")
+        name, equals, text = condition.partition("=")
         if not equals:
             raise UserError(f"--where {condition}: write KEY=VALUE, e.g. --where method=npo")
         key = setting(runs, name)
-        values = wanted.split(",")
-        kept = [run for run in left if any(_same(run.value(key), v) for v in [wanted, *values])]
+        values = text.split(",")
+        kept = [run for run in left if any(_same(run.value(key), v) for v in [text, *values])]
         if not kept:
             present = sorted({word(run.value(key)) for run in left})
             raise UserError(f"--where {condition} leaves no run; {key} is {', '.join(present[:20])}")

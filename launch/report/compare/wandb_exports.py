@@ -50,7 +50,7 @@ def read_export(file: Path) -> Iterator[ComparedRun | tuple[str, str]]:
         raise UserError(f"{file} is no export of W&B runs: {error}. {_WANTED}") from error
     for name, state, config, summary in lines:
         try:
-            yield made(name, state, config, summary)
+            yield run_of(name, state, config, summary)
         except Unusable as reason:
             yield name, str(reason)
 
@@ -61,7 +61,7 @@ _WANTED = (
 )
 
 
-def made(
+def run_of(
     name: str, state: str, config: Mapping[str, Any], summary: Mapping[str, Any], **rest: Any
 ) -> ComparedRun:
     """Make a run from its flat configuration and summary.

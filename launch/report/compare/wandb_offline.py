@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.report.compare.runs import ComparedRun
-from launch.report.compare.wandb_exports import flat_metrics, made, unwrapped
+from launch.report.compare.wandb_exports import flat_metrics, run_of, unwrapped
 from launch.report.run_groups import Unusable
 from launch.report.settings import flat
 
@@ -51,7 +51,7 @@ def read_offline(folder: Path) -> ComparedRun:
     media = tuple(key.removesuffix("_type") for key in summary if key.endswith("/_type"))
     summary = {key: value for key, value in summary.items() if not key.startswith(media or ("/",))}
     rows = [row for row in rows if isinstance(row.get("step"), int)]
-    return made(name, state, flat(config), summary, rows=rows)
+    return run_of(name, state, flat(config), summary, rows=rows)
 
 
 def _values(items: Any) -> Iterator[tuple[str, Any]]:

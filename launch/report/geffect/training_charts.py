@@ -38,10 +38,10 @@ def over_training(rows: Sequence[Row]) -> list[Figure]:
     risks = [Line(f"geffect/risk_{name}", name, name) for name in ("forget", "retain")]
     norm = [Line("geffect/gradient_norm", "gradient norm", "c0")]
     doubt = HOLLOW if untrusted(rows) else ""
-    wanted = "wanted: negative on forget, 0 or positive on retain"
+    aim = "wanted: negative on forget, 0 or positive on retain"
     conflict = "cosine of the two risks' gradients · positive: forgetting hurts retaining"
     figures = [
-        chart(rows, "Unlearning and retaining effect", joined(wanted, doubt), sides),
+        chart(rows, "Unlearning and retaining effect", joined(aim, doubt), sides),
         chart(rows, "Cosines", "of the gradients of objective and risks", cosines),
         *(figure for name in EFFECTS for figure in _parts(rows, name)),
         chart(rows, "Conflict by group of layers", conflict, _lines("geffect/conflict/{}", GROUPS)),

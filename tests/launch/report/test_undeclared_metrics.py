@@ -16,7 +16,7 @@ from launch.report.compare.export import in_csv, in_markdown
 from launch.report.compare.page import page_data
 from launch.report.page import write_report
 from launch.report.results_table import result_table
-from launch.sweep.summary_table import Made, summary
+from launch.sweep.summary_table import SweepRun, summary
 from tests.launch.report.compare_files import write_run
 
 KEYS = ("mine/accuracy", "mine/forget/odd", "mine/retain/odd")
@@ -64,5 +64,5 @@ def test_the_comparison_has_a_column_a_chart_and_curves(runs):
 
 
 def test_the_table_of_a_sweep_has_a_column(runs):
-    table = summary([Made((f"method={name}",), runs / name) for name in ("npo", "rmu")])
+    table = summary([SweepRun((f"method={name}",), runs / name) for name in ("npo", "rmu")])
     assert table.heads == ["", "tofu/model_utility ↑", *KEYS]

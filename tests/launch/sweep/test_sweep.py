@@ -21,7 +21,7 @@ from launch.sweep.hydra_hooks import job_count, quoted
 from launch.sweep.job_records import Records, sweep_name
 from launch.sweep.objective import FLOOR, check_goal, goal_value, missed_by
 from launch.sweep.summary import conclude
-from launch.sweep.summary_table import Made, summary, varying
+from launch.sweep.summary_table import SweepRun, summary, varying
 from unlearn.config import GoalConfig, RunConfig
 from unlearn.errors import ConfigError, UserError
 from unlearn.files import write_json
@@ -67,7 +67,7 @@ LUME = ("lume/final", "lume/task_aggregate", "lume/mia_score", "lume/forget/regu
 )  # fmt: skip
 def test_columns(tmp_path, keys, heads):
     write_json(tmp_path / "results.json", dict.fromkeys((*keys, *OTHER), 0.5))
-    found = summary([Made(("method=npo",), tmp_path), Made(("method=rmu",), None, "too few layers")])
+    found = summary([SweepRun(("method=npo",), tmp_path), SweepRun(("method=rmu",), None, "too few layers")])
     assert found.heads == ["", *heads]
     assert found.rows == [["npo", *["0.5000"] * len(heads)]]
     assert found.failed == [("rmu", "too few layers")]
@@ -75,13 +75,13 @@ def test_columns(tmp_path, keys, heads):
 
 def test_no_table_is_wider_than_nine_columns(tmp_path):
     write_json(tmp_path / "results.json", dict.fromkeys((*TOFU, *LUME, *OTHER), 0.5))
-    heads = summary([Made((), tmp_path)]).heads
+    heads = summary([SweepRun((), tmp_path)]).heads
     assert [head.split(" ")[0] for head in heads[1:]] == [*TOFU, "lume/final"]
 
 
-def made(folder: Path, *overrides: str, **others: Any) -> Made:
+def made(folder: Path, *overrides: str, **others: Any) -> SweepRun:
     write_json(folder / "results.json", {"tofu/model_utility": 0.5})
-    return Made(overrides, folder, **others)
+    return SweepRun(overrides, folder, **others)
 
 
 def test_runs_are_told_apart_by_what_they_do_not_share(tmp_path):
@@ -114,7 +114,7 @@ def test_each_forget_set_has_its_own_models_beside_it(tmp_path):
 
 
 def test_a_folder_that_is_gone_is_an_empty_row(tmp_path):
-    there, gone = made(tmp_path / "a", "++seed=0"), Made(("++seed=1",), tmp_path / "gone")
+    there, gone = made(tmp_path / "a", "++seed=0"), SweepRun(("++seed=1",), tmp_path / "gone")
     assert summary([there, gone]).rows == [["seed=0", "0.5000"], ["seed=1", "–"]]
 
 
@@ -144,13 +144,13 @@ class TestRecords:
     def test_started_again_what_is_done_stands_and_the_rest_is_forgotten(self, tmp_path):
         records = self.records(tmp_path)
         records.end(0, made(tmp_path / "a run", *self.JOBS[0]))
-        records.end(1, Made(self.JOBS[1], None, "out of memory", code=1))
+        records.end(1, SweepRun(self.JOBS[1], None, "out of memory", code=1))
         records.announce(0, self.JOBS[:2], 0, [])
-        assert [run.code for run in records.made()] == [0]
+        assert [run.code for run in records.runs()] == [0]
         assert records.not_begun() == [self.JOBS[1]]
         # Another sweep of the same name, whose first job is another one.
         records.announce(0, [self.JOBS[2]], 0, [])
-        assert records.made() == []
+        assert records.runs() == []
         assert sorted(file.name for file in records.folder.iterdir()) == ["jobs.json"]
 
     def test_batches_of_a_search_add_up(self, tmp_path):
@@ -164,7 +164,9 @@ class TestRecords:
         records = self.records(tmp_path)
         for number, code in enumerate((0, 75, 2)):
             reason = "" if code == 0 else "something"
-            records.end(number, Made(self.JOBS[number], tmp_path if code == 0 else None, reason, code=code))
+            records.end(
+                number, SweepRun(self.JOBS[number], tmp_path if code == 0 else None, reason, code=code)
+            )
         write_json(tmp_path / "results.json", {})
         assert conclude(records) == 75
 
