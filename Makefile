@@ -58,8 +58,9 @@ bench: setup  ## speed and memory against a plain loop and against the floor; wh
 	$(PY) -m benches.evaluation
 	$(PY) -m benches.geffect
 
-docs: setup  ## docs/methods.md and docs/metrics.md anew, from presets and code
+docs: setup  ## write docs/methods.md, docs/metrics.md and the table of groups in README.md from presets and code
 	$(PY) -m launch.report.methods_page
+	$(PY) -m launch.report.groups_table
 	$(PY) -m launch.report.metrics_page
 
 clean:  ## remove the environment and caches, not the runs

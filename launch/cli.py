@@ -35,11 +35,11 @@ from launch.compose import (
 )
 from launch.run import foreign_launchers
 from launch.run.slurm_task import leads
-from launch.sweep.hydra_hooks import announced, job_count
+from launch.sweep.hydra_hooks import job_count, record_launched_jobs
 from launch.sweep.job import INTERRUPTED, SweepJob, dry_run, interrupt, one_run, process
 from launch.sweep.job_records import Records, sweep_name
 from launch.sweep.summary import conclude
-from launch.sweep.summary_table import Made
+from launch.sweep.summary_table import SweepRun
 from unlearn.config import RunConfig
 from unlearn.errors import UserError, did_you_mean
 from unlearn.files import check_writable, folder_name
@@ -206,8 +206,8 @@ def _one(composed: DictConfig, config: RunConfig) -> int:
         lambda science: one_run(science, resolved=resolved), composed, "hydra.run.dir", None, context
     )
     callbacks.on_run_end(config=composed, config_name="config", job_return=ended)
-    made: Made = ended.return_value
-    return made.code or 0
+    run: SweepRun = ended.return_value
+    return run.code or 0
 
 
 def _sweep(arguments: list[str], composed: DictConfig) -> int:
@@ -222,7 +222,7 @@ def _sweep(arguments: list[str], composed: DictConfig) -> int:
     records.stop.unlink(missing_ok=True)
     problem = ""
     try:
-        with announced(records):
+        with record_launched_jobs(records):
             _launch(SweepJob(records, process()), arguments)
     except KeyboardInterrupt:
         queue = slurm.chosen(composed)

@@ -67,6 +67,13 @@ def option_file(group: str, option: str) -> Path:
     return next((file for file in files if file.is_file()), files[0])
 
 
+def comment(group: str, option: str, key: str) -> str:
+    """Return the value of a comment line `# key: value` of an option's file, "" without it."""
+    text = (CONFIGS / group / f"{option}.yaml").read_text(encoding="utf-8")
+    line = re.search(rf"^# {key}: *(.+?) *$", text, re.MULTILINE)
+    return line[1] if line else ""
+
+
 def describe(group: str, option: str) -> str:
     """Return the first comment of an option's file that is not a Hydra directive."""
     for line in option_file(group, option).read_text(encoding="utf-8").splitlines():

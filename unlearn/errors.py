@@ -50,6 +50,18 @@ def did_you_mean(wrong: str, known: Iterable[str], elsewhere: Mapping[str, str] 
     return f" (known: {', '.join(names)})" if names else ""
 
 
+def listed(names: Iterable[str], limit: int = 3, separator: str = ", ") -> str:
+    """Join the first names, and say how many more there are; a part of a message."""
+    every = list(names)
+    more = [f"and {len(every) - limit} more"] if len(every) > limit else []
+    return separator.join([*every[:limit], *more])
+
+
+def quoted(text: str, width: int = 60) -> str:
+    """Quote a text, of a long one the beginning; a part of a message."""
+    return repr(text if len(text) <= width else text[: width - 1] + "…")
+
+
 def explained(error: OSError) -> str | None:
     """Say what the system refused to do with which path; None for other errors than those of paths."""
     means = _MEANS.get(error.errno or 0)

@@ -40,9 +40,10 @@ class NoRoom(UserError):
 
 
 class BrokenFile(UserError, ValueError):
-    """A file was cut short or overwritten; `what` is that alone, without the mend."""
+    """A file was cut short or overwritten. `why` says how it shows; `what` names the file too."""
 
     def __init__(self, path: Path, why: str) -> None:
+        self.why = why
         self.what = f"{path} is broken ({why})"
         super().__init__(f"{self.what}: remove it and start again")
 
@@ -203,7 +204,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BrokenFile(path, str(error)) from error
     if not isinstance(values, dict):
         raise BrokenFile(path, "no JSON object")

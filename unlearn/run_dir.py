@@ -1,27 +1,28 @@
-"""The directory of one run: its files, written so that being killed at any moment leaves it usable."""
+"""The files of one run, written so that a process killed at any moment leaves them usable."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from unlearn.files import BrokenFile, finite, leftovers, read_json, replacing, room_for, write_json
+from unlearn.reading import lines_of
+
+if TYPE_CHECKING:  # reports and comparisons start without torch
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 _SHARD_BYTES = 2 << 30
 
 
 class RunDir:
-    """Paths and files of a run (DESIGN: what a run leaves in its directory)."""
+    """Paths of the files of a run; reads and writes history, results and checkpoints."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -39,7 +40,7 @@ class RunDir:
     # -- history ---------------------------------------------------------------------------------------
 
     def append_history(self, row: Mapping[str, Any]) -> None:
-        """One more line; flushed, so that a kill loses at most the line being written.
+        """Append a row and flush it, so that a kill loses at most this row.
 
         Raises:
             NoRoom: the disk is full.
@@ -50,26 +51,62 @@ class RunDir:
             file.write(line.encode())
 
     def read_history(self) -> list[dict[str, Any]]:
-        """All whole lines; a last line cut short by a kill is left out."""
+        """Return the rows as they were appended, without a last line that a kill cut short.
+
+        Raises:
+            BrokenFile: a line before the last one is not JSON; with its number.
+        """
         if not self.history.is_file():
             return []
+        lines = list(lines_of(self.history.read_text(encoding="utf-8")))
         rows = []
-        for line in self.history.read_text(encoding="utf-8").split("\n")[:-1]:
+        for number, line in lines:
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+            except json.JSONDecodeError as error:
+                if number == lines[-1][0]:
+                    break
+                raise BrokenFile(self.history, f"line {number} is not JSON: {error}") from error
         return rows
 
-    def cut_history(self, step: int) -> None:
-        """Drop what was logged after `step`, and what was measured at it: both are about to come again."""
+    def history_by_step(self) -> list[dict[str, Any]]:
+        """Return one row per step: rows of the same step merged, later values over earlier ones.
 
-        def again(row: Mapping[str, Any]) -> bool:
+        Raises:
+            BrokenFile: a line before the last one is not JSON.
+        """
+        steps: dict[int, dict[str, Any]] = {}
+        for row in self.read_history():
+            steps.setdefault(row["step"], {}).update(row)
+        return [steps[step] for step in sorted(steps)]
+
+    def cut_history(self, step: int) -> None:
+        """Drop the rows after `step` and the measurements at it, which the resumed training repeats."""
+
+        def repeated(row: Mapping[str, Any]) -> bool:
             return row["step"] > step or (row["step"] == step and "loss" not in row)
 
-        kept = [row for row in self.read_history() if not again(row)]
+        kept = [row for row in self.read_history() if not repeated(row)]
         with replacing(self.history) as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+
+    # -- results ---------------------------------------------------------------------------------------
+
+    def write_results(self, metrics: Mapping[str, float]) -> None:
+        """Write results.json, with null for NaN. From then on the run counts as complete.
+
+        Raises:
+            NoRoom: the disk is full.
+        """
+        write_json(self.results, metrics)
+
+    def read_results(self) -> dict[str, float | None]:
+        """Return the metrics, None for one that could not be measured; {} without results.json.
+
+        Raises:
+            BrokenFile: results.json holds no JSON object.
+        """
+        return numbers(read_json(self.results)) if self.results.is_file() else {}
 
     # -- checkpoints -----------------------------------------------------------------------------------
 
@@ -79,12 +116,14 @@ class RunDir:
     ) -> None:  # fmt: skip
         """Write `checkpoints/step-N` from the engine's state; only with `write` (the main process).
 
-        The others still go through `state`, whose parts are gathered from all processes. Older ones than
-        `keep` go, and those of later steps: they could not be read when this training went on before them.
+        All processes iterate over `state`, since each tensor is gathered from all of them. The newest `keep`
+        checkpoints stay. Checkpoints of later steps are removed: training resumed before them.
 
         Raises:
-            NoRoom: the disk is full; the checkpoints that were there stay.
+            NoRoom: the disk is full; earlier checkpoints stay.
         """
+        from safetensors.torch import save_file
+
         if not write:
             for _ in state:
                 pass
@@ -101,13 +140,15 @@ class RunDir:
                     shard, number = {}, number + 1
             save_file(shard, folder / f"state-{number:04}.safetensors")
             write_json(folder / "state.json", {"step": step, "shards": number + 1, **facts})
-        found = self._steps()
-        later = [other for other in found if other > step]
-        for other in [*later, *found[len(later) + keep :]]:
+        steps = self._steps()
+        later = [other for other in steps if other > step]
+        for other in [*later, *steps[len(later) + keep :]]:
             shutil.rmtree(self.checkpoints / f"step-{other}")
 
     def load_checkpoint(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
-        """Facts and tensors (`weight/<name>`, `exp_avg/<name>` …) of the newest checkpoint that is whole."""
+        """Return facts and tensors (`weight/<name>`, `exp_avg/<name>` …) of the newest whole checkpoint."""
+        from safetensors import SafetensorError
+
         steps = self._steps()
         for step, before in zip(steps, [*steps, None][1:], strict=True):
             folder = self.checkpoints / f"step-{step}"
@@ -120,30 +161,42 @@ class RunDir:
         return None
 
     def drop_checkpoints(self) -> None:
-        """The model is saved: the resumable state has served, and what a probe measured distances from."""
+        """Remove the checkpoints and the probe's starting weights, which a saved model no longer needs."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.probe_start.unlink(missing_ok=True)
 
     def newest_checkpoint(self) -> Path | None:
-        """The folder of the checkpoint of the latest step, which need not be the youngest file."""
+        """Return the checkpoint of the latest step, whatever the times of the files."""
         return next((self.checkpoints / f"step-{step}" for step in self._steps()), None)
 
     def clear_leftovers(self) -> None:
-        """Remove what a killed process had begun to write."""
+        """Remove the temporary files of killed processes."""
         folders = [self.path, self.checkpoints, self.models, *(p for p in self.eval.rglob("*") if p.is_dir())]
         for path in [path for folder in folders for path in leftovers(folder)]:
-            log.info("removing what was half written: %s", path)
+            log.info("removing the temporary file of a killed process: %s", path)
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
 
     def _steps(self) -> list[int]:
-        found = [p.name.removeprefix("step-") for p in self.checkpoints.glob("step-*")]
-        return sorted((int(n) for n in found if n.isdigit()), reverse=True)
+        """The steps that have a checkpoint, latest first."""
+        names = [path.name.removeprefix("step-") for path in self.checkpoints.glob("step-*")]
+        return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def numbers(values: Mapping[str, Any]) -> dict[str, float | None]:
+    """Keep the numbers among some values; None for null, NaN and infinity, which were not measured."""
+    return {
+        key: None if value is None or not math.isfinite(value) else value
+        for key, value in values.items()
+        if value is None or (isinstance(value, int | float) and not isinstance(value, bool))
+    }
 
 
 def _read_checkpoint(folder: Path, step: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from safetensors import safe_open
+
     facts = read_json(folder / "state.json")
     if facts["step"] != step:
         raise ValueError(f"state.json is of step {facts['step']}")
@@ -155,7 +208,7 @@ def _read_checkpoint(folder: Path, step: int) -> tuple[dict[str, Any], dict[str,
 
 
 def _drop_cut_line(file: BinaryIO) -> None:
-    """Cut a file of lines, open to read and append, after its last whole line."""
+    """Truncate a file, open to read and append, after its last newline."""
     end = size = file.seek(0, os.SEEK_END)
     while end:
         file.seek(end - 1)

@@ -1,1 +1,1 @@
-"""From metrics to a judgement in four aspects."""
+"""Judge metrics in four aspects."""

@@ -1,4 +1,4 @@
-"""The metrics of the judgement itself."""
+"""Declare the metrics of the judgement itself."""
 
 from __future__ import annotations
 

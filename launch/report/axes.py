@@ -9,9 +9,9 @@ from typing import Any
 
 from launch.report.traces import number
 
-WIDE = 300.0  # the largest value over the tenth percentile, from which on a linear axis hides too much
-_DEEPEST = 1e-8  # what is smaller than the largest value by this counts as zero
-_MOST_TICKS = 4  # of each sign
+WIDE = 300.0  # ratio of the largest value to the tenth percentile above which the axis is logarithmic
+_DEEPEST = 1e-8  # smaller values, as shares of the largest one, count as zero
+_MAX_TICKS = 4  # of each sign
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Signed:
     largest: float = 1.0
 
     def place(self, value: float | None) -> float | None:
-        """Where a value is on the axis; None for what is none."""
+        """Return the position of a value on the axis, None for None and values that are not finite."""
         if value is None or not math.isfinite(value):
             return None
         return value if self.unit is None else math.asinh(value / self.unit) / math.log(10)
 
     @property
     def reach(self) -> float:
-        """The place of the largest absolute value."""
+        """The position of the largest absolute value."""
         return self.place(self.largest) or 1.0
 
     @property
@@ -38,7 +38,7 @@ class Signed:
         if self.unit is None:
             return {}
         first, last = math.ceil(math.log10(self.unit) - 1e-9), math.floor(math.log10(self.largest) + 1e-9)
-        every = max(1, math.ceil((last - first + 1) / _MOST_TICKS))
+        every = max(1, math.ceil((last - first + 1) / _MAX_TICKS))
         powers = list(range(last, first - 1, -every))[::-1]
         signed = [(-1, k) for k in reversed(powers)] + [(0, 0)] + [(1, k) for k in powers]
         return {
@@ -53,7 +53,7 @@ class Signed:
 
 
 def signed(values: Iterable[Any]) -> Signed:
-    """The axis for these values: logarithmic where a linear one would hide most of them."""
+    """Return the axis for these values: logarithmic if a linear one would hide most of them."""
     sizes = sorted(abs(v) for value in values if (v := number(value)) and math.isfinite(v))
     if not sizes:
         return Signed()

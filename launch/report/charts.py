@@ -1,7 +1,4 @@
-"""The charts of a report as plain data for plotly.js; pure functions of history rows and flat results.
-
-A trace names its `role` instead of a colour: the page turns it into one, for light and for dark.
-"""
+"""The charts of a report as plain data for plotly.js; pure functions of history rows and flat results."""
 
 from __future__ import annotations
 
@@ -21,12 +18,12 @@ from launch.report.geffect.files import PREFIX
 from launch.report.results_table import format_value
 from launch.report.traces import Figure, Results, Row, axis, drawable, label, level, line, number, over_steps
 
-# Counters, drawn by nobody: they are what the others are drawn against.
+# Not drawn themselves: other quantities are drawn against them.
 COUNTERS = {"step", "epoch", "tokens", "examples", "seconds", "time"}
 
 
 def trade_offs(models: Mapping[str, Results], history: Sequence[Row]) -> list[Figure]:
-    """Utility across, forgetting up: one point for each model and the way there during training.
+    """Return charts of forgetting against utility: a point per model, and the path during training.
 
     models: role (`target`, `retain model`, `unlearned` …) to results.
     """
@@ -70,9 +67,9 @@ def _trade_off(x: str, y: str, models: Mapping[str, Results], history: Sequence[
 
 
 def training_curves(history: Sequence[Row], benchmarks: set[str]) -> list[Figure]:
-    """Loss and its parts in one chart; then lr, grad norm and whatever else was logged, by prefix.
+    """Return a chart of the loss and its parts, then one per prefix of what else was logged.
 
-    What the G-effect probe logged has charts of its own.
+    What the G-effect probe logged is in its own charts.
     """
     keys = sorted({key for row in history for key in row} - COUNTERS)
     groups: dict[str, list[str]] = {"loss": []}
@@ -89,7 +86,7 @@ def training_curves(history: Sequence[Row], benchmarks: set[str]) -> list[Figure
 
 
 def dynamics(history: Sequence[Row], models: Mapping[str, Results], benchmarks: set[str]) -> list[Figure]:
-    """Metrics during training: a chart for each, a line for each set; the other models as dotted levels."""
+    """Return a chart per metric evaluated during training: a line per set, other models as dotted levels."""
     keys = in_order(key for row in history for key in row if _evaluated(key, benchmarks))
     charts: dict[tuple[str, str], list[str]] = {}
     for key in keys:
@@ -129,7 +126,7 @@ def _points(x: str, y: str, rows: Sequence[Row], names: list[str]) -> dict[str, 
 
 
 def _evaluated(key: str, benchmarks: set[str]) -> bool:
-    """Whether a key of the history is of an evaluation: of these benchmarks, or of one that declares it."""
+    """Whether a key of the history is a metric: of these benchmarks, or of any that declares metrics."""
     bench = split_key(key)[0]
     return bench in benchmarks or is_benchmark(bench)
 
@@ -145,7 +142,7 @@ def _set(key: str) -> str:
 
 
 def _hint(keys: Sequence[str], levels: Sequence[Mapping[str, Any]]) -> str:
-    """Directions first, where the sets differ each by name; then what the dotted levels are."""
+    """The directions, by set if they differ, and what the dotted levels are."""
     ways = {direction(key): _set(key) for key in reversed(keys)}
     texts = [f"{name}: {way}" if len(ways) > 1 else way for way, name in reversed(ways.items()) if way]
     if levels:

@@ -11,79 +11,79 @@ from pydantic import BaseModel
 
 
 def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """Cells may hold Markdown; bars in them are escaped."""
+    """Return a table. Cells may hold Markdown; bars in them are escaped."""
     heads = list(heads)
     lines = [heads, ["---"] * len(heads), *rows]
     return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def anchor(heading: str) -> str:
-    """What a heading is linked by."""
+    """Return the anchor that links to a heading."""
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
 def linked(text: str) -> str:
-    """arXiv numbers as links; stars of formulas stay stars."""
+    """Turn arXiv numbers into links, and escape the stars of formulas."""
     return re.sub(r"\b(\d{4}\.\d{5})\b", r"[\1](https://arxiv.org/abs/\1)", text.replace("*", r"\*"))
 
 
 def summary(thing: Any) -> str:
-    """The first paragraph of a docstring."""
+    """Return the first paragraph of a docstring."""
     return linked(" ".join((inspect.getdoc(thing) or "").split("\n\n")[0].split()))
 
 
-def said(value: Any) -> str:
-    """A setting as it would be written."""
+def written(value: Any) -> str:
+    """Write a setting as a person would."""
     if isinstance(value, BaseModel):
-        given = {
+        stated = {
             key: getattr(value, key) for key in type(value).model_fields if key in value.model_fields_set
         }
-        return said({**given, **(value.model_extra or {})})
+        return written({**stated, **(value.model_extra or {})})
     if isinstance(value, Mapping):
-        return call(value) if "name" in value else ", ".join(f"{k} {said(v)}" for k, v in value.items())
+        return call(value) if "name" in value else ", ".join(f"{k} {written(v)}" for k, v in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(f"`{v}`" if isinstance(v, str) else said(v) for v in value)
+        return ", ".join(f"`{v}`" if isinstance(v, str) else written(v) for v in value)
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     if isinstance(value, float):
         return f"{value:g}".replace("e-0", "e-")
-    return "of its own" if "\n" in str(value) else str(value)  # a text of several lines: see the file
+    return "as in the file" if "\n" in str(value) else str(value)  # a text of several lines
 
 
 def call(options: Mapping[str, Any]) -> str:
-    """A name with what is set of it: "`npo` (beta 0.1)"."""
-    rest = said({key: value for key, value in options.items() if key != "name"})
+    """Write a name with its options: "`name` (beta 0.1)"."""
+    rest = written({key: value for key, value in options.items() if key != "name"})
     return f"`{options['name']}`" + (f" ({rest})" if rest else "")
 
 
 def scientific(value: float) -> str:
-    """As learning rates are written: 5e-5."""
+    """Write a learning rate: 5e-5."""
     digits, exponent = f"{value:e}".split("e")
     return f"{float(digits):g}e{int(exponent)}"
 
 
 def positional(function: Callable[..., Any]) -> list[str]:
-    """What a pure function looks at."""
+    """Return the names of a function's positional parameters, which are its inputs."""
     return [p.name for p in inspect.signature(function).parameters.values() if p.kind is not p.KEYWORD_ONLY]
 
 
 def keywords(function: Callable[..., Any]) -> str:
-    """Its hyper-parameters with defaults, and the values there are to choose from."""
-    found = []
+    """Write a function's keyword-only parameters with their defaults and choices."""
+    texts = []
     for p in inspect.signature(function, eval_str=True).parameters.values():
         if p.kind is p.KEYWORD_ONLY:
             choices = get_args(p.annotation) if get_origin(p.annotation) is Literal else ()
-            default = "" if p.default is p.empty else f" {said(p.default)}"
+            default = "" if p.default is p.empty else f" {written(p.default)}"
             among = f" ({', '.join(choices)})" if choices else ""
-            found.append(f"`{p.name}`{default}{among}")
-    return ", ".join(found) or "–"
+            texts.append(f"`{p.name}`{default}{among}")
+    return ", ".join(texts) or "–"
 
 
 def options(section: type[BaseModel]) -> str:
-    """A table of a section's keys."""
+    """Return a table of a section's keys."""
     rows = []
     for key, field in section.model_fields.items():
-        default = "must be given" if field.is_required() else said(field.default)
+        default = "required" if field.is_required() else written(field.default)
         choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
         rows.append((f"`{key}`", default, ", ".join(f"`{c}`" for c in choices), field.description or ""))
     if not any(row[2] for row in rows):

@@ -1,6 +1,6 @@
-"""docs/methods.md from code and presets: `python -m launch.report.methods_page` writes it anew.
+"""Write docs/methods.md from code and presets: `python -m launch.report.methods_page`.
 
-What a person wrote of that page stands in `methods.md.j2`; the tables are made here.
+The text of the page is in `methods.md.j2`; this module makes the tables.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from launch.compose import CONFIGS, describe, groups, yaml_of_defaults
+from launch.compose import CONFIGS, comment, describe, groups, yaml_of_defaults
 from launch.report import markdown
 from unlearn import interventions
 from unlearn.config import SLOTS, AlternativesConfig, AutoLRConfig, MethodConfig
@@ -28,20 +28,8 @@ from unlearn.training.auto_lr import AutoLR
 
 PAGE = CONFIGS.parent / "docs" / "methods.md"
 
-FAMILIES: dict[str, tuple[str, ...]] = {
-    "Ascent": ("ascent", "ascent_sum"),
-    "Weighted ascent": (),
-    "Preferences": ("npo", "simnpo", "dpo", "kto"),
-    "Refusals": (),
-    "Divergence of two answers": ("flat", "flat_batch"),
-    "Distributions": ("undial", "ceu", "max_entropy", "flatness", "contrast"),
-    "Hidden states": ("rmu", "rmu_adaptive"),
-    "Edits of the computation": (),
-    "Learning, or nothing": ("nll",),
-    "Others": (),
-}
-"""Heading → objectives of the forget term; what is sorted otherwise is in `_family`."""
-
+OTHER = "Other"
+"""The heading of methods without a line `# family: …`."""
 _ALTERNATIVES = {
     "refusals": "refusals",
     "mismatch": "other questions' answers",
@@ -52,11 +40,11 @@ _ELSEWHERE = {
     "name", "source", *SLOTS, *(f"{slot}_weight" for slot in SLOTS), "further", "alternatives",
     "intervention", "lr", "epochs", "steps", "batch",
 }  # fmt: skip
-"""Keys that have a place of their own; the others are told where they differ from their default."""
+"""Keys with their own place on the page; the others are listed if they differ from their default."""
 
 
 def page() -> str:
-    """The whole page as Markdown."""
+    """Return the page as Markdown."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         undefined=StrictUndefined,
@@ -72,13 +60,13 @@ def page() -> str:
 
 
 def presets() -> dict[str, MethodConfig]:
-    """Every `method=…`."""
+    """Return every `method=…` by name."""
     names = groups()["method"]
     return {name: MethodConfig.model_validate(yaml_of_defaults("method", name)) for name in names}
 
 
 def terms(method: MethodConfig) -> list[str]:
-    """The method's terms for a person, e.g. "**retain** 0.1 · `nll`"."""
+    """Write the method's terms, e.g. "**retain** 0.1 · `nll`"."""
     stated = [(slot, method.weight(slot), keys) for slot, keys in method.terms.items()]
     stated += [
         (f.slot, f.weight, {"objective": f.objective, **(f.model_extra or {})}) for f in method.further
@@ -86,12 +74,12 @@ def terms(method: MethodConfig) -> list[str]:
     lines = [
         f"**{slot}** {f'{weight:g} · ' if weight != 1 else ''}{_term(keys)}" for slot, weight, keys in stated
     ]
-    given = "alternatives" in method.model_fields_set
-    return [*lines, *([f"alternatives: {markdown.said(method.alternatives)}"] if given else [])]
+    stated_too = "alternatives" in method.model_fields_set
+    return [*lines, *([f"alternatives: {markdown.written(method.alternatives)}"] if stated_too else [])]
 
 
 def needs(method: MethodConfig) -> list[str]:
-    """What the method takes beside the model and the forget set."""
+    """Return what the method needs in addition to the model and the forget set."""
     bound, edit = bind(method), method.intervention or {}
     needed = {(each.source, each.quantity) for term in bound for each in term.statistics}
     reinforced = any(source == "reinforced" for source, _ in needed)
@@ -99,7 +87,7 @@ def needs(method: MethodConfig) -> list[str]:
     fitted = interventions.sets(edit) if edit else ()
     second = bool(edit) and interventions.wants_reinforced(edit)
     sets = {*method.sets, *fitted}
-    found = {
+    conditions = {
         "full split": "full" in sets,
         "retain set": "retain" in sets or (paired and method.alternatives_from_retain),
         _ALTERNATIVES[method.alternatives.source]: paired,
@@ -111,18 +99,18 @@ def needs(method: MethodConfig) -> list[str]:
         "annotations": ("data", "important") in needed,
         **{f"`method.intervention.{key}`": True for key in _unset(edit)},
     }
-    return [name for name, wanted in found.items() if wanted]
+    return [name for name, needed in conditions.items() if needed]
 
 
 def training(method: MethodConfig) -> list[str]:
-    """Learning rate, length and batch, and every key that is not left at its default."""
-    found = [f"edit {markdown.call(method.intervention)}"] if method.intervention else []
+    """Write learning rate, length and batch, and every key that differs from its default."""
+    texts = [f"edit {markdown.call(method.intervention)}"] if method.intervention else []
     if method.sets:
         length = f"{method.steps} steps" if method.steps else f"{method.epochs:g} epochs"
-        found.append(f"lr {markdown.scientific(method.lr)} · {length} · batch {method.batch}")
+        texts.append(f"lr {markdown.scientific(method.lr)} · {length} · batch {method.batch}")
     other = {key: field.default for key, field in MethodConfig.model_fields.items() if key not in _ELSEWHERE}
-    return found + [
-        f"{key} {markdown.said(value)}"
+    return texts + [
+        f"{key} {markdown.written(value)}"
         for key, usual in other.items()
         if (value := getattr(method, key)) != usual
     ]
@@ -131,33 +119,27 @@ def training(method: MethodConfig) -> list[str]:
 def _overview() -> str:
     rows = []
     for name, method in presets().items():
-        place = markdown.anchor(_family(method))
+        section = markdown.anchor(family(name))
         about = markdown.linked(describe("method", name))
-        rows.append((f"[`{name}`](#{place})", about, ", ".join(needs(method)) or "–"))
-    return markdown.table(("method", "what it is", "needs, beside the forget set"), rows)
+        rows.append((f"[`{name}`](#{section})", about, ", ".join(needs(method)) or "–"))
+    return markdown.table(("method", "what it is", "needs, besides the forget set"), rows)
 
 
 def _families() -> str:
-    order = list(FAMILIES)
-    found = sorted(presets().items(), key=lambda each: (order.index(_family(each[1])), each[0]))
+    """A section per family in alphabetical order, methods without one last."""
+    methods = sorted(presets().items(), key=lambda each: (family(each[0]) == OTHER, family(each[0]), each[0]))
     parts = []
-    for family, members in groupby(found, key=lambda each: _family(each[1])):
+    for heading, members in groupby(methods, key=lambda each: family(each[0])):
         listed = list(members)
         rows = [(f"`{n}`", "<br>".join(terms(m)) or "–", "<br>".join(training(m)) or "–") for n, m in listed]
         sources = "\n".join(f"- `{n}`: {markdown.linked(m.source)}" for n, m in listed if m.source)
-        parts.append(f"### {family}\n\n{markdown.table(('method', 'terms', 'training'), rows)}\n\n{sources}")
+        parts.append(f"### {heading}\n\n{markdown.table(('method', 'terms', 'training'), rows)}\n\n{sources}")
     return "\n\n".join(parts)
 
 
-def _family(method: MethodConfig) -> str:
-    if method.intervention:
-        return "Edits of the computation"
-    if method.forget is None:
-        return "Refusals" if method.template else "Learning, or nothing"
-    objective = method.forget["objective"]
-    if method.forget.get("weighting"):
-        return "Weighted ascent" if objective in FAMILIES["Ascent"] else "Others"
-    return next((family for family, members in FAMILIES.items() if objective in members), "Others")
+def family(name: str) -> str:
+    """Return the family that a method's file names in a comment `# family: …`."""
+    return comment("method", name, "family") or OTHER
 
 
 def _functions(kind: Kind) -> str:
@@ -199,7 +181,7 @@ def _interventions() -> str:
 
 
 def _unset(edit: Mapping[str, Any]) -> list[str]:
-    """Options that the preset leaves to its user."""
+    """Options that the user of the preset must set."""
     name = edit.get("name")
     fields = {} if name is None else INTERVENTIONS.find(name, name).Options.model_fields
     return [key for key, field in fields.items() if field.is_required() and key not in edit]

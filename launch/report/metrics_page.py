@@ -1,4 +1,4 @@
-"""docs/metrics.md from what the benchmarks declare: `make docs` writes it anew."""
+"""Write docs/metrics.md from what the benchmarks declare: `make docs`."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _HEAD = """\
 # Metrics
 
 Every key of `results.json`, in the order in which tables show them. `*` stands for a set, a task or a
-number. Baselines a key there may be `<key>_low` and `<key>_high` (an interval) and `<key>/missing` (examples
-that could not be measured). Metrics of a changed model have `<variant>/<label>/` before their key.
+number. Next to a key there may be `<key>_low` and `<key>_high` (an interval) and `<key>/missing` (examples
+that could not be measured). Metrics of a variant of the model have `<variant>/<label>/` before their key.
 
-↑ higher is better, or is forgetting · ↓ lower is better, or is forgetting · → one value is best · "counts in"
-names the aspect of the judgement (`judged/…`). A metric that a benchmark gives without declaring it is shown
-without an arrow.
+↑ higher is better or more forgotten · ↓ lower is better or more forgotten · → best near the value named ·
+"counts in" names the aspect of the judgement (`judged/…`). A metric that a benchmark gives without declaring
+it is shown without an arrow.
 """
 
 
 def page() -> str:
-    """The whole page as Markdown."""
+    """Return the page as Markdown."""
     parts = [_HEAD]
     for metrics in declarations():
         benches = dict.fromkeys(key.partition("/")[0] for key in metrics)

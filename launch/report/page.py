@@ -1,4 +1,4 @@
-"""report.html: one page that shows a run against its target and its retain model, from files alone."""
+"""report.html: one page that shows a run next to its target and its retain model, from files alone."""
 
 from __future__ import annotations
 
@@ -15,27 +15,34 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from eval.judgement.judge import judged_columns, with_judgement
-from eval.metric_catalog import direction, in_order, is_detail, split_key, split_variant
+from eval.metric_catalog import direction, in_order, info, is_detail, is_metric, learn, split_variant
 from launch.report.charts import dynamics, trade_offs, training_curves
 from launch.report.geffect.sections import geffect
 from launch.report.results_table import format_value
-from launch.report.robustness_charts import quantised, relearned
-from launch.report.run_files import Results, Run, configuration, history, load
-from launch.report.sections import attack_tables, beside, cards, judgements, samples
+from launch.report.robustness_charts import after_attacks
+from launch.report.run_files import Results, Run, load
+from launch.report.sections import attack_tables, cards, judgements, note, samples
 from launch.report.traces import Figure, label
+from launch.run.config_file import read_config
 from unlearn.files import replacing
+from unlearn.run_dir import RunDir
 
 
 def write_report(run_dir: Path, *, target_dir: Path | None = None, retain_dir: Path | None = None) -> Path:
-    """Write `<run_dir>/report.html` in one step (never half a page) and return its path.
+    """Write `<run_dir>/report.html`, whole or not at all, and return its path.
 
-    target_dir, retain_dir: the run directories of the evaluations to compare with. Any part may be missing,
-        here and in `run_dir`: the page then leaves out what rests on it.
-    Raises FileNotFoundError without `run_dir`, ValueError naming the file for one that cannot be read.
+    target_dir, retain_dir: run directories of the evaluations to compare with. Files may be missing, there
+        and in `run_dir`: the page leaves out what needs them.
+
+    Raises:
+        FileNotFoundError: there is no `run_dir`.
+        ValueError: a file cannot be read; with its name.
     """
     if not run_dir.is_dir():
         raise FileNotFoundError(f"no run directory {run_dir}: a report is written from the files of a run")
-    config_text, config = configuration(run_dir)
+    files = RunDir(run_dir)
+    config = read_config(files) if files.config.is_file() else {}
+    learn(config)
     method = _name(config, "method")
     role = "this model" if method in ("none", "finetune") else "unlearned"
     compared = [("target", target_dir), ("retain model", retain_dir)]
@@ -46,14 +53,14 @@ def write_report(run_dir: Path, *, target_dir: Path | None = None, retain_dir: P
     for run in runs:
         run.results = with_judgement(columns, own_target=method == "none")[run.role]
     keys = in_order(key for run in runs for key in run.results if not is_detail(key))
-    rows = history(run_dir)
-    effects, told = geffect(run_dir, rows)
+    rows = files.history_by_step()
+    effects, tables = geffect(run_dir, rows)
     page = (
         environment()
         .get_template("report.html.j2")
         .render(
             title=[method, *(_name(config, key) for key in ("dataset", "model", "fingerprint"))],
-            complete=(run_dir / "results.json").exists(),
+            complete=files.results.is_file(),
             runs=runs,
             own=runs[-1],
             judged=judgements(judged),
@@ -63,8 +70,8 @@ def write_report(run_dir: Path, *, target_dir: Path | None = None, retain_dir: P
             changed=[key for key in keys if split_variant(key)[0]],
             samples=list(samples(runs)),
             problems=runs[-1].problems,
-            config=config_text,
-            geffect=told,
+            config=files.config.read_text(encoding="utf-8") if config else "",
+            geffect=tables,
             **_charts(runs, rows, effects),
         )
     )
@@ -78,10 +85,10 @@ def _charts(
     runs: Sequence[Run], rows: list[dict[str, Any]], effects: Mapping[str, list[Figure]]
 ) -> dict[str, Any]:
     models = {run.role: run.results for run in runs}
-    benchmarks = {split_key(key)[0] for run in runs for key in run.results} - {"train", "geffect", ""}
+    benchmarks = {info(key).benchmark for run in runs for key in run.results if is_metric(key)}
     sections = {
         "tradeoff": trade_offs(models, rows),
-        "attacked": relearned(models) + quantised(models),
+        "attacked": after_attacks(models),
         "training": training_curves(rows, benchmarks),
         "dynamics": dynamics(rows, models, benchmarks),
         **effects,
@@ -90,7 +97,7 @@ def _charts(
 
 
 def drawn(sections: Mapping[str, Sequence[Figure]]) -> dict[str, Any]:
-    """What `charts.html.j2` and `draw.html.j2` need to draw them."""
+    """Return what `charts.html.j2` and `draw.html.j2` need to draw the sections."""
     figures = {
         f"{name}-{i}": _finite(asdict(figure))
         for name, group in sections.items()
@@ -105,7 +112,7 @@ def drawn(sections: Mapping[str, Sequence[Figure]]) -> dict[str, Any]:
 
 @cache
 def _packed_plotly() -> str:
-    """plotly.js, 4.8 MB, as 2 MB of base64 that the page inflates itself."""
+    """plotly.js, 4.8 MB, as 2 MB of base64 that the page decompresses itself."""
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
@@ -117,7 +124,7 @@ def _name(config: Mapping[str, Any], key: str) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """NaN and infinity are no JSON: a gap in the line takes their place."""
+    """The value without NaN and infinity, which are not JSON: a gap in the line instead."""
     if isinstance(value, dict):
         return {key: _finite(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
@@ -126,9 +133,9 @@ def _finite(value: Any) -> Any:
 
 
 def environment() -> Environment:
-    """Where the templates of this package are, with what they use."""
+    """Return the environment of the templates, with their filters and functions."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")
-    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    made.filters |= {"value": format_value, "direction": direction, "label": label}
-    made.globals |= {"slug": lambda role: role.replace(" ", "-"), "beside": beside}
-    return made
+    templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    templates.filters |= {"value": format_value, "direction": direction, "label": label}
+    templates.globals |= {"slug": lambda role: role.replace(" ", "-"), "note": note}
+    return templates

@@ -1,4 +1,4 @@
-"""Charts of what comes back in a model that was quantised, or trained again on what it forgot."""
+"""Charts of what comes back in a model that was attacked: relearned, quantised, or as a variant does it."""
 
 from __future__ import annotations
 
@@ -7,32 +7,53 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from eval.benchmark import Better
-from eval.metric_catalog import direction, in_order, info, split_key
+from eval.judgement.aspects import UNSEEN
+from eval.metric_catalog import direction, in_order, info, is_attack, split_key
 from launch.report.results_table import format_value
 from launch.report.traces import Figure, Results, axis, drawable, label, level, line, number, over_steps
 
+Labels = Mapping[str, Sequence[str]]
+"""By metric, the labels under which a variant changed the model: numbers of steps, or names."""
 
-def relearned(models: Mapping[str, Results]) -> list[Figure]:
-    """Forget metrics while a model is trained on what it forgot: a chart for each, a line for each model.
 
-    Step 0 is the model before; one that was not trained again is a dotted level.
-    """
+def after_attacks(models: Mapping[str, Results]) -> list[Figure]:
+    """Return charts of forget metrics by variant: lines over its steps, or bars by its labels."""
+    keys = {key for results in models.values() for key in results}
+    attacks = {variant for key in keys if (variant := info(key).variant) and is_attack(variant)}
+    labels = {kind: _labels(models, kind) for kind in sorted({name.partition("/")[0] for name in attacks})}
+    stepwise = {
+        kind: all(_step(name) for names in of.values() for name in names) for kind, of in labels.items()
+    }
+    lines = [figure for kind in labels if stepwise[kind] for figure in _lines(models, kind, labels[kind])]
+    bars = [figure for kind in labels if not stepwise[kind] for figure in _bars(models, kind, labels[kind])]
+    return lines + bars
+
+
+def _lines(models: Mapping[str, Results], kind: str, labels: Labels) -> list[Figure]:
+    """A chart per metric, a line per model from step 0, which is the model before."""
     figures = []
-    for key, labels in _changed(models, "relearning").items():
-        for end, where in (("", ""), ("/unseen", ", what was not trained on")):
-            steps = {int(found[1]): name for name in labels if (found := re.fullmatch(rf"(\d+){end}", name))}
+    for key, names in labels.items():
+        for end, where in (("", ""), (UNSEEN, ", what was not trained on")):
+            steps = {
+                int(step[1]): f"{kind}/{name}" for name in names if (step := _step(name)) and step[2] == end
+            }
             lines = [_path(key, role, results, steps) for role, results in models.items()]
             drawn = [each for each in lines if each is not None]
             if any("line" not in each for each in drawn):
                 axes = over_steps(legend=True) | {"yaxis": axis(key, titled=False)}
-                axes["xaxis"] = {"title": {"text": "steps of relearning"}}
-                figures.append(Figure(f"Relearning · {_title(key)}{where}", direction(key), drawn, axes))
+                axes["xaxis"] = {"title": {"text": f"steps of {kind}"}}
+                figures.append(Figure(f"{_title(kind, key)}{where}", direction(key), drawn, axes))
     return figures
 
 
+def _step(name: str) -> re.Match[str] | None:
+    """A label that is a number of steps, perhaps with the mark of examples that were not trained on."""
+    return re.fullmatch(rf"(\d+)((?:{UNSEEN})?)", name)
+
+
 def _path(key: str, role: str, results: Results, steps: Mapping[int, str]) -> dict[str, Any] | None:
-    """A model's line from step 0, its level where it was not trained again, None without the metric."""
-    later = [{"step": step, key: results.get(f"relearning/{steps[step]}/{key}")} for step in sorted(steps)]
+    """A model's line from step 0, its level if it has no later steps, None without the metric."""
+    later = [{"step": step, key: results.get(f"{steps[step]}/{key}")} for step in sorted(steps)]
     if any(number(row[key]) is not None for row in later):
         return line([{"step": 0, key: results.get(key)}, *later], key, name=role, role=role)
     if steps and number(results.get(key)) is not None:
@@ -40,33 +61,33 @@ def _path(key: str, role: str, results: Results, steps: Mapping[int, str]) -> di
     return None
 
 
-def quantised(models: Mapping[str, Results]) -> list[Figure]:
-    """Forget metrics of a model before and after it was quantised: bars by precision, a colour by model."""
+def _bars(models: Mapping[str, Results], kind: str, labels: Labels) -> list[Figure]:
+    """A chart per metric, bars before the attack and by label, a colour per model."""
     figures = []
-    for key, labels in _changed(models, "quantisation").items():
+    for key, names in labels.items():
         bars = []
         for role, results in models.items():
-            values = [results.get(key), *(results.get(f"quantisation/{name}/{key}") for name in labels)]
+            values = [results.get(key), *(results.get(f"{kind}/{name}/{key}") for name in names)]
             if any(number(value) is not None for value in values):
-                bars.append(_bars(key, role, ["before", *labels], values))
+                bars.append(_bar(key, role, ["before", *names], values))
         axes = {"yaxis": axis(key, titled=False), "barmode": "group", "showlegend": True}
-        figures.append(Figure(f"Quantisation · {_title(key)}", direction(key), bars, axes))
+        figures.append(Figure(_title(kind, key), direction(key), bars, axes))
     return figures
 
 
-def _changed(models: Mapping[str, Results], kind: str) -> dict[str, list[str]]:
-    """Forget metrics that some model has of itself changed, with the labels of the changes."""
-    found: dict[str, list[str]] = {}
+def _labels(models: Mapping[str, Results], kind: str) -> dict[str, list[str]]:
+    """The forget metrics of models that a variant changed, with the labels of the changes."""
+    labels: dict[str, list[str]] = {}
     for key in in_order(key for results in models.values() for key in results):
         one = info(key)
         declared = one.declared
         forget = declared and declared.better is Better.FORGOTTEN_IF_LOWER and "card" in declared.views
         if one.variant.startswith(f"{kind}/") and forget and not one.is_detail:
-            found.setdefault(one.plain, []).append(one.variant.partition("/")[2])
-    return {key: found[key] for key in in_order(found)}
+            labels.setdefault(one.plain, []).append(one.variant.partition("/")[2])
+    return {key: labels[key] for key in in_order(labels)}
 
 
-def _bars(key: str, role: str, names: list[str], values: Sequence[float | None]) -> dict[str, Any]:
+def _bar(key: str, role: str, names: list[str], values: Sequence[float | None]) -> dict[str, Any]:
     return {
         "type": "bar",
         "name": role,
@@ -78,5 +99,5 @@ def _bars(key: str, role: str, names: list[str], values: Sequence[float | None])
     }
 
 
-def _title(key: str) -> str:
-    return f"{split_key(key)[0].upper()} {label(key)}"
+def _title(kind: str, key: str) -> str:
+    return f"{kind.capitalize()} · {split_key(key)[0].upper()} {label(key)}"

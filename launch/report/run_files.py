@@ -1,19 +1,17 @@
-"""What the directory of a run holds of what DESIGN §5 names, as a report reads it."""
+"""Read what the evaluations of a run left in its directory: metrics, answers, problems."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from omegaconf import OmegaConf
 
-from eval.metric_catalog import learn
-from unlearn.reading import lines_of
+from unlearn.files import read_json
+from unlearn.run_dir import RunDir
 
 Results = dict[str, float | None]
 Example = dict[str, Any]
@@ -23,7 +21,7 @@ ExampleKey = tuple[str, str, str]
 
 @dataclass
 class Run:
-    """One directory; an empty part where the file is absent.
+    """One run directory; a part is empty where its file is absent.
 
     `examples` are those of benchmarks that generate. `problems` are sentences by benchmark. `words` are the
     tokenizers of ROUGE by `benchmark/set`.
@@ -37,75 +35,62 @@ class Run:
 
 
 def load(path: Path, role: str) -> Run:
-    """Raises ValueError naming a file that cannot be read."""
-    results = path / "results.json"
-    run = Run(role)
-    if results.exists():
-        run.results = {
-            key: value
-            for key, value in _json(results).items()
-            if value is None or isinstance(value, (int, float))
-        }
-    for file in sorted(path.glob("eval/*/examples.parquet")):
-        run.examples |= {(file.parent.name, str(row["set"]), str(row["id"])): row for row in _rows(file)}
-    run.problems = problems(path)
-    for file in sorted(path.glob("eval/*/words.json")):
-        run.words |= {f"{file.parent.name}/{name}": str(words) for name, words in _json(file).items()}
+    """Read the evaluations of a run directory.
+
+    Raises:
+        ValueError: a file cannot be read; with its name.
+    """
+    run = Run(role, RunDir(path).read_results(), problems=problems(path))
+    for benchmark, rows in example_rows(path, _plain_columns):
+        run.examples |= {(benchmark, str(row["set"]), str(row["id"])): row for row in rows}
+    for file in sorted(RunDir(path).eval.glob("*/words.json")):
+        run.words |= {f"{file.parent.name}/{name}": str(words) for name, words in read_json(file).items()}
     return run
 
 
 def problems(path: Path) -> dict[str, list[str]]:
-    """What the evaluations at the end of a run could not measure, and why: sentences by benchmark."""
-    found: dict[str, list[str]] = {}
-    for file in sorted(path.glob("eval/**/problems.json")):
-        where = file.parent.relative_to(path / "eval")
-        if not where.parts[0].startswith("step-"):  # told by the evaluation at the end as well
-            found[where.as_posix()] = [str(text) for text in _json(file).get("problems", [])]
-    return found
+    """Return what the evaluations at the end of a run could not measure, and why: sentences by benchmark.
+
+    Raises:
+        BrokenFile: a problems.json is not JSON.
+    """
+    folder = RunDir(path).eval
+    sentences: dict[str, list[str]] = {}
+    for file in sorted(folder.glob("**/problems.json")):
+        where = file.parent.relative_to(folder)
+        if not where.parts[0].startswith("step-"):  # the evaluation at the end reports them as well
+            sentences[where.as_posix()] = [str(text) for text in read_json(file).get("problems", [])]
+    return sentences
 
 
-def history(run_dir: Path) -> list[dict[str, Any]]:
-    """Rows by step: those of one step merged; what a resumed run repeats counts as it was last."""
-    file = run_dir / "history.jsonl"
-    lines = [*lines_of(file.read_text(encoding="utf-8"))] if file.exists() else []
-    steps: dict[int, dict[str, Any]] = {}
-    for number, line in lines:
+def example_rows(
+    path: Path, columns: Callable[[pa.Schema], Sequence[str]]
+) -> Iterator[tuple[str, list[Example]]]:
+    """Yield the rows of each benchmark's examples.parquet by the benchmark's name.
+
+    `columns` chooses what is read; a benchmark of which it chooses nothing is left out.
+
+    Raises:
+        ValueError: a file cannot be read; with its name.
+    """
+    for file in sorted(RunDir(path).eval.glob("*/examples.parquet")):
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            if number == lines[-1][0]:  # cut off while it was written
-                break
-            raise ValueError(f"{file}, line {number}, is not JSON: {error}") from error
-        steps.setdefault(row["step"], {}).update(row)
-    return [steps[step] for step in sorted(steps)]
+            with pq.ParquetFile(file) as opened:
+                chosen = list(columns(opened.schema_arrow))
+                rows: list[Example] = opened.read(chosen).select(chosen).to_pylist() if chosen else []
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"{file} cannot be read as parquet: {error}; evaluate the run again") from error
+        if chosen:
+            yield file.parent.name, rows
 
 
-def configuration(run_dir: Path) -> tuple[str, Mapping[str, Any]]:
-    """Return the text of config.yaml and what it says; plug-ins of your own are imported."""
-    file = run_dir / "config.yaml"
-    if not file.exists():
-        return "", {}
-    config: Any = OmegaConf.to_container(OmegaConf.load(file))
-    config = config if isinstance(config, dict) else {}
-    learn(config)
-    return file.read_text(encoding="utf-8"), config
+def has_answers(schema: pa.Schema) -> bool:
+    """Whether a benchmark's rows hold what the model answered."""
+    return {"set", "id", "generation"} <= set(schema.names)
 
 
-def _rows(file: Path) -> list[Example]:
-    """A benchmark's rows, none where it has no generations."""
-    try:
-        schema = pq.read_schema(file)
-        if not {"set", "id", "generation"} <= set(schema.names):
-            return []
-        columns = [each.name for each in schema if not pa.types.is_nested(each.type)]
-        rows: list[Example] = pq.read_table(file, columns=columns).to_pylist()
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read as parquet: {error}; evaluate the run again") from error
-    return rows
-
-
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
+def _plain_columns(schema: pa.Schema) -> list[str]:
+    """The columns that are not lists, of a benchmark that generates."""
+    if not has_answers(schema):
+        return []
+    return [column.name for column in schema if not pa.types.is_nested(column.type)]

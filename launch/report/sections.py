@@ -1,4 +1,4 @@
-"""What the sections of a report show, from runs that were read; pure."""
+"""The sections of a report, from runs that were read; pure functions."""
 
 from __future__ import annotations
 
@@ -12,44 +12,36 @@ from eval.benchmark import Better
 from eval.judgement.aspects import ASPECTS, PREFIX
 from eval.judgement.judge import Aspect, Judged
 from eval.judgement.metrics import METRICS
-from eval.metric_catalog import in_order, info, is_detail, split_key, split_variant
+from eval.metric_catalog import declarations, has_retain_set, in_order, info, is_detail
 from launch.report.results_table import format_value
 from launch.report.run_files import Example, ExampleKey, Run
+from launch.report.statistics import is_logarithmic
 from launch.report.traces import label
 
 SAMPLES_PER_SET = 100
 _MAX_CARDS = 8
-_TITLES = {
-    "prompts": "Asked in other words · {}",
-    "leakage": "Sampled answers · chance that one of k leaks",
-    "best": "Sampled answers · expected best ROUGE-L recall of k",
-}
-# Per-example numbers worth a place beside an answer.
-_SCORES = {
-    **{"rougeL_recall": "ROUGE-L", "rougeL_f1": "ROUGE-L F1", "bleu": "BLEU", "exact_match": "exact"},
-    **{"probability": "P(truth)"},
-}
+_MAX_SCORES = 5  # numbers beside an answer
 
 
 def judgements(judged: Mapping[str, Judged]) -> list[dict[str, Any]]:
-    """The four aspects as far as they were asked for: the value of each role, and its components."""
-    found = []
+    """Return the aspects of which something was measured: the value of each role, and its components."""
+    shown = []
     for name in ASPECTS:
         aspects = {role: each.aspects[name] for role, each in judged.items()}
         if any(each.components or each.missing for each in aspects.values()):
-            found.append(
+            shown.append(
                 {
-                    "label": label(f"judged/{name}"),
+                    "label": label(f"{PREFIX}/{name}"),
                     "hint": METRICS[f"{PREFIX}/{name}"].text,
                     "values": {role: each.value for role, each in aspects.items()},
                     "components": _components(aspects),
                 }
             )
-    return found
+    return shown
 
 
 def _components(aspects: Mapping[str, Aspect]) -> list[tuple[str, list[float | None]]]:
-    """Each component with the value of each role, None where it is not measured; the own run's first."""
+    """Each component with its value in each role, None where it is missing; the own run's come first."""
     names = dict.fromkeys(
         n for each in reversed(list(aspects.values())) for n in (*each.components, *each.missing)
     )
@@ -57,8 +49,8 @@ def _components(aspects: Mapping[str, Aspect]) -> list[tuple[str, list[float | N
 
 
 def cards(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The headlines, and what is still known of the forget and the retain set."""
-    found = []
+    """Return the headlines and the metrics that declare a card, with the value of each role."""
+    shown = []
     for key in in_order(key for run in runs for key in run.results):
         one = info(key)
         declared = one.declared
@@ -67,23 +59,27 @@ def cards(runs: Sequence[Run]) -> list[dict[str, Any]]:
         headline = not one.group and declared.better is not Better.NEITHER
         if headline or "card" in declared.views:
             values = {run.role: run.results.get(key) for run in runs}
-            scaled = one.metric != "forget_quality" and _in_unit(values)
-            found.append(
-                {"key": key, "label": label(key), "bench": one.benchmark, "values": values, "scaled": scaled}
-            )
-    return found[:_MAX_CARDS]
+            logarithmic = is_logarithmic(key)
+            shown.append(
+                {
+                    "key": key, "label": label(key), "bench": one.benchmark, "values": values,
+                    "logarithmic": logarithmic, "scaled": not logarithmic and _in_unit(values),
+                }
+            )  # fmt: skip
+    return shown[:_MAX_CARDS]
 
 
 def _in_unit(values: Mapping[str, float | None]) -> bool:
-    """Whether there are values, and all are in [0, 1], so that they have a place on a bar."""
+    """Whether there are values and all are in [0, 1], so that a bar can show them."""
     known = [value for value in values.values() if value is not None and not math.isnan(value)]
     return bool(known) and all(0 <= value <= 1 for value in known)
 
 
 def attack_tables(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Other phrasings by metric, and samples by number of tries, for the roles that were asked so.
+    """Return tables of the benchmarks that declare an attack, for the roles that have values.
 
-    `rows`: row → role → value with what stands beside it.
+    A table per metric with a row per set or, for metrics named `…_at_<k>`, per number of tries. `rows`: row →
+    role → value and note.
     """
     tables: dict[str, dict[str, dict[str, Any]]] = {}
     roles: dict[str, dict[str, None]] = {}
@@ -92,9 +88,7 @@ def attack_tables(runs: Sequence[Run]) -> list[dict[str, Any]]:
         if place is None:
             continue
         title, row = place
-        cells = {
-            run.role: {"value": run.results.get(key), "beside": beside(run.results, key)} for run in runs
-        }
+        cells = {run.role: {"value": run.results.get(key), "note": note(run.results, key)} for run in runs}
         tables.setdefault(title, {})[row] = cells
         roles.setdefault(title, {}).update(dict.fromkeys(run.role for run in runs if key in run.results))
     order = [run.role for run in runs]
@@ -106,34 +100,44 @@ def attack_tables(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 def _cell(key: str) -> tuple[str, str] | None:
     """The table and the row of a key, None for one that is in none."""
-    bench, group, metric = split_key(key)
-    tries = re.search(r"_at_(\d+)$", metric)
-    if split_variant(key)[0]:
+    one = info(key)
+    if one.variant or one.declared is None or not _attacks(one.benchmark):
         return None
-    if bench == "prompts":
-        return _TITLES["prompts"].format(label(metric)), group
-    if bench == "sampling" and tries is not None:
-        return _TITLES["leakage" if metric.startswith("leakage") else "best"], f"k = {tries[1]}"
-    return None
+    tries = re.search(r"_at_(\d+)$", one.metric)
+    if tries is not None:
+        return f"{one.benchmark.capitalize()} · {one.declared.text}", f"k = {tries[1]}"
+    sets = {
+        info(key).group
+        for metrics in declarations()
+        for key in metrics
+        if key.startswith(f"{one.benchmark}/")
+    }
+    return (f"{one.benchmark.capitalize()} · {label(one.metric)}", one.group) if len(sets) > 1 else None
 
 
-def beside(results: Mapping[str, float | None], key: str) -> str:
-    """What else there is of a value: its interval, and how many examples are missing from it."""
+def _attacks(benchmark: str) -> bool:
+    """Whether a metric of a benchmark tells about an attack on the model as it is."""
+    metrics = (item for metrics in declarations() for item in metrics.items())
+    return any(one.attack is not None and key.startswith(f"{benchmark}/") for key, one in metrics)
+
+
+def note(results: Mapping[str, float | None], key: str) -> str:
+    """Return what else is known of a value: its interval, and how many examples are missing from it."""
     low, high, missing = (results.get(f"{key}{end}") for end in ("_low", "_high", "/missing"))
     parts = [] if low is None or high is None else [f"{format_value(low)} to {format_value(high)}"]
     return ", ".join(parts + ([f"{missing:.0f} missing"] if missing else []))
 
 
 def samples(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
-    """Questions that some model answered in words, the first of each set, forget first."""
-    found: dict[tuple[str, str], dict[ExampleKey, None]] = {}
+    """Yield questions that some model answered, the first ones of each set, sets to forget first."""
+    answered: dict[tuple[str, str], dict[ExampleKey, None]] = {}
     for run in reversed(runs):
         for key, example in run.examples.items():
             if example.get("generation") is not None:
-                found.setdefault(key[:2], {})[key] = None
-    several = len({bench for bench, _ in found}) > 1
-    for bench, name in sorted(found, key=_reading):
-        for key in islice(found[bench, name], SAMPLES_PER_SET):
+                answered.setdefault(key[:2], {})[key] = None
+    several = len({bench for bench, _ in answered}) > 1
+    for bench, name in sorted(answered, key=_set_order):
+        for key in islice(answered[bench, name], SAMPLES_PER_SET):
             answers = [(run.role, run.examples[key]) for run in runs if key in run.examples]
             yield {
                 "set": f"{bench} {name}" if several else name,
@@ -143,12 +147,13 @@ def samples(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
             }
 
 
-def _reading(place: tuple[str, str]) -> tuple[object, ...]:
+def _set_order(place: tuple[str, str]) -> tuple[object, ...]:
+    """Benchmarks that score a retain set first, of each the forget set first."""
     bench, name = place
-    return bench in ("prompts", "sampling"), bench, "forget" not in name, "retain" not in name, name
+    return not has_retain_set(bench), bench, "forget" not in name, "retain" not in name, name
 
 
 def scores(example: Example) -> str:
-    """What an example's row tells of its answer in numbers."""
-    shown = [f"{text} {format_value(example[name])}" for name, text in _SCORES.items() if name in example]
-    return " · ".join(shown)
+    """Write the first numbers of an example's row, where benchmarks have the most important ones."""
+    known = ((name, v) for name, v in example.items() if isinstance(v, float) and math.isfinite(v))
+    return " · ".join(f"{label(name)} {format_value(value)}" for name, value in islice(known, _MAX_SCORES))

@@ -1,35 +1,57 @@
-"""The settings of a configuration as pages and tables name them."""
+"""The settings of a configuration: which ones tell runs apart, and how pages and tables write them."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+# Settings that change what is trained or measured. The seed is no setting: runs are averaged over it.
+_SETTINGS = re.compile(r"(model|dataset|method)\..+|eval\.(limit|max_new_tokens)|hardware\.dtype")
+_NO_SETTINGS = re.compile(r"method\.(name|source)|model\.(trust_remote_code|attention)|model\.published\..*")
 
-def flat(nested: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """`{a: {b: 1}}` as `{"a.b": 1}`; an empty mapping is no setting, and a list stays one."""
-    found: dict[str, Any] = {}
+
+def flat(nested: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return `{a: {b: 1}}` as `{"a.b": 1}`; an empty mapping gives no key, a list becomes a tuple."""
+    settings: dict[str, Any] = {}
     for key, value in nested.items():
-        name = f"{before}{key}"
+        name = f"{above}{key}"
         if isinstance(value, Mapping):
-            found |= flat(value, f"{name}.")
+            settings |= flat(value, f"{name}.")
         else:
-            found[name] = tuple(value) if isinstance(value, list) else value
-    return found
+            settings[name] = tuple(value) if isinstance(value, list) else value
+    return settings
+
+
+def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a flat configuration that tell runs apart, without those that are null."""
+    kept = [key for key in config if _SETTINGS.fullmatch(key) and not _NO_SETTINGS.fullmatch(key)]
+    return {key: plain(config[key]) for key in kept if config[key] is not None}
+
+
+def plain(value: Any) -> Any:
+    """Write a setting in one way: 10.0 as 10, a list as a tuple."""
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
+        return int(value)
+    return tuple(map(plain, value)) if isinstance(value, list | tuple) else value
 
 
 def shortest(keys: Sequence[str]) -> dict[str, str]:
-    """Each dotted key by as many of its last words as tell it from the others; an objective by its slot."""
+    """Name each dotted key by the fewest last words that no other key ends with.
+
+    An objective is named by its slot: `retain.objective` is "retain".
+    """
     full = {key: key.removesuffix(".objective") for key in keys}
     names = {}
     for key, name in full.items():
         words = name.split(".")
         ends = [".".join(words[-count:]) for count in range(1, len(words) + 1)]
         others = [other for other in full.values() if other != name]
-        names[key] = next(e for e in ends if not any(o == e or o.endswith(f".{e}") for o in others))
+        unique = (e for e in ends if not any(o == e or o.endswith(f".{e}") for o in others))
+        names[key] = next(unique, key)
     return names
 
 
 def word(value: Any) -> str:
-    """A setting in a label."""
+    """Write a setting in a label."""
     return f"{value:g}" if isinstance(value, float) else "none" if value is None else str(value)

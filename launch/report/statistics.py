@@ -9,13 +9,16 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+from eval.metric_catalog import info
 from launch.report.results_table import format_value
 
-_SMALLEST = 5e-324  # what a p-value of 0, which was rounded to that, is at most
+P_VALUE = "p-value"
+"""The unit of such metrics in the METRICS of a benchmark."""
+_SMALLEST = 5e-324  # upper bound of a p-value that was rounded to 0
 
 
 class Interval(NamedTuple):
-    """Mean over `n` seeds and half of its 95 % interval (Student's t); NaN of one seed."""
+    """Mean over `n` seeds and half of its 95 % interval (Student's t), NaN for one seed."""
 
     mean: float
     half: float
@@ -29,22 +32,22 @@ class Interval(NamedTuple):
 
 
 def interval(values: Iterable[float | None]) -> Interval:
-    """Of the finite ones."""
+    """Return the interval of the values that are finite."""
     known = [v for v in values if v is not None and math.isfinite(v)]
     n = len(known)
     if n < 2:
         return Interval(known[0] if known else math.nan, math.nan, n)
     spread = float(np.std(known, ddof=1)) / math.sqrt(n)
-    if spread < 1e-12 * max(map(abs, known)):  # equal values, but for rounding
+    if spread < 1e-12 * max(map(abs, known)):  # equal values, except for rounding
         spread = 0.0
     return Interval(float(np.mean(known)), float(stats.t.ppf(0.975, n - 1)) * spread, n)
 
 
 class Mean(NamedTuple):
-    """Over `n` runs with the 95 % interval (Student's t), whose ends are NaN for one run.
+    """Mean over `n` runs and the ends of its 95 % interval (Student's t), NaN for one run.
 
-    Of forget quality it is the geometric mean, with the interval of its logarithm. `missing`: runs in which
-    it was asked for and could not be measured.
+    Of p-values it is the geometric mean, with the interval of the logarithm. `missing`: runs in which the
+    metric could not be measured.
     """
 
     mean: float
@@ -58,7 +61,7 @@ class Mean(NamedTuple):
 
     @property
     def spread(self) -> str:
-        """± half of a symmetrical interval, the ends of another one; "" where there is none."""
+        """The interval as text: ± half if it is symmetrical, else its ends; "" for one run."""
         if math.isnan(self.low):
             return ""
         up, down = self.high - self.mean, self.mean - self.low
@@ -69,14 +72,15 @@ class Mean(NamedTuple):
 
 def is_logarithmic(key: str) -> bool:
     """Whether a metric is averaged and drawn by its logarithm: p-values span hundreds of orders."""
-    return key.split("/")[-1] == "forget_quality"
+    declared = info(key).declared
+    return declared is not None and declared.unit == P_VALUE
 
 
 def mean(key: str, runs: Iterable[Mapping[str, float | None]]) -> Mean:
-    """Of a metric over the results of some runs."""
-    given = [results[key] for results in runs if key in results]
-    known = [float(v) for v in given if v is not None and math.isfinite(v)]
-    missing = len(given) - len(known)
+    """Return the mean of a metric over the results of some runs."""
+    values = [results[key] for results in runs if key in results]
+    known = [float(v) for v in values if v is not None and math.isfinite(v)]
+    missing = len(values) - len(known)
     if not is_logarithmic(key):
         middle, half, n = interval(known)
         return Mean(middle, middle - half, middle + half, n, missing)

@@ -1,26 +1,36 @@
-"""A chart of a report as plain data for plotly.js, and the traces it is made of.
+"""A chart of a report as plain data for plotly.js, and the traces that it is made of.
 
-A trace names its `role` instead of a colour: the page turns it into one, for light and for dark.
+A trace names its `role` instead of a colour. The page turns it into one, for its light and its dark theme.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from eval.metric_catalog import split_key
 from launch.report.results_table import format_value
+from launch.report.statistics import is_logarithmic
 
 Row = Mapping[str, Any]
 Results = Mapping[str, float | None]
 
-MAX_POINTS = 1500  # per line; a longer one is thinned evenly
-SMALLEST_P = 1e-40  # where a p-value of 0 is drawn on the logarithmic axis; the hover tells the value
+MAX_POINTS = 1500  # of a line; a longer one is thinned evenly
+SMALLEST_P = 1e-40  # where a p-value of 0 is drawn on the logarithmic axis; the hover has the value itself
+_WORDS = {
+    "lr": "learning rate",
+    "tokens_per_s": "tokens per second",
+    "memory_gib": "memory (GiB)",
+    "grad_norm": "gradient norm",
+}
 
 
 @dataclass
 class Figure:
+    """A chart: title, a line of explanation, plotly's traces and layout."""
+
     title: str
     hint: str = ""
     data: list[dict[str, Any]] = field(default_factory=list)
@@ -28,15 +38,15 @@ class Figure:
 
 
 def label(key: str) -> str:
-    """A key in words: `tofu/forget/rougeL_recall` → "forget ROUGE-L recall"."""
+    """Write a key in words: `tofu/forget/rougeL_recall` as "forget ROUGE-L recall"."""
     _, group, metric = split_key(key)
-    words = {"lr": "learning rate", "rougeL_recall": "ROUGE-L recall", "tokens_per_s": "tokens per second"}
-    words |= {"memory_gib": "memory (GiB)", "grad_norm": "gradient norm"}
-    text = words.get(metric, metric.replace("_", " "))
+    words = re.sub(r"rouge([L\d])", r"ROUGE-\1", metric).replace("_", " ").replace(" f1", " F1")
+    text = _WORDS.get(metric, words)
     return f"{group.replace('_', ' ')} {text}".strip()
 
 
 def line(history: Sequence[Row], key: str, *, name: str, role: str) -> dict[str, Any]:
+    """Return the trace of a key over the steps."""
     rows = [row for row in history if number(row.get(key)) is not None]
     if len(rows) > MAX_POINTS:
         rows = [rows[round(i * (len(rows) - 1) / (MAX_POINTS - 1))] for i in range(MAX_POINTS)]
@@ -54,6 +64,7 @@ def line(history: Sequence[Row], key: str, *, name: str, role: str) -> dict[str,
 
 
 def level(key: str, name: str, results: Results, first: int, last: int) -> dict[str, Any]:
+    """Return the trace of one value of a model as a dotted line from the first to the last step."""
     value = results[key]
     group = split_key(key)[1]
     return {
@@ -71,19 +82,23 @@ def level(key: str, name: str, results: Results, first: int, last: int) -> dict[
 
 
 def axis(key: str, *, titled: bool = True) -> dict[str, Any]:
+    """Return plotly's axis for a metric, logarithmic for p-values."""
     axis: dict[str, Any] = {"title": {"text": label(key), "standoff": 14}} if titled else {}
-    if key.endswith("forget_quality"):
+    if is_logarithmic(key):
         axis |= {"type": "log", "nticks": 7}
     return axis
 
 
 def over_steps(*, legend: bool) -> dict[str, Any]:
+    """Return the layout of a chart over the steps."""
     return {"xaxis": {"title": {"text": "step"}}, "hovermode": "x unified", "showlegend": legend}
 
 
 def drawable(key: str, value: Any) -> Any:
-    return max(value, SMALLEST_P) if key.endswith("forget_quality") else value
+    """Return the value on the axis: a p-value of 0 has no logarithm."""
+    return max(value, SMALLEST_P) if is_logarithmic(key) else value
 
 
 def number(value: Any) -> float | None:
+    """Return a number as it is, None for anything else."""
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None

@@ -30,7 +30,7 @@ from unlearn.data.example import Example
 from unlearn.data.sources import load_sets
 from unlearn.distributed import World, start_world, stop_world
 from unlearn.errors import UserError
-from unlearn.files import read_json, write_json
+from unlearn.files import write_json
 from unlearn.models import load as models
 from unlearn.models.adapter_targets import unties
 from unlearn.models.skeleton import limits
@@ -116,7 +116,7 @@ class _Run:
         metrics |= self._judged(metrics)
         summary = {**self._training_summary(), **metrics, "run/seconds": time.monotonic() - self.started}
         if self.world.main:
-            write_json(self.rundir.results, summary)
+            self.rundir.write_results(summary)
             # From here on the run is complete: killed before, it still has what it needs.
             if made and not self.config.save_model:
                 shutil.rmtree(self.rundir.model, ignore_errors=True)
@@ -202,11 +202,9 @@ class _Run:
 
 
 def _results_of(directory: Path | None) -> dict[str, float]:
-    """The flat results of another run, NaN for null; nothing where there is none."""
-    if directory is None or not (directory / "results.json").is_file():
-        return {}
-    found = read_json(directory / "results.json")
-    return {key: math.nan if value is None else value for key, value in found.items()}
+    """Return the results of another run, NaN for null; {} where there is none."""
+    results = {} if directory is None else RunDir(directory).read_results()
+    return {key: math.nan if value is None else value for key, value in results.items()}
 
 
 def _stop(number: int) -> None:

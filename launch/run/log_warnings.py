@@ -1,4 +1,4 @@
-"""What the logs of a command's runs say, for the terminal: warnings, and what ended a process."""
+"""Read the logs of runs for the terminal: warnings, and the error that ended a process."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ _SHOWN = 5
 
 
 class Warned:
-    """The warnings of some runs in their order, each once."""
+    """The distinct warnings of some runs, in their order."""
 
     def __init__(self) -> None:
         self._texts: dict[str, None] = {}
         self._log = ""
 
     def add(self, texts: Iterable[str]) -> None:
+        """Add warnings."""
         self._texts |= dict.fromkeys(texts)
 
     @property
@@ -37,7 +38,7 @@ class Warned:
 
     @contextmanager
     def of(self, run: Planned) -> Iterator[None]:
-        """Take what the processes of a run write to its logs meanwhile, on whatever machine."""
+        """Collect the warnings that the processes of a run log meanwhile, on any machine."""
         before = {file: file.stat() for file in _logs(run)}
         try:
             yield
@@ -47,18 +48,18 @@ class Warned:
                 old, now = before.get(file), file.stat()
                 if old is not None and (old.st_size, old.st_mtime_ns) == (now.st_size, now.st_mtime_ns):
                     continue
-                # A run's own log is continued, the others' are begun anew.
-                found = _warnings(file, old.st_size if old is not None and file == run.rundir.log else 0)
-                self.add(f"{prefix}{text}" for text in found)
-                self._log = str(run.rundir.log) if found else self._log
+                # The log of the main process is appended to, the other logs are written anew.
+                texts = _warnings(file, old.st_size if old is not None and file == run.rundir.log else 0)
+                self.add(f"{prefix}{text}" for text in texts)
+                self._log = str(run.rundir.log) if texts else self._log
 
     def lines(self) -> list[str]:
-        """What the command says of them."""
-        return told(Counter(self.texts), self._log)
+        """Return the lines that the command prints."""
+        return warning_lines(Counter(self.texts), self._log)
 
 
-def told(counts: Counter[str], where: str = "") -> list[str]:
-    """The first few warnings, a line each, with in how many jobs they came where in several."""
+def warning_lines(counts: Counter[str], where: str = "") -> list[str]:
+    """Return a line for each of the first warnings, with the number of jobs if there are several."""
     lines = [
         f"warning{f' ({count} jobs)' if count > 1 else ''}: {text}"
         for text, count in list(counts.items())[:_SHOWN]
@@ -68,9 +69,9 @@ def told(counts: Counter[str], where: str = "") -> list[str]:
 
 
 def last_error(log: Path) -> str:
-    """What ended a process, from its log; "" where the log does not say."""
+    """Return the error that ended a process, from its log; "" without one."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
-    return found[-1].strip() if (found := _ERROR.findall(text)) else ""
+    return errors[-1].strip() if (errors := _ERROR.findall(text)) else ""
 
 
 def _logs(run: Planned) -> list[Path]:
@@ -78,7 +79,7 @@ def _logs(run: Planned) -> list[Path]:
 
 
 def _warnings(file: Path, start: int) -> list[str]:
-    """The first line of each warning of our own packages from a place in a log on."""
+    """The first line of each warning of this program after a position in a log."""
     with file.open("rb") as stream:
         stream.seek(start)
         text = stream.read().decode(errors="replace")

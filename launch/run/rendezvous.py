@@ -1,6 +1,7 @@
-"""How the tasks of a Slurm step speak to each other: through a key-value store on the first one's node.
+"""The rendezvous of the tasks of a Slurm step: a key-value store in the process of the first task.
 
-Their workers meet at the same store, as do those of a command that is no task of a step.
+Worker processes use the same store for their process group, also those of a command outside of a step. The
+store has a free port. The other tasks learn it from a bootstrap port, which they compute from the step's id.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from typing import Any
 from launch.run.slurm_task import Task, node
 from unlearn.errors import UserError
 
-MEETING = 600.0
+RENDEZVOUS_TIMEOUT = 600.0
 """Seconds that the tasks of a step wait for each other to begin a run: imports can take minutes."""
-SILENCE = 60.0
-"""Seconds without a sign of life after which a task counts as lost."""
-_BEAT = 0.5
-_POLITE = 5.0  # seconds that one waits for an answer at a door
-_PORTS = range(20000, 32000)  # below those that Linux gives to outgoing connections
+HEARTBEAT_TIMEOUT = 60.0
+"""Seconds without a heartbeat after which a task counts as lost."""
+_HEARTBEAT = 0.5  # seconds between heartbeats
+_BOOTSTRAP_TIMEOUT = 5.0  # seconds to wait on a bootstrap socket
+_PORTS = range(20000, 32000)  # below the ports that Linux gives to outgoing connections
 
 
 class TaskLost(UserError):
@@ -33,14 +34,14 @@ class TaskLost(UserError):
 
 
 class Team:
-    """The tasks of a step around their store. A run is one round; what is said in another is not heard."""
+    """The tasks of a step and their store. Each run is a round with its own keys."""
 
     def __init__(self, task: Task) -> None:
         self.task = task
         self._store: Any = None
         self._round = 0
-        self._beaten = 0.0
-        self._seen: dict[int, tuple[int, float]] = {}
+        self._last_beat = 0.0
+        self._beats: dict[int, tuple[int, float]] = {}  # by task: how many, and when the last one was seen
 
     @property
     def others(self) -> range:
@@ -48,8 +49,8 @@ class Team:
 
     @property
     def rendezvous(self) -> dict[str, str]:
-        """Where the workers of this round meet, as `unlearn.distributed` reads it."""
-        self._meet()
+        """The variables by which `unlearn.distributed` finds the store, with a prefix for this round."""
+        self._connect()
         return {
             "MASTER_ADDR": self.task.leader,
             "MASTER_PORT": str(self._store.port),
@@ -57,57 +58,66 @@ class Team:
         }
 
     def begin(self) -> None:
-        """Begin the next run; every task begins the same ones in the same order."""
+        """Begin the next run; every task begins the same runs in the same order."""
         self._round += 1
-        self._seen.clear()
+        self._beats.clear()
 
-    def say(self, key: str, value: Any = True) -> None:
-        self._meet()
+    def set(self, key: str, value: Any = True) -> None:
+        """Set a key of this round to a JSON value.
+
+        Raises:
+            TaskLost: the first task has ended.
+        """
+        self._connect()
         with self._reaching():
             self._store.set(self._full(key), json.dumps(value))
 
-    def heard(self, key: str) -> Any:
-        """What was said under a key; None as long as nothing was."""
-        self.show_life()
+    def get(self, key: str) -> Any:
+        """Return the value of a key, None before it is set. Also sends a heartbeat.
+
+        Raises:
+            TaskLost: the first task has ended.
+        """
+        self.beat()
         with self._reaching():
             key = self._full(key)
             return json.loads(self._store.get(key)) if self._store.check([key]) else None
 
     def wait(self, key: str, limit: float | None = None, late: str = "") -> Any:
-        """What is said under a key, once it is.
+        """Wait until a key is set and return its value.
 
         Raises:
             TaskLost: with the message `late`, after `limit` seconds.
         """
-        until = None if limit is None else time.monotonic() + limit
-        while (said := self.heard(key)) is None:
-            if until is not None and time.monotonic() > until:
+        deadline = None if limit is None else time.monotonic() + limit
+        while (value := self.get(key)) is None:
+            if deadline is not None and time.monotonic() > deadline:
                 raise TaskLost(late)
             time.sleep(0.1)
-        return said
+        return value
 
-    def silent(self, task: int) -> bool:
-        """Whether a task that follows has shown no life for a while; to be asked again and again."""
+    def is_lost(self, task: int) -> bool:
+        """Tell whether the heartbeat of another task has stopped; only repeated calls can notice it."""
         with self._reaching():
-            beat = self._store.add(self._full(f"beat/{task}"), 0)
-        before, since = self._seen.get(task, (-1, 0.0))
-        if beat != before:
-            self._seen[task] = (beat, time.monotonic())
+            count = self._store.add(self._full(f"beat/{task}"), 0)
+        before, since = self._beats.get(task, (-1, 0.0))
+        if count != before:
+            self._beats[task] = (count, time.monotonic())
             return False
-        return time.monotonic() - since > SILENCE
+        return time.monotonic() - since > HEARTBEAT_TIMEOUT
 
-    def show_life(self) -> None:
-        """To be called every few seconds by a task that follows; whoever listens does it by that."""
-        self._meet()
-        if not self.task.leads and time.monotonic() - self._beaten > _BEAT:
-            self._beaten = time.monotonic()
+    def beat(self) -> None:
+        """Send a heartbeat, if the last one is old enough. All tasks but the first call this repeatedly."""
+        self._connect()
+        if not self.task.leads and time.monotonic() - self._last_beat > _HEARTBEAT:
+            self._last_beat = time.monotonic()
             with self._reaching():
                 self._store.add(self._full(f"beat/{self.task.number}"), 1)
 
     def _full(self, key: str) -> str:
         return f"run/{self._round}/{key}"
 
-    def _meet(self) -> None:
+    def _connect(self) -> None:
         if self._store is None:
             self._store = _host(self.task) if self.task.leads else _join(self.task)
 
@@ -117,7 +127,7 @@ class Team:
 
 @dataclass(frozen=True)
 class _Reaching:
-    """Turns the store's errors into one that says who is gone."""
+    """Turns errors of the store into one that names the lost task."""
 
     task: Task
 
@@ -129,33 +139,34 @@ class _Reaching:
         if isinstance(error, DistError):
             raise TaskLost(
                 f"task 0 of step {self.task.step} on {self.task.leader} has ended or cannot be reached: its "
-                "output tells why. Started again, the run continues from its last checkpoint"
+                "output says why. Started again, the run continues from its last checkpoint"
             ) from error
 
 
 @cache
 def team_of(task: Task) -> Team:
-    """The team of this process; its store lives as long as the process."""
+    """Return the team of this process; its store lives as long as the process."""
     return Team(task)
 
 
 def _ports(step: str) -> list[int]:
-    """The same on every task, and other ones for another step; several, since one may be taken."""
+    """The bootstrap ports of a step: the same in every task. There are several, since one may be in use."""
     return [_PORTS[zlib.crc32(f"{step}/{each}".encode()) % len(_PORTS)] for each in range(4)]
 
 
 def _host(task: Task) -> Any:
-    """The store itself, at a port that is free. Other tasks are told it at a door where they look for it."""
+    """The store at a free port, which a thread sends to the other tasks."""
     from torch.distributed import TCPStore
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     if task.count > 1:
-        door = _door(_ports(task.step))
-        Thread(target=_let_in, args=(door, task, store.port), daemon=True).start()
+        server = _listen(_ports(task.step))
+        Thread(target=_send_port, args=(server, task, store.port), daemon=True).start()
     return store
 
 
-def _door(ports: list[int]) -> socket.socket:
+def _listen(ports: list[int]) -> socket.socket:
+    """A socket at the first bootstrap port that is free."""
     for port in ports:
         try:
             return socket.create_server(("", port))
@@ -164,37 +175,40 @@ def _door(ports: list[int]) -> socket.socket:
     raise UserError(f"the ports {ports} of {node()} are all taken: start the job again")
 
 
-def _let_in(door: socket.socket, task: Task, port: int) -> None:
-    """Tell every other task once where the store is; then the door is free for the step's next command."""
+def _send_port(server: socket.socket, task: Task, port: int) -> None:
+    """Send the store's port once to every other task, then free the bootstrap port for the next command."""
     expected = {f"{task.step}/{number}" for number in range(1, task.count)}
-    with door:
+    with server:
         while expected:
-            with suppress(OSError), door.accept()[0] as guest:
-                guest.settimeout(_POLITE)
-                if (name := guest.makefile().readline().strip()) in expected:
-                    guest.sendall(f"{task.step}/{port}\n".encode())
+            with suppress(OSError), server.accept()[0] as client:
+                client.settimeout(_BOOTSTRAP_TIMEOUT)
+                if (name := client.makefile().readline().strip()) in expected:
+                    client.sendall(f"{task.step}/{port}\n".encode())
                     expected.discard(name)
 
 
 def _join(task: Task) -> Any:
+    """The store of the first task, once one of the bootstrap ports answers."""
     from torch.distributed import TCPStore
 
-    until = time.monotonic() + MEETING
-    while time.monotonic() < until:
-        for door in _ports(task.step):
-            if (port := _knock(task, door)) is not None:
-                patience = timedelta(seconds=SILENCE)
-                return TCPStore(task.leader, port, is_master=False, wait_for_workers=False, timeout=patience)
+    deadline = time.monotonic() + RENDEZVOUS_TIMEOUT
+    while time.monotonic() < deadline:
+        for bootstrap in _ports(task.step):
+            if (port := _ask_port(task, bootstrap)) is not None:
+                timeout = timedelta(seconds=HEARTBEAT_TIMEOUT)
+                return TCPStore(task.leader, port, is_master=False, wait_for_workers=False, timeout=timeout)
         time.sleep(0.2)
     raise TaskLost(
         f"{task.name} found no task 0 of step {task.step} at {task.leader}, ports {_ports(task.step)}, "
-        f"within {MEETING:.0f} s: it ended early (see its output), or a firewall is between the nodes"
+        f"within {RENDEZVOUS_TIMEOUT:.0f} s: it ended early (see its output), or a firewall is between the "
+        "nodes"
     )
 
 
-def _knock(task: Task, door: int) -> int | None:
-    """The store's port, if it is the leader's door."""
-    with suppress(OSError), socket.create_connection((task.leader, door), timeout=_POLITE) as host:
+def _ask_port(task: Task, bootstrap: int) -> int | None:
+    """The port of the store, None if the first task of this step does not listen at the bootstrap port."""
+    address = (task.leader, bootstrap)
+    with suppress(OSError), socket.create_connection(address, timeout=_BOOTSTRAP_TIMEOUT) as host:
         host.sendall(f"{task.step}/{task.number}\n".encode())
         step, _, port = host.makefile().readline().strip().rpartition("/")
         return int(port) if step == task.step and port.isdigit() else None

@@ -1,4 +1,4 @@
-"""Which task of a Slurm step this process is.
+"""Find out which task of a Slurm step this process is.
 
 `srun --nodes=2 --ntasks-per-node=1 unlearn … hardware.nodes=2` starts the command once on every node. Task 0
 leads, the others follow.
@@ -20,7 +20,7 @@ _PLAIN = re.compile(r"(?:[\w.-]|\[\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*\])+")  # a host
 
 @dataclass(frozen=True)
 class Task:
-    """One task of a step: its number among how many, and where; outside of a step the only one."""
+    """One task of a step: its number, how many there are, and its place; outside of a step the only one."""
 
     number: int = 0
     count: int = 1
@@ -37,12 +37,12 @@ class Task:
         return f"task {self.number} on {node()}"
 
     def places(self, processes: int, devices: int | None = None) -> list[dict[str, str]]:
-        """RANK, LOCAL_RANK and WORLD_SIZE of this task's share of the processes.
+        """Return RANK, LOCAL_RANK and WORLD_SIZE of the processes of this task.
 
-        `devices`: how many GPUs the task sees. Where these are its own alone, they are counted from 0.
+        `devices`: how many GPUs the task sees. If Slurm shows it only its own, local ranks begin at 0.
 
         Raises:
-            UserError: the processes cannot be shared out evenly.
+            UserError: the processes cannot be divided evenly among the tasks.
         """
         if processes % self.count:
             raise UserError(
@@ -65,35 +65,36 @@ class Task:
 
 
 def this_task(environment: Mapping[str, str] | None = None) -> Task:
-    """Which task of a Slurm step this is; a lone one outside of a step, and in a batch script itself."""
-    given = os.environ if environment is None else environment
-    count = int(given.get("SLURM_STEP_NUM_TASKS", "1"))
-    if count == 1 or "SLURM_PROCID" not in given:
+    """Return the task of this process; the only one outside of a step, and in a batch script itself."""
+    variables = os.environ if environment is None else environment
+    count = int(variables.get("SLURM_STEP_NUM_TASKS", "1"))
+    if count == 1 or "SLURM_PROCID" not in variables:
         return Task()
-    hosts = expand(given.get("SLURM_STEP_NODELIST") or given.get("SLURM_JOB_NODELIST", ""))
+    hosts = expand(variables.get("SLURM_STEP_NODELIST") or variables.get("SLURM_JOB_NODELIST", ""))
     return Task(
-        number=int(given["SLURM_PROCID"]),
+        number=int(variables["SLURM_PROCID"]),
         count=count,
-        local=int(given.get("SLURM_LOCALID", "0")),
+        local=int(variables.get("SLURM_LOCALID", "0")),
         leader=hosts[0] if len(hosts) > 1 else "127.0.0.1",
-        step=f"{given.get('SLURM_JOB_ID', '')}.{given.get('SLURM_STEP_ID', '')}",
+        step=f"{variables.get('SLURM_JOB_ID', '')}.{variables.get('SLURM_STEP_ID', '')}",
     )
 
 
 def leads() -> bool:
-    """Whether this process writes and prints: all do but the tasks of a step that follow its first one."""
+    """Tell whether this process writes and prints: the first task of a step, or a process outside of one."""
     return os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1" or os.environ.get("SLURM_PROCID", "0") == "0"
 
 
 def node() -> str:
+    """Return the name of this node."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def expand(nodelist: str) -> list[str]:
-    """The hosts of a Slurm node list: `a[1-2,07],b` is a1, a2, a07, b; a list of another form: scontrol's.
+    """Return the hosts of a Slurm node list: `a[1-2,07],b` is a1, a2, a07, b; scontrol expands other forms.
 
     Raises:
-        UserError: neither can read it.
+        UserError: scontrol cannot expand it either.
     """
     words = re.findall(rf"{_PLAIN.pattern}(?=,|$)", nodelist)
     if ",".join(words) == nodelist and words:
@@ -108,17 +109,17 @@ def expand(nodelist: str) -> list[str]:
 
 
 def _hosts(word: str) -> list[str]:
-    found = [""]
+    hosts = [""]
     for text, ranges in re.findall(r"([^\[\]]*)(?:\[([^\]]*)\])?", word):
-        found = [host + text + number for host in found for number in _numbers(ranges)]
-    return found
+        hosts = [host + text + number for host in hosts for number in _numbers(ranges)]
+    return hosts
 
 
 def _numbers(ranges: str) -> list[str]:
     if not ranges:
         return [""]
-    found = []
+    numbers = []
     for each in ranges.split(","):
         first, _, last = each.partition("-")
-        found += [str(n).zfill(len(first)) for n in range(int(first), int(last or first) + 1)]
-    return found
+        numbers += [str(n).zfill(len(first)) for n in range(int(first), int(last or first) + 1)]
+    return numbers

@@ -1,4 +1,4 @@
-"""A run as the work of several processes, and of the tasks of a Slurm step that have a share of them each."""
+"""Supervise the processes of a run, which the tasks of a Slurm step can share."""
 
 from __future__ import annotations
 
@@ -15,71 +15,83 @@ import torch
 
 from launch.run.log_warnings import last_error
 from launch.run.plan import Planned
-from launch.run.rendezvous import MEETING, TaskLost, Team
+from launch.run.rendezvous import RENDEZVOUS_TIMEOUT, TaskLost, Team
 from launch.run.slurm_task import node as this_node
 from launch.run.worker_processes import Report, Workers, log_of
 from unlearn.errors import UserError
-from unlearn.files import read_json
 from unlearn.guard import REFUSED
 from unlearn.signals import Stopped, on_stop
 
 log = logging.getLogger(__name__)
 
-_SEEN = 150.0  # seconds until what one node wrote must be seen by the others
+_VISIBLE_TIMEOUT = 150.0  # seconds until a file of one node must be visible on the others
 
 
 class RunFailed(UserError):
-    """A process of the run ended badly; its directory keeps what was done."""
+    """A process of the run failed; the run directory keeps what was done."""
 
 
 def gather(run: Planned, team: Team) -> None:
-    """Wait until all tasks of the step are at this run."""
+    """Wait until all tasks of the step have begun this run.
+
+    Raises:
+        TaskLost: a task did not begin in time.
+        UserError: a task began another run.
+    """
     for task in team.others:
         late = (
-            f"{run.role}: task {task} of the Slurm step did not begin this run within {MEETING:.0f} s; "
-            "its output tells why"
+            f"{run.role}: task {task} of the Slurm step did not begin this run within "
+            f"{RENDEZVOUS_TIMEOUT:.0f} s; its output says why"
         )
-        if (other := team.wait(f"ready/{task}", MEETING, late))["run"] != _mark(run):
+        if (other := team.wait(f"ready/{task}", RENDEZVOUS_TIMEOUT, late))["run"] != _identity(run):
             raise UserError(
-                f"the tasks of this Slurm step were given different runs: {' '.join(_mark(run))} here, "
+                f"the tasks of this Slurm step were given different runs: {' '.join(_identity(run))} here, "
                 f"{' '.join(other['run'])} on {other['node']}. For separate runs, one per task, unset "
                 "SLURM_STEP_NUM_TASKS before the command"
             )
 
 
 def work_together(run: Planned, team: Team) -> dict[int, Report]:
-    """Start this task's workers and see that those of all tasks end, well or all together; by task."""
+    """Start this task's workers, wait for those of all tasks, and return the reports by task.
+
+    If a worker fails, all others are ended.
+    """
     reports: dict[int, Report] = {}
-    told = False
+    ended = False
     with _workers(run, team) as workers, on_stop(workers.forward):
         if team.others:
-            team.say("begun", {"config": file_digest(run.rundir.config), **team.rendezvous})
+            team.set("begun", {"config": file_digest(run.rundir.config), **team.rendezvous})
         workers.start(team.rendezvous)
         while workers.look() or len(reports) < len(team.others):
-            reports |= _heard(team, reports)
-            if not told and (workers.broken or any(report.broken for report in reports.values())):
-                told = True
+            reports |= _new_reports(team, reports)
+            if not ended and (workers.broken or any(report.broken for report in reports.values())):
+                ended = True
                 if team.others:
-                    team.say("end")
+                    team.set("end")
                 workers.end()
             time.sleep(0.05)
         return {0: workers.report(), **reports}
 
 
-def _heard(team: Team, known: Mapping[int, Report]) -> dict[int, Report]:
-    """The reports of tasks that have ended or are lost, beside the known ones."""
-    found = {}
+def _new_reports(team: Team, known: Mapping[int, Report]) -> dict[int, Report]:
+    """The reports of tasks that ended or are lost since the last call."""
+    reports = {}
     for task in (task for task in team.others if task not in known):
-        if said := team.heard(f"report/{task}"):
-            found[task] = Report(**{**said, "failed": {int(k): v for k, v in said["failed"].items()}})
-        elif team.silent(task):
-            node = team.heard(f"ready/{task}")["node"]
-            found[task] = Report(node, broken=True, error=f"task {task} on {node} no longer answers")
-    return found
+        if sent := team.get(f"report/{task}"):
+            reports[task] = Report(**{**sent, "failed": {int(k): v for k, v in sent["failed"].items()}})
+        elif team.is_lost(task):
+            node = team.get(f"ready/{task}")["node"]
+            reports[task] = Report(node, broken=True, error=f"task {task} on {node} no longer answers")
+    return reports
 
 
 def judge(run: Planned, reports: Iterable[Report]) -> None:
-    """Raise what the workers' ends amount to; of several failures, the one that most likely came first."""
+    """Raise the failure of the workers, of several the one that most likely came first.
+
+    Raises:
+        Stopped: a signal stopped them.
+        RunFailed: a worker failed.
+    """
     if any(report.stopped for report in reports):
         raise Stopped(f"{run.directory}: stopped by a signal; start it again to continue")
     again = "Started again, the run continues from its last checkpoint"
@@ -101,38 +113,45 @@ def judge(run: Planned, reports: Iterable[Report]) -> None:
         )
 
 
-def follow(run: Planned, team: Team) -> dict[str, Any]:
-    me = team.task.number
+def follow(run: Planned, team: Team) -> dict[str, float | None]:
+    """Take part in a run as another task than the first, and return its results.
+
+    Raises:
+        Stopped: a signal stopped the run.
+        RunFailed: the run failed.
+        TaskLost: the first task has ended.
+    """
+    number = team.task.number
     with _workers(run, team) as workers, on_stop(workers.forward):
-        team.say(f"ready/{me}", {"run": _mark(run), "node": this_node()})
+        team.set(f"ready/{number}", {"run": _identity(run), "node": this_node()})
         try:
-            report = _work_along(run, team, workers)
+            report = _share_work(run, team, workers)
         except Stopped:
             report = workers.report()
         except TaskLost:
             raise
         except (UserError, OSError) as error:
             report = workers.report(f"{team.task.name}: {error}")
-        team.say(f"report/{me}", asdict(report))
+        team.set(f"report/{number}", asdict(report))
         outcome = team.wait("outcome")
         if "results" in outcome:
-            _see(team, run.rundir.results, outcome["results"])
-        team.say(f"known/{me}")
+            _wait_for_file(team, run.rundir.results, outcome["results"])
+        team.set(f"known/{number}")
     if "results" in outcome:
-        return read_json(run.rundir.results)
+        return run.rundir.read_results()
     raise (Stopped if outcome["stopped"] else RunFailed)(f"{team.task.name} ended: {outcome['error']}")
 
 
-def _work_along(run: Planned, team: Team, workers: Workers) -> Report:
-    """Do this task's part of the run, unless the first task finds that there is nothing to do."""
-    while (begun := team.heard("begun")) is None:
-        if team.heard("outcome") is not None:
+def _share_work(run: Planned, team: Team, workers: Workers) -> Report:
+    """Do this task's share of the run, unless the first task says that the run is complete."""
+    while (begun := team.get("begun")) is None:
+        if team.get("outcome") is not None:
             return workers.report()
         time.sleep(0.1)
-    _see(team, run.rundir.config, begun.pop("config"))
+    _wait_for_file(team, run.rundir.config, begun.pop("config"))
     workers.start(begun)
     while workers.look():
-        if team.heard("end") or team.heard("outcome"):
+        if team.get("end") or team.get("outcome"):
             workers.end()
         time.sleep(0.1)
     return workers.report()
@@ -144,33 +163,34 @@ def _workers(run: Planned, team: Team) -> Workers:
     return Workers(run.directory, team.task.places(hardware.processes, devices), this_node())
 
 
-def tell(team: Team, outcome: Mapping[str, Any]) -> None:
-    """Tell how the run ended, and stay until the tasks that still live know it."""
+def publish_outcome(team: Team, outcome: Mapping[str, Any]) -> None:
+    """Set the outcome of the run, and wait until all tasks that are not lost have read it."""
     try:
-        team.say("outcome", outcome)
+        team.set("outcome", outcome)
         for task in team.others:
-            while not team.heard(f"known/{task}") and not team.silent(task):
+            while not team.get(f"known/{task}") and not team.is_lost(task):
                 time.sleep(0.05)
     except TaskLost as error:
         log.warning("%s", error)
 
 
-def _see(team: Team, file: Path, digest: str) -> None:
-    """Wait until a file is here as the first task wrote it: network file systems take their time."""
-    until = time.monotonic() + _SEEN
+def _wait_for_file(team: Team, file: Path, digest: str) -> None:
+    """Wait until a file has the content that the first task wrote: network file systems are slow."""
+    deadline = time.monotonic() + _VISIBLE_TIMEOUT
     while file_digest(file) != digest:
-        if time.monotonic() > until:
+        if time.monotonic() > deadline:
             raise UserError(
                 f"{team.task.name} does not see {file} as task 0 wrote it: its folder must be "
-                " on a file system that all nodes share"
+                "on a file system that all nodes share"
             )
-        team.show_life()
+        team.beat()
         time.sleep(0.1)
 
 
 def file_digest(file: Path) -> str:
+    """Return the hash of a file, "" without it."""
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 
-def _mark(run: Planned) -> list[str]:
+def _identity(run: Planned) -> list[str]:
     return [run.role, run.job.fingerprint]

@@ -8,21 +8,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from omegaconf import OmegaConf
-
-from launch.job import Baselines, Job
-from launch.redact import ScrubbedFormatter, expanded, scrub_output
+from launch.redact import ScrubbedFormatter, scrub_output
+from launch.run.config_file import read_job
 from launch.run.execute import execute
 from launch.run.log_warnings import LOG_FORMAT
 from launch.run.worker_processes import log_of
 from launch.tracking.tracker import NullTracker
 from launch.tracking.upload import show, tracker_of
-from unlearn.config import RunConfig
 from unlearn.errors import UserError
 from unlearn.guard import is_logged, lasting_output, mark_logged, outcome
-from unlearn.models.weights import Weights
 from unlearn.run_dir import RunDir
 from unlearn.signals import STOPPED, Stopped
 
@@ -54,25 +49,9 @@ def work(directory: Path, *, progress: bool = True) -> dict[str, float]:
             tracker.finish(code)
 
 
-def read_job(rundir: RunDir) -> tuple[Job, str]:
-    """The job of a run directory, and its role in the plan that it was made by.
-
-    A path that begins with `~` is below the reader's home directory.
-    """
-    stored = expanded(OmegaConf.to_container(OmegaConf.load(rundir.config)))
-    assert isinstance(stored, dict)
-    config = RunConfig.model_validate({k: v for k, v in stored.items() if k in RunConfig.model_fields})
-    job: dict[str, Any] = stored["job"]
-    baselines = Baselines(**{name: Path(path) if path else None for name, path in job["beside"].items()})
-    reinforced = Weights(**job["reinforced"]) if job["reinforced"] else None
-    return Job(config, stored["fingerprint"], Weights(**job["start"]), baselines, reinforced), str(
-        job["role"]
-    )
-
-
 @contextmanager
 def logging_to(file: Path | None) -> Iterator[None]:
-    """Log records of this run go to its file; without one, warnings and worse to standard error."""
+    """Send log records to a file; without one, warnings and errors to standard error."""
     root = logging.getLogger()
     before = root.level
     handlers: list[logging.Handler] = []
@@ -114,7 +93,7 @@ def main() -> None:
         sys.exit(STOPPED)
     except Exception as error:
         text, code = outcome(error)
-        if not is_logged(error):  # the command tells what is in the logs
+        if not is_logged(error):  # the command prints what is in the logs
             sys.stderr.write(f"{text}\n")
         sys.exit(code)
 

@@ -1,4 +1,4 @@
-"""The worker processes that one task of a run starts, watches and ends."""
+"""Start, watch and end the worker processes of one task of a run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _GRACE = 10.0  # seconds from SIGTERM to SIGKILL
 
 @dataclass(frozen=True)
 class Report:
-    """How a task's workers ended: those that failed by themselves, by rank with their exit code.
+    """How the workers of a task ended. `failed`: exit codes by rank of those that failed by themselves.
 
-    `stopped`: a signal to the task stopped them. `broken`: some ended before those of other tasks can.
-    `error`: why there were none.
+    `stopped`: a signal to the task stopped them. `broken`: some did not start or failed, so the workers of
+    other tasks cannot finish. `error`: why none was started.
     """
 
     node: str
@@ -32,13 +32,13 @@ class Report:
 
 
 class Workers:
-    """One process for each place (environment variables) of this task, once `start` is called."""
+    """One process for each rank of this task (`places`: environment variables by rank)."""
 
     def __init__(self, directory: Path, places: Sequence[Mapping[str, str]], node: str) -> None:
         self._directory, self._places, self._node = directory, places, node
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._started = False
-        self._asked: int | None = None
+        self._signal: int | None = None
         self._ended = self._stopped = False
         self._failed: dict[int, int] = {}
 
@@ -49,11 +49,12 @@ class Workers:
         self.end()
 
     def start(self, rendezvous: Mapping[str, str]) -> None:
+        """Start the workers with the variables of their rendezvous."""
         command = [sys.executable, "-m", "launch.run.worker", str(self._directory.absolute())]
         self._started = True
         for place in self._places:
             rank = int(place["RANK"])
-            # The main process shares the terminal, for its progress bar; the others leave a log.
+            # The main process has the terminal, for its progress bar; the others write a log.
             output = None if rank == 0 else log_of(self._directory, rank).open("w")
             environment = {**os.environ, **place, **rendezvous}
             self._running[rank] = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
@@ -61,12 +62,12 @@ class Workers:
                 output.close()
 
     def look(self) -> bool:
-        """Whether some still work. One that failed ends the others: they wait for it in a collective."""
+        """Tell whether some still run. If one failed, end the others: they wait for it in a collective."""
         for rank, worker in list(self._running.items()):
             if (code := worker.poll()) is None:
                 continue
             del self._running[rank]
-            if not self._ended:  # what came after is our doing
+            if not self._ended:  # later exits are caused by `end`
                 self._stopped = self._stopped or code == STOPPED
                 self._failed |= {rank: code} if code not in (0, STOPPED) else {}
         if self._failed:
@@ -74,12 +75,12 @@ class Workers:
         return bool(self._running)
 
     def forward(self, number: int) -> None:
-        """Pass a signal on, for them to stop after a checkpoint.
+        """Forward a signal to the workers, which stop after a checkpoint.
 
         Raises:
-            Stopped: there is nothing to pass it on to yet.
+            Stopped: no worker has been started yet.
         """
-        self._asked = number
+        self._signal = number
         if not self._started:
             raise Stopped(f"{self._directory}: stopped by {signal.Signals(number).name} before it began")
         for worker in self._running.values():
@@ -87,14 +88,15 @@ class Workers:
                 worker.send_signal(number)
 
     def end(self) -> None:
+        """Terminate the workers, and kill those that do not end in time."""
         self._ended = True
         for worker in self._running.values():
             if worker.poll() is None:
                 worker.terminate()
-        until = time.monotonic() + _GRACE
+        deadline = time.monotonic() + _GRACE
         for worker in self._running.values():
             try:
-                worker.wait(max(0.0, until - time.monotonic()))
+                worker.wait(max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 worker.kill()
                 worker.wait()
@@ -104,14 +106,14 @@ class Workers:
         return bool(self._failed)
 
     def report(self, error: str | None = None) -> Report:
-        """To be asked for when none works any more."""
-        # A worker that was not training knew of no better way to follow the signal.
-        followed = self._asked is not None and any(code == -self._asked for code in self._failed.values())
+        """Return how the workers ended; to be called when none runs."""
+        # Outside of training, a worker that was sent a signal ends by it.
+        followed = self._signal is not None and any(code == -self._signal for code in self._failed.values())
         failed = {} if followed else self._failed
-        stopped = self._stopped or followed or (self._asked is not None and not self._started)
+        stopped = self._stopped or followed or (self._signal is not None and not self._started)
         return Report(self._node, failed, stopped, self.broken or not self._started, error)
 
 
 def log_of(directory: Path, rank: int) -> Path:
-    """What a process printed; of the first one, its log."""
+    """Return the log of a process."""
     return directory / ("run.log" if rank == 0 else f"process-{rank}.log")

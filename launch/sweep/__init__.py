@@ -1,1 +1,1 @@
-"""A sweep: its jobs, what they leave on disk, and what is told of them at the end."""
+"""Sweeps: their jobs, the records of the jobs on disk, and the summary at the end."""

@@ -1,4 +1,4 @@
-"""One run as Hydra launches it: from the composed configuration to its table, here or in another process."""
+"""One run as Hydra launches it, in this or another process: from the composed configuration to its table."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ from launch.compose import checked
 from launch.run import foreign_launchers
 from launch.run.slurm_task import leads
 from launch.sweep.job_records import Records
-from launch.sweep.summary_table import Made
+from launch.sweep.summary_table import SweepRun
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
 from unlearn.guard import lasting_output, outcome
+from unlearn.run_dir import RunDir
 from unlearn.signals import STOPPED, STOPPING, on_stop
 
 if TYPE_CHECKING:
@@ -33,23 +34,23 @@ if TYPE_CHECKING:
     from launch.run.log_warnings import Warned
     from launch.run.plan import Plan
 
-INTERRUPTED = "stopped by a signal; started again, it goes on"
-_TOLD = 5  # problems of an evaluation that the terminal shows
+INTERRUPTED = "stopped by a signal; start it again to continue"
+_MAX_PROBLEMS = 5  # of an evaluation, in the terminal
 
 
 @dataclass(frozen=True)
 class SweepJob:
-    """What Hydra calls for each job of a sweep, in whatever process its launcher chooses; it is pickled.
+    """The function that Hydra calls for each job of a sweep, in any process; it is pickled.
 
-    `command` is the process that was given the command (`process()`). A launcher without processes of its own
-    calls the jobs there, one after the other.
+    `command`: the process of the command (`process()`). A launcher without other processes calls the jobs
+    there, one after the other.
     """
 
     records: Records
     command: tuple[str, int]
 
     def __call__(self, composed: DictConfig) -> float | None:
-        """The value that an optimising sweeper asks for; None without a goal, or where the run failed."""
+        """Return the value for an optimising sweeper; None without a goal, or if the run failed."""
         number, overrides = int(HydraConfig.get().job.num), tuple(HydraConfig.get().overrides.task)
         here = process() == self.command
         if not here:
@@ -57,49 +58,49 @@ class SweepJob:
         os.environ["UNLEARN_SWEEP"] = self.records.folder.name  # the tracker's group
         if self.records.stop.exists():
             if here:
-                raise KeyboardInterrupt  # Hydra would go on to the next one
+                raise KeyboardInterrupt  # otherwise Hydra continues with the next job
             return None
-        if not leads():  # the first task of the step keeps the records
-            return guarded(composed, apart=not here).value
+        if not leads():  # the first task of the step writes the records
+            return guarded(composed, in_child=not here).value
         self.records.begin(number, overrides)
         title = self.records.title(number)
         Console().print(title, style="bold", soft_wrap=True, highlight=False, markup=False)
-        sys.stdout.flush()  # into a log that is read meanwhile
-        made = guarded(composed, apart=not here)
-        self.records.end(number, made)
-        if made.code == STOPPED:
+        sys.stdout.flush()  # the log may be read meanwhile
+        run = guarded(composed, in_child=not here)
+        self.records.end(number, run)
+        if run.code == STOPPED:
             try:
                 slurm.give_back()
             except UserError as error:
-                self.records.end(number, replace(made, reason=str(error)))
-        if here and made.code == STOPPED:
+                self.records.end(number, replace(run, reason=str(error)))
+        if here and run.code == STOPPED:
             raise KeyboardInterrupt
-        return made.value
+        return run.value
 
 
 def process() -> tuple[str, int]:
-    """This process among those of all machines."""
+    """Return machine and id of this process."""
     return platform.node(), os.getpid()
 
 
-def guarded(composed: DictConfig, *, apart: bool = False) -> Made:
-    """A run of a sweep.
+def guarded(composed: DictConfig, *, in_child: bool = False) -> SweepRun:
+    """Make a run of a sweep.
 
-    In a pool's process `apart` from the command's, signals are ignored afterwards: between two jobs there is
-    nothing to be stopped, and the pool would take the process for a dead one.
+    In a child process of a pool, signals are ignored afterwards: between two jobs there is nothing to stop,
+    and the pool would take the process for dead.
     """
     try:
-        return one_run(composed, apart=apart)
+        return one_run(composed, in_child=in_child)
     finally:
-        if apart and _of_pool():
+        if in_child and _of_pool():
             for number in STOPPING:
                 signal.signal(number, signal.SIG_IGN)
 
 
-def one_run(composed: DictConfig, *, apart: bool = False, resolved: Resolved | None = None) -> Made:
-    """One composed run, from check to table; whatever ends it is told here, and is in what is returned.
+def one_run(composed: DictConfig, *, in_child: bool = False, resolved: Resolved | None = None) -> SweepRun:
+    """Make one composed run, from check to table; errors are printed and returned, not raised.
 
-    A configuration that was `resolved` before is not looked at again.
+    A configuration that was `resolved` before is not resolved again.
     """
     from launch.run.log_warnings import Warned
     from unlearn.signals import Stopped
@@ -115,31 +116,31 @@ def one_run(composed: DictConfig, *, apart: bool = False, resolved: Resolved | N
                 config = checked(composed, overrides, hydra_config.runtime.choices)
                 if config.dry_run:
                     dry_run(config)
-                    return Made(overrides, None)
-                if apart and _of_pool():
+                    return SweepRun(overrides, None)
+                if in_child and _of_pool():
                     config = _sharing(config, int(hydra_config.launcher.n_jobs))
                 resolved = _resolved(config, output, searched=searched)
-            made = _run(resolved, overrides, warned, apart=apart, searched=searched)
+            run = _run(resolved, overrides, warned, in_child=in_child, searched=searched)
     except (Stopped, KeyboardInterrupt) as stopped:
         reason = str(stopped) or INTERRUPTED
         sys.stderr.write(f"{reason}\n")
-        made = Made(overrides, None, reason, code=STOPPED)
+        run = SweepRun(overrides, None, reason, code=STOPPED)
     except Exception as error:
         text, code = outcome(error)
         sys.stderr.write(f"{text}\n")
-        made = Made(overrides, None, " ".join(text.split()), code=code)
-        own = any(given.startswith("hydra.run.dir=") for given in hydra_config.overrides.hydra)
-        if not own and output != Path.cwd():
-            with suppress(OSError):  # what Hydra has made for a run that is refused
+        run = SweepRun(overrides, None, " ".join(text.split()), code=code)
+        chosen = any(override.startswith("hydra.run.dir=") for override in hydra_config.overrides.hydra)
+        if not chosen and output != Path.cwd():
+            with suppress(OSError):  # the folder that Hydra made for a refused run
                 output.rmdir()
-    if hydra_config.mode != RunMode.MULTIRUN and leads():  # a sweep tells of all its jobs at its end
+    if hydra_config.mode != RunMode.MULTIRUN and leads():  # a sweep prints those of all jobs at its end
         for line in warned.lines():
             Console().print(line, soft_wrap=True, highlight=False, markup=False)
-    return replace(made, warnings=warned.texts)
+    return replace(run, warnings=warned.texts)
 
 
 def interrupt(_: int) -> None:
-    """Outside training, which ends a step and writes a checkpoint first, a signal stops the run at once."""
+    """Stop the run at once on a signal; only training ends its step and writes a checkpoint first."""
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
@@ -150,7 +151,7 @@ def _of_pool() -> bool:
 
 
 def _sharing(config: RunConfig, jobs: int) -> RunConfig:
-    """The threads of this machine dealt to so many jobs side by side, where nothing else was asked for."""
+    """The configuration with its share of the machine's threads, unless hardware.threads is set."""
     if config.hardware.threads is not None:
         return config
     cores = os.cpu_count() or 1
@@ -162,20 +163,20 @@ def _sharing(config: RunConfig, jobs: int) -> RunConfig:
 def _resolved(config: RunConfig, output: Path, *, searched: bool) -> Resolved:
     from launch.resolve import resolve
 
-    unnamed = output == Path(config.root).absolute()  # its name could not be told when it was composed
+    unnamed = output == Path(config.root).absolute()  # its name was not known when it was composed
     return resolve(config, None if unnamed else output, searched=searched)
 
 
 def _run(
-    resolved: Resolved, overrides: tuple[str, ...], warned: Warned, *, apart: bool, searched: bool
-) -> Made:
+    resolved: Resolved, overrides: tuple[str, ...], warned: Warned, *, in_child: bool, searched: bool
+) -> SweepRun:
     from eval.judgement.judge import with_judgement
     from eval.metric_catalog import shown
     from launch.report.page import write_report
     from launch.report.results_table import LEGEND, result_table
     from launch.report.run_files import problems
     from launch.run.ensure import ensure, is_complete
-    from unlearn.files import check_writable, read_json
+    from unlearn.files import check_writable
 
     config, plan = resolved.config, resolved.plan
     console = Console(quiet=not leads())
@@ -190,50 +191,45 @@ def _run(
         line = f"[bold]{number}/{len(plan.runs)}[/] {run.role}: {short(run.directory)}{note}"
         console.print(line, soft_wrap=True, highlight=False)
         with warned.of(run):
-            ensure(run, progress=not apart)
-    if not leads():  # the first task of the step tells what was made
-        return Made(overrides, plan.main.directory)
+            ensure(run, progress=not in_child)
+    if not leads():  # the first task of the step reports
+        return SweepRun(overrides, plan.main.directory)
     target, retain = plan.evaluation("target"), plan.evaluation("retain model")
     report = write_report(plan.main.directory, target_dir=target, retain_dir=retain)
-    columns = {
-        name: read_json(folder / "results.json")
-        for name, folder in (("target", target), ("retain model", retain))
-        if folder is not None
-    }
+    baselines = tuple((n, folder) for n, folder in (("target", target), ("retain model", retain)) if folder)
+    columns = {name: RunDir(folder).read_results() for name, folder in baselines}
     last = "unlearned" if config.method.start == "target" and config.method.makes_model else "this model"
-    columns[last] = read_json(plan.main.rundir.results)
+    columns[last] = plan.main.rundir.read_results()
     columns = with_judgement(columns, own_target=not config.method.makes_model)
     keys = shown(key for column in columns.values() for key in column)
     if keys:
         console.print(result_table(columns, keys))
         console.print(LEGEND, style="dim", soft_wrap=True, highlight=False)
-    _tell(console, problems(plan.main.directory))
+    _print_problems(console, problems(plan.main.directory))
     console.print(f"report: {short(report)}", soft_wrap=True, highlight=False)
-    beside = tuple((n, folder) for n, folder in (("target", target), ("retain model", retain)) if folder)
     value, feasible = _goal(config, plan) if searched else (None, None)
-    return Made(overrides, plan.main.directory, beside=beside, value=value, feasible=feasible)
+    return SweepRun(overrides, plan.main.directory, baselines=baselines, value=value, feasible=feasible)
 
 
 def _goal(config: RunConfig, plan: Plan) -> tuple[float, bool]:
     from launch.sweep.objective import goal_value
-    from unlearn.files import read_json
 
     folders = {"target": plan.evaluation("target"), "retain": plan.evaluation("retain model")}
-    beside = {name: read_json(folder / "results.json") if folder else {} for name, folder in folders.items()}
-    return goal_value(config.goal, read_json(plan.main.rundir.results), beside)
+    baselines = {n: RunDir(folder).read_results() if folder else {} for n, folder in folders.items()}
+    return goal_value(config.goal, plan.main.rundir.read_results(), baselines)
 
 
-def _tell(console: Console, problems: Mapping[str, Sequence[str]]) -> None:
-    """What could not be measured; the first few, since the report has them all."""
+def _print_problems(console: Console, problems: Mapping[str, Sequence[str]]) -> None:
+    """Print the first problems of an evaluation; the report has all."""
     lines = [f"{where}: {text}" for where, texts in problems.items() for text in texts]
-    for line in lines[:_TOLD]:
+    for line in lines[:_MAX_PROBLEMS]:
         console.print(line, soft_wrap=True, highlight=False, markup=False)
-    if len(lines) > _TOLD:
-        console.print(f"… and {len(lines) - _TOLD} more in the report", highlight=False)
+    if len(lines) > _MAX_PROBLEMS:
+        console.print(f"… and {len(lines) - _MAX_PROBLEMS} more in the report", highlight=False)
 
 
 def dry_run(config: RunConfig) -> None:
-    """The plan of a run, printed."""
+    """Print the plan of a run."""
     from launch.dry_run import show_plan
     from launch.resolve import resolve
 
@@ -241,6 +237,6 @@ def dry_run(config: RunConfig) -> None:
 
 
 def short(path: Path) -> str:
-    """A path as one would type it here."""
+    """Return a path relative to the working directory, if it is inside."""
     here = Path.cwd()
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

@@ -1,7 +1,7 @@
-"""What the jobs of a sweep leave in one folder, so that the command can tell of them wherever they ran.
+"""The records that the jobs of a sweep write into one folder, wherever they run.
 
-`jobs.json` lists what was launched; `<job number>.json` is there from the job's first moment, and holds its
-exit code from its last. `stop` keeps jobs that have not begun from beginning.
+`jobs.json` lists the launched jobs. `<job number>.json` exists from the start of the job, and has its exit
+code from its end. While `stop` exists, no further job begins.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from launch.run.slurm_task import leads
-from launch.sweep.summary_table import Made, varying
+from launch.sweep.summary_table import SweepRun, varying
 from unlearn.files import digest, read_json, write_json
 
-ENDED_WITHOUT_A_WORD = "ended without a word (killed?); the same sweep started again goes on with it"
-NOT_ENDED = "has not ended: it runs on {host}, or was killed there without a word"
-_ELSEWHERE = ("hydra/launcher", "hydra.launcher", "hardware", "tracker", "dry_run")
+NO_EXIT_CODE = "died without an exit code (killed?); the same sweep started again continues it"
+NOT_ENDED = "has not ended: it runs on {host}, or was killed there"
+_NOT_IN_NAME = ("hydra/launcher", "hydra.launcher", "hardware", "tracker", "dry_run")
 
 
 def sweep_name(overrides: Sequence[str]) -> str:
-    """What a sweep is called: the same whenever its command is given again, wherever its jobs run."""
-    given = sorted(o.lstrip("+") for o in overrides)
-    what = [o for o in given if not o.startswith(_ELSEWHERE)]
+    """Return the name of a sweep: the same for the same command, wherever its jobs run."""
+    plain = sorted(o.lstrip("+") for o in overrides)
+    what = [o for o in plain if not o.startswith(_NOT_IN_NAME)]
     recipe = next((o.partition("=")[2] for o in what if o.startswith("experiment=")), "")
     parts = ["sweep", "".join(c if c.isalnum() or c in "-_" else "_" for c in recipe), digest(what)[:8]]
     return "-".join(part for part in parts if part)
@@ -41,10 +41,11 @@ class Records:
     def stop(self) -> Path:
         return self.folder / "stop"
 
-    def announce(self, first: int, jobs: Sequence[Sequence[str]], total: int, given: Sequence[str]) -> None:
-        """Job `first` and those after it are about to be launched, of `total` in all; `given` is the command.
+    def announce(self, first: int, jobs: Sequence[Sequence[str]], total: int, command: Sequence[str]) -> None:
+        """Record that the jobs from number `first` on are about to be launched, of `total` jobs in all.
 
-        What an earlier start left of them is forgotten, except where the same job was done.
+        Records of an earlier start are removed, except those of the same job if it succeeded. `command`: the
+        overrides of the command.
         """
         if not leads():
             return
@@ -59,51 +60,54 @@ class Records:
                 file.unlink()
         jobs_of = {str(number): list(overrides) for number, overrides in listed.items()}
         total = max(total, len(listed))
-        write_json(self.folder / "jobs.json", {"total": total, "given": list(given), "jobs": jobs_of})
+        write_json(self.folder / "jobs.json", {"total": total, "given": list(command), "jobs": jobs_of})
 
     def begin(self, number: int, overrides: Sequence[str]) -> None:
-        """A record without an exit code: killed from now on, the job has left this."""
-        self._write(number, Made(tuple(overrides), None, code=None))
+        """Write a record without an exit code, which stays if the job is killed."""
+        self._write(number, SweepRun(tuple(overrides), None, code=None))
 
-    def end(self, number: int, made: Made) -> None:
-        self._write(number, made)
+    def end(self, number: int, run: SweepRun) -> None:
+        """Write the final record of a job."""
+        self._write(number, run)
 
     def ended(self, number: int) -> bool:
+        """Tell whether a job has an exit code."""
         record = self._read(number)
         return record is not None and record["code"] is not None
 
     def value(self, number: int) -> float | None:
-        """What the job gave to a sweeper that optimises."""
+        """Return the value of a job for a sweeper that optimises."""
         record = self._read(number)
         return record["value"] if record else None
 
     def begun(self, number: int) -> bool:
+        """Tell whether a job has a record."""
         return self._file(number).is_file()
 
     def running(self) -> list[int]:
-        """Process ids, on this machine, of jobs that have begun and not ended."""
-        found = [record for number in self.listed() if (record := self._read(number))]
+        """Return the process ids of jobs that run on this machine."""
+        records = [record for number in self.listed() if (record := self._read(number))]
         here = platform.node()
-        return [r["process"] for r in found if r["code"] is None and r["host"] == here]
+        return [r["process"] for r in records if r["code"] is None and r["host"] == here]
 
     def title(self, number: int) -> str:
-        """`[3/18] method=npo seed=1`: which of how many, and what sets it apart from the others so far."""
+        """Return `[3/18] method=npo seed=1`: its number and the overrides that other jobs do not have."""
         known, listed = read_json(self.folder / "jobs.json"), self.listed()
-        given = known["given"] if len(listed) == 1 else ()  # what there is to go by, with nothing beside it
-        apart = dict(zip(listed, varying(list(listed.values()), given), strict=True))
-        return f"[{number + 1}/{known['total']}] {apart.get(number, '')}".rstrip()
+        command = known["given"] if len(listed) == 1 else ()  # a single job has no other to compare with
+        own = dict(zip(listed, varying(list(listed.values()), command), strict=True))
+        return f"[{number + 1}/{known['total']}] {own.get(number, '')}".rstrip()
 
-    def made(self) -> list[Made]:
-        """Every job that has begun, in order."""
+    def runs(self) -> list[SweepRun]:
+        """Return every job that has begun, in order."""
         records = [(overrides, self._read(number)) for number, overrides in self.listed().items()]
-        return [_made(overrides, record) for overrides, record in records if record]
+        return [_run_of(overrides, record) for overrides, record in records if record]
 
     def not_begun(self) -> list[tuple[str, ...]]:
-        """Overrides of the jobs that were launched and have not begun."""
+        """Return the overrides of the jobs that were launched and have not begun."""
         return [overrides for number, overrides in self.listed().items() if not self.begun(number)]
 
     def listed(self) -> dict[int, tuple[str, ...]]:
-        """Overrides of the jobs launched so far, by number."""
+        """Return the overrides of the jobs launched so far, by number."""
         file = self.folder / "jobs.json"
         if not file.is_file():
             return {}
@@ -118,31 +122,31 @@ class Records:
         except FileNotFoundError:
             return None
 
-    def _write(self, number: int, made: Made) -> None:
+    def _write(self, number: int, run: SweepRun) -> None:
         if not leads():
             return
         record = {
-            "overrides": list(made.overrides),
-            "code": made.code,
-            "directory": str(made.directory.absolute()) if made.directory else None,
-            "reason": made.reason,
-            "beside": {name: str(folder.absolute()) for name, folder in made.beside},
-            "value": made.value,
-            "feasible": made.feasible,
-            "warnings": list(made.warnings),
+            "overrides": list(run.overrides),
+            "code": run.code,
+            "directory": str(run.directory.absolute()) if run.directory else None,
+            "reason": run.reason,
+            "beside": {name: str(folder.absolute()) for name, folder in run.baselines},
+            "value": run.value,
+            "feasible": run.feasible,
+            "warnings": list(run.warnings),
             "host": platform.node(),
             "process": os.getpid(),
         }
         write_json(self._file(number), record)
 
 
-def _made(overrides: tuple[str, ...], record: Mapping[str, Any]) -> Made:
+def _run_of(overrides: tuple[str, ...], record: Mapping[str, Any]) -> SweepRun:
     if record["code"] is None:
         here = record["host"] == platform.node()
-        return Made(overrides, None, ENDED_WITHOUT_A_WORD if here else NOT_ENDED.format(**record), code=1)
+        return SweepRun(overrides, None, NO_EXIT_CODE if here else NOT_ENDED.format(**record), code=1)
     directory = record["directory"]
-    beside = tuple((name, Path(folder)) for name, folder in record["beside"].items())
-    return Made(
-        overrides, Path(directory) if directory else None, record["reason"], beside,
+    baselines = tuple((name, Path(folder)) for name, folder in record["beside"].items())
+    return SweepRun(
+        overrides, Path(directory) if directory else None, record["reason"], baselines,
         record["code"], record["value"], record["feasible"], tuple(record.get("warnings", ())),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""What the command tells at the end of a sweep, from what its jobs left."""
+"""The summary that the command prints at the end of a sweep, from the records of its jobs."""
 
 from __future__ import annotations
 
@@ -7,50 +7,50 @@ from collections import Counter
 
 from rich.console import Console
 
-from launch.run.log_warnings import told
+from launch.run.log_warnings import warning_lines
 from launch.sweep.job import short
 from launch.sweep.job_records import Records
 from launch.sweep.summary_table import summary, table, write_markdown
 
-_TOLD = 5  # jobs without a word that are named
+_NAMED = 5  # jobs that did not begin
 
 
 def conclude(records: Records, problem: str = "") -> int:
-    """Print the table of a sweep, what failed and what did not begin; returns the exit code of it all.
+    """Print the table of a sweep, what failed and what did not begin, and return the exit code.
 
-    `problem` is why the sweep ended early, if it did.
+    `problem`: why the sweep ended early, if it did.
     """
-    made, waiting = records.made(), records.not_begun()
+    runs, waiting = records.runs(), records.not_begun()
     root = records.folder.parent.parent
-    for left in ("multirun.yaml", "optimization_results.yaml"):  # Hydra's, of this sweep alone
+    for left in ("multirun.yaml", "optimization_results.yaml"):  # Hydra's files of this sweep
         if (root / left).is_file():
             (root / left).replace(records.folder / left)
     console = Console()
-    if len(made) > 1:
-        found = summary(made)
+    if len(runs) > 1:
+        summed = summary(runs)
         file = root / f"{records.folder.name}.md"
-        write_markdown(file, found)
-        if len(found.heads) > 1:
-            console.print(table(found))
-        if found.best:
-            _say(console, found.best)
-        for label, reason in found.failed:
-            _say(console, f"failed: {label}: {reason}")
-        _say(console, f"sweep: {short(file)}")
-    for line in told(Counter(text for run in made for text in run.warnings)):
-        _say(console, line)
-    for overrides in waiting[:_TOLD]:
-        _say(console, f"not begun: {' '.join(o.lstrip('+') for o in overrides)}")
-    if len(waiting) > _TOLD:
-        _say(console, f"not begun: and {len(waiting) - _TOLD} more")
+        write_markdown(file, summed)
+        if len(summed.heads) > 1:
+            console.print(table(summed))
+        if summed.best:
+            _print(console, summed.best)
+        for label, reason in summed.failed:
+            _print(console, f"failed: {label}: {reason}")
+        _print(console, f"sweep: {short(file)}")
+    for line in warning_lines(Counter(text for run in runs for text in run.warnings)):
+        _print(console, line)
+    for overrides in waiting[:_NAMED]:
+        _print(console, f"not begun: {' '.join(o.lstrip('+') for o in overrides)}")
+    if len(waiting) > _NAMED:
+        _print(console, f"not begun: and {len(waiting) - _NAMED} more")
     if problem or waiting:
-        again = "; the same command goes on where it stands" if made or waiting else ""
+        again = "; the same command continues the sweep" if runs or waiting else ""
         sys.stderr.write(f"{problem or 'some jobs have not begun'}{again}\n")
-    codes = [run.code or 0 for run in made]
-    if problem and not made:
+    codes = [run.code or 0 for run in runs]
+    if problem and not runs:
         return 2
     return max([*codes, 1 if waiting or problem else 0])
 
 
-def _say(console: Console, text: str) -> None:
+def _print(console: Console, text: str) -> None:
     console.print(text, soft_wrap=True, highlight=False, markup=False)

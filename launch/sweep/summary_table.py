@@ -1,4 +1,4 @@
-"""What a sweep made, in one table: in the terminal, and as Markdown beside its runs."""
+"""The table of a sweep: in the terminal, and as Markdown next to its runs."""
 
 from __future__ import annotations
 
@@ -11,45 +11,46 @@ from pathlib import Path
 from rich.table import Table
 
 from eval.judgement.aspects import PREFIX
-from eval.metric_catalog import declared_keys, direction, in_order, info, shown, with_view
+from eval.metric_catalog import declared_keys, in_order, info, shown, with_view
 from launch.report import markdown
-from launch.report.results_table import format_value
+from launch.report.results_table import arrow, format_value
 from launch.sweep.objective import missed_by
-from unlearn.files import read_json, replacing
+from unlearn.files import replacing
+from unlearn.run_dir import RunDir
 
-_MOST_COLUMNS = 9
+_MAX_COLUMNS = 9
 
 
 @dataclass(frozen=True)
-class Made:
-    """One run of a sweep: its overrides, and its folder or why there is none.
+class SweepRun:
+    """One run of a sweep: its overrides, and its folder or the reason why there is none.
 
-    `beside` are runs it is compared with, by what they are called: the target and the retain model. `code` is
-    its exit code, None while it runs; `value` is what a sweeper optimises (launch/sweep/objective.py).
-    `warnings` are those of the run and of what was made for it.
+    `baselines`: the runs that it is compared with, by name: target and retain model. `code`: the exit code,
+    None while it runs. `value`: what a sweeper optimises (launch/sweep/objective.py). `warnings`: those of
+    the run and of the runs made for it.
     """
 
     overrides: tuple[str, ...]
     directory: Path | None
     reason: str = ""
-    beside: tuple[tuple[str, Path], ...] = ()
+    baselines: tuple[tuple[str, Path], ...] = ()
     code: int | None = 0
     value: float | None = None
     feasible: bool | None = None
     warnings: tuple[str, ...] = ()
 
 
-def labels(runs: Sequence[Made]) -> list[str]:
-    """What tells the runs of a sweep apart: the overrides that not all of them share, without their paths."""
-    return [" ".join(map(_brief, apart)) or "run" for apart in _apart([run.overrides for run in runs])]
+def labels(runs: Sequence[SweepRun]) -> list[str]:
+    """Return for each run the overrides that not all runs share, without the paths of their keys."""
+    return [" ".join(map(_brief, own)) or "run" for own in _not_shared([run.overrides for run in runs])]
 
 
-def varying(jobs: Sequence[Sequence[str]], given: Sequence[str] = ()) -> list[str]:
-    """The same in full, as one would type them again, without those that were `given` to all."""
-    return [" ".join(o.lstrip("+") for o in apart if o not in given) for apart in _apart(jobs)]
+def varying(jobs: Sequence[Sequence[str]], command: Sequence[str] = ()) -> list[str]:
+    """Return for each job the overrides that not all jobs share, as typed, without those of the command."""
+    return [" ".join(o.lstrip("+") for o in own if o not in command) for own in _not_shared(jobs)]
 
 
-def _apart(jobs: Sequence[Sequence[str]]) -> list[list[str]]:
+def _not_shared(jobs: Sequence[Sequence[str]]) -> list[list[str]]:
     shared = set.intersection(*map(set, jobs)) if len(jobs) > 1 else set()
     return [[override for override in job if override not in shared] for job in jobs]
 
@@ -59,16 +60,16 @@ def _brief(override: str) -> str:
     key, _, value = override.partition("=")
     if "." not in key and not key.startswith("+"):
         return value
-    if re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", value):  # drawn by a sampler
+    if re.fullmatch(r"-?\d+\.\d{5,}(e-?\d+)?", value):  # from a sampler
         value = f"{float(value):.4g}"
     return f"{key.lstrip('+').rpartition('.')[2]}={value}"
 
 
 @dataclass(frozen=True)
 class Summary:
-    """Column heads, a row for each run (first those they are compared with), and what failed and why.
+    """Column heads, rows (baselines first, then runs), and the runs that failed with their reasons.
 
-    `best` is of a search: the feasible run of the largest value, or that there is none.
+    `best`: of a search, the feasible run with the largest value, or that there is none.
     """
 
     heads: list[str]
@@ -77,88 +78,87 @@ class Summary:
     best: str = ""
 
 
-def summary(runs: Sequence[Made]) -> Summary:
-    """What the runs gave."""
+def summary(runs: Sequence[SweepRun]) -> Summary:
+    """Return the results of the runs as a table."""
     named = list(zip(labels(runs), runs, strict=True))
-    there = [(label, run) for label, run in named if run.directory]
+    finished = [(label, run) for label, run in named if run.directory]
     searched = any(run.value is not None for run in runs)
-    found = [(label, "", _results(folder)) for label, folder in _beside(runs)]
-    found += [(label, _goal(run), _results(run.directory)) for label, run in there if run.directory]
-    keys = _columns({key for _, _, values in found for key in values})
+    results = [(label, "", RunDir(folder).read_results()) for label, folder in _baselines(runs)]
+    results += [
+        (label, _goal(run), RunDir(run.directory).read_results()) for label, run in finished if run.directory
+    ]
+    keys = _columns({key for _, _, values in results for key in values})
     alone = len({key.partition("/")[0] for key in keys}) == 1
     names = [key.partition("/")[2] if alone else key for key in keys]
-    heads = [f"{name} {direction(key)[:1]}".strip() for name, key in zip(names, keys, strict=True)]
-    rows = [[label, goal, *(format_value(values.get(k)) for k in keys)] for label, goal, values in found]
+    heads = [f"{name} {arrow(key)}".strip() for name, key in zip(names, keys, strict=True)]
+    rows = [[label, goal, *(format_value(values.get(k)) for k in keys)] for label, goal, values in results]
     return Summary(
         ["", "goal ↑", *heads] if searched else ["", *heads],
         rows if searched else [[row[0], *row[2:]] for row in rows],
         [(label, run.reason) for label, run in named if run.reason],
-        _best(there) if searched else "",
+        _best(finished) if searched else "",
     )
 
 
-def _results(folder: Path) -> dict[str, float | None]:
-    file = folder / "results.json"
-    return read_json(file) if file.is_file() else {}  # its folder may have been removed since
-
-
-def _beside(runs: Sequence[Made]) -> list[tuple[str, Path]]:
-    """The models that runs are compared with; where there are several of a kind, with whose they are."""
+def _baselines(runs: Sequence[SweepRun]) -> list[tuple[str, Path]]:
+    """The baselines of the runs; if there are several of a kind, with the overrides of their runs."""
     users: dict[tuple[str, Path], list[set[str]]] = {}
     for run in runs:
-        for place in run.beside:
-            users.setdefault(place, []).append(set(run.overrides))
+        for baseline in run.baselines:
+            users.setdefault(baseline, []).append(set(run.overrides))
     several = {name for name, count in Counter(name for name, _ in users).items() if count > 1}
     shared = set.intersection(*(set(run.overrides) for run in runs)) if runs else set()
     named = []
     for (name, folder), theirs in users.items():
         own = sorted(set.intersection(*theirs) - shared) if name in several else []
         named.append((", ".join([name, *map(_brief, own)]), folder))
-    return sorted(named, key=lambda place: place[0].partition(",")[0] != "target")
+    return sorted(named, key=lambda baseline: baseline[0].partition(",")[0] != "target")
 
 
-def _goal(run: Made) -> str:
+def _goal(run: SweepRun) -> str:
     if run.value is None:
         return ""
     return format_value(run.value) if run.feasible else f"misses by {missed_by(run.value):.2g}"
 
 
-def _best(named: Sequence[tuple[str, Made]]) -> str:
+def _best(named: Sequence[tuple[str, SweepRun]]) -> str:
     feasible = [(run.value, label) for label, run in named if run.feasible and run.value is not None]
     if not feasible:
-        return "no trial holds what it is subject to"
+        return "no trial meets the constraints (goal.subject_to)"
     value, label = max(feasible, key=lambda one: one[0])
     return f"best: {label}: {format_value(value)}"
 
 
 def _columns(keys: set[str]) -> list[str]:
-    """The most telling metrics of the benchmarks, in reading order; judgements only where there are none.
+    """The most important metrics of the benchmarks, in reading order; judgements only if there are none.
 
-    Of changed models there are none: a sweep is read for what method or option does best.
+    Without those of variants: a sweep compares methods and options.
     """
     plain = [key for key in keys if not info(key).variant]
     chosen = with_view(plain, "sweep")
     benches = {info(key).benchmark for key in declared_keys("sweep")}
     others = [key for key in plain if info(key).benchmark not in (PREFIX, *benches)]
-    columns = in_order([*chosen, *shown(others, _MOST_COLUMNS - len(chosen))])
-    return columns or shown([key for key in plain if info(key).benchmark == PREFIX], _MOST_COLUMNS)
+    columns = in_order([*chosen, *shown(others, _MAX_COLUMNS - len(chosen))])
+    return columns or shown([key for key in plain if info(key).benchmark == PREFIX], _MAX_COLUMNS)
 
 
-def table(found: Summary) -> Table:
-    made = Table(box=None, header_style="bold")
-    widest = max((len(row[0]) for row in found.rows), default=0)
-    for place, head in enumerate(found.heads):
-        made.add_column(
+def table(summed: Summary) -> Table:
+    """Return the table for the terminal."""
+    shown_table = Table(box=None, header_style="bold")
+    widest = max((len(row[0]) for row in summed.rows), default=0)
+    for place, head in enumerate(summed.heads):
+        shown_table.add_column(
             head.replace("_", " ").replace("/", " "),
             justify="right" if place else "left",
             min_width=None if place else min(28, widest),
         )
-    for row in found.rows:
-        made.add_row(*row)
-    return made
+    for row in summed.rows:
+        shown_table.add_row(*row)
+    return shown_table
 
 
-def write_markdown(file: Path, found: Summary) -> None:
-    failed = [[label, f"failed: {reason}"] for label, reason in found.failed]
+def write_markdown(file: Path, summed: Summary) -> None:
+    """Write the table as Markdown, with a row for each run that failed."""
+    failed = [[label, f"failed: {reason}"] for label, reason in summed.failed]
     with replacing(file) as temporary:
-        temporary.write_text(markdown.table(found.heads, [*found.rows, *failed]) + "\n", encoding="utf-8")
+        temporary.write_text(markdown.table(summed.heads, [*summed.rows, *failed]) + "\n", encoding="utf-8")

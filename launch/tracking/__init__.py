@@ -1,1 +1,1 @@
-"""The tracker: what of a run is mirrored to Weights & Biases, and under which names."""
+"""The tracker, which mirrors runs to Weights & Biases."""

@@ -1,4 +1,4 @@
-"""What a dashboard calls a run: its kind, a name that a person can read, its tags."""
+"""Names of a run in a dashboard: its kind, a readable title, its tags."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from unlearn.config import MethodConfig, RunConfig
 
 Kind = Literal["unlearn", "finetune", "evaluate", "probe"]
 WANTED = "run"
-"""The role of the run that the command was given for; the others are made because that one needs them."""
-_MOST = 4  # settings that a name tells
+"""The role of the run that the command asks for; runs of other roles are made because it needs them."""
+_MAX_SETTINGS = 4  # in a title
 
 
 def kind(config: RunConfig, role: str) -> Kind:
-    """What the run does: W&B's job type."""
+    """Return what the run does, W&B's job type."""
     if not config.method.makes_model:
         return "probe" if config.probe.on else "evaluate"
     return "finetune" if config.method.start == "base" or role.startswith("build ") else "unlearn"
 
 
 def title(config: RunConfig, role: str) -> str:
-    """`npo tofu forget10 nano lr=2e-05 seed 0`, or what the run is for: `evaluate the target tofu …`."""
+    """Return `npo tofu forget10 nano lr=2e-05 seed 0`, or with a role `evaluate the target tofu …`."""
     method = config.method
     what = role
     if role == WANTED or role.startswith("unlearn "):
@@ -34,34 +34,34 @@ def title(config: RunConfig, role: str) -> str:
 
 
 def tags(config: RunConfig, role: str) -> list[str]:
-    """Model, dataset, split and method; and which of the models it is that others are compared with."""
+    """Return model, dataset, split and method, and the name of a model that others are compared with."""
     reference = [name for name in ("target", "retain model") if role.endswith(f"the {name}")]
     return [config.model.name, config.dataset.name, split(config), config.method.name, *reference]
 
 
 def split(config: RunConfig) -> str:
-    """The split that is learnt, else the one to forget; without folders."""
+    """Return the split that is learnt, else the one to forget; without folders."""
     data = config.dataset
     name = data.full or "full" if "full" in config.method.terms else data.forget
     return Path(name).stem if name else ""
 
 
 def _changed(method: MethodConfig) -> list[str]:
-    """`lr=2e-05`: where a method differs from the preset of its name, briefly."""
+    """The settings in which a method differs from the preset of its name, as `lr=2e-05`."""
     if method.name not in groups()["method"]:
         return []
     preset = MethodConfig.model_validate(yaml_of_defaults("method", method.name))
     before, now = (_flat(each.model_dump(exclude={"name", "source"})) for each in (preset, method))
-    found = [
+    changed = [
         f"{_brief(key)}={_text(now.get(key))}"
         for key in {**before, **now}
-        if before.get(key, ...) != now.get(key, ...) and not (key not in now and _gone(key, now))
+        if before.get(key, ...) != now.get(key, ...) and not (key not in now and _replaced(key, now))
     ]
-    return [*found[:_MOST], "…"] if len(found) > _MOST else found
+    return [*changed[:_MAX_SETTINGS], "…"] if len(changed) > _MAX_SETTINGS else changed
 
 
-def _gone(key: str, now: Mapping[str, Any]) -> bool:
-    """Whether the key's whole section has another value, which is told by itself."""
+def _replaced(key: str, now: Mapping[str, Any]) -> bool:
+    """Whether the whole section of a key has another value, which the title has in its place."""
     parent = key.rpartition(".")[0]
     return parent in now or f"{parent}.objective" in now
 

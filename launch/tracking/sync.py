@@ -1,4 +1,4 @@
-"""`python -m launch.sync runs`: send what was logged offline to W&B, from a networked machine."""
+"""`python -m launch.sync runs`: send what was logged offline to W&B, from a machine with a network."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from launch.tracking.wandb_session import PROGRAM, key_configured, session, with
 from unlearn.errors import UserError
 from unlearn.guard import given_path, tool
 
-_REACHED = 15.0  # seconds for the service to answer at all
+_CONNECT_TIMEOUT = 15.0  # seconds for the service to answer
 _TO_SEND, _SENT, _THERE, _RUNNING, _FAILED = "to be sent", "sent", "already there", "still running", "failed"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What one process of a run has logged: an `offline-run-<time>-<id>` folder, and what became of it."""
+    """What one process of a run logged: an `offline-run-<time>-<id>` folder, and the state of sending it."""
 
     folder: Path
     state: str = _TO_SEND
@@ -43,22 +43,22 @@ class Piece:
 
 @tool
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command; returns its exit code: 0 done, 1 something was not sent, 2 refused."""
-    given = _parser().parse_args(arguments)
-    pieces = found(given.runs)
-    if not given.dry_run and any(piece.state == _TO_SEND for piece in pieces):
+    """Run the command and return its exit code: 0 done, 1 something was not sent, 2 refused."""
+    parsed = _parser().parse_args(arguments)
+    pieces = offline_pieces(parsed.runs)
+    if not parsed.dry_run and any(piece.state == _TO_SEND for piece in pieces):
         refuse_without_service()
-        options = [f"--{name}={value}" for name in ("project", "entity") if (value := getattr(given, name))]
-        pieces = send(pieces, options, timeout=given.timeout)
-    _tell(Console(), pieces, every=given.dry_run)
+        options = [f"--{name}={value}" for name in ("project", "entity") if (value := getattr(parsed, name))]
+        pieces = send(pieces, options, timeout=parsed.timeout)
+    _print_states(Console(), pieces, every=parsed.dry_run)
     return int(any(piece.state == _FAILED for piece in pieces))
 
 
-def found(roots: Iterable[Path]) -> list[Piece]:
-    """Every offline folder of the run directories or folders of them, the oldest first.
+def offline_pieces(roots: Iterable[Path]) -> list[Piece]:
+    """Return every offline folder in run directories or folders of them, the oldest first.
 
     Raises:
-        UserError: a folder that is named does not exist.
+        UserError: one of the folders does not exist.
     """
     folders: set[Path] = set()
     for root in roots:
@@ -70,7 +70,11 @@ def found(roots: Iterable[Path]) -> list[Piece]:
 
 
 def refuse_without_service() -> None:
-    """Raises UserError where there is no key, or where nothing answers at the address of the service."""
+    """Check that W&B can be used.
+
+    Raises:
+        UserError: there is no key, or the service does not answer.
+    """
     settings = session()
     if not key_configured(settings):
         raise UserError(
@@ -78,7 +82,7 @@ def refuse_without_service() -> None:
             "--dry-run shows what would be sent"
         )
     try:
-        urllib.request.urlopen(settings.base_url, timeout=_REACHED).close()
+        urllib.request.urlopen(settings.base_url, timeout=_CONNECT_TIMEOUT).close()
     except urllib.error.HTTPError:
         pass  # it answers
     except (OSError, ValueError) as error:
@@ -89,9 +93,9 @@ def refuse_without_service() -> None:
 
 
 def send(pieces: Sequence[Piece], options: Sequence[str], *, timeout: float) -> list[Piece]:
-    """Send what is to be sent, each in a `wandb sync` of its own, so that one failure does not end the rest.
+    """Send each piece with its own `wandb sync`, so that a failure does not stop the others.
 
-    Of a run, nothing is sent behind a piece that failed: it would stand in the place of what is missing.
+    After a piece that failed, no later piece of the same run is sent: W&B would number its steps wrongly.
     """
     done: list[Piece] = []
     broken: set[str] = set()
@@ -113,20 +117,20 @@ def send(pieces: Sequence[Piece], options: Sequence[str], *, timeout: float) -> 
 def _piece(folder: Path) -> Piece:
     if any(folder.glob("*.wandb.synced")):
         return Piece(folder, _THERE)
-    lock = folder.parent.parent / ".lock"  # of the run's directory, held as long as it is worked at
+    lock = folder.parent.parent / ".lock"  # of the run directory, held while a process works on the run
     if lock.is_file():
         try:
             FileLock(lock).acquire(timeout=0).lock.release()
         except Timeout:
-            return Piece(folder, _RUNNING, "sent half, W&B would count it as whole; sync again later")
+            return Piece(folder, _RUNNING, "W&B would take a part of it for the whole; sync again later")
         except OSError:
-            pass  # of another user: it cannot be asked
+            pass  # of another user: its state is unknown
     return Piece(folder)
 
 
 def _sent(piece: Piece, options: Sequence[str], timeout: float) -> Piece:
     command = [sys.executable, "-m", "wandb", "sync", *options, str(piece.folder)]
-    with tempfile.TemporaryDirectory() as elsewhere:  # it writes a log where it is started
+    with tempfile.TemporaryDirectory() as elsewhere:  # wandb writes a log into its working directory
         try:
             with without_mode_variables():
                 variables = dict(os.environ)
@@ -144,20 +148,20 @@ def _sent(piece: Piece, options: Sequence[str], timeout: float) -> Piece:
             return replace(
                 piece, state=_FAILED, reason=f"not done after {timeout:g} s; --timeout allows more"
             )
-    # Its exit code is 0 even where it gave up: the mark tells.
+    # Its exit code is 0 even after it gave up; only the marker file is reliable.
     if done.returncode == 0 and any(piece.folder.glob("*.wandb.synced")):
         return replace(piece, state=_SENT)
     return replace(piece, state=_FAILED, reason=_reason(done.stdout) or f"exit code {done.returncode}")
 
 
 def _reason(output: str) -> str:
-    """The line that says most: an error, else the last one."""
+    """The last line with an error, else the last line."""
     lines = [line.removeprefix("wandb: ").strip() for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if "error" in line.lower() or "fail" in line.lower()]
     return (errors or lines or [""])[-1]
 
 
-def _tell(console: Console, pieces: Sequence[Piece], *, every: bool) -> None:
+def _print_states(console: Console, pieces: Sequence[Piece], *, every: bool) -> None:
     table = Table(box=None, header_style="bold")
     for head in ("run", "piece", "state", "why"):
         table.add_column(head, overflow="fold")
@@ -167,8 +171,8 @@ def _tell(console: Console, pieces: Sequence[Piece], *, every: bool) -> None:
     if table.row_count:
         console.print(table, highlight=False, markup=False)
     counts = Counter(piece.state for piece in pieces)
-    told = ", ".join(f"{number} {state}" for state, number in counts.items())
-    console.print(told or "no offline-run-* folder was found", highlight=False)
+    summary = ", ".join(f"{number} {state}" for state, number in counts.items())
+    console.print(summary or "there is no offline-run-* folder", highlight=False)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -179,8 +183,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--project", help="send to this project, whatever the runs say")
     parser.add_argument("--entity", help="send to this user or team")
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for each folder (default: 3600)")
-    made: argparse.ArgumentParser = parser
-    return made
+    typed: argparse.ArgumentParser = parser
+    return typed
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tracker: one object to log to. The run's files come first; W&B mirrors them and cannot stop a run."""
+"""The tracker: one object to log to. W&B mirrors the files of the run, and cannot stop it."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ _LONGEST = {"name": 128, "group": 128, "job_type": 64, "tag": 64}  # characters 
 
 
 class Tracker(Protocol):
-    """What the rest of the program sees. No method raises, whatever becomes of the service behind it."""
+    """The interface to the rest of the program. No method raises, even if the service fails."""
 
     def log(self, row: Row, step: int) -> None:
-        """Numbers of one optimizer step; rows of the same step are merged, steps must not go back."""
+        """Log numbers of an optimizer step; rows of the same step are merged, steps must not go back."""
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
-        """A table of cells (text, number or None), filed at the last logged step."""
+        """Log a table of cells (text, number or None) at the last logged step."""
 
     def figure(self, name: str, figure: Mapping[str, Any]) -> None:
-        """A chart as plotly's `{data, layout}`, filed at the last logged step."""
+        """Log a chart, as plotly's `{data, layout}`, at the last logged step."""
 
     def model(self, name: str, folder: Path, facts: Mapping[str, Any]) -> None:
-        """The files of a model, kept with what is known of it."""
+        """Upload the files of a model with some facts about it."""
 
     def summary(self, values: Row) -> None:
-        """The numbers of the run as a whole; None stands for "could not be measured"."""
+        """Write the numbers of the whole run; None stands for "could not be measured"."""
 
     def finish(self, exit_code: int = 0) -> None:
-        """Close the tracker; what is called afterwards is ignored."""
+        """Close the tracker; later calls are ignored."""
 
 
 class NullTracker:
-    """Takes everything, keeps nothing."""
+    """A tracker that ignores everything."""
 
     def log(self, row: Row, step: int) -> None: ...
 
@@ -56,9 +56,9 @@ class NullTracker:
 
 
 class WandbTracker:
-    """Mirrors to one W&B run until the first failure; from then on it does nothing.
+    """Mirrors to one W&B run until the first failure; after that it does nothing.
 
-    logged: what an earlier process of the run has logged, as rows with `step`; what comes again is left out.
+    logged: rows with `step` that an earlier process of the run logged; they are not sent again.
     """
 
     def __init__(self, run: Any, logged: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -67,7 +67,7 @@ class WandbTracker:
         for row in logged:
             self._logged.setdefault(int(row["step"]), set()).update(row)
         self._step = max(self._logged, default=0)
-        self._first = int(run.step)  # online, a continued run begins behind its last row
+        self._first = int(run.step)  # online, a continued run begins after its last row
 
     def log(self, row: Row, step: int) -> None:
         def send(run: Any) -> None:
@@ -105,7 +105,7 @@ class WandbTracker:
 
             plain = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[-128:]
             artifact = wandb.Artifact(plain, type="model", metadata=_finite(facts))
-            # Immutable: sent from where it lies, instead of from a copy.
+            # Immutable: W&B uploads the files themselves, without a copy.
             artifact.add_dir(str(folder.absolute()), policy="immutable")
             run.log_artifact(artifact)
 
@@ -119,7 +119,7 @@ class WandbTracker:
         self._run = None
 
     def _file(self, run: Any, name: str, value: Any) -> None:
-        """At the last step, or behind it where another process has filed that."""
+        """Log at the last step, or at the next one if an earlier process logged the last."""
         step = max(self._first, self._step + (self._step in self._logged))
         run.log({name: value, "step": step}, step=step)
 
@@ -147,16 +147,16 @@ def open_tracker(
     directory: Path,
     logged: Sequence[Mapping[str, Any]] = (),
 ) -> Tracker:
-    """The tracker of one run; a null one when `mode` is "disabled" or W&B cannot be opened.
+    """Open the tracker of one run; it ignores everything if `mode` is "disabled" or W&B cannot be opened.
 
-    mode: "auto" obeys WANDB_DISABLED and WANDB_MODE where they are set, else is "online" if an API key is
-        configured (environment, W&B settings or netrc), else "offline". Online, a service that does not
-        answer makes it offline.
+    mode: "auto" obeys WANDB_DISABLED and WANDB_MODE if they are set, else is "online" if an API key is
+        configured (environment, W&B settings or netrc), else "offline". Online, if the service does not
+        answer, the run is logged offline.
     run_id: the same id continues the same run. Offline, a continued run is a second `offline-run-*` folder
         with the same id; `wandb sync` joins them.
-    config: goes to W&B as it is. The caller leaves out what must not leave the machine, home paths included.
-    directory: where W&B keeps its `wandb/` folder; made if missing.
-    logged: history of earlier processes of this run; it counts where their W&B folders are in `directory`.
+    config: goes to W&B unchanged. The caller removes what must not leave the machine, such as home paths.
+    directory: holds W&B's folder `wandb/`; made if missing.
+    logged: history of earlier processes of this run; used if their W&B folders are in `directory`.
     """
     try:
         if mode == "disabled" or (mode == "auto" and mode_of_variables() == "disabled"):

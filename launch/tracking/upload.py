@@ -1,4 +1,4 @@
-"""What the tracker gets of a run: its identity when it begins, and at its end what lies in its files."""
+"""Send a run to the tracker: its identity at the beginning, tables and charts of its files at the end."""
 
 from __future__ import annotations
 
@@ -8,52 +8,50 @@ from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from eval.metric_catalog import shown
 from launch.job import Baselines, Job
 from launch.redact import cleaned
 from launch.report.charts import trade_offs
 from launch.report.geffect.files import tracked
-from launch.report.run_files import history
+from launch.report.run_files import example_rows
 from launch.report.traces import Figure
-from launch.tracking import run_names as labels
+from launch.tracking import run_names
 from launch.tracking.tracker import NullTracker, Tracker, open_tracker
-from unlearn.files import read_json
 from unlearn.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 
-_SAMPLES = 20  # generations of each set that go to the tracker; all are in examples.parquet
+_SAMPLES = 20  # rows of each set that go to the tracker; examples.parquet has all
 _LONGEST = 4000  # characters of a cell
 _TEXTS = ("set", "id", "group", "question", "answer", "generation", "prediction")
 _COLOURS = {"unlearned": "#2563eb", "target": "#d97706", "retain model": "#059669", "path": "#93b4f5"}
 
 
 def tracker_of(job: Job, role: str, rundir: RunDir) -> Tracker:
-    """The run's tracker, opened; it knows what earlier processes of the run have logged."""
+    """Open the tracker of a run; it does not repeat what earlier processes of the run logged."""
     config = job.config
     settings = config.tracker
-    science = config.model_dump(mode="json", exclude={"root", "dry_run", "tracker"})
+    sent = config.model_dump(mode="json", exclude={"root", "dry_run", "tracker"})
     return open_tracker(
         mode=settings.mode,
         project=settings.project,
         entity=settings.entity,
         group=settings.group or os.environ.get("UNLEARN_SWEEP"),
-        job_type=labels.kind(config, role),
-        name=labels.title(config, role),
+        job_type=run_names.kind(config, role),
+        name=run_names.title(config, role),
         run_id=job.fingerprint,
-        tags=[*labels.tags(config, role), *settings.tags],
-        config=cleaned({**science, "fingerprint": job.fingerprint, "role": role}),
+        tags=[*run_names.tags(config, role), *settings.tags],
+        config=cleaned({**sent, "fingerprint": job.fingerprint, "role": role}),
         directory=rundir.path,
         logged=rundir.read_history(),
     )
 
 
 def show(tracker: Tracker, job: Job, role: str, rundir: RunDir, summary: Mapping[str, float]) -> None:
-    """The results of a finished run, its tables and figures, and the model where it is asked for.
+    """Send the results of a finished run, its tables and figures and, with tracker.model, its model.
 
-    Nothing here can fail the run, whose own files are complete.
+    Errors are logged: the run's own files are complete.
     """
     if isinstance(tracker, NullTracker):
         return
@@ -62,7 +60,7 @@ def show(tracker: Tracker, job: Job, role: str, rundir: RunDir, summary: Mapping
         tracker.table("results", ["metric", "value"], [[key, value] for key, value in summary.items()])
         show_files(tracker, rundir)
         show_figures(tracker, job.baselines, rundir, summary)
-        if job.config.tracker.model and role == labels.WANTED and job.config.method.makes_model:
+        if job.config.tracker.model and role == run_names.WANTED and job.config.method.makes_model:
             _show_model(tracker, job, rundir, summary)
     except Exception as error:
         log.warning("W&B did not get all of this run's files (%s: %s)", type(error).__name__, error)
@@ -77,17 +75,17 @@ def _show_model(tracker: Tracker, job: Job, rundir: RunDir, summary: Mapping[str
 
 
 def show_files(tracker: Tracker, rundir: RunDir) -> None:
-    """Samples of what was generated or scored, benchmark by benchmark, and what a probe saw last."""
-    for file in sorted(rundir.eval.glob("*/examples.parquet")):
-        columns = _columns(pq.read_schema(file))
-        if "set" not in columns:  # no example at all
+    """Send examples of each benchmark, and the tables of the last step that was probed."""
+    for benchmark, examples in example_rows(rundir.path, _columns):
+        if not examples:
             continue
         sets: dict[str, list[list[Any]]] = {}
-        for row in pq.read_table(file, columns=columns).to_pylist():
-            sets.setdefault(row["set"], []).append([_cell(row[column]) for column in columns])
+        for row in examples:
+            sets.setdefault(row["set"], []).append([_cell(value) for value in row.values()])
+        columns = list(examples[0])
         sample = [row for group in sets.values() for row in group[:_SAMPLES]]
         kind = "generations" if "generation" in columns else "examples"
-        tracker.table(f"{file.parent.name}/{kind}", columns, sample)
+        tracker.table(f"{benchmark}/{kind}", columns, sample)
     for name, columns, rows in tracked(rundir.path):
         tracker.table(name, columns, rows)
 
@@ -95,19 +93,20 @@ def show_files(tracker: Tracker, rundir: RunDir) -> None:
 def show_figures(
     tracker: Tracker, baselines: Baselines, rundir: RunDir, summary: Mapping[str, float]
 ) -> None:
-    """Forgetting against utility, with the target, the retain model and the way there: no panel of W&B's."""
+    """Send charts of forgetting against utility with target, retain model and path, which W&B cannot draw."""
     models: dict[str, Mapping[str, float | None]] = {}
     for name, folder in (("target", baselines.target), ("retain model", baselines.retain)):
-        if folder is not None and (folder / "results.json").is_file():
-            models[name] = read_json(folder / "results.json")
+        if folder is not None and (results := RunDir(folder).read_results()):
+            models[name] = results
     if not models:
         return
-    for number, figure in enumerate(trade_offs({**models, "unlearned": summary}, history(rundir.path))):
+    figures = trade_offs({**models, "unlearned": summary}, rundir.history_by_step())
+    for number, figure in enumerate(figures):
         tracker.figure(f"figures/trade-off-{number}" if number else "figures/trade-off", _plain(figure))
 
 
 def _plain(figure: Figure) -> dict[str, Any]:
-    """Plotly's own: a colour in place of every trace's role."""
+    """A figure as plotly knows it: a colour in place of the role of a trace."""
     data = []
     for trace in figure.data:
         colour = {"color": _COLOURS.get(trace["role"], "#64748b")}
@@ -118,8 +117,10 @@ def _plain(figure: Figure) -> dict[str, Any]:
 
 
 def _columns(schema: pa.Schema) -> list[str]:
-    """Those of a benchmark's rows that a table shows: what was asked and said, and every number."""
+    """The columns that a table shows: question, answers and every number; none without examples."""
     texts = [name for name in _TEXTS if name in schema.names]
+    if "set" not in texts:
+        return []
     return texts + [field.name for field in schema if pa.types.is_floating(field.type)]
 
 

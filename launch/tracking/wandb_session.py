@@ -1,4 +1,4 @@
-"""W&B itself: whether there is a key for it, and how a run of it is opened."""
+"""Open runs of W&B, and find out whether there is a key for it."""
 
 from __future__ import annotations
 
@@ -23,44 +23,44 @@ _MODES: Mapping[str, Mode] = {
     **{"online": "online", "run": "online", "shared": "online"},
     **{"offline": "offline", "dryrun": "offline", "disabled": "disabled"},
 }
-"""Values of WANDB_MODE. One process writes to a run, so that a shared one is an online one."""
+"""Values of WANDB_MODE. One process writes to a run, so "shared" is the same as "online"."""
 PROGRAM = "unlearn"
-"""What W&B is told to be the program; it would send the path of the command."""
-# Seconds to wait for the service: when a run is opened, and at its end, for what is still to be sent.
+"""The program's name for W&B, which would send the path of the command otherwise."""
+# Seconds to wait for the service when a run is opened, and at its end for the rest to be sent.
 _INIT, _FINISH = 30.0, 900.0
 _SCRUBBING = Scrubbing()
-# W&B's own service answers under two names, and a netrc file may have the key under the older one.
+# The host of W&B's service has two names, and a netrc file may have the key under the older one.
 _ALSO = {"api.forge.coreweave.com": "api.wandb.ai"}
 
 
 def mode_of_variables(environment: Mapping[str, str] | None = None) -> Mode | None:
-    """What WANDB_DISABLED and WANDB_MODE ask for; None where neither is set.
+    """Return the mode that WANDB_DISABLED and WANDB_MODE set; None if neither is set.
 
     Raises:
         UserError: there is no such mode.
     """
-    given = os.environ if environment is None else environment
-    if given.get("WANDB_DISABLED", "").strip().lower() in ("1", "true", "yes", "on"):
+    variables = os.environ if environment is None else environment
+    if variables.get("WANDB_DISABLED", "").strip().lower() in ("1", "true", "yes", "on"):
         return "disabled"
-    asked = given.get("WANDB_MODE", "").strip()
-    if asked and asked.lower() not in _MODES:
-        near = did_you_mean(asked.lower(), ("online", "offline", "disabled"))
-        raise UserError(f"WANDB_MODE={asked}: W&B has no such mode{near}; change or unset the variable")
-    return _MODES[asked.lower()] if asked else None
+    mode = variables.get("WANDB_MODE", "").strip()
+    if mode and mode.lower() not in _MODES:
+        near = did_you_mean(mode.lower(), ("online", "offline", "disabled"))
+        raise UserError(f"WANDB_MODE={mode}: W&B has no such mode{near}; change or unset the variable")
+    return _MODES[mode.lower()] if mode else None
 
 
 @contextmanager
 def without_mode_variables() -> Iterator[None]:
-    """W&B itself does not see them: it takes fewer words, and a mode is given to it where it counts."""
-    aside = {name: os.environ.pop(name) for name in ("WANDB_MODE", "WANDB_DISABLED") if name in os.environ}
+    """Hide the variables from W&B, which knows fewer values; the mode is passed to it as an argument."""
+    hidden = {name: os.environ.pop(name) for name in ("WANDB_MODE", "WANDB_DISABLED") if name in os.environ}
     try:
         yield
     finally:
-        os.environ.update(aside)
+        os.environ.update(hidden)
 
 
 def session(settings: Any = None) -> Any:
-    """The `wandb.Settings` of this process, from W&B's files and variables."""
+    """Return the `wandb.Settings` of this process, from W&B's files and variables."""
     import wandb
 
     with without_mode_variables():
@@ -68,39 +68,45 @@ def session(settings: Any = None) -> Any:
 
 
 def open_run(mode: Mode, directory: Path, identity: Mapping[str, Any], config: Mapping[str, Any]) -> Any:
-    """A `wandb.Run` in `directory/wandb`; offline where the service should be used and does not answer.
+    """Open a `wandb.Run` in `directory/wandb`; offline if the service does not answer.
 
-    mode: "auto" obeys W&B's variables where they are set, else is "online" if a key is configured, else
+    mode: "auto" obeys W&B's variables if they are set, else is "online" if a key is configured, else
         "offline".
 
     Raises:
         PermissionError: the directory cannot be written.
-        Exception: whatever W&B finds wrong with the identity.
+        Exception: any error of W&B about the identity.
     """
     directory = directory.absolute()  # W&B's process may have begun in another folder
     directory.mkdir(parents=True, exist_ok=True)
     if not os.access(directory, os.W_OK):
-        # W&B itself would fall back to a temporary folder without a word.
+        # W&B itself would fall back to a temporary folder silently.
         raise PermissionError(f"the directory {directory} cannot be written")
-    _find_a_cache()
+    _set_cache_folder()
     import wandb
 
     settings = _settings()
     known = session(settings)
-    logging.getLogger("wandb").addFilter(_SCRUBBING)  # its debug.log, beside the data
+    logging.getLogger("wandb").addFilter(_SCRUBBING)  # its debug.log
     chosen: Any = mode
     if mode == "auto":
         chosen = mode_of_variables() or ("online" if key_configured(known) else "offline")
-    given = {**identity, "config": dict(config), "dir": directory, "resume": "allow", "settings": settings}
+    arguments = {
+        **identity,
+        "config": dict(config),
+        "dir": directory,
+        "resume": "allow",
+        "settings": settings,
+    }
     try:
         with without_mode_variables():
-            run = wandb.init(**given, mode=chosen)
+            run = wandb.init(**arguments, mode=chosen)
     except Exception as error:
         if chosen != "online":
             raise
         wandb.teardown()  # it holds the id
         with without_mode_variables():
-            run = wandb.init(**given, mode="offline")
+            run = wandb.init(**arguments, mode="offline")
         log.warning(
             "W&B did not take the run (%s: %s). It is logged offline; send it later with "
             "`python -m launch.sync %s`",
@@ -108,7 +114,7 @@ def open_run(mode: Mode, directory: Path, identity: Mapping[str, Any], config: M
             " ".join(str(error).split()),
             shlex.quote(str(directory)),
         )
-    # It tells its service of each library that is imported later: an import would fail where that has died.
+    # W&B reports later imports of libraries to its service; such an import fails if the service has died.
     if (unhook := getattr(run, "_unregister_telemetry_import_hooks", None)) is not None:
         unhook(run.id)
     run.define_metric("step", hidden=True)
@@ -118,7 +124,7 @@ def open_run(mode: Mode, directory: Path, identity: Mapping[str, Any], config: M
 
 @contextmanager
 def staged_with(run: Any) -> Iterator[None]:
-    """What W&B keeps a copy of to send lies in the run's folder: offline, it is sent from another machine."""
+    """Keep the files that W&B copies to send in the run's folder, so that another machine can sync them."""
     chosen = "WANDB_DATA_DIR" in os.environ
     os.environ.setdefault("WANDB_DATA_DIR", str(Path(run.dir).parents[1]))
     try:
@@ -129,30 +135,31 @@ def staged_with(run: Any) -> Iterator[None]:
 
 
 def key_configured(settings: Any) -> bool:
-    """Looks where W&B looks, through public names only: its reader of netrc files moves between releases.
+    """Tell whether there is a key where W&B looks for one. Makes no network call.
 
-    settings: a `wandb.Settings`. No network call.
+    Uses public names alone: W&B's reader of netrc files moves between releases. settings: a
+    `wandb.Settings`.
     """
     if settings.api_key or settings.identity_token_file or os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(settings.base_url).netloc
-    named = os.environ.get("NETRC")
-    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+    netrc_file = os.environ.get("NETRC")
+    for path in [Path(netrc_file)] if netrc_file else [Path.home() / ".netrc", Path.home() / "_netrc"]:
         if path.is_file():
             try:
-                known = netrc.netrc(path)
+                keys = netrc.netrc(path)
             except (netrc.NetrcParseError, OSError):
                 continue
-            if known.authenticators(host) or known.authenticators(_ALSO.get(host, host)):
+            if keys.authenticators(host) or keys.authenticators(_ALSO.get(host, host)):
                 return True
     return False
 
 
-def _find_a_cache() -> None:
-    """Without a home that can be written, W&B's own log would go to the terminal."""
+def _set_cache_folder() -> None:
+    """Choose a cache folder that can be written; else W&B's own log would go to the terminal."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    there = next((each for each in (home, *home.parents) if each.exists()), home)
-    if not home.is_absolute() or "HOME" not in os.environ or not os.access(there, os.W_OK):
+    existing = next((each for each in (home, *home.parents) if each.exists()), home)
+    if not home.is_absolute() or "HOME" not in os.environ or not os.access(existing, os.W_OK):
         folder = Path(tempfile.gettempdir()) / f"unlearn-wandb-{os.getuid()}"
         os.environ.setdefault("WANDB_CACHE_DIR", str(folder))
 
@@ -160,15 +167,15 @@ def _find_a_cache() -> None:
 def _settings() -> Any:
     import wandb
 
-    patience = {"init_timeout": _seconds("WANDB_INIT_TIMEOUT", _INIT)}
+    timeouts = {"init_timeout": _seconds("WANDB_INIT_TIMEOUT", _INIT)}
     if "finish_timeout" in wandb.Settings.model_fields:
-        patience["finish_timeout"] = _seconds("WANDB_FINISH_TIMEOUT", _FINISH)
+        timeouts["finish_timeout"] = _seconds("WANDB_FINISH_TIMEOUT", _FINISH)
     return wandb.Settings(
-        **patience,
+        **timeouts,
         # nothing in the terminal
         silent=True,
         console="off",
-        # nothing of the machine but its load: no code, git remote, host and user name, arguments, packages
+        # of the machine only its load: no code, git remote, host and user name, arguments, packages
         program=PROGRAM,
         save_code=False,
         disable_code=True,
@@ -178,7 +185,7 @@ def _settings() -> Any:
         x_disable_meta=True,
         x_disable_machine_info=True,
         x_save_requirements=False,
-        # several runs in one process (a sweep) do not end each other
+        # runs in one process (a sweep) do not end each other
         reinit="create_new",
     )
 

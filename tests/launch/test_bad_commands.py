@@ -13,7 +13,7 @@ import pytest
 from eval.benchmark import find
 from eval.metric_catalog import can_be, metrics_of
 from launch.run import foreign_launchers
-from launch.run.log_warnings import last_error, told
+from launch.run.log_warnings import last_error, warning_lines
 from launch.slurm import array_limit
 from launch.tracking.wandb_session import mode_of_variables
 from tests.launch.commands import done, unlearn
@@ -188,7 +188,7 @@ def test_what_nobody_expected_is_two_lines_and_a_file(capsys, monkeypatch):
 
 def test_warnings_are_told_once_and_the_first_few():
     texts = Counter({"a": 2} | {f"w{i}": 1 for i in range(6)})
-    lines = told(texts, "x/run.log")
+    lines = warning_lines(texts, "x/run.log")
     assert lines[:2] == ["warning (2 jobs): a", "warning: w0"]
     assert lines[5:] == ["… and 2 more warnings in x/run.log"]
 

@@ -11,7 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from launch.redact import ScrubbedStream, cleaned, expanded, portable, scrubbed
-from launch.run.worker import logging_to, read_job
+from launch.run.config_file import read_job
+from launch.run.worker import logging_to
 from tests.launch.commands import done
 from tests.launch.tracking.wandb_files import read_run
 from unlearn.config import NanoConfig

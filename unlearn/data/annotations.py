@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from unlearn.data.example import Example
-from unlearn.errors import UserError
+from unlearn.errors import UserError, listed, quoted
 from unlearn.reading import found, read_json
 
 KEY = "dataset.annotations"
@@ -40,9 +40,9 @@ def load_annotations(path: Path | str, examples: Sequence[Example]) -> list[list
         except ValueError as error:
             problems.append(f"{key}: {error}")
     if missing:
-        problems.append(f"no entry for {_few(missing)}; write [] where nothing is important")
+        problems.append(f"no entry for {listed(missing, 5)}; write [] where nothing is important")
     if problems:
-        raise UserError(f"{KEY}={path}: {_few(problems, separator='; ')}")
+        raise UserError(f"{KEY}={path}: {listed(problems, 5, '; ')}")
     return spans
 
 
@@ -64,7 +64,9 @@ def _spans(items: Any, answer: str) -> list[Span]:
     spans: list[Span] = []
     absent = [item for item in items if isinstance(item, str) and (not item.strip() or item not in answer)]
     if absent:
-        raise ValueError(f"not in the answer {_quoted(answer)}: {_few([_quoted(item) for item in absent])}")
+        raise ValueError(
+            f"not in the answer {quoted(answer)}: {listed([quoted(item) for item in absent], 5)}"
+        )
     for item in items:
         if isinstance(item, str):
             spans += [place.span() for place in re.finditer(re.escape(item), answer)]
@@ -81,12 +83,3 @@ def _checked(item: Any, answer: str) -> Span:
             "(0 ≤ start < end ≤ that)"
         )
     return item[0], item[1]
-
-
-def _few(names: Sequence[str], *, separator: str = ", ", most: int = 5) -> str:
-    more = f"{separator}and {len(names) - most} more" if len(names) > most else ""
-    return separator.join(names[:most]) + more
-
-
-def _quoted(text: str, width: int = 60) -> str:
-    return repr(text if len(text) <= width else text[: width - 1] + "…")

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from unlearn.config import PromptConfig
 from unlearn.data.templates import EXAMPLE, filled
-from unlearn.errors import UserError, did_you_mean
+from unlearn.errors import UserError, did_you_mean, quoted
 
 DATE: str = PromptConfig.model_fields["date"].default
 _CLOCK = "strftime_now"
@@ -100,7 +100,7 @@ class PromptFormat:
         if first == second:
             raise DataError(
                 "the chat template of this tokenizer leaves the question out: all prompts would be "
-                f"{_short(first)}; set a plain model.prompt.template, such as {EXAMPLE}"
+                f"{quoted(first)}; set a plain model.prompt.template, such as {EXAMPLE}"
             )
         if any(self.prompt(tokenizer, asked[0]) != first for _ in range(3)):
             raise DataError(
@@ -127,7 +127,7 @@ class PromptFormat:
         told = []
         if self.system is not None and self.system.strip() not in prompt:
             told.append(
-                f"model.prompt.system={_short(self.system)} is not used: the chat template leaves system "
+                f"model.prompt.system={quoted(self.system)} is not used: the chat template leaves system "
                 "messages out"
             )
         words = set(re.findall(r"[^\W\d]\w*", text))
@@ -145,7 +145,7 @@ class PromptFormat:
         said = " ".join(str(error).split()) or type(error).__name__
         if self.system is not None and self._works_without_system(tokenizer, question):
             return (
-                f"model.prompt.system={_short(self.system)}: the chat template of this tokenizer takes no "
+                f"model.prompt.system={quoted(self.system)}: the chat template of this tokenizer takes no "
                 f"system message ({said}); set model.prompt.system=null, or a plain model.prompt.template "
                 "that has the text in it"
             )
@@ -176,10 +176,6 @@ def check_variables(names: Mapping[str, Any]) -> list[str]:
         for name in names
         if name in taken
     ]
-
-
-def _short(text: str, width: int = 60) -> str:
-    return repr(text if len(text) <= width else text[: width - 1] + "…")
 
 
 @cache

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 from unlearn.data.example import Example
 from unlearn.data.pieces import pieces
 from unlearn.data.prompts import DataError, PromptFormat
-from unlearn.errors import did_you_mean
+from unlearn.errors import did_you_mean, quoted
 
 __all__ = [
     "BoolArray",
@@ -251,7 +251,7 @@ class Encoder:
 
     def _sequence(self, ids: Sequence[int], start: int, pair: tuple[str | None, str]) -> TokenSequence:
         if pair[1].strip() == "":
-            raise DataError(f"an answer is empty (question: {_short(pair[0] or '')})")
+            raise DataError(f"an answer is empty (question: {quoted(pair[0] or '')})")
         whole = [*ids, self.end_id] if not ids or ids[-1] != self.end_id else list(ids)
         cut = whole[: self.max_length]
         if len(cut) <= start:
@@ -260,10 +260,10 @@ class Encoder:
                 f"the prompt alone has {start} tokens and fills "
                 + (
                     f"the {self.max_length} positions of the model "
-                    f"(text: {_short(pair[0] or pair[1])}); shorten it, or leave it out"
+                    f"(text: {quoted(pair[0] or pair[1])}); shorten it, or leave it out"
                     if fixed
                     else f"dataset.max_length={self.max_length} "
-                    f"(text: {_short(pair[0] or pair[1])}); raise dataset.max_length"
+                    f"(text: {quoted(pair[0] or pair[1])}); raise dataset.max_length"
                 )
             )
         return TokenSequence(np.asarray(cut, dtype=np.int64), start, ended=len(cut) == len(whole))
@@ -298,7 +298,3 @@ def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
     """The span without the white space at its edges: a token takes the space before its word along."""
     inside = text[start:end]
     return start + len(inside) - len(inside.lstrip()), start + len(inside.rstrip())
-
-
-def _short(text: str, width: int = 60) -> str:
-    return repr(text if len(text) <= width else text[: width - 1] + "…")

@@ -250,19 +250,6 @@ def blueprint(cfg: ModelConfig, method: MethodConfig) -> nn.Module | None:
     return model
 
 
-def parameter_count(cfg: ModelConfig, source: str | None = None) -> int | None:
-    """How many parameters, tied ones once; None where the configuration is not on this machine."""
-    try:
-        place = find(cfg, source)
-        with contextlib.nullcontext() if place is None else _quiet(place):
-            config = read_config(cfg, source, local_files_only=True)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=cfg.trust_remote_code)
-    except (UserError, OSError, ValueError, ImportError):
-        return None
-    return sum(p.numel() for p in model.parameters())
-
-
 def add_lora(model: PreTrainedModel, cfg: LoraConfig, seed: int) -> PeftModel:
     """Freeze the model and add adapters, which start as zero and are all that trains."""
     from peft import LoraConfig as PeftLoraConfig  # a second of imports, for adapters alone

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from unlearn.errors import did_you_mean
+from unlearn.errors import did_you_mean, listed
 
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -104,7 +104,7 @@ def weight_files(folder: Path) -> list[Path]:
     names = sorted(set(placed.values()))
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise Broken(
-            f"{INDEX} names {len(names)} files of weights, of which {_few(missing)} "
+            f"{INDEX} names {len(names)} files of weights, of which {listed(missing)} "
             f"{'is' if len(missing) == 1 else 'are'} not there: copy or download what is missing"
         )
     return [folder / name for name in names]
@@ -149,7 +149,7 @@ def _configuration(folder: Path, trust: bool) -> str | None:
         )
     inside = sorted(file.parent.name for file in _children(folder) if file.name == CONFIG)
     return "the folder holds no model (no config.json)" + (
-        f"; did you mean its folder {_few(inside)}?" if inside else f": {_AGAIN}"
+        f"; did you mean its folder {listed(inside)}?" if inside else f": {_AGAIN}"
     )
 
 
@@ -167,11 +167,11 @@ def _generation(folder: Path) -> str | None:
 def _without_weights(folder: Path) -> str:
     if shards := sorted(file.name for file in folder.glob("*.safetensors") if file.is_file()):
         return (
-            f"the folder has neither {WEIGHTS} nor {INDEX}, which tells what is in {_few(shards)}: "
+            f"the folder has neither {WEIGHTS} nor {INDEX}, which tells what is in {listed(shards)}: "
             "copy or download what is missing"
         )
     if pickled := sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern)):
-        return f"its weights are pickled ({_few(pickled)}), and {CONVERT}"
+        return f"its weights are pickled ({listed(pickled)}), and {CONVERT}"
     return f"the folder has no weights (no {WEIGHTS}): copy or download them"
 
 
@@ -212,8 +212,3 @@ def _children(folder: Path) -> Iterator[Path]:
         yield from folder.glob("*/*.json")
     except OSError:
         return
-
-
-def _few(names: Iterable[str], most: int = 3) -> str:
-    own = list(names)
-    return ", ".join(own[:most]) + (f" and {len(own) - most} more" if len(own) > most else "")

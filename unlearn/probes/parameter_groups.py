@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
+if TYPE_CHECKING:  # reports read the names below without torch
+    from torch import nn
 
 GROUPS = ("embedding", "shallow", "middle", "deep", "head", "other")
 KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")
@@ -68,6 +69,8 @@ def _of(module: nn.Module | None) -> set[int]:
 
 def _block(name: str, model: Any) -> int | None:
     """The number of the block that the parameter is in."""
+    from torch import nn
+
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
     parts = name.split(".")
     for place, part in enumerate(parts):

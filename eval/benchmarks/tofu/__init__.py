@@ -78,7 +78,7 @@ _FORGET: tuple[View, ...] = ("card", "sweep", "default")
 METRICS = {
     "tofu/forget_quality": Metric(
         "p-value that truth ratios are the retain model's (KS test); 1: as if never trained",
-        Better.HIGHER, level=1, views=("forgetting", "sweep", "default"),
+        Better.HIGHER, unit="p-value", level=1, views=("forgetting", "sweep", "default"),
     ),
     "tofu/forget_quality_log10": Metric("the same as log10 of the p-value", Better.HIGHER, unit="log10"),
     "tofu/forget_quality_ks": Metric("largest distance of the two distributions", Better.CLOSER_TO_RETAIN),

@@ -1,4 +1,4 @@
-"""Runs compared by their results: `python -m launch.compare RUNS… --out DIR`."""
+"""Compare runs by their results: `python -m launch.compare RUNS… --out DIR`."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from pathlib import Path
 from rich.console import Console
 
 from eval.metric_catalog import in_order
-from launch.redact import scrubbed
 from launch.report.compare import export, tables
-from launch.report.compare.discover import Found, find
+from launch.report.compare.discover import Discovered, find
 from launch.report.compare.page import page
 from launch.report.compare.rows import Comparison, compared
 from launch.report.compare.runs import Kind, measured
 from launch.report.compare.selection import chosen_keys, chosen_metrics, narrowed, ordered
+from launch.report.discover import left_out_lines
+from launch.report.output import write_files
 from launch.report.results_table import LEGEND
-from unlearn.files import check_writable, replacing
+from unlearn.files import check_writable
 from unlearn.guard import given_path, tool
 
-_MOST_NAMES = 8  # of what is left out, in the terminal
-_MOST_REASONS = 10
+_MAX_NAMES = 8  # of runs that are left out for one reason, in the terminal
 _DESCRIPTION = """\
 Compare runs: a table here and in DIR/compare.csv, .tex and .md, and DIR/compare.html to explore them.
 
@@ -35,7 +35,7 @@ examples:
   python -m launch.compare runs --out comparison
   python -m launch.compare runs --out c --where method=npo,simnpo --where lr=1e-5
   python -m launch.compare runs --out c --metrics forget_quality model_utility --sort model_utility
-  python -m launch.compare runs --out c --group-by method beta        mean over all else, e.g. lr
+  python -m launch.compare runs --out c --group-by method beta        mean over all other settings, e.g. lr
   python -m launch.compare wandb_export.csv --out c --retain none-authors-forget10-nano-9bd27784
 
 KEY is a key of config.yaml, or enough of its end: method.forget.beta, forget.beta, beta."""
@@ -44,17 +44,17 @@ KEY is a key of config.yaml, or enough of its end: method.forget.beta, forget.be
 @tool
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `python -m launch.compare`."""
-    given = _parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     named: dict[Kind, str] = {}
-    if given.target:
-        named["target"] = given.target
-    if given.retain:
-        named["retain model"] = given.retain
-    check_writable(given.out, f"--out {given.out}")
-    found = find(given.runs, named)
-    comparison, every = make(found, given.metrics, given.group_by, given.where, given.sort)
-    files = write(comparison, every, found, given.out)
-    _show(comparison, found, files)
+    if options.target:
+        named["target"] = options.target
+    if options.retain:
+        named["retain model"] = options.retain
+    check_writable(options.out, f"--out {options.out}")
+    discovered = find(options.runs, named)
+    comparison, every = make(discovered, options.metrics, options.group_by, options.where, options.sort)
+    files = write(comparison, every, discovered, options.out)
+    _show(comparison, discovered, files)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,45 +66,45 @@ def _parser() -> argparse.ArgumentParser:
     add("runs", nargs="+", metavar="RUNS", help="run directories, folders of them, patterns, exports of W&B")
     add("--out", type=given_path, required=True, metavar="DIR", help="where the files go; made if missing")
     add("--metrics", nargs="+", metavar="METRIC",
-        help="columns of the tables: keys, their ends or patterns ('tofu/forget/*'); else the telling ones. "
-        "compare.csv and the page always have all, unless asked for here")  # fmt: skip
+        help="columns of the tables: keys, their ends or patterns ('tofu/forget/*'); else the main ones. "
+        "compare.csv and the page have all of them in any case")  # fmt: skip
     add(
         "--group-by",
         nargs="+",
         metavar="KEY",
-        help="a row for each combination of these settings, mean over the rest",
+        help="a row for each combination of these settings, averaged over the other settings",
     )
     add("--where", action="append", default=[], metavar="KEY=VALUE",
-        help="only runs with this setting, or one of these: KEY=A,B; can be given several times")  # fmt: skip
-    add("--sort", metavar="METRIC", help="order of the rows: the best of this metric first; else by name")
+        help="only runs with this value, or one of several: KEY=A,B; can be repeated")  # fmt: skip
+    add("--sort", metavar="METRIC", help="sort the rows by this metric, the best first; else by name")
     add(
         "--target",
         metavar="RUN",
-        help="the run (directory or name) that evaluates the target, where it is not known",
+        help="the run (directory or name) that evaluates the target, if it is not known",
     )
     add("--retain", metavar="RUN", help="the same for the retain model")
     return parser
 
 
 def make(
-    found: Found, metrics: Sequence[str] | None = None, group_by: Sequence[str] | None = None,
+    discovered: Discovered, metrics: Sequence[str] | None = None, group_by: Sequence[str] | None = None,
     where: Sequence[str] = (), sort: str | None = None,
 ) -> tuple[Comparison, list[str]]:  # fmt: skip
-    """The comparison of what was found, and all metrics there are of it.
+    """Return the comparison of runs, and all metrics that they have.
 
     Raises:
-        UserError: a key, a value or a metric that no run has.
+        UserError: no run has a key, a value or a metric that an option names.
     """
-    runs = narrowed(found.runs, where)
+    runs = narrowed(discovered.runs, where)
     every = in_order(key for run in runs for key in measured(run.results))
     columns = chosen_metrics(every, metrics)
-    comparison = compared(runs, found.anchors, columns, chosen_keys(runs, group_by))
+    comparison = compared(runs, discovered.anchors, columns, chosen_keys(runs, group_by))
     return ordered(comparison, chosen_metrics(every, [sort])[0] if sort else None), every
 
 
-def write(comparison: Comparison, every: Sequence[str], found: Found, out: Path) -> list[Path]:
+def write(comparison: Comparison, every: Sequence[str], discovered: Discovered, out: Path) -> list[Path]:
     """Write compare.csv, .tex, .md and .html, each whole or not at all, and return their paths."""
-    left_out = tables.left_out_lines(found.left_out)
+    left_out = left_out_lines(discovered.left_out)
     about = "\n".join(
         ["", tables.note(comparison), "", LEGEND, "", *(f"- {export.escaped(x)}" for x in left_out)]
     )
@@ -112,19 +112,12 @@ def write(comparison: Comparison, every: Sequence[str], found: Found, out: Path)
         "csv": export.in_csv(comparison, every),
         "tex": export.in_latex(comparison),
         "md": f"# Comparison\n\n{export.in_markdown(comparison)}{about}\n",
-        "html": page(comparison, every, found),
+        "html": page(comparison, every, discovered),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    files = []
-    for ending, text in texts.items():
-        file = out / f"compare.{ending}"
-        with replacing(file) as temporary:
-            temporary.write_text(text if ending == "html" else scrubbed(text), encoding="utf-8")
-        files.append(file)
-    return files
+    return write_files(out, "compare", texts)
 
 
-def _show(comparison: Comparison, found: Found, files: Sequence[Path]) -> None:
+def _show(comparison: Comparison, discovered: Discovered, files: Sequence[Path]) -> None:
     console = Console(highlight=False)
     table, hidden = tables.terminal(comparison, console)
     console.print(table)
@@ -135,7 +128,7 @@ def _show(comparison: Comparison, found: Found, files: Sequence[Path]) -> None:
         )
     console.print(tables.note(comparison), style="dim", markup=False)
     console.print(LEGEND, style="dim", markup=False)
-    for line in tables.left_out_lines(found.left_out, _MOST_NAMES):
+    for line in left_out_lines(discovered.left_out, _MAX_NAMES):
         console.print(line, style="yellow", markup=False)
     for file in files:
         console.print(str(file), markup=False, soft_wrap=True)

@@ -1,9 +1,7 @@
-"""A comparison as Markdown, LaTeX and CSV."""
+"""Write a comparison as Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections.abc import Sequence
@@ -13,16 +11,18 @@ from launch.report import markdown
 from launch.report.compare.ranking import ranks
 from launch.report.compare.rows import Comparison, Row
 from launch.report.compare.tables import BEST, SECOND, Cell, heads, lines, note, plain
+from launch.report.output import csv_text
 
 # -- Markdown ----------------------------------------------------------------------------------------------
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#~])")
 
 
-def in_markdown(found: Comparison) -> str:
+def in_markdown(comparison: Comparison) -> str:
+    """Return a table per task, best in bold, second best underlined."""
     parts = []
-    for task, block in lines(found):
-        if len(found.tasks) > 1:
+    for task, block in lines(comparison):
+        if len(comparison.tasks) > 1:
             parts.append(f"## {escaped(task)}\n")
         rows = [
             [
@@ -32,12 +32,12 @@ def in_markdown(found: Comparison) -> str:
             ]
             for row, cells in block
         ]
-        parts.append(markdown.table(["", "n", *map(escaped, heads(found.metrics))], rows) + "\n")
+        parts.append(markdown.table(["", "n", *map(escaped, heads(comparison.metrics))], rows) + "\n")
     return "\n".join(parts)
 
 
 def escaped(text: str) -> str:
-    """Text that says in Markdown what it says; bars of tables are escaped with the table."""
+    """Escape Markdown's marks; bars are escaped with the table."""
     return _MARKDOWN.sub(r"\\\1", " ".join(text.split()))
 
 
@@ -58,18 +58,18 @@ _LATEX = {
 }  # fmt: skip
 
 
-def in_latex(found: Comparison) -> str:
-    """A tabular for booktabs, best in bold, second best underlined."""
-    columns = len(found.metrics) + 2
+def in_latex(comparison: Comparison) -> str:
+    """Return a tabular for booktabs, best in bold, second best underlined."""
+    columns = len(comparison.metrics) + 2
     out = [
         r"% \usepackage{booktabs}",
         rf"\begin{{tabular}}{{l{'r' * (columns - 1)}}}",
         r"\toprule",
-        " & ".join(["", "$n$", *map(latex, heads(found.metrics))]) + r" \\",
+        " & ".join(["", "$n$", *map(latex, heads(comparison.metrics))]) + r" \\",
     ]
-    for task, block in lines(found):
+    for task, block in lines(comparison):
         out.append(r"\midrule")
-        if len(found.tasks) > 1:
+        if len(comparison.tasks) > 1:
             out.append(rf"\multicolumn{{{columns}}}{{l}}{{\textit{{{latex(task)}}}}} \\")
         before = ""
         for row, cells in block:
@@ -78,12 +78,12 @@ def in_latex(found: Comparison) -> str:
             before = row.kind
             name = latex(row.label) if row.kind == "run" else rf"\textit{{{row.label}}}"
             out.append(" & ".join([name, str(len(row.runs)), *map(_typeset, cells)]) + r" \\")
-    out += [r"\bottomrule", r"\end{tabular}", *(f"% {line}" for line in note(found).split("; "))]
+    out += [r"\bottomrule", r"\end{tabular}", *(f"% {line}" for line in note(comparison).split("; "))]
     return "\n".join(out) + "\n"
 
 
 def latex(text: str) -> str:
-    """Text as LaTeX prints it."""
+    """Escape what LaTeX would not print."""
     return "".join(_LATEX.get(c, c) for c in " ".join(text.split()))
 
 
@@ -97,17 +97,15 @@ def _typeset(cell: Cell) -> str:
 # -- CSV ---------------------------------------------------------------------------------------------------
 
 
-def in_csv(found: Comparison, metrics: Sequence[str]) -> str:
-    """A line for each row and its settings; of each metric mean, ends of the interval, n and rank."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
+def in_csv(comparison: Comparison, metrics: Sequence[str]) -> str:
+    """Return a line per row with its settings and of each metric mean, interval, n, missing and rank."""
     ends = ("", ":low", ":high", ":n", ":missing", ":rank")
-    columns = [key for key in metrics if any(row.mean(key).n for row in (*found.rows, *found.anchors))]
-    writer.writerow(
-        ["kind", "task", "label", "method", "runs", *found.keys, *(k + end for k in columns for end in ends)]
-    )
-    for task in found.tasks:
-        anchors, rows = found.of_task(task)
+    every = (*comparison.rows, *comparison.anchors)
+    columns = [key for key in metrics if any(row.mean(key).n for row in every)]
+    named = (key + end for key in columns for end in ends)
+    table: list[list[Any]] = []
+    for task in comparison.tasks:
+        anchors, rows = comparison.of_task(task)
         places = {key: [*(None for _ in anchors), *ranks(key, rows, anchors)] for key in columns}
         for i, row in enumerate([*anchors, *rows]):
             cells: list[Any] = []
@@ -115,9 +113,9 @@ def in_csv(found: Comparison, metrics: Sequence[str]) -> str:
                 mean = row.mean(key)
                 values = [_exact(mean.mean), _exact(mean.low), _exact(mean.high)]
                 cells += [*values, mean.n, mean.missing, places[key][i] or ""]
-            settings = [_shared(row, key) for key in found.keys]
-            writer.writerow([row.kind, task, row.label, row.method, len(row.runs), *settings, *cells])
-    return text.getvalue()
+            settings = [_shared(row, key) for key in comparison.keys]
+            table.append([row.kind, task, row.label, row.method, len(row.runs), *settings, *cells])
+    return csv_text(["kind", "task", "label", "method", "runs", *comparison.keys, *named], table)
 
 
 def _exact(value: float) -> str:
@@ -125,7 +123,7 @@ def _exact(value: float) -> str:
 
 
 def _shared(row: Row, key: str) -> str:
-    """A setting that all runs of the row have; those that it is averaged over stay open."""
+    """A setting that all runs of the row share; "" for one that they are averaged over."""
     values = {repr(run.settings.get(key)): run.settings.get(key) for run in row.runs}
     value = next(iter(values.values())) if len(values) == 1 else None
     return "" if value is None else str(value)

@@ -1,18 +1,18 @@
-"""What a page holds of curves and generations: less of each run, the more runs there are."""
+"""Curves and generations in the page of a comparison: less of each run, the more runs there are."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from eval.metric_catalog import direction, shown, split_key
-from launch.report.compare.discover import LeftOut
-from launch.report.compare.runs import ComparedRun
+from launch.report.compare.runs import ComparedRun, measured
+from launch.report.discover import LeftOut
 from launch.report.geffect.files import thinned
+from launch.report.run_files import example_rows, has_answers
 from launch.report.sections import scores
 from launch.report.statistics import is_logarithmic
 from launch.report.traces import label, number
@@ -20,48 +20,48 @@ from launch.report.traces import label, number
 _DIGITS = 5
 _LOSS_PARTS = 3
 _TEXTS = ("set", "id", "question", "answer", "generation")
-_SCORES = ("probability", "rougeL_recall", "rougeL_f1", "bleu", "exact_match")
 
 
-def most_points(runs: int) -> int:
-    """Of each curve."""
+def max_points(runs: int) -> int:
+    """Return the limit of points of a curve."""
     return min(300, max(20, 24_000 // max(runs, 1)))
 
 
-def most_examples(runs: int) -> int:
-    """Of each set."""
+def max_examples(runs: int) -> int:
+    """Return the limit of examples of a set."""
     return min(40, max(2, 2000 // max(runs, 1)))
 
 
-def most_characters(runs: int) -> int:
-    """Of an answer."""
+def max_characters(runs: int) -> int:
+    """Return the limit of characters of an answer."""
     return 800 if runs <= 30 else 300
 
 
 def curves(runs: Sequence[ComparedRun]) -> tuple[dict[str, Any], list[LeftOut]]:
-    """Loss and evaluated metrics over the steps, thinned evenly; empty where no run has a history.
+    """Return loss and evaluated metrics over the steps, thinned evenly; {} if no run has a history.
 
     `lines`: for each run, by key, the place of its steps in `steps` and the values.
     """
-    most = most_points(len(runs))
+    limit = max_points(len(runs))
     steps: dict[tuple[int, ...], int] = {}
     lines: list[dict[str, list[Any]]] = []
     problems = []
+    benchmarks = {split_key(key)[0] for run in runs for key in measured(run.results)} - {""}
     for run in runs:
-        found: dict[str, list[Any]] = {}
+        drawn: dict[str, list[Any]] = {}
         try:
             rows = run.history()
         except (ValueError, OSError, KeyError, TypeError) as error:
             problems.append(_without(run, "curves", error))
             rows = []
-        for key in _drawn(rows, len(runs)):
+        for key in _drawn(rows, benchmarks, len(runs)):
             points = [(row["step"], v) for row in rows if (v := number(row.get(key))) is not None]
-            points = thinned([point for point in points if math.isfinite(point[1])], most)
+            points = thinned([point for point in points if math.isfinite(point[1])], limit)
             if points:
                 place = steps.setdefault(tuple(step for step, _ in points), len(steps))
-                found[key] = [place, [float(f"{v:.{_DIGITS}g}") for _, v in points]]
-        lines.append(found)
-    keys = dict.fromkeys(key for found in lines for key in found)
+                drawn[key] = [place, [float(f"{v:.{_DIGITS}g}") for _, v in points]]
+        lines.append(drawn)
+    keys = dict.fromkeys(key for drawn in lines for key in drawn)
     if not keys:
         return {}, problems
     losses = sorted((key for key in keys if _is_loss(key)), key=lambda key: (key != "loss", key))
@@ -70,8 +70,8 @@ def curves(runs: Sequence[ComparedRun]) -> tuple[dict[str, Any], list[LeftOut]]:
         "keys": [_about(key) for key in every],
         "losses": len(losses),
         "steps": [list(each) for each in steps],
-        "lines": [{every.index(key): line for key, line in found.items()} for found in lines],
-        "most": most,
+        "lines": [{every.index(key): line for key, line in drawn.items()} for drawn in lines],
+        "most": limit,
     }, problems
 
 
@@ -81,11 +81,11 @@ def _about(key: str) -> dict[str, Any]:
     return {"key": key, "name": name, "way": direction(key), "log": is_logarithmic(key)}
 
 
-def _drawn(rows: Sequence[Mapping[str, Any]], runs: int) -> list[str]:
-    """The loss with some of its parts, and the telling metrics that were evaluated during training."""
+def _drawn(rows: Sequence[Mapping[str, Any]], benchmarks: Collection[str], runs: int) -> list[str]:
+    """The loss, some of its parts, and the most important metrics that were evaluated during training."""
     keys = {key for row in rows for key in row}
     parts = sorted(key for key in keys if _is_loss(key))[: 1 + _LOSS_PARTS]
-    evaluated = [key for key in keys if direction(key)]
+    evaluated = [key for key in keys if direction(key) or split_key(key)[0] in benchmarks]
     return parts + shown(evaluated, min(24, max(6, 2400 // max(runs, 1))))
 
 
@@ -94,58 +94,58 @@ def _is_loss(key: str) -> bool:
 
 
 def generations(runs: Sequence[ComparedRun]) -> tuple[dict[str, Any], list[LeftOut]]:
-    """The first answers to each set's questions, cut where they are long.
+    """Return the first answers to each set's questions, long ones cut.
 
     `sets`: name to questions (id, question, truth); `answers`: for each run, by set and place of the
     question, the text and its scores.
     """
-    most, long = most_examples(len(runs)), most_characters(len(runs))
+    limit, longest = max_examples(len(runs)), max_characters(len(runs))
     sets: dict[str, dict[str, list[str]]] = {}
     answers: list[dict[str, dict[int, list[str]]]] = []
     problems = []
     for run in runs:
-        said: dict[str, dict[int, list[str]]] = {}
+        of_run: dict[str, dict[int, list[str]]] = {}
         try:
-            rows = _generated(run, most)
-        except (pa.ArrowException, OSError, ValueError) as error:
+            rows = _generated(run, limit)
+        except (OSError, ValueError) as error:
             problems.append(_without(run, "generations", error))
             rows = []
         for name, row in rows:
             questions = sets.setdefault(name, {})
-            asked = [row["id"], cut(row.get("question"), long), cut(row.get("answer"), long)]
+            asked = [row["id"], cut(row.get("question"), longest), cut(row.get("answer"), longest)]
             questions.setdefault(row["id"], asked)
             place = list(questions).index(row["id"])
-            said.setdefault(name, {})[place] = [cut(row["generation"], long), scores(row)]
-        answers.append(said)
+            of_run.setdefault(name, {})[place] = [cut(row["generation"], longest), scores(row)]
+        answers.append(of_run)
     order = sorted(sets, key=lambda name: ("forget" not in name, "retain" not in name, name))
-    made = {
+    data = {
         "sets": {name: list(sets[name].values()) for name in order},
         "answers": answers,
-        "most": most,
-        "long": long,
+        "most": limit,
+        "long": longest,
     }
-    return (made if sets else {}), problems
+    return (data if sets else {}), problems
 
 
-def _generated(run: ComparedRun, most: int) -> list[tuple[str, dict[str, Any]]]:
-    """The first rows of each set that have a generation, with "benchmark set" for a name."""
+def _generated(run: ComparedRun, limit: int) -> list[tuple[str, dict[str, Any]]]:
+    """The first rows of each set that have an answer, by "benchmark set"."""
     if run.path is None:
         return []
-    found = []
-    for file in sorted(run.path.glob("eval/*/examples.parquet")):
-        counts: dict[str, int] = {}
-        with pq.ParquetFile(file) as opened:
-            names = set(opened.schema_arrow.names)
-            if not {"set", "id", "generation"} <= names:
-                continue
-            columns = [name for name in (*_TEXTS, *_SCORES) if name in names]
-            for batch in opened.iter_batches(columns=columns):
-                for row in batch.to_pylist():
-                    name = f"{file.parent.name} {row['set']}"
-                    if row["generation"] is not None and counts.get(name, 0) < most:
-                        counts[name] = counts.get(name, 0) + 1
-                        found.append((name, {**row, "id": str(row["id"])}))
-    return found
+    kept: dict[str, list[dict[str, Any]]] = {}
+    for benchmark, rows in example_rows(run.path, _columns):
+        for row in rows:
+            of_set = kept.setdefault(f"{benchmark} {row['set']}", [])
+            if row["generation"] is not None and len(of_set) < limit:
+                of_set.append({**row, "id": str(row["id"])})
+    return [(name, row) for name, rows in kept.items() for row in rows]
+
+
+def _columns(schema: pa.Schema) -> list[str]:
+    """Texts and numbers of a benchmark that generates."""
+    if not has_answers(schema):
+        return []
+    texts = [name for name in _TEXTS if name in schema.names]
+    return texts + [column.name for column in schema if pa.types.is_floating(column.type)]
 
 
 def _without(run: ComparedRun, what: str, error: Exception) -> LeftOut:
@@ -153,6 +153,7 @@ def _without(run: ComparedRun, what: str, error: Exception) -> LeftOut:
     return LeftOut(run.name, f"its {what} only, which cannot be read ({reason})")
 
 
-def cut(text: str | None, long: int) -> str:
+def cut(text: str | None, longest: int) -> str:
+    """Cut a text after so many characters."""
     text = text or ""
-    return text if len(text) <= long else f"{text[:long].rstrip()} …"
+    return text if len(text) <= longest else f"{text[:longest].rstrip()} …"

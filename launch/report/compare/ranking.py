@@ -1,4 +1,4 @@
-"""Which rows are the best of a column."""
+"""Rank the rows of a column: which is the best."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from eval.metric_catalog import direction
 from launch.report.compare.rows import Row
 
-CHANCE = 0.5  # of a membership attack's AUC
+CHANCE = 0.5  # AUC of a membership attack that cannot tell members from others
 
 
 def distance(key: str, value: float, anchors: Sequence[Row] = ()) -> float:
-    """How far a value is from the best one; only the order of distances means something. NaN where it is not
-    known which way is good.
+    """Return how far a value is from the best one; only the order of distances has a meaning.
+
+    NaN where no direction is declared.
     """
     way = direction(key)[:1]
     if way in ("↑", "↓"):
@@ -22,7 +23,7 @@ def distance(key: str, value: float, anchors: Sequence[Row] = ()) -> float:
 
 
 def best_value(key: str, anchors: Sequence[Row]) -> float:
-    """Of a metric of which a value is best: 0, or for a membership AUC the retain model's."""
+    """Return the target value of a metric with an optimum: 0 or, if declared so, the retain model's value."""
     if "retain model" not in direction(key):
         return 0.0
     known = [row.mean(key).mean for row in anchors if row.kind == "retain model"]
@@ -30,9 +31,9 @@ def best_value(key: str, anchors: Sequence[Row]) -> float:
 
 
 def ranks(key: str, rows: Sequence[Row], anchors: Sequence[Row] = ()) -> list[int | None]:
-    """For each row 1 where its mean is the best, 2 where it is the second best, else None.
+    """Return for each row 1 where its mean is the best, 2 where it is the second best, else None.
 
-    Nobody is best alone: all None where there are no two different values.
+    All None unless there are two different values.
     """
     far = [distance(key, row.mean(key).mean, anchors) for row in rows]
     known = sorted({value for value in far if not math.isnan(value)})

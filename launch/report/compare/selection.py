@@ -1,4 +1,4 @@
-"""What the options of the command name: metrics, settings, values, an order."""
+"""Apply the options of the command: choose metrics, settings and runs, order the rows."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from launch.report.compare.runs import ComparedRun
 from launch.report.settings import word
 from unlearn.errors import UserError, did_you_mean
 
-MOST_COLUMNS = 9
+MAX_COLUMNS = 9
 
 
 def chosen_metrics(every: Sequence[str], asked: Sequence[str] | None) -> list[str]:
-    """The metrics of keys, ends of keys and patterns; without any the telling ones.
+    """Return the metrics that keys, ends of keys and patterns name; without any the most important ones.
 
     Raises:
         UserError: a name that fits no metric.
     """
     if not asked:
-        return shown(every, MOST_COLUMNS) or list(every[:MOST_COLUMNS])
-    found: dict[str, None] = {}
+        return shown(every, MAX_COLUMNS) or list(every[:MAX_COLUMNS])
+    chosen: dict[str, None] = {}
     for name in asked:
         fits = (
             [name] if name in every else [k for k in every if k.endswith(f"/{name}") or fnmatchcase(k, name)]
@@ -34,17 +34,17 @@ def chosen_metrics(every: Sequence[str], asked: Sequence[str] | None) -> list[st
         if not fits:
             ends = {key.split("/")[-1] for key in every}
             raise UserError(f"no run has a metric {name}{did_you_mean(name, {*every, *ends})}")
-        found |= dict.fromkeys(fits)
-    return list(found)
+        chosen |= dict.fromkeys(fits)
+    return list(chosen)
 
 
 def chosen_keys(runs: Sequence[ComparedRun], asked: Sequence[str] | None) -> list[str] | None:
-    """The settings that were named, None where none was."""
+    """Return the settings that were named, None if none was."""
     return None if not asked else [setting(runs, name) for name in asked]
 
 
 def setting(runs: Sequence[ComparedRun], name: str) -> str:
-    """The key of a setting from enough of its end; `method` is the name of the method.
+    """Return the key of a setting from enough of its end; `method` is the name of the method.
 
     Raises:
         UserError: no run has it, or the end fits several.
@@ -64,22 +64,22 @@ def setting(runs: Sequence[ComparedRun], name: str) -> str:
 
 
 def narrowed(runs: Sequence[ComparedRun], where: Sequence[str]) -> list[ComparedRun]:
-    """The runs with the settings of all conditions `KEY=VALUE[,VALUE…]`.
+    """Return the runs that meet all conditions `KEY=VALUE[,VALUE…]`.
 
     Raises:
-        UserError: a condition that is none, or that leaves no run.
+        UserError: a condition has no `=`, or leaves no run.
     """
     left = list(runs)
     for condition in where:
-        name, equals, wanted = condition.partition("=")
+        name, equals, text = condition.partition("=")
         if not equals:
             raise UserError(f"--where {condition}: write KEY=VALUE, e.g. --where method=npo")
         key = setting(runs, name)
-        values = wanted.split(",")
-        kept = [run for run in left if any(_same(run.value(key), v) for v in [wanted, *values])]
+        values = text.split(",")
+        kept = [run for run in left if any(_same(run.value(key), v) for v in [text, *values])]
         if not kept:
-            there = sorted({word(run.value(key)) for run in left})
-            raise UserError(f"--where {condition} leaves no run; {key} is {', '.join(there[:20])}")
+            present = sorted({word(run.value(key)) for run in left})
+            raise UserError(f"--where {condition} leaves no run; {key} is {', '.join(present[:20])}")
         left = kept
     return left
 
@@ -94,15 +94,15 @@ def _same(value: Any, text: str) -> bool:
     return text in names
 
 
-def ordered(found: Comparison, key: str | None) -> Comparison:
-    """The rows with the best of a metric first, those without it last; ties as they were."""
+def ordered(comparison: Comparison, key: str | None) -> Comparison:
+    """Sort the rows by a metric, the best first, those without it last; ties keep their order."""
     if key is None:
-        return found
+        return comparison
     order = []
-    for task in found.tasks:
-        anchors, rows = found.of_task(task)
+    for task in comparison.tasks:
+        anchors, rows = comparison.of_task(task)
         far = {id(row): distance(key, row.mean(key).mean, anchors) for row in rows}
-        if all(math.isnan(value) for value in far.values()):  # it is not known which way is good
+        if all(math.isnan(value) for value in far.values()):  # no direction is declared
             far = {id(row): -row.mean(key).mean for row in rows}
         order += sorted(rows, key=lambda row: (math.isnan(far[id(row)]), far[id(row)]))
-    return replace(found, rows=order)
+    return replace(comparison, rows=order)

@@ -1,4 +1,4 @@
-"""Runs out of W&B: the CSV of a table, lines of JSON from its public API, folders of offline runs."""
+"""Read runs from exports of W&B: the CSV of its table of runs, JSON from its public API."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from eval.metric_catalog import direction
-from launch.report.compare.runs import ComparedRun, Unusable, kind_of, measured, numbers, plain, settings_of
-from launch.report.settings import flat
+from launch.report.compare.runs import ComparedRun, kind_of, measured
+from launch.report.run_groups import Unusable
+from launch.report.settings import flat, plain, settings_of
 from unlearn.errors import UserError
 from unlearn.reading import lines_of
+from unlearn.run_dir import numbers
 
 ENDINGS = (".csv", ".json", ".jsonl")
 _METHODS = ("method.name", "method", "trainer.handler", "trainer", "unlearn_method", "algorithm")
-# What a table of W&B and its runs have beside configuration and metrics.
+# Columns of a W&B table that are neither configuration nor metrics.
 _ABOUT = {
     *("Name", "ID", "State", "Notes", "User", "Tags", "Created", "Runtime", "Sweep", "Group", "Job Type"),
     *("Hostname", "Host", "Description", "Commit", "Updated", "End Time", "Start Time", "GPU Type"),
@@ -36,10 +38,10 @@ Line = tuple[str, str, dict[str, Any], dict[str, Any]]
 
 
 def read_export(file: Path) -> Iterator[ComparedRun | tuple[str, str]]:
-    """The runs of an export; for those that cannot be compared the name and the reason.
+    """Yield the runs of an export, or name and reason of a run that cannot be compared.
 
     Raises:
-        UserError: it is no export, or cannot be read.
+        UserError: the file is not an export, or cannot be read.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -48,7 +50,7 @@ def read_export(file: Path) -> Iterator[ComparedRun | tuple[str, str]]:
         raise UserError(f"{file} is no export of W&B runs: {error}. {_WANTED}") from error
     for name, state, config, summary in lines:
         try:
-            yield made(name, state, config, summary)
+            yield run_of(name, state, config, summary)
         except Unusable as reason:
             yield name, str(reason)
 
@@ -59,18 +61,18 @@ _WANTED = (
 )
 
 
-def made(
+def run_of(
     name: str, state: str, config: Mapping[str, Any], summary: Mapping[str, Any], **rest: Any
 ) -> ComparedRun:
-    """A run from its flat configuration and summary.
+    """Make a run from its flat configuration and summary.
 
     Raises:
-        Unusable: it did not finish, or holds no metric.
+        Unusable: the run did not finish, or has no metric.
     """
     if state in _ENDED_BADLY:
         raise Unusable(f"not complete, its state in W&B is {state!r}")
     kind = kind_of(config.get("role", "run")) if "method.name" in config else "run"
-    results = dict(numbers(summary))
+    results = numbers(summary)
     if not measured(results):
         raise Unusable("no metric in it: in W&B's table, show the columns of the metrics before downloading")
     settings = settings_of(config)
@@ -79,11 +81,11 @@ def made(
         settings = {key: plain(config[key]) for key in kept}
     seed_key = _seed_key(config)
     method_key = next((k for k in _METHODS if isinstance(config.get(k), str)), None)
-    apart = {seed_key, method_key}
+    not_settings = {seed_key, method_key}
     return ComparedRun(
         name=name,
         method=str(config[method_key]) if method_key else name,
-        settings={key: value for key, value in settings.items() if key not in apart},
+        settings={key: value for key, value in settings.items() if key not in not_settings},
         seed=plain(config.get(seed_key)) if seed_key else None,
         results=results,
         kind=kind,
@@ -108,7 +110,7 @@ def _csv(text: str) -> Iterator[Line]:
         raise ValueError(f"it has no column Name, but {', '.join(heads[:8]) or 'none at all'}")
     for row in rows:
         state = str(row.get("State") or row.get("state") or "").lower()
-        if {"config", "summary"} <= set(heads):  # what the documentation of the API makes with pandas
+        if {"config", "summary"} <= set(heads):  # the CSV that W&B's documentation of the API writes
             yield str(row[name]), state, flat(_literal(row["config"])), flat_metrics(_literal(row["summary"]))
             continue
         cells = {k: _value(v) for k, v in row.items() if k and k not in _ABOUT and v not in ("", None)}
@@ -118,13 +120,13 @@ def _csv(text: str) -> Iterator[Line]:
 
 
 def _is_metric(column: str, value: Any) -> bool:
-    """W&B's table does not say which columns are of the summary: metrics have a slash or a known name."""
+    """Whether a column is of the summary, which W&B does not say: numbers with a slash or a declared name."""
     number = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
     return number and ("/" in column or bool(direction(column)) or column.startswith("_"))
 
 
 def _value(cell: str) -> Any:
-    """A cell as what it was: number, truth value, list, nothing, text."""
+    """A cell as the value that was exported: number, truth value, list, null or text."""
     words = {"true": True, "false": False, "null": None, "none": None, "nan": math.nan, "": None}
     if cell.lower() in words:
         return words[cell.lower()]
@@ -141,20 +143,20 @@ def _value(cell: str) -> Any:
 
 
 def _literal(cell: str | None) -> dict[str, Any]:
-    """A dict as JSON or as Python writes it."""
+    """A dict written as JSON or by Python's `repr`."""
     cell = cell or "{}"
     try:
-        found = json.loads(cell)
+        values = json.loads(cell)
     except ValueError:
-        found = ast.literal_eval(re.sub(r"\bnan\b(?=[,}\]])", "None", cell))
-    return found if isinstance(found, dict) else {}
+        values = ast.literal_eval(re.sub(r"\bnan\b(?=[,}\]])", "None", cell))
+    return values if isinstance(values, dict) else {}
 
 
 # -- JSON --------------------------------------------------------------------------------------------------
 
 
 def _json(text: str) -> Iterator[Line]:
-    """An object a line, or one list of them."""
+    """One object per line, or a list of objects."""
     if text.lstrip().startswith("["):
         objects = json.loads(text)
     else:
@@ -168,22 +170,18 @@ def _json(text: str) -> Iterator[Line]:
 
 
 def unwrapped(value: Any) -> Any:
-    """The files of W&B write `{"value": 1, "desc": null}` for 1."""
+    """Return 1 for `{"value": 1, "desc": null}`, as W&B's files write it."""
     wrapped = isinstance(value, Mapping) and "value" in value and set(value) <= {"value", "desc"}
     return value["value"] if wrapped else value
 
 
-def flat_metrics(summary: Mapping[str, Any], before: str = "") -> dict[str, Any]:
-    """Numbers by key; nested ones joined by a slash, "NaN" as NaN, media and W&B's own left out."""
-    found: dict[str, Any] = {}
-    for key, value in _items(summary):
+def flat_metrics(summary: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return the values by key, nested keys joined by a slash, without media and W&B's own keys."""
+    metrics: dict[str, Any] = {}
+    for key, value in ((str(key), value) for key, value in summary.items()):
         if isinstance(value, Mapping):
             if "_type" not in value:
-                found |= flat_metrics(value, f"{before}{key}/")
+                metrics |= flat_metrics(value, f"{above}{key}/")
         elif not key.startswith("_"):
-            found[f"{before}{key}"] = math.nan if value in ("NaN", "Infinity", "-Infinity") else value
-    return found
-
-
-def _items(summary: Mapping[str, Any]) -> Iterable[tuple[str, Any]]:
-    return ((str(key), value) for key, value in summary.items())
+            metrics[f"{above}{key}"] = math.nan if value in ("NaN", "Infinity", "-Infinity") else value
+    return metrics

@@ -1,4 +1,4 @@
-"""W&B's folders of offline runs, read without W&B's service."""
+"""Read W&B's folders of offline runs without W&B's service."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from launch.report.compare.runs import ComparedRun, Unusable
-from launch.report.compare.wandb_exports import flat_metrics, made, unwrapped
+from launch.report.compare.runs import ComparedRun
+from launch.report.compare.wandb_exports import flat_metrics, run_of, unwrapped
+from launch.report.run_groups import Unusable
 from launch.report.settings import flat
 
 _BLOCK = 32768
-"""Bytes. The file is a log in LevelDB's format: blocks of pieces with 7 bytes of header each."""
-_HEADER = struct.Struct("<IHB")  # checksum, length, kind of piece
+"""Bytes of a block. The file is a log in LevelDB's format: blocks of fragments with 7 bytes of header."""
+_HEADER = struct.Struct("<IHB")  # checksum, length, kind of fragment
 _FULL, _LAST = 1, 4
 
 
 def read_offline(folder: Path) -> ComparedRun:
-    """The run of a folder `offline-run-…` with its configuration, history and summary.
+    """Return the run of a folder `offline-run-…` with its configuration, history and summary.
 
     Raises:
-        Unusable: its file is cut off before any metric, or is of a format that is not known.
+        Unusable: the file ends before any metric, or its format is not known.
     """
     file = next(iter(sorted(folder.glob("*.wandb"))), None)
     if file is None:
@@ -44,13 +45,13 @@ def read_offline(folder: Path) -> ComparedRun:
                 summary |= flat_metrics(dict(_values(record.summary.update)))
             elif kind == "exit":
                 state = "finished" if record.exit.exit_code == 0 else "failed"
-    except Exception as error:  # whatever another release of W&B writes: the other runs go on
+    except Exception as error:  # another release of W&B may write anything: compare the other runs
         reason = f"{file.name} cannot be read ({error}): `wandb sync` it and give the CSV of W&B's table"
         raise Unusable(reason) from error
     media = tuple(key.removesuffix("_type") for key in summary if key.endswith("/_type"))
     summary = {key: value for key, value in summary.items() if not key.startswith(media or ("/",))}
     rows = [row for row in rows if isinstance(row.get("step"), int)]
-    return made(name, state, flat(config), summary, rows=rows)
+    return run_of(name, state, flat(config), summary, rows=rows)
 
 
 def _values(items: Any) -> Iterator[tuple[str, Any]]:
@@ -59,7 +60,7 @@ def _values(items: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _records(file: Path) -> Iterator[Any]:
-    """The whole records; a last one that is still being written is left out."""
+    """Yield the whole records, without a last one that is still being written."""
     from wandb.proto import wandb_internal_pb2 as protocol
 
     data, at, record = file.read_bytes(), 7, b""
@@ -71,11 +72,11 @@ def _records(file: Path) -> Iterator[Any]:
         if left < _HEADER.size or kind == 0:  # padding
             at += left
             continue
-        piece = data[at + _HEADER.size : at + _HEADER.size + length]
-        if len(piece) < length:
+        fragment = data[at + _HEADER.size : at + _HEADER.size + length]
+        if len(fragment) < length:
             return
         at += _HEADER.size + length
-        record += piece
+        record += fragment
         if kind in (_FULL, _LAST):
             parsed = protocol.Record()  # type: ignore[attr-defined]
             parsed.ParseFromString(record)

@@ -1,1 +1,1 @@
-"""What the G-effect probe left in run directories, as pages: of one run in its report, of many compared."""
+"""The tables of the G-effect probe as charts: of one run in its report, and of several runs compared."""

@@ -1,4 +1,4 @@
-"""Pieces of the G-effect's charts: lines over the steps, maps, sliders."""
+"""Parts of the G-effect's charts: lines over the steps, maps, sliders."""
 
 from __future__ import annotations
 
@@ -13,13 +13,15 @@ from launch.report.traces import Figure, Row, line, number, over_steps
 
 @dataclass(frozen=True)
 class Line:
+    """A line of a chart: the key that it draws, its name and its role."""
+
     key: str
     name: str
     role: str
 
 
 def chart(rows: Sequence[Row], title: str, hint: str, lines: Sequence[Line]) -> Figure | None:
-    """A line for each key that has values, against the steps; None without any.
+    """Return a chart with a line per key that has values, None without any.
 
     Steps that failed the check of the probe have hollow markers.
     """
@@ -41,14 +43,14 @@ def chart(rows: Sequence[Row], title: str, hint: str, lines: Sequence[Line]) -> 
 
 
 def untrusted(rows: Sequence[Row]) -> set[int]:
-    """Steps whose check was made and failed."""
+    """Return the steps whose check was made and failed."""
     return {row["step"] for row in rows if row.get("geffect/trusted") == 0}
 
 
 def heatmap(
     x: list[str], y: list[str], cells: Sequence[Sequence[float | None]], scale: Signed
 ) -> dict[str, Any]:
-    """Negative and positive values in two colours around zero; the hover has the values themselves."""
+    """Return a map with two colours around zero; the hover has the values themselves."""
     return {
         "type": "heatmap",
         "scale": "diverging",
@@ -66,7 +68,7 @@ def heatmap(
 def edges(
     x: Sequence[float], low: Sequence[float | None], high: Sequence[float | None], role: str
 ) -> list[dict[str, Any]]:
-    """A band without a line, a hover or a place in the legend: the upper edge is filled down to the lower."""
+    """Return a band without line, hover or legend: the upper edge is filled down to the lower one."""
     bare: dict[str, Any] = {
         "type": "scatter",
         "mode": "lines",
@@ -87,10 +89,10 @@ def with_slider(
     *,
     always: Sequence[int] = (),
 ) -> Figure:
-    """The figure with a slider over the steps; the last is shown first.
+    """Add a slider over the steps to a figure; it shows the last step first.
 
-    groups: the traces of each step. notes: a line of text in the chart for each. always: traces that are
-    shown at every step.
+    groups: the traces of each step. notes: a line of text in the chart for each step. always: traces that
+    every step shows.
     """
     shown = [[i in group or i in always for i in range(len(figure.data))] for group in groups]
     texts = [{"annotations": [_note(text)]} for text in notes] or [{} for _ in groups]
@@ -114,5 +116,5 @@ def _note(text: str) -> dict[str, Any]:
 
 
 def joined(*parts: str) -> str:
-    """A hint of those parts that say something."""
+    """Join the parts of a hint that are not empty."""
     return " · ".join(part for part in parts if part)

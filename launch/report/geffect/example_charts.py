@@ -1,4 +1,4 @@
-"""Charts of single examples under the G-effect: the check of its prediction, and who is hurt by whom."""
+"""Charts of single examples under the G-effect: the check of its prediction, and pairs of examples."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import numpy as np
 from launch.report.axes import Signed, signed
 from launch.report.geffect.chart_parts import Line, chart, heatmap, joined, with_slider
 from launch.report.geffect.files import Tables, thinned
-from launch.report.geffect.token_charts import MOST_LOOKS, MOST_POINTS, Cells, room
+from launch.report.geffect.token_charts import MAX_POINTS, MAX_STEPS, Cells, room
 from launch.report.results_table import format_value
 from launch.report.traces import Figure, Row, number
 
-MOST_PAIRS = 40  # rows and columns of the grid
-# A prediction's place in the tables and the history, in words, and its colours for the two sets.
+MAX_PAIRS = 40  # rows and columns of the grid
+# Column of the tables and the history → words, and colours for the two sets.
 _CHANGES = {
     "predicted": ("predicted", "c1", "c0"),
     "true": ("true", "c5", "c4"),
@@ -24,13 +24,13 @@ _CHANGES = {
 }
 
 Questions = Mapping[tuple[str, str], str]
-"""By set and id."""
+"""Questions by set and id."""
 
 
 def check_charts(rows: Sequence[Row], examples: Tables) -> list[Figure]:
-    """The change that the effects predict of a small step against the true one.
+    """Return charts of the predicted against the true change of risk after a small step.
 
-    Example by example, on average over the steps, and how well they agree.
+    By example, on average over the steps, and their agreement.
     """
     means = [
         Line(f"geffect/check/{name}_{end}", f"{name} {word}", colours[place])
@@ -43,14 +43,14 @@ def check_charts(rows: Sequence[Row], examples: Tables) -> list[Figure]:
     ]
     averages = chart(rows, "Mean change of risk", "by the same step, nats per token", means)
     agreeing = chart(rows, "Agreement", "over the examples · 1: the prediction is exact", shares)
-    found = [*_predictions(rows, examples), averages, agreeing]
-    return [figure for figure in found if figure is not None]
+    figures = [*_predictions(rows, examples), averages, agreeing]
+    return [figure for figure in figures if figure is not None]
 
 
 def _predictions(rows: Sequence[Row], examples: Tables) -> list[Figure]:
-    steps = thinned(list(examples), MOST_LOOKS)
+    steps = thinned(list(examples), MAX_STEPS)
     checked = {step: _checked(examples[step].to_pylist()) for step in steps}
-    known = {step: thinned(some, MOST_POINTS // len(steps)) for step, some in checked.items() if some}
+    known = {step: thinned(some, MAX_POINTS // len(steps)) for step, some in checked.items() if some}
     if not known:
         return []
     values = [row[name] for some in known.values() for row in some for name in ("predicted", "true")]
@@ -101,13 +101,13 @@ def _change(points: Sequence[Cells], name: str, scale: Signed) -> dict[str, Any]
 
 
 def agreement(row: Row) -> str:
-    """Correlation and explained share of a step's check, in words."""
+    """Write correlation and explained share of a step's check in words."""
     values = {word: number(row.get(f"geffect/check/{word}")) for word in ("correlation", "explained")}
     return ", ".join(f"{word} {format_value(value)}" for word, value in values.items() if value is not None)
 
 
 def grid_charts(grid: Tables, examples: Tables) -> list[Figure]:
-    """Forget × retain at the last step that has a grid: those whose pairs have the strongest effects."""
+    """Return the map of forget × retain examples with the strongest effects at the last step with a grid."""
     for step in reversed(list(grid)):
         rows = [row for row in grid[step].to_pylist() if number(row.get("effect")) is not None]
         if rows:
@@ -136,16 +136,16 @@ def _grid(step: int, rows: Sequence[Cells], asked: Questions) -> Figure:
 
 
 def _strongest(rows: Sequence[Cells], name: str) -> list[str]:
-    """Ids by their mean effect, the most negative first; of many those with the largest mean size."""
+    """Ids by mean effect, the most negative first; those with the largest mean size, if there are many."""
     effects: dict[str, list[float]] = {}
     for row in rows:
         effects.setdefault(str(row[name]), []).append(row["effect"])
-    kept = sorted(effects, key=lambda key: -float(np.mean(np.abs(effects[key]))))[:MOST_PAIRS]
+    kept = sorted(effects, key=lambda key: -float(np.mean(np.abs(effects[key]))))[:MAX_PAIRS]
     return sorted(kept, key=lambda key: float(np.mean(effects[key])))
 
 
 def questions(examples: Tables) -> dict[tuple[str, str], str]:
-    """The question by set and id, of plain text the text."""
+    """Return the question by set and id, of a plain text the text."""
     rows = [row for table in examples.values() for row in table.to_pylist()]
     return {
         (str(r["set"]), str(r["id"])): str(r.get("question") or r.get("answer") or "") for r in rows
@@ -153,13 +153,13 @@ def questions(examples: Tables) -> dict[tuple[str, str], str]:
 
 
 def _titled(name: str, key: str, asked: Questions) -> str:
-    """An id, which keeps two equal questions apart, with its question."""
+    """An id with its question; the id tells equal questions apart."""
     return (
         f"{html.escape(key)}: {shortened(asked[name, key])}" if asked.get((name, key)) else html.escape(key)
     )
 
 
-def shortened(text: Any, most: int = 80) -> str:
-    """The beginning of a text, safe for a hover."""
+def shortened(text: Any, limit: int = 80) -> str:
+    """Return the beginning of a text, escaped for a hover."""
     line = " ".join(str(text).split())
-    return html.escape(line if len(line) <= most else line[: most - 1].rstrip() + "…")
+    return html.escape(line if len(line) <= limit else line[: limit - 1].rstrip() + "…")

@@ -1,4 +1,4 @@
-"""What the G-effect probe left in the directory of a run: rows of the history, tables of each step."""
+"""Read what the G-effect probe left in a run directory: rows of the history, tables of each step."""
 
 from __future__ import annotations
 
@@ -11,74 +11,73 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from launch.report.traces import Row, number
+from unlearn.run_dir import RunDir
 
 PREFIX = "geffect/"
-KINDS = ("layers", "examples", "tokens", "grid")
 Tables = Mapping[int, pa.Table]
-"""A table of each step that has one, by step in order."""
+"""The tables of one kind by step, in order."""
 
-# Of what goes to the tracker; everything is in the files.
-MOST_ROWS = {"examples": 200, "layers": 600, "grid": 1000}
+# Rows that go to the tracker; the files have all.
+MAX_ROWS = {"examples": 200, "layers": 600, "grid": 1000}
 
 
 def effect_rows(history: Sequence[Row]) -> list[Row]:
-    """The rows of steps at which the probe looked."""
+    """Return the rows of the steps that were probed."""
     return [row for row in history if any(key.startswith(PREFIX) for key in row)]
 
 
-def looks(run_dir: Path) -> dict[int, Path]:
-    """The folder of each step with tables, by step."""
-    found = {}
-    for folder in run_dir.glob("geffect/step-*"):
+def probed_steps(run_dir: Path) -> dict[int, Path]:
+    """Return the folder of each step with tables, by step."""
+    folders = {}
+    for folder in RunDir(run_dir).probe.glob("step-*"):
         name = re.fullmatch(r"step-(\d+)", folder.name)
         if name is not None and folder.is_dir():
-            found[int(name[1])] = folder
-    return dict(sorted(found.items()))
+            folders[int(name[1])] = folder
+    return dict(sorted(folders.items()))
 
 
 def tables(
-    run_dir: Path, kind: str, *, most: int | None = None, columns: Collection[str] | None = None
+    run_dir: Path, kind: str, *, limit: int | None = None, columns: Collection[str] | None = None
 ) -> dict[int, pa.Table]:
-    """The tables of one kind by step: `most` of the steps, evenly thinned with both ends kept.
+    """Return the tables of one kind by step: `limit` of the steps, evenly thinned, the first and last kept.
 
-    columns: read only these, as far as they are there.
+    columns: read only these, if the table has them.
 
     Raises:
         ValueError: naming a file that cannot be read.
     """
-    files = {step: folder / f"{kind}.parquet" for step, folder in looks(run_dir).items()}
+    files = {step: folder / f"{kind}.parquet" for step, folder in probed_steps(run_dir).items()}
     present = [step for step, file in files.items() if file.is_file()]
-    return {step: _read(files[step], columns) for step in thinned(present, most)}
+    return {step: _read(files[step], columns) for step in thinned(present, limit)}
 
 
-def thinned(items: Sequence[Any], most: int | None) -> list[Any]:
-    """At most so many of them, evenly, the first and the last among them."""
-    if most is None or len(items) <= most:
+def thinned(items: Sequence[Any], limit: int | None) -> list[Any]:
+    """Return at most so many of the items, evenly, the first and the last among them."""
+    if limit is None or len(items) <= limit:
         return list(items)
-    if most < 2:
-        return list(items[len(items) - most :])
-    return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
+    if limit < 2:
+        return list(items[len(items) - limit :])
+    return [items[round(i * (len(items) - 1) / (limit - 1))] for i in range(limit)]
 
 
 def tracked(run_dir: Path) -> list[tuple[str, list[str], list[list[Any]]]]:
-    """Name, columns and rows of what the tracker shows of the last step looked at.
+    """Return name, columns and rows of the tracker's tables, of the last step that was probed.
 
-    The strongest come first: examples and pairs by the size of the effect, parameters by that on the retain
-    risk; at most `MOST_ROWS` of each.
+    The strongest rows come first, at most `MAX_ROWS` of a table: examples and pairs by the size of the
+    effect, parameters by the size of the effect on the retain risk.
     """
-    made = []
+    shown = []
     for kind, by in (("examples", "objective"), ("layers", "retain"), ("grid", "effect")):
-        found = tables(run_dir, kind, most=1)
-        for step, table in found.items():
-            rows = strongest(table.to_pylist(), by, MOST_ROWS[kind])
+        for step, table in tables(run_dir, kind, limit=1).items():
+            rows = strongest(table.to_pylist(), by, MAX_ROWS[kind])
             cells = [[step, *(row[name] for name in table.column_names)] for row in rows]
-            made.append((f"geffect/{kind}", ["step", *table.column_names], cells))
-    return made
+            shown.append((f"geffect/{kind}", ["step", *table.column_names], cells))
+    return shown
 
 
-def strongest(rows: Sequence[Mapping[str, Any]], by: str, most: int) -> list[Mapping[str, Any]]:
-    """The rows with the largest absolute value, those without one last; ties in their own order."""
-    return sorted(rows, key=lambda row: -abs(value) if (value := number(row.get(by))) else 0.0)[:most]
+def strongest(rows: Sequence[Mapping[str, Any]], by: str, limit: int) -> list[Mapping[str, Any]]:
+    """Return the rows with the largest absolute value, those without one last; ties keep their order."""
+    return sorted(rows, key=lambda row: -abs(value) if (value := number(row.get(by))) else 0.0)[:limit]
 
 
 def _read(file: Path, columns: Collection[str] | None) -> pa.Table:

@@ -1,4 +1,4 @@
-"""What a report shows of a run's G-effect: charts, examples with their tokens, who is hurt, the check."""
+"""The G-effect in the report of a run: charts, examples with their tokens, pairs of examples, the check."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ import numpy as np
 
 from launch.report.geffect.example_charts import check_charts, grid_charts, questions
 from launch.report.geffect.files import Tables, effect_rows, strongest, tables
-from launch.report.geffect.token_charts import MOST_LOOKS, token_charts
-from launch.report.geffect.training_charts import GROUPS, layer_maps, over_training
+from launch.report.geffect.token_charts import MAX_STEPS, token_charts
+from launch.report.geffect.training_charts import layer_maps, over_training
 from launch.report.traces import Figure, Row, number
+from unlearn.probes.parameter_groups import GROUPS
 
-MOST_EXAMPLES = 12  # of each set
-MOST_TOKENS = 200  # of an answer
-MOST_HURT = 10
+MAX_EXAMPLES = 12  # of each set
+MAX_TOKENS = 200  # of an answer
+MAX_HURT = 10
 _TOKENS = ("set", "id", "position", "text", "logp", "weight", "objective", "unlearn", "retain")
 
 
 def geffect(run_dir: Path, history: Sequence[Row]) -> tuple[dict[str, list[Figure]], dict[str, Any]]:
-    """Charts by section, and what the template needs for the rest; both without content where there is none.
+    """Return charts by section, and the tables of the template; empty without a probe.
 
     Raises:
         ValueError: naming a file that cannot be read.
     """
     rows = effect_rows(history)
     layers, examples, grid = (tables(run_dir, kind) for kind in ("layers", "examples", "grid"))
-    tokens = tables(run_dir, "tokens", most=MOST_LOOKS, columns=_TOKENS)
+    tokens = tables(run_dir, "tokens", limit=MAX_STEPS, columns=_TOKENS)
     figures = {
         "geffect": over_training(rows),
         "geffect_layers": layer_maps(layers),
@@ -36,55 +37,56 @@ def geffect(run_dir: Path, history: Sequence[Row]) -> tuple[dict[str, list[Figur
         "geffect_grid": grid_charts(grid, examples),
         "geffect_check": check_charts(rows, examples),
     }
-    told = {
+    shown = {
         "sets": strongest_examples(examples, tokens),
         "hurt": hurt(grid, examples),
         "checks": checks(rows),
     }
-    return figures, told
+    return figures, shown
 
 
 def strongest_examples(examples: Tables, tokens: Tables) -> dict[str, dict[str, Any]]:
-    """By set the examples that the objective moves most at the last step, and the groups of layers."""
+    """Return by set the examples that the objective moves most at the last step, and the groups of layers."""
     if not examples:
         return {}
     step = max(examples)
     table = examples[step]
     groups = [name for name in GROUPS if f"objective/{name}" in table.column_names]
     spans = _spans(tokens, step)
-    found: dict[str, dict[str, Any]] = {}
+    by_set: dict[str, dict[str, Any]] = {}
     rows = table.to_pylist()
     for name in ("forget", "retain"):
-        mine = strongest([row for row in rows if row["set"] == name], "objective", MOST_EXAMPLES)
+        mine = strongest([row for row in rows if row["set"] == name], "objective", MAX_EXAMPLES)
         if mine:
             rows_of = [{**row, "spans": spans.get((name, str(row["id"])), [])} for row in mine]
-            found[name] = {"step": step, "groups": groups, "rows": rows_of}
-    return found
+            by_set[name] = {"step": step, "groups": groups, "rows": rows_of}
+    return by_set
 
 
 def _spans(tokens: Tables, step: int) -> dict[tuple[str, str], list[tuple[str, float, str]]]:
-    """Of each example the tokens, the effect on each from −1 to 1 of the largest there, and a hover."""
+    """By example its tokens, each with its effect as a share of the largest one there, and a hover."""
     if step not in tokens:
         return {}
     answers: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in tokens[step].to_pylist():
         answers.setdefault((row["set"], str(row["id"])), []).append(row)
-    made = {}
+    spans = {}
     for key, rows in answers.items():
-        rows = sorted(rows, key=lambda row: row["position"])[:MOST_TOKENS]
+        rows = sorted(rows, key=lambda row: row["position"])[:MAX_TOKENS]
         values = [number(row.get("objective")) or 0.0 for row in rows]
         values = [value if np.isfinite(value) else 0.0 for value in values]
         largest = max(abs(value) for value in values) or 1.0
-        made[key] = [
+        spans[key] = [
             (str(row["text"]), round(value / largest, 3), f"{value:.4g}, p {np.exp(row['logp']):.4g}")
             for row, value in zip(rows, values, strict=True)
         ]
-    return made
+    return spans
 
 
 def hurt(grid: Tables, examples: Tables) -> list[dict[str, Any]]:
-    """Retain examples that forgetting hurts most at the last step: the mean effect over the forget examples,
-    and the one that hurts most.
+    """Return the retain examples that forgetting hurts most at the last step.
+
+    With the mean effect over the forget examples, and the forget example that hurts it most.
     """
     if not grid:
         return []
@@ -93,10 +95,10 @@ def hurt(grid: Tables, examples: Tables) -> list[dict[str, Any]]:
     for row in grid[max(grid)].to_pylist():
         if number(row.get("effect")) is not None:
             by_retain.setdefault(str(row["retain_id"]), []).append(row)
-    found = []
+    examples_hurt = []
     for key, rows in by_retain.items():
         worst = min(rows, key=lambda row: row["effect"])
-        found.append(
+        examples_hurt.append(
             {
                 "id": key,
                 "question": asked.get(("retain", key), ""),
@@ -106,7 +108,7 @@ def hurt(grid: Tables, examples: Tables) -> list[dict[str, Any]]:
                 "by": asked.get(("forget", str(worst["forget_id"])), ""),
             }
         )
-    return sorted(found, key=lambda row: row["mean"])[:MOST_HURT]
+    return sorted(examples_hurt, key=lambda row: row["mean"])[:MAX_HURT]
 
 
 _CHECKS = (
@@ -118,7 +120,7 @@ _CHECKS = (
 
 
 def checks(rows: Sequence[Row]) -> dict[str, Any]:
-    """The check of each step as a table: heads, and step, cells and whether it is trusted."""
+    """Return the check of each step as a table: heads; step, cells and whether the step is trusted."""
     shown = [(head, f"geffect/check/{name}") for head, name in _CHECKS]
     shown = [(head, key) for head, key in shown if any(number(row.get(key)) is not None for row in rows)]
     if not shown:

@@ -1,4 +1,4 @@
-"""Runs with a G-effect probe compared: which of them differ in the seed alone, and what they say together."""
+"""Compare runs by their G-effect: read them, average over seeds, tabulate."""
 
 from __future__ import annotations
 
@@ -11,54 +11,55 @@ from typing import Any
 
 import numpy as np
 
+from launch.report.discover import LeftOut, paths_of, run_directories
 from launch.report.geffect.files import PREFIX, effect_rows, tables
-from launch.report.geffect.token_charts import MOST_LOOKS, pairs
-from launch.report.run_files import configuration, history
-from launch.report.settings import flat, shortest, word
+from launch.report.geffect.token_charts import MAX_STEPS, pairs
+from launch.report.labels import label
+from launch.report.run_groups import (
+    RunSettings,
+    Unusable,
+    configuration,
+    differing,
+    first_of_equals,
+    grouped,
+    method_name,
+    sections_of,
+)
+from launch.report.settings import flat, settings_of, shortest
 from launch.report.statistics import Interval, interval
 from launch.report.traces import Row, number
+from unlearn.config import SLOTS
+from unlearn.errors import UserError
+from unlearn.run_dir import RunDir
 
-# Of the configuration, beside the method: what makes numbers another thing to average over.
-_OUTSIDE = (
-    *("model.name", "dataset.name", "dataset.forget", "dataset.retain"),
-    *("probe.examples", "probe.mode", "probe.boundaries", "hardware.dtype"),
-)
-_NOT_SETTINGS = ("name", "source")
+_PROBE_SETTINGS = ("probe.examples", "probe.mode", "probe.boundaries")
 
 
 @dataclass(frozen=True)
-class StudyRun:
-    """One run directory. `settings` are flat and dotted, without the seed."""
+class StudyRun(RunSettings):
+    """A run with the rows of its history that were probed."""
 
-    path: Path
-    method: str
-    settings: Mapping[str, Any]
-    seed: Any
     rows: Sequence[Row]
 
-    @property
-    def key(self) -> str:
-        """The same for runs that differ in the seed alone."""
-        known = sorted((name, repr(value)) for name, value in self.settings.items() if value is not None)
-        return f"{self.method} {known}"
-
     def mean(self, key: str) -> float | None:
-        """Over the steps looked at."""
+        """Return the mean over the probed steps."""
         known = [v for row in self.rows if (v := number(row.get(key))) is not None and math.isfinite(v)]
         return float(np.mean(known)) if known else None
 
     def last(self, key: str) -> float | None:
-        """At the last step that has it."""
+        """Return the value at the last step that has one."""
         return next((v for row in reversed(self.rows) if (v := number(row.get(key))) is not None), None)
 
     @cached_property
     def tokens(self) -> Mapping[int, Any]:
-        return tables(self.path, "tokens", most=MOST_LOOKS, columns=("set", "logp", "weight"))
+        """The tables of tokens by step."""
+        assert self.path is not None
+        return tables(self.path, "tokens", limit=MAX_STEPS, columns=("set", "logp", "weight"))
 
 
 @dataclass(frozen=True)
 class Compared:
-    """Runs that differ in nothing but the seed; `varied` are settings in which this method's runs differ."""
+    """Runs that differ in the seed alone; `varied`: the settings in which the runs of this method differ."""
 
     label: str
     method: str
@@ -67,82 +68,116 @@ class Compared:
     runs: Sequence[StudyRun] = field(repr=False)
 
     def mean(self, key: str) -> Interval:
+        """Return the mean over the steps, averaged over seeds."""
         return interval(run.mean(key) for run in self.runs)
 
     def last(self, key: str) -> Interval:
+        """Return the last value, averaged over seeds."""
         return interval(run.last(key) for run in self.runs)
 
     def by_step(self, key: str) -> dict[int, Interval]:
+        """Return the values by step, averaged over seeds."""
         steps = sorted({row["step"] for run in self.runs for row in run.rows})
         values = {
             s: interval(number(r.get(key)) for run in self.runs for r in run.rows if r["step"] == s)
             for s in steps
         }
-        return {step: value for step, value in values.items() if value.n}  # fmt: skip
+        return {step: value for step, value in values.items() if value.n}
 
     def weights(self) -> tuple[np.ndarray, np.ndarray]:
-        """Likelihood and implicit weight of the forget tokens, all steps and seeds together, [N] each."""
+        """Return likelihood and implicit weight of the forget tokens of all steps and seeds, [N] each."""
         parts = [pairs(table) for run in self.runs for table in run.tokens.values()]
         empty = (np.empty(0), np.empty(0))
         return tuple(np.concatenate(column) for column in zip(empty, *parts, strict=True))  # type: ignore[return-value]
 
 
-def read_run(path: Path) -> StudyRun | None:
-    """A run directory; None where no probe looked.
+def find_runs(arguments: Sequence[str]) -> tuple[list[StudyRun], list[LeftOut]]:
+    """Return the probed runs under these directories and patterns, and what is left out and why.
 
     Raises:
-        ValueError: naming a file that cannot be read.
+        UserError: nothing is there, or none of the runs was probed.
     """
-    rows = effect_rows(history(path))
+    folders: dict[Path, None] = {}
+    for argument in arguments:
+        paths = [path for path in paths_of(argument) if path.is_dir()]
+        inside = [run for path in paths for run in run_directories(path) if any(run.iterdir())]
+        if not inside:
+            what = "no run in it" if paths else "no such directory or pattern"
+            raise UserError(f"{argument}: {what} (a run directory has a history.jsonl)")
+        folders |= dict.fromkeys(path.resolve() for path in inside)
+    runs = []
+    left_out = []
+    for folder in folders:
+        try:
+            runs.append(read_run(folder))
+        except Unusable as reason:
+            left_out.append(LeftOut(folder.name, str(reason)))
+    first = first_of_equals(runs, [""] * len(runs))
+    distinct = []
+    for run, earlier in zip(runs, first, strict=True):
+        if earlier is run:
+            distinct.append(run)
+        else:
+            left_out.append(LeftOut(run.name, f"the same configuration and seed as {earlier.name}"))
+    if not distinct:
+        raise UserError(
+            f"no G-effect in {', '.join(arguments)}: its history.jsonl has no geffect/… keys. "
+            "Make the runs with probe=geffect."
+        )
+    return distinct, left_out
+
+
+def read_run(path: Path) -> StudyRun:
+    """Read a run directory.
+
+    Raises:
+        Unusable: no step was probed, or a file cannot be read.
+    """
+    try:
+        rows = effect_rows(RunDir(path).history_by_step())
+    except ValueError as error:
+        raise Unusable(f"{RunDir(path).history.name} cannot be read: {error}") from error
     if not rows:
-        return None
-    _, config = configuration(path)
-    method = config.get("method") or {}
-    name = str(method.get("name", path.name))
-    if name == "none":  # saved models were looked at under the objective of another method
-        asked = (config.get("probe") or {}).get("method")
-        method = asked if isinstance(asked, Mapping) else {"objective": asked}
-        name = str(method.get("name") or asked) if asked else name
-    found = {key: value for key, value in flat(method).items() if key not in _NOT_SETTINGS}
+        raise Unusable("no G-effect in it")
+    config = configuration(path)
+    if method_name(config) == "none":  # saved models were probed under the objective of another method
+        probed = (config.get("probe") or {}).get("method")
+        if probed:
+            method = probed if isinstance(probed, Mapping) else {"name": probed, "objective": probed}
+            config = {**config, "method": method}
     every = flat(config)
-    found |= {key: every[key] for key in _OUTSIDE if every.get(key) is not None}
-    return StudyRun(path, name, found, config.get("seed"), rows)
+    settings = settings_of(every) | {k: every[k] for k in _PROBE_SETTINGS if every.get(k) is not None}
+    name = method_name(config) or path.name
+    return StudyRun(
+        path.name, name, settings, config.get("seed"), rows, path=path, sections=sections_of(config)
+    )
 
 
 def compared(runs: Sequence[StudyRun]) -> list[Compared]:
-    """The runs by method and settings, those that differ in the seed alone together; in their own order."""
-    groups: dict[str, list[StudyRun]] = {}
-    for run in runs:
-        groups.setdefault(run.key, []).append(run)
-    everywhere = differing([members[0] for members in groups.values()]) & set(_OUTSIDE)
-    found = []
-    for members in groups.values():
+    """Group runs that differ in the seed alone, in order of their first run."""
+    groups = grouped(runs, differing(runs))
+    firsts = [members[0] for members in groups]
+    outside = {key for key in differing(firsts) if not key.startswith("method.")}
+    rows = []
+    for members in groups:
         first = members[0]
-        alike = [m[0] for m in groups.values() if m[0].method == first.method]
+        of_method = {*differing([run for run in firsts if run.method == first.method])}
         keys = [
-            key
-            for key in sorted(differing(alike) | everywhere)
-            if key in first.settings or key not in _OUTSIDE
+            key for key in sorted(of_method | outside) if key in first.settings or key.startswith("method.")
         ]
         varied = {key: first.settings.get(key) for key in keys}
-        words = [f"{name}={word(varied[key])}" for key, name in shortest(keys).items()]
-        label = f"{first.method} {', '.join(words)}".strip()
-        found.append(Compared(label, first.method, _objective(first), varied, members))
-    return found
-
-
-def differing(runs: Sequence[StudyRun]) -> set[str]:
-    """Settings that not all of the runs share."""
-    keys = {key for run in runs for key in run.settings}
-    return {key for key in keys if len({repr(run.settings.get(key)) for run in runs}) > 1}
+        text = f"{first.method} {label(first, keys, shortest(keys))}".strip()
+        rows.append(Compared(text, first.method, _objective(first), varied, members))
+    return rows
 
 
 def _objective(run: StudyRun) -> str:
-    """What is descended on each set, with the weighting where there is one."""
+    """The objective of each set with its weighting."""
     parts = []
-    for slot in ("forget", "template", "retain", "full"):
-        name = run.settings.get(f"{slot}.objective")
-        weighting = run.settings.get(f"{slot}.weighting.name") or run.settings.get(f"{slot}.weighting")
+    for slot in SLOTS:
+        name = run.settings.get(f"method.{slot}.objective")
+        weighting = run.settings.get(f"method.{slot}.weighting.name")
+        weighting = weighting or run.settings.get(f"method.{slot}.weighting")
         if name is not None:
             parts.append(f"{slot} {name}" + (f" × {weighting}" if weighting else ""))
     return ", ".join(parts)
@@ -164,7 +199,7 @@ _COLUMNS = (
 
 
 def summary(groups: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
-    """Heads and rows: over the steps looked at the mean, of the risks the last; then over seeds."""
+    """Return heads and rows: means over the steps, of risks the last value; then averaged over seeds."""
     shown = [c for c in _COLUMNS if any(run.last(c[1]) is not None for group in groups for run in group.runs)]
     rows = []
     for group in groups:
@@ -174,11 +209,11 @@ def summary(groups: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
 
 
 def long_rows(groups: Sequence[Compared]) -> tuple[list[str], list[list[Any]]]:
-    """Heads and a row for each run and step, with all that the probe logged."""
+    """Return heads and a row per run and step with everything that the probe logged."""
     every = [(group.label, run, row) for group in groups for run in group.runs for row in run.rows]
     keys = sorted({key for _, _, row in every for key in row if key.startswith(PREFIX)})
     rows = [
-        [label, run.path.name, run.seed, row["step"], row.get("epoch"), *(row.get(key) for key in keys)]
-        for label, run, row in every
+        [text, run.name, run.seed, row["step"], row.get("epoch"), *(row.get(key) for key in keys)]
+        for text, run, row in every
     ]
     return ["method", "run", "seed", "step", "epoch", *keys], rows

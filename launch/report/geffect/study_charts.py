@@ -11,16 +11,17 @@ from launch.report.axes import Signed, signed
 from launch.report.geffect.chart_parts import edges
 from launch.report.geffect.study import Compared
 from launch.report.geffect.token_charts import distribution
-from launch.report.geffect.training_charts import EFFECTS, GROUPS
+from launch.report.geffect.training_charts import EFFECTS
 from launch.report.results_table import format_value
 from launch.report.settings import shortest, word
 from launch.report.statistics import Interval
 from launch.report.traces import Figure, number, over_steps
+from unlearn.probes.parameter_groups import GROUPS
 
 P_BINS = 20
 COLOURS = 8
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-BANDS = 6  # in a chart; more cover each other
+BANDS = 6  # in a chart; more would hide each other
 SPREAD = f"bands (of up to {BANDS} settings), bars and hovers: 95 % interval over seeds"
 
 
@@ -29,16 +30,16 @@ Styles = Mapping[str, tuple[str, str]]
 
 
 def styles(groups: Sequence[Compared]) -> Styles:
-    """A colour for each or, where they are more than the colours, for each method, dashed by setting."""
+    """Return a colour per label; with more labels than colours one per method, dashed by setting."""
     methods = {method: i for i, method in enumerate(dict.fromkeys(group.method for group in groups))}
     if len(groups) <= COLOURS or len(methods) == 1:
         return {group.label: _style(i) for i, group in enumerate(groups)}
     seen: dict[str, int] = {}
-    made = {}
+    by_label = {}
     for group in groups:
         place = seen[group.method] = seen.get(group.method, -1) + 1
-        made[group.label] = (f"c{methods[group.method] % COLOURS}", DASHES[place % len(DASHES)])
-    return made
+        by_label[group.label] = (f"c{methods[group.method] % COLOURS}", DASHES[place % len(DASHES)])
+    return by_label
 
 
 def _style(place: int) -> tuple[str, str]:
@@ -46,7 +47,7 @@ def _style(place: int) -> tuple[str, str]:
 
 
 def study_charts(groups: Sequence[Compared]) -> dict[str, list[Figure]]:
-    """Charts by section of the page; sections without data are empty."""
+    """Return charts by section of the page; sections without data are empty."""
     families = {m: [g for g in groups if g.method == m] for m in dict.fromkeys(g.method for g in groups)}
     several = {m: members for m, members in families.items() if len(members) > 1}
     everywhere = styles(groups)
@@ -81,16 +82,16 @@ def by_step(
     groups: Sequence[Compared], looks: Styles, key: str, title: str, hint: str, *,
     legend: bool = False,
 ) -> Figure | None:  # fmt: skip
-    """A line for each group and its interval as a band; None where none has the key."""
-    found = {group.label: group.by_step(key) for group in groups}
-    found = {label: steps for label, steps in found.items() if steps}
-    if not found:
+    """Return a line per group with its interval as a band; None if no group has the key."""
+    values = {group.label: group.by_step(key) for group in groups}
+    values = {label: steps for label, steps in values.items() if steps}
+    if not values:
         return None
-    scale = signed(value.mean for steps in found.values() for value in steps.values())
+    scale = signed(value.mean for steps in values.values() for value in steps.values())
     figure = Figure(title, " · ".join(part for part in (hint, scale.note) if part))
-    for label, steps in found.items():
+    for label, steps in values.items():
         role, dash = looks[label]
-        if len(found) <= BANDS and any(not math.isnan(value.half) for value in steps.values()):
+        if len(values) <= BANDS and any(not math.isnan(value.half) for value in steps.values()):
             low, high = ([scale.place(_bound(value, sign)) for value in steps.values()] for sign in (-1, 1))
             figure.data += edges(list(steps), low, high, role)
         figure.data.append(
@@ -112,13 +113,12 @@ def by_step(
 
 
 def _bound(value: Interval, sign: int) -> float:
-    """An end of an interval; of one seed the value itself."""
+    """An end of an interval; for one seed the value itself."""
     return value.mean + sign * (0.0 if math.isnan(value.half) else value.half)
 
 
 def by_setting(method: str, members: Sequence[Compared]) -> list[Figure]:
-    """Mean effects over the run against each numeric setting that varies, e.g. RMU's layer and coefficient or
-    NPO's β; a line for each choice of the other settings."""
+    """Return mean effects against each numeric setting that varies, a line per choice of the others."""
     figures = []
     names = shortest(list(members[0].varied))
     for key, name in names.items():
@@ -177,7 +177,7 @@ def _against(members: Sequence[Compared], key: str, name: str, names: Mapping[st
 
 
 def _reach(points: Sequence[Interval], scale: Signed, sign: int) -> list[float]:
-    """How far the bars go on the axis."""
+    """The length of the error bars on the axis."""
     return [abs((scale.place(_bound(p, sign)) or 0.0) - (scale.place(p.mean) or 0.0)) for p in points]
 
 
@@ -185,7 +185,7 @@ def _reach(points: Sequence[Interval], scale: Signed, sign: int) -> list[float]:
 
 
 def likelihood(groups: Sequence[Compared], looks: Styles) -> list[Figure]:
-    """Mean implicit weight of the forget tokens by likelihood, all steps together: a line for each method."""
+    """Return the mean implicit weight of the forget tokens by likelihood over all steps, a line per group."""
     hint = "mean over the forget tokens in each twentieth of p, all steps · bands: middle 80 % of the tokens"
     figure = Figure("Weight against likelihood", hint)
     cuts = np.linspace(0.0, 1.0, P_BINS + 1)
@@ -227,10 +227,10 @@ def likelihood(groups: Sequence[Compared], looks: Styles) -> list[Figure]:
 
 
 def distributions(groups: Sequence[Compared]) -> list[Figure]:
-    """How the weights of each method spread over the steps; of several seeds that of the first run."""
-    made = []
+    """Return the weights over the steps of each group, of several seeds those of the first run."""
+    figures = []
     for group in groups:
         figure = distribution(group.runs[0].tokens, f"Weights over the steps · {group.label}")
         if figure.data:
-            made.append(figure)
-    return made
+            figures.append(figure)
+    return figures

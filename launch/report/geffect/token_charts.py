@@ -20,8 +20,8 @@ from launch.report.geffect.files import Tables, thinned
 from launch.report.results_table import format_value
 from launch.report.traces import Figure, number
 
-MOST_POINTS = 3000  # of a chart, all steps together
-MOST_LOOKS = 12  # steps of a chart of points
+MAX_POINTS = 3000  # of a chart, all steps together
+MAX_STEPS = 12  # steps of a chart of points
 BINS = 24
 _WORDS = {
     "weight": "weight",
@@ -34,40 +34,42 @@ _WORDS = {
 Cells = Mapping[str, Any]
 
 
-def sampled(rows: Sequence[Cells], most: int) -> list[Cells]:
-    """At most so many rows, the same at every step and every time: by a hash of set, id and position."""
-    if len(rows) <= most:
+def sampled(rows: Sequence[Cells], limit: int) -> list[Cells]:
+    """Return at most so many rows, the same at every step: the smallest hashes of id and position."""
+    if len(rows) <= limit:
         return list(rows)
 
     def place(number: int) -> tuple[int, int]:
         row = rows[number]
         return zlib.crc32(f"{row.get('set')}/{row['id']}/{row['position']}".encode()), number
 
-    return [rows[i] for i in sorted(sorted(range(len(rows)), key=place)[:most])]
+    return [rows[i] for i in sorted(sorted(range(len(rows)), key=place)[:limit])]
 
 
 def token_charts(tokens: Tables) -> list[Figure]:
-    """Forget tokens: weight against both effects and against likelihood, by step; the weights over the steps.
+    """Return charts of the forget tokens: effects and likelihood by weight, and the weights over the steps.
 
-    An objective without weights by token has its effects against likelihood instead.
+    For an objective without weights by token: its effects by likelihood.
     """
-    steps = thinned(list(tokens), MOST_LOOKS)
-    most = MOST_POINTS // max(1, len(steps))
-    found = {step: sampled(_forget(tokens[step]), most) for step in steps}
-    weighted = any(number(row.get("weight")) is not None for rows in found.values() for row in rows)
+    steps = thinned(list(tokens), MAX_STEPS)
+    limit = MAX_POINTS // max(1, len(steps))
+    by_step = {step: sampled(_forget(tokens[step]), limit) for step in steps}
+    weighted = any(number(row.get("weight")) is not None for rows in by_step.values() for row in rows)
     across = "weight" if weighted else "p"
     positive = "positive: making this token less likely raises that risk"
     figures = [
-        _scatter(found, across, "unlearn", "Forget tokens: effect on the forget risk", positive),
-        _scatter(found, across, "retain", "Forget tokens: effect on the retain risk", positive),
+        _scatter(by_step, across, "unlearn", "Forget tokens: effect on the forget risk", positive),
+        _scatter(by_step, across, "retain", "Forget tokens: effect on the retain risk", positive),
     ]
     if weighted:
         implicit = "implicit weight of each forget token in the objective"
-        figures.append(_scatter(found, "p", "weight", "Weight against likelihood", implicit))
+        figures.append(_scatter(by_step, "p", "weight", "Weight against likelihood", implicit))
         figures.append(distribution(tokens, "Weights over the steps"))
     else:
         negative = "negative: a step makes this token less likely"
-        figures.append(_scatter(found, "p", "objective", "Forget tokens: effect of the objective", negative))
+        figures.append(
+            _scatter(by_step, "p", "objective", "Forget tokens: effect of the objective", negative)
+        )
     return [figure for figure in figures if figure.data]
 
 
@@ -76,10 +78,10 @@ def _forget(table: pa.Table) -> list[Cells]:
     return [row | {"p": math.exp(min(0.0, row["logp"]))} for row in rows]
 
 
-def _scatter(found: Mapping[int, Sequence[Cells]], x: str, y: str, title: str, hint: str) -> Figure:
-    """A cloud for each step; the axes stay while the slider moves."""
+def _scatter(by_step: Mapping[int, Sequence[Cells]], x: str, y: str, title: str, hint: str) -> Figure:
+    """A cloud of points per step; the axes stay while the slider moves."""
     known = {}
-    for step, rows in found.items():
+    for step, rows in by_step.items():
         if some := [r for r in rows if number(r.get(x)) is not None and number(r.get(y)) is not None]:
             known[step] = some
     if not known:
@@ -95,7 +97,7 @@ def _scatter(found: Mapping[int, Sequence[Cells]], x: str, y: str, title: str, h
                 "marker": {"size": 6, "opacity": 0.55},
                 "x": [row[x] for row in rows],
                 "y": [scale.place(row[y]) for row in rows],
-                "customdata": [_told(row, y) for row in rows],
+                "customdata": [_hover(row, y) for row in rows],
                 "hovertemplate": f"<b>%{{customdata[0]}}</b> %{{customdata[1]}}<br>{_WORDS[x]} %{{x:.4g}}"
                 f"<br>{_WORDS[y]} %{{customdata[2]}}<extra></extra>",
             }
@@ -110,38 +112,38 @@ def _scatter(found: Mapping[int, Sequence[Cells]], x: str, y: str, title: str, h
     return with_slider(figure, [[i] for i in range(len(known))], list(known))
 
 
-def _told(row: Cells, y: str) -> list[str]:
+def _hover(row: Cells, y: str) -> list[str]:
     token = html.escape(str(row["text"]).strip() or "␣")
     where = f"token {row['position']} of {html.escape(str(row['id']))}, p {format_value(row['p'])}"
     return [token, where, format_value(row[y])]
 
 
 def room(values: Iterable[float | None]) -> list[float]:
-    """A range with some air around the values."""
+    """Return a range with a margin around the values."""
     known = [value for value in values if value is not None and math.isfinite(value)] or [0.0]
     low, high = min(known), max(known)
-    air = 0.05 * (high - low) or abs(high) * 0.05 or 1e-3
-    return [low - air, high + air]
+    margin = 0.05 * (high - low) or abs(high) * 0.05 or 1e-3
+    return [low - margin, high + margin]
 
 
 def distribution(tokens: Tables, title: str) -> Figure:
-    """How the weights of the forget tokens spread at each step: shares by bin, and their mean as a line."""
-    looks = {step: pairs(table)[1] for step, table in tokens.items()}
-    looks = {step: values for step, values in looks.items() if values.size}
+    """Return a map of the forget tokens' weights by step, shares by bin, with their mean as a line."""
+    weights = {step: pairs(table)[1] for step, table in tokens.items()}
+    weights = {step: values for step, values in weights.items() if values.size}
     figure = Figure(title, "share of the forget tokens by weight · line: the mean weight")
-    if not looks:
+    if not weights:
         return figure
-    low = min(0.0, *(float(values.min()) for values in looks.values()))
-    high = max(float(values.max()) for values in looks.values())
+    low = min(0.0, *(float(values.min()) for values in weights.values()))
+    high = max(float(values.max()) for values in weights.values())
     edges = np.linspace(low, high if high > low else low + 1.0, BINS + 1)
-    shares = np.array([np.histogram(values, edges)[0] / values.size for values in looks.values()]).T
+    shares = np.array([np.histogram(values, edges)[0] / values.size for values in weights.values()]).T
     figure.data = [
         {
             "type": "heatmap",
             "scale": "sequential",
-            "x": [str(step) for step in looks],
+            "x": [str(step) for step in weights],
             "y": ((edges[1:] + edges[:-1]) / 2).tolist(),
-            # The square root keeps few tokens visible beside many; the hover tells the share.
+            # The square root keeps small shares visible; the hover has the share itself.
             "z": np.sqrt(shares).round(4).tolist(),
             "customdata": [[f"{share:.1%}" for share in row] for row in shares.tolist()],
             "hovertemplate": "step %{x}, weight about %{y:.3g}<br>%{customdata} of the tokens<extra></extra>",
@@ -152,8 +154,8 @@ def distribution(tokens: Tables, title: str) -> Figure:
             "mode": "lines+markers",
             "marker": {"size": 5},
             "role": "forget",
-            "x": [str(step) for step in looks],
-            "y": [float(values.mean()) for values in looks.values()],
+            "x": [str(step) for step in weights],
+            "y": [float(values.mean()) for values in weights.values()],
             "hovertemplate": "mean weight at step %{x}: %{y:.4g}<extra></extra>",
         },
     ]
@@ -167,7 +169,7 @@ def distribution(tokens: Tables, title: str) -> Figure:
 
 
 def pairs(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
-    """Likelihood and implicit weight of the forget tokens that have one, [N] each."""
+    """Return likelihood and implicit weight of the forget tokens that have a weight, [N] each."""
     if not {"set", "logp", "weight"} <= set(table.column_names):
         return np.empty(0), np.empty(0)
     logp, weight = (np.array(table[name].to_pylist(), dtype=float) for name in ("logp", "weight"))

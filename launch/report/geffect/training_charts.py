@@ -13,25 +13,24 @@ from launch.report.axes import Signed, signed
 from launch.report.geffect.chart_parts import Line, chart, heatmap, joined, untrusted, with_slider
 from launch.report.geffect.files import Tables, thinned
 from launch.report.traces import Figure, Row, number
+from unlearn.probes.parameter_groups import GROUPS, KINDS
 
-GROUPS = ("embedding", "shallow", "middle", "deep", "head", "other")
-KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")
 EFFECTS = {
     "unlearn": ("Unlearning effect", "on the forget risk · negative: a step raises it"),
     "retain": ("Retaining effect", "on the retain risk · negative: a step raises it, which hurts"),
 }
 HOLLOW = "hollow (in all charts): the first-order prediction failed its check there"
-MOST_STEPS = 60  # columns of a map
-MOST_MAPS = 20  # stops of a slider over maps
+MAX_COLUMNS = 60  # columns of a map
+MAX_MAPS = 20  # stops of a slider over maps
 _ROLES = {"unlearn": "forget", "retain": "retain"}
 _SHADE = "rgba(128,128,128,.16)"
 
 
 def over_training(rows: Sequence[Row]) -> list[Figure]:
-    """Charts by step of what was logged of this: effects of the whole objective, by group of layers, by kind
-    of module and by term; cosines, risks, distance, norm.
+    """Return charts over the steps of what was logged.
 
-    rows: those of `launch.report.geffect.files.effect_rows`.
+    Effects of the whole objective, by group of layers, by kind of module and by term; cosines, risks,
+    distance, norm. rows: those of `launch.report.geffect.files.effect_rows`.
     """
     sides = [Line(f"geffect/{n}", EFFECTS[n][0].lower(), role) for n, role in _ROLES.items()]
     cosines = [Line(f"geffect/{n}_cosine", f"objective, {role} risk", role) for n, role in _ROLES.items()]
@@ -39,10 +38,10 @@ def over_training(rows: Sequence[Row]) -> list[Figure]:
     risks = [Line(f"geffect/risk_{name}", name, name) for name in ("forget", "retain")]
     norm = [Line("geffect/gradient_norm", "gradient norm", "c0")]
     doubt = HOLLOW if untrusted(rows) else ""
-    wanted = "wanted: negative on forget, 0 or positive on retain"
+    aim = "wanted: negative on forget, 0 or positive on retain"
     conflict = "cosine of the two risks' gradients · positive: forgetting hurts retaining"
-    made = [
-        chart(rows, "Unlearning and retaining effect", joined(wanted, doubt), sides),
+    figures = [
+        chart(rows, "Unlearning and retaining effect", joined(aim, doubt), sides),
         chart(rows, "Cosines", "of the gradients of objective and risks", cosines),
         *(figure for name in EFFECTS for figure in _parts(rows, name)),
         chart(rows, "Conflict by group of layers", conflict, _lines("geffect/conflict/{}", GROUPS)),
@@ -50,7 +49,7 @@ def over_training(rows: Sequence[Row]) -> list[Figure]:
         _distance(rows),
         chart(rows, "Gradient norm", "of the objective over the sample", norm),
     ]
-    return [figure for figure in made if figure is not None]
+    return [figure for figure in figures if figure is not None]
 
 
 def _parts(rows: Sequence[Row], name: str) -> list[Figure | None]:
@@ -70,7 +69,7 @@ def _lines(pattern: str, names: Sequence[str]) -> list[Line]:
 
 
 def _distance(rows: Sequence[Row]) -> Figure | None:
-    """Shades run from halfway to the step before to halfway to the one after."""
+    """The distance over the steps; a shade reaches halfway to the neighbouring steps."""
     distance = [Line("geffect/distance", "distance", "c4")]
     hint = "norm of the change of the weights over that of the target's"
     figure, failed = chart(rows, "Distance from the target", hint, distance), untrusted(rows)
@@ -95,10 +94,10 @@ Roll = Callable[[Sequence[Cell]], float | None]
 
 
 def layer_maps(layers: Tables) -> list[Figure]:
-    """Layer × step of both effects and of the conflict, then layer × kind of module for a chosen step."""
+    """Return maps of layer × step for effects and conflict, then of layer × kind of module by step."""
     parts = {
         step: [row for row in layers[step].to_pylist() if row["term"] == "objective"]
-        for step in thinned(list(layers), MOST_STEPS)
+        for step in thinned(list(layers), MAX_COLUMNS)
     }
     positive = "cosine of the two risks' gradients · positive: forgetting hurts retaining"
     measured = any(_known(rows, "forget_norm") for rows in parts.values())
@@ -116,13 +115,13 @@ def _known(rows: Sequence[Cell], name: str) -> list[float]:
 
 
 def _sum(name: str) -> Roll:
-    return lambda rows: sum(found) if (found := _known(rows, name)) else None
+    return lambda rows: sum(values) if (values := _known(rows, name)) else None
 
 
 def conflict(rows: Sequence[Cell]) -> float | None:
-    """The cosine of the two risks' gradients over these tensors together.
+    """Return the cosine of the two risks' gradients over these tensors together, None without a value.
 
-    Without the columns of norms, the mean of the tensors' own cosines; None where there is none.
+    Without the columns of norms it is the mean of the tensors' own cosines.
     """
     cosines = _known(rows, "conflict")
     if not cosines:
@@ -135,7 +134,7 @@ def conflict(rows: Sequence[Cell]) -> float | None:
 
 
 def row_name(row: Cell) -> str:
-    """Where a tensor stands on a map: its layer's number, or what it is outside of the layers."""
+    """Return the row of a tensor on a map: the number of its layer, or its kind outside of the layers."""
     if row["layer"] is not None:
         return f"layer {row['layer']}"
     if (row["group"], row["kind"]) == ("head", "norm"):
@@ -144,7 +143,7 @@ def row_name(row: Cell) -> str:
 
 
 def _order(rows: Sequence[Cell]) -> list[str]:
-    """Rows of a map from the input to the output."""
+    """The rows of a map from the input to the output of the model."""
 
     def place(row: Cell) -> tuple[bool, bool, int, bool]:
         inside = row["layer"] is not None
@@ -178,7 +177,7 @@ def _by_kind(parts: Mapping[int, list[Cell]], title: str, hint: str, roll: Roll)
             for name in names
         ]
 
-    maps = {step: cells(parts[step]) for step in thinned(list(parts), MOST_MAPS)}
+    maps = {step: cells(parts[step]) for step in thinned(list(parts), MAX_MAPS)}
     scale = signed(value for values in maps.values() for row in values for value in row)
     figure = Figure(title, joined(hint, scale.note), layout=_axes(""))
     if not any(value is not None for values in maps.values() for row in values for value in row):

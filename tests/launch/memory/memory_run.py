@@ -14,10 +14,9 @@ from typing import Any
 from launch.compose import checked, compose_run, force_overrides
 from launch.dry_run import load_of
 from launch.memory.estimate import estimate, shape_of
-from launch.run.ensure import _write_config
+from launch.run.config_file import read_job, write_config
 from launch.run.execute import execute
 from launch.run.plan import make_plan
-from launch.run.worker import read_job
 from unlearn.models import load as models
 from unlearn.training.trainer import Trainer
 
@@ -36,7 +35,7 @@ def _run(*overrides: str) -> dict[str, Any]:
     config = checked(compose_run(force_overrides(overrides)))
     (run,) = make_plan(config).runs
     run.directory.mkdir(parents=True)
-    _write_config(run)
+    write_config(run)
     shape = shape_of(config)
     assert shape is not None
     expected = estimate(shape, config, load_of(config))

@@ -1,4 +1,4 @@
-"""Made-up runs as they leave their directories, for comparisons of a few and of hundreds."""
+"""SweepRun-up runs as they leave their directories, for comparisons of a few and of hundreds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Made-up files of the G-effect probe, as it leaves them in the directory of a run."""
+"""SweepRun-up files of the G-effect probe, as it leaves them in the directory of a run."""
 
 from __future__ import annotations
 

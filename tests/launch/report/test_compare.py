@@ -21,12 +21,13 @@ from rich.console import Console
 from launch.report.compare.__main__ import main, make, write
 from launch.report.compare.discover import find
 from launch.report.compare.export import escaped, in_csv, in_latex, in_markdown, latex
-from launch.report.compare.page_data import cut, most_examples, most_points
+from launch.report.compare.page_data import cut, max_examples, max_points
 from launch.report.compare.ranking import ranks
 from launch.report.compare.rows import Comparison, Row, compared
-from launch.report.compare.runs import ComparedRun, Unusable, read_run
+from launch.report.compare.runs import ComparedRun, read_run
 from launch.report.compare.tables import lines, terminal
 from launch.report.compare.wandb_exports import read_export
+from launch.report.run_groups import Unusable
 from launch.report.statistics import mean
 from tests.launch.report.browser import drawn
 from tests.launch.report.compare_files import write_anchors, write_examples, write_run, write_sweep
@@ -510,13 +511,14 @@ def test_a_file_that_only_the_page_needs_stops_nothing(tmp_path):
 
 
 def test_more_runs_have_less_each():
-    assert [most_points(n) for n in (3, 300, 3000)] == [300, 80, 20]
-    assert [most_examples(n) for n in (3, 300, 3000)] == [40, 6, 2]
+    assert [max_points(n) for n in (3, 300, 3000)] == [300, 80, 20]
+    assert [max_examples(n) for n in (3, 300, 3000)] == [40, 6, 2]
     assert (cut("abcdef", 3), cut("abc", 3), cut(None, 3)) == ("abc …", "abc", "")
 
 
 def test_comparing_does_not_load_torch():
-    code = "import launch.report.compare, sys; print({'torch', 'transformers', 'wandb'} & set(sys.modules))"
+    modules = "launch.report.compare.__main__, launch.report.geffect.__main__"
+    code = f"import {modules}, sys; print({{'torch', 'transformers', 'wandb'}} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "set()"
 
@@ -560,7 +562,7 @@ def told(page: Path, profile: Path, *, charts: int, script: str) -> Any:
 
 def values(comparison: Comparison) -> list[list[str]]:
     cells = [cells for _, block in lines(comparison) for _, cells in block]
-    return [[" ".join(filter(None, (c.value, c.spread, c.beside))) for c in line] for line in cells]
+    return [[" ".join(filter(None, (c.value, c.spread, c.counts))) for c in line] for line in cells]
 
 
 @pytest.mark.slow

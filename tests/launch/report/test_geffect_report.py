@@ -18,21 +18,21 @@ import pytest
 
 from launch.report.axes import signed
 from launch.report.charts import training_curves
-from launch.report.geffect.__main__ import find_runs, main, write_study
-from launch.report.geffect.example_charts import MOST_PAIRS, check_charts, grid_charts
-from launch.report.geffect.files import MOST_ROWS, effect_rows, looks, tables, thinned, tracked
-from launch.report.geffect.sections import MOST_EXAMPLES, checks, hurt, strongest_examples
-from launch.report.geffect.study import compared, read_run, summary
+from launch.report.geffect.__main__ import main, write_study
+from launch.report.geffect.example_charts import MAX_PAIRS, check_charts, grid_charts
+from launch.report.geffect.files import MAX_ROWS, effect_rows, probed_steps, tables, thinned, tracked
+from launch.report.geffect.sections import MAX_EXAMPLES, checks, hurt, strongest_examples
+from launch.report.geffect.study import compared, find_runs, read_run, summary
 from launch.report.geffect.study_charts import study_charts, styles
-from launch.report.geffect.token_charts import MOST_POINTS, distribution, pairs, sampled, token_charts
+from launch.report.geffect.token_charts import MAX_POINTS, distribution, pairs, sampled, token_charts
 from launch.report.geffect.training_charts import conflict, layer_maps, over_training
 from launch.report.page import write_report
-from launch.report.run_files import history
 from launch.report.settings import shortest
 from launch.report.statistics import Interval, interval
 from launch.tracking.tracker import open_tracker
 from tests.launch.report.browser import drawn
 from tests.launch.report.geffect_files import GROUPS, layers, numbers, tokens, write_run
+from unlearn.run_dir import RunDir
 
 NASTY = """</script><script>document.title='owned'</script><img src=x onerror="boom()"> & 'quoted'"""
 SECTIONS = ("geffect", "geffect_layers", "geffect_points", "geffect_grid", "geffect_check")
@@ -230,7 +230,7 @@ def test_charts_of_points_are_bounded():
         [row | {"id": f"{row['id']}-{i}"} for i in range(60) for row in table_of([0.1] * 50).to_pylist()]
     )
     for figure in token_charts(dict.fromkeys(range(40), many)):
-        assert sum(len(trace["x"]) for trace in figure.data if trace["type"] == "scatter") <= MOST_POINTS
+        assert sum(len(trace["x"]) for trace in figure.data if trace["type"] == "scatter") <= MAX_POINTS
         assert len(figure.data) <= 12
 
 
@@ -266,11 +266,11 @@ def test_the_grid_puts_what_hurts_most_first(run):
     ids = [(i, j) for i in range(90) for j in range(90)]
     many = [{"forget_id": f"f{i}", "retain_id": f"r{j}", "effect": float(i - j)} for i, j in ids]
     (figure,) = grid_charts({0: pa.Table.from_pylist(many)}, {})
-    assert np.shape(figure.data[0]["z"]) == (MOST_PAIRS, MOST_PAIRS)
+    assert np.shape(figure.data[0]["z"]) == (MAX_PAIRS, MAX_PAIRS)
 
 
 def test_the_check_tells_its_agreement_at_every_step(run):
-    rows = effect_rows(history(run))
+    rows = effect_rows(RunDir(run).history_by_step())
     charts = {figure.title: figure for figure in check_charts(rows, tables(run, "examples"))}
     assert list(charts) == ["Predicted and true change of risk", "Mean change of risk", "Agreement"]
     cloud = charts["Predicted and true change of risk"]
@@ -331,7 +331,7 @@ def test_a_page_of_many_examples_and_steps_stays_small(tmp_path):
     path = write_run(tmp_path / "big", steps=tuple(range(30)), examples=40)
     page = without_plotly(write_report(path).read_text(encoding="utf-8"))
     assert len(page) < 2_000_000
-    assert page.count('<tr><td class="words"><b>') == 2 * MOST_EXAMPLES
+    assert page.count('<tr><td class="words"><b>') == 2 * MAX_EXAMPLES
 
 
 def test_a_table_that_cannot_be_read_is_named(run, tmp_path):
@@ -343,9 +343,9 @@ def test_a_table_that_cannot_be_read_is_named(run, tmp_path):
 
 
 def test_folders_of_steps_are_found_in_order(run):
-    assert list(looks(run)) == [0, 10, 20, 30, 40]
-    assert list(tables(run, "tokens", most=2, columns=("logp",))) == [0, 40]
-    assert tables(run, "tokens", most=1, columns=("logp", "absent"))[40].column_names == ["logp"]
+    assert list(probed_steps(run)) == [0, 10, 20, 30, 40]
+    assert list(tables(run, "tokens", limit=2, columns=("logp",))) == [0, 40]
+    assert tables(run, "tokens", limit=1, columns=("logp", "absent"))[40].column_names == ["logp"]
     assert tables(run.parent, "tokens") == {}
 
 
@@ -361,7 +361,7 @@ def test_the_tracker_gets_bounded_tables_of_the_last_step(run, tmp_path):
     (tmp_path / "geffect/step-000001").mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(many), tmp_path / "geffect/step-000001/grid.parquet")
     ((_, _, rows),) = tracked(tmp_path)
-    assert len(rows) == MOST_ROWS["grid"]
+    assert len(rows) == MAX_ROWS["grid"]
     assert rows[0] == [1, "2999", "2999", 2999.0]
 
 
@@ -390,7 +390,7 @@ def test_an_interval_over_seeds():
 
 def test_runs_that_differ_in_the_seed_alone_are_one(study):
     runs, left_out = find_runs([str(study)])
-    assert {path.name: reason for path, reason in left_out.items()} == {"plain": "no G-effect in it"}
+    assert left_out == [("plain", "no G-effect in it")]
     groups = compared(runs)
     assert [(group.label, len(group.runs)) for group in groups] == [
         ("npo beta=0.1", 3),
@@ -427,8 +427,8 @@ def test_the_same_run_twice_counts_once(tmp_path):
     write_run(tmp_path / "a")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     runs, left_out = find_runs([str(tmp_path)])
-    assert [run.path.name for run in runs] == ["a"]
-    assert list(left_out.values()) == ["the same configuration and seed as a"]
+    assert [run.name for run in runs] == ["a"]
+    assert left_out == [("b", "the same configuration and seed as a")]
 
 
 def test_many_settings_have_the_colour_of_their_method_and_a_dash_of_their_own(study):
@@ -456,13 +456,11 @@ def test_saved_models_are_named_after_the_objective_that_was_looked_at(tmp_path)
     config = json.loads((path / "config.yaml").read_text())
     (path / "config.yaml").write_text(json.dumps(config | {"probe": {"method": "wga"}}))
     found = read_run(path)
-    assert found is not None
     assert found.method == "wga"
     named = {"name": "mine", "forget": {"objective": "npo", "beta": 0.3}}
     (path / "config.yaml").write_text(json.dumps(config | {"probe": {"method": named}}))
     found = read_run(path)
-    assert found is not None
-    assert (found.method, found.settings["forget.beta"]) == ("mine", 0.3)
+    assert (found.method, found.settings["method.forget.beta"]) == ("mine", 0.3)
 
 
 def test_a_comparison_draws_methods_groups_settings_and_weights(study):
@@ -514,7 +512,7 @@ def test_a_comparison_is_a_page_a_table_and_numbers(study, tmp_path, capsys):
         rows = list(csv.DictReader(file))
     assert len(rows) == 10 * 5
     one = next(row for row in rows if row["run"] == "npo-0.5-1" and row["step"] == "20")
-    logged = next(row for row in history(study / "npo-0.5-1") if row["step"] == 20)
+    logged = next(row for row in RunDir(study / "npo-0.5-1").history_by_step() if row["step"] == 20)
     assert float(one["geffect/unlearn"]) == logged["geffect/unlearn"]
     assert (one["method"], one["seed"]) == ("npo beta=0.5", "1")
 

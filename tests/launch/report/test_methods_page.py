@@ -5,14 +5,17 @@ from __future__ import annotations
 import inspect
 import re
 import shlex
+import shutil
 from typing import get_args
 
 import pytest
 from omegaconf import OmegaConf
 
+from launch import compose
 from launch.compose import CONFIGS, checked, compose_run, force_overrides, groups
+from launch.report import groups_table, methods_page
 from launch.report.markdown import anchor
-from launch.report.methods_page import FAMILIES, PAGE, needs, page, presets, terms, training
+from launch.report.methods_page import OTHER, PAGE, family, needs, page, presets, terms, training
 from launch.validate import check
 from unlearn.config import Mask, MethodConfig
 from unlearn.rules import clip_norm
@@ -62,14 +65,25 @@ def test_the_defaults_that_presets_leave_unsaid_are_as_the_page_has_them():
     assert f"`group_size` ({default})" in TEXT
 
 
-def test_no_preset_is_left_without_a_family():
-    assert "### Others" not in TEXT, "give its objective a place in FAMILIES of launch/report/methods_page.py"
-    assert {name for members in FAMILIES.values() for name in members} <= set(OBJECTIVES.names())
+def test_every_preset_names_its_family():
+    assert OTHER not in {family(name) for name in PRESETS}, "add a line `# family: …` to its YAML"
+
+
+def test_a_new_method_is_in_both_pages_by_its_yaml_alone(tmp_path, monkeypatch):
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    for name, comment in (("first", "# family: Brand new\n"), ("second", "")):
+        (tmp_path / f"configs/method/{name}.yaml").write_text(f"# an idea\n{comment}name: {name}\n")
+    monkeypatch.setattr(compose, "CONFIGS", tmp_path / "configs")
+    sections = re.split(r"^### ", methods_page.page(), flags=re.M)
+    assert [s.split("\n")[0] for s in sections if s.startswith(("Brand new", OTHER))] == ["Brand new", OTHER]
+    assert "| `first` |" in next(s for s in sections if s.startswith("Brand new"))
+    assert "| `second` |" in next(s for s in sections if s.startswith(OTHER))
+    assert "`first`, " in groups_table.page()
 
 
 def test_every_row_of_a_table_has_the_cells_of_its_head():
     tables = re.findall(r"(?:^\|.*\n)+", TEXT, re.M)
-    assert len(tables) > len(FAMILIES)
+    assert len(tables) > len({family(name) for name in PRESETS})
     for table in tables:
         rows = table.splitlines()
         assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {rows[0].count("|")}

@@ -158,7 +158,7 @@ def test_every_value_is_on_the_page(run):
             row = re.search(rf"<code>{key}</code></td>(.*?)</tr>", page)
             assert row is not None, key
             assert f">{format_value(value)}</td>" in row[1]
-    for says in ("I know it 0", "Never heard 0", "I forgot 0", "The truth 2.", "ROUGE-L 0.4321"):
+    for says in ("I know it 0", "Never heard 0", "I forgot 0", "The truth 2.", "ROUGE-L recall 0.4321"):
         assert says in page
 
 
@@ -245,7 +245,7 @@ def test_a_resumed_and_cut_off_history_is_read_by_step(run):
 
 def test_a_broken_file_is_named(run):
     (run["run"] / "results.json").write_text("{")
-    with pytest.raises(ValueError, match=r"results\.json is not JSON"):
+    with pytest.raises(ValueError, match=r"results\.json is broken"):
         page_of(run)
 
 
@@ -366,7 +366,7 @@ def test_charts_of_what_comes_back(attacked):
 
 def test_other_phrasings_and_samples_are_tables(attacked):
     text = text_of(page_of(attacked))
-    assert "Asked in other words · ROUGE-L recall retain model unlearned original" in text
+    assert "Prompts · ROUGE-L recall retain model unlearned original" in text
     assert "worst 0.1500 0.2250" in text
     assert "k = 4 0.1000 0.1500 k = 16 0.2000 0.2345 to 0.6789 0.3000 0.2345 to 0.6789" in text
 
@@ -380,7 +380,7 @@ def test_intervals_and_counts_stand_beside_their_value(attacked):
     row = re.search(r"<code>tofu/forget/probability</code></td>(.*?)</tr>", page)
     assert row is not None
     assert row[1].count("3 missing") == 3
-    assert "Of the model quantised" in page
+    assert "Of variants of the model" in page
 
 
 def test_problems_are_listed_as_text(attacked):

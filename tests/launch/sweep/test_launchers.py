@@ -80,7 +80,7 @@ def test_a_signal_to_the_command_stops_its_jobs_where_they_can_go_on(tmp_path):
     assert len(list(tmp_path.glob("runs/finetune-*/checkpoints/step-*/state.json"))) == 1
     assert "not begun: " in shown.out
     assert "seed=2" in shown.out.splitlines()[-1]
-    assert "the same command goes on where it stands" in shown.err
+    assert "the same command continues the sweep" in shown.err
 
 
 def test_awkward_names_reach_the_jobs_as_they_are(tmp_path):
@@ -121,7 +121,7 @@ def test_a_search_goes_on_after_a_failed_trial_and_repeats_itself(tmp_path):
     # The same trials again, whose runs are complete; what must hold now holds for none.
     again = unlearn(tmp_path, *SEARCH, "goal.subject_to={tofu/model_utility: '>= 2'}")
     assert again.out.count("5/5 run: ") == again.out.count("(complete)") / 5 == 4 - len(failed)
-    assert "no trial holds what it is subject to" in again.out
+    assert "no trial meets the constraints (goal.subject_to)" in again.out
     assert "misses by " in again.out
 
 

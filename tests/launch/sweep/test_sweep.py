@@ -21,7 +21,7 @@ from launch.sweep.hydra_hooks import job_count, quoted
 from launch.sweep.job_records import Records, sweep_name
 from launch.sweep.objective import FLOOR, check_goal, goal_value, missed_by
 from launch.sweep.summary import conclude
-from launch.sweep.summary_table import Made, summary, varying
+from launch.sweep.summary_table import SweepRun, summary, varying
 from unlearn.config import GoalConfig, RunConfig
 from unlearn.errors import ConfigError, UserError
 from unlearn.files import write_json
@@ -50,14 +50,14 @@ LUME = ("lume/final", "lume/task_aggregate", "lume/mia_score", "lume/forget/regu
         (
             ("muse/forget/verbmem", "muse/forget/knowmem", "muse/retain/knowmem", "muse/privleak",
              "muse/forget/verbmem/missing"),
-            ["privleak →", "forget/verbmem ↓", "forget/knowmem ↓", "retain/knowmem ↑"],
+            ["privleak → 0", "forget/verbmem ↓", "forget/knowmem ↓", "retain/knowmem ↑"],
         ),
         (
             ("wmdp/bio/accuracy", "wmdp/bio/accuracy_low", "mmlu/accuracy"),
             ["wmdp/bio/accuracy ↓", "mmlu/accuracy ↑"],
         ),
         (("mine/forget/probability", "mine/forget/odd"), ["forget/odd", "forget/probability"]),
-        # Baselines all of TOFU there is room for one.
+        # Next to all of TOFU there is room for one.
         (
             (*TOFU[1:3], "general/accuracy"),
             ["tofu/model_utility ↑", "tofu/forget/probability ↓", "general/accuracy ↑"],
@@ -67,7 +67,7 @@ LUME = ("lume/final", "lume/task_aggregate", "lume/mia_score", "lume/forget/regu
 )  # fmt: skip
 def test_columns(tmp_path, keys, heads):
     write_json(tmp_path / "results.json", dict.fromkeys((*keys, *OTHER), 0.5))
-    found = summary([Made(("method=npo",), tmp_path), Made(("method=rmu",), None, "too few layers")])
+    found = summary([SweepRun(("method=npo",), tmp_path), SweepRun(("method=rmu",), None, "too few layers")])
     assert found.heads == ["", *heads]
     assert found.rows == [["npo", *["0.5000"] * len(heads)]]
     assert found.failed == [("rmu", "too few layers")]
@@ -75,13 +75,13 @@ def test_columns(tmp_path, keys, heads):
 
 def test_no_table_is_wider_than_nine_columns(tmp_path):
     write_json(tmp_path / "results.json", dict.fromkeys((*TOFU, *LUME, *OTHER), 0.5))
-    heads = summary([Made((), tmp_path)]).heads
+    heads = summary([SweepRun((), tmp_path)]).heads
     assert [head.split(" ")[0] for head in heads[1:]] == [*TOFU, "lume/final"]
 
 
-def made(folder: Path, *overrides: str, **others: Any) -> Made:
+def made(folder: Path, *overrides: str, **others: Any) -> SweepRun:
     write_json(folder / "results.json", {"tofu/model_utility": 0.5})
-    return Made(overrides, folder, **others)
+    return SweepRun(overrides, folder, **others)
 
 
 def test_runs_are_told_apart_by_what_they_do_not_share(tmp_path):
@@ -89,7 +89,7 @@ def test_runs_are_told_apart_by_what_they_do_not_share(tmp_path):
     runs = [made(tmp_path / f"{m}{s}", f"method={m}", "eval=tofu", f"++seed={s}") for m, s in pairs]
     assert [row[0] for row in summary(runs).rows] == ["npo seed=0", "npo seed=1", "wga seed=0"]
     assert varying([run.overrides for run in runs])[2] == "method=wga seed=0"
-    assert varying([runs[0].overrides], given=["eval=tofu"]) == ["method=npo seed=0"]
+    assert varying([runs[0].overrides], command=["eval=tofu"]) == ["method=npo seed=0"]
 
 
 def test_a_sampler_s_numbers_are_told_short(tmp_path):
@@ -105,7 +105,7 @@ def test_each_forget_set_has_its_own_models_beside_it(tmp_path):
         beside[name] = made(tmp_path / name).directory
     runs = [
         made(tmp_path / f"{split}{m}", f"method={m}", f"++dataset.forget=forget0{split}",
-             beside=(("target", beside["target"]), ("retain model", beside[f"retain{split}"])))
+             baselines=(("target", beside["target"]), ("retain model", beside[f"retain{split}"])))
         for split in "15" for m in ("npo", "wga")
     ]  # fmt: skip
     names = [row[0] for row in summary(runs).rows]
@@ -114,7 +114,7 @@ def test_each_forget_set_has_its_own_models_beside_it(tmp_path):
 
 
 def test_a_folder_that_is_gone_is_an_empty_row(tmp_path):
-    there, gone = made(tmp_path / "a", "++seed=0"), Made(("++seed=1",), tmp_path / "gone")
+    there, gone = made(tmp_path / "a", "++seed=0"), SweepRun(("++seed=1",), tmp_path / "gone")
     assert summary([there, gone]).rows == [["seed=0", "0.5000"], ["seed=1", "–"]]
 
 
@@ -136,21 +136,21 @@ class TestRecords:
         assert records.title(1) == "[2/3] seed=1"
         assert conclude(records, "the launcher broke") == 1
         shown = capsys.readouterr()
-        assert "failed: seed=1: ended without a word (killed?)" in shown.out
+        assert "failed: seed=1: died without an exit code (killed?)" in shown.out
         assert "not begun: method=npo seed=2" in shown.out
-        assert shown.err == "the launcher broke; the same command goes on where it stands\n"
-        assert "failed: ended without a word" in (tmp_path / "runs" / "sweep-x.md").read_text()
+        assert shown.err == "the launcher broke; the same command continues the sweep\n"
+        assert "failed: died without an exit code" in (tmp_path / "runs" / "sweep-x.md").read_text()
 
     def test_started_again_what_is_done_stands_and_the_rest_is_forgotten(self, tmp_path):
         records = self.records(tmp_path)
         records.end(0, made(tmp_path / "a run", *self.JOBS[0]))
-        records.end(1, Made(self.JOBS[1], None, "out of memory", code=1))
+        records.end(1, SweepRun(self.JOBS[1], None, "out of memory", code=1))
         records.announce(0, self.JOBS[:2], 0, [])
-        assert [run.code for run in records.made()] == [0]
+        assert [run.code for run in records.runs()] == [0]
         assert records.not_begun() == [self.JOBS[1]]
         # Another sweep of the same name, whose first job is another one.
         records.announce(0, [self.JOBS[2]], 0, [])
-        assert records.made() == []
+        assert records.runs() == []
         assert sorted(file.name for file in records.folder.iterdir()) == ["jobs.json"]
 
     def test_batches_of_a_search_add_up(self, tmp_path):
@@ -164,7 +164,9 @@ class TestRecords:
         records = self.records(tmp_path)
         for number, code in enumerate((0, 75, 2)):
             reason = "" if code == 0 else "something"
-            records.end(number, Made(self.JOBS[number], tmp_path if code == 0 else None, reason, code=code))
+            records.end(
+                number, SweepRun(self.JOBS[number], tmp_path if code == 0 else None, reason, code=code)
+            )
         write_json(tmp_path / "results.json", {})
         assert conclude(records) == 75
 

@@ -215,10 +215,10 @@ def test_a_dry_run_lists_in_order_and_needs_no_key(runs, capsys):
 def test_what_was_sent_and_what_still_runs_is_left_alone(runs):
     (runs / "two/wandb/offline-run-20260101_000000-two/run-two.wandb.synced").touch()
     with FileLock(runs / "one" / ".lock"):
-        found = sync.found([runs])
+        found = sync.offline_pieces([runs])
     assert [piece.state for piece in found] == ["already there", "still running", "still running"]
-    assert [piece.state for piece in sync.found([runs / "one"])] == ["to be sent"] * 2
-    assert sync.found([runs / "one/wandb/offline-run-20260102_000000-one"])[0].run_id == "one"
+    assert [piece.state for piece in sync.offline_pieces([runs / "one"])] == ["to be sent"] * 2
+    assert sync.offline_pieces([runs / "one/wandb/offline-run-20260102_000000-one"])[0].run_id == "one"
 
 
 def test_without_a_key_a_folder_or_an_answer_nothing_is_tried(runs, tmp_path, monkeypatch, capsys):

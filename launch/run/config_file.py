@@ -1,0 +1,148 @@
+"""config.yaml of a run directory: the configuration, the job of the run, and what it ran with."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from launch.job import Baselines, Job
+from launch.redact import expanded, portable
+from unlearn.config import RunConfig
+from unlearn.errors import UserError
+from unlearn.files import BrokenFile, replacing
+from unlearn.models.weights import Weights
+from unlearn.run_dir import RunDir
+
+if TYPE_CHECKING:
+    from launch.run.plan import Planned
+
+_PACKAGES = ("unlearn-lab", "torch", "transformers", "accelerate", "deepspeed", "numpy", "wandb")
+
+
+def write_config(run: Planned) -> None:
+    """Write the resolved configuration with its fingerprint, job, git revision and package versions.
+
+    Raises:
+        BrokenFile: the config.yaml that is there cannot be read.
+        UserError: the directory holds another run.
+    """
+    from omegaconf import OmegaConf
+
+    rundir, job = run.rundir, run.job
+    if rundir.config.is_file():
+        fingerprint = read_stored(rundir)["fingerprint"]
+        if fingerprint != job.fingerprint:
+            raise UserError(
+                f"{run.directory} holds another run (fingerprint {fingerprint}, not {job.fingerprint}): "
+                "choose another hydra.run.dir, or remove the folder"
+            )
+    # Results of another evaluation must not count as those of this run while it is being made.
+    rundir.results.unlink(missing_ok=True)
+    values = {
+        **job.config.model_dump(mode="json"),
+        "fingerprint": job.fingerprint,
+        "job": {
+            "role": run.role,
+            "start": asdict(job.start),
+            "reinforced": asdict(job.reinforced) if job.reinforced else None,
+            "beside": {name: str(path) if path else None for name, path in vars(job.baselines).items()},
+            "evaluation_key": run.evaluation_key,
+        },
+        "versions": {package: version(package) for package in _PACKAGES},
+        "git": _git_revision(),
+        "host": {
+            "system": platform.system(),
+            "machine": platform.machine(),
+            "python": platform.python_version(),
+        },
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    with replacing(rundir.config) as temporary:
+        OmegaConf.save(OmegaConf.create(portable(values)), temporary)
+
+
+def read_config(rundir: RunDir) -> dict[str, Any]:
+    """Return the file as a plain mapping; paths below the home directory are `~/…`, as they are stored.
+
+    Raises:
+        FileNotFoundError: there is no config.yaml.
+        BrokenFile: it is not YAML, or not a mapping.
+    """
+    try:
+        values = yaml.load(rundir.config.read_text(encoding="utf-8"), Loader=_loader())
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise BrokenFile(rundir.config, next(iter(str(error).splitlines()), type(error).__name__)) from error
+    if not isinstance(values, dict):
+        raise BrokenFile(rundir.config, "it holds no configuration")
+    return values
+
+
+def read_stored(rundir: RunDir) -> dict[str, Any]:
+    """Return what `write_config` wrote.
+
+    Raises:
+        BrokenFile: the file was cut short or overwritten.
+    """
+    values = read_config(rundir)
+    if "fingerprint" not in values or not isinstance(values.get("job"), Mapping):
+        raise BrokenFile(rundir.config, "it has no fingerprint")
+    return values
+
+
+def read_job(rundir: RunDir) -> tuple[Job, str]:
+    """Return the job of a run directory and its role in the plan.
+
+    A stored path that begins with `~` is below the home directory of the reader.
+
+    Raises:
+        BrokenFile: the file was cut short or overwritten.
+    """
+    stored = expanded(read_stored(rundir))
+    config = RunConfig.model_validate({k: v for k, v in stored.items() if k in RunConfig.model_fields})
+    job: dict[str, Any] = stored["job"]
+    baselines = Baselines(**{name: Path(path) if path else None for name, path in job["beside"].items()})
+    reinforced = Weights(**job["reinforced"]) if job["reinforced"] else None
+    start = Weights(**job["start"])
+    return Job(config, stored["fingerprint"], start, baselines, reinforced), str(job["role"])
+
+
+@cache
+def _loader() -> type[Any]:
+    """The loader of libyaml, ten times as fast as the one in Python, with the types that OmegaConf gives.
+
+    1e-5 is a number, which YAML 1.1 reads as text; a date stays text.
+    """
+    base: type[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+    class Loader(base):
+        yaml_implicit_resolvers = {  # noqa: RUF012
+            first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+            for first, resolvers in base.yaml_implicit_resolvers.items()
+        }
+
+    number = re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
+    Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789"))
+    return Loader
+
+
+def _git_revision() -> str | None:
+    """The revision of the program, None outside of a git repository."""
+    described = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=Path(__file__).resolve().parent,
+        capture_output=True,
+        text=True,
+    )
+    return described.stdout.strip() or None

@@ -1,0 +1,34 @@
+"""config.yaml of a run: what is written is what is read."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from omegaconf import OmegaConf
+
+from launch.compose import CONFIGS, checked, compose_run
+from launch.run.config_file import read_config, read_job, write_config
+from launch.run.plan import make_plan
+from unlearn.errors import UserError
+from unlearn.run_dir import RunDir
+
+ODD = "a: 1e-5\nb: 2026-01-01\nc: '1e-5'\nd: -2.5E+3\ne: 1_000\nf: yes\ng: ~\nh: .inf\n"
+
+
+def test_a_job_comes_back_as_it_was_planned(tmp_path):
+    planned = make_plan(checked(compose_run([f"++root={tmp_path}"]))).main
+    write_config(planned)
+    assert read_job(planned.rundir) == (planned.job, planned.role)
+    text = planned.rundir.config.read_text()
+    planned.rundir.config.write_text(re.sub(r"fingerprint: \w+", "fingerprint: other", text))
+    with pytest.raises(UserError, match="holds another run"):
+        write_config(planned)
+
+
+def test_values_have_the_types_that_omegaconf_gives(tmp_path):
+    run = RunDir(tmp_path)
+    texts = [ODD, *(file.read_text(encoding="utf-8") for file in sorted(CONFIGS.glob("[a-z]*/*.yaml")))]
+    for text in texts:
+        run.config.write_text(text, encoding="utf-8")
+        assert repr(read_config(run)) == repr(OmegaConf.to_container(OmegaConf.create(text)))

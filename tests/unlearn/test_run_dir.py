@@ -1,0 +1,39 @@
+"""The files of a run: history and results, written and read back."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from unlearn.files import BrokenFile
+from unlearn.run_dir import RunDir, numbers
+
+
+def test_the_history_by_step_has_the_last_value_of_each_key(tmp_path):
+    run = RunDir(tmp_path)
+    assert run.history_by_step() == []
+    for row in ({"step": 2, "loss": 0.5}, {"step": 1, "loss": 1.0, "lr": 0.1}, {"step": 1, "loss": math.nan}):
+        run.append_history(row)
+    with run.history.open("a") as file:
+        file.write('{"step": 3, "lo')
+    assert len(run.read_history()) == 3
+    assert run.history_by_step() == [{"step": 1, "loss": None, "lr": 0.1}, {"step": 2, "loss": 0.5}]
+
+
+def test_a_broken_line_of_the_history_is_named(tmp_path):
+    run = RunDir(tmp_path)
+    run.history.write_text('{"step": 1}\n{"step"\n{"step": 3}\n')
+    with pytest.raises(BrokenFile, match=r"history\.jsonl is broken \(line 2 is not JSON"):
+        run.read_history()
+
+
+def test_results_come_back_with_null_for_what_was_not_measured(tmp_path):
+    run = RunDir(tmp_path)
+    assert run.read_results() == {}
+    run.write_results({"a": 0.5, "b": math.nan, "c": 3})
+    assert run.read_results() == {"a": 0.5, "b": None, "c": 3}
+    assert numbers({"text": "x", "flag": True, "inf": math.inf, "n": 1}) == {"inf": None, "n": 1}
+    run.results.write_text("[]")
+    with pytest.raises(BrokenFile, match=r"results\.json is broken"):
+        run.read_results()
