@@ -38,8 +38,7 @@ from launch.run.slurm_task import leads
 from launch.sweep.hydra_hooks import job_count, record_launched_jobs
 from launch.sweep.job import INTERRUPTED, SweepJob, dry_run, interrupt, one_run, process
 from launch.sweep.job_records import Records, sweep_name
-from launch.sweep.summary import conclude
-from launch.sweep.summary_table import SweepRun
+from launch.sweep.sweep_run import SweepRun
 from unlearn.config import RunConfig
 from unlearn.errors import UserError, did_you_mean
 from unlearn.files import check_writable, folder_name
@@ -215,6 +214,8 @@ def _sweep(arguments: list[str], composed: DictConfig) -> int:
 
     A launcher raises when a process of its own died: what the jobs left is told all the same.
     """
+    from launch.sweep.summary import conclude  # with the metrics of all benchmarks
+
     check_plugins(composed)
     chosen = folder_name(os.environ.get("UNLEARN_SWEEP", ""))
     name = chosen or sweep_name([a for a in arguments if not a.startswith("-")])

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from launch import slurm
 from launch.sweep.job_records import Records
-from launch.sweep.summary_table import SweepRun
+from launch.sweep.sweep_run import SweepRun
 from unlearn.signals import on_stop
 
 

@@ -22,7 +22,7 @@ from launch.compose import checked
 from launch.run import foreign_launchers
 from launch.run.slurm_task import leads
 from launch.sweep.job_records import Records
-from launch.sweep.summary_table import SweepRun
+from launch.sweep.sweep_run import SweepRun
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
 from unlearn.guard import lasting_output, outcome

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.run.slurm_task import leads
-from launch.sweep.summary_table import SweepRun, varying
+from launch.sweep.sweep_run import SweepRun, varying
 from unlearn.files import digest, read_json, write_json
 
 NO_EXIT_CODE = "died without an exit code (killed?); the same sweep started again continues it"

@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from eval.metric_catalog import can_be, metrics_of
 from unlearn.config import BOUND, GoalConfig, RunConfig
 from unlearn.data.sources import available
 from unlearn.errors import ConfigError, UserError, did_you_mean
@@ -93,6 +92,8 @@ def check_goal(config: RunConfig) -> None:
 
 def _unknown(config: RunConfig) -> list[str]:
     """Problems with metrics that the chosen benchmarks and variants do not give."""
+    from eval.metric_catalog import can_be, metrics_of  # takes half a second to import
+
     has = available(config.dataset)
     known = [key for name in config.eval.benchmarks for key in metrics_of(name, has)]
     own = [*(f"{name}/*" for name in config.eval.variants), "judged/*", "train/*", "run/*"]

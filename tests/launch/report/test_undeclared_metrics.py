@@ -16,7 +16,8 @@ from launch.report.compare.export import in_csv, in_markdown
 from launch.report.compare.page import page_data
 from launch.report.page import write_report
 from launch.report.results_table import result_table
-from launch.sweep.summary_table import SweepRun, summary
+from launch.sweep.summary_table import summary
+from launch.sweep.sweep_run import SweepRun
 from tests.launch.report.compare_files import write_run
 
 KEYS = ("mine/accuracy", "mine/forget/odd", "mine/retain/odd")

@@ -21,7 +21,8 @@ from launch.sweep.hydra_hooks import job_count, quoted
 from launch.sweep.job_records import Records, sweep_name
 from launch.sweep.objective import FLOOR, check_goal, goal_value, missed_by
 from launch.sweep.summary import conclude
-from launch.sweep.summary_table import SweepRun, summary, varying
+from launch.sweep.summary_table import summary
+from launch.sweep.sweep_run import SweepRun, varying
 from unlearn.config import GoalConfig, RunConfig
 from unlearn.errors import ConfigError, UserError
 from unlearn.files import write_json
