@@ -356,11 +356,11 @@ class EvalConfig(Section):
 
     benchmarks: dict[str, dict[str, Any] | None] = Field(
         {},
-        description="modules of eval.benchmarks or dotted paths, each with its options: {tofu: {mia: false}}",
+        description="modules of eval.benchmarks, or dotted paths, with options: {tofu: {mia: false}}",
     )
     variants: dict[str, dict[str, Any] | None] = Field(
         {},
-        description="changed copies of the model to evaluate: modules of eval.variants or dotted paths, with options",
+        description="changed copies to evaluate: modules of eval.variants, or dotted paths, with options",
     )
     every_steps: PositiveInt | None = Field(None, description="also evaluate every so many steps")
     max_new_tokens: PositiveInt | None = Field(
