@@ -123,7 +123,7 @@ class DatasetConfig(Section):
     """What to forget, what to keep, and what to evaluate on."""
 
     name: str = Field(description="for people: names the run's folder")
-    source: str = Field(description="the loader: a module of unlearn.data.sources")
+    source: str = Field(description="the loader: a module of unlearn.data.sources, or a dotted path")
     path: str | None = Field(None, description="hub id, folder or file")
     forget: str | None = Field(None, description="the forget split")
     retain: str | None = Field(None, description="the retain split; null: what belongs to the forget split")
@@ -355,11 +355,12 @@ class EvalConfig(Section):
     """What is measured at the end and, with every_steps, on the way; several: eval=[tofu,sampling]."""
 
     benchmarks: dict[str, dict[str, Any] | None] = Field(
-        {}, description="modules of eval, each with its options: {tofu: {truth_ratio: arithmetic}}"
+        {},
+        description="modules of eval.benchmarks, or dotted paths, with options: {tofu: {mia: false}}",
     )
     variants: dict[str, dict[str, Any] | None] = Field(
         {},
-        description="what becomes of the model afterwards: modules of eval.variants with their options",
+        description="changed copies to evaluate: modules of eval.variants, or dotted paths, with options",
     )
     every_steps: PositiveInt | None = Field(None, description="also evaluate every so many steps")
     max_new_tokens: PositiveInt | None = Field(

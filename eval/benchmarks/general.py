@@ -79,7 +79,7 @@ def identity(options: Options) -> dict[str, str]:
 
 
 def measure(live: Live, sets: Sets, options: Options) -> Result:
-    found = harness.run_tasks(
+    outcome = harness.run_tasks(
         live,
         options.tasks,
         fewshot=options.fewshot,
@@ -89,10 +89,10 @@ def measure(live: Live, sets: Sets, options: Options) -> Result:
     )
     metrics = {
         f"general/{task}/{metric}": value
-        for task, own in found.metrics.items()
+        for task, own in outcome.metrics.items()
         for metric, value in own.items()
     }
-    accuracies = [own["accuracy"] for own in found.metrics.values() if "accuracy" in own]
+    accuracies = [own["accuracy"] for own in outcome.metrics.values() if "accuracy" in own]
     if accuracies:
         metrics["general/accuracy"] = float(np.mean(accuracies))
-    return Result(metrics, found.rows, found.problems)
+    return Result(metrics, outcome.rows, outcome.problems)

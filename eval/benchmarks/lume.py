@@ -105,15 +105,15 @@ def requests(sets: Sets, options: Options) -> list[Request]:
     for name in sets:
         if name not in (*_SCORED, *_ATTACK):
             raise BenchmarkError(f"lume scores no set {name!r}; it has: {', '.join((*_SCORED, *_ATTACK))}")
-    found: list[Request] = []
+    wanted: list[Request] = []
     limits = {"regurgitation": options.max_new_tokens, "knowledge": options.knowledge_tokens}
     for name in _SCORED:
         for kind, limit in limits.items():
             if asked := _of_kind(sets.get(name, ()), kind):
-                found.append(Generation(f"{name}/{kind}", _prompts(asked), limit, raw=True))
+                wanted.append(Generation(f"{name}/{kind}", _prompts(asked), limit, raw=True))
     if _has(sets, _ATTACK):
-        found += [Likelihood(f"{name}/document", _documents(sets[name])) for name in _ATTACK]
-    return found
+        wanted += [Likelihood(f"{name}/document", _documents(sets[name])) for name in _ATTACK]
+    return wanted
 
 
 def score(read: Records, retain: object, sets: Sets, options: Options) -> Result:
@@ -153,7 +153,7 @@ def _values(
     read: Records, name: str, examples: Sequence[Example], words: Words
 ) -> tuple[np.ndarray, list[str | None]]:
     """Return each example's score by the metric of its kind, NaN where there is no text, and the texts."""
-    found: dict[str, tuple[float, str | None]] = {}
+    by_id: dict[str, tuple[float, str | None]] = {}
     for kind in _METRICS:
         if not (asked := _of_kind(examples, kind)):
             continue
@@ -162,8 +162,8 @@ def _values(
         values = (
             rouge(true, texts, words).rougeL_recall if kind == "regurgitation" else exact_match(true, texts)
         )
-        found |= {e.id: (float(v), t) for e, v, t in zip(asked, values, texts, strict=True)}
-    return np.array([found[e.id][0] for e in examples]), [found[e.id][1] for e in examples]
+        by_id |= {e.id: (float(v), t) for e, v, t in zip(asked, values, texts, strict=True)}
+    return np.array([by_id[e.id][0] for e in examples]), [by_id[e.id][1] for e in examples]
 
 
 def _set_metrics(name: str, examples: Sequence[Example], values: np.ndarray) -> dict[str, float]:

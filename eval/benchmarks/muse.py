@@ -116,15 +116,15 @@ class Options(Section):
 
 def requests(sets: Sets, options: Options) -> list[Request]:
     """Return `verbmem`, `knowmem_forget`, `knowmem_retain`, and the `privleak` sets if there are both."""
-    found: list[Request] = []
+    wanted: list[Request] = []
     if "verbmem" in sets:
-        found.append(Generation("verbmem", _passages(sets["verbmem"]), options.verbmem_tokens, raw=True))
+        wanted.append(Generation("verbmem", _passages(sets["verbmem"]), options.verbmem_tokens, raw=True))
     for name in _KNOWMEM:
         if name in sets:
-            found.append(Generation(name, _questions(name, sets, options), options.knowmem_tokens, raw=True))
+            wanted.append(Generation(name, _questions(name, sets, options), options.knowmem_tokens, raw=True))
     if all(name in sets for name in _PRIVLEAK):
-        found += [Likelihood(name, _texts(sets[name])) for name in _PRIVLEAK]
-    return found
+        wanted += [Likelihood(name, _texts(sets[name])) for name in _PRIVLEAK]
+    return wanted
 
 
 def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, options: Options) -> Result:
@@ -139,20 +139,20 @@ def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, opti
     named: dict[str, str] = {name: chosen.name for name, chosen in words.items()}
     problems: list[str] = []
     if "verbmem" in sets:
-        told = read.generation("verbmem").select(_passages(sets["verbmem"]))
-        values = rouge(told.truth, told.text, words["verbmem"]).rougeL_f1
-        problems += without_words("verbmem", sets["verbmem"], told.truth, words["verbmem"])
+        generations = read.generation("verbmem").select(_passages(sets["verbmem"]))
+        values = rouge(generations.truth, generations.text, words["verbmem"]).rougeL_f1
+        problems += without_words("verbmem", sets["verbmem"], generations.truth, words["verbmem"])
         metrics |= aggregate("muse/forget/verbmem", values)
-        rows += _generated("verbmem", sets["verbmem"], told, told.text, values)
+        rows += _generated("verbmem", sets["verbmem"], generations, generations.text, values)
     for name, key in _KNOWMEM.items():
         if name in sets:
-            told = read.generation(name).select(_questions(name, sets, options))
-            said = [None if text is None else cut_at([text], MUSE_STOPS)[0] for text in told.text]
+            generations = read.generation(name).select(_questions(name, sets, options))
+            answers = [None if text is None else cut_at([text], MUSE_STOPS)[0] for text in generations.text]
             true = [example.answer for example in sets[name]]
-            values = rouge(true, said, words[name]).rougeL_f1
+            values = rouge(true, answers, words[name]).rougeL_f1
             problems += without_words(name, sets[name], true, words[name])
             metrics |= aggregate(key, values)
-            rows += _generated(name, sets[name], told, said, values)
+            rows += _generated(name, sets[name], generations, answers, values)
     if not all(name in sets for name in _PRIVLEAK):
         return Result(metrics, rows, problems, named)
     scores = {name: _min_k(read, name, sets[name], options) for name in _PRIVLEAK}
@@ -206,14 +206,14 @@ def _min_k(read: Records, name: str, examples: Sequence[Example], options: Optio
 
 
 def _generated(
-    name: str, examples: Sequence[Example], told: GenerationRecords, said: Sequence[str | None],
+    name: str, examples: Sequence[Example], generations: GenerationRecords, answers: Sequence[str | None],
     values: np.ndarray,
 ) -> list[dict[str, Any]]:  # fmt: skip
     return [
         _row(name, example)
         | {"question": example.question, "answer": truth or example.answer, "generation": text}
         | {"rougeL_f1": float(value)}
-        for example, truth, text, value in zip(examples, told.truth, said, values, strict=True)
+        for example, truth, text, value in zip(examples, generations.truth, answers, values, strict=True)
     ]
 
 

@@ -110,14 +110,14 @@ def requests(sets: Sets, options: Options) -> list[Request]:
     for name in sets:
         if f"{name}_eval" not in SETS:
             raise BenchmarkError(f"prompts scores no set {name!r}; it has: forget")
-    found: list[Request] = []
+    wanted: list[Request] = []
     for each in phrasings(sets["forget"], options):
         path = f"forget/{each.name}"
-        found.append(Likelihood(f"{path}/answer", each.answers))
+        wanted.append(Likelihood(f"{path}/answer", each.answers))
         if each.openings:
-            found.append(Likelihood(f"{path}/opening", each.openings))
-        found.append(Generation(f"{path}/generation", each.generation, options.max_new_tokens))
-    return found
+            wanted.append(Likelihood(f"{path}/opening", each.openings))
+        wanted.append(Generation(f"{path}/generation", each.generation, options.max_new_tokens))
+    return wanted
 
 
 def score(read: Records, retain: object, sets: Sets, options: Options) -> Result:
@@ -130,13 +130,13 @@ def score(read: Records, retain: object, sets: Sets, options: Options) -> Result
     words = words_of(true, options.words)
     columns |= {key: [getattr(e, key) for e in examples] for key in ("id", "question", "answer")}
     for each in phrasings(examples, options):
-        found, texts = _scores(read, each, words)
+        own_scores, texts = _scores(read, each, words)
         at = [place[a.example.id] for a in each.asked]
-        own = {key: _placed(values, at, len(examples)) for key, values in found.items()}
+        own = {key: _placed(values, at, len(examples)) for key, values in own_scores.items()}
         scores.setdefault(each.kind, []).append(own)
-        said = dict(zip(at, texts, strict=True))
+        generated = dict(zip(at, texts, strict=True))
         column = f"generation_{each.name.replace('/', '_')}".removesuffix("_original")
-        columns[column] = [said.get(i) for i in range(len(examples))]
+        columns[column] = [generated.get(i) for i in range(len(examples))]
     metrics: dict[str, float] = {}
     for kind, summary in _summaries(scores).items():
         for key, values in summary.items():
@@ -157,7 +157,7 @@ def phrasings(examples: Sequence[Example], options: Options) -> list[Phrasing]:
         f"prefixed/{i}": tuple(Asked(a.example, f"{prefix} {a.question}", "", a.rest) for a in whole)
         for i, prefix in enumerate(options.prefixes)
     }
-    found = {
+    by_name = {
         "original": tuple(whole),
         "paraphrased": tuple(
             Asked(a.example, a.example.paraphrased_question, "", a.rest)
@@ -171,16 +171,16 @@ def phrasings(examples: Sequence[Example], options: Options) -> list[Phrasing]:
             if (parts := opened(a.rest, options.opening_words)) is not None
         ),
     }
-    return [Phrasing(name.split("/")[0], name, asked) for name, asked in found.items() if asked]
+    return [Phrasing(name.split("/")[0], name, asked) for name, asked in by_name.items() if asked]
 
 
 def opened(answer: str, words: int) -> tuple[str, str] | None:
     """Split an answer after its first words, at most half of them; None for an answer of one word."""
     spans = word_spans(answer)
-    given = min(words, len(spans) // 2)
-    if not given:
+    count = min(words, len(spans) // 2)
+    if not count:
         return None
-    return answer[: spans[given - 1][1]], answer[spans[given][0] :]
+    return answer[: spans[count - 1][1]], answer[spans[count][0] :]
 
 
 def _scores(read: Records, phrasing: Phrasing, words: Words) -> tuple[Scores, list[str | None]]:
@@ -219,6 +219,6 @@ def _summaries(scores: dict[str, list[Scores]]) -> dict[str, Scores]:
 
 
 def _placed(values: np.ndarray, at: Sequence[int], length: int) -> np.ndarray:
-    found = np.full(length, np.nan)
-    found[list(at)] = values
-    return found
+    placed = np.full(length, np.nan)
+    placed[list(at)] = values
+    return placed

@@ -86,7 +86,7 @@ def identity(options: Options) -> dict[str, str]:
 
 
 def measure(live: Live, sets: Sets, options: Options) -> Result:
-    found = harness.run_tasks(
+    outcome = harness.run_tasks(
         live,
         list(dict.fromkeys(options.asked.values())),
         fewshot=options.fewshot,
@@ -94,9 +94,9 @@ def measure(live: Live, sets: Sets, options: Options) -> Result:
         include_path=options.include_path,
     )
     metrics = {}
-    problems = list(found.problems)
+    problems = list(outcome.problems)
     for key, task in options.asked.items():
-        metrics[key] = found.metrics.get(task, {}).get("accuracy", math.nan)
-        if "accuracy" not in found.metrics.get(task, {}):
+        metrics[key] = outcome.metrics.get(task, {}).get("accuracy", math.nan)
+        if "accuracy" not in outcome.metrics.get(task, {}):
             problems.append(f"{key}: the task {task} has no metric acc")
-    return Result(metrics, found.rows, problems)
+    return Result(metrics, outcome.rows, problems)

@@ -42,10 +42,10 @@ def fluency(texts: Sequence[str], classifier: Classifier) -> np.ndarray:
     place = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     if not place:
         return np.empty(0)
-    found = np.asarray(classifier(list(place)), dtype=np.float64)
-    if found.shape != (len(place),):
-        raise ValueError(f"the classifier gave shape {found.shape} for {len(place)} texts; one value each")
-    return found[[place[text] for text in texts]]
+    values = np.asarray(classifier(list(place)), dtype=np.float64)
+    if values.shape != (len(place),):
+        raise ValueError(f"the classifier gave shape {values.shape} for {len(place)} texts; one value each")
+    return values[[place[text] for text in texts]]
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class GibberishDetector:
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         order = sorted(range(len(texts)), key=lambda row: len(texts[row]))  # little padding
-        found = np.empty(len(texts))
+        values = np.empty(len(texts))
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            found[rows] = self._batch([texts[row] for row in rows])
-        return found
+            values[rows] = self._batch([texts[row] for row in rows])
+        return values
 
     def _batch(self, texts: list[str]) -> np.ndarray:
         import torch
@@ -126,9 +126,9 @@ def distinct(texts: Sequence[str], n: int = 4) -> np.ndarray:
     """
     if n < 1:
         raise ValueError(f"distinct: n={n}; it must be ≥ 1")
-    found = []
+    shares = []
     for text in texts:
         words = [text[start:end] for start, end in word_spans(text)]
         grams = list(zip(*(words[start:] for start in range(n)), strict=False))
-        found.append(len(set(grams)) / len(grams) if grams else math.nan)
-    return np.array(found, dtype=np.float64)
+        shares.append(len(set(grams)) / len(grams) if grams else math.nan)
+    return np.array(shares, dtype=np.float64)

@@ -186,11 +186,11 @@ def closeness(auc: float, retain_auc: float) -> float:
 def _mean_of_lowest(rows: Ragged, k: float) -> np.ndarray:
     if not 0 < k <= 1:
         raise ValueError(f"k={k}: the share of tokens is above 0 and at most 1")
-    found = np.full(len(rows), math.nan)
+    means = np.full(len(rows), math.nan)
     for i, row in enumerate(rows):
         if len(row) and not np.isnan(row).any():
-            found[i] = np.sort(row.astype(np.float64))[: max(1, int(k * len(row)))].mean()
-    return found
+            means[i] = np.sort(row.astype(np.float64))[: max(1, int(k * len(row)))].mean()
+    return means
 
 
 def _measured(scores: np.ndarray) -> np.ndarray:

@@ -58,8 +58,8 @@ def bleu(answers: Texts, generations: Texts, *, effective_order: bool = True) ->
     generations 0. NaN where the true answer has no token.
     """
     score = _bleu(effective_order).sentence_score
-    found = [score(isolated(text), [isolated(answer)]) for answer, text in _compared(answers, generations)]
-    return np.array([one.score if one.ref_len else np.nan for one in found], dtype=np.float64)
+    scores = [score(isolated(text), [isolated(answer)]) for answer, text in _compared(answers, generations)]
+    return np.array([one.score if one.ref_len else np.nan for one in scores], dtype=np.float64)
 
 
 def exact_match(answers: Texts, generations: Texts) -> np.ndarray:
@@ -95,8 +95,13 @@ def _compared(answers: Texts, generations: Texts) -> list[tuple[str, str]]:
 def _rouge(answer: str, generation: str, words: Words) -> tuple[float, float, float, float]:
     if not words.tokenize(answer):
         return (np.nan, np.nan, np.nan, np.nan)
-    found = _scorer(words).score(answer, generation)
-    return found["rouge1"].recall, found["rouge1"].fmeasure, found["rougeL"].recall, found["rougeL"].fmeasure
+    scores = _scorer(words).score(answer, generation)
+    return (
+        scores["rouge1"].recall,
+        scores["rouge1"].fmeasure,
+        scores["rougeL"].recall,
+        scores["rougeL"].fmeasure,
+    )
 
 
 @cache

@@ -50,21 +50,23 @@ def check(chosen: Mapping[str, Mapping[str, Any] | None], config: RunConfig) -> 
     problems = []
     for name, given in chosen.items():
         try:
-            found = find(name).check(options_of(name, given), config)
+            own_problems = find(name).check(options_of(name, given), config)
         except ConfigError as error:
             problems += error.problems
         else:
-            problems += [f"{KEY}.{name}.{problem}" for problem in found]
+            problems += [f"{KEY}.{name}.{problem}" for problem in own_problems]
     return problems
 
 
 def doubts(config: RunConfig) -> list[str]:
     """Return what the chosen variants can do for this run, and perhaps were not meant to do."""
-    found = []
+    sentences = []
     for name, given in config.eval.variants.items():
         own = getattr(find(name), "doubts", None)
-        found += [f"{KEY}.{name}: {doubt}" for doubt in own(options_of(name, given), config)] if own else []
-    return found
+        sentences += (
+            [f"{KEY}.{name}: {doubt}" for doubt in own(options_of(name, given), config)] if own else []
+        )
+    return sentences
 
 
 def sets(chosen: Iterable[str]) -> set[str]:
@@ -88,10 +90,10 @@ def measure(name: str, bench: Workbench, given: Mapping[str, Any] | None = None)
     whole = digest({"models": models, "eval": asked})
 
     def known() -> dict[str, float] | None:
-        found = read_json(mark) if mark.is_file() else {}
-        if found.get("whole") == whole:
-            return {key: math.nan if v is None else v for key, v in found["metrics"].items()}
-        if found.get("models") != models:
+        stored = read_json(mark) if mark.is_file() else {}
+        if stored.get("whole") == whole:
+            return {key: math.nan if v is None else v for key, v in stored["metrics"].items()}
+        if stored.get("models") != models:
             shutil.rmtree(folder, ignore_errors=True)
             write_json(mark, {"models": models})
         return None

@@ -118,13 +118,13 @@ def quantised(weight: Tensor, bits: int, group: int | None = None, *, symmetric:
     if symmetric:
         most = 2 ** (bits - 1) - 1
         scale = _divisor(w.abs().amax(-1, keepdim=True) / most)
-        found = (w / scale).round().clamp(-most, most) * scale
+        rounded = (w / scale).round().clamp(-most, most) * scale
     else:
         low = w.amin(-1, keepdim=True).clamp(max=0)
         scale = _divisor((w.amax(-1, keepdim=True).clamp(min=0) - low) / (2**bits - 1))
         zero = (-low / scale).round()
-        found = ((w / scale).round() + zero).clamp(0, 2**bits - 1).sub(zero) * scale
-    return found.view(out, -1)[:, :columns]
+        rounded = ((w / scale).round() + zero).clamp(0, 2**bits - 1).sub(zero) * scale
+    return rounded.view(out, -1)[:, :columns]
 
 
 def _divisor(scale: Tensor) -> Tensor:

@@ -65,7 +65,11 @@ def check(options: Mapping[str, Any]) -> list[str]:
     except ConfigError as error:
         return error.problems
     problems = {name: file_problem(file) for name, file in named.items()}
-    return [f"method.intervention.{name}={named[name]}: {said}" for name, said in problems.items() if said]
+    return [
+        f"method.intervention.{name}={named[name]}: {problem}"
+        for name, problem in problems.items()
+        if problem
+    ]
 
 
 def make(

@@ -60,26 +60,26 @@ def read_sae(file: str | Path, hidden_size: int, *, centred: bool = False) -> SA
     try:
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as stored:
-                found = {name: torch.from_numpy(np.asarray(stored[name])) for name in stored.files}
+                tensors = {name: torch.from_numpy(np.asarray(stored[name])) for name in stored.files}
         else:
-            found = load_file(file)
+            tensors = load_file(file)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{label} cannot be read: {error}") from None
     wanted = ("W_enc", "b_enc", "W_dec", "b_dec")
-    if lacking := [name for name in wanted if name not in found]:
+    if lacking := [name for name in wanted if name not in tensors]:
         raise UserError(
-            f"{label} has no {', '.join(lacking)} (it holds {', '.join(sorted(found)) or 'nothing'})"
+            f"{label} has no {', '.join(lacking)} (it holds {', '.join(sorted(tensors)) or 'nothing'})"
         )
-    width = found["b_enc"].numel()
+    width = tensors["b_enc"].numel()
     shapes = {"W_enc": (hidden_size, width), "W_dec": (width, hidden_size), "b_dec": (hidden_size,),
               "b_enc": (width,), "threshold": (width,)}  # fmt: skip
     for name, shape in shapes.items():
-        if name in found and tuple(found[name].shape) != shape:
+        if name in tensors and tuple(tensors[name].shape) != shape:
             raise UserError(
-                f"{label}: {name} has shape {tuple(found[name].shape)}, not {shape}: is it of a model "
+                f"{label}: {name} has shape {tuple(tensors[name].shape)}, not {shape}: is it of a model "
                 f"of width {hidden_size}?"
             )
-    numbers = {name: found[name].float().contiguous() for name in found if name in shapes}
+    numbers = {name: tensors[name].float().contiguous() for name in tensors if name in shapes}
     bias = numbers["b_enc"]
     if centred:
         bias = bias - numbers["b_dec"] @ numbers["W_enc"]

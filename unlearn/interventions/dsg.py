@@ -190,8 +190,8 @@ class Dsg(Intervention):
 
 
 def _bos(model: Any) -> int | None:
-    found = model.config.get_text_config(decoder=True).bos_token_id
-    return found if isinstance(found, int) else None
+    bos = model.config.get_text_config(decoder=True).bos_token_id
+    return bos if isinstance(bos, int) else None
 
 
 def _counted(current: Pass, bos: int | None) -> Tensor:

@@ -83,10 +83,12 @@ class Grun(Intervention):
         """
         super().__init__(options)
         chosen = sorted(set(default_layers(layers) if options.layers is None else options.layers))
-        found = [checked_layer(layer, layers, "layers") for layer in chosen]
+        layer_problems = [checked_layer(layer, layers, "layers") for layer in chosen]
         if options.rank > hidden_size:
-            found.append(f"method.intervention.rank={options.rank}: the model's width is {hidden_size}")
-        if problems := [problem for problem in found if problem]:
+            layer_problems.append(
+                f"method.intervention.rank={options.rank}: the model's width is {hidden_size}"
+            )
+        if problems := [problem for problem in layer_problems if problem]:
             raise ConfigError(problems)
         self.layers: Sequence[int] = chosen
         draws = seeded(seed)
@@ -94,9 +96,9 @@ class Grun(Intervention):
         self._gates: dict[int, Tensor] = {}
 
     def hooks(self, model: Any) -> list[RemovableHandle]:
-        found = blocks(model)
+        layers_of_model = blocks(model)
         return [
-            found[layer].register_forward_hook(partial(self._edit, place))
+            layers_of_model[layer].register_forward_hook(partial(self._edit, place))
             for place, layer in enumerate(self.layers)
         ]
 

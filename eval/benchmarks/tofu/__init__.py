@@ -209,17 +209,17 @@ def requests(sets: Sets, options: Options) -> list[Request]:
         if name not in _NAMES:
             raise BenchmarkError(f"tofu scores no set {name!r}; it has: {', '.join(_NAMES)}")
     limit = options.max_new_tokens if options.generation else None
-    found: list[Request] = []
+    wanted: list[Request] = []
     for name, examples in _scored(sets, options).items():
-        found += set_requests(name, examples, limit)
-    return found + (gradient_requests(sets) if options.mia and options.gradients else [])
+        wanted += set_requests(name, examples, limit)
+    return wanted + (gradient_requests(sets) if options.mia and options.gradients else [])
 
 
 def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, options: Options) -> Result:
     """Return metrics and rows per example; with `retain` forget quality, PrivLeak and Reference too."""
     metrics: dict[str, float] = {}
     problems: list[str] = []
-    found: dict[str, SetScores] = {}
+    set_scores_by_name: dict[str, SetScores] = {}
     words: dict[str, str] = {}
     for name, examples in _scored(sets, options).items():
         chosen = None
@@ -228,26 +228,26 @@ def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, opti
             chosen = words_of(true, options.words)
             words[name] = chosen.name
             problems += without_words(f"{name}/generation", examples, true, chosen)
-        found[name] = set_scores(read, name, examples, options.truth_ratio, chosen)
-        metrics |= found[name].metrics
+        set_scores_by_name[name] = set_scores(read, name, examples, options.truth_ratio, chosen)
+        metrics |= set_scores_by_name[name].metrics
     if options.gibberish is not None:
-        more, trouble = _fluency(found, options.gibberish)
+        more, trouble = _fluency(set_scores_by_name, options.gibberish)
         metrics, problems = metrics | more, problems + trouble
-    if isinstance(retain, PublishedLog) and "forget" in found:
+    if isinstance(retain, PublishedLog) and "forget" in set_scores_by_name:
         retain, trouble = _of_same_split(retain, sets["forget"])
         problems += trouble
-    if "forget" in found and retain is not None:
-        more, trouble = _forget_quality(found["forget"].log_ratio, retain, sets, options)
+    if "forget" in set_scores_by_name and retain is not None:
+        more, trouble = _forget_quality(set_scores_by_name["forget"].log_ratio, retain, sets, options)
         metrics, problems = metrics | more, problems + trouble
     if all(key in metrics for key in _NINE):
         metrics["tofu/model_utility"] = harmonic_mean(np.array([metrics[key] for key in _NINE]))
-    columns = {name: scores.columns for name, scores in found.items()}
+    columns = {name: scores.columns for name, scores in set_scores_by_name.items()}
     if options.mia:
         attacks = membership(read, retain, sets, k=options.min_k, gradients=options.gradients)
         metrics, problems = metrics | attacks.metrics, problems + attacks.problems
         for name, scores in attacks.columns.items():
             columns[name] = columns[name] | {f"mia_{attack}": values for attack, values in scores.items()}
-    return Result(metrics, _rows(sets, found, columns), problems, words)
+    return Result(metrics, _rows(sets, set_scores_by_name, columns), problems, words)
 
 
 def _scored(sets: Sets, options: Options) -> Sets:
@@ -255,25 +255,25 @@ def _scored(sets: Sets, options: Options) -> Sets:
     return {name: own for name, own in sets.items() if name != "holdout" or (options.mia and len(own))}
 
 
-def _fluency(found: dict[str, SetScores], detector: str) -> tuple[dict[str, float], list[str]]:
+def _fluency(scores: dict[str, SetScores], detector: str) -> tuple[dict[str, float], list[str]]:
     """Return `tofu/<set>/fluency` and add its values to the set's columns; NaN if the detector is absent."""
-    written = {name: found[name].texts for name in TAUGHT if name in found}
-    given = {name: texts for name, texts in written.items() if texts is not None}
-    if not given:
+    written = {name: scores[name].texts for name in TAUGHT if name in scores}
+    generated = {name: texts for name, texts in written.items() if texts is not None}
+    if not generated:
         return {}, []
     metrics: dict[str, float] = {}
     try:
         classify = gibberish_detector(detector)
     except DetectorError as error:
-        classify, problems = None, [f"{', '.join(f'tofu/{name}/fluency' for name in given)}: {error}"]
+        classify, problems = None, [f"{', '.join(f'tofu/{name}/fluency' for name in generated)}: {error}"]
     else:
         problems = []
-    for name, texts in given.items():
+    for name, texts in generated.items():
         values = np.full(len(texts), np.nan)
         there = np.array([text is not None for text in texts], dtype=bool)
         if classify is not None:
             values[there] = fluency([text for text in texts if text is not None], classify)
-        found[name].columns["fluency"] = values
+        scores[name].columns["fluency"] = values
         metrics |= aggregate(f"tofu/{name}/fluency", values)
     return metrics, problems
 

@@ -154,13 +154,13 @@ def _against(
     log: PublishedLog, retain: PublishedLog, form: TruthRatioForm, epsilon: float
 ) -> dict[str, float]:
     ours, theirs = (one.log_truth_ratio(form, epsilon=epsilon) for one in (log, retain))
-    found = forget_quality(ours, theirs).under("tofu/forget_quality")
+    metrics = forget_quality(ours, theirs).under("tofu/forget_quality")
     if "min_k" in log.auc and "min_k" in retain.auc:
-        found["tofu/privleak"] = privleak(log.auc["min_k"], retain.auc["min_k"])
-    return found
+        metrics["tofu/privleak"] = privleak(log.auc["min_k"], retain.auc["min_k"])
+    return metrics
 
 
-def _show(found: Mapping[str, float], stored: Mapping[str, float]) -> None:
+def _show(metrics: Mapping[str, float], stored: Mapping[str, float]) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -169,8 +169,8 @@ def _show(found: Mapping[str, float], stored: Mapping[str, float]) -> None:
     table.add_column("rescored", justify="right", no_wrap=True)
     if stored:
         table.add_column("stored", justify="right", no_wrap=True)
-    for key in sorted({**found, **stored}, key=lambda key: (key.count("/"), key)):
-        values = (found, stored) if stored else (found,)
+    for key in sorted({**metrics, **stored}, key=lambda key: (key.count("/"), key)):
+        values = (metrics, stored) if stored else (metrics,)
         table.add_row(key, *(_format(one.get(key)) for one in values))
     Console().print(table)
 

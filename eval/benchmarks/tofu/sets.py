@@ -48,12 +48,12 @@ def set_requests(name: str, examples: Sequence[Example], max_new_tokens: int | N
     """Return `<set>/<kind>` of the kinds of `answers`, and `<set>/generation` if `max_new_tokens` is set."""
     if not examples:
         raise BenchmarkError(f"tofu: the set {name} has no examples: give it some, or leave it out")
-    found: list[Request] = [
+    wanted: list[Request] = [
         Likelihood(f"{name}/{kind}", items) for kind, items in answers(name, examples).items()
     ]
     if max_new_tokens is not None and name != "holdout":
-        found.append(Generation(f"{name}/generation", _prompts(examples), max_new_tokens))
-    return found
+        wanted.append(Generation(f"{name}/generation", _prompts(examples), max_new_tokens))
+    return wanted
 
 
 def answers(name: str, examples: Sequence[Example]) -> dict[str, tuple[Answer, ...]]:
@@ -62,23 +62,23 @@ def answers(name: str, examples: Sequence[Example]) -> dict[str, tuple[Answer, .
     `answer` is the true one, `perturbed` are wrong ones, `paraphrased` is the true one in other words, and
     `rephrased` the true one after the question in other words. A holdout set has only the first.
     """
-    found = {"answer": tuple(Answer(e.id, 0, question_of(e, "tofu"), e.answer) for e in examples)}
+    by_kind = {"answer": tuple(Answer(e.id, 0, question_of(e, "tofu"), e.answer) for e in examples)}
     if name in TAUGHT:
-        found["paraphrased"] = tuple(
+        by_kind["paraphrased"] = tuple(
             Answer(e.id, 0, question_of(e, "tofu"), e.paraphrased_answer)
             for e in examples
             if e.paraphrased_answer is not None
         )
-        found["rephrased"] = tuple(
+        by_kind["rephrased"] = tuple(
             Answer(e.id, 0, e.paraphrased_question, e.answer) for e in examples if e.paraphrased_question
         )
     if name != "holdout":
-        found["perturbed"] = tuple(
+        by_kind["perturbed"] = tuple(
             Answer(e.id, slot, question_of(e, "tofu"), text)
             for e in examples
             for slot, text in enumerate(e.perturbed_answers)
         )
-    return {kind: items for kind, items in found.items() if items}
+    return {kind: items for kind, items in by_kind.items() if items}
 
 
 def set_scores(

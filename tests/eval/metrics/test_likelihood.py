@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -268,6 +268,7 @@ def test_log_of_a_p_value_too_small_for_a_float():
 _SAMPLE = arrays(np.float64, st.integers(1, 30), elements=st.integers(-8, 8).map(lambda k: k / 4))
 
 
+@settings(deadline=None)  # the first call imports scipy
 @given(_SAMPLE, _SAMPLE)
 def test_forget_quality_does_not_change_when_the_ratio_is_inverted(ours, theirs):
     assert forget_quality(ours, theirs).p == pytest.approx(forget_quality(-ours, -theirs).p, rel=1e-9)

@@ -88,10 +88,10 @@ def identity(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, Any]:
     wanted = {name.removesuffix("_eval") for name in names}
     if "full" in wanted and cfg.full is None:
         wanted |= {"forget", "retain"}
-    found = {name: path for name, path in files(cfg).items() if name in wanted}
+    own_files = {name: path for name, path in files(cfg).items() if name in wanted}
     return {
-        "files": {name: content_hash(path) for name, path in found.items()},
-        "rows": {name: str(parse_split(getattr(cfg, name))[1]) for name in found},
+        "files": {name: content_hash(path) for name, path in own_files.items()},
+        "rows": {name: str(parse_split(getattr(cfg, name))[1]) for name in own_files},
         "options": cfg.options,
     }
 

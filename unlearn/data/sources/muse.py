@@ -69,7 +69,7 @@ def available(cfg: DatasetConfig) -> dict[str, str]:
     """Return the split of each set; of a local folder, without sets that have no file and were not named."""
     forget, retain = cfg.forget or "raw/forget", cfg.retain or "raw/retain1"
     known = _known(cfg)
-    found = {
+    splits = {
         "forget": forget,
         "retain": retain,
         "full": cfg.full or "+".join([*_all_of(forget, known), *_retained(known)]),
@@ -79,7 +79,7 @@ def available(cfg: DatasetConfig) -> dict[str, str]:
     named = {"forget"} | {name for name in ("retain", "full", "holdout") if getattr(cfg, name)}
     return {
         name: split
-        for name, split in found.items()
+        for name, split in splits.items()
         if name in named or all(part in known for part, _ in _parts(split))
     }
 
@@ -140,8 +140,8 @@ def before(cfg: DatasetConfig) -> list[str]:
 
     `sust/forget_3` → `["sust/forget_1", "sust/forget_2"]`; [] for any split but those of `sust`.
     """
-    found = re.fullmatch(r"sust/forget_(\d+)", parse_split(cfg.forget or "")[0])
-    return [f"sust/forget_{earlier}" for earlier in range(1, int(found.group(1)))] if found else []
+    match = re.fullmatch(r"sust/forget_(\d+)", parse_split(cfg.forget or "")[0])
+    return [f"sust/forget_{earlier}" for earlier in range(1, int(match.group(1)))] if match else []
 
 
 def retain_model(cfg: DatasetConfig) -> str:
@@ -185,7 +185,7 @@ def _file(folder: Path, name: str) -> Path | None:
 
 
 def _read(cfg: DatasetConfig, split: str, *, joined: bool) -> list[Example]:
-    found = []
+    all_examples = []
     for part in split.split("+"):
         name, rows = parse_split(part)
         folder = user_path(cfg.path or "")
@@ -198,8 +198,8 @@ def _read(cfg: DatasetConfig, split: str, *, joined: bool) -> list[Example]:
         ]
         if joined and columns is None and examples:
             examples = [Example(id=part, answer="\n\n".join(example.answer for example in examples))]
-        found += examples
-    return found
+        all_examples += examples
+    return all_examples
 
 
 def _example(row: Row, columns: tuple[str, str] | None, key: str, where: str) -> Example:
