@@ -15,7 +15,7 @@ from unlearn.data.tokenization import TokenSequence
 from unlearn.passes.forward import forward
 from unlearn.passes.per_example.forward_mode import token_effects
 from unlearn.passes.per_example.inner_products import inner_products
-from unlearn.probes.parameter_groups import Place
+from unlearn.probes.parameter_groups import ParameterGroup
 from unlearn.terms import Term
 from unlearn.training.engine import Engine
 from unlearn.training.step import Steps
@@ -45,7 +45,7 @@ class ExampleEffects:
     """Effects on single examples of an engine's model; every method is a collective."""
 
     engine: Engine
-    places: Mapping[str, Place]
+    parameter_groups: Mapping[str, ParameterGroup]
     max_tokens: int
 
     def by_example(self, points: Points, directions: Sequence[Share]) -> list[dict[str, np.ndarray]]:
@@ -55,7 +55,7 @@ class ExampleEffects:
             whole = self.engine.whole_gradients(directions)
             found: dict[str, Tensor] = {}
             for name, values in inner_products(self.engine.module, batch, whole).items():
-                group = self.places[name].group
+                group = self.parameter_groups[name].group
                 found[group] = found[group] + values if group in found else values
             arrays = {group: values.cpu().numpy() for group, values in found.items()}
             return [
@@ -72,7 +72,7 @@ class ExampleEffects:
         goes through parameters of these groups of layers."""
 
         def along(name: str) -> Tensor | None:
-            if groups is not None and self.places[name].group not in groups:
+            if groups is not None and self.parameter_groups[name].group not in groups:
                 return None
             value = direction.get(name)
             return None if value is None else value.to(self.engine.world.device)

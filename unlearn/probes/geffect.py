@@ -24,7 +24,7 @@ from unlearn.config import HardwareConfig, ProbeConfig
 from unlearn.passes.module_modes import kept_modes
 from unlearn.probes.example_effects import ExampleEffects, Points, implicit_weights
 from unlearn.probes.linearity_check import Change, changes
-from unlearn.probes.parameter_groups import places
+from unlearn.probes.parameter_groups import parameter_groups
 from unlearn.probes.set_gradients import Gradients, risk_terms, sampled
 from unlearn.probes.tables import WAYS, Example, Measured, Pair, Tensors, numbers, write
 from unlearn.probes.weight_distance import Start
@@ -67,7 +67,7 @@ class GEffect:
     start: Start = field(init=False)
 
     def __post_init__(self) -> None:
-        self.places = places(self.engine.module, self.config.boundaries)
+        self.parameter_groups = parameter_groups(self.engine.module, self.config.boundaries)
         self.risks = risk_terms([name for name in WATCHED if self._answers(name)])
         self.rows = sampled(self.groups, self.config.examples, self.seed)
         self.start = Start(self.folder / "start.safetensors", self.engine)
@@ -85,7 +85,7 @@ class GEffect:
         started = time.perf_counter()
         with _still(self.engine.module, self.hardware.activation_checkpointing, self.engine.world.device):
             try:
-                measured = self._measure(context)
+                measured = self._measured(context)
             except NonFiniteGradient as error:
                 log.warning("the probe measures nothing at step %d: %s", context.step, error)
                 return {}
@@ -96,7 +96,7 @@ class GEffect:
 
     # -- gradients -------------------------------------------------------------------------------------
 
-    def _measure(self, context: ProbeContext) -> Measured:
+    def _measured(self, context: ProbeContext) -> Measured:
         gradients = self._gradients(context)
         risks: dict[str, Share] = {}
         levels: dict[str, float] = {}
@@ -113,7 +113,7 @@ class GEffect:
         examples = self._examples(gradients, objective, risks, context)
         return Measured(
             step=context.step,
-            places=self.places,
+            parameter_groups=self.parameter_groups,
             risks=levels,
             tensors=tensors,
             distance=self.start.distance(),
@@ -161,7 +161,7 @@ class GEffect:
 
     @cached_property
     def _effects(self) -> ExampleEffects:
-        return ExampleEffects(self.engine, self.places, self.hardware.micro_tokens)
+        return ExampleEffects(self.engine, self.parameter_groups, self.hardware.micro_tokens)
 
     def _examples(
         self, gradients: Gradients, objective: _Objective, risks: Mapping[str, Share], context: ProbeContext
@@ -204,7 +204,7 @@ class GEffect:
             whole = self._effects.whole(share)
             wanted: dict[str, list[str] | None] = {way: None}
             if self.config.token_layers:
-                groups = dict.fromkeys(self.places[name].group for name in whole)
+                groups = dict.fromkeys(self.parameter_groups[name].group for name in whole)
                 wanted |= {f"{way}/{group}": [group] for group in groups}
             for column, some in wanted.items():
                 for columns, (logp, effect) in zip(

@@ -24,7 +24,7 @@ _NAMES = {"fc1": "mlp", "fc2": "mlp", "fc_in": "mlp", "fc_out": "mlp"}
 
 
 @dataclass(frozen=True)
-class Place:
+class ParameterGroup:
     """`layer` counts blocks from 0; None outside of them."""
 
     group: str
@@ -32,8 +32,8 @@ class Place:
     layer: int | None
 
 
-def places(model: Any, boundaries: Sequence[float]) -> dict[str, Place]:
-    """The place of each parameter of a transformers model, by name.
+def parameter_groups(model: Any, boundaries: Sequence[float]) -> dict[str, ParameterGroup]:
+    """Return the group of each parameter of a transformers model, by name.
 
     `boundaries` are where the middle and the deep layers begin: shares of the depth (below 1), or numbers of
     layers. A third and two thirds are those of arXiv 2502.19301, section 4.1 (of 33: 1–11, 12–22, 23–33); the
@@ -46,21 +46,21 @@ def places(model: Any, boundaries: Sequence[float]) -> dict[str, Place]:
     starts = [boundary * depth if boundary < 1 else boundary for boundary in boundaries]
     heads = _of(model.get_output_embeddings())
     looked_up = _of(model.get_input_embeddings())
-    found = {}
+    groups = {}
     for name, parameter in named.items():
         block = blocks[name]
         kind = _kind(name, model)
         if id(parameter) in looked_up:
-            place = Place("embedding", "embedding", None)
+            own = ParameterGroup("embedding", "embedding", None)
         elif id(parameter) in heads:
-            place = Place("head", "head", None)
+            own = ParameterGroup("head", "head", None)
         elif block is not None:
-            place = Place(GROUPS[1 + sum(block >= start for start in starts)], kind, block)
+            own = ParameterGroup(GROUPS[1 + sum(block >= start for start in starts)], kind, block)
         else:
             embeds = "embed" in name or kind == "embedding"
-            place = Place("embedding" if embeds else "head" if kind == "norm" else "other", kind, None)
-        found[name] = place
-    return found
+            own = ParameterGroup("embedding" if embeds else "head" if kind == "norm" else "other", kind, None)
+        groups[name] = own
+    return groups
 
 
 def _of(module: nn.Module | None) -> set[int]:

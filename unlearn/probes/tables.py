@@ -16,7 +16,7 @@ from torch import Tensor
 from unlearn.data.tokenization import TokenSequence
 from unlearn.files import replacing
 from unlearn.probes.linearity_check import Change, agreement
-from unlearn.probes.parameter_groups import GROUPS, KINDS, Place
+from unlearn.probes.parameter_groups import GROUPS, KINDS, ParameterGroup
 
 WAYS = {"forget": "unlearn", "retain": "retain"}
 """What an effect on a set's risk is called."""
@@ -63,7 +63,7 @@ class Pair(NamedTuple):
 @dataclass(frozen=True)
 class Measured:
     step: int
-    places: Mapping[str, Place]
+    parameter_groups: Mapping[str, ParameterGroup]
     risks: Mapping[str, float]
     tensors: Sequence[Tensors]
     distance: float
@@ -80,7 +80,7 @@ def numbers(found: Measured, trust: float) -> dict[str, float]:
     row: dict[str, float] = {f"geffect/risk_{name}": risk for name, risk in found.risks.items()}
     for each in found.tensors:
         if each.name == "objective":
-            row |= _objective(each, found.places)
+            row |= _objective(each, found.parameter_groups)
         else:
             total = _sum(each.grams.values())
             row |= {
@@ -91,11 +91,11 @@ def numbers(found: Measured, trust: float) -> dict[str, float]:
     return row | _check(found.change, trust)
 
 
-def _objective(each: Tensors, places: Mapping[str, Place]) -> dict[str, float]:
+def _objective(each: Tensors, groups: Mapping[str, ParameterGroup]) -> dict[str, float]:
     total = _sum(each.grams.values())
     row = {"geffect/gradient_norm": math.sqrt(max(0.0, float(total[0, 0])))}
-    by_group = {g: _of(each, places, lambda p, g=g: p.group == g) for g in GROUPS}  # type: ignore[misc]
-    by_kind = {k: _of(each, places, lambda p, k=k: p.kind == k) for k in KINDS}  # type: ignore[misc]
+    by_group = {g: _of(each, groups, lambda p, g=g: p.group == g) for g in GROUPS}  # type: ignore[misc]
+    by_kind = {k: _of(each, groups, lambda p, k=k: p.kind == k) for k in KINDS}  # type: ignore[misc]
     for i, name in enumerate(each.sets, start=1):
         way = f"geffect/{WAYS[name]}"
         row |= {way: float(total[0, i]), f"{way}_cosine": cosine(total, 0, i)}
@@ -134,8 +134,10 @@ def cosine(gram: Tensor, i: int, j: int) -> float:
     return float(gram[i, j]) / math.sqrt(lengths) if lengths > 0 else math.nan
 
 
-def _of(each: Tensors, places: Mapping[str, Place], wanted: Callable[[Place], bool]) -> Tensor | None:
-    some = [gram for name, gram in each.grams.items() if wanted(places[name])]
+def _of(
+    each: Tensors, groups: Mapping[str, ParameterGroup], wanted: Callable[[ParameterGroup], bool]
+) -> Tensor | None:
+    some = [gram for name, gram in each.grams.items() if wanted(groups[name])]
     return _sum(some) if some else None
 
 
@@ -173,7 +175,7 @@ def write(folder: Path, found: Measured, tokenizer: Any) -> None:
 def _layer_rows(found: Measured) -> Iterator[dict[str, Any]]:
     for each in found.tensors:
         for name, gram in each.grams.items():
-            place = found.places[name]
+            place = found.parameter_groups[name]
             row: dict[str, Any] = {
                 "parameter": name, "group": place.group, "kind": place.kind, "layer": place.layer,
                 "term": each.name, "unlearn": None, "retain": None, "unlearn_cosine": None,

@@ -26,19 +26,19 @@ class MeanTeacher:
     @torch.no_grad()
     def follow(self) -> None:
         """One step of the average; call after the optimizer's."""
-        for mine, live in zip(self.weights, self.engine.live(), strict=True):
-            mine.lerp_(live.detach().float(), 1 - self.rate)
+        for own, live in zip(self.weights, self.engine.live(), strict=True):
+            own.lerp_(live.detach().float(), 1 - self.rate)
 
-    def beside(
+    def extend_state(
         self, state: Iterator[tuple[str, dict[str, Tensor]]]
     ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """The engine's state with the teacher's whole tensors beside each parameter's own."""
+        """Yield the engine's state with the teacher's whole tensors added to each parameter's own."""
         whole = self.engine.whole(self.weights)
         for (name, tensors), (_, teacher) in zip(state, whole, strict=True):
             yield name, {**tensors, "teacher": teacher} if tensors else {}
 
     def put_back(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `beside` gave, keyed `teacher/<name>`."""
-        found = {n.removeprefix("teacher/"): t for n, t in tensors.items() if n.startswith("teacher/")}
-        for mine, kept in zip(self.weights, self.engine.shares(found), strict=True):
-            mine.copy_(kept)
+        """Restore what `extend_state` gave, keyed `teacher/<name>`."""
+        whole = {n.removeprefix("teacher/"): t for n, t in tensors.items() if n.startswith("teacher/")}
+        for own, share in zip(self.weights, self.engine.shares(whole), strict=True):
+            own.copy_(share)

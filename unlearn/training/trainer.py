@@ -230,7 +230,7 @@ class Trainer:
         }
         state = self.engine.state()
         if self.teacher is not None:
-            state = self.teacher.beside(state)
+            state = self.teacher.extend_state(state)
         self.checkpoints.save(self.steps_made, state, facts, self.engine.world)
 
     def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -22,8 +22,8 @@ CHUNK = 1 << 20
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a taken gradient holds this process's part of one parameter: `length` elements, maybe none.
+class ParameterSlice:
+    """This process's part of one parameter in a taken gradient: `length` elements, maybe none.
 
     They begin at `start` of the share of that index, and at `at` of the flattened parameter.
     """
@@ -51,11 +51,11 @@ class Shares:
     def trained(self) -> Iterator[tuple[str, nn.Parameter]]:
         return ((n, p) for n, p in self._prepared.module.named_parameters() if p.requires_grad)
 
-    def places(self) -> list[Place]:
-        """Of each trained parameter, in their order."""
+    def slices(self) -> list[ParameterSlice]:
+        """Return the slice of each trained parameter, in their order."""
         find = {0: self._undivided, 1: self._by_group, 2: self._by_group, 3: self._by_parameter}[self.stage]
         spans = find()
-        return [Place(name, p, _shape(p), *spans[id(p)]) for name, p in self.trained()]
+        return [ParameterSlice(name, p, _shape(p), *spans[id(p)]) for name, p in self.trained()]
 
     def gram(self, gradients: Sequence[Sequence[Tensor]]) -> Tensor:
         """Inner products of T taken gradients over the whole model, the same everywhere: float64 [T, T]."""
@@ -66,12 +66,12 @@ class Shares:
 
     def gram_by_parameter(self, gradients: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
         """`gram` of each trained parameter alone, by name; one sum over the processes for all of them."""
-        places = self.places()
-        each = [inner([place.of(g) for g in gradients]).to(self.world.device) for place in places]
-        total = torch.stack(each)
+        slices = self.slices()
+        grams = [inner([part.of(g) for g in gradients]).to(self.world.device) for part in slices]
+        total = torch.stack(grams)
         if self.stage > 0:
             total = self.world.sum(total)
-        return {place.name: gram for place, gram in zip(places, total, strict=True)}
+        return {part.name: gram for part, gram in zip(slices, total, strict=True)}
 
     def whole_gradients(self, gradients: Sequence[Sequence[Tensor]]) -> Iterator[tuple[str, list[Tensor]]]:
         """Name and whole tensors, one per gradient, of one trained parameter after the other.
@@ -79,17 +79,17 @@ class Shares:
         On the device. Views of the gradients where this process has all of the parameter anyway.
         """
         alone = self.stage == 0 or self.world.size == 1
-        for place in self.places():
-            parts = [place.of(gradient) for gradient in gradients]
+        for own in self.slices():
+            parts = [own.of(gradient) for gradient in gradients]
             if alone:
-                yield place.name, [part.to(self.world.device).view(place.shape) for part in parts]
+                yield own.name, [part.to(self.world.device).view(own.shape) for part in parts]
                 continue
             whole = torch.zeros(
-                (len(parts), place.shape.numel()), dtype=torch.float32, device=self.world.device
+                (len(parts), own.shape.numel()), dtype=torch.float32, device=self.world.device
             )
             for row, part in zip(whole, parts, strict=True):
-                row.narrow(0, place.at, place.length).copy_(part)
-            yield place.name, list(self.world.sum(whole).view(-1, *place.shape))
+                row.narrow(0, own.at, own.length).copy_(part)
+            yield own.name, list(self.world.sum(whole).view(-1, *own.shape))
 
     def as_live(self, gradient: Sequence[Tensor]) -> list[Tensor]:
         """A gradient in the shapes and on the devices of the live weights, in fp32.
@@ -98,8 +98,8 @@ class Shares:
         """
         if self.stage < 3:
             return [whole for _, (whole,) in self.whole_gradients([gradient])]
-        kept = ((place, place.parameter.ds_tensor) for place in self.places())  # type: ignore[attr-defined]
-        return [place.of(gradient, live.numel()).to(live.device) for place, live in kept]
+        both = ((own, own.parameter.ds_tensor) for own in self.slices())  # type: ignore[attr-defined]
+        return [own.of(gradient, live.numel()).to(live.device) for own, live in both]
 
     def whole(self, shares: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Name and whole tensor, on the CPU, of shares of the live weights. A collective."""

@@ -22,7 +22,7 @@ from tests.unlearn.training import small_training as training
 from tests.worlds import together
 from unlearn.config import HardwareConfig, MethodConfig
 from unlearn.probes.example_effects import Points, implicit_weights
-from unlearn.probes.parameter_groups import places
+from unlearn.probes.parameter_groups import parameter_groups
 from unlearn.probes.saved import numbered, saved_models
 from unlearn.training.frozen_outputs import LOGP
 from unlearn.training.observers import Observers
@@ -196,7 +196,7 @@ def test_examples_and_tokens_against_one_backward_each(tmp_path):
     watching.look(tmp_path, NPO, token_layers=True)
     model = in_double()
     objective = gradient(model, npo_by_hand(model))
-    where = places(model, (1 / 3, 2 / 3))
+    where = parameter_groups(model, (1 / 3, 2 / 3))
     tables = {
         name: pq.read_table(tmp_path / f"geffect/step-000000/{name}.parquet").to_pylist()
         for name in ("examples", "tokens")
@@ -405,7 +405,7 @@ def test_processes_and_zero_do_not_show(tmp_path):
 
 def test_places_of_parameters(tiny_model, family):
     model = tiny_model(family)
-    found = places(model, (1 / 3, 2 / 3))
+    found = parameter_groups(model, (1 / 3, 2 / 3))
     assert found.keys() == dict(model.named_parameters()).keys()
     kinds = {place.kind for place in found.values()}
     assert {"attention", "mlp", "norm", "embedding"} <= kinds
@@ -418,9 +418,9 @@ def test_places_of_parameters(tiny_model, family):
 def test_boundaries_as_shares_and_as_layers():
     model = training.tiny_llama()
     name = "model.layers.1.mlp.up_proj.weight"
-    assert places(model, (1 / 3, 2 / 3))[name].group == "middle"
-    assert places(model, (0.2, 0.4))[name].group == "deep"
-    assert places(model, (10, 20))[name].group == "shallow"
+    assert parameter_groups(model, (1 / 3, 2 / 3))[name].group == "middle"
+    assert parameter_groups(model, (0.2, 0.4))[name].group == "deep"
+    assert parameter_groups(model, (10, 20))[name].group == "shallow"
 
 
 def test_saved_models_in_the_order_of_their_numbers(tmp_path):
