@@ -63,7 +63,7 @@ class Workshop:
         )
         stop_world()  # Accelerate knows one engine at a time
         world = start_world("cpu")
-        terms = models.placed(bind(method), self.model, self.source)
+        terms = models.resolve_layers(bind(method), self.model, self.source)
         ready = Preparation(config, terms, load_sets(self.data, training_sets(config)), self._encoder, world)
         # The reinforced model costs what the target does, so that none has to be trained.
         target = FrozenModel("target", self._target, _as_it_is)

@@ -61,7 +61,7 @@ class Pipeline:
     terms: list[Term] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.terms = models.placed(bind(self.config.method), self.config.model, self.start.source)
+        self.terms = models.resolve_layers(bind(self.config.method), self.config.model, self.start.source)
 
     def finished_model(self) -> nn.Module:
         """Load the run's model as it was saved, in compute precision; without one what it starts from."""
@@ -113,7 +113,7 @@ class Pipeline:
         """The probe of a run that trains nothing: over models that were saved."""
         assert self.config.probe.method is not None
         config = self.config.model_copy(update={"method": self.config.probe.method})
-        terms = models.placed(bind(config.method), config.model, self.start.source)
+        terms = models.resolve_layers(bind(config.method), config.model, self.start.source)
         ready = Preparation(config, terms, self.sets, self.encoder, self.world)
 
         def engine_of(folder: str | None) -> Engine:
@@ -152,7 +152,7 @@ class Pipeline:
             beside = partial(interventions.save, model)
             own, _ = interventions.split(model.state_dict())
             models.save_pretrained(
-                models.exportable(model, own), self.tokenizer, self.rundir.model, beside=beside
+                models.exportable(model, own), self.tokenizer, self.rundir.model, write_extra=beside
             )
             live = self._trial(model)
             del model, second, edit, own, beside
@@ -218,7 +218,7 @@ class Pipeline:
             own, _ = interventions.split(weights)
             plain = models.exportable(engine.module, own)
             beside = partial(interventions.save, engine.module, weights=weights)
-            models.save_pretrained(plain, self.tokenizer, folder, beside=beside)
+            models.save_pretrained(plain, self.tokenizer, folder, write_extra=beside)
             del plain, own, beside
         del weights
 

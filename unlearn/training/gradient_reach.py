@@ -29,7 +29,7 @@ def problems(model: nn.Module, method: MethodConfig, lora: LoraConfig, terms: Se
 
     Every parameter that `method.train` names must be reached, and something of each part of an intervention
     and of each kind of module that `model.lora.targets` names. Terms have their layers as numbers
-    (`models.placed`). Of a model on the meta device whose code looks at values nothing is told.
+    (`models.resolve_layers`). Of a model on the meta device whose code looks at values nothing is told.
     """
     trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     try:

@@ -203,5 +203,5 @@ def test_smollm2_out_of_its_package(tmp_path: Path) -> None:
 def test_a_layer_is_a_number_or_a_share_of_the_depth(given, layer):
     forget = {"objective": "rmu", "coefficient": 2.0, "layer": given}
     nano = ModelConfig(name="nano", kind="nano", nano=NanoConfig(layers=4))
-    (term,) = models.placed(bind(MethodConfig(name="rmu", forget=forget)), nano)
+    (term,) = models.resolve_layers(bind(MethodConfig(name="rmu", forget=forget)), nano)
     assert term.layer == layer

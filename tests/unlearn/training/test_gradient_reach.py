@@ -9,7 +9,7 @@ import torch
 
 from tests.unlearn.training import small_training as training
 from unlearn.config import LoraConfig, MethodConfig, ModelConfig, NanoConfig
-from unlearn.models.load import blueprint, placed
+from unlearn.models.load import blueprint, resolve_layers
 from unlearn.terms import bind
 from unlearn.training import gradient_reach
 
@@ -27,7 +27,7 @@ def problems(lora: LoraConfig | None = None, **keys: Any) -> list[str]:
     model = blueprint(cfg, method)
     assert model is not None
     assert all(p.is_meta for p in model.parameters())
-    return gradient_reach.problems(model, method, lora, placed(bind(method), cfg))
+    return gradient_reach.problems(model, method, lora, resolve_layers(bind(method), cfg))
 
 
 def steer(layer: float, **keys: Any) -> dict[str, Any]:

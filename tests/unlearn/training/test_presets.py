@@ -23,7 +23,7 @@ from unlearn import interventions
 from unlearn.config import LoraConfig, ModelConfig, NanoConfig
 from unlearn.data.batching import Schedule, collate
 from unlearn.data.tokenization import TokenSequence
-from unlearn.models.load import blueprint, placed
+from unlearn.models.load import blueprint, resolve_layers
 from unlearn.passes.forward import Ask, read
 from unlearn.rules import clip_norm
 from unlearn.terms import bind, row_multiples
@@ -240,7 +240,7 @@ def test_the_layer_that_the_loss_is_on(name: str) -> None:
     module, blocks = WITH_LAYER[name]
     by_module, given = states(blocks)
     cfg = ModelConfig(name="x", kind="nano", nano=NanoConfig(layers=blocks))
-    deep = [term for term in placed(bind(PRESETS[name]), cfg) if term.layer is not None]
+    deep = [term for term in resolve_layers(bind(PRESETS[name]), cfg) if term.layer is not None]
     assert deep
     for term in deep:
         same = [m for m, output in by_module.items() if torch.equal(output, given[int(term.layer or 0)])]
@@ -260,7 +260,10 @@ def test_what_is_chosen_to_be_trained_gets_a_gradient(name: str) -> None:
     cfg = ModelConfig(name="x", kind="nano", nano=NanoConfig(layers=blocks, hidden_size=8, heads=1))
     model = blueprint(cfg, PRESETS[name])
     assert model is not None
-    assert gradient_reach.problems(model, PRESETS[name], cfg.lora, placed(bind(PRESETS[name]), cfg)) == []
+    assert (
+        gradient_reach.problems(model, PRESETS[name], cfg.lora, resolve_layers(bind(PRESETS[name]), cfg))
+        == []
+    )
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
     if name == "rmu-wmdp":
         assert trained == [f"model.layers.{block}.mlp.down_proj.weight" for block in (5, 6, 7)]
