@@ -1,4 +1,4 @@
-"""`dry_run=true`: what would be made, and what it takes. No weights are loaded."""
+"""`dry_run=true`: show the plan of a run with steps, tokens and memory. No weights are loaded."""
 
 from __future__ import annotations
 
@@ -62,22 +62,22 @@ def show_plan(resolved: Resolved, console: Console) -> None:
         if chosen := getattr(config.eval, what):
             console.print(f"{what}: {', '.join(chosen)}", soft_wrap=True, highlight=False)
     console.print(
-        "tokens: of all training sequences with their own answers, padding not counted. memory: while "
-        "training; device is the sum of what stands above it, host what lies in the machine's memory "
-        "instead, cache what frozen models gave (also on disk). docs/hardware.md tells more.",
+        "tokens: of all training sequences with their own answers, without padding. memory: while "
+        "training; device is the sum of the rows above it, host is in the machine's memory, cache holds "
+        "outputs of frozen models (also on disk). See docs/hardware.md.",
         soft_wrap=True,
     )
 
 
 def deepspeed_yaml(config: RunConfig) -> str:
-    """DeepSpeed's configuration as `hardware` and `method.clip` make it: comments, which nothing reads."""
+    """Return DeepSpeed's configuration, made from `hardware` and `method.clip`, as YAML comments."""
     made = {"deepspeed": deepspeed_config(config.hardware, clip=clip_norm(config.method))}
     lines = ["generated from hardware and method.clip:", *OmegaConf.to_yaml(made).splitlines()]
     return "".join(f"# {line}\n" for line in lines)
 
 
 def load_of(config: RunConfig) -> Load:
-    """The largest micro-batch of the run's first steps; where its texts are not here, what there can be."""
+    """Return the largest micro-batch of the run's first steps, or a bound where its texts cannot be read."""
     try:
         return _largest(config, _sequences(config))
     except UserError:
@@ -85,7 +85,7 @@ def load_of(config: RunConfig) -> Load:
 
 
 def _largest(config: RunConfig, sets: Mapping[str, Sequence[TokenSequence]]) -> Load:
-    """A set whose examples have an alternative answer beside their own goes through the model twice."""
+    """Return the largest micro-batch; a set with alternative answers has a forward per kind of answer."""
     method, hardware = config.method, config.hardware
     if not sets:
         return Load(0, 0, 0)
@@ -116,7 +116,7 @@ def _answers(sequence: TokenSequence) -> int:
 
 
 def _sequences(config: RunConfig) -> dict[str, list[TokenSequence]]:
-    """The sets that terms are on, as token sequences with their own answers."""
+    """Tokenise the training sets with their own answers."""
     names = config.method.sets
     if not names:
         return {}
@@ -129,7 +129,7 @@ def _sequences(config: RunConfig) -> dict[str, list[TokenSequence]]:
 
 
 def _training(config: RunConfig, sets: Mapping[str, Sequence[TokenSequence]]) -> tuple[str, str]:
-    """Steps, and tokens of all of them."""
+    """Return the number of steps, and of tokens in all of them, for the table."""
     if not sets:
         return "–", "–"
     lengths = {name: [len(sequence.ids) - 1 for sequence in rows] for name, rows in sets.items()}

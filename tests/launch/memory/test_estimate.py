@@ -29,6 +29,7 @@ from launch.memory.estimate import (
     read_shape,
     shape_of,
 )
+from launch.resolve import resolve
 from tests.paths import ROOT
 from unlearn.config import LoraConfig, NanoConfig
 from unlearn.models import load as models
@@ -175,7 +176,7 @@ def test_the_load_is_of_the_runs_own_texts():
 def test_a_dry_run_shows_the_parts(tmp_path):
     config = composed(f"root={tmp_path}", "dataset.options.authors=10", "eval=none", "dry_run=true")
     out = io.StringIO()
-    show_plan(config, Console(file=out, width=200))
+    show_plan(resolve(config), Console(file=out, width=200))
     for word in ("parameters", "gradients", "optimizer", "activations", "device", "cache", "to make"):
         assert word in out.getvalue()
 
