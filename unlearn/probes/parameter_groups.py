@@ -1,4 +1,4 @@
-"""Where in a model a parameter is: its layer, the group of layers, and the kind of its module."""
+"""Assign each parameter of a model to a layer, a group of layers, and a kind of module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 GROUPS = ("embedding", "shallow", "middle", "deep", "head", "other")
 KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")
 
-# By the name of a module's class, innermost first; some families have no module around their MLP's matrices.
+# By the class name of the innermost module that matches; some families have no module for their MLP.
 _CLASSES = {
     "norm": "norm",
     "attention": "attention",
@@ -24,7 +24,7 @@ _NAMES = {"fc1": "mlp", "fc2": "mlp", "fc_in": "mlp", "fc_out": "mlp"}
 
 @dataclass(frozen=True)
 class Place:
-    """`layer` counts blocks from 0; None outside of them."""
+    """Where a parameter is; `layer` counts blocks from 0, and is None outside of blocks."""
 
     group: str
     kind: str
@@ -32,24 +32,24 @@ class Place:
 
 
 def places(model: Any, boundaries: Sequence[float]) -> dict[str, Place]:
-    """The place of each parameter of a transformers model, by name.
+    """Return the place of each parameter of a transformers model, by name.
 
-    `boundaries` are where the middle and the deep layers begin: shares of the depth (below 1), or numbers of
-    layers. A third and two thirds are those of arXiv 2502.19301, section 4.1 (of 33: 1–11, 12–22, 23–33); the
-    code released with it has 10 and 20. Norms outside of the blocks belong to the head, a head tied to the
-    embedding is the embedding, and edits beside the model are the other.
+    `boundaries` are the starts of the middle and the deep layers: fractions of the depth (below 1), or
+    numbers of layers. One and two thirds are those of arXiv 2502.19301, section 4.1 (of 33: 1–11, 12–22,
+    23–33); the code released with it has 10 and 20. Norms outside of the blocks belong to the head, a head
+    tied to the embedding counts as the embedding, and an intervention's parameters are `other`.
     """
     named = dict(model.named_parameters())
     blocks = {name: _block(name, model) for name in named}
     depth = 1 + max((block for block in blocks.values() if block is not None), default=-1)
     starts = [boundary * depth if boundary < 1 else boundary for boundary in boundaries]
     heads = _of(model.get_output_embeddings())
-    looked_up = _of(model.get_input_embeddings())
-    found = {}
+    embeddings = _of(model.get_input_embeddings())
+    by_name = {}
     for name, parameter in named.items():
         block = blocks[name]
         kind = _kind(name, model)
-        if id(parameter) in looked_up:
+        if id(parameter) in embeddings:
             place = Place("embedding", "embedding", None)
         elif id(parameter) in heads:
             place = Place("head", "head", None)
@@ -58,8 +58,8 @@ def places(model: Any, boundaries: Sequence[float]) -> dict[str, Place]:
         else:
             embeds = "embed" in name or kind == "embedding"
             place = Place("embedding" if embeds else "head" if kind == "norm" else "other", kind, None)
-        found[name] = place
-    return found
+        by_name[name] = place
+    return by_name
 
 
 def _of(module: nn.Module | None) -> set[int]:
@@ -67,13 +67,13 @@ def _of(module: nn.Module | None) -> set[int]:
 
 
 def _block(name: str, model: Any) -> int | None:
-    """The number of the block that the parameter is in."""
+    """Return the number of the block that holds the parameter, None outside of blocks."""
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
     parts = name.split(".")
-    for place, part in enumerate(parts):
+    for position, part in enumerate(parts):
         if part.isdigit():
-            around = model.get_submodule(".".join(parts[:place]))
-            if isinstance(around, nn.ModuleList) and len(around) == depth:
+            parent = model.get_submodule(".".join(parts[:position]))
+            if isinstance(parent, nn.ModuleList) and len(parent) == depth:
                 return int(part)
     return None
 
