@@ -69,7 +69,7 @@ class SweepJob:
         self.records.end(number, made)
         if made.code == STOPPED:
             try:
-                slurm.give_back()
+                slurm.requeue()
             except UserError as error:
                 self.records.end(number, replace(made, reason=str(error)))
         if here and made.code == STOPPED:
