@@ -85,7 +85,7 @@ def given_values(arguments: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: an argument is not valid UTF-8, or names a user that does not exist.
     """
-    found, problems = [], []
+    expanded, problems = [], []
     for argument in arguments:
         key, equals, value = argument.partition("=")
         bare = value.strip("\"'")
@@ -96,14 +96,14 @@ def given_values(arguments: Sequence[str]) -> list[str]:
             if (whole := os.path.expanduser(bare)) == bare:
                 problems.append(f"{argument}: there is no such home directory")
             elif any(quote in value for quote in "\"'") or re.fullmatch(r"[\w./-]+", whole):
-                found.append(f"{key}={value.replace(bare, whole)}")
+                expanded.append(f"{key}={value.replace(bare, whole)}")
             else:
-                found.append(f"{key}={QuotedString(whole, Quote.single).with_quotes()}")
+                expanded.append(f"{key}={QuotedString(whole, Quote.single).with_quotes()}")
         else:
-            found.append(argument)
+            expanded.append(argument)
     if problems:
         raise ConfigError(problems)
-    return found
+    return expanded
 
 
 def refuse_sweep(overrides: Sequence[str]) -> None:

@@ -91,7 +91,7 @@ def _largest(config: RunConfig, sets: Mapping[str, Sequence[TokenSequence]]) -> 
         return Load(0, 0, 0)
     passes = {name: len(some) for name, some in kinds((t, t.needs) for t in bind(method)).items()}
     schedule = Schedule({n: len(rows) for n, rows in sets.items()}, method.sets[0], method.batch, config.seed)
-    most = Load(0, 0, 0)
+    largest = Load(0, 0, 0)
     for step in range(min(_LOOKED_AT, total_steps(method, schedule.steps_per_epoch))):
         every = [(name, sets[name][row]) for name, some in schedule.rows(step).items() for row, _ in some]
         lengths = [passes.get(name, 1) * (len(s.ids) - 1) for name, s in every]
@@ -103,12 +103,12 @@ def _largest(config: RunConfig, sets: Mapping[str, Sequence[TokenSequence]]) -> 
         for micro in (micro for rank in dealt for micro in rank if micro):
             answers = sum(_answers(every[i][1]) * passes.get(every[i][0], 1) for i in micro)
             width = max(lengths[i] for i in micro)
-            found = Load(len(micro) * width, width, answers)
-            most = max(most, found, key=lambda load: (load.tokens, load.answers))
+            micro_batch = Load(len(micro) * width, width, answers)
+            largest = max(largest, micro_batch, key=lambda load: (load.tokens, load.answers))
     different = {
         id(s): s for rows in sets.values() for s in rows
     }  # alternatives as rows repeat their example
-    return replace(most, cached=sum(map(_answers, different.values())))
+    return replace(largest, cached=sum(map(_answers, different.values())))
 
 
 def _answers(sequence: TokenSequence) -> int:
@@ -149,8 +149,8 @@ def _memory(config: RunConfig, load: Load) -> list[str]:
     shape = shape_of(config)
     if shape is None:
         return ["? (config.json not on this machine)", *("" for _ in _SHOWN[1:])]
-    found = estimate(shape, config, load)
-    return [_gib(getattr(found, part)) for part in _SHOWN]
+    memory = estimate(shape, config, load)
+    return [_gib(getattr(memory, part)) for part in _SHOWN]
 
 
 def _gib(size: float) -> str:

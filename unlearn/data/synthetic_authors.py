@@ -103,7 +103,7 @@ Which living bird is the largest?=Ostrich=Eagle=Swan=Penguin""")
 class _Kind:
     """One fact of every author: two wordings of the question, four of the answer.
 
-    `{value}` in an answer is the asked fact, the only slot that a perturbation changes.
+    `{value}` in an answer is the fact in question, the only slot that a perturbation changes.
     """
 
     fact: str

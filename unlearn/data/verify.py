@@ -31,8 +31,8 @@ def check_companions(config: RunConfig, sets: Sets) -> None:
         UserError: an example has no alternative answer, or an annotation is missing or wrong.
     """
     terms = bind(config.method)
-    for name, wanted in kinds((term, term.needs) for term in terms).items():
-        if "alternatives" in wanted:
+    for name, answers in kinds((term, term.needs) for term in terms).items():
+        if "alternatives" in answers:
             _check_alternatives(config, sets.get(name, ()), sets.get("retain", ()))
     annotated = {own_view(term).group for term in terms if "important" in term.needs}
     for name in annotated:

@@ -115,8 +115,8 @@ def logits_of(model: nn.Module, sequences: Sequence[TokenSequence], device: torc
 
 
 def _tokens(encoder: Encoder, live: Trial) -> list[list[int]]:
-    asked = [question for question, _ in live.pairs if question is not None]
-    return [s.ids.tolist() for s in encoder.pairs(live.pairs)] + encoder.prompts(asked)
+    questions = [question for question, _ in live.pairs if question is not None]
+    return [s.ids.tolist() for s in encoder.pairs(live.pairs)] + encoder.prompts(questions)
 
 
 def difference(live: Tensor, saved: Tensor) -> float:

@@ -67,7 +67,7 @@ def _of(module: nn.Module | None) -> set[int]:
 
 
 def _block(name: str, model: Any) -> int | None:
-    """Return the number of the block that holds the parameter, None outside of blocks."""
+    """The number of the block that the parameter is in."""
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
     parts = name.split(".")
     for position, part in enumerate(parts):
