@@ -66,7 +66,7 @@ def evaluate(
 
     Raises:
         BenchmarkError: no such benchmark, option or set.
-        UserError: it cannot be scored; raised on every process, so that all can continue.
+        UserError: it cannot be scored; raised on every process, so that each can go on with something else.
     """
     module = find(benchmark)
     chosen = options_of(module, options or {}, benchmark)
