@@ -1,1 +1,1 @@
-"""Speed and memory against the plain way of doing the same and a floor; methods against each other."""
+"""Benchmarks of speed and memory: against a plain implementation and a lower bound, and between methods."""

@@ -1,4 +1,4 @@
-"""What the training bench runs on: a model, tokenised data and a method, from the project's own parts."""
+"""Cases of the training benchmark: a model, tokenised data and a method, built with the project's code."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ ROOT = Path(__file__).resolve().parents[1]
 SHARED = Path(os.environ.get("UNLEARN_SHARED", ROOT.parent / "shared"))
 MODELS = ("nano", "smollm2")
 METHODS = ("npo", "satimp")
-# Moves every weight, and keeps the few steps of a bench near where they started.
+# Changes every weight, but only a little in the few steps of a benchmark.
 RATE = 1e-6
 
 
 class Silent:
-    """A tracker that keeps nothing."""
+    """A tracker that records nothing."""
 
     def log(self, row: object, step: int) -> None:
         pass
@@ -37,7 +37,7 @@ class Silent:
 
 @dataclass(frozen=True)
 class Case:
-    """A model, a method and the data of both groups; `batch` examples of each make one step."""
+    """A model, a method and the data of both groups; one step takes `batch` examples of each."""
 
     title: str
     model: ModelConfig
@@ -47,7 +47,7 @@ class Case:
     hardware: HardwareConfig
 
     def load(self) -> PreTrainedModel:
-        """A fresh copy of the target."""
+        """Load a new copy of the target."""
         return models.load_model(self.model, self.source)
 
 
@@ -57,11 +57,11 @@ def available(name: str) -> bool:
 
 
 def make_case(name: str, method: str, batch: int) -> Case:
-    """The case without reference log-probabilities.
+    """Make the case without reference log-probabilities.
 
-    TOFU's forget10 and retain90, on a model that has not learnt all of them: what is known by heart has
-    losses so near 0 that two right ways of computing them differ by more than the bench allows. Where the
-    shared data is absent, the embedded authors and an untrained nano model.
+    TOFU's forget10 and retain90, on a model that has not memorised all of them: memorised answers have
+    losses so close to 0 that two correct computations differ by more than the benchmark allows. Without the
+    shared data, the synthetic authors and an untrained nano model.
     """
     tofu, target = SHARED / "data" / "tofu", SHARED / "models" / "nano-tofu-retain90"
     dataset = settings("dataset", "tofu" if tofu.is_dir() else "authors")
@@ -69,7 +69,7 @@ def make_case(name: str, method: str, batch: int) -> Case:
         dataset |= {"path": str(tofu)}
     if name == "smollm2":
         model, source, label = settings("model", "smollm2-135m"), None, "SmolLM2-135M"
-        dataset["limit"] = 64  # its reference pass over all of forget10 would take longer than the bench
+        dataset["limit"] = 64  # a reference pass over all of forget10 would take longer than the benchmark
     else:
         found = target.is_dir()
         model, source = settings("model", "nano"), str(target) if found else None
@@ -89,7 +89,7 @@ def make_case(name: str, method: str, batch: int) -> Case:
 
 
 def with_reference(case: Case, file: Path) -> Case:
-    """The case with the log-probabilities of the target, kept in `file`; as it is where none are needed."""
+    """Add the target's log-probabilities, cached in `file`, to a case whose method needs them."""
     groups = dict(case.groups)
     for term in bind(case.method):
         if not any(each.cached for each in term.statistics):
@@ -105,7 +105,7 @@ def with_reference(case: Case, file: Path) -> Case:
 
 
 def settings(group: str, name: str) -> dict[str, Any]:
-    """The file of one choice in configs/."""
+    """Read the file of an option in configs/."""
     text = (ROOT / "configs" / group / f"{name}.yaml").read_text(encoding="utf-8")
     values: dict[str, Any] = yaml.safe_load(text)
     return values

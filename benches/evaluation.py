@@ -1,9 +1,9 @@
-"""Evaluation: TOFU's whole suite in one pass against a pass per metric, as ratios.
+"""Evaluation: ratios of TOFU's whole suite in one pass to one pass per metric.
 
-`python -m benches.evaluation --examples 100`. The plain way is what papers' codes do: every metric reads its
-set again, a batch at a time in the order of the data, with all logits; a generation ends with its longest
-row; a gradient norm is one backward per example. Both ways must give the same numbers, or nothing is
-reported. Needs TOFU and the two nano models in a folder (UNLEARN_SHARED).
+`python -m benches.evaluation --examples 100`. The plain implementation is that of papers' codes: every metric
+reads its set again, in batches in data order, with all logits; a batch generates until its longest answer
+ends; a gradient norm is one backward per example. Both implementations must give the same numbers, or
+nothing is reported. Needs TOFU and the two nano models in a folder (UNLEARN_SHARED).
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ SHARED = Path(os.environ.get("UNLEARN_SHARED", ROOT.parent / "shared"))
 RESULTS = ROOT / "benches" / "evaluation.json"
 SETS = ("forget_eval", "retain_eval", "real_authors", "world_facts", "holdout")
 AIMS = {"likelihood": 7.0, "all": 4.0, "floor": 1.3, "processes": 1.7}
-TOKENS = 2048  # padded tokens per forward: what a core's cache takes best here
+TOKENS = 2048  # padded tokens per forward: fastest with one core's cache
 ROWS = 128
 ROUNDS = 2
 LIMIT = 200
 
 
 class Unequal(Exception):
-    """The two ways do not give the same number."""
+    """The two implementations do not give the same number."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(examples: int, folder: Path) -> dict[str, float]:
-    """CPU seconds of both ways, by part, and their ratios.
+    """Measure CPU seconds of both implementations, by part, and their ratios.
 
     Raises:
         Unequal: a metric differs.
@@ -126,7 +126,7 @@ def _ours(
 
 
 def _floor(model: nn.Module, encoder: Encoder, sets: dict[str, list[Example]]) -> None:
-    """A plain forward over each distinct token: each prompt once and its answers behind it, nothing kept."""
+    """Run a plain forward over each distinct token: each prompt once, followed by its answers."""
     pairs = []
     for name, examples in sets.items():
         for e in examples:
@@ -159,9 +159,10 @@ def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def _one_over_two(examples: int, folder: Path) -> dict[str, float]:
-    """Wall seconds of one process, of two unrelated ones with all of the work each, and of two together.
+    """Measure wall seconds of one process, of two independent ones with all of the work each, and of two that
+    share it.
 
-    The best of each; they take turns, since a machine is not the same all the time. A thread a process.
+    The best of each in alternating rounds, as a machine's speed varies. One thread per process.
     """
     best: dict[str, float] = {}
     for turn in range(ROUNDS):
@@ -173,7 +174,7 @@ def _one_over_two(examples: int, folder: Path) -> dict[str, float]:
 
 
 def _spawned(worlds: Sequence[int], examples: int, folder: Path) -> float:
-    """Seconds of the slowest process of evaluations side by side, each in a world of so many processes."""
+    """Return the seconds of the slowest process of simultaneous evaluations, each on so many processes."""
     command = [sys.executable, "-m", "benches.evaluation", "--examples", str(examples)]
     running = [
         subprocess.Popen(

@@ -1,10 +1,10 @@
-"""The G-effect on single examples: one pass for a batch against one backward per example, as ratios.
+"""The G-effect of single examples: ratios of one pass per batch to one backward per example.
 
-`python -m benches.geffect [--device cuda] [--model 1b]`. The plain way is a forward and a backward of each
-example alone, with all logits, and a product of each parameter's gradient with the direction. A training pass
-is forward and backward of the same bins with the gradients of all weights. Both ways must give the same
-numbers, or nothing is reported. Needs TOFU and a nano model in a folder (UNLEARN_SHARED); `1b` has the shape
-of a Llama 3.2 of that size and random weights.
+`python -m benches.geffect [--device cuda] [--model 1b]`. The plain implementation has a forward and a
+backward of each example, with all logits, and a product of each parameter's gradient with the direction. A
+training pass is forward and backward of the same batches with the gradients of all weights. Both
+implementations must give the same numbers, or nothing is reported. Needs TOFU and a nano model in a folder
+(UNLEARN_SHARED); `1b` has the shape of a Llama 3.2 of that size and random weights.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from unlearn.passes.per_example.forward_mode import token_effects
 from unlearn.passes.per_example.inner_products import inner_products
 
 AIMS = {"plain": 10.0, "pass": 2.0, "memory": 1.5}
-DIRECTIONS = 4  # as many as a probe has at least: the objective, its two terms, a risk
+DIRECTIONS = 4  # the minimum of a probe: the objective, its two terms, a risk
 ROUNDS = 6
-TOKENS = {"cpu": 1024, "cuda": 16384}  # padded tokens per bin: what the presets have
+TOKENS = {"cpu": 1024, "cuda": 16384}  # padded tokens per batch, as in the presets
 ONE_B: dict[str, Any] = {
     "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
     "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True,
@@ -49,7 +49,7 @@ Products = dict[str, Tensor]
 
 
 class Unequal(Exception):
-    """The ways do not give the same numbers."""
+    """The implementations do not give the same numbers."""
 
 
 class Case:
@@ -83,7 +83,7 @@ class Case:
         return {name: torch.stack([one[name] for one in found], dim=1) for name in self.directions}
 
     def exact(self, count: int) -> Products:
-        """The plain way in float64: where a trained model is sure of a label, fp32 loses digits of p − 1."""
+        """Compute the plain way in float64: fp32 loses digits of p − 1 where p is close to 1."""
         if not self.trained:
             return self.plain(count)
         double = copy(self)
@@ -111,7 +111,7 @@ class Case:
         return found
 
     def tokens(self) -> Tensor:
-        """The mean over the answer tokens of each example."""
+        """Return the mean over the answer tokens of each example."""
         means = torch.empty(len(self.some), dtype=torch.float64, device=self.device)
         for part in self.bins:
             batch = self._batch(part)
@@ -120,7 +120,7 @@ class Case:
         return means
 
     def training(self, *, state: bool = False) -> None:
-        """Forward and backward with the gradients of all weights; with AdamW's `state`, a whole step."""
+        """Run forward and backward with the gradients of all weights; with AdamW's `state`, a full step."""
         for part in self.bins:
             (-forward(self.model, self._batch(part)).logp.sum()).backward()
         if state:
@@ -151,10 +151,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(examples: int, model: str, device: str) -> dict[str, float]:
-    """Seconds of each way, the best of those that took turns, and MiB at the peak.
+    """Measure the best time of each implementation in alternating rounds (s), and peak memory (MiB).
 
     Raises:
-        Unequal: ours and the plain way differ.
+        Unequal: the two implementations differ.
     """
     case = Case(examples, model, device)
     _same(case)
@@ -225,7 +225,7 @@ def _memory_of(way: str, examples: int, model: str, device: str) -> float:
         sys.executable, "-m", "benches.geffect", "--memory", way, "--examples", f"{examples}",
         "--model", model, "--device", device,
     ]  # fmt: skip
-    # glibc gives back what is let go at once, so that the peak is of what is held.
+    # glibc returns freed memory at once, so that the peak is that of memory in use.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -234,7 +234,7 @@ def _memory_of(way: str, examples: int, model: str, device: str) -> float:
 
 
 def _memory(way: str, examples: int, model: str, device: str) -> float:
-    """MiB that it adds at its peak to a process with model and directions, in which a forward was made."""
+    """Measure the peak (MiB) that it adds to a process with model and directions, after one forward."""
     case = Case(examples, model, device)
     case.forward()
     before = torch.cuda.memory_allocated() if device == "cuda" else psutil.Process().memory_info().rss

@@ -1,8 +1,8 @@
 """Methods: the cost of one training step of each, as a multiple of a step of grad_diff.
 
 `python -m benches.methods --rounds N [--only npo,kl_min]`. One thread. In every round a few methods and the
-baseline take the same step on the same rows, there and back; a ratio is the median over the rounds of CPU
-time over CPU time, in which what else the machine does hardly shows. What frozen models give is there
+baseline take the same step on the same rows, in order and in reverse. A ratio is the median over rounds of
+ratios of CPU time, which other load on the machine hardly changes. Outputs of frozen models are computed
 beforehand, as in a run, and not counted.
 """
 
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def compare(baseline: Step, steps: Mapping[str, Step], rounds: int) -> dict[str, Cost]:
-    """All in turn, after one step each that warms up."""
+    """Measure all in alternating order, after one warm-up step each."""
     paths = {"": baseline, **steps}
     for step in paths.values():
         step(0)
@@ -106,13 +106,13 @@ def _cost(steps: Sequence[float], tokens: Sequence[float]) -> Cost:
 
 
 def batched(chosen: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    """The rows that share a baseline."""
+    """Group the rows that share a baseline."""
     for start in range(0, len(chosen), TOGETHER):
         yield chosen[start : start + TOGETHER]
 
 
 def whole_step(trainer: Trainer) -> Step:
-    """The trainer's own step, its line of history included."""
+    """Make the trainer's own step, with its line of history."""
 
     def step(number: int) -> float:
         trainer.steps_made = number
@@ -124,7 +124,7 @@ def whole_step(trainer: Trainer) -> Step:
 
 
 def two_backwards(trainer: Trainer) -> Step:
-    """Each term's loss forward and backward on its own, then the update: nothing taken or combined."""
+    """Run each term's forward and backward separately, then the update, without combining gradients."""
 
     def step(number: int) -> float:
         trainer.steps_made = number

@@ -1,6 +1,6 @@
-"""One training step three ways: ours, the plain way, and the floor.
+"""Three implementations of one training step: the project's, a plain one, and a lower bound.
 
-A path makes step `number` on the examples that belong to it and returns what can be compared.
+A path makes step `number` on the examples of that step and returns numbers to compare.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Outcome(NamedTuple):
 
 
 class Ours:
-    """The trainer's own step through DeepSpeed, its line of history included."""
+    """The trainer's own step through DeepSpeed, with its line of history."""
 
     def __init__(self, case: Case, folder: Path) -> None:
         method = case.method
@@ -63,10 +63,10 @@ class Ours:
 
 
 class Plain:
-    """Hugging Face by the book: right padding with a mask, logits of every position, a reference in memory.
+    """Plain Hugging Face code: right padding with a mask, logits of all positions, the reference in memory.
 
     `rows` sequences of each group per forward. Sums over micro-batches are divided by the counts of the
-    whole batch, as in ours, though common code averages averages.
+    whole batch, as in `Ours`, whereas common code averages averages.
     """
 
     def __init__(self, case: Case, rows: int) -> None:
@@ -116,7 +116,7 @@ class Plain:
 
 
 class Floor:
-    """Forward and backward of the answers' cross entropy, in the micro-batches of ours; nothing else."""
+    """Only forward and backward of the answers' cross entropy, in the micro-batches of `Ours`."""
 
     def __init__(self, case: Case) -> None:
         self._case = case
@@ -141,14 +141,14 @@ class Floor:
 
 
 def examples(case: Case, number: int) -> dict[str, list[TokenSequence]]:
-    """The sequences of a step, by group: the same for every path."""
+    """Return the sequences of a step, by group: the same for every path."""
     sizes = {name: len(group.ids) for name, group in case.groups.items()}
     rows = Schedule(sizes, "forget", case.method.batch, 0).rows(number)
     return {name: [case.groups[name].part("answers").sequences[i] for i, _ in rows[name]] for name in sizes}
 
 
 def pad(sequences: Sequence[TokenSequence]) -> dict[str, Tensor]:
-    """Ids, attention mask and labels with −100, padded to the longest."""
+    """Return ids, attention mask and labels (−100 outside the answers), padded to the longest."""
     shape = (len(sequences), max(len(s.ids) for s in sequences))
     ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     labels = torch.full(shape, -100)
@@ -160,7 +160,7 @@ def pad(sequences: Sequence[TokenSequence]) -> dict[str, Tensor]:
 
 
 def answer_logp(model: nn.Module, batch: dict[str, Tensor]) -> Tensor:
-    """Log-probabilities [B, T − 1] from the logits of every position, 0 outside the answers."""
+    """Return log-probabilities [B, T − 1] from the logits of all positions, 0 outside the answers."""
     logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1]
     return -cross_entropy(logits.transpose(1, 2), batch["labels"][:, 1:], reduction="none")
 

@@ -1,4 +1,4 @@
-"""TOFU metric by metric, as papers' codes do it: each metric tokenises and reads its set again."""
+"""TOFU metric by metric, as in papers' codes: each metric tokenises and reads its set again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _UTILITY = ("retain_eval", "real_authors", "world_facts")
 
 @dataclass(frozen=True)
 class Plain:
-    """Each method gives metrics by our keys."""
+    """Each method returns metrics under the project's keys."""
 
     target: Any
     retain: Any
@@ -78,14 +78,14 @@ class Plain:
 
     @property
     def _kept_ratio(self) -> np.ndarray:
-        """Of the retain model; a log of it is what these codes keep, so it is not timed twice."""
+        """The retain model's ratios, which these codes read from a log, so they are not timed twice."""
         if "ratio" not in self.__dict__:
             self.__dict__["ratio"] = self._ratio(self.retain, "forget_eval")
         return np.asarray(self.__dict__["ratio"])
 
     @torch.no_grad()
     def _read(self, model: Any, pairs: Pairs) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Log-probabilities over the vocabulary [n, V] and labels [n] of each answer."""
+        """Return log-probabilities over the vocabulary [n, V] and labels [n] of each answer."""
         sequences = self.encoder.pairs(pairs)
         found = []
         for start in range(0, len(sequences), BATCH):

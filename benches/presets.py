@@ -1,4 +1,4 @@
-"""Which trainings the method bench measures: each preset once, and some that no preset has."""
+"""The trainings that the method benchmark measures: each preset once, and some variants."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         for granularity in ("instance", "batch")
     },
 }
-# Layers 5 to 7 of 32, where the bench's model has four.
+# Layers 5 to 7 of 32; the benchmark's model has four.
 _STAND_INS: dict[str, dict[str, Any]] = {
     "rmu-wmdp": {
         "forget": {"objective": "rmu", "coefficient": 6.5, "layer": 2, "mask": "attention"},
@@ -49,14 +49,14 @@ _STAND_INS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One training, and the presets that differ from it in numbers alone."""
+    """One training, and the presets that differ from it only in numbers."""
 
     names: tuple[str, ...]
     method: MethodConfig
 
     @property
     def aim(self) -> float | None:
-        """Most it may cost for each token; None where none is set (padding, a teacher, a second pass)."""
+        """The highest allowed cost per token; None: no limit (padding, a teacher, a second pass)."""
         terms = bind(self.method)
         needed = [each for term in terms for each in term.statistics]
         if any(each.source == "teacher" for each in needed):
@@ -67,7 +67,7 @@ class Row:
 
 
 def rows() -> list[Row]:
-    """Every preset that trains, then the variants; what costs the same by construction shares a row."""
+    """Return every preset that trains, then the variants; presets of the same cost share a row."""
     found: dict[str, Row] = {}
     for name, method in _all():
         key = _shape(method)
@@ -77,7 +77,7 @@ def rows() -> list[Row]:
 
 
 def as_measured(values: Mapping[str, Any]) -> MethodConfig:
-    """A preset with the bench's batch, at a constant rate from the first step."""
+    """Return a preset with the benchmark's batch size, at a constant rate from the first step."""
     changed: dict[str, Any] = {
         "batch": BATCH,
         "steps": None,
@@ -104,7 +104,7 @@ def _all() -> Iterator[tuple[str, MethodConfig]]:
 
 
 def _shape(method: MethodConfig) -> str:
-    """What of a method decides its cost: no number does."""
+    """Return the settings of a method that determine its cost; numbers do not."""
     source = method.alternatives.source if any(map(needs_alternatives, bind(method))) else None
     return repr((_without_numbers(method.model_dump(include=_COSTLY)), source))
 

@@ -1,8 +1,8 @@
-"""Training: tokens per second and memory of our step, of the plain way, and of the floor, as ratios.
+"""Training: tokens per second and memory of the project's step, a plain one, and a lower bound, as ratios.
 
-`python -m benches.train --model nano|smollm2|all --steps N`. The paths take turns on the same examples, so
-that what else the machine does meets all of them, and a ratio is the median over the turns. Nothing is
-reported unless ours and the plain way compute the same loss and the same gradient norm.
+`python -m benches.train --model nano|smollm2|all --steps N`. The paths alternate on the same examples, so
+that other load on the machine affects all of them, and a ratio is the median over rounds. Nothing is
+reported unless the project's step and the plain one compute the same loss and the same gradient norm.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Paths = dict[str, Callable[[], Any]]
 
 
 class Unequal(Exception):
-    """Ours and the plain way do not compute the same."""
+    """The project's step and the plain one do not compute the same."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -65,10 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(model: str, method: str, steps: int, folder: Path) -> dict[str, Any]:
-    """Tokens/s, ratios and memory of one model and method.
+    """Measure tokens/s, ratios and memory of one model and method.
 
     Raises:
-        Unequal: the first step of ours and of the plain way differ.
+        Unequal: the first steps of the two differ.
     """
     case = with_reference(make_case(model, method, BATCH[model]), folder / "reference.safetensors")
     seconds = _take_turns(_paths(case, folder), steps)
@@ -152,7 +152,7 @@ def _memory_of(path: str, model: str, method: str, folder: Path) -> float:
 
 
 def _memory(path: str, model: str, method: str, folder: Path) -> float:
-    """MiB that two steps add, at their peak, to what the process held before the model was loaded."""
+    """Measure the peak (MiB) of two steps, less the process's memory before the model was loaded."""
     case = with_reference(make_case(model, method, BATCH[model]), folder / "reference.safetensors")
     before = psutil.Process().memory_info().rss
     with contextlib.redirect_stdout(sys.stderr):
@@ -163,9 +163,9 @@ def _memory(path: str, model: str, method: str, folder: Path) -> float:
 
 
 def peak() -> int:
-    """Most resident bytes of this process.
+    """Return the peak resident bytes of this process.
 
-    Not getrusage where /proc has it: a process starts there with the peak of the one that started it.
+    From /proc where it exists: getrusage starts with the peak of the parent process.
     """
     with contextlib.suppress(OSError):
         for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():

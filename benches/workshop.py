@@ -1,4 +1,4 @@
-"""Trainers of any method on one model and one data set, all that frozen models give computed beforehand."""
+"""Trainers of any method on one model and dataset, with the outputs of frozen models computed beforehand."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ EXAMPLES = 4 * BATCH
 
 
 class Workshop:
-    """TOFU on a Llama of 4.3M parameters; where they are absent, the embedded authors on an untrained one."""
+    """TOFU on a Llama of 4.3M parameters; without them, the synthetic authors on an untrained model."""
 
     def __init__(self, folder: Path) -> None:
         tofu, target = SHARED / "data" / "tofu", SHARED / "models" / "nano-tofu-retain90"
@@ -57,7 +57,7 @@ class Workshop:
         self._folder, self._number = folder, count()
 
     def trainer(self, method: MethodConfig) -> Trainer:
-        """Ready to make its first step."""
+        """Return a trainer that is ready for its first step."""
         config = RunConfig(
             model=self.model, dataset=self.data, method=method, hardware=self.hardware, root=str(self._folder)
         )

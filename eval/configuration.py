@@ -1,4 +1,4 @@
-"""What a configuration asks of the evaluation: sets of the dataset, and options of benchmarks."""
+"""Derive from a configuration what the evaluation needs: sets of the dataset, options of benchmarks."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from unlearn.config import RunConfig
 
 
 def evaluation_sets(config: RunConfig) -> set[str]:
-    """The sets that the benchmarks score and the variants read, where the dataset has them."""
+    """Return the sets that the benchmarks score and the variants read; the dataset may lack some."""
     scored = {name for benchmark in config.eval.benchmarks for name in find(benchmark).SETS}
     return scored | variants.sets(config.eval.variants)
 
 
 def benchmark_options(config: RunConfig, name: str) -> dict[str, Any]:
-    """The options a benchmark is given: its own, and what the configuration says to all of them."""
+    """Return a benchmark's options: its own, and those that the configuration sets for all benchmarks."""
     limit = config.eval.max_new_tokens
     knows = "max_new_tokens" in find(name).Options.model_fields
     common = {"max_new_tokens": limit} if limit is not None and knows else {}
@@ -26,7 +26,7 @@ def benchmark_options(config: RunConfig, name: str) -> dict[str, Any]:
 
 
 def requests_of(benchmark: str, sets: Sets, options: Mapping[str, Any] | None = None) -> list[Request]:
-    """What the benchmark will ask of a model; needs none, so it can be called before anything is loaded.
+    """Return the benchmark's requests to a model. No model is needed, so it can be called before loading one.
 
     A benchmark that calls the model itself has no requests; its options are checked.
 
@@ -45,11 +45,16 @@ def requests_of(benchmark: str, sets: Sets, options: Mapping[str, Any] | None = 
 
 
 def own_sets(benchmark: str, sets: Sets, roles: Sequence[Role] | None) -> Sets:
+    """Return those of the sets that the benchmark scores, with one of `roles` (None: any).
+
+    Raises:
+        BenchmarkError: there are none.
+    """
     module = find(benchmark)
     own = scored(module, sets, roles)
     if not own:
         raise BenchmarkError(
             f"benchmark {benchmark} scores {', '.join(module.SETS)}; the dataset has none of them "
-            f"({', '.join(sets) or 'nothing'}): choose a dataset that goes with it, or another eval=…"
+            f"({', '.join(sets) or 'nothing'}): choose a dataset that has one, or another eval=…"
         )
     return own

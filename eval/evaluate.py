@@ -1,4 +1,4 @@
-"""One benchmark on one model: plan, collect, score."""
+"""Evaluate one benchmark on one model: make requests, collect records, score."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def evaluate(
     device: torch.device | None = None,
     static_cache: bool = False,
 ) -> dict[str, float]:
-    """The benchmark's metrics, on every process; records, results and examples in `directory/<benchmark>`.
+    """Evaluate and return the metrics on every process; write records, results and examples to
+    `directory/<benchmark>`.
 
-    `sets` are a dataset's, of which the benchmark scores its own (those with one of `roles`). What an
-    evaluation that was cut off has on disk is not collected again. `retain_directory` is the same directory
-    of the retain model, evaluated before; or `retain_log` a published log of it. `model` is the transformers
-    model, not an engine around it; `device` (default: its first parameter's) is where its inputs go.
-    A collective.
+    `sets` are a dataset's; the benchmark scores its own (those with one of `roles`). Records that an
+    interrupted evaluation has written are kept. `retain_directory` is the same directory of the retain model,
+    which is evaluated before; `retain_log` is a published log of it instead. `model` is the transformers
+    model, not its engine; inputs are moved to `device` (default: that of its first parameter). A collective.
 
     Raises:
         BenchmarkError: no set to score.
@@ -71,13 +71,13 @@ def evaluate(
     """
     module = find(benchmark)
     chosen = options_of(module, options or {}, benchmark)
-    place = device if device is not None else next(model.parameters()).device
+    input_device = device if device is not None else next(model.parameters()).device
     live = Live(
-        model, encoder, directory / benchmark, world, max_tokens, max_rows_generation, place, progress,
+        model, encoder, directory / benchmark, world, max_tokens, max_rows_generation, input_device, progress,
         static_cache,
     )  # fmt: skip
     if is_live(module):
-        return _measured(module, benchmark, live, scored(module, sets, roles), chosen)
+        return _measure(module, benchmark, live, scored(module, sets, roles), chosen)
     own = own_sets(benchmark, sets, roles)
     collect(live, module.requests(own, chosen))
     return world.on_main(
@@ -97,14 +97,13 @@ def score_directory(
     retain_directory: Path | None = None,
     retain_log: Path | None = None,
 ) -> dict[str, float]:
-    """Metrics from the records in `directory/<benchmark>`, without a model; writes results and examples.
+    """Score the records in `directory/<benchmark>`, without a model; write results and examples.
 
-    `sets` as the benchmark names them. In results.json, what could not be measured (NaN) is null; what is
-    the matter with single examples is in problems.json, and which tokenizer split the words of a set in
-    words.json.
+    `sets` have the benchmark's names. In results.json a metric that could not be measured (NaN) is null.
+    problems.json lists problems of single examples, and words.json the tokenizer of each set's word counts.
 
     Raises:
-        RecordsError: records are absent or of other examples.
+        RecordsError: records are missing or belong to other examples.
     """
     module = find(benchmark)
     assert not is_live(module)
@@ -116,8 +115,8 @@ def score_directory(
         retain = Records(retain_directory / benchmark)
         if retain.tokenizer not in (None, read.tokenizer):
             problems.append(
-                "the retain model has another tokenizer than this one, and likelihoods per token of the two "
-                "do not compare: nothing was compared with it; give a retain model of the same family"
+                "the retain model has another tokenizer than this model, so their likelihoods per token are "
+                "not comparable and were not compared: use a retain model of the same family"
             )
             retain = None
     elif retain_log is not None:
@@ -127,48 +126,48 @@ def score_directory(
     return result.metrics
 
 
-def _measured(module: LiveBenchmark, name: str, live: Live, sets: Sets, options: Any) -> dict[str, float]:
-    """A live benchmark's metrics, from disk if the same was measured there."""
+def _measure(module: LiveBenchmark, name: str, live: Live, sets: Sets, options: Any) -> dict[str, float]:
+    """Return a live benchmark's metrics, read from disk if they were measured with the same settings."""
     mark = live.directory / "measured.json"
-    asked = {"options": repr(options), "files": module.identity(options)}
-    key = digest({**asked, "sets": {n: [e.id for e in own] for n, own in sets.items()}})
+    settings = {"options": repr(options), "files": module.identity(options)}
+    key = digest({**settings, "sets": {n: [e.id for e in own] for n, own in sets.items()}})
 
     def known() -> dict[str, float] | None:
         try:
             if not mark.is_file() or read_json(mark).get("key") != key:
                 return None
-            found = read_json(live.directory / "results.json")
+            stored = read_json(live.directory / "results.json")
         except FileNotFoundError:
             return None
         except BrokenFile as error:
             log.warning("%s: it is measured again", error.what)
             return None
-        return {k: np.nan if v is None else v for k, v in found.items()}
+        return {k: np.nan if v is None else v for k, v in stored.items()}
 
     def write() -> None:
         _write(live.directory, result, [])
         write_json(mark, {"key": key})
 
-    found = live.world.on_main(known)
-    if found is not None:
-        return found
-    result = module.measure(live, sets, options)  # of the same requests, so it fails on all or on none
+    metrics = live.world.on_main(known)
+    if metrics is not None:
+        return metrics
+    result = module.measure(live, sets, options)  # the same requests on all, so it fails on all or on none
     live.world.on_main(write)
     return result.metrics
 
 
 def _problems(read: Records, request: Request) -> list[str]:
-    """What is wrong with single examples of a request, a sentence for each kind of problem."""
+    """Describe the problems of single examples of a request, one sentence for each kind of problem."""
     records = read.any(request.name)
-    told: dict[str, list[str]] = {}
+    by_problem: dict[str, list[str]] = {}
     for example, problem in zip(records.example, records.problem, strict=True):
         if problem is not None:
-            told.setdefault(problem, []).append(example)
+            by_problem.setdefault(problem, []).append(example)
     if isinstance(records, LikelihoodRecords):
         for example, logp in zip(records.example, records.logp, strict=True):
             if np.isnan(logp).any():
-                told.setdefault("the model gives NaN for it", []).append(example)
-    return [f"{request.name}, {few(examples)}: {problem}" for problem, examples in told.items()]
+                by_problem.setdefault("the model gives NaN for it", []).append(example)
+    return [f"{request.name}, {few(examples)}: {problem}" for problem, examples in by_problem.items()]
 
 
 def _write(directory: Path, result: Result, problems: Sequence[str]) -> None:

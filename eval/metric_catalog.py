@@ -1,7 +1,7 @@
-"""What is known of a metric by its key: read from the `METRICS` of the benchmark that gives it.
+"""Look up metrics by key, in the `METRICS` of the benchmark that declares them.
 
-A key is `<benchmark>/<set>/<metric>` or `<benchmark>/<metric>`; of a changed model `<variant>/<label>/`
-stands before it, as the variant's `KEYS` says.
+A key is `<benchmark>/<set>/<metric>` or `<benchmark>/<metric>`; for a variant of the model it begins with
+`<variant>/<label>/`, as the variant's `KEYS` says.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ MOST_ROWS = 35
 """Rows of the table in the terminal, about a screen."""
 
 _NO_BENCHMARKS = ("", "train", "run")
-_LAST_LEVEL = 9  # of metrics that nobody declared
+_LAST_LEVEL = 9  # of metrics without a declaration
 _DETAIL = re.compile(r"/missing$|_(low|high)$")
 
 
 @dataclass(frozen=True)
 class MetricInfo:
-    """A key taken apart, and what its benchmark declares.
+    """The parts of a key, and what its benchmark declares.
 
-    `variant` is what was done to the model (`relearning/60/unseen`), "" for the model as it is; `plain` is
-    the key without it. `group` is the set, "" for a headline. `declared` is None for a metric that no
-    benchmark declares.
+    `variant` is the variant of the model (`relearning/60/unseen`), "" for the model itself; `plain` is the
+    key without it. `group` is the set, "" for a headline. `declared` is None for a metric that no benchmark
+    declares.
     """
 
     key: str
@@ -55,19 +55,19 @@ class MetricInfo:
 
     @property
     def is_metric(self) -> bool:
-        """Whether a benchmark gave it: not a loss, a duration or a number of a variant's own."""
+        """Whether a benchmark computes it; not a loss, a duration or a variant's own number."""
         known = self.benchmark not in _NO_BENCHMARKS and self.benchmark not in _variants()
         return known or self.declared is not None
 
     @property
     def direction(self) -> str:
-        """An arrow with its meaning; "" where no direction is declared."""
+        """The arrow with its meaning; "" where no direction is declared."""
         return "" if self.declared is None or self.is_detail else self.declared.better.value
 
 
 @cached
 def info(key: str) -> MetricInfo:
-    """Take a key apart and look up its declaration."""
+    """Parse a key and look up its declaration."""
     variant, plain = split_variant(key)
     bench, group, metric = _split(plain)
     return MetricInfo(key, variant, plain, bench, group, metric, _declaration(plain))
@@ -106,13 +106,13 @@ def is_attack(variant: str) -> bool:
 
 
 def split_key(key: str) -> tuple[str, str, str]:
-    """Benchmark, set ("" for a headline) and metric of a key, without its variant; `/missing` stays."""
-    found = info(key)
-    return found.benchmark, found.group, found.metric
+    """Return benchmark, set ("" for a headline) and metric (with `/missing`) of a key without its variant."""
+    one = info(key)
+    return one.benchmark, one.group, one.metric
 
 
 def direction(key: str) -> str:
-    """An arrow with its meaning; "" where no direction is declared."""
+    """Return the arrow with its meaning; "" where no direction is declared."""
     return info(key).direction
 
 
@@ -122,12 +122,12 @@ def is_detail(key: str) -> bool:
 
 
 def is_metric(key: str) -> bool:
-    """Whether a benchmark gave it: not a loss, a duration or a number of a variant's own."""
+    """Whether a benchmark computes it; not a loss, a duration or a variant's own number."""
     return info(key).is_metric
 
 
 def in_order(keys: Iterable[str]) -> list[str]:
-    """Keys in reading order: by benchmark its headlines, then set by set; then changed models; then the rest.
+    """Sort keys in reading order: each benchmark's headlines, then its sets; then variants; then the rest.
 
     Sets and metrics are in the order in which the benchmark declares them.
     """
@@ -135,10 +135,10 @@ def in_order(keys: Iterable[str]) -> list[str]:
 
 
 def shown(keys: Iterable[str], most: int = MOST_ROWS) -> list[str]:
-    """The `most` telling keys, in reading order, for the table in the terminal.
+    """Return the `most` important keys, in reading order, for the table in the terminal.
 
-    By the level that their benchmark declares; a metric without a declaration comes last. Of a changed model
-    there is the one metric that its benchmark chose for that.
+    The benchmark declares a metric's level; metrics without a declaration come last. A variant of the model
+    has one metric, which the benchmark declares for that.
     """
     every = set(keys)
     ranked = sorted((level, _rank(key), key) for key in every if (level := _level(key, every)) is not None)
@@ -146,25 +146,25 @@ def shown(keys: Iterable[str], most: int = MOST_ROWS) -> list[str]:
 
 
 def with_view(keys: Iterable[str], view: View) -> list[str]:
-    """Of these keys those whose declaration names the view, in reading order."""
+    """Return those of the keys whose declaration names the view, in reading order."""
     return [key for key in in_order(keys) if (one := info(key).declared) is not None and view in one.views]
 
 
 def declared_keys(view: View) -> list[str]:
-    """The exact keys that declare a view, of all benchmarks, in reading order."""
+    """Return the exact keys that declare a view, of all benchmarks, in reading order."""
     return [key for key in with_view((key for keys in _by_module() for key in keys), view) if "*" not in key]
 
 
 def trade_off_pairs(measured: Iterable[str]) -> list[tuple[str, str]]:
-    """Pairs (utility, forgetting) of the same benchmark among these keys, in reading order."""
+    """Return the pairs (utility, forgetting) of the same benchmark among these keys, in reading order."""
     known = [key for key in measured if not info(key).variant]
     across, up = with_view(known, "utility"), with_view(known, "forgetting")
     pairs = [(x, y) for x in across for y in up if _owner(x) is _owner(y)]
-    return sorted(pairs, key=lambda pair: _owner(pair[0]) is JUDGED)  # what was measured comes first
+    return sorted(pairs, key=lambda pair: _owner(pair[0]) is JUDGED)  # measured metrics come first
 
 
 def metrics_of(name: str, has: Collection[str]) -> list[str]:
-    """Keys and patterns of what a benchmark can give on a dataset that has these sets.
+    """Return keys and patterns of the metrics that a benchmark has on a dataset with these sets.
 
     Raises:
         BenchmarkError: there is no such benchmark.
@@ -175,24 +175,24 @@ def metrics_of(name: str, has: Collection[str]) -> list[str]:
 
 
 def can_be(key: str, patterns: Iterable[str]) -> bool:
-    """Whether a key is one of these, or tells about one (`/missing`, `_low`, `_high`)."""
+    """Whether a key matches a pattern, or is a detail of such a key (`/missing`, `_low`, `_high`)."""
     plain = _DETAIL.sub("", key)
     return any(_is(each, pattern) for pattern in patterns for each in (key, plain))
 
 
 def is_benchmark(name: str) -> bool:
-    """Whether keys that begin so are declared by a benchmark."""
+    """Whether a benchmark declares keys that begin with this name."""
     return bool(_metrics_of(name))
 
 
 def has_retain_set(bench: str) -> bool:
-    """Whether a benchmark scores what is to be kept too, so that its metrics are read set by set."""
+    """Whether a benchmark also scores a retain set, so that its metrics are shown set by set."""
     metrics = _metrics_of(bench)
     return not metrics or any(_split(key)[1] == "retain" for key in metrics)
 
 
 def declarations() -> list[Mapping[str, Metric]]:
-    """`METRICS` of each benchmark and of the judgement, in reading order."""
+    """Return the `METRICS` of each benchmark and of the judgement, in reading order."""
     return list(_by_module())
 
 
@@ -200,7 +200,7 @@ def declarations() -> list[Mapping[str, Metric]]:
 
 
 def _declaration(plain: str) -> Metric | None:
-    if "/" not in plain:  # others write headlines without their benchmark
+    if "/" not in plain:  # other programs write headlines without their benchmark
         headlines = ((key, one) for metrics in _by_module() for key, one in metrics.items())
         return next((one for key, one in headlines if _split(key)[1:] == ("", plain)), None)
     metrics = _metrics_of(plain.partition("/")[0])
@@ -215,7 +215,7 @@ def _is(key: str, pattern: str) -> bool:
 
 @cached
 def _metrics_of(bench: str) -> Mapping[str, Metric]:
-    """The declarations of the benchmark whose keys begin so; most have the name of their module."""
+    """Return the declarations of the benchmark whose keys begin with this name, usually its module's."""
     if bench in _NO_BENCHMARKS or bench in _variants():
         return {}
     if bench == aspects.PREFIX:
@@ -228,8 +228,9 @@ def _metrics_of(bench: str) -> Mapping[str, Metric]:
 
 @cached
 def _by_module() -> tuple[Mapping[str, Metric], ...]:
-    """Declarations in reading order: what scores a retain set too, what has no sets, what only attacks; of
-    a kind first what declares most."""
+    """Return declarations in reading order: benchmarks that also score a retain set, those without sets, and
+    attacks; within each kind by number of metrics, largest first.
+    """
 
     def place(name: str) -> tuple[int, int, str]:
         module = benchmark.find(name)
@@ -263,7 +264,7 @@ def _split(plain: str) -> tuple[str, str, str]:
 
 
 def _level(key: str, every: set[str]) -> int | None:
-    """How soon a key is shown, None if it is not."""
+    """Return the level at which a key is shown, None if it is not shown."""
     one = info(key)
     if one.is_detail or not one.is_metric:
         return None
@@ -275,14 +276,14 @@ def _level(key: str, every: set[str]) -> int | None:
 
 
 def _level_of_changed(one: MetricInfo, every: set[str]) -> int | None:
-    """Of a changed model one metric, and not of all it was trained on where the rest was scored too."""
+    """Return the level of a variant's one metric; examples that it was not trained on take precedence."""
     unseen = f"{one.variant}{aspects.UNSEEN}/{one.plain}" in every
     chosen = one.declared is not None and "changed" in one.declared.views
     return 3 if chosen and not unseen else None
 
 
 def _more_tries(key: str, every: set[str]) -> bool:
-    """Whether the chance of a leak is there for more tries than these."""
+    """Whether the same metric exists for more tries."""
     head, _, tries = key.rpartition("_at_")
     others = [k.removeprefix(f"{head}_at_") for k in every if k.startswith(f"{head}_at_")] if head else []
     return tries.isdigit() and any(other.isdigit() and int(other) > int(tries) for other in others)
@@ -299,7 +300,7 @@ def _rank(key: str) -> tuple[object, ...]:
 
 @cached
 def _place(bench: str) -> tuple[int, str]:
-    """A benchmark's place among the others; those that declare nothing are last."""
+    """Return a benchmark's position among the others; those without declarations are last."""
     if bench == aspects.PREFIX or bench in _NO_BENCHMARKS:
         return 0, ""
     for place, metrics in enumerate(_by_module()):
@@ -317,5 +318,5 @@ def _group_place(one: MetricInfo) -> tuple[int, str]:
 
 
 def numbered(text: str) -> tuple[tuple[str, int], ...]:
-    """A key to sort by that puts `leakage_at_4` before `leakage_at_16`."""
+    """Return a sort key that puts `leakage_at_4` before `leakage_at_16`."""
     return tuple((words, int(digits or 0)) for words, digits in re.findall(r"(\D*)(\d{0,15})", text))

@@ -1,4 +1,4 @@
-"""`python -m eval.rescore LOG`: our metrics of a published TOFU log, without any model."""
+"""`python -m eval.rescore LOG`: compute this project's metrics from a published TOFU log, without a model."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The benchmarks of a run put to other models than its own."""
+"""Evaluate all benchmarks of a configuration on one model."""
 
 from __future__ import annotations
 
@@ -41,9 +41,10 @@ class Scoring:
         self, model: nn.Module, label: str, roles: Sequence[Role], *, synced: bool = False,
         cheap: bool = False, without: frozenset[str] = frozenset(),
     ) -> dict[str, float]:  # fmt: skip
-        """
+        """Evaluate all benchmarks and return their metrics; see `Score`.
+
         Raises:
-            UserError: a benchmark failed, on every process. The others are measured, their results on disk.
+            UserError: a benchmark failed, on every process. The other benchmarks' results are on disk.
         """
         metrics: dict[str, float] = {}
         failed = []
@@ -87,9 +88,9 @@ class Scoring:
         self, name: str, sets: Sets, label: str, options: Mapping[str, Any], without: frozenset[str],
         world: World,
     ) -> dict[str, float]:  # fmt: skip
-        """From the label's records; a benchmark that keeps none cannot leave anything out."""
-        rest = {key: [e for e in some if e.id not in without] for key, some in sets.items()}
-        rest = {key: some for key, some in rest.items() if some}
+        """Score the label's records without some examples; empty for a benchmark that keeps no records."""
+        rest = {key: [e for e in examples if e.id not in without] for key, examples in sets.items()}
+        rest = {key: examples for key, examples in rest.items() if examples}
         if is_live(find(name)) or not rest:
             return {}
 

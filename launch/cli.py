@@ -115,7 +115,7 @@ def _command(arguments: list[str]) -> int:
 
                 check_goal(config)
             if queue:
-                slurm.ask(composed, job_count(composed, overrides))
+                slurm.check_submission(composed, job_count(composed, overrides))
             return _sweep(["-m", *_search(composed), *overrides], composed)
         _tell_of_one_run(composed, overrides)
         return _one(composed, config)

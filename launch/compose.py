@@ -1,7 +1,7 @@
-"""From the command line to a checked configuration.
+"""Compose and check a configuration from command line arguments.
 
-Overrides are forced in, so that any key of the schema can be set whether or not a YAML names it; the schema
-then refuses what it does not know, with near misses. Hydra still sees every override, for sweeps.
+Overrides are forced (`++key=value`), so that any key of the schema can be set even if no YAML names it; the
+schema then refuses unknown keys, with near misses. Hydra still sees every override, for sweeps.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pydantic import BaseModel, ValidationError
 from unlearn.config import RunConfig
 from unlearn.errors import ConfigError, did_you_mean
 
-# configs/hydra has options of the same names as plugins have; their schemas are to hold for them.
+# configs/hydra has options with the names of plugins, whose schemas apply to them.
 warnings.filterwarnings("ignore", r"\s*'hydra/[a-z/]+' is validated against ConfigStore schema", UserWarning)
 
 _PLUGINS = {
@@ -83,7 +83,7 @@ def describe(group: str, option: str) -> str:
 
 
 def force_overrides(arguments: Sequence[str]) -> list[str]:
-    """`key=value` as `++key=value`, except for groups, Hydra's own keys and what has a sign already.
+    """Turn `key=value` into `++key=value`, except for groups, Hydra's own keys and overrides with a sign.
 
     Raises:
         ConfigError: a group has no such option, all of them at once.
@@ -92,7 +92,7 @@ def force_overrides(arguments: Sequence[str]) -> list[str]:
     known = groups()
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if re.match(r"\++hydra\.launcher\.", key):  # a launcher may take any key, and do nothing with it
+        if re.match(r"\++hydra\.launcher\.", key):  # a launcher may accept any key and ignore it
             forced.append(argument.lstrip("+"))
         elif argument.startswith("-") or not equals or key.startswith(("+", "~", "hydra.", "hydra/")):
             forced.append(argument)
@@ -118,42 +118,42 @@ def force_overrides(arguments: Sequence[str]) -> list[str]:
 
 
 def given_values(arguments: Sequence[str]) -> list[str]:
-    """`key=~/value` with the home directory in place, as a shell has it at the beginning of a word.
+    """Expand the home directory in `key=~/value`, which a shell expands only at the beginning of a word.
 
     Raises:
-        ConfigError: an argument is no text, or names a user that there is not.
+        ConfigError: an argument is not valid UTF-8, or names a user that does not exist.
     """
-    found, problems = [], []
+    expanded, problems = [], []
     for argument in arguments:
         key, equals, value = argument.partition("=")
         bare = value.strip("\"'")
         if any("\ud800" <= character <= "\udfff" for character in argument):
             shown = argument.encode(errors="surrogateescape").decode(errors="replace")
-            problems.append(f"{shown}: this is no UTF-8 text")
+            problems.append(f"{shown}: this is not UTF-8 text")
         elif equals and bare.startswith("~") and not argument.startswith("~"):
             if (whole := os.path.expanduser(bare)) == bare:
                 problems.append(f"{argument}: there is no such home directory")
             elif any(quote in value for quote in "\"'") or re.fullmatch(r"[\w./-]+", whole):
-                found.append(f"{key}={value.replace(bare, whole)}")
+                expanded.append(f"{key}={value.replace(bare, whole)}")
             else:
-                found.append(f"{key}={QuotedString(whole, Quote.single).with_quotes()}")
+                expanded.append(f"{key}={QuotedString(whole, Quote.single).with_quotes()}")
         else:
-            found.append(argument)
+            expanded.append(argument)
     if problems:
         raise ConfigError(problems)
-    return found
+    return expanded
 
 
 def refuse_sweep(overrides: Sequence[str]) -> None:
-    """Refuse several values of a key where one run is asked for.
+    """Check that no key has several values where one run is requested.
 
     Raises:
-        ConfigError: each such override.
+        ConfigError: all overrides with several values.
     """
     problems = [
         f"{(override.input_line or '').lstrip('+')}: several values are a sweep, which needs -m "
-        "(unlearn -m …); a comma that belongs to one value goes into quotes, key='\"a,b\"', and a "
-        "list into brackets, key='[a,b]'"
+        "(unlearn -m …); quote a comma within one value, key='\"a,b\"', and write a list in brackets, "
+        "key='[a,b]'"
         for override in _parsed(overrides)
         if override.is_sweep_override()
     ]
@@ -162,7 +162,7 @@ def refuse_sweep(overrides: Sequence[str]) -> None:
 
 
 def compose_run(overrides: Sequence[str], *, hydra: bool = False) -> DictConfig:
-    """The composed configuration of forced overrides; of a sweep, its first element.
+    """Compose the configuration of forced overrides; of a sweep, its first element.
 
     Raises:
         ConfigError: an override cannot be parsed or composed.
@@ -172,21 +172,21 @@ def compose_run(overrides: Sequence[str], *, hydra: bool = False) -> DictConfig:
         with initialize_config_dir(str(CONFIGS), version_base="1.3"):
             return compose("config", overrides=single, return_hydra_config=hydra)
     except (HydraException, OmegaConfBaseException) as error:
-        told = " ".join(str(error).split())
-        if (key := re.search(r"Could not override '([\w.]+)'", told)) is not None:
+        message = " ".join(str(error).split())
+        if (key := re.search(r"Could not override '([\w.]+)'", message)) is not None:
             raise ConfigError([f"{key[1]}: there is no such key{_near(key[1], overrides)}"]) from None
-        if found := re.search(
-            r"Could not find '(hydra/\w+)/(\S+)' Available options in \S+: (.*?) Config", told
+        if option := re.search(
+            r"Could not find '(hydra/\w+)/(\S+)' Available options in \S+: (.*?) Config", message
         ):
-            near = did_you_mean(found[2], found[3].split())
-            raise ConfigError([f"{found[1]}={found[2]}: there is no such option{near}"]) from None
-        missing = next((kind for kind in _PLUGINS if kind in told), None)
+            near = did_you_mean(option[2], option[3].split())
+            raise ConfigError([f"{option[1]}={option[2]}: there is no such option{near}"]) from None
+        missing = next((kind for kind in _PLUGINS if kind in message), None)
         cause = f": {str(error.__cause__).splitlines()[0]}" if str(error.__cause__ or "") else ""
-        raise ConfigError([told + cause + (f" ({_install(missing)})" if missing else "")]) from None
+        raise ConfigError([message + cause + (f" ({_install(missing)})" if missing else "")]) from None
 
 
 def _near(key: str, overrides: Sequence[str]) -> str:
-    """What keys there are in the place of one of Hydra's that there is not."""
+    """Suggest keys of Hydra's section where a key of it does not exist."""
     others = [override for override in overrides if override.partition("=")[0].lstrip("+") != key]
     above, _, last = key.rpartition(".")
     section = OmegaConf.select(compose_run(others, hydra=True), above) if above else None
@@ -194,8 +194,10 @@ def _near(key: str, overrides: Sequence[str]) -> str:
 
 
 def check_plugins(composed: DictConfig) -> None:
-    """Raises:
-    ConfigError: the launcher or sweeper that was chosen is not installed.
+    """Check that the chosen launcher and sweeper are installed.
+
+    Raises:
+        ConfigError: one is not.
     """
     chosen = {f"hydra/{kind}": composed.hydra[kind]._target_ for kind in ("launcher", "sweeper")}
     packages = {group: ".".join(target.split(".")[:2]) for group, target in chosen.items()}
@@ -216,10 +218,10 @@ def _install(choice: str) -> str:
 def checked(
     config: DictConfig, overrides: Sequence[str] = (), choices: Mapping[str, Any] | None = None
 ) -> RunConfig:
-    """The typed configuration.
+    """Return the typed configuration.
 
     Raises:
-        ConfigError: every unknown key, wrong type and missing value at once, with the file it stands in.
+        ConfigError: all unknown keys, wrong types and missing values at once, with the file of each.
     """
     try:
         science = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
@@ -242,7 +244,7 @@ def checked(
 
 
 def yaml_of(config: BaseModel) -> str:
-    """The whole configuration as YAML."""
+    """Return the whole configuration as YAML."""
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
 
 
@@ -264,14 +266,14 @@ def _parsed(overrides: Sequence[str]) -> list[Override]:
             if "=" in shown:
                 problems.append(f"{shown}: cannot be parsed ({why}); quote it?")
             else:
-                problems.append(f"{shown}: what is to be set is written key=value")
+                problems.append(f"{shown}: write a setting as key=value")
     if problems:
         raise ConfigError(problems)
     return parsed
 
 
 def _options(value: str) -> list[str]:
-    """The options that a value names: one, several to sweep (a,b), several together ([a,b])."""
+    """Return the options that a value names: one, several to sweep (a,b), or a combination ([a,b])."""
     return re.findall(r"[^\[\],\s]+", value)
 
 
@@ -280,7 +282,7 @@ def _first(override: Override) -> str:
     if not override.is_sweep_override():
         return line
     interval = override.value()
-    if isinstance(interval, IntervalSweep):  # to search in
+    if isinstance(interval, IntervalSweep):  # a search range
         first: Any = interval.start
     else:
         first = next(iter(override.sweep_string_iterator()))
@@ -311,12 +313,12 @@ def _where(key: str, given: set[str], choices: Mapping[str, Any]) -> str:
 
 
 def _leaves(values: Any, path: str) -> dict[str, str]:
-    """Names of the keys below a part of the configuration, each with its dotted path; the first of each."""
-    found: dict[str, str] = {}
+    """Return the names of keys below a part of the configuration, each with its first dotted path."""
+    paths: dict[str, str] = {}
     for name, value in values.items() if isinstance(values, dict) else ():
         inner = _leaves(value, f"{path}.{name}") if isinstance(value, dict) else {str(name): f"{path}.{name}"}
-        found = {**inner, **found}
-    return found
+        paths = {**inner, **paths}
+    return paths
 
 
 def _fields(path: Sequence[str]) -> list[str]:

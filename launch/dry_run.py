@@ -1,4 +1,4 @@
-"""`dry_run=true`: what would be made, and what it takes. No weights are loaded."""
+"""`dry_run=true`: show the plan of a run with steps, tokens and memory. No weights are loaded."""
 
 from __future__ import annotations
 
@@ -62,22 +62,22 @@ def show_plan(resolved: Resolved, console: Console) -> None:
         if chosen := getattr(config.eval, what):
             console.print(f"{what}: {', '.join(chosen)}", soft_wrap=True, highlight=False)
     console.print(
-        "tokens: of all training sequences with their own answers, padding not counted. memory: while "
-        "training; device is the sum of what stands above it, host what lies in the machine's memory "
-        "instead, cache what frozen models gave (also on disk). docs/hardware.md tells more.",
+        "tokens: of all training sequences with their own answers, without padding. memory: while "
+        "training; device is the sum of the rows above it, host is in the machine's memory, cache holds "
+        "outputs of frozen models (also on disk). See docs/hardware.md.",
         soft_wrap=True,
     )
 
 
 def deepspeed_yaml(config: RunConfig) -> str:
-    """DeepSpeed's configuration as `hardware` and `method.clip` make it: comments, which nothing reads."""
+    """Return DeepSpeed's configuration, made from `hardware` and `method.clip`, as YAML comments."""
     made = {"deepspeed": deepspeed_config(config.hardware, clip=clip_norm(config.method))}
     lines = ["generated from hardware and method.clip:", *OmegaConf.to_yaml(made).splitlines()]
     return "".join(f"# {line}\n" for line in lines)
 
 
 def load_of(config: RunConfig) -> Load:
-    """The largest micro-batch of the run's first steps; where its texts are not here, what there can be."""
+    """Return the largest micro-batch of the run's first steps, or a bound where its texts cannot be read."""
     try:
         return _largest(config, _sequences(config))
     except UserError:
@@ -85,13 +85,13 @@ def load_of(config: RunConfig) -> Load:
 
 
 def _largest(config: RunConfig, sets: Mapping[str, Sequence[TokenSequence]]) -> Load:
-    """A set whose examples have an alternative answer beside their own goes through the model twice."""
+    """Return the largest micro-batch; a set with alternative answers has a forward per kind of answer."""
     method, hardware = config.method, config.hardware
     if not sets:
         return Load(0, 0, 0)
     passes = {name: len(some) for name, some in kinds((t, t.needs) for t in bind(method)).items()}
     schedule = Schedule({n: len(rows) for n, rows in sets.items()}, method.sets[0], method.batch, config.seed)
-    most = Load(0, 0, 0)
+    largest = Load(0, 0, 0)
     for step in range(min(_LOOKED_AT, total_steps(method, schedule.steps_per_epoch))):
         every = [(name, sets[name][row]) for name, some in schedule.rows(step).items() for row, _ in some]
         lengths = [passes.get(name, 1) * (len(s.ids) - 1) for name, s in every]
@@ -103,12 +103,12 @@ def _largest(config: RunConfig, sets: Mapping[str, Sequence[TokenSequence]]) -> 
         for micro in (micro for rank in dealt for micro in rank if micro):
             answers = sum(_answers(every[i][1]) * passes.get(every[i][0], 1) for i in micro)
             width = max(lengths[i] for i in micro)
-            found = Load(len(micro) * width, width, answers)
-            most = max(most, found, key=lambda load: (load.tokens, load.answers))
+            micro_batch = Load(len(micro) * width, width, answers)
+            largest = max(largest, micro_batch, key=lambda load: (load.tokens, load.answers))
     different = {
         id(s): s for rows in sets.values() for s in rows
     }  # alternatives as rows repeat their example
-    return replace(most, cached=sum(map(_answers, different.values())))
+    return replace(largest, cached=sum(map(_answers, different.values())))
 
 
 def _answers(sequence: TokenSequence) -> int:
@@ -116,7 +116,7 @@ def _answers(sequence: TokenSequence) -> int:
 
 
 def _sequences(config: RunConfig) -> dict[str, list[TokenSequence]]:
-    """The sets that terms are on, as token sequences with their own answers."""
+    """Tokenise the training sets with their own answers."""
     names = config.method.sets
     if not names:
         return {}
@@ -129,7 +129,7 @@ def _sequences(config: RunConfig) -> dict[str, list[TokenSequence]]:
 
 
 def _training(config: RunConfig, sets: Mapping[str, Sequence[TokenSequence]]) -> tuple[str, str]:
-    """Steps, and tokens of all of them."""
+    """Return the number of steps, and of tokens in all of them, for the table."""
     if not sets:
         return "–", "–"
     lengths = {name: [len(sequence.ids) - 1 for sequence in rows] for name, rows in sets.items()}
@@ -149,8 +149,8 @@ def _memory(config: RunConfig, load: Load) -> list[str]:
     shape = shape_of(config)
     if shape is None:
         return ["? (config.json not on this machine)", *("" for _ in _SHOWN[1:])]
-    found = estimate(shape, config, load)
-    return [_gib(getattr(found, part)) for part in _SHOWN]
+    memory = estimate(shape, config, load)
+    return [_gib(getattr(memory, part)) for part in _SHOWN]
 
 
 def _gib(size: float) -> str:

@@ -1,4 +1,4 @@
-"""`unlearn --help`: the groups with their options, and every key of the schema."""
+"""`unlearn --help`: list the groups with their options, and every key of the schema."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from unlearn.config import RunConfig
 _HEAD = """\
 unlearn [group=option …] [key=value …]
 
-Compose a run and make it: find or build target and retain model, unlearn, evaluate, report.
-The same command again continues a run or a sweep that was cut off, and returns at once when it is complete.
+Compose and execute a run: find or build target and retain model, unlearn, evaluate, report.
+The same command again resumes an interrupted run or sweep, and returns at once when it is complete.
 
   unlearn                                       NPO on the embedded authors with the nano model
   unlearn method=satimp dataset.forget=forget05
@@ -23,9 +23,9 @@ The same command again continues a run or a sweep that was cut off, and returns 
   unlearn -m … hydra/launcher=joblib            the same, two at a time (hydra.launcher.n_jobs=…)
   unlearn -m … hydra/launcher=slurm             the same, as one Slurm job array
   unlearn -m experiment=satimp-study            a sweep that a recipe describes
-  unlearn -m experiment=optuna-npo              a search: Optuna chooses what is tried (hydra/sweeper=optuna)
-  unlearn dry_run=true method=npo               what would be made, and what it takes
-  unlearn --cfg job                             the whole configuration, nothing run
+  unlearn -m experiment=optuna-npo              a search: Optuna chooses the trials (hydra/sweeper=optuna)
+  unlearn dry_run=true method=npo               show the plan with steps, tokens and memory
+  unlearn --cfg job                             print the whole configuration, run nothing
 """
 
 

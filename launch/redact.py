@@ -1,4 +1,4 @@
-"""What must not get into logs, reports and dashboards: the home directory's path and secrets."""
+"""Remove the home directory's path and secrets from logs, reports and dashboards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SHORTEST = 12  # a shorter value may be a word like any other
 
 
 def scrubbed(text: str) -> str:
-    """The text with the home directory as `~`, and what a variable named as a secret holds as `[NAME]`."""
+    """Replace the home directory by `~`, and the values of variables named like secrets by `[NAME]`."""
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and _SECRET.search(name):
             text = text.replace(value, f"[{name}]")
@@ -24,29 +24,29 @@ def scrubbed(text: str) -> str:
 
 
 def cleaned(value: Any) -> Any:
-    """The same with every text in it `scrubbed`, through mappings and lists."""
+    """Apply `scrubbed` to every text in a value, through mappings and lists."""
     return _through(value, scrubbed)
 
 
 def portable(value: Any) -> Any:
-    """The same with paths below the home directory as `~/…`, which `expanded` undoes."""
+    """Write paths below the home directory as `~/…`; `expanded` undoes it."""
     return _through(value, _short)
 
 
 def expanded(value: Any) -> Any:
-    """The same with `~/…` as a path below the home directory of who reads it."""
+    """Expand `~/…` to a path below the current user's home directory."""
     return _through(value, lambda text: os.path.expanduser(text) if text.startswith("~/") else text)
 
 
 class ScrubbedFormatter(logging.Formatter):
-    """Also of tracebacks, which name the files of the program."""
+    """A formatter that scrubs log records, tracebacks included."""
 
     def format(self, record: logging.LogRecord) -> str:
         return scrubbed(super().format(record))
 
 
 class Scrubbing(logging.Filter):
-    """For the log of another package, whose handlers are its own."""
+    """A filter that scrubs the log of another package, which has its own handlers."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.msg, record.args = scrubbed(record.getMessage()), ()
@@ -54,7 +54,7 @@ class Scrubbing(logging.Filter):
 
 
 class ScrubbedStream:
-    """A stream of text, standard error say; what is written is `scrubbed` piece by piece."""
+    """A text stream that scrubs each text that is written to it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -68,15 +68,15 @@ class ScrubbedStream:
 
 
 def scrub_output() -> None:
-    """From now on what this process writes to its standard output and error goes without private things."""
+    """Scrub standard output and error of this process from now on."""
     sys.stdout, sys.stderr = ScrubbedStream(sys.stdout), ScrubbedStream(sys.stderr)
 
 
 def _homes() -> list[str]:
-    """The home directory by its name and, where that is a link, by where it leads; longest first."""
-    home = os.path.expanduser("~")  # as it is where neither HOME nor the system's users tell it
-    found = {home, os.path.realpath(home)} if home != "~" else set()
-    return sorted((path for path in found if len(path) > 1), key=len, reverse=True)
+    """Return the home directory's path and, where it is a link, also the link's target; longest first."""
+    home = os.path.expanduser("~")  # "~" where neither HOME nor the system's users define it
+    paths = {home, os.path.realpath(home)} if home != "~" else set()
+    return sorted((path for path in paths if len(path) > 1), key=len, reverse=True)
 
 
 def _short(text: str) -> str:

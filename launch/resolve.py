@@ -1,4 +1,4 @@
-"""From a typed configuration to what will be done: checked, planned and looked at, once."""
+"""Resolve a typed configuration once: check it, plan its runs, read data and model files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unlearn.config import RunConfig
 
 @dataclass(frozen=True)
 class Resolved:
-    """A configuration that can run: the runs it takes, and warnings for the user."""
+    """A configuration that can run, with the plan of its runs and warnings for the user."""
 
     config: RunConfig
     plan: Plan
@@ -29,7 +29,7 @@ def resolve(config: RunConfig, directory: Path | None = None, *, searched: bool 
         searched: Whether the run is a trial of a search, which needs a goal.
 
     Raises:
-        UserError: the configuration cannot run; everything that is wrong, by dotted name.
+        UserError: the configuration cannot run; all problems, by dotted name.
     """
     check(config)
     if searched:

@@ -1,7 +1,6 @@
-"""Runs as jobs of Slurm: what is asked for, the script that is submitted, how a job that must stop goes on.
+"""Runs as Slurm jobs: check settings, show the script, requeue a job that must stop.
 
-submitit writes the script and waits for the results. In the job it has a handler of SIGUSR2, which puts the
-job back into the queue.
+submitit writes the script and waits for the results. In the job, its handler of SIGUSR2 requeues the job.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ LAUNCHER = "slurm"
 """The name of `configs/hydra/launcher/slurm.yaml`."""
 
 _MAX_ARRAY = 1001  # MaxArraySize where slurm.conf does not set it
-_MANY = 50  # jobs from which on it takes seconds to compose them
-_ANSWER = 30.0  # seconds that one waits for the controller
+_MANY = 50  # jobs; composing more takes seconds
+_ANSWER = 30.0  # seconds to wait for the controller
 _OPTION = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 _ELSEWHERE = {
     "time": "minutes", "mem": "memory_gb", "partition": "partition", "account": "account", "qos": "qos",
@@ -46,36 +45,40 @@ _SET = {
         ("output", "error", "open-mode", "requeue", "wrap", "chdir"), "the launcher sets this itself"
     ),
 }
-"""Options of sbatch that have a key or a value of their own."""
+"""Options of sbatch that another key sets, or the launcher itself."""
 
-# From 22.05 on, srun does not take this from the job it runs in.
+# Since 22.05 srun does not inherit this from its job.
 _CPUS = '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK'
 
 
 def chosen(composed: DictConfig) -> bool:
-    """Whether a configuration with Hydra's part is to be launched by Slurm."""
+    """Whether a configuration, which includes Hydra's, chooses Slurm as launcher."""
     return composed.hydra.runtime.choices.get("hydra/launcher") == LAUNCHER
 
 
 def refuse(composed: DictConfig, config: RunConfig, *, sweep: bool) -> None:
-    """Raises UserError: nothing could be submitted from here, or Hydra would not do so."""
+    """Check that a sweep can be submitted from this machine.
+
+    Raises:
+        UserError: it is not a sweep, Slurm's commands are missing, or settings are wrong.
+    """
     if not sweep:
-        raise UserError("hydra/launcher=slurm: only a sweep is submitted; add -m, for a single run too")
+        raise UserError("hydra/launcher=slurm: only a sweep is submitted; add -m, also for a single run")
     if problems := check(config.hardware.slurm):
         raise ConfigError(problems)
     if not composed.get("dry_run") and not (shutil.which("sbatch") and shutil.which("srun")):
         raise UserError(
             "hydra/launcher=slurm: there is no sbatch or srun on PATH; start the command where jobs are "
-            "submitted, or look at the script with dry_run=true"
+            "submitted, or show the script with dry_run=true"
         )
 
 
 def check(slurm: SlurmConfig) -> list[str]:
-    """What of `hardware.slurm` cannot be asked for."""
+    """Return the problems of `hardware.slurm`."""
     problems = []
     if slurm.warning_s >= 60 * slurm.minutes:
         problems.append(
-            f"hardware.slurm.warning_s={slurm.warning_s}: a run is warned before its time limit, which is "
+            f"hardware.slurm.warning_s={slurm.warning_s}: the warning must come before the time limit "
             f"hardware.slurm.minutes={slurm.minutes}, {60 * slurm.minutes} s: choose fewer seconds or more "
             "minutes"
         )
@@ -84,11 +87,9 @@ def check(slurm: SlurmConfig) -> list[str]:
         if name in _SET:
             problems.append(f"{key}={value}: {_SET[name]}")
         elif not _OPTION.fullmatch(name):
-            problems.append(f"{key}={value}: give an option of sbatch without its dashes, such as mail-type")
+            problems.append(f"{key}={value}: name an option of sbatch without its dashes, such as mail-type")
         elif not isinstance(value, str | int | float) or "\n" in str(value):
-            problems.append(
-                f"{key}={value!r}: give one text or number, or true for an option without a value"
-            )
+            problems.append(f"{key}={value!r}: set one text or number, or true for an option without a value")
     texts = {
         name: getattr(slurm, name)
         for name in ("name", "partition", "account", "qos", "constraint", "comment")
@@ -101,48 +102,48 @@ def check(slurm: SlurmConfig) -> list[str]:
     return problems
 
 
-def ask(composed: DictConfig, jobs: int) -> None:
-    """Let sbatch look at the script before a sweep is composed, which takes minutes for thousands of jobs.
+def check_submission(composed: DictConfig, jobs: int) -> None:
+    """Let sbatch check the script before a sweep is composed, which takes minutes for thousands of jobs.
 
-    A few are submitted as fast.
+    A sweep of a few jobs is not checked, as submitting it is as fast.
 
     Raises:
-        UserError: it would not take it. (What it only cannot start at once is submitted all the same.)
+        UserError: sbatch would refuse the script. (A script that it only cannot start now is submitted.)
     """
     if jobs < _MANY:
         return
     with tempfile.NamedTemporaryFile("w", suffix=".sh", encoding="utf-8") as file:
         file.write(script(composed, min(jobs, array_limit())))
         file.flush()
-        said = _said(["sbatch", "--test-only", file.name])
+        test = _output_of(["sbatch", "--test-only", file.name])
     if (
-        said is not None
-        and said.returncode
-        and re.search("invalid|unrecogni|violates", said.stderr, re.IGNORECASE)
+        test is not None
+        and test.returncode
+        and re.search("invalid|unrecogni|violates", test.stderr, re.IGNORECASE)
     ):
-        raise _not_taken(said.stderr.replace(file.name, "the script"))
+        raise _refused(test.stderr.replace(file.name, "the script"))
 
 
-def _not_taken(said: str) -> UserError:
-    """What sbatch says of a job that it refuses, with what can be done."""
-    reason = " ".join(said.split())
+def _refused(message: str) -> UserError:
+    """Make the error for a job that sbatch refuses, with the fix."""
+    reason = " ".join(message.split())
     fewer = "; sweep over fewer values at a time" if "array" in reason else ""
     return UserError(
-        f"hydra/launcher=slurm: Slurm does not take the job: {reason}{fewer}. hardware.slurm.* says what "
-        "is asked for; dry_run=true shows the script"
+        f"hydra/launcher=slurm: Slurm refuses the job: {reason}{fewer}. hardware.slurm.* sets what is "
+        "requested; dry_run=true shows the script"
     )
 
 
 @cache
 def array_limit() -> int:
-    """How many elements an array may have in this cluster; Slurm's own default where it does not say."""
-    said = _said(["scontrol", "show", "config"])
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", said.stdout, re.MULTILINE) if said else None
-    return max(1, int(found[1])) if found else _MAX_ARRAY
+    """Return the cluster's largest array size, or Slurm's default where it is not known."""
+    config = _output_of(["scontrol", "show", "config"])
+    match = re.search(r"^MaxArraySize\s*=\s*(\d+)", config.stdout, re.MULTILINE) if config else None
+    return max(1, int(match[1])) if match else _MAX_ARRAY
 
 
-def _said(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
-    """What a command of Slurm prints; None where there is none, or no answer."""
+def _output_of(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
+    """Run a command of Slurm; None where it does not exist or does not answer."""
     try:
         return subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_ANSWER)
     except (OSError, subprocess.TimeoutExpired):
@@ -150,20 +151,20 @@ def _said(command: Sequence[str]) -> subprocess.CompletedProcess[str] | None:
 
 
 def script(composed: DictConfig, jobs: int) -> str:
-    """What sbatch is given for so many runs, by submitit itself; nothing is submitted.
+    """Return the script that submitit would submit for so many runs; nothing is submitted.
 
-    `composed` holds Hydra's part too, with `hydra/launcher=slurm`.
+    `composed` includes Hydra's configuration, with `hydra/launcher=slurm`.
     """
     from submitit.slurm.slurm import SlurmExecutor
 
     class Draft(SlurmExecutor):
         @classmethod
         def affinity(cls) -> int:
-            return 1  # it need not be a machine of the cluster
+            return 1  # this machine need not belong to the cluster
 
-    given = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
-    assert isinstance(given, dict)
-    values = {str(key): value for key, value in given.items() if value is not None and key != "_target_"}
+    settings = OmegaConf.to_container(composed.hydra.launcher, resolve=True)
+    assert isinstance(settings, dict)
+    values = {str(key): value for key, value in settings.items() if value is not None and key != "_target_"}
     draft = Draft(values.pop("submitit_folder"), max_num_timeout=values.pop("max_num_timeout"))
     draft.update_parameters(**draft._convert_parameters(values))
     if jobs > 1:
@@ -173,25 +174,25 @@ def script(composed: DictConfig, jobs: int) -> str:
 
 @contextmanager
 def together() -> Iterator[None]:
-    """While a launcher waits for its jobs, let one that left no result wait for the others to end as well.
+    """Let a launcher wait for all its jobs, even if one of them leaves no result.
 
-    What became of it is then in Hydra's return of that job, in place of an error that hides the rest. More
-    jobs than an array may have are submitted as several arrays.
+    Hydra's return of that job then holds the failure, instead of an error that hides the other jobs. More
+    jobs than an array can have are submitted as several arrays.
     """
     from submitit.core.utils import FailedJobError, UncompletedJobError
     from submitit.slurm import slurm
 
-    told: set[str] = set()
+    announced: set[str] = set()
 
-    class Patient(slurm.SlurmJob[Any]):
+    class PatientJob(slurm.SlurmJob[Any]):
         def __init__(self, folder: Path | str, job_id: str, tasks: Sequence[int] = (0,)) -> None:
             super().__init__(folder, job_id, tasks)
             number = job_id.split("_")[0]
-            if number not in told:
-                told.add(number)
+            if number not in announced:
+                announced.add(number)
                 sys.stderr.write(
                     f"Slurm job {number} is submitted: squeue --job {number} shows it, scancel {number} ends "
-                    f"it, what it prints is in {self.paths.folder.parent}\n"
+                    f"it, its output is in {self.paths.folder.parent}\n"
                 )
 
         def results(self) -> list[Any]:
@@ -204,14 +205,14 @@ def together() -> Iterator[None]:
     before, submit = slurm.SlurmJob, slurm.SlurmExecutor._internal_process_submissions
 
     def by_arrays(executor: Any, submissions: list[Any]) -> list[Any]:
-        most = array_limit()
-        parts = [submissions[first : first + most] for first in range(0, len(submissions), most)]
+        limit = array_limit()
+        parts = [submissions[first : first + limit] for first in range(0, len(submissions), limit)]
         try:
             return [job for part in parts for job in submit(executor, part)]
         except FailedJobError as error:
-            raise _not_taken(str(error)) from error
+            raise _refused(str(error)) from error
 
-    slurm.SlurmJob = slurm.SlurmExecutor.job_class = Patient  # type: ignore[misc]
+    slurm.SlurmJob = slurm.SlurmExecutor.job_class = PatientJob  # type: ignore[misc]
     slurm.SlurmExecutor._internal_process_submissions = by_arrays  # type: ignore[assignment, method-assign]
     try:
         yield
@@ -220,47 +221,47 @@ def together() -> Iterator[None]:
         slurm.SlurmExecutor._internal_process_submissions = submit  # type: ignore[method-assign]
 
 
-def give_back() -> None:
-    """Of a run that a signal has stopped: let its job be continued, if it is one of an array.
+def requeue() -> None:
+    """Requeue the job of a run that a signal has stopped; outside of a job, return.
 
-    Returns outside of a job. In one it does not: what the run has reached is in its folder, and no result may
-    be left, for it would end the job. Time limit and preemption leave it running for a while, and it is put
-    back into the queue from here; otherwise Slurm has decided already whether it comes again.
+    In a job this does not return: the run's checkpoints are in its folder, and a result would end the job.
+    After a time limit or preemption the job runs for a while, and is requeued here. Otherwise Slurm has
+    already decided whether it runs again.
 
     Raises:
-        UserError: its time ran out too often.
+        UserError: the job's time ran out too often.
     """
     if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
         return
     if os.environ.get("SLURM_PROCID", "0") != "0":
         sys.exit(0)  # another code would end the first task, which is about to do this
-    requeue: Any = signal.getsignal(signal.SIGUSR2)
-    for number in STOPPING:  # Slurm sends them to all below the job, and they would end what is asked of it
+    handler: Any = signal.getsignal(signal.SIGUSR2)
+    for number in STOPPING:  # Slurm sends them to all processes of the job, and they would end scontrol
         signal.signal(number, signal.SIG_IGN)
     if (state := _state()) == "RUNNING":
         try:
-            requeue(signal.SIGUSR2, None)
+            handler(signal.SIGUSR2, None)
         except Exception as error:
             raise UserError(
                 "the job ran out of time more often than hardware.slurm.requeues allows; the same command "
                 "continues the run"
             ) from error
-    sys.stderr.write(f"this job is {state}: Slurm decides whether it comes again\n")
+    sys.stderr.write(f"this job is {state}: Slurm decides whether it runs again\n")
     sys.exit(1)
 
 
 def _state() -> str:
-    given = os.environ
-    array, element = given.get("SLURM_ARRAY_JOB_ID"), given.get("SLURM_ARRAY_TASK_ID")
-    # The number of the array is that of one of its jobs as well.
-    job = f"{array}_{element}" if array else given["SLURM_JOB_ID"]
+    variables = os.environ
+    array, element = variables.get("SLURM_ARRAY_JOB_ID"), variables.get("SLURM_ARRAY_TASK_ID")
+    # The array's number is also that of one of its jobs.
+    job = f"{array}_{element}" if array else variables["SLURM_JOB_ID"]
     shown = subprocess.run(["scontrol", "--oneliner", "show", "job", job], capture_output=True, text=True)
     fields = dict(field.split("=", 1) for field in shown.stdout.split() if "=" in field)
     return fields.get("JobState", "RUNNING")
 
 
 def _setting(key: str, *, _root_: Any) -> Any:
-    """`${unlearn_slurm:key}` of the launcher: a key of hardware.slurm, or what follows from the hardware."""
+    """Resolve `${unlearn_slurm:key}` of the launcher: a key of hardware.slurm, or derived from hardware."""
     hardware = HardwareConfig.model_validate(OmegaConf.to_container(_root_.hardware, resolve=True))
     slurm = hardware.slurm
     if key == "nodes":

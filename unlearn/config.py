@@ -1,7 +1,7 @@
-"""The configuration of a run, typed and closed.
+"""The schema of a run's configuration; unknown keys are refused.
 
-Science (`model`, `dataset`, `method`, `seed`) decides the numbers; `hardware` decides how they are
-computed; `eval`, `tracker` and the rest decide what is measured and kept. Descriptions are the help text.
+`model`, `dataset`, `method` and `seed` determine the numbers. `hardware` determines how they are computed;
+`eval`, `tracker` and the rest what is measured and kept. Descriptions are the help text.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from pydantic import (
 from unlearn.data.templates import unescaped
 
 SLOTS = ("forget", "template", "retain", "full")
-"""What a method can have a term on; the first one present sets the epochs. `template` are the questions of
-the forget set with alternative answers."""
+"""The data that a term can be on; the first one present sets the epochs. `template`: the questions of the
+forget set with alternative answers."""
 
 Slot = Literal["forget", "template", "retain", "full"]
 Mask = Literal["answer", "attention", "all"]
-"""Positions a term looks at: those of the answer tokens, all of the sequence, or padding too."""
+"""The positions that a term uses: the answer tokens, the whole sequence, or padding too."""
 
 
 _MIDDLE = {"embedding": {"layer": 0.5}}
@@ -41,13 +41,13 @@ class Section(BaseModel):
 
 
 class PromptConfig(Section):
-    """How a question becomes a prompt."""
+    """The format of prompts."""
 
     template: str | None = Field(None, description="plain template with {question}; null: the chat template")
     system: str | None = Field(None, description="system message of the chat template")
     end: str | None = Field(None, description="token that ends an answer; null: the tokenizer's eos")
     variables: dict[str, Any] = Field({}, description="further variables of the chat template")
-    date: str = Field("2024-07-26", description="the day it is for chat templates that write today's date")
+    date: str = Field("2024-07-26", description="today's date in chat templates that write it")
 
     @field_validator("template", "system", "end")
     @classmethod
@@ -56,18 +56,18 @@ class PromptConfig(Section):
 
     @field_validator("date", mode="before")
     @classmethod
-    def _day(cls, given: Any) -> str:
-        """Take `2024-07-26` and `26 Jul 2024`."""
+    def _day(cls, value: Any) -> str:
+        """Accept `2024-07-26` and `26 Jul 2024`."""
         for form in ("%Y-%m-%d", "%d %b %Y", "%d %B %Y"):
             try:
-                return datetime.strptime(str(given), form).replace(tzinfo=UTC).date().isoformat()
+                return datetime.strptime(str(value), form).replace(tzinfo=UTC).date().isoformat()
             except ValueError:
                 continue
-        raise ValueError("give a day as 2024-07-26")
+        raise ValueError("write a day as 2024-07-26")
 
 
 class LoraConfig(Section):
-    """Low-rank adapters (PEFT) instead of training every weight."""
+    """Low-rank adapters (PEFT) instead of training all weights."""
 
     r: NonNegativeInt = Field(0, description="rank; 0 trains the whole model")
     alpha: PositiveInt = Field(16, description="scale: the update is alpha/r times B·A")
@@ -75,7 +75,7 @@ class LoraConfig(Section):
 
 
 class NanoConfig(Section):
-    """Shape of the Llama that is built here when `model.kind` is nano."""
+    """Shape of the Llama that is built when `model.kind` is nano."""
 
     hidden_size: PositiveInt = 128
     layers: PositiveInt = 4
@@ -84,13 +84,13 @@ class NanoConfig(Section):
 
 
 class ModelConfig(Section):
-    """The model to unlearn, and where its target and retain model come from."""
+    """The model to unlearn, and the sources of its target and retain model."""
 
-    name: str = Field(description="for people: names the run's folder")
+    name: str = Field(description="a label, used in the name of the run's folder")
     kind: Literal["hf", "gguf", "nano"] = Field(
-        "hf", description="hub or folder, pip-packaged GGUF, built here"
+        "hf", description="hub or folder, pip-packaged GGUF, built by this program"
     )
-    path: str | None = Field(None, description="hub id or folder; for gguf: the python package")
+    path: str | None = Field(None, description="hub id or folder; for gguf: the Python package")
     revision: str | None = Field(None, description="hub revision (branch, tag, commit)")
     is_target: bool = Field(False, description="path is the target itself, not a base model to train it from")
     retain: str | None = Field(
@@ -98,7 +98,7 @@ class ModelConfig(Section):
     )
     retain_log: str | None = Field(
         None,
-        description="in place of a retain model, a published log of one: the original TOFU "
+        description="instead of a retain model, a published log of one: the original TOFU "
         "eval_log_aggregated.json or OpenUnlearning's TOFU_EVAL.json",
     )
     published: dict[str, dict[str, str]] = Field(
@@ -112,7 +112,7 @@ class ModelConfig(Section):
         "stated for 1B to 7B models)",
     )
     finetune: dict[str, Any] = Field(
-        {}, description="keys of method=finetune for a target or retain model that has to be built"
+        {}, description="keys of method=finetune for a target or retain model that must be built"
     )
     prompt: PromptConfig = PromptConfig()
     lora: LoraConfig = LoraConfig()
@@ -120,13 +120,13 @@ class ModelConfig(Section):
 
 
 class DatasetConfig(Section):
-    """What to forget, what to keep, and what to evaluate on."""
+    """The data to forget, to retain, and to evaluate on."""
 
-    name: str = Field(description="for people: names the run's folder")
+    name: str = Field(description="a label, used in the name of the run's folder")
     source: str = Field(description="the loader: a module of unlearn.data.sources, or a dotted path")
     path: str | None = Field(None, description="hub id, folder or file")
     forget: str | None = Field(None, description="the forget split")
-    retain: str | None = Field(None, description="the retain split; null: what belongs to the forget split")
+    retain: str | None = Field(None, description="the retain split; null: the one of the forget split")
     full: str | None = Field(None, description="the split that method=finetune trains on")
     holdout: str | None = Field(None, description="examples that no model has seen")
     max_length: PositiveInt = Field(512, description="longest sequence, in tokens; longer ones are cut")
@@ -138,14 +138,14 @@ class DatasetConfig(Section):
 
 
 class RuleConfig(Section):
-    """How the terms' gradients become one update."""
+    """The rule that combines the terms' gradients into one update."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     name: str = "weighted_sum"
 
 
 class FurtherConfig(Section):
-    """One more term, on data that has one already."""
+    """A further term, on data that already has one."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
     slot: Slot
@@ -154,21 +154,23 @@ class FurtherConfig(Section):
 
 
 class AlternativesConfig(Section):
-    """Where alternative answers to a question come from."""
+    """The source of alternative answers to a question."""
 
     source: Literal["refusals", "mismatch", "sampled", "column"] = Field(
         "refusals",
         description="refusals, answers of other questions, answers sampled from the target, a data column",
     )
-    path: str | None = Field(None, description="your own: a text file of one answer a line, json or jsonl")
+    path: str | None = Field(
+        None, description="your own answers: a text file with one answer per line, json or jsonl"
+    )
     count: PositiveInt = Field(5, description="how many per question")
     rows: Literal["one", "all"] = Field(
         "one",
-        description="rows of an epoch: each question once, its alternatives in turn from epoch to epoch, or "
+        description="rows of an epoch: each question once, with its alternatives in turn over the epochs, or "
         "once with each of them",
     )
     prompt: str | None = Field(
-        None, description="what the target is asked for a sampled answer, with {question} and {answer}"
+        None, description="prompt to the target for a sampled answer, with {question} and {answer}"
     )
     temperature: PositiveFloat = Field(1.0, description="of sampling")
     max_new_tokens: PositiveInt = Field(200, description="longest sampled answer")
@@ -180,13 +182,13 @@ class AlternativesConfig(Section):
 
 
 class AutoLRConfig(Section):
-    """The learning rate from a parabola through losses along the update (GeN); schedule=auto."""
+    """The learning rate from a parabola fitted to losses along the update (GeN); schedule=auto."""
 
     every: PositiveInt = Field(10, description="probe every so many steps")
     loss: Literal["retain", "forget", "combined"] = Field("retain", description="which terms' loss is probed")
     smooth: float = Field(0.9, ge=0, lt=1, description="share of the old rate that is kept")
     clip: float = Field(2.0, gt=1, description="largest change of the proposed rate, as a factor")
-    r2: float = Field(0.99, description="goodness of fit below which a probe is not followed")
+    r2: float = Field(0.99, description="goodness of fit (R²) below which a probe is ignored")
     scale: PositiveFloat = Field(1.0, description="multiplies the proposed rate")
     multipliers: list[float] = Field(
         [-1.0, -0.5, 0.0, 0.5, 1.0],
@@ -198,8 +200,8 @@ class MethodConfig(Section):
     """An unlearning method: terms, rule and training preset."""
 
     name: str
-    source: str = Field("", description="paper, section and code the values come from")
-    start: Literal["target", "base"] = Field("target", description="which model training starts from")
+    source: str = Field("", description="source of the values: paper, section and code")
+    start: Literal["target", "base"] = Field("target", description="the model that training starts from")
     forget: dict[str, Any] | None = Field(None, description="objective and its hyper-parameters")
     template: dict[str, Any] | None = Field(None, description="the same, on template answers")
     retain: dict[str, Any] | None = Field(None, description="the same, on the retain set; null: none")
@@ -215,13 +217,14 @@ class MethodConfig(Section):
     rule: RuleConfig = RuleConfig()
     intervention: dict[str, Any] | None = Field(
         None,
-        description="an edit of what the model computes: {name: grun, …}; trained in its place, or fitted",
+        description="an intervention on the model's computation: {name: grun, …}; trained instead of the "
+        "weights, or fitted",
     )
     reinforced: dict[str, Any] = Field(
         {}, description="keys of method=reinforce, for methods that need the target trained on the forget set"
     )
     train: list[str] | None = Field(None, description="parameters to train, as name patterns; null: all")
-    teacher_rate: float = Field(0.999, ge=0, lt=1, description="share the mean teacher keeps at each step")
+    teacher_rate: float = Field(0.999, ge=0, lt=1, description="decay of the mean teacher's running average")
     forget_only: bool = Field(
         False, description="the method is defined without retain data and refuses a retain term"
     )
@@ -251,41 +254,41 @@ class MethodConfig(Section):
     @field_validator(*SLOTS, mode="before")
     @classmethod
     def _short(cls, value: Any) -> Any:
-        """`retain=kl` for `retain={objective: kl}`, `retain=none` for no term."""
+        """Expand `retain=kl` to `retain={objective: kl}`, and `retain=none` to no term."""
         if not isinstance(value, str):
             return value
-        # Hidden states need a layer: the middle, where a word is all that is said.
+        # Objectives on hidden states need a layer: the middle one, if only a name is set.
         return None if value == "none" else {"objective": value, **_MIDDLE.get(value, {})}
 
     @property
     def terms(self) -> dict[str, dict[str, Any]]:
-        """Slot → term, for the slots that have one."""
+        """Terms by slot, for the slots that have one."""
         return {slot: term for slot in SLOTS if (term := getattr(self, slot)) is not None}
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """The sets of the dataset that are trained on; the first of them sets the epochs."""
+        """The training sets of the dataset; the first one sets the epochs."""
         slots = {*self.terms, *(further.slot for further in self.further)}
         return tuple(dict.fromkeys("forget" if s == "template" else s for s in SLOTS if s in slots))
 
     def rate(self, scale: float) -> float:
-        """The peak learning rate at `model.lr_scale`, which is of the model's own weights alone."""
+        """Return the peak learning rate; `scale` (`model.lr_scale`) applies to the model's own weights."""
         return self.lr * (1.0 if self.intervention else scale)
 
     @property
     def warmup(self) -> dict[str, float]:
-        """The keys of the warm-up that are given, with their values; one at most makes sense."""
+        """The warm-up keys that are set, with their values; at most one may be set."""
         keys = ("warmup_epochs", "warmup_steps", "warmup_share")
         return {key: value for key in keys if (value := getattr(self, key)) is not None}
 
     @property
     def makes_model(self) -> bool:
-        """Whether there is anything but the target to evaluate."""
+        """Whether the method makes a model other than the target."""
         return bool(self.terms or self.further or self.intervention)
 
     @property
     def alternatives_from_retain(self) -> bool:
-        """Whether alternative answers are those of retain questions."""
+        """Whether alternative answers are the answers to retain questions."""
         return self.alternatives.source == "mismatch" and self.alternatives.path is None
 
     def weight(self, slot: str) -> float:
@@ -293,26 +296,26 @@ class MethodConfig(Section):
 
 
 class SlurmConfig(Section):
-    """What `hydra/launcher=slurm` asks Slurm for, for each run of a sweep; null leaves it to the cluster."""
+    """Slurm settings for each run of a sweep with `hydra/launcher=slurm`; null: the cluster's default."""
 
     model_config = ConfigDict(coerce_numbers_to_str=True)  # account=1234
 
-    partition: str | None = Field(None, description="where to queue; several: a list with commas, in quotes")
-    account: str | None = Field(None, description="who is charged")
+    partition: str | None = Field(None, description="partition; several: a quoted list with commas")
+    account: str | None = Field(None, description="account to charge")
     qos: str | None = Field(None, description="quality of service")
     constraint: str | None = Field(None, description="features that nodes must have")
-    minutes: PositiveInt = Field(240, description="time limit of a job; one that needs longer is continued")
+    minutes: PositiveInt = Field(240, description="time limit of a job; a run that needs longer is requeued")
     memory_gb: PositiveInt | None = Field(None, description="memory on each node")
     cpus_per_task: PositiveInt | None = None
     gpus_per_node: NonNegativeInt | None = Field(
-        None, description="null: one for each process of a node, with device=cuda"
+        None, description="null: one for each process of a node with device=cuda"
     )
-    tasks_per_node: PositiveInt = Field(1, description="tasks that share a node's processes out")
+    tasks_per_node: PositiveInt = Field(1, description="tasks among which a node's processes are divided")
     concurrency: PositiveInt = Field(256, description="jobs of one array that may run at the same time")
     warning_s: PositiveInt = Field(
-        120, description="seconds before the time limit at which a run is told to checkpoint"
+        120, description="seconds before the time limit at which a run gets the signal to checkpoint"
     )
-    requeues: NonNegativeInt = Field(10, description="how often a job that ran out of time is continued")
+    requeues: NonNegativeInt = Field(10, description="how often a job that ran out of time is requeued")
     name: str = Field("unlearn", description="the job's name in the queue")
     comment: str | None = None
     setup: list[str] = Field([], description="shell lines before the run: load modules, export variables")
@@ -322,7 +325,7 @@ class SlurmConfig(Section):
 
 
 class HardwareConfig(Section):
-    """How a run is executed. Nothing here changes the data order or what is averaged over what."""
+    """How a run is executed. It changes neither the data order nor the averages."""
 
     name: str = "cpu"
     device: Literal["cpu", "cuda"] = "cpu"
@@ -330,7 +333,7 @@ class HardwareConfig(Section):
         1, description="machines that share the processes: srun --nodes=2 --ntasks-per-node=1 unlearn …"
     )
     processes: PositiveInt = Field(
-        1, description="data-parallel processes on all nodes together, started by the command itself"
+        1, description="number of data-parallel processes on all nodes; the command starts them"
     )
     threads: PositiveInt | None = Field(
         None, description="CPU threads of each process; null: cores ÷ processes"
@@ -340,9 +343,10 @@ class HardwareConfig(Section):
         None, description="sequences per forward and group; must divide the global batch evenly"
     )
     eval_tokens: PositiveInt = Field(16384, description="padded tokens per forward while evaluating")
-    generate_rows: PositiveInt = Field(128, description="sequences generated side by side")
+    generate_rows: PositiveInt = Field(128, description="sequences generated together")
     generate_cache: Literal["dynamic", "static"] = Field(
-        "dynamic", description="of keys and values: grows with a text, or has a fixed size to compile for"
+        "dynamic",
+        description="cache of keys and values: grows with the text, or has a fixed size to compile for",
     )
     dtype: Literal["fp32", "bf16"] = Field("fp32", description="compute precision; master weights are fp32")
     zero: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
@@ -352,7 +356,7 @@ class HardwareConfig(Section):
 
 
 class EvalConfig(Section):
-    """What is measured at the end and, with every_steps, on the way; several: eval=[tofu,sampling]."""
+    """Evaluation at the end and, with every_steps, during training; several: eval=[tofu,sampling]."""
 
     benchmarks: dict[str, dict[str, Any] | None] = Field(
         {},
@@ -360,11 +364,11 @@ class EvalConfig(Section):
     )
     variants: dict[str, dict[str, Any] | None] = Field(
         {},
-        description="changed copies to evaluate: modules of eval.variants, or dotted paths, with options",
+        description="modified copies of the model to evaluate: modules of eval.variants, or dotted paths",
     )
     every_steps: PositiveInt | None = Field(None, description="also evaluate every so many steps")
     max_new_tokens: PositiveInt | None = Field(
-        None, description="max_new_tokens of every benchmark that has this option; null: each one's own"
+        None, description="max_new_tokens of all benchmarks with this option; null: each benchmark's default"
     )
     limit: PositiveInt | None = Field(
         None, description="evaluate only so many examples of each set of the data"
@@ -379,19 +383,19 @@ class TrackerConfig(Section):
     mode: Literal["auto", "online", "offline", "disabled"] = Field(
         "auto", description="auto: online with a key, else offline"
     )
-    project: str = Field("unlearn-lab", description="one for each study; an experiment may set it")
+    project: str = Field("unlearn-lab", description="one project per study; an experiment may set it")
     entity: str | None = Field(None, description="user or team; null: the key's own")
-    group: str | None = Field(None, description="null: a sweep's runs share one group")
-    tags: list[str] = Field([], description="beside model, dataset, split and method")
+    group: str | None = Field(None, description="null: the runs of a sweep share one group")
+    tags: list[str] = Field([], description="tags in addition to model, dataset, split and method")
     model: bool = Field(False, description="also keep the unlearned model in W&B, as an artifact")
 
 
 class ProbeConfig(Section):
-    """What watches the training and changes nothing: the G-effect (arXiv 2502.19301)."""
+    """Measurements during training that do not change it: the G-effect (arXiv 2502.19301)."""
 
     name: Literal["none", "geffect"] = "none"
     every: PositiveInt | None = Field(
-        None, description="look every so many steps, and before the first and after the last; null: ten times"
+        None, description="measure every so many steps, before the first and after the last; null: ten times"
     )
     examples: PositiveInt | None = Field(
         32,
@@ -399,29 +403,29 @@ class ProbeConfig(Section):
     )
     mode: Literal["exact", "running"] = Field(
         "exact",
-        description="running: over mini-batches 0.6 of the old mean and 0.4 of the new, as the released code",
+        description="running: over mini-batches, 0.6 · old mean + 0.4 · new, as in the released code",
     )
-    points: NonNegativeInt = Field(8, description="examples of each sample that are looked at one by one")
-    tokens: bool = Field(True, description="also by answer token")
-    token_layers: bool = Field(False, description="by answer token also for each group of layers")
+    points: NonNegativeInt = Field(8, description="examples of each sample that are measured one by one")
+    tokens: bool = Field(True, description="also measure by answer token")
+    token_layers: bool = Field(False, description="by answer token, also for each group of layers")
     grid: NonNegativeInt = Field(
-        4, description="which of so many forget examples hurts which of so many retain examples; 0: no grid"
+        4, description="effects of so many forget examples on so many retain examples; 0: no grid"
     )
     check: bool = Field(True, description="compare the prediction with the change by one small step")
     step: PositiveFloat = Field(0.1, description="length of that step, in steps of AdamW at the peak rate")
-    second_order: bool = Field(False, description="also predict that change to second order")
+    second_order: bool = Field(False, description="also predict this change to second order")
     trust: float = Field(
-        0.9, le=1, description="share of the change that the prediction must explain to be called trusted"
+        0.9, le=1, description="share of the change that the prediction must explain to count as trusted"
     )
     boundaries: tuple[float, float] = Field(
-        (1 / 3, 2 / 3), description="where middle and deep layers begin: shares of the depth, or layers"
+        (1 / 3, 2 / 3), description="starts of middle and deep layers: fractions of the depth, or layers"
     )
     models: list[str] = Field(
-        [], description="with method=none: folders of saved models to look at, in order; patterns allowed"
+        [], description="with method=none: folders of saved models to measure, in order; patterns allowed"
     )
     method: MethodConfig | None = Field(
         None,
-        description="with method=none: whose objective is looked at, a name of configs/method or its keys",
+        description="with method=none: the method to measure, a name of configs/method or its keys",
     )
 
     @property
@@ -431,46 +435,46 @@ class ProbeConfig(Section):
 
 _NUMBER = r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?"
 BOUND = re.compile(rf"(?P<sense>>=|<=)\s*(?P<number>{_NUMBER})(?:\s*(?P<of>target|retain))?")
-"""At least or at most a number, or that many times what the target or the retain model has."""
+"""At least or at most a number, or a multiple of the target's or the retain model's value."""
 
 
 class GoalConfig(Section):
-    """What a sweeper that optimises looks for: a number of results.json, subject to others."""
+    """The objective of a sweeper that optimises: a metric of results.json, subject to bounds on others."""
 
-    maximize: str = Field("tofu/forget_quality_log10", description="metric to be as large as it can")
-    minimize: str | None = Field(None, description="metric to be as small as it can, instead of that one")
+    maximize: str = Field("tofu/forget_quality_log10", description="metric to maximise")
+    minimize: str | None = Field(None, description="metric to minimise instead")
     subject_to: dict[str, float | str] = Field(
         {},
-        description="what must hold, by metric: a number is the least share of the target's value; else "
-        "'>= 0.5', '<= 0.2' or, times what another model has, '<= 1.1 retain', '>= 0.9 target'",
+        description="bounds by metric: a number is the least share of the target's value; otherwise "
+        "'>= 0.5', '<= 0.2' or, as a multiple of another model's value, '<= 1.1 retain', '>= 0.9 target'",
     )
 
     @field_validator("subject_to", mode="before")
     @classmethod
     def _readable(cls, bounds: Any) -> Any:
-        if bounds is None:  # of a recipe, taken away
+        if bounds is None:  # removes a recipe's bounds
             return {}
         for key, bound in bounds.items() if isinstance(bounds, dict) else ():
             if isinstance(bound, str) and not BOUND.fullmatch(bound.strip()):
-                raise ValueError(f"{key}: {bound!r} is no bound; write 0.9, '>= 0.5' or '<= 1.1 retain'")
+                raise ValueError(f"{key}: {bound!r} is not a bound; write 0.9, '>= 0.5' or '<= 1.1 retain'")
         return bounds
 
 
 class CheckpointConfig(Section):
     """Resumable state during training."""
 
-    every_steps: PositiveInt | None = Field(None, description="null: about ten times a run")
+    every_steps: PositiveInt | None = Field(None, description="null: about ten times per run")
     every_minutes: PositiveFloat | None = Field(
-        5, description="also after so much time since the process began the run; null: none"
+        5, description="also after so many minutes since the process started the run; null: never"
     )
-    keep: PositiveInt = Field(1, description="how many of the newest to keep")
+    keep: PositiveInt = Field(1, description="number of newest checkpoints to keep")
     models_every: PositiveInt | None = Field(
-        None, description="also save the model every so many steps, for good: models/step-N"
+        None, description="also save the model every so many steps, permanently: models/step-N"
     )
 
 
 class RunConfig(Section):
-    """One run."""
+    """The configuration of one run."""
 
     model: ModelConfig
     dataset: DatasetConfig
@@ -482,14 +486,14 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     goal: GoalConfig = GoalConfig()
     seed: NonNegativeInt = Field(0, description="of initialisation, data order and everything random")
-    root: str = Field("runs", description="folder of all runs and of the cache they share")
+    root: str = Field("runs", description="folder of all runs and of their shared cache")
     save_model: bool = Field(True, description="keep the unlearned model in the run's folder")
     dry_run: bool = Field(False, description="print the plan and stop")
 
     @field_validator("root")
     @classmethod
     def _home(cls, root: str) -> str:
-        """`~` is the home directory."""
+        """Expand `~` to the home directory."""
         if not root.strip():
             raise ValueError("name a folder")
         whole = os.path.expanduser(root)

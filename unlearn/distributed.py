@@ -1,4 +1,4 @@
-"""The processes of a run: who this one is, what it does of a pass, and how the parts come together."""
+"""The process group of a run: rank and size, the rank's share of a pass, and collectives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from unlearn.errors import UserError
 
 T = TypeVar("T")
 
-_PASSES = count()  # passes so far; as they are collectives, every process has counted the same
+_PASSES = count()  # passes so far; the same on every process, as passes are collectives
 
 
 _CPU = torch.device("cpu")
@@ -32,8 +32,8 @@ _CPU = torch.device("cpu")
 class World:
     """Process `rank` of `size`, and the device of its tensors.
 
-    With `synced` every process must call the model equally often, because each call is a collective
-    (parameters sharded by ZeRO-3).
+    `synced`: each call of the model is a collective (parameters sharded by ZeRO-3), so every process must
+    make the same number of calls.
     """
 
     rank: int = 0
@@ -46,7 +46,7 @@ class World:
         return self.rank == 0
 
     def with_synced(self, synced: bool) -> World:
-        """The same processes, for passes of a model whose calls are (or are not) collectives."""
+        """Return the same processes for a model whose calls are, or are not, collectives."""
         return replace(self, synced=synced)
 
     def sum(self, value: Tensor) -> Tensor:
@@ -61,10 +61,10 @@ class World:
             dist.barrier()
 
     def mine(self, bins: Sequence[Sequence[list[int]]]) -> Iterator[list[int]]:
-        """Yield the parts of a pass, dealt as `bins[rank][round]`, that this process does. A collective.
+        """Yield this process's parts of a pass that is split as `bins[rank][round]`. A collective.
 
-        Each part is done by one process. Synced, a process takes its own part of every round, empty ones too;
-        otherwise whichever process is free takes the next part that is not empty, and none waits for another.
+        Each part belongs to one process. If `synced`, a process takes its part of every round, also empty
+        ones. Otherwise a free process takes the next part that is not empty, and no process waits.
         """
         if self.synced:
             yield from bins[self.rank]
@@ -86,10 +86,10 @@ class World:
         return [value for each in parts for value in each]
 
     def on_main(self, call: Callable[[], T]) -> T:
-        """Call a function on the main process alone, and return its value on all. A collective.
+        """Call a function on the main process only, and return its value on all. A collective.
 
         Raises:
-            UserError: the call raised one. It is raised on all, so that none waits for the main process.
+            UserError: the call raised one. All processes raise it, so that none waits for the main process.
         """
         outcome: list[tuple[T | None, str | None]] = []
         failure: UserError | None = None
@@ -107,23 +107,23 @@ class World:
 ALONE = World()
 """One process, on the CPU."""
 
-_PATIENCE = timedelta(minutes=10)  # with processes whose imports take longer
-_DEATH_OF_PARENT = 1  # prctl's PR_SET_PDEATHSIG
+_START_TIMEOUT = timedelta(minutes=10)  # imports can take this long on some processes
+_PR_SET_PDEATHSIG = 1
 
 
 def start_world(device: str) -> World:
-    """Join the processes of this run, or start a world of one.
+    """Join the process group of this run, or start one of a single process.
 
     RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are as torchrun sets them. With UNLEARN_MEETING
-    the store at that port is there already, and this prefix of its keys is the run's.
+    the store at that port exists already, and this is the prefix of the run's keys.
     """
-    from accelerate import PartialState  # a second of imports, which passes without training do not need
+    from accelerate import PartialState  # imports take a second, and passes without training need none
     from accelerate.state import AcceleratorState
 
     backend = "gloo" if device == "cpu" else "nccl"
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     if alone:
-        # DeepSpeed looks for MPI when these are absent.
+        # DeepSpeed looks for MPI when these are missing.
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     if not dist.is_initialized():
         if alone:
@@ -137,35 +137,35 @@ def start_world(device: str) -> World:
             )  # fmt: skip
         else:
             dist.init_process_group(backend)
-    # Whatever else used Accelerate in this process left it without DeepSpeed.
+    # Earlier use of Accelerate in this process may have configured it without DeepSpeed.
     AcceleratorState._reset_state(reset_partial_state=True)
-    torch.nn.functional.linear = torch._C._nn.linear  # a run that failed under ZeRO 3 leaves another there
+    torch.nn.functional.linear = torch._C._nn.linear  # a run that failed under ZeRO 3 leaves its own
     state = PartialState(cpu=device == "cpu")
     return World(state.process_index, state.num_processes, state.device)
 
 
 def _store(prefix: str) -> dist.Store:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_PATIENCE)
+    store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_START_TIMEOUT)
     return dist.PrefixStore(prefix, store)
 
 
 def _stop_with_parent() -> None:
-    """Let a killed command take its processes with it: the next one may write where they do (Linux)."""
+    """End this process with its parent (Linux): the next command may write to the same files."""
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DEATH_OF_PARENT, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _leave() -> None:
-    if dist.is_initialized():  # NCCL warns of a group that is still there at the end
+    if dist.is_initialized():  # NCCL warns of a group that still exists at exit
         dist.destroy_process_group()
 
 
 def stop_world() -> None:
-    """Let another run start in this process, or end one of several processes in good order."""
+    """Leave the process group, so that another run can start in this process or the process can end."""
     from accelerate.state import AcceleratorState
 
     AcceleratorState._reset_state(reset_partial_state=True)
-    # A world of one stays for the next run: DeepSpeed keeps handles to its group.
+    # A group of one process stays for the next run: DeepSpeed keeps handles to it.
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.destroy_process_group()

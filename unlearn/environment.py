@@ -1,4 +1,4 @@
-"""What libraries read from the environment when they are imported: to be imported before them."""
+"""Set environment variables that libraries read when they are imported; import this module before them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-# One place for compiled extensions: DeepSpeed's default is shared by all its versions on a machine.
+# A folder for compiled extensions: all versions of DeepSpeed on a machine share the default one.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(__file__).resolve().parents[1] / ".torch_extensions"))
-# Without it DeepSpeed warns that it found no accelerator.
+# Otherwise DeepSpeed warns that there is no accelerator.
 if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-# Calls of DeepSpeed, not ours to mend.
+# DeepSpeed's own calls.
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

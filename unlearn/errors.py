@@ -1,4 +1,4 @@
-"""Errors a user can act on: they name the thing, the place and the mend."""
+"""Errors that a user can fix: they name the setting, the place and the fix."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from contextlib import suppress
 from difflib import get_close_matches
 from pathlib import Path
 
-_NO_FOLDER = "is a file, and a folder is needed there: move it, or choose another path"
+_NO_FOLDER = "is a file, but must be a folder: move it, or choose another path"
 _MEANS = {
     errno.EEXIST: _NO_FOLDER,
     errno.ENOTDIR: _NO_FOLDER,
-    errno.EISDIR: "is a folder, and a file is needed there: move it, or choose another path",
-    errno.EACCES: "permission denied: choose a path of your own, or have its permissions changed",
-    errno.EPERM: "permission denied: choose a path of your own, or have its permissions changed",
+    errno.EISDIR: "is a folder, but must be a file: move it, or choose another path",
+    errno.EACCES: "permission denied: choose another path, or have its permissions changed",
+    errno.EPERM: "permission denied: choose another path, or have its permissions changed",
     errno.EROFS: "is on a file system that cannot be written: choose another path",
     errno.ENAMETOOLONG: "is too long for a path: choose a shorter one",
     errno.ELOOP: "is a link that leads to itself: remove it, or choose another path",
@@ -26,11 +26,11 @@ _MEANS = {
 
 
 class UserError(Exception):
-    """Shown as one message, without a traceback."""
+    """An error that is shown as one message, without a traceback."""
 
 
 class ConfigError(UserError):
-    """Everything that is wrong with a configuration, found before anything is loaded."""
+    """All problems of a configuration, reported before anything is loaded."""
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = list(problems)
@@ -39,9 +39,9 @@ class ConfigError(UserError):
 
 
 def did_you_mean(wrong: str, known: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> str:
-    """Return ` (did you mean …?)`, or the known names when none is near; a suffix for a message.
+    """Return ` (did you mean …?)`, or the known names where none is similar; a suffix for a message.
 
-    elsewhere: names that are near in another place, each with how it is written there.
+    elsewhere: names from other sections that may be meant, each with its full name.
     """
     names, others = sorted(set(known)), elsewhere or {}
     near = get_close_matches(wrong, [*names, *(n for n in others if n not in names)], n=2, cutoff=0.6)
@@ -63,7 +63,7 @@ def quoted(text: str, width: int = 60) -> str:
 
 
 def explained(error: OSError) -> str | None:
-    """Say what the system refused to do with which path; None for other errors than those of paths."""
+    """Describe an error of a path, with its cause; None for other errors."""
     means = _MEANS.get(error.errno or 0)
     if means is None or not isinstance(error.filename, str | bytes | Path):
         return None

@@ -1,4 +1,4 @@
-"""Files that are whole or not there."""
+"""Atomic file writes."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from unlearn.errors import UserError
 _WHY = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
-    errno.EFBIG: "files may not be as large (ulimit -f)",
+    errno.EFBIG: "the file would exceed the size limit (ulimit -f)",
 }
 
 
 class NoRoom(UserError):
-    """A file could not be written for want of room; `number` is the system's (ENOSPC, EDQUOT or EFBIG)."""
+    """A file could not be written for lack of space; `number` is the system's (ENOSPC, EDQUOT or EFBIG)."""
 
     def __init__(self, path: Path, number: int, written: int, free: int) -> None:
         self.number, self.written, self.free = number, written, free
-        begun = f" after {_size(written)} of it" if written else ""
+        after = f" after {_size(written)} of it" if written else ""
         super().__init__(
-            f"{path} could not be written: {_WHY[number]} ({_size(free)} are free{begun}). What was written "
-            "before is whole: make room and start again, and it goes on from there"
+            f"{path} could not be written: {_WHY[number]} ({_size(free)} are free{after}). Earlier files are "
+            "complete: free some space and start again; the run resumes from them"
         )
 
 
@@ -50,19 +50,19 @@ class BrokenFile(UserError, ValueError):
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary neighbour to write to (a file or a folder) that takes the place of `path` at the end.
+    """Yield a temporary path in the same folder to write a file or folder to; it replaces `path` at the end.
 
-    By then it is on the disk itself: whatever is removed afterwards in its favour is not missed when the
-    machine goes down. Its files have the permissions of any new file here.
+    By then its content is synced to disk, so that files which it makes obsolete can be removed safely. Its
+    files have the permissions of other new files in the folder.
 
     Raises:
-        NoRoom: the disk is full; what was there before stays.
+        NoRoom: the disk is full; the previous content stays.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with room_for(path, temporary):
             path.parent.mkdir(parents=True, exist_ok=True)
-            _remove(temporary)  # of a process of this number that was killed
+            _remove(temporary)  # left by a killed process with the same id
             yield temporary
             written = [temporary, *temporary.rglob("*")]
             _permit([file for file in written if file.is_file()], _new_mode(temporary))
@@ -80,9 +80,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def room_for(path: Path, written: Path | None = None) -> Iterator[None]:
-    """Errors of writing that mean a lack of room become `NoRoom` for this path; `written` is what was begun.
+    """Turn write errors that mean a lack of space into `NoRoom` for this path; `written` is the partial file.
 
-    The innermost error's figures are kept, the outermost path is named: a folder rather than a file in it.
+    Of nested errors, the innermost gives the numbers and the outermost the path: a folder, not a file in it.
     """
     try:
         yield
@@ -96,45 +96,45 @@ def room_for(path: Path, written: Path | None = None) -> Iterator[None]:
 
 
 def folder_name(text: str, longest: int = 80) -> str:
-    """Make one folder's name of any text: no separator, no leading dot, at most so many bytes.
+    """Turn any text into the name of a folder: no separator, no leading dot, at most `longest` bytes.
 
-    Names of letters, digits and `-_.` stay as they are.
+    Names of letters, digits and `-_.` are unchanged.
     """
     plain = re.sub(r"[^\w.-]", "_", text.strip()).lstrip(".")
     return plain.encode()[:longest].decode(errors="ignore")
 
 
 def check_writable(path: Path, label: str = "") -> None:
-    """Refuse a folder in which nothing can be written; it need not exist yet.
+    """Check that files can be written to a folder, which need not exist yet.
 
     Raises:
-        UserError: it or one above it is a file, or may not be written. The message begins with the label,
-            by itself the path.
+        UserError: it or a folder above it is a file, or is not writable. The message begins with the label,
+            by default the path.
     """
     label = label or str(path)
     try:
-        found = next(each for each in (path, *path.absolute().parents) if each.exists())
+        existing = next(each for each in (path, *path.absolute().parents) if each.exists())
     except OSError as error:
         raise UserError(f"{label}: {error.strerror}") from None
-    if not found.is_dir():
-        where = "it" if found == path else str(found)
-        raise UserError(f"{label}: {where} is a file, and a folder is needed there; choose another path")
-    if not os.access(found, os.W_OK | os.X_OK):
-        where = "it" if found == path else f"the folder {found}"
+    if not existing.is_dir():
+        where = "it" if existing == path else str(existing)
+        raise UserError(f"{label}: {where} is a file, but must be a folder; choose another path")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        where = "it" if existing == path else f"the folder {existing}"
         raise UserError(f"{label}: {where} cannot be written; choose another path")
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """What `replacing` had begun in this folder when its process was killed."""
+    """Return temporary files of `replacing` in this folder that killed processes left."""
     return [path for path in folder.glob(".*.tmp") if re.fullmatch(r"\..+\.\d+\.tmp", path.name)]
 
 
 def _number(error: Exception) -> int:
-    """The system's error number; safetensors has it in its text only."""
+    """Return the system's error number, which safetensors has only in its message."""
     if isinstance(error, OSError):
         return error.errno or 0
-    found = re.search(r"os error (\d+)", str(error))
-    return int(found[1]) if found else 0
+    match = re.search(r"os error (\d+)", str(error))
+    return int(match[1]) if match else 0
 
 
 def _bytes(path: Path) -> int:
@@ -149,36 +149,36 @@ def _size(number: int) -> str:
 
 
 def _new_mode(neighbour: Path) -> int:
-    """The permissions of a file that is made beside this one: by the umask, or by what the folder hands down.
+    """Return the permissions of a new file in the same folder, from the umask or the folder's defaults.
 
-    The umask cannot be read without setting it, for all threads, so a file is made.
+    A sample file is made, as the umask can only be read by setting it, for all threads.
     """
     sample = neighbour.with_name(f".mode-{secrets.token_hex(4)}.{os.getpid()}.tmp")
-    place = os.open(sample, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+    descriptor = os.open(sample, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
     try:
-        return stat.S_IMODE(os.fstat(place).st_mode)
+        return stat.S_IMODE(os.fstat(descriptor).st_mode)
     finally:
-        os.close(place)
+        os.close(descriptor)
         sample.unlink()
 
 
 def _permit(files: Iterable[Path], mode: int) -> None:
-    """Give files these permissions: safetensors makes its own for their owner alone."""
+    """Set the permissions of files: safetensors makes files that only their owner can read."""
     for file in files:
         if stat.S_IMODE(file.stat().st_mode) != mode:
             file.chmod(mode)
 
 
 def _to_disk(path: Path) -> None:
-    """Wait until a file or the names in a folder are on the disk, where the file system can say so."""
-    place = os.open(path, os.O_RDONLY)
+    """Sync a file, or the names in a folder, to disk, where the file system supports it."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(place)
+        os.fsync(descriptor)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
             raise
     finally:
-        os.close(place)
+        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:
@@ -189,7 +189,7 @@ def _remove(path: Path) -> None:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """JSON with NaN as null, replaced in one move."""
+    """Write JSON atomically, with NaN as null."""
     with replacing(path) as temporary:
         temporary.write_text(
             json.dumps(finite(values), indent=2, ensure_ascii=False) + "\n", encoding="utf-8"
@@ -197,10 +197,10 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The values of a JSON object.
+    """Read a file with a JSON object.
 
     Raises:
-        BrokenFile: the file holds no whole one.
+        BrokenFile: it is not a complete JSON object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -212,7 +212,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same with None in place of NaN and infinity, which JSON does not have."""
+    """Replace NaN and infinity, which JSON does not have, by None."""
     return {
         k: None
         if isinstance(v, float) and not math.isfinite(v)
@@ -224,6 +224,6 @@ def finite(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def digest(values: Any) -> str:
-    """A short hash of JSON values."""
+    """Return a short hash of JSON values."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,6 +1,6 @@
-"""What stands between an exception and the user: a message, an exit code, and where the traceback is.
+"""Report exceptions to the user: a message, an exit code, and the file with the traceback.
 
-`UNLEARN_DEBUG=1` shows the traceback too.
+`UNLEARN_DEBUG=1` also shows the traceback.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from typing import Any, TextIO
 from unlearn.errors import UserError, explained
 
 REFUSED, FAILED, INTERRUPTED = 2, 1, 130
-"""Exit codes: of an error with its remedy, of any other, and of Ctrl-C outside a run."""
+"""Exit codes: of an error with a known fix, of any other error, and of Ctrl-C outside a run."""
 
 
 def outcome(error: Exception) -> tuple[str, int]:
-    """The message and the exit code of an exception; one without a remedy has its traceback in a file."""
+    """Return the message and exit code of an exception; the traceback of an unexpected one is in a file."""
     if isinstance(error, UserError):
         return str(error), REFUSED
     if isinstance(error, OSError) and (text := explained(error)) is not None:
         return text, REFUSED
-    told = " ".join(str(error).split())
-    head = f"{type(error).__name__}: {told[:_LONGEST]}" if told else type(error).__name__
+    message = " ".join(str(error).split())
+    head = f"{type(error).__name__}: {message[:_LONGEST]}" if message else type(error).__name__
     if os.environ.get("UNLEARN_DEBUG", "0") not in ("", "0"):
         return f"{''.join(traceback.format_exception(error))}{head}", FAILED
-    place = getattr(error, "logged_in", None) or _written(error)
-    if place is None:
+    file = getattr(error, "logged_in", None) or _write_traceback(error)
+    if file is None:
         return f"{''.join(traceback.format_exception(error))}{head}", FAILED
-    return f"{head}\nthe traceback is in {place} (UNLEARN_DEBUG=1 shows it here)", FAILED
+    return f"{head}\nthe traceback is in {file} (UNLEARN_DEBUG=1 shows it here)", FAILED
 
 
 _LONGEST = 500  # characters of a message
-_NARROWEST = 10  # columns in which a line can be shown
+_NARROWEST = 10  # columns of a terminal
 
 
 def mark_logged(error: Exception, file: Path) -> None:
@@ -46,12 +46,12 @@ def mark_logged(error: Exception, file: Path) -> None:
 
 
 def is_logged(error: Exception) -> bool:
-    """Whether an exception is in a log already."""
+    """Whether the traceback of an exception is already in a log."""
     return hasattr(error, "logged_in")
 
 
 def guarded(call: Callable[[], int | None]) -> int:
-    """Call, and return the exit code; whatever is raised is told on standard error."""
+    """Call a function and return the exit code; report exceptions on standard error."""
     try:
         return call() or 0
     except KeyboardInterrupt:
@@ -64,7 +64,7 @@ def guarded(call: Callable[[], int | None]) -> int:
 
 
 def tool(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
-    """Make the entry point of a `python -m …` command: it returns an exit code, whatever is raised in it."""
+    """Make the entry point of a `python -m …` command, which returns an exit code and raises nothing."""
 
     @wraps(main)
     def entry(arguments: Sequence[str] | None = None) -> int:
@@ -75,12 +75,12 @@ def tool(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., in
 
 
 def given_path(text: str) -> Path:
-    """Read a path given to a tool; `~` is the home directory. A `type` of argparse."""
+    """Parse a path argument (a `type` of argparse); `~` is the home directory."""
     return Path(text).expanduser()
 
 
 def lasting_output() -> None:
-    """Let this process outlive its terminal: what cannot be written, or not in its encoding, is no error."""
+    """Keep this process alive without its terminal: ignore output that cannot be written or encoded."""
     for name in ("stdout", "stderr"):
         stream: Any = getattr(sys, name)
         if stream is None:  # closed before the start
@@ -93,7 +93,7 @@ def lasting_output() -> None:
 
 
 class _Lasting:
-    """Standard output or error; what is written after the other end was closed is dropped."""
+    """Standard output or error that drops what is written after the other end was closed."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -112,16 +112,16 @@ class _Lasting:
             self._drop()
 
     def _drop(self) -> None:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, self._stream.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self._stream.fileno())
+        os.close(null)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
-def _written(error: Exception) -> Path | None:
-    """A new file with the traceback; None where none can be written."""
+def _write_traceback(error: Exception) -> Path | None:
+    """Write the traceback to a new file; None where none can be written."""
     try:
         number, name = tempfile.mkstemp(prefix="unlearn-error-", suffix=".log")
         with os.fdopen(number, "w", encoding="utf-8", errors="backslashreplace") as file:

@@ -163,7 +163,7 @@ class Pipeline:
             beside = partial(interventions.save, model)
             own, _ = interventions.split(model.state_dict())
             models.save_pretrained(
-                models.exportable(model, own), self.tokenizer, self.rundir.model, beside=beside
+                models.exportable(model, own), self.tokenizer, self.rundir.model, write_extra=beside
             )
             live = self._trial(model)
             del model, second, edit, own, beside
@@ -229,7 +229,7 @@ class Pipeline:
             own, _ = interventions.split(weights)
             plain = models.exportable(engine.module, own)
             beside = partial(interventions.save, engine.module, weights=weights)
-            models.save_pretrained(plain, self.tokenizer, folder, beside=beside)
+            models.save_pretrained(plain, self.tokenizer, folder, write_extra=beside)
             del plain, own, beside
         del weights
 

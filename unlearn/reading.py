@@ -1,9 +1,9 @@
-"""Read the text, the JSON and the parquet files that a user gives; what cannot be read is one sentence.
+"""Read text, JSON and parquet files that a user gives; an error is one sentence.
 
-All readers of such files share these functions, so that none is stricter than another: UTF-8 with or without
-a byte-order mark, lines that end in "\\n" or "\\r\\n" and in nothing else.
+All readers of such files share these functions, so that they accept the same: UTF-8 with or without a
+byte-order mark, and lines that end in "\\n" or "\\r\\n" only.
 
-`label` is what a message calls the file, such as `dataset.forget=notes.jsonl`; the path alone by default.
+`label` names the file in messages, such as `dataset.forget=notes.jsonl`; by default it is the path.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ _SHOWN = 40
 
 
 def read_text(path: str | Path, label: str | None = None) -> str:
-    """Return the text of a file in UTF-8, without a byte-order mark.
+    """Read a file of UTF-8 text, without its byte-order mark.
 
     Raises:
-        UserError: there is no such file, it cannot be read, or it is no such text; with the place.
+        UserError: there is no such file, it cannot be read, or it is not UTF-8 text; names the line.
     """
     label = label or str(path)
     data = read_bytes(path, label)
@@ -57,13 +57,13 @@ def read_text(path: str | Path, label: str | None = None) -> str:
     if (at := text.find("\0")) >= 0:
         line = text.count("\n", 0, at) + 1
         raise UserError(
-            f"{label}, line {line}: holds a NUL character; it is no text, or not in UTF-8: save it as UTF-8"
+            f"{label}, line {line}: holds a NUL character; it is not text, or not UTF-8: save it as UTF-8"
         )
     return text
 
 
 def read_bytes(path: str | Path, label: str | None = None) -> bytes:
-    """Return the content of a file.
+    """Read the content of a file.
 
     Raises:
         UserError: there is no such file, or it cannot be read.
@@ -80,18 +80,18 @@ def read_bytes(path: str | Path, label: str | None = None) -> bytes:
 def lines_of(text: str) -> Iterator[tuple[int, str]]:
     """Yield the lines that are not blank, with their numbers from 1.
 
-    Only "\\n" ends a line: JSON strings may hold the other separators of Unicode, which `splitlines` cuts at.
+    Only "\\n" ends a line: JSON strings may hold Unicode's other line separators, at which `splitlines` cuts.
     """
     return ((number, line) for number, line in enumerate(text.split("\n"), start=1) if line.strip())
 
 
 def parse_json(text: str, label: str, *, line: int | None = None, constants: bool = False) -> Any:
-    """Return the value of a JSON text; `line` is its place in the file where it is one line of it.
+    """Parse a JSON text; `line` is its number where the text is one line of a file.
 
-    `constants` accepts NaN and Infinity, which are no JSON, as Python writes them.
+    `constants` accepts NaN and Infinity, which Python writes although JSON does not have them.
 
     Raises:
-        UserError: it is not JSON, or has a key twice; with the line.
+        UserError: it is not JSON, or has a key twice; names the line.
     """
     try:
         return json.loads(
@@ -110,15 +110,15 @@ def parse_json(text: str, label: str, *, line: int | None = None, constants: boo
 
 
 def read_json(path: str | Path, label: str | None = None, *, constants: bool = False) -> Any:
-    """Return the value of a JSON file; raises UserError as `read_text` and `parse_json` do."""
+    """Read a JSON file; raises UserError as `read_text` and `parse_json` do."""
     return parse_json(read_text(path, label), label or str(path), constants=constants)
 
 
 def read_parquet(path: str | Path, label: str | None = None) -> list[dict[str, Any]]:
-    """Return the rows of a parquet file.
+    """Read the rows of a parquet file.
 
     Raises:
-        UserError: there is no such file, or it is no parquet file that can be read.
+        UserError: there is no such file, or it cannot be read as parquet.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -142,8 +142,8 @@ def read_parquet(path: str | Path, label: str | None = None) -> list[dict[str, A
         ) from None
 
 
-def found(value: Any) -> str:
-    """Name a value as JSON calls it, short enough for a message."""
+def describe(value: Any) -> str:
+    """Describe a value in JSON terms, briefly, for a message."""
     if isinstance(value, dict):
         return f"an object with {', '.join(map(str, list(value)[:3])) or 'nothing'}{' …' * (len(value) > 3)}"
     if isinstance(value, list):
@@ -159,13 +159,13 @@ def found(value: Any) -> str:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         names = [name for name, _ in pairs]
         twice = next(name for i, name in enumerate(names) if name in names[:i])
         raise ValueError(f"an object has the key {twice!r} twice")
-    return made
+    return values
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON: write null, or leave the key out")
+    raise ValueError(f"{name} is not JSON: write null, or leave the key out")

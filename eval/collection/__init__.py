@@ -1,1 +1,1 @@
-"""From requests to records: every distinct question meets the model once."""
+"""Collect a model's records for requests; each distinct question is computed once."""

@@ -1,4 +1,4 @@
-"""Requests in, records on disk. The only part of an evaluation that needs the model."""
+"""Compute the records of requests and save them. The only part of an evaluation that needs the model."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ from unlearn.data.tokenization import DataError, Encoder, PromptFormat, TokenSeq
 from unlearn.files import read_json, replacing, write_json
 from unlearn.passes.gumbel_sampling import sampling
 
-# A pass is on disk in portions of so many forwards per process: what a killed one loses at most.
+# A pass is saved in portions of so many forwards or rounds per process; a killed process loses one portion.
 _FORWARDS, _ROUNDS = 32, 4
 
 
 def collect(live: Live, requests: Sequence[Request]) -> None:
-    """Bring the records of all requests to `live.directory/records`; those already there are kept.
+    """Write the records of all requests to `live.directory/records`; current ones are kept.
 
-    A question with an answer meets the model once, however many requests ask for it. The directory belongs
-    to one model: records of another model there count as this one's. What cannot be asked (an empty answer, a
-    prompt that fills the context) is recorded as a problem of its example. A collective.
+    A pair of question and answer is computed once, even if several requests contain it. The directory belongs
+    to one model: records of another model in it count as this model's. What cannot be computed (an empty
+    answer, a prompt that fills the context) is recorded as a problem of its example. A collective.
     """
     # The main process decides: file systems may differ between nodes.
-    flags = live.world.on_main(lambda: _wanting(live, requests))
-    todo = [request for request, wanting in zip(requests, flags, strict=True) if wanting]
+    flags = live.world.on_main(lambda: _outdated(live, requests))
+    todo = [request for request, outdated in zip(requests, flags, strict=True) if outdated]
     passes = _Passes(live)
     passes.answers([request for request in todo if isinstance(request, Likelihood)], passes.read)
     passes.answers([request for request in todo if isinstance(request, GradientNorm)], passes.norms)
@@ -54,10 +54,10 @@ def collect(live: Live, requests: Sequence[Request]) -> None:
         shutil.rmtree(_parts(live.directory), ignore_errors=True)
 
 
-def _wanting(live: Live, requests: Sequence[Request]) -> list[bool]:
-    """Which requests are to be asked: those without records, and those that a cut collection had begun with
-    in the same pass. So every example has the company in its batches that it would have had, and with it the
-    last bits of its numbers.
+def _outdated(live: Live, requests: Sequence[Request]) -> list[bool]:
+    """Flag the requests to compute: those without current records, and those that an interrupted collection
+    began in the same pass. Batches are then the same as without the interruption, and so are the last bits
+    of the numbers.
     """
     begun = _parts(live.directory) / "begun.json"
     try:
@@ -67,10 +67,10 @@ def _wanting(live: Live, requests: Sequence[Request]) -> list[bool]:
     keys = [request_key(request, live.encoder) for request in requests]
     stale = [not is_current(live.directory, request, live.encoder) for request in requests]
     passes = [_Kind.of(r) if isinstance(r, Generation) else type(r) for r in requests]
-    cut = {own for own, wanting in zip(passes, stale, strict=True) if wanting}
+    cut = {kind for kind, is_stale in zip(passes, stale, strict=True) if is_stale}
     flags = [
-        wanting or (own in cut and key in before)
-        for wanting, own, key in zip(stale, passes, keys, strict=True)
+        is_stale or (kind in cut and key in before)
+        for is_stale, kind, key in zip(stale, passes, keys, strict=True)
     ]
     if any(flags):
         write_json(begun, {"requests": sorted(before | {k for k, f in zip(keys, flags, strict=True) if f})})
@@ -86,94 +86,94 @@ class _Passes:
     def answers(
         self,
         requests: Sequence[Likelihood] | Sequence[GradientNorm],
-        ask: Callable[[list[TokenSequence]], dict[str, Ragged]],
+        compute: Callable[[list[TokenSequence]], dict[str, Ragged]],
     ) -> None:
-        """All requests in one pass, then on disk."""
-        wanted = [(request.raw, i.question, i.answer) for request in requests for i in request.items]
-        place = {key: n for n, key in enumerate(dict.fromkeys(wanted))}
-        sequences, problems = self._encoded(list(place))
-        asked = [n for n, sequence in enumerate(sequences) if sequence is not None]
-        found = ask([sequence for sequence in sequences if sequence is not None])
+        """Compute all requests in one pass and write their records."""
+        keys = [(request.raw, i.question, i.answer) for request in requests for i in request.items]
+        number = {key: n for n, key in enumerate(dict.fromkeys(keys))}
+        sequences, problems = self._encoded(list(number))
+        computed = [n for n, sequence in enumerate(sequences) if sequence is not None]
+        results = compute([sequence for sequence in sequences if sequence is not None])
         if not self.live.world.main:
             return
-        row = np.full(len(sequences), len(asked))  # the last row, which is empty, for what was not asked
-        row[asked] = np.arange(len(asked))
-        columns = {name: _with_empty(values) for name, values in found.items()}
+        row = np.full(len(sequences), len(computed))  # the last row is empty, for sequences with a problem
+        row[computed] = np.arange(len(computed))
+        columns = {name: _with_empty(values) for name, values in results.items()}
         for request in requests:
-            at = np.array([place[request.raw, i.question, i.answer] for i in request.items])
-            own = {name: values.take(row[at]) for name, values in columns.items()}
-            trouble = [problems.get(n) for n in at.tolist()]
+            at = np.array([number[request.raw, i.question, i.answer] for i in request.items])
+            values_of = {name: values.take(row[at]) for name, values in columns.items()}
+            problem = [problems.get(n) for n in at.tolist()]
             ended = np.array([bool(s is not None and s.ended) for s in (sequences[n] for n in at)])
-            records = _answer_records(request.items, trouble, own, ended)
+            records = _answer_records(request.items, problem, values_of, ended)
             write_records(self.live.directory, request, self.live.encoder, records)
 
     def read(self, sequences: list[TokenSequence]) -> dict[str, Ragged]:
         return self._in_portions(sequences, self.live.read, TOKEN_COLUMNS)
 
     def norms(self, sequences: list[TokenSequence]) -> dict[str, Ragged]:
-        """Without the end token, as in the published attack: it is no part of what was learned by heart."""
+        """Compute gradient norms without the end token, as the published attack does: it is not memorised."""
         sequences = [
             replace(s, ids=s.ids[:-1], ended=False) if s.ended and s.answer_length > 1 else s
             for s in sequences
         ]
 
-        def ask(part: list[TokenSequence], *, label: str) -> dict[str, Ragged]:
+        def compute(part: list[TokenSequence], *, label: str) -> dict[str, Ragged]:
             values = self.live.norms(part, label=label)
             return {"norm": Ragged.cut(values, np.ones(len(values), dtype=np.int64))}
 
-        return self._in_portions(sequences, ask, ("norm",))
+        return self._in_portions(sequences, compute, ("norm",))
 
     def _in_portions(
-        self, sequences: list[TokenSequence], ask: Callable[..., dict[str, Ragged]], names: Sequence[str]
+        self, sequences: list[TokenSequence], compute: Callable[..., dict[str, Ragged]], names: Sequence[str]
     ) -> dict[str, Ragged]:
-        """What `ask` gives of the sequences, each portion from disk or from the model."""
+        """Compute portions of the sequences; portions that an interrupted process saved are read instead."""
         portions = list(_portions(sequences, _FORWARDS * self.live.world.size * self.live.max_tokens))
-        found: list[dict[str, Ragged]] = []
+        results: list[dict[str, Ragged]] = []
         for number, portion in enumerate(portions, start=1):
             part = [sequences[i] for i in portion]
             file = _parts(self.live.directory) / f"{_digest(names, part)}.npz"
             label = f"{'answers' if 'logp' in names else 'gradients'} {number}/{len(portions)}"
             known = self.live.world.on_main(partial(_load, file, names))
             if known is None:
-                known = ask(part, label=label)
+                known = compute(part, label=label)
                 if self.live.world.main and len(portions) > 1:
                     _save(file, known)
-            found.append(known)
+            results.append(known)
         back = np.argsort([i for portion in portions for i in portion])
-        return {name: _joined([part[name] for part in found]).take(back) for name in names}
+        return {name: _joined([part[name] for part in results]).take(back) for name in names}
 
     def _encoded(
         self, keys: Sequence[tuple[bool, str | None, str]]
     ) -> tuple[list[TokenSequence | None], dict[int, str]]:
-        """Each key's sequence, or None and by its number what is wrong with it."""
-        found: list[TokenSequence | None] = [None] * len(keys)
+        """Encode the keys: a sequence each, or None and a problem by the key's number."""
+        sequences: list[TokenSequence | None] = [None] * len(keys)
         problems: dict[int, str] = {}
         for raw in (False, True):
-            where = [n for n, key in enumerate(keys) if key[0] is raw]
+            numbers = [n for n, key in enumerate(keys) if key[0] is raw]
             encoder = _encoder(self.live.encoder, raw)
             try:
-                some = encoder.pairs([keys[n][1:] for n in where])
-            except DataError:  # one of them, or all: find out which
-                some = []
-            for k, n in enumerate(where):
+                encoded = encoder.pairs([keys[n][1:] for n in numbers])
+            except DataError:  # encode one by one, to learn which of them fail
+                encoded = []
+            for k, n in enumerate(numbers):
                 try:
-                    found[n] = some[k] if some else encoder.pairs([keys[n][1:]])[0]
+                    sequences[n] = encoded[k] if encoded else encoder.pairs([keys[n][1:]])[0]
                 except DataError as error:
                     problems[n] = str(error)
         if keys and len(problems) == len(keys):
             raise DataError(problems[0])
-        return found, problems
+        return sequences, problems
 
-    # -- free answers ----------------------------------------------------------------------------------
+    # -- generated answers -----------------------------------------------------------------------------
 
     def generations(self, requests: Sequence[Generation]) -> None:
-        """What requests of one kind ask for is generated together, each prompt once, then on disk."""
+        """Generate for requests of one kind together, each prompt once, and write their records."""
         kinds: dict[_Kind, list[Generation]] = {}
         for request in requests:
             kinds.setdefault(_Kind.of(request), []).append(request)
         for kind, alike in kinds.items():
-            wanted = dict.fromkeys(key for request in alike for key in _keys(request))
-            texts, problems = self._generated(kind, list(wanted), " ".join(request.name for request in alike))
+            unique = dict.fromkeys(key for request in alike for key in _keys(request))
+            texts, problems = self._generated(kind, list(unique), " ".join(request.name for request in alike))
             for request in alike if self.live.world.main else ():
                 keys = _keys(request)
                 items = [item for item in request.items for _ in range(request.samples)]
@@ -189,7 +189,7 @@ class _Passes:
     def _generated(
         self, kind: _Kind, keys: list[_Key], label: str
     ) -> tuple[dict[_Key, str], dict[_Key, str]]:
-        """The text for each key, or what is wrong with it."""
+        """Return the text of each key, and the problems of keys without one."""
         live = self.live
         encoder = _encoder(live.encoder, kind.raw)
         prompts = encoder.prompts([key.question for key in keys], [key.opening for key in keys])
@@ -197,14 +197,16 @@ class _Passes:
             kind.limit if live.context is None else min(kind.limit, live.context - len(p)) for p in prompts
         ]
         texts: dict[_Key, str] = {}
-        for size in sorted({own for own in room if own > 0}, reverse=True):
-            some = [n for n, own in enumerate(room) if own == size]
-            found = self._texts([prompts[n] for n in some], [keys[n] for n in some], size, kind, label)
-            texts |= {keys[n]: text for n, text in zip(some, found, strict=True)}
+        for size in sorted({tokens for tokens in room if tokens > 0}, reverse=True):
+            numbers = [n for n, tokens in enumerate(room) if tokens == size]
+            generated = self._texts(
+                [prompts[n] for n in numbers], [keys[n] for n in numbers], size, kind, label
+            )
+            texts |= {keys[n]: text for n, text in zip(numbers, generated, strict=True)}
         problems = {
             key: f"the prompt alone has {len(p)} tokens and fills the model's context of {live.context}"
-            for key, p, own in zip(keys, prompts, room, strict=True)
-            if own <= 0
+            for key, p, tokens in zip(keys, prompts, room, strict=True)
+            if tokens <= 0
         }
         return texts, problems
 
@@ -220,18 +222,18 @@ class _Passes:
             part = [prompts[n] for n in portion]
             named = [repr(keys[n]) for n in portion]
             file = _parts(live.directory) / f"{_digest((limit, kind, *named), ())}.json"
-            found = live.world.on_main(partial(_texts_of, file))
-            if found is None:
+            generated = live.world.on_main(partial(_texts_of, file))
+            if generated is None:
                 noise = None
                 if kind.temperature:
                     noise = sampling([keys[n].noise for n in portion], kind.temperature)
                 counted = f"{_short(label)} {number}/{len(portions)}" if len(portions) > 1 else _short(label)
                 tokens = live.answers(part, max_new_tokens=limit, label=counted, perturb=noise)
                 decode = live.encoder.tokenizer.decode
-                found = [str(decode(own, skip_special_tokens=True)).strip() for own in tokens]
+                generated = [str(decode(ids, skip_special_tokens=True)).strip() for ids in tokens]
                 if live.world.main:
-                    write_json(file, {"texts": found})
-            for n, text in zip(portion, found, strict=True):
+                    write_json(file, {"texts": generated})
+            for n, text in zip(portion, generated, strict=True):
                 texts[n] = text
         return texts
 
@@ -243,7 +245,7 @@ class _Passes:
 
 
 class _Kind(NamedTuple):
-    """What prompts have in common that are generated from together."""
+    """The settings that prompts share which are generated together."""
 
     raw: bool
     limit: int
@@ -255,7 +257,7 @@ class _Kind(NamedTuple):
 
 
 class _Key(NamedTuple):
-    """What a generated text follows from, within a kind; greedy ones know no sample."""
+    """What determines a generated text within a kind; `sample` is None where decoding is greedy."""
 
     question: str
     opening: str
@@ -283,17 +285,17 @@ def _encoder(encoder: Encoder, raw: bool) -> Encoder:
 
 
 def _answer_records(
-    items: Sequence[Answer], problem: list[str | None], own: dict[str, Ragged], ended: np.ndarray
+    items: Sequence[Answer], problem: list[str | None], columns: dict[str, Ragged], ended: np.ndarray
 ) -> AnyRecords:
     example = [item.example for item in items]
     slot = np.array([item.slot for item in items], dtype=np.int32)
-    if "norm" in own:
-        return NormRecords(example, slot, problem, own["norm"].mean())
-    return LikelihoodRecords(example, slot, problem, **own, ended=ended)
+    if "norm" in columns:
+        return NormRecords(example, slot, problem, columns["norm"].mean())
+    return LikelihoodRecords(example, slot, problem, **columns, ended=ended)
 
 
 def _portions(sequences: Sequence[TokenSequence], tokens: int) -> Iterator[list[int]]:
-    """Numbers of sequences, those of one prompt together and like lengths side by side."""
+    """Split the sequences into portions (by number), with equal prompts and similar lengths together."""
     rows = sorted(rows_of(sequences, shared=True), key=lambda row: -row.width)
     part: list[int] = []
     size = 0
@@ -319,9 +321,9 @@ def _digest(names: Sequence[Any], sequences: Sequence[TokenSequence]) -> str:
     return digest.hexdigest()[:24]
 
 
-def _save(file: Path, found: dict[str, Ragged]) -> None:
+def _save(file: Path, columns: dict[str, Ragged]) -> None:
     arrays = {
-        f"{name}/{part}": getattr(r, part) for name, r in found.items() for part in ("values", "offsets")
+        f"{name}/{part}": getattr(r, part) for name, r in columns.items() for part in ("values", "offsets")
     }
     with replacing(file) as temporary, temporary.open("wb") as stream:
         np.savez(stream, **arrays)

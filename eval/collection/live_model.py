@@ -1,4 +1,4 @@
-"""A live model as benchmarks see it: log-probabilities and text, by all processes together."""
+"""A loaded model with the passes that benchmarks need; all processes share the work."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Live:
-    """The transformers model (not an engine around it), its encoder, and how passes over it are made.
+    """A transformers model (not its engine), its encoder, and the settings of passes over it.
 
-    `max_tokens` bounds rows × longest of a forward, `max_rows` the sequences generated side by side.
-    `device` is where inputs go. Its methods are collectives: every process calls them with the same
+    `max_tokens` bounds rows × longest of a forward, `max_rows` the number of sequences generated together.
+    Inputs are moved to `device`. The methods are collectives: every process calls them with the same
     arguments and gets all results.
     """
 
@@ -52,38 +52,38 @@ class Live:
     _known: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def read(self, sequences: Sequence[TokenSequence], *, label: str = "answers") -> dict[str, Ragged]:
-        """What `unlearn.passes.forward.TokenRecord` holds per answer token: name → a row for each sequence.
+        """Compute the columns of `unlearn.passes.forward.TokenRecord` per answer token, a row per sequence.
 
-        Sequences with the same prompt share its computation where the model can be told so.
+        Sequences with the same prompt share its computation where the model supports it.
         """
         rows = rows_of(sequences, shared=self._shares(sequences))
 
-        def forward(part: list[int], most: int) -> TokenRecord:
-            batch, told = self._batch(sequences, [rows[j] for j in part])
-            return record(self.model, batch, most, told)
+        def forward(part: list[int], limit: int) -> TokenRecord:
+            batch, inputs = self._batch(sequences, [rows[j] for j in part])
+            return record(self.model, batch, limit, inputs)
 
         answers = [sum(sequences[i].answer_length for i in row.members) for row in rows]
         with packed_in(self._packed):
-            found = self._passes([row.width for row in rows], answers, forward, label)
-        order = [i for part, _ in found for j in part for i in rows[j].members]
+            records = self._passes([row.width for row in rows], answers, forward, label)
+        order = [i for part, _ in records for j in part for i in rows[j].members]
         # Copied from the device once, at the end: a copy per batch would make the host wait for each.
         mine: dict[str, np.ndarray] = {"rows": np.array(order, dtype=np.int64)}
         for name in (*TOKEN_COLUMNS, "lengths"):
-            parts = [getattr(each, name) for _, each in found]
+            parts = [getattr(each, name) for _, each in records]
             mine[name] = torch.cat(parts).cpu().numpy() if parts else np.empty(0)
-        all_of_them = [part for part in self.world.gather([mine]) if len(part["rows"])]
-        if not all_of_them:
+        gathered = [part for part in self.world.gather([mine]) if len(part["rows"])]
+        if not gathered:
             return {name: Ragged.of([]) for name in TOKEN_COLUMNS}
-        whole = {name: np.concatenate([part[name] for part in all_of_them]) for name in mine}
+        whole = {name: np.concatenate([part[name] for part in gathered]) for name in mine}
         back = np.argsort(whole.pop("rows"))
         lengths = whole.pop("lengths").astype(np.int64)
         return {name: Ragged.cut(values, lengths).take(back) for name, values in whole.items()}
 
     def norms(self, sequences: Sequence[TokenSequence], *, label: str = "gradients") -> np.ndarray:
-        """Each answer's gradient norm, [E]; see `unlearn.passes.per_example.gradient_norms.gradient_norms`.
+        """Compute the gradient norm of each answer, [E]; see `unlearn.passes.per_example.gradient_norms`.
 
-        Of all of the model's own parameters, whichever are trained at the moment: the number is the same when
-        the model was saved, adapters merged, and loaded again.
+        The gradient is of all parameters except adapters, whichever are trained, so that the model has the
+        same norms after it was saved with merged adapters and loaded again.
         """
 
         def backward(part: list[int], _: int) -> list[float]:
@@ -92,11 +92,11 @@ class Live:
             return norms
 
         with _all_trained(self.model):
-            found = self._passes(
+            parts = self._passes(
                 [len(s.ids) - 1 for s in sequences], [s.answer_length for s in sequences], backward, label
             )
         values = np.full(len(sequences), np.nan)
-        pairs = [pair for part, norms in found for pair in zip(part, norms, strict=True)]
+        pairs = [pair for part, norms in parts for pair in zip(part, norms, strict=True)]
         for i, value in self.world.gather(pairs):
             values[i] = value
         return values
@@ -109,7 +109,7 @@ class Live:
         label: str = "generations",
         perturb: Perturb | None = None,
     ) -> list[list[int]]:
-        """New tokens of each prompt, up to and without the first end token: greedy, unless perturbed."""
+        """Generate tokens for each prompt, until the first end token: greedily, unless `perturb` is set."""
         with evaluating(self.model), packed_in(self._packed), self._bar(label, len(prompts)) as advance:
             return generate(
                 self.model,
@@ -127,7 +127,7 @@ class Live:
 
     @property
     def context(self) -> int | None:
-        """How many tokens the model can look at; None where its configuration does not say."""
+        """The model's context length in tokens; None where its configuration does not name one."""
         config: Any = unwrap(self.model).config.get_text_config(decoder=True)
         return getattr(config, "max_position_embeddings", None)
 
@@ -141,23 +141,27 @@ class Live:
     def _passes(
         self, widths: Sequence[int], answers: Sequence[int], call: Callable[[list[int], int], T], label: str
     ) -> list[tuple[list[int], T]]:
-        """This process's share: `call(positions, most answer tokens of any process's part)` for each part."""
+        """Call `call(part, limit)` for each part of this process's share and return parts and results.
+
+        `limit` is the largest number of answer tokens in any process's part of that turn.
+        """
         if not widths:
             return []
         bins = deal(widths, self.world.size, max_tokens=self.max_tokens)
-        found = []
+        results = []
         with evaluating(self.model), self._bar(label, len(widths)) as advance:
             for turn, part in enumerate(self.world.mine(bins)):
                 together = [each[turn] for each in bins] if self.world.synced else [part]
-                most = max(sum(answers[j] for j in each) for each in together)
-                told = call(part or [0], most)  # without a part, for the others: it is a collective
-                found += [(part, told)] if part else []
+                limit = max(sum(answers[j] for j in each) for each in together)
+                result = call(part or [0], limit)  # also without a part of its own: a collective
+                results += [(part, result)] if part else []
                 advance(len(part) * self.world.size)
-        return found
+        return results
 
     def _shares(self, sequences: Sequence[TokenSequence]) -> bool:
-        """Whether answers can branch off one prompt: the model takes positions and a tree's mask, and a
-        trial gives the same numbers as one answer at a time."""
+        """Whether answers can share a prompt: the model accepts positions and a tree mask, and a trial gives
+        the same numbers as one answer at a time.
+        """
         rows = [row for row in rows_of(sequences, shared=True) if len(row.members) > 1]
         if not rows:
             return False
@@ -178,26 +182,26 @@ class Live:
 
     def _tried(self, sequences: Sequence[TokenSequence], row: Row) -> bool:
         with evaluating(self.model):
-            batch, told = self._batch(sequences, [row])
-            together = record(self.model, batch, told=told).logp
-            apart = record(self.model, collate([sequences[i] for i in row.members]).to(self.device)).logp
-        # Above the rounding of the compute precision; a model that takes no tree is off by nats.
+            batch, inputs = self._batch(sequences, [row])
+            shared = record(self.model, batch, told=inputs).logp
+            separate = record(self.model, collate([sequences[i] for i in row.members]).to(self.device)).logp
+        # Above the rounding of the compute precision; a model that ignores the tree mask is off by nats.
         tolerance = 0.01 if next(self.model.parameters()).dtype == torch.float32 else 0.3
-        return bool((together - apart).abs().max() < tolerance)
+        return bool((shared - separate).abs().max() < tolerance)
 
     def _batch(
         self, sequences: Sequence[TokenSequence], rows: Sequence[Row]
     ) -> tuple[Batch, dict[str, Tensor]]:
         if all(len(row.members) == 1 for row in rows):
             return collate([sequences[row.members[0]] for row in rows]).to(self.device), {}
-        batch, told = collate_rows(sequences, rows)
+        batch, inputs = collate_rows(sequences, rows)
         dtype = next(self.model.parameters()).dtype
-        looks = told["attention_mask"].to(self.device)
-        mask = torch.zeros(looks.shape, dtype=dtype, device=self.device)
-        mask.masked_fill_(~looks, torch.finfo(dtype).min)
+        visible = inputs["attention_mask"].to(self.device)
+        mask = torch.zeros(visible.shape, dtype=dtype, device=self.device)
+        mask.masked_fill_(~visible, torch.finfo(dtype).min)
         return batch.to(self.device), {
             "attention_mask": mask,
-            "position_ids": told["position_ids"].to(self.device),
+            "position_ids": inputs["position_ids"].to(self.device),
         }
 
     @contextmanager
@@ -213,7 +217,7 @@ class Live:
 
 @contextmanager
 def _all_trained(model: nn.Module) -> Iterator[None]:
-    """Every parameter but those of adapters counts as trained; afterwards each is as it was."""
+    """Let every parameter except adapters require a gradient, and restore the flags afterwards."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         for name, parameter in model.named_parameters():

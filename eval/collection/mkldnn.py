@@ -1,4 +1,4 @@
-"""Linear layers by oneDNN while nothing is differentiated: on some CPUs twice as fast as PyTorch's choice."""
+"""Linear layers by oneDNN for passes without gradients: on some CPUs twice as fast as PyTorch's default."""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ import torch
 from torch import nn
 from torch.utils.mkldnn import MkldnnLinear
 
-# Packed weights are a second copy; above this many elements, 2 GiB, memory matters more.
-_MOST = 1 << 29
+# Packed weights are a second copy; above this many elements (2 GiB) memory matters more.
+_LIMIT = 1 << 29
 
 Packed: TypeAlias = dict[nn.Module, Callable[..., Any]]
 
 
 def pack(model: nn.Module) -> Packed:
-    """The forwards of the model's plain linear layers with packed weights; none where it is not on a CPU in
-    fp32, is sharded, or is large."""
+    """Return the forwards of the model's plain linear layers with packed weights.
+
+    Empty where the model is not on a CPU in fp32, is sharded, or is large.
+    """
     layers = [module for module in model.modules() if type(module) is nn.Linear]
     weights = [layer.weight for layer in layers]
-    fits = sum(weight.numel() for weight in weights) <= _MOST and all(
+    fits = sum(weight.numel() for weight in weights) <= _LIMIT and all(
         weight.device.type == "cpu" and weight.dtype == torch.float32 and weight.dim() == 2
         for weight in weights
     )
@@ -33,7 +35,7 @@ def pack(model: nn.Module) -> Packed:
 
 @contextmanager
 def packed_in(packed: Packed) -> Iterator[None]:
-    """The model computes with them; hooks of the layers run as ever."""
+    """Use the packed forwards within the context; hooks of the layers still run."""
     for layer, forward in packed.items():
         layer.forward = forward
     try:

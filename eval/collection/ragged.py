@@ -19,20 +19,22 @@ class Ragged:
 
     @classmethod
     def cut(cls, values: np.ndarray, lengths: np.ndarray) -> Ragged:
+        """Cut flat values [N] into rows of these lengths [E]."""
         return cls(values, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[float] | np.ndarray]) -> Ragged:
+        """Make a ragged array of rows, in float64."""
         values = np.concatenate([np.asarray(row, dtype=np.float64) for row in rows]) if rows else np.empty(0)
         return cls.cut(values, np.array([len(row) for row in rows], dtype=np.int64))
 
     @classmethod
     def grouped(cls, values: np.ndarray, owners: Sequence[str], ids: Sequence[str]) -> Ragged:
-        """Row i holds the values whose owner is `ids[i]`, in order; an id that owns none has an empty row."""
-        row = {owner: i for i, owner in enumerate(ids)}
-        where = np.array([row[owner] for owner in owners], dtype=np.int64)
-        order = np.argsort(where, kind="stable")
-        return cls.cut(np.asarray(values)[order], np.bincount(where, minlength=len(ids)))
+        """Group values by owner: row i holds those of `ids[i]`, in order, and is empty if there are none."""
+        row_of = {owner: i for i, owner in enumerate(ids)}
+        rows = np.array([row_of[owner] for owner in owners], dtype=np.int64)
+        order = np.argsort(rows, kind="stable")
+        return cls.cut(np.asarray(values)[order], np.bincount(rows, minlength=len(ids)))
 
     @classmethod
     def from_arrow(cls, column: pa.ChunkedArray) -> Ragged:
@@ -57,13 +59,14 @@ class Ragged:
         return (self[row] for row in range(len(self)))
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Ragged:
+        """Return these rows, in this order."""
         chosen = np.asarray(rows, dtype=np.int64)
         lengths = self.lengths[chosen]
         starts = np.repeat(self.offsets[chosen] - (np.cumsum(lengths) - lengths), lengths)
         return Ragged.cut(self.values[starts + np.arange(lengths.sum())], lengths)
 
     def mean(self) -> np.ndarray:
-        """Mean of each row in float64, [E]; NaN for an empty row."""
+        """Return the mean of each row in float64, [E]; NaN for an empty row."""
         owner: Any = np.repeat(np.arange(len(self)), self.lengths)
         sums = np.bincount(owner, weights=self.values.astype(np.float64), minlength=len(self))
         with np.errstate(invalid="ignore", divide="ignore"):

@@ -1,6 +1,6 @@
-"""What the model answered, on disk: one parquet file per request, `<directory>/records/<name>.parquet`.
+"""Records of a model's answers: one parquet file per request, `<directory>/records/<name>.parquet`.
 
-A file carries the key of the request that made it. It appears whole or not at all.
+A file holds the key of its request. It is written atomically.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ TOKEN_COLUMNS = ("logp", "correct", "mean", "variance")
 
 
 class RecordsError(UserError):
-    """Records are absent or belong to other examples; the message names file and example."""
+    """Records are missing or belong to other examples; the message names file and example."""
 
 
 class BrokenRecords(RecordsError):
@@ -42,9 +42,9 @@ class BrokenRecords(RecordsError):
 
 @dataclass(frozen=True)
 class LikelihoodRecords:
-    """Per answer token, with the end token where `ended`; see `unlearn.passes.forward.TokenRecord`.
+    """Columns per answer token, with the end token where `ended`; see `unlearn.passes.forward.TokenRecord`.
 
-    An answer that could not be scored has no tokens here; `problem` says why.
+    An answer that could not be scored has no tokens; `problem` says why.
     """
 
     example: list[str]
@@ -57,7 +57,7 @@ class LikelihoodRecords:
     ended: np.ndarray
 
     def select(self, items: Sequence[Answer]) -> LikelihoodRecords:
-        """The records of these items, in their order."""
+        """Return the records of these items, in their order."""
         rows = _by_slot(self.example, self.slot, items)
         return LikelihoodRecords(
             example=[self.example[i] for i in rows],
@@ -78,7 +78,7 @@ class NormRecords:
     norm: np.ndarray
 
     def select(self, items: Sequence[Answer]) -> NormRecords:
-        """The records of these items, in their order."""
+        """Return the records of these items, in their order."""
         rows = _by_slot(self.example, self.slot, items)
         return NormRecords(
             [self.example[i] for i in rows], self.slot[rows], [self.problem[i] for i in rows], self.norm[rows]
@@ -87,9 +87,9 @@ class NormRecords:
 
 @dataclass(frozen=True)
 class GenerationRecords:
-    """`text` is None where nothing could be generated; `truth` is the true answer's beginning, as asked for.
+    """`text` is None where nothing could be generated; `truth` is the true answer's beginning, if requested.
 
-    Of several samples of a prompt, `sample` counts them, and they follow each other.
+    `sample` counts the samples of a prompt, which follow each other.
     """
 
     example: list[str]
@@ -99,10 +99,10 @@ class GenerationRecords:
     truth: Sequence[str | None]
 
     def select(self, items: Sequence[Prompt]) -> GenerationRecords:
-        """The records of these items, in their order."""
+        """Return the records of these items, in their order."""
         samples = int(self.sample.max()) + 1 if len(self.sample) else 1
-        have = {key: row for row, key in enumerate(zip(self.example, self.sample.tolist(), strict=True))}
-        rows = _rows(have, [(item.example, k) for item in items for k in range(samples)])
+        row_of = {key: row for row, key in enumerate(zip(self.example, self.sample.tolist(), strict=True))}
+        rows = _rows(row_of, [(item.example, k) for item in items for k in range(samples)])
         return GenerationRecords(
             [self.example[i] for i in rows], self.sample[rows],
             *([column[i] for i in rows] for column in (self.problem, self.text, self.truth)),
@@ -136,11 +136,11 @@ class Records:
 
     @property
     def tokenizer(self) -> str | None:
-        """What identifies the tokenizer that the records were made with; None without records."""
+        """Hash of the tokenizer that the records were made with; None without records."""
         file = next(iter(sorted((self.directory / "records").rglob("*.parquet"))), None)
         try:
             metadata = (pq.read_schema(file).metadata or {}) if file else {}
-        except (OSError, pa.ArrowException):  # whoever reads the records says so
+        except (OSError, pa.ArrowException):  # reading the records reports it
             return None
         return metadata[_TOKENIZER].decode() if _TOKENIZER in metadata else None
 
@@ -155,11 +155,11 @@ class Records:
 
         return once
 
-    def _read(self, name: str, kind: type[R], wanted: str) -> R:
-        found = self._once(name)
-        if not isinstance(found, kind):
-            raise RecordsError(f"{record_path(self.directory, name)} does not hold {wanted}")
-        return found
+    def _read(self, name: str, kind: type[R], content: str) -> R:
+        records = self._once(name)
+        if not isinstance(records, kind):
+            raise RecordsError(f"{record_path(self.directory, name)} does not hold {content}")
+        return records
 
 
 def record_path(directory: Path, name: str) -> Path:
@@ -167,7 +167,7 @@ def record_path(directory: Path, name: str) -> Path:
 
 
 def request_key(request: Request, encoder: Encoder) -> str:
-    """Hash of what was asked and how it was put to the model; the model itself is not in it."""
+    """Hash a request with the prompt format and tokenizer settings; the model is not part of it."""
     content = {
         "kind": type(request).__name__,
         "request": asdict(request),
@@ -180,25 +180,26 @@ def request_key(request: Request, encoder: Encoder) -> str:
 
 
 def tokenizer_key(encoder: Encoder) -> str:
-    """Hash of the tokenizer's vocabulary."""
+    """Hash the tokenizer's vocabulary."""
     vocabulary = json.dumps(sorted(encoder.tokenizer.get_vocab().items()))
     return hashlib.sha256(vocabulary.encode()).hexdigest()[:16]
 
 
 def is_current(directory: Path, request: Request, encoder: Encoder) -> bool:
-    """Whether the request's records are there, whole and made from the same content."""
+    """Whether the request's records exist, are complete, and were made from the same content."""
     path = record_path(directory, request.name)
     try:
         metadata = _table(path).schema.metadata or {}
     except FileNotFoundError:
         return False
     except BrokenRecords as error:
-        log.warning("%s: they are made again", error)
+        log.warning("%s: its records are computed again", error)
         return False
     return bool(metadata.get(_KEY, b"").decode() == request_key(request, encoder))
 
 
 def write_records(directory: Path, request: Request, encoder: Encoder, records: AnyRecords) -> None:
+    """Write the records of a request, atomically."""
     columns: dict[str, Any] = {"example": pa.array(records.example, pa.string())}
     columns["problem"] = pa.array(records.problem, pa.string())
     if isinstance(records, LikelihoodRecords):
@@ -217,7 +218,7 @@ def write_records(directory: Path, request: Request, encoder: Encoder, records: 
 
 
 def read_records(directory: Path, name: str) -> AnyRecords:
-    """The records of a request.
+    """Read the records of a request.
 
     Raises:
         RecordsError: there are none, or the file is broken.
@@ -229,7 +230,7 @@ def read_records(directory: Path, name: str) -> AnyRecords:
         raise RecordsError(f"no records at {path}: evaluate the model first") from None
     except BrokenRecords as error:
         raise RecordsError(
-            f"{error}. Remove it and the results.json of its run, and start again: it alone is measured again"
+            f"{error}. Remove it and the results.json of its run, and start again: only it is computed again"
         ) from error
     example, problem = table["example"].to_pylist(), table["problem"].to_pylist()
     if "text" in table.column_names:
@@ -248,20 +249,20 @@ def _table(path: Path) -> pa.Table:
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
-        said = str(error).strip().split("\n")[0]
-        raise BrokenRecords(f"{path} is broken, perhaps cut short ({said})") from error
+        reason = str(error).strip().split("\n")[0]
+        raise BrokenRecords(f"{path} is broken, perhaps cut short ({reason})") from error
 
 
 def _by_slot(example: Sequence[str], slot: np.ndarray, items: Sequence[Answer]) -> list[int]:
-    have = {key: row for row, key in enumerate(zip(example, slot.tolist(), strict=True))}
-    return _rows(have, [(item.example, item.slot) for item in items])
+    row_of = {key: row for row, key in enumerate(zip(example, slot.tolist(), strict=True))}
+    return _rows(row_of, [(item.example, item.slot) for item in items])
 
 
-def _rows(have: dict[Any, int], wanted: Sequence[Any]) -> list[int]:
-    lacking = [key for key in wanted if key not in have]
-    if lacking:
+def _rows(row_of: dict[Any, int], keys: Sequence[Any]) -> list[int]:
+    missing = [key for key in keys if key not in row_of]
+    if missing:
         raise RecordsError(
-            f"{len(lacking)} of {len(wanted)} examples have no record, first {lacking[0]!r}: the records are "
+            f"{len(missing)} of {len(keys)} examples have no record, first {missing[0]!r}: the records are "
             "of another set or split; evaluate again, and the retain model on the same forget set"
         )
-    return [have[key] for key in wanted]
+    return [row_of[key] for key in keys]

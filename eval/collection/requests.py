@@ -1,4 +1,4 @@
-"""What a benchmark asks of a model."""
+"""Requests of a benchmark to a model."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class Answer(NamedTuple):
 
 
 class Prompt(NamedTuple):
-    """One question to answer freely.
+    """One question to generate an answer to.
 
-    `opening` is how the answer begins already: the model goes on from there, and only what it adds is kept.
-    `truth` is the true answer where a metric wants no more of it than the model may say: the records hold
-    its first `max_new_tokens` tokens.
+    `opening` is a given beginning of the answer, which the model continues; the records hold the continuation
+    alone. `truth` is the true answer where a metric compares equal lengths: the records hold its first
+    `max_new_tokens` tokens.
     """
 
     example: str
@@ -46,20 +46,20 @@ class _OfAnswers:
 class Likelihood(_OfAnswers):
     """Log-probabilities of given answers. `name` is a path of the records, such as `forget/perturbed`.
 
-    With `raw` a question is the whole prompt as it stands, whatever the model's prompt format.
+    With `raw` the question is the whole prompt, without the model's prompt format.
     """
 
 
 class GradientNorm(_OfAnswers):
-    """Norms of the gradients of given answers' mean NLL, a number each; the end token is left out."""
+    """Gradient norms of the mean NLL of given answers, one number each; without the end token."""
 
 
 @dataclass(frozen=True)
 class Generation:
     """Answers of at most `max_new_tokens` tokens, the end token included: greedy at temperature 0.
 
-    Otherwise `samples` answers of each prompt, drawn with noise that follows from `seed`, the example's id
-    and the sample's number alone: no batching and no number of processes changes them.
+    Otherwise `samples` answers of each prompt, drawn with noise that depends on `seed`, the example's id and
+    the sample's number alone, so that batching and the number of processes do not change them.
     """
 
     name: str
@@ -87,9 +87,9 @@ Request: TypeAlias = Likelihood | GradientNorm | Generation
 
 def _check(name: str, keys: Sequence[str]) -> None:
     if not keys:
-        raise ValueError(f"request {name} asks for nothing: leave it out")
+        raise ValueError(f"request {name} has no items: leave it out")
     seen: set[str] = set()
     for key in keys:
         if key in seen:
-            raise ValueError(f"request {name} asks twice for example {key}: give every example its own id")
+            raise ValueError(f"request {name} has example {key} twice: example ids must be unique")
         seen.add(key)

@@ -1,7 +1,7 @@
-"""EleutherAI's lm-evaluation-harness, as a library on the live model.
+"""Run EleutherAI's lm-evaluation-harness as a library on the loaded model.
 
-The harness decides what is asked and how it is scored; `Live` computes. Its own way over several processes
-stays unused: every process runs all of it on the same requests, and the passes inside are shared out.
+The harness chooses requests and scores them; `Live` computes. Its own distributed mode is not used: every
+process runs the whole harness on the same requests, and `Live` divides the passes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["HarnessError", "Names", "Outcome", "check_counts", "problems", "run_tasks", "task_files"]
 
 _log = logging.getLogger(__name__)
-_SEED = 1234  # the harness's own for examples of few-shot prompts; its published numbers are drawn with it
+_SEED = 1234  # the harness's default for few-shot examples, used for its published numbers
 T = TypeVar("T")
 
 
@@ -38,13 +38,14 @@ def run_tasks(
     include_path: str | None = None,
     chat_template: bool = False,
 ) -> Outcome:
-    """What tasks, groups or tags of the harness give on the model; a collective with one result for all.
+    """Run tasks, groups or tags of the harness on the model; a collective with the same result on all.
 
-    `fewshot` replaces a task's own number of examples, except where the task insists on none. `limit` takes
-    the first so many examples of each task. Task files under `include_path` go before the library's.
+    `fewshot` replaces a task's number of few-shot examples, except where the task requires none. `limit` is
+    the number of examples of each task, the first ones. Task files under `include_path` take precedence over
+    the library's.
 
     Raises:
-        HarnessError: a task is unknown, cannot be loaded, or asks for what a model here cannot give.
+        HarnessError: a task is unknown, cannot be loaded, or needs something that is not supported.
     """
     from lm_eval.evaluator import evaluate  # seconds of imports that only these benchmarks need
 
@@ -55,7 +56,7 @@ def run_tasks(
         raise HarnessError("chat_template=true: this model's tokenizer has no chat template; set it to false")
     with _seeded(), _without_bars():
         loaded = _on_all(live.world, lambda: _load(model, tasks, fewshot, include_path), tasks)
-        found = evaluate(
+        results = evaluate(
             lm=model,
             task_dict=loaded,
             limit=limit,
@@ -68,28 +69,29 @@ def run_tasks(
     for name in loaded["tasks"]:
         _log.info(
             "%s: version %s of the task, %s examples in the prompt, %s scored",
-            name, found["versions"][name], found["n-shot"][name], found["n-samples"][name]["effective"],
+            name, results["versions"][name], results["n-shot"][name],
+            results["n-samples"][name]["effective"],
         )  # fmt: skip
-    return outcome(found, tasks, model.problems())
+    return outcome(results, tasks, model.problems())
 
 
 def _load(model: Any, tasks: Sequence[str], fewshot: int | None, include_path: str | None) -> Any:
     loaded = manager(tasks, include_path).load(list(tasks))
     for name, task in loaded["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False) or getattr(task, "MULTIMODAL", False):
-            raise HarnessError(f"task {name} runs code of the model or needs more than text: leave it out")
-        own = task.get_config("num_fewshot")
-        if own is None or (fewshot is not None and own != 0):
+            raise HarnessError(f"task {name} runs generated code or needs more than text: leave it out")
+        default = task.get_config("num_fewshot")
+        if default is None or (fewshot is not None and default != 0):
             task.set_config(key="num_fewshot", value=fewshot or 0)
         task.set_fewshot_seed(seed=_SEED)
         task.aggregation = partial(_without_overflow, task.aggregation)
         if task.OUTPUT_TYPE == "generate_until":
-            model.generation(task.config.generation_kwargs, name)  # before hours of other tasks
+            model.generation(task.config.generation_kwargs, name)  # fails before hours of other tasks
     return loaded
 
 
 def _without_overflow(aggregation: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The same, with infinity for a perplexity too large for a float, which a collapsed model has."""
+    """Return infinity for a perplexity that overflows a float, as a collapsed model's can."""
 
     def total(function: Callable[[Any], Any], values: Any) -> Any:
         try:
@@ -101,12 +103,12 @@ def _without_overflow(aggregation: Callable[[], dict[str, Any]]) -> dict[str, An
 
 
 def _on_all(world: World, load: Callable[[], T], tasks: Sequence[str]) -> T:
-    """What `load` gives; where it fails on one process it fails on all, so that none waits for another."""
+    """Call `load` on every process; if it fails on one it fails on all, so that none waits for another."""
     loaded: T | None = None
     failure: Exception | None = None
     try:
         loaded = load()
-    except Exception as error:  # of a library that raises anything from KeyError to HTTP errors
+    except Exception as error:  # the library raises anything from KeyError to HTTP errors
         failure = error
     failures = world.gather([] if failure is None else [f"{type(failure).__name__}: {failure}"])
     if isinstance(failure, HarnessError):
@@ -114,7 +116,7 @@ def _on_all(world: World, load: Callable[[], T], tasks: Sequence[str]) -> T:
     if failures:
         raise HarnessError(
             f"lm_eval cannot load the tasks ({', '.join(tasks)}): {failures[0]}; start again where the hub "
-            "can be reached (their data are in its cache afterwards), or choose other tasks"
+            "can be reached (their data are cached afterwards), or choose other tasks"
         ) from failure
     assert loaded is not None
     return loaded
@@ -122,7 +124,7 @@ def _on_all(world: World, load: Callable[[], T], tasks: Sequence[str]) -> T:
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    """Some tasks shuffle their choices by the global generators; those are put back as they were."""
+    """Seed the global random generators, which some tasks use to shuffle choices; restore them afterwards."""
     import torch
 
     states = random.getstate(), np.random.get_state()
@@ -139,7 +141,7 @@ def _seeded() -> Iterator[None]:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Every process shows a bar while it reads data and builds prompts, which no argument turns off."""
+    """Hide the progress bars for reading data and building prompts, which no argument turns off."""
     import datasets
     import lm_eval.api.task as module
 

@@ -1,4 +1,4 @@
-"""Which tasks there are, without loading their data."""
+"""Look up tasks without loading their data."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from unlearn.data.readers import content_hash
 from unlearn.errors import UserError, did_you_mean
 from unlearn.paths import folder_problem, is_folder, user_path
 
-_OLDEST = "0.4.12"  # the first whose task manager loads flat dictionaries of tasks and groups
+_OLDEST = "0.4.12"  # the first release whose task manager loads flat dictionaries of tasks and groups
 _INSTALL = "pip install 'unlearn-lab[lm-eval]'"
 _NAME = re.compile(rb"""^["']?(?:task|group|tag)["']?\s*:\s*["']?([\w.:-]+)["']?\s*$""", re.MULTILINE)
 
 
 class HarnessError(UserError):
-    """lm-evaluation-harness cannot do what is asked; the message says what and what would do."""
+    """lm-evaluation-harness cannot run a task; the message names the cause and the fix."""
 
 
 def problems(tasks: Sequence[str], include_path: str | None) -> list[str]:
-    """Why these tasks could not be run, as far as it can be told without their data; best: nothing."""
-    if found := _absent():
-        return [found]
+    """Return why these tasks cannot be run, as far as it is known without their data; empty: no problem."""
+    if problem := _package_problem():
+        return [problem]
     own: dict[str, Any] = {}
     if include_path is not None:
         if problem := folder_problem(include_path):
             return [f"include_path={include_path}: {problem}"]
         try:
             own = _index(include_path, False).task_index
-        except Exception as error:  # of a library that raises whatever YAML does
+        except Exception as error:  # the library raises any error of YAML
             why = " ".join(str(error).split())[:200]
             return [f"include_path={include_path}: lm_eval cannot read its task files ({why})"]
     unknown = _unmentioned([task for task in tasks if task not in own])
-    if unknown:  # names that are composed of several files are not seen at a glance: the whole index, seconds
+    if unknown:  # names composed from several files are only in the whole index, which takes seconds
         known = _index(include_path, True).all_tasks
         unknown = [task for task in unknown if task not in known]
     return [f"lm_eval has no task {task!r}{_near(task, known)}" for task in unknown]
@@ -51,11 +51,11 @@ def _named(names: Any) -> Any:
 
 
 Names: TypeAlias = Annotated[tuple[str, ...], BeforeValidator(_named)]
-"""Names of tasks or parts: several, or one."""
+"""Names of tasks or parts; a single name is accepted too."""
 
 
 def check_counts(fewshot: int | None, limit: int | None) -> None:
-    """Raises: ValueError: a number of examples that cannot be."""
+    """Raise ValueError for an impossible number of examples."""
     if fewshot is not None and fewshot < 0:
         raise ValueError(f"fewshot={fewshot}; it must be ≥ 0")
     if limit is not None and (limit < 1 or limit != int(limit)):
@@ -63,15 +63,15 @@ def check_counts(fewshot: int | None, limit: int | None) -> None:
 
 
 def manager(tasks: Sequence[str], include_path: str | None) -> Any:
-    """The harness's `TaskManager` that knows the tasks.
+    """Return the harness's `TaskManager` for these tasks.
 
-    Where the files under `include_path` are enough, the library's are not read: they are 14 000.
+    The 14 000 files of the library are read only if those under `include_path` are not enough.
 
     Raises:
-        HarnessError: there is no such task, or no harness.
+        HarnessError: there is no such task, or the harness is not installed.
     """
-    if found := problems(tasks, include_path):
-        raise HarnessError("; ".join(found))
+    if causes := problems(tasks, include_path):
+        raise HarnessError("; ".join(causes))
     if include_path is not None:
         own = _index(include_path, False)
         if _complete(own, tasks):
@@ -79,12 +79,12 @@ def manager(tasks: Sequence[str], include_path: str | None) -> Any:
     return _index(include_path, True)
 
 
-def _absent() -> str | None:
+def _package_problem() -> str | None:
     if importlib.util.find_spec("lm_eval") is None:
         return f"the package lm_eval is not installed: {_INSTALL}"
     version = importlib.metadata.version("lm_eval")
     if Version(version) < Version(_OLDEST):
-        return f"lm_eval {version} is too old, {_OLDEST} is the first that will do: {_INSTALL} --upgrade"
+        return f"lm_eval {version} is too old, {_OLDEST} or newer is needed: {_INSTALL} --upgrade"
     return None
 
 
@@ -97,7 +97,7 @@ def _index(include_path: str | None, library: bool) -> Any:
 
 
 def _unmentioned(names: Sequence[str]) -> list[str]:
-    """Those that no task file of the library gives outright as the name of a task, a group or a tag."""
+    """Return the names that no task file of the library has as the name of a task, a group or a tag."""
     spec = importlib.util.find_spec("lm_eval")
     assert spec is not None
     assert spec.origin is not None
@@ -112,7 +112,7 @@ def _unmentioned(names: Sequence[str]) -> list[str]:
 
 
 def _complete(index: Any, names: Iterable[Any]) -> bool:
-    """Whether the index has these and all that the groups among them are made of."""
+    """Whether the index has these tasks, and all members of the groups among them."""
     for name in names:
         member = name.get("group", name.get("task")) if isinstance(name, dict) else name
         if member not in index.task_index:
@@ -124,12 +124,12 @@ def _complete(index: Any, names: Iterable[Any]) -> bool:
 
 
 def _near(task: str, known: Sequence[str]) -> str:
-    told = did_you_mean(task, known)
-    return told if told.startswith(" (did") else " (`lm_eval ls tasks` lists them)"
+    near = did_you_mean(task, known)
+    return near if near.startswith(" (did") else " (`lm_eval ls tasks` lists them)"
 
 
 def task_files(include_path: str | None) -> dict[str, str]:
-    """Hashes of what lies in a folder of task files, by name: data beside the tasks included."""
+    """Return hashes of all files in a folder of task files, by name; data files are included."""
     folder = user_path(include_path) if include_path else None
     if folder is None or not is_folder(folder):
         return {}

@@ -1,4 +1,4 @@
-"""What comes out of the harness, in this project's terms: numbers by task and metric, a row per example."""
+"""Convert the harness's results: numbers by task and metric, and a row per example."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ _QUESTION = 500  # characters kept of a prompt's end; few-shot examples come bef
 class Outcome:
     """`metrics` by task or group and metric; `rows` of all tasks with the same columns, NaN where unmeasured.
 
-    Metrics are named as the harness does, `acc` being `accuracy`; one after a filter of the answers (other
-    than `none`) is `<metric>/<filter>`. Tasks whose group sums them up are in the rows only, unless asked for
-    by name.
+    Metrics have the harness's names, except that `acc` is `accuracy`; a metric with a filter of the answers
+    (other than `none`) is `<metric>/<filter>`. Tasks of a group that summarises them are in the rows only,
+    unless requested by name.
     """
 
     metrics: dict[str, dict[str, float]]
@@ -27,23 +27,24 @@ class Outcome:
     problems: list[str]
 
 
-def outcome(found: Mapping[str, Any], asked: Sequence[str], problems: Sequence[str]) -> Outcome:
-    samples: Mapping[str, Sequence[Mapping[str, Any]]] = found["samples"]
-    silent = {task: count for task, own in samples.items() if (count := _without_likelihood(own))}
+def outcome(results: Mapping[str, Any], requested: Sequence[str], problems: Sequence[str]) -> Outcome:
+    """Convert the results of `lm_eval.evaluator.evaluate` for the requested tasks."""
+    samples: Mapping[str, Sequence[Mapping[str, Any]]] = results["samples"]
+    failed = {task: count for task, own in samples.items() if (count := _without_likelihood(own))}
     metrics = {
-        name: _numbers(values, bool(silent.keys() & _leaves(name, found["group_subtasks"])))
-        for name, values in found["results"].items()
-        if name in asked or not _summed_up(name, found)
+        name: _numbers(values, bool(failed.keys() & _leaves(name, results["group_subtasks"])))
+        for name, values in results["results"].items()
+        if name in requested or not _summed_up(name, results)
     }
-    told = [
+    notes = [
         f"{task}: the model gives NaN for {count} of {len({s['doc_id'] for s in samples[task]})} examples; "
         "so the task's metrics are NaN"
-        for task, count in silent.items()
+        for task, count in failed.items()
     ]
     rows = [row for task, own in samples.items() for row in _rows(task, own)]
     columns = dict.fromkeys(key for row in rows for key in row)
-    whole = [{key: row.get(key, math.nan) for key in columns} for row in rows]
-    return Outcome({name: own for name, own in metrics.items() if own}, whole, [*told, *problems])
+    filled = [{key: row.get(key, math.nan) for key in columns} for row in rows]
+    return Outcome({name: own for name, own in metrics.items() if own}, filled, [*notes, *problems])
 
 
 def _numbers(values: Mapping[str, Any], unmeasured: bool) -> dict[str, float]:
@@ -65,11 +66,11 @@ def _leaves(name: str, groups: Mapping[str, Sequence[str]]) -> set[str]:
     return {leaf for child in groups[name] for leaf in _leaves(child, groups)}
 
 
-def _summed_up(name: str, found: Mapping[str, Any]) -> bool:
-    groups = found["group_subtasks"]
+def _summed_up(name: str, results: Mapping[str, Any]) -> bool:
+    groups = results["group_subtasks"]
     return any(
         name != group and name in {*groups[group], *_leaves(group, groups)}
-        for group in found.get("groups", {})
+        for group in results.get("groups", {})
     )
 
 
@@ -78,14 +79,14 @@ def _without_likelihood(samples: Sequence[Mapping[str, Any]]) -> int:
 
 
 def _logps(sample: Mapping[str, Any]) -> list[float]:
-    """Log-probability of each choice, or of the text; nothing of free answers."""
+    """Return the log-probability of each choice or of the text; empty for generated answers."""
     first = [each[0] for each in sample["resps"]]
     values = [each[0] if isinstance(each, tuple) else each for each in first]
     return [float(value) for value in values if isinstance(value, Real)]
 
 
 def _rows(task: str, samples: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """One row per example; what several filters make of its answer is side by side."""
+    """Make one row per example, with a column for each filter of its answer."""
     rows: dict[int, dict[str, Any]] = {}
     for sample in samples:
         row = rows.setdefault(sample["doc_id"], _described(task, sample))
@@ -108,7 +109,7 @@ def _described(task: str, sample: Mapping[str, Any]) -> dict[str, Any]:
         "logp": logps[0] if len(arguments) == 1 and logps else math.nan,
     }
     if len(arguments) == 1 and logps and len(arguments[0]) == 1:
-        row["answer"] = None  # a text that is scored whole: it stands as the question
+        row["answer"] = None  # a text that is scored as a whole is in the column `question`
     elif len(arguments) > 1 and len(logps) == len(arguments):
         choices = _choices(arguments, halved="acc_mutual_info" in sample["metrics"])
         best = int(np.argmax(logps[: len(choices)]))
@@ -122,7 +123,7 @@ def _described(task: str, sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _choices(arguments: Sequence[Sequence[str]], *, halved: bool) -> list[str]:
-    """The choices' texts. With `halved` the second half are the same without their context."""
+    """Return the texts of the choices. With `halved`, the second half repeats them without context."""
     own = arguments[: len(arguments) // 2] if halved else arguments
     side = (
         1 if len({each[1] for each in own}) > 1 else 0

@@ -1,4 +1,4 @@
-"""What the configuration alone cannot show: rows, tokenizers and model shapes. Weights stay unread."""
+"""Check rows, tokenizers and model shapes of a run before it starts. Weights are not read."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from unlearn.training.learning_rate import warmup_steps
 
 
 def inspect(config: RunConfig, plan: Plan) -> list[str]:
-    """Read the data and the model's description before anything is trained.
+    """Check the data and the model's files before training.
 
     Nothing is read when every run of the plan is complete.
 
     Returns:
-        Warnings: the run is possible, but perhaps not what was meant.
+        Warnings: the run is possible, but perhaps not as intended.
 
     Raises:
-        UserError: the data or the model make the run impossible.
+        UserError: the run is impossible with this data or model.
     """
     if all(is_complete(run) for run in plan.runs):
         return []
@@ -38,13 +38,13 @@ def inspect(config: RunConfig, plan: Plan) -> list[str]:
 
 
 def _rows(plan: Plan) -> list[str]:
-    """Every row of every set that a run of the plan reads: columns, types, overlap of forget and retain set.
+    """Check all rows of the sets that the plan's runs read: columns, types, overlap of forget and retain set.
 
-    A dry run need not reach the hub; what it cannot read there is a warning.
+    A dry run may be without the hub; a dataset that it cannot read there is a warning.
     """
     warnings: list[str] = []
     read = []
-    for run in reversed(plan.runs):  # the wanted run first: its keys are those that the user gave
+    for run in reversed(plan.runs):  # the main run first: its keys are those that the user set
         config = run.job.config
         names = training_sets(config) | watched_sets(config) | evaluation_sets(config)
         if is_complete(run) or (config.dataset, names) in read:
@@ -68,15 +68,15 @@ def _rows(plan: Plan) -> list[str]:
 
 
 def _tokens(config: RunConfig, plan: Plan) -> list[str]:
-    """Tokenizer and prompt format, and token ids and lengths against vocabulary and positions."""
+    """Check tokenizer and prompt format, and token ids and lengths against vocabulary and positions."""
     return inspect_models(config, plan)
 
 
 def _gradients(config: RunConfig) -> None:
-    """Refuse parameters that were chosen to be trained and that no term's gradient reaches.
+    """Check that a term's gradient reaches all parameters that the configuration selects for training.
 
     Raises:
-        ConfigError: all of them, by the key that chooses them.
+        ConfigError: parameters without a gradient, by the key that selects them.
     """
     method, lora = config.method, config.model.lora
     if not gradient_reach.chosen(method, lora):
@@ -85,21 +85,20 @@ def _gradients(config: RunConfig) -> None:
         model = models.blueprint(config.model, method)
     except UserError:
         raise
-    except Exception:  # the model's own code, which may not do without weights
+    except Exception:  # remote code may need the weights
         return
-    if model is None:  # looked at again when its weights are there
+    if model is None:  # checked again when the weights are loaded
         return
-    found = gradient_reach.problems(model, method, lora, models.resolve_layers(bind(method), config.model))
-    if found:
-        raise ConfigError(found)
+    problems = gradient_reach.problems(model, method, lora, models.resolve_layers(bind(method), config.model))
+    if problems:
+        raise ConfigError(problems)
 
 
 def _steps(plan: Plan) -> list[str]:
-    """Refuse a warm-up of any run of the plan that leaves no step at the peak rate; warn of a rule that never
-    gets to work.
+    """Check the warm-up of each run of the plan, and warn of a rule that never starts.
 
     Raises:
-        UserError: the run's steps and those of its warm-up.
+        UserError: the warm-up leaves no step at the peak rate; names both numbers of steps.
     """
     warnings = []
     for run in plan.runs:
@@ -110,20 +109,20 @@ def _steps(plan: Plan) -> list[str]:
         if len(method.warmup) > 1:
             raise UserError(two_warmups(method, key))
         if any(method.warmup.values()) and "warmup_share" not in method.warmup:
-            by_epoch = 1 if _is_of_steps(method) else _steps_per_epoch(run.job.config)
+            by_epoch = 1 if _counts_steps(method) else _steps_per_epoch(run.job.config)
             if by_epoch is not None:
                 warmup_steps(method, by_epoch, key)
-        warnings += _idle(method)
+        warnings += _idle_rule(method)
     return list(dict.fromkeys(warnings))
 
 
-def _is_of_steps(method: MethodConfig) -> bool:
-    """Whether the steps of a training and of its warm-up follow without its data."""
+def _counts_steps(method: MethodConfig) -> bool:
+    """Whether the lengths of training and warm-up are known without the data."""
     return method.steps is not None and "warmup_epochs" not in method.warmup
 
 
 def _steps_per_epoch(config: RunConfig) -> int | None:
-    """Optimizer steps of an epoch of the run's data; None where it cannot be read: told elsewhere."""
+    """Count the optimizer steps of an epoch; None where the data cannot be read, which `_rows` reports."""
     method, anchor = config.method, config.method.sets[0]
     try:
         examples = load_sets(config.dataset, [anchor]).get(anchor)
@@ -131,21 +130,21 @@ def _steps_per_epoch(config: RunConfig) -> int | None:
         return None
     if not examples:
         return None
-    if any(example.question is None for example in examples):  # cut in pieces of so many tokens
+    if any(example.question is None for example in examples):  # plain texts are cut into pieces
         tokenizer = models.load_tokenizer(config.model)
         examples = models.make_encoder(config.model, tokenizer, config.dataset.max_length).chunks(examples)
     multiple = row_multiples(method, bind(method)).get(anchor, 1)
     return Schedule({anchor: len(examples) * multiple}, anchor, method.batch, config.seed).steps_per_epoch
 
 
-def _idle(method: MethodConfig) -> list[str]:
-    """A rule whose own warm-up is as long as the training."""
+def _idle_rule(method: MethodConfig) -> list[str]:
+    """Warn of a rule whose own warm-up is as long as the training."""
     epochs = getattr(make_rule(**method.rule.model_dump()), "warmup_epochs", 0.0)
     if method.steps is not None or epochs < method.epochs:
         return []
     return [
-        f"method.rule.warmup_epochs={epochs:g}: the training has {method.epochs:g} epochs, so that rule "
-        f"{method.rule.name} never gets to work; give fewer, or more method.epochs"
+        f"method.rule.warmup_epochs={epochs:g}: the training has {method.epochs:g} epochs, so rule "
+        f"{method.rule.name} never starts; lower it, or raise method.epochs"
     ]
 
 
@@ -154,4 +153,4 @@ _KEYS = {
     "build the retain model": "model.finetune",
     "build the reinforced model": "method.reinforced",
 }
-"""Where the method of a run that another one needs stands in the configuration, by its part in the plan."""
+"""The key that configures the method of a prerequisite run, by the run's role in the plan."""

@@ -1,7 +1,7 @@
-"""The model of each run of a plan, before anything is trained: files, prompts, token ids and lengths.
+"""Check the model of each run of a plan before training: files, prompts, token ids and lengths.
 
-Weights stay unread but for the headers of their files. Texts are tokenised only where they could be too long,
-or where the tokenizer has tokens that the model does not.
+Of the weights only the files' headers are read. Texts are tokenised only where they could be too long, or
+where the tokenizer has tokens that the model does not.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from launch.inspection.lengths import Lengths, portions
+from launch.inspection.lengths import Lengths, batches
 from launch.inspection.texts import Texts, texts_of
 from launch.run.ensure import is_complete
 from launch.run.plan import Plan, Planned
@@ -23,70 +23,72 @@ from unlearn.models.skeleton import check_weights, limits_of, positions, skeleto
 
 
 def inspect_models(config: RunConfig, plan: Plan) -> list[str]:
-    """Look at the model of each run that is not complete.
+    """Check the model of each run that is not complete.
 
     Returns:
-        Warnings.
+        Warnings. In a dry run they include models whose files are not on this machine.
 
     Raises:
-        UserError: a model cannot be used as configured, or not with this data. In a dry run, not where the
-            files are elsewhere.
+        UserError: a model cannot be used as configured, or not with this data.
     """
     warnings: dict[str, None] = {}
     for source, runs in _by_source(plan).items():
         try:
-            found = _inspect(runs, source)
+            notes = _inspect(runs, source)
         except ModelError as error:
-            if not config.dry_run or _is_here(config, source):
+            if not config.dry_run or _is_on_disk(config, source):
                 raise
-            found = [f"the model could not be looked at: {' '.join(str(error).split())}"]
-        warnings |= dict.fromkeys(found)
+            notes = [f"the model could not be checked: {' '.join(str(error).split())}"]
+        warnings |= dict.fromkeys(notes)
     return list(warnings)
 
 
 def _by_source(plan: Plan) -> dict[str | None, list[Planned]]:
-    """The runs that are not complete by where their weights come from; of what is not made yet, its start."""
-    made = {str(run.rundir.model): run.job.start.source for run in plan.runs}
-    found: dict[str | None, list[Planned]] = {}
+    """Group the runs that are not complete by the source of their weights.
+
+    Where that is a model which the plan makes, its own source counts.
+    """
+    starts = {str(run.rundir.model): run.job.start.source for run in plan.runs}
+    by_source: dict[str | None, list[Planned]] = {}
     for run in plan.runs:
         source = run.job.start.source
-        while source is not None and source in made:
-            source = made[source]
+        while source is not None and source in starts:
+            source = starts[source]
         if not is_complete(run):
-            found.setdefault(source, []).append(run)
-    return found
+            by_source.setdefault(source, []).append(run)
+    return by_source
 
 
-def _is_here(config: RunConfig, source: str | None) -> bool:
-    place = find(config.model, source)
-    return place is None or place.folder is not None or place.package is not None
+def _is_on_disk(config: RunConfig, source: str | None) -> bool:
+    checkpoint = find(config.model, source)
+    return checkpoint is None or checkpoint.folder is not None or checkpoint.package is not None
 
 
 def _inspect(runs: Sequence[Planned], source: str | None) -> list[str]:
     cfg = runs[-1].job.config.model
-    place, warnings = find(cfg, source), []
-    limits, most = None, None
-    if place is None or place.package is None:
+    checkpoint, warnings = find(cfg, source), []
+    limits, learned = None, None
+    if checkpoint is None or checkpoint.package is None:
         try:
             model = skeleton(cfg, source)
         except ModelError:
             if not cfg.trust_remote_code:
                 raise
         else:
-            limits, most = limits_of(model), positions(model.config)
-            if place is not None:
-                warnings += check_weights(model, place)
+            limits, learned = limits_of(model), positions(model.config)
+            if checkpoint is not None:
+                warnings += check_weights(model, checkpoint)
             for run in runs:
                 _check_adapters(run.job.config, model)
-    label = "model.nano" if place is None else place.label
+    label = "model.nano" if checkpoint is None else checkpoint.label
     try:
-        return warnings + _inspect_texts(runs, source, limits, most, label)
+        return warnings + _inspect_texts(runs, source, limits, learned, label)
     except DataError as error:
         raise ModelError(f"{label}: {error}") from error
 
 
 def _inspect_texts(
-    runs: Sequence[Planned], source: str | None, limits: Limits | None, most: int | None, label: str
+    runs: Sequence[Planned], source: str | None, limits: Limits | None, longest: int | None, label: str
 ) -> list[str]:
     cfg, max_length, warnings = runs[-1].job.config.model, runs[-1].job.config.dataset.max_length, []
     tokenizer = models.load_tokenizer(cfg, source)
@@ -102,13 +104,14 @@ def _inspect_texts(
                 "model.prompt.end"
             )
     _check_vocabulary(encoder, texts)
-    return warnings + Lengths(encoder, max_length, most, label).check(texts)
+    return warnings + Lengths(encoder, max_length, longest, label).check(texts)
 
 
 def _check_adapters(config: RunConfig, model: Any) -> None:
-    """
+    """Check that the model has the modules of `model.lora` and the parameters of `method.train`.
+
     Raises:
-        UserError: adapters cannot be put where `model.lora` says, or `method.train` names no parameter.
+        UserError: it does not.
     """
     method, lora = config.method, config.model.lora
     if not method.terms:
@@ -120,15 +123,16 @@ def _check_adapters(config: RunConfig, model: Any) -> None:
 
 
 def _check_specials(encoder: Encoder) -> None:
-    """
+    """Check that the model has embeddings for the end token and for those before every text.
+
     Raises:
-        DataError: a token that goes with every text is beyond the model's vocabulary.
+        DataError: it does not.
     """
     rows = encoder.limits.vocabulary
     assert rows is not None
     if encoder.end_id >= rows:
         raise DataError(
-            f"the end token: {encoder.beyond_vocabulary(encoder.end_id)}; or set model.prompt.end to another"
+            f"the end token: {encoder.beyond_vocabulary(encoder.end_id)}; or choose another model.prompt.end"
         )
     for token in encoder.before:
         if token >= rows:
@@ -136,9 +140,10 @@ def _check_specials(encoder: Encoder) -> None:
 
 
 def _check_vocabulary(encoder: Encoder, texts: Texts) -> None:
-    """
+    """Check that the model has embeddings for the tokens of all texts.
+
     Raises:
-        DataError: a text has a token that the model has no embedding for.
+        DataError: it does not.
     """
     rows = encoder.limits.vocabulary
     if rows is None or max(encoder.tokenizer.get_vocab().values(), default=0) < rows:
@@ -146,10 +151,10 @@ def _check_vocabulary(encoder: Encoder, texts: Texts) -> None:
     if texts.prompted():
         encoder.prompts(["What is the name?"])
     pairs = [(t.where, part) for t in (*texts.trained, *texts.scored) for part in (t.question, t.answer)]
-    pairs += [(a.where, a.question) for a in (*texts.asked, *texts.sampled)]
-    where = {text: place for place, text in reversed(pairs) if text}
-    for some in portions(where):
-        encoded = encoder.tokenizer(some, add_special_tokens=False, verbose=False)["input_ids"]
-        for text, ids in zip(some, encoded, strict=True):
+    pairs += [(prompt.where, prompt.question) for prompt in (*texts.generated, *texts.sampled)]
+    where = {text: label for label, text in reversed(pairs) if text}
+    for batch in batches(where):
+        encoded = encoder.tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
+        for text, ids in zip(batch, encoded, strict=True):
             if max(ids, default=0) >= rows:
                 raise DataError(f"{where[text]}: {encoder.beyond_vocabulary(max(ids))}")

@@ -1,4 +1,4 @@
-"""The texts that the runs of a plan read: what is trained on, scored, and answered freely."""
+"""Collect the texts that the runs of a plan train on, score, and generate answers to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ from unlearn.terms import training_sets, watched_sets
 
 @dataclass(frozen=True, order=True)
 class Text:
-    """A text that a run reads: `where` for people, the question (None: a plain text) and the answer."""
+    """A text that a run reads; `where` names it in messages. `plain`: without a question. `raw`: without the
+    prompt format.
+    """
 
     where: str
     question: str
@@ -32,8 +34,8 @@ class Text:
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A prompt that is answered freely, with room for `new` tokens."""
+class Prompt:
+    """A question to which the model generates an answer of up to `new` tokens."""
 
     where: str
     question: str
@@ -43,21 +45,22 @@ class Asked:
 
 @dataclass
 class Texts:
-    """All that the runs of one model read."""
+    """The texts that the runs of one model read; `sampled` are prompts for alternative answers."""
 
     trained: dict[Text, None]
     scored: dict[Text, None]
-    asked: dict[Asked, None]
-    sampled: dict[Asked, None]
+    generated: dict[Prompt, None]
+    sampled: dict[Prompt, None]
 
     def prompted(self) -> bool:
-        """Whether a question goes through the prompt format."""
-        given = [*self.trained, *self.scored]
-        return any(not t.plain and not t.raw for t in given) or any(not a.raw for a in self.asked)
+        """Whether any question uses the prompt format."""
+        texts = [*self.trained, *self.scored]
+        return any(not t.plain and not t.raw for t in texts) or any(not p.raw for p in self.generated)
 
 
 def texts_of(runs: Sequence[Planned]) -> Texts:
-    found = Texts({}, {}, {}, {})
+    """Collect the texts of the runs, each once; sets that cannot be read are left out."""
+    texts = Texts({}, {}, {}, {})
     for run in runs:
         config = run.job.config
         trained = training_sets(config) | watched_sets(config)
@@ -65,33 +68,33 @@ def texts_of(runs: Sequence[Planned]) -> Texts:
             sets = load_sets(config.dataset, trained | evaluation_sets(config))
         except UserError:  # the inspection of rows reports it
             continue
-        found.trained |= dict.fromkeys(
+        texts.trained |= dict.fromkeys(
             Text(example.id, example.question or "", example.answer, example.question is None, False)
             for name in sorted(trained & sets.keys())
             for example in sets[name]
         )
-        found.sampled |= dict.fromkeys(_sampled(config, sets))
+        texts.sampled |= dict.fromkeys(_sampled(config, sets))
         scored = {n: rows[: config.eval.limit] for n, rows in sets.items() if n in evaluation_sets(config)}
         for name in config.eval.benchmarks:
             for request in requests_of(name, scored, benchmark_options(config, name)):
                 where = f"{name}/{request.name}"
                 if isinstance(request, Likelihood | GradientNorm):
-                    found.scored |= dict.fromkeys(
+                    texts.scored |= dict.fromkeys(
                         Text(where, i.question or "", i.answer, i.question is None, request.raw)
                         for i in request.items
                     )
                 elif isinstance(request, Generation):
-                    found.asked |= dict.fromkeys(
-                        Asked(where, i.question + i.opening, request.max_new_tokens, request.raw)
+                    texts.generated |= dict.fromkeys(
+                        Prompt(where, i.question + i.opening, request.max_new_tokens, request.raw)
                         for i in request.items
                     )
-    return found
+    return texts
 
 
-def _sampled(config: RunConfig, sets: Mapping[str, Sequence[Example]]) -> Iterator[Asked]:
+def _sampled(config: RunConfig, sets: Mapping[str, Sequence[Example]]) -> Iterator[Prompt]:
     cfg = config.method.alternatives
     if cfg.source != "sampled" or "forget" not in training_sets(config):
         return
     for example in sets.get("forget", ()):
-        asked = filled(cfg.prompt or "{question}", question=example.question or "", answer=example.answer)
-        yield Asked("method.alternatives", asked, cfg.max_new_tokens, False)
+        prompt = filled(cfg.prompt or "{question}", question=example.question or "", answer=example.answer)
+        yield Prompt("method.alternatives", prompt, cfg.max_new_tokens, False)

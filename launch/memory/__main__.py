@@ -1,6 +1,6 @@
-"""Which preset of `hardware` a training fits: `python -m launch.memory model=… method=… --card 80`.
+"""Estimate memory with each preset of `hardware`: `python -m launch.memory model=… method=… --card 80`.
 
-With `--paper`, for Llamas of 8B and 70B, of which nothing is loaded: the table of docs/hardware.md.
+`--paper` prints the table of docs/hardware.md, for Llamas of 8B and 70B. No weights are loaded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from unlearn.guard import tool
 from unlearn.models import load as models
 
 USABLE = 0.9
-"""The share of a card to plan with: the rest goes to CUDA itself, to gaps between tensors, to kernels."""
+"""The share of a card that tensors can use; CUDA, fragmentation and kernels take the rest."""
 PAPER = ("gpu", "gpu-offload", "gpu-8", "gpu-8-zero3", "gpu-2x8-zero3")
 CARDS = (24, 40, 80)
 RANK = 16
@@ -42,27 +42,29 @@ _LLAMAS = {
 
 
 def composed(*overrides: str) -> RunConfig:
+    """Compose and check the configuration of one run."""
     forced = force_overrides(given_values(overrides))
     refuse_sweep(forced)
     return checked(compose_run(forced))
 
 
 def fits(memory: Memory, card_gib: float) -> bool:
+    """Whether a process fits on a GPU of this size."""
     return memory.device <= USABLE * card_gib * GIB
 
 
 @cache
 def llama(name: str, rank: int = 0) -> Shape:
-    """The shape of Llama 3.1 (arXiv 2407.21783, table 3) in a size, trained in full or by adapters."""
+    """Return the shape of a Llama 3.1 (arXiv 2407.21783, table 3), trained in full or with adapters."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(_LLAMAS[name], attn_implementation="sdpa")
         return read_shape(models.add_lora(model, LoraConfig(r=rank), 0) if rank else model)
 
 
 def paper() -> str:
-    """The planning table for NPO with a retain term, as Markdown.
+    """Return the table of estimates for NPO with a retain term, as Markdown.
 
-    Micro-batches are as full as each preset lets them be, of sequences of 512 tokens, half of them answers.
+    Micro-batches have the preset's `micro_tokens`, in sequences of 512 tokens, half of them answers.
     """
     lines = [
         f"| model | trained | hardware | {' | '.join(_COLUMNS)} |" + "".join(f" {c} GiB |" for c in CARDS),
@@ -73,19 +75,19 @@ def paper() -> str:
         for rank in (0, RANK):
             for preset, config in configs.items():
                 tokens = config.hardware.micro_tokens
-                found = estimate(llama(name, rank), config, Load(tokens, 512, tokens // 2))
+                memory = estimate(llama(name, rank), config, Load(tokens, 512, tokens // 2))
                 parts = (
-                    found.parameters, found.gradients, found.optimizer, found.activations + found.peak,
-                    found.buffers + found.extras, found.device, found.host,
+                    memory.parameters, memory.gradients, memory.optimizer, memory.activations + memory.peak,
+                    memory.buffers + memory.extras, memory.device, memory.host,
                 )  # fmt: skip
                 cells = [name, f"adapters, r={rank}" if rank else "all", preset, *map(_gib, parts)]
-                cells += ["yes" if fits(found, card) else "no" for card in CARDS]
+                cells += ["yes" if fits(memory, card) else "no" for card in CARDS]
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
 def presets(overrides: Sequence[str]) -> Iterator[tuple[str, Memory]]:
-    """The estimate of a run with every plain preset.
+    """Estimate a run with each preset of `hardware`, except those for Slurm.
 
     Raises:
         UserError: the model's configuration is not on this machine.
@@ -102,22 +104,22 @@ def presets(overrides: Sequence[str]) -> Iterator[tuple[str, Memory]]:
 
 @tool
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point of `python -m launch.memory`."""
+    """Run `python -m launch.memory`."""
     parser = argparse.ArgumentParser(prog="python -m launch.memory", description=__doc__)
     parser.add_argument("overrides", nargs="*", help="as for unlearn: model=… method=… dataset=…")
     parser.add_argument("--card", type=float, default=80.0, help="memory of one GPU in GiB")
     parser.add_argument("--paper", action="store_true", help="Llamas of 8B and 70B instead, as Markdown")
-    given = parser.parse_args(arguments)
-    if given.paper:
+    options = parser.parse_args(arguments)
+    if options.paper:
         sys.stdout.write(paper())
         return 0
     parts = ("parameters", "gradients", "optimizer", "activations", "peak", "buffers", "extras")
     table = Table(title="memory of each process while training, GiB")
-    for column in ("hardware", *parts, "device", "host", f"fits {given.card:g} GiB"):
+    for column in ("hardware", *parts, "device", "host", f"fits {options.card:g} GiB"):
         table.add_column(column, justify="left" if column == "hardware" else "right")
-    for name, found in presets(given.overrides):
-        numbers = [_gib(getattr(found, part)) for part in (*parts, "device", "host")]
-        on_card = "–" if name.startswith("cpu") else "yes" if fits(found, given.card) else "no"
+    for name, memory in presets(options.overrides):
+        numbers = [_gib(getattr(memory, part)) for part in (*parts, "device", "host")]
+        on_card = "–" if name.startswith("cpu") else "yes" if fits(memory, options.card) else "no"
         table.add_row(name, *numbers, on_card)
     Console().print(table)
     return 0

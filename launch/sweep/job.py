@@ -70,7 +70,7 @@ class SweepJob:
         self.records.end(number, run)
         if run.code == STOPPED:
             try:
-                slurm.give_back()
+                slurm.requeue()
             except UserError as error:
                 self.records.end(number, replace(run, reason=str(error)))
         if here and run.code == STOPPED:

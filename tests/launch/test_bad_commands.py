@@ -38,7 +38,7 @@ REFUSED = {
     "sweep in a dry run": Refused(("dry_run=true", "seed=range(0,3)"), ("seed=range(0,3)", "-m")),
     "sweep to be shown": Refused(("--cfg", "job", "method.lr=interval(1e-6,1e-4)"), ("method.lr=", "-m")),
     "unknown flag": Refused(("--multi",), ("--multi:", "did you mean --multirun")),
-    "no key": Refused(("method", "npo"), ("method: what is to be set is written key=value",)),
+    "no key": Refused(("method", "npo"), ("method: write a setting as key=value",)),
     "launcher without a sweep": Refused(("hydra/launcher=joblib",), ("hydra/launcher=joblib", "-m")),
     "no such launcher": Refused(("-m", "hydra/launcher=joblb"), ("joblb", "did you mean joblib")),
     "key of a launcher": Refused(
@@ -83,15 +83,15 @@ REFUSED = {
         ("eval=sampling", "eval.benchmarks.sampling.max_new_tokens=0"), ("max_new_tokens=0", "at least 1")
     ),
     "layers the wrong way round": Refused(
-        ("probe=geffect", "probe.boundaries=[0.7,0.3]"), ("probe.boundaries=[0.7, 0.3]", "growing")
+        ("probe=geffect", "probe.boundaries=[0.7,0.3]"), ("probe.boundaries=[0.7, 0.3]", "increasing")
     ),
     "layers behind the last": Refused(
-        ("probe=geffect", "probe.boundaries=[2,9]"), ("probe.boundaries=[2.0, 9.0]", "model of 4")
+        ("probe=geffect", "probe.boundaries=[2,9]"), ("probe.boundaries=[2.0, 9.0]", "the model's 4")
     ),
     "goal of a search": Refused(
         (*SEARCH, "goal.maximize=tofu/forget_qualit"), ("goal.maximize", "tofu/forget_qualit")
     ),
-    "no UTF-8": Refused(("method.name=a\udcff",), ("no UTF-8 text",)),
+    "no UTF-8": Refused(("method.name=a\udcff",), ("not UTF-8 text",)),
 }
 
 

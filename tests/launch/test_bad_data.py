@@ -48,7 +48,7 @@ FILES: dict[str, tuple[str | bytes, str]] = {
     "a number for a question in other words": (row(paraphrased_question=3), "holds the number 3"),
     "a number for an answer": (row(answer=42), "column 'answer' holds the number 42"),
     "an empty answer": (row(answer=""), "column 'answer' is empty"),
-    "a blank question": (row(question=" \t"), "column 'question' holds white space alone"),
+    "a blank question": (row(question=" \t"), "column 'question' holds only white space"),
     "no question": (row(question=None), "column 'question' holds null"),
     "an object for a template": (row(template={}), "column 'template' holds an object with nothing"),
     "utf-16": (lines(FORGET).encode("utf-16"), "text in UTF-16; save it as UTF-8"),
@@ -58,7 +58,7 @@ FILES: dict[str, tuple[str | bytes, str]] = {
     ),
     "gzip": (b"\x1f\x8b\x08", "a gzip file"),
     "NUL": (lines(FORGET).replace("0", "\0"), "line 1: holds a NUL character"),
-    "NaN": (lines([{**FORGET[0], "answer": float("nan")}]), "line 1: not JSON (NaN is no JSON"),
+    "NaN": (lines([{**FORGET[0], "answer": float("nan")}]), "line 1: not JSON (NaN is not JSON"),
     "columns": (
         json.dumps({"question": ["a"], "answer": ["b"]}),
         "one JSON object of columns (question, answer)",
@@ -85,7 +85,7 @@ ARGUMENTS: dict[str, tuple[list[str], str]] = {
     ),
     "no slice": (
         ["dataset.forget=forget.jsonl@5"],
-        "there is no such file (rows are cut out as forget.jsonl@",
+        "there is no such file (select rows as forget.jsonl@",
     ),
     "a long name": ([f"dataset.forget={'x' * 300}.jsonl"], "the name is longer than the file system allows"),
     "through a file": (["dataset.path=forget.jsonl"], "forget.jsonl is a file, not a folder"),
@@ -93,7 +93,7 @@ ARGUMENTS: dict[str, tuple[list[str], str]] = {
         ["dataset.forget=folder.jsonl"],
         "dataset.forget=folder.jsonl: this is a folder, not a file",
     ),
-    "a broken link": (["dataset.forget=link.jsonl"], "the symbolic link leads to gone, which is not there"),
+    "a broken link": (["dataset.forget=link.jsonl"], "the symbolic link leads to gone, which does not exist"),
     "broken parquet": (
         ["dataset.forget=bad.parquet"],
         "dataset.forget=bad.parquet: it cannot be read as parquet",

@@ -92,11 +92,11 @@ def template(text: str) -> Edit:
 
 PLAIN = "{% for m in messages %}{{ m.content }}{% endfor %}"
 BROKEN: dict[str, tuple[Edit | None, tuple[str, ...], tuple[str, ...]]] = {
-    "shard missing": (shard_missing, (), ("index.json names 2", "model-2.safetensors is not there")),
+    "shard missing": (shard_missing, (), ("index.json names 2", "model-2.safetensors is missing")),
     "a layer too few": (
         edit_json("config.json", num_hidden_layers=2), (), ("no weights for model.layers.1.", "(9 in all)"),
     ),
-    "wrong shape": (smaller, (), ("model.norm.weight has shape [8]", "[16] by config.json")),
+    "wrong shape": (smaller, (), ("model.norm.weight has shape [8]", "[16] in config.json")),
     "no tokenizer": (remove("tokenizer.json", "tokenizer_config.json"), (), ("no tokenizer.json",)),
     "token beyond the vocabulary": (added_token, (), ("'Lyon' has id 300", "embeddings for 300 tokens")),
     "template without the question": (template("Hello:"), (), ("leaves the question out", "Hello:")),
@@ -111,7 +111,7 @@ BROKEN: dict[str, tuple[Edit | None, tuple[str, ...], tuple[str, ...]]] = {
     "attention, question and variable": (
         None,
         ("model.attention=spda", "model.prompt.template='{Question}'", "model.prompt.variables.tokenize=1"),
-        ("model.attention=spda", "did you mean sdpa", "in place of {Question}", "variables.tokenize"),
+        ("model.attention=spda", "did you mean sdpa", "instead of {Question}", "variables.tokenize"),
     ),
     "paths": (
         None, (f"model.path={'x' * 300}", "model.retain=forget.jsonl"),
@@ -143,5 +143,5 @@ def test_what_is_only_odd_is_a_warning(place: Path, tmp_path: Path) -> None:
     odd = ("model.prompt.system=Hi", "model.prompt.variables={day: 1}", "model.prompt.date=2020-01-01")
     shown = unlearn(tmp_path, *RUN, *odd, "dry_run=true")
     assert shown.code == 0, shown.err
-    for words in ("system='Hi' is", "variables.day is", "date=2020-01-01 is", "was made for 64"):
+    for words in ("system='Hi' is", "variables.day is", "date=2020-01-01 is", "was trained with 64"):
         assert words in shown.out

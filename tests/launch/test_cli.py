@@ -71,7 +71,7 @@ REFUSED = {
     "unknown objective": (["method.forget.objective=nop"], ["method.forget.objective=nop", "npo"]),
     "retain set for a method without": (
         ["method=flat", "method.retain=nll"],
-        ["method.retain", "flat works from forget data and templates alone", "forget_only=false"],
+        ["method.retain", "flat uses only forget data and templates", "forget_only=false"],
     ),
     "unknown weighting": (
         ["method=satimp", "method.forget.weighting.name=satim"],
@@ -113,15 +113,15 @@ REFUSED = {
     ),
     "probe of a method with a running average": (
         ["method=none", "probe=geffect", "probe.method=nlul"],
-        ["probe.method: nlul works with its running average", "look while it trains"],
+        ["probe.method: nlul uses a running average of the weights", "measure it while it trains"],
     ),
     "probe of a method with an edit": (
         ["method=none", "probe=geffect", "probe.method=grun"],
-        ["probe.method: grun works with an edit"],
+        ["probe.method: grun uses an intervention"],
     ),
     "models to look at beside a training": (
         ["method=npo", "probe=geffect", "probe.models=[gone]"],
-        ["probe.models: goes with method=none", "gone matches no folder"],
+        ["probe.models: requires method=none", "gone matches no folder"],
     ),
     "probe of what trains nothing": (
         ["method=whp", "probe=geffect"],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launch.slurm import give_back
+from launch.slurm import requeue
 from tests.launch.commands import done, unlearn
 from unlearn.signals import on_stop
 
@@ -58,5 +58,5 @@ def test_what_is_asked_of_slurm_survives_the_signals_that_stop_the_job(tmp_path,
     for key, value in job.items():
         monkeypatch.setenv(key, value)
     with on_stop(lambda _: pytest.fail("a job that was cancelled is put back")), pytest.raises(SystemExit):
-        give_back()
+        requeue()
     assert (tmp_path / "asked").is_file()

@@ -20,7 +20,7 @@ from unlearn.data.readers import read_rows, slice_hint
 from unlearn.data.sources import check, load_sets
 from unlearn.errors import UserError
 from unlearn.paths import file_problem, folder_problem, is_file, is_folder, repository_problem, user_path
-from unlearn.reading import found, lines_of, parse_json, read_text
+from unlearn.reading import describe, lines_of, parse_json, read_text
 
 RUN = RunConfig(
     model=ModelConfig(name="m"), dataset=DatasetConfig(name="d", source="authors"),
@@ -55,13 +55,13 @@ def test_paths_that_lead_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "gone.jsonl": "there is no such file",
         "afile/x.jsonl": "there is no such file: afile is a file, not a folder",
         "folder.jsonl": "this is a folder, not a file",
-        "circle": "its symbolic links lead in a circle",
-        "broken": "the symbolic link leads to gone.jsonl, which is not there",
+        "circle": "its symbolic links are circular",
+        "broken": "the symbolic link leads to gone.jsonl, which does not exist",
         "x" * 300: "the name is longer than the file system allows",
-        "a\0b": "no path can hold such a character",
-        "\ud800": "no path can hold such a character",
+        "a\0b": "it has a character that paths cannot have",
+        "\ud800": "it has a character that paths cannot have",
         "~nobody-here/x": "there is no such file",
-        "/dev/null": "no regular file",
+        "/dev/null": "not a regular file",
     }.items():
         assert words in (file_problem(path) or ""), path
         assert not is_file(path)
@@ -162,8 +162,8 @@ def test_no_reader_takes_what_is_no_text_in_utf_8(tmp_path: Path, case: str, rea
     [
         ("{", "line 1: not JSON (expecting property name"),
         ('{"a": 1}{"a": 2}', "more than one value; the second begins at column 9"),
-        ('{"a": NaN}', "NaN is no JSON"),
-        ('{"a": -Infinity}', "-Infinity is no JSON"),
+        ('{"a": NaN}', "NaN is not JSON"),
+        ('{"a": -Infinity}', "-Infinity is not JSON"),
         ('{"a": 1, "b": 2, "a": 3}', "an object has the key 'a' twice"),
         ("[" * 100_000, "nested too deeply"),
         ("9" * 5000, "not JSON"),
@@ -189,9 +189,9 @@ def test_logs_may_hold_nan() -> None:
         ("", "the file has no rows"),
         ("\n \n", "the file has no rows"),
         ("[]", "the file has no rows"),
-        (f"{ROW}\n\n3\n", "row 1 (line 3): a JSON object is wanted, found the number 3"),
-        (f"{ROW}\nnull", "row 1 (line 2): a JSON object is wanted, found null"),
-        (f"[{ROW}, [1, 2]]", "row 1: a JSON object is wanted, found a list of 2"),
+        (f"{ROW}\n\n3\n", "row 1 (line 3): expected a JSON object, found the number 3"),
+        (f"{ROW}\nnull", "row 1 (line 2): expected a JSON object, found null"),
+        (f"[{ROW}, [1, 2]]", "row 1: expected a JSON object, found a list of 2"),
         (f"[{ROW}", "line 1: not JSON"),
         ('{"question": "q"\n', "line 1: not JSON"),
         (f"[{ROW}]\n[{ROW}]", "line 2: not JSON (more than one value"),
@@ -200,7 +200,7 @@ def test_logs_may_hold_nan() -> None:
         ('{\n "version": "1",\n "data": [{"question": "q"}]\n}', "with a list in 'data'"),
         ('{"version": "1", "data": [{"question": "q"}]}', "with a list in 'data'"),
         ('{\n "question": "q",\n "answer": "a"\n}', "one JSON object over several lines: put it in a list"),
-        ('{\n "a": 1\n}\n{\n "a": 2\n}', "objects over several lines must be in a list"),
+        ('{\n "a": 1\n}\n{\n "a": 2\n}', "put objects over several lines in a list"),
         ("question,answer\nq,a\n", "is it a CSV file?"),
     ],
 )
@@ -258,14 +258,14 @@ def test_slices(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        (42, "holds the number 42, where a text is wanted: put it in quotes"),
+        (42, "holds the number 42, but must be a text: put it in quotes"),
         (1.5, "holds the number 1.5"),
-        (True, "holds true, where a text is wanted"),
+        (True, "holds true, but must be a text"),
         (None, "holds null"),
         (["a"], "holds a list of 1"),
         ({"text": "a"}, "holds an object with text"),
         ("", "is empty"),
-        (" \n\u3000", "holds white space alone"),
+        (" \n\u3000", "holds only white space"),
         ("a\ud800", r"holds half of a surrogate pair (\ud800) at character 1"),
     ],
 )
@@ -282,13 +282,13 @@ def test_columns_that_may_be_absent() -> None:
     assert texts_of({}, "wrong", "") == texts_of({"wrong": None}, "wrong", "") == ()
     assert texts_of({"wrong": ["a", "b"]}, "wrong", "") == ("a", "b")
     for value in ("Ninety.", 3, {"a": "b"}):
-        assert "where a list of texts is wanted" in refusal(texts_of, {"wrong": value}, "wrong", "row 0")
+        assert "but must be a list of texts" in refusal(texts_of, {"wrong": value}, "wrong", "row 0")
     assert "(columns: awnser) (did you mean awnser?)" in refusal(text_of, {"awnser": "a"}, "answer", "row 0")
 
 
 def test_a_value_is_named_as_json_has_it() -> None:
     values = [None, True, 3, float("nan"), [], [1], {}, {"a": 1, "b": 2, "c": 3, "d": 4}, "x" * 50, b"x"]
-    assert [found(value) for value in values] == [
+    assert [describe(value) for value in values] == [
         "null", "true", "the number 3", "NaN", "an empty list", "a list of 1", "an object with nothing",
         "an object with a, b, c …", f"the text {'x' * 39 + '…'!r}", "bytes \"b'x'\"",
     ]  # fmt: skip
@@ -342,7 +342,7 @@ def test_named_columns_that_the_file_does_not_have(tmp_path: Path, columns: Any,
         ("muse", {"joined": "maybe"}, "dataset.options.joined='maybe': "),
         ("copyright", {"chunks": 0}, "dataset.options.chunks=0: "),
         ("authors", {"authors": "abc"}, "dataset.options.authors='abc': "),
-        ("authors", {"authors": 5000}, "authors asked for"),
+        ("authors", {"authors": 5000}, "authors requested"),
         ("authors", {"authors": -1}, "dataset.options.authors=-1: input should be greater than 0"),
         (
             "authors",

@@ -1,1 +1,1 @@
-"""Examples, where they come from, and how they become batches of tokens."""
+"""Read examples, tokenise them and make batches."""

@@ -1,8 +1,7 @@
-"""Stand-in answers for questions: refusals, answers to other questions, or a column of the data.
+"""Alternative answers to questions: refusals, answers to other questions, or a column of the data.
 
-Which ones an example gets follows from the seed and its id alone, so neither the order of the examples nor
-the number of processes changes them. Answers that the target itself gives are in
-`unlearn.training.sampled_alternatives`.
+The answers of an example depend on the seed and its id alone, not on the order of the examples or the number
+of processes. Answers sampled from the target are in `unlearn.training.sampled_alternatives`.
 """
 
 from __future__ import annotations
@@ -30,13 +29,13 @@ _TABLES = (".csv", ".tsv", ".xls", ".xlsx")
 def alternatives(
     cfg: AlternativesConfig, examples: Sequence[Example], *, pool: Sequence[Example], seed: int
 ) -> list[list[str]]:
-    """`cfg.count` alternative answers of each example; none repeats while the source has another.
+    """Return `cfg.count` alternative answers of each example; none repeats while the source has others.
 
-    Without a path, a mismatch draws from the answers of `pool` to other questions (for plain texts: from its
+    Without a path, `mismatch` draws from the answers of `pool` to other questions (for plain texts: from its
     other plain texts).
 
     Raises:
-        UserError: the source has nothing to draw from.
+        UserError: the source has no other answer for an example.
     """
     if cfg.source == "sampled":
         raise ValueError(
@@ -44,124 +43,125 @@ def alternatives(
         )
     if cfg.source == "column":
         return [[_column(example)] * cfg.count for example in examples]
-    given = _given(cfg)
-    lines = _others(pool) if given is None else lambda _: (given, set())
-    found = []
+    fixed = _fixed_answers(cfg)
+    candidates = _answers_of(pool) if fixed is None else lambda _: (fixed, set())
+    drawn = []
     for example in examples:
-        answers, right = lines(example)
-        others = draw(answers, cfg.count, f"{seed}/{example.id}", without={example.answer.strip(), *right})
+        answers, correct = candidates(example)
+        others = draw(answers, cfg.count, f"{seed}/{example.id}", exclude={example.answer.strip(), *correct})
         if not others:
-            place = f"{KEY}.path={cfg.path}" if cfg.path else f"{KEY}.source={cfg.source}: the retain set"
+            source = f"{KEY}.path={cfg.path}" if cfg.path else f"{KEY}.source={cfg.source}: the retain set"
             raise UserError(
-                f"{place} has no answer for {example.id} but its own: "
-                f"give a file of other answers as {KEY}.path"
+                f"{source} has no answer for {example.id} except its own: "
+                f"set {KEY}.path to a file of other answers"
             )
-        found.append(others)
-    return found
+        drawn.append(others)
+    return drawn
 
 
-def draw(lines: Sequence[str], count: int, key: str, *, without: Collection[str] = ()) -> list[str]:
-    """`count` of the lines, drawn by the key, each once before any again; empty if there are none."""
+def draw(lines: Sequence[str], count: int, key: str, *, exclude: Collection[str] = ()) -> list[str]:
+    """Draw `count` of the lines, seeded by the key, each once before any repeats; empty if there are none."""
     random = Random(key)
-    if count > len(lines) - len(without) or not lines:
-        lines = [line for line in lines if line not in without]
-        without = ()
+    if count > len(lines) - len(exclude) or not lines:
+        lines = [line for line in lines if line not in exclude]
+        exclude = ()
     rounds = chain.from_iterable(_shuffled(len(lines), random) for _ in repeat(None, count))
-    return list(islice((line for i in rounds if (line := lines[i]) not in without), count))
+    return list(islice((line for i in rounds if (line := lines[i]) not in exclude), count))
 
 
 def check(cfg: AlternativesConfig) -> list[str]:
-    """What is wrong, as far as it shows before the data is there."""
+    """Return the problems that can be seen without the data."""
     try:
-        _given(cfg)
+        _fixed_answers(cfg)
     except UserError as error:
         return [str(error)]
     return []
 
 
 def identity(cfg: AlternativesConfig) -> dict[str, Any]:
-    """What determines the answers besides the data, the model and the seed."""
-    named: dict[str, Any] = {"source": cfg.source, "count": cfg.count}
+    """Return what the answers depend on, except the data, the model and the seed; JSON."""
+    keys: dict[str, Any] = {"source": cfg.source, "count": cfg.count}
     if cfg.rows == "all":
-        named["rows"] = cfg.rows
+        keys["rows"] = cfg.rows
     if cfg.source == "sampled":
-        named |= {name: getattr(cfg, name) for name in ("prompt", "temperature", "max_new_tokens")}
+        keys |= {name: getattr(cfg, name) for name in ("prompt", "temperature", "max_new_tokens")}
     elif cfg.source != "column" and (cfg.path or cfg.source == "refusals"):
-        named["file"] = content_hash(user_path(cfg.path or _REFUSALS))
-    return named
+        keys["file"] = content_hash(user_path(cfg.path or _REFUSALS))
+    return keys
 
 
 def refusals() -> list[str]:
-    """The embedded refusals, sorted."""
+    """Return the package's own refusals, sorted."""
     return _distinct(_REFUSALS.read_text(encoding="utf-8").split("\n"))
 
 
 def read_answers(path: Path | str) -> list[str]:
-    """The distinct answers of a file, sorted.
+    """Return the distinct answers of a file, sorted.
 
-    One a line; of a file of rows (json, jsonl, parquet) the column `answer` or else `text`, or texts alone.
+    A text file has one answer per line. In a file of rows (json, jsonl, parquet) the answers are the column
+    `answer`, or else `text`, or bare texts.
 
     Raises:
         UserError: the file cannot be read, a row holds no answer, or there are none.
     """
-    place = f"{KEY}.path={path}"
+    label = f"{KEY}.path={path}"
     suffix = user_path(path).suffix
     if suffix in _TABLES:
-        can = ", ".join((".txt with an answer a line", *SUFFIXES))
-        raise UserError(f"{place}: cannot read {suffix} (can: {can})")
+        readable = ", ".join((".txt with one answer per line", *SUFFIXES))
+        raise UserError(f"{label}: cannot read {suffix} (can: {readable})")
     if suffix in SUFFIXES:
-        rows = read_rows(path, place).cut(slice(None))
+        rows = read_rows(path, label).cut(slice(None))
         return _distinct(_answer(row, where) for _, row, where in rows)
-    answers = _distinct(line for _, line in lines_of(read_text(path, place)))
+    answers = _distinct(line for _, line in lines_of(read_text(path, label)))
     if not answers:
-        raise UserError(f"{place}: the file has no answers; write one a line")
+        raise UserError(f"{label}: the file has no answers; write one per line")
     return answers
 
 
-def _given(cfg: AlternativesConfig) -> list[str] | None:
-    """The answers to draw from, where they do not depend on the data."""
+def _fixed_answers(cfg: AlternativesConfig) -> list[str] | None:
+    """Return the answers to draw from where they do not depend on the data, else None."""
     if cfg.source in ("refusals", "mismatch") and cfg.path is not None:
         return read_answers(cfg.path)
     return refusals() if cfg.source == "refusals" else None
 
 
-def _others(pool: Sequence[Example]) -> Callable[[Example], tuple[list[str], set[str]]]:
-    """For an example: the answers to draw from, and those of its own question among them."""
+def _answers_of(pool: Sequence[Example]) -> Callable[[Example], tuple[list[str], set[str]]]:
+    """Return a function from an example to the answers to draw from, and the correct ones among them."""
     answers = {
         plain: _distinct(e.answer for e in pool if (e.question is None) is plain) for plain in (False, True)
     }
-    right: dict[str, set[str]] = defaultdict(set)
+    correct: dict[str, set[str]] = defaultdict(set)
     for e in pool:
         if e.question is not None:
-            right[e.question].add(e.answer.strip())
+            correct[e.question].add(e.answer.strip())
 
-    def lines(example: Example) -> tuple[list[str], set[str]]:
-        kind = answers[example.question is None]
-        if not kind:
-            wanted = "plain texts" if example.question is None else "questions"
+    def candidates(example: Example) -> tuple[list[str], set[str]]:
+        of_kind = answers[example.question is None]
+        if not of_kind:
+            missing = "plain texts" if example.question is None else "questions"
             raise UserError(
-                f"{KEY}.source=mismatch: the retain set has no {wanted} to take answers from; "
-                f"set dataset.retain, or give a file of answers as {KEY}.path"
+                f"{KEY}.source=mismatch: the retain set has no {missing} to take answers from; "
+                f"set dataset.retain, or set {KEY}.path to a file of answers"
             )
-        return kind, right.get(example.question or "", set())
+        return of_kind, correct.get(example.question or "", set())
 
-    return lines
+    return candidates
 
 
 def _column(example: Example) -> str:
     if example.template is None or not example.template.strip():
         raise UserError(
             f"{KEY}.source=column: {example.id} has no text in the column template; "
-            f"fill it in the data, or choose {KEY}.source=refusals"
+            f"fill that column, or choose {KEY}.source=refusals"
         )
     return example.template
 
 
 def _shuffled(n: int, random: Random) -> Iterator[int]:
-    """A random order of range(n), one at a time (Fisher and Yates, without the list)."""
+    """Yield range(n) in random order (Fisher–Yates shuffle, without building the list)."""
     moved: dict[int, int] = {}
     for left in range(n, 0, -1):
-        at = int(random.random() * left)  # random() alone is the same in every version of Python
+        at = int(random.random() * left)  # only random() gives the same numbers in every Python version
         yield moved.get(at, at)
         moved[at] = moved.get(left - 1, left - 1)
 

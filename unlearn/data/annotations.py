@@ -1,8 +1,8 @@
-"""Which parts of an answer matter, as marked by a person or a model (SatImp, arXiv 2505.11953, section 3).
+"""Annotations of the important parts of answers (SatImp, arXiv 2505.11953, section 3).
 
-A JSON object from an example's id (`"forget10/12"`), or its row as loaded (`"12"`), to a list. An item is
-[start, end) in characters of the answer, or a piece of the answer, which marks every place where it stands.
-`Encoder.important` maps the spans to tokens.
+The file is a JSON object from an example's id (`"forget10/12"`), or its row as loaded (`"12"`), to a list.
+An item is [start, end) in characters of the answer, or a part of the answer's text, which marks each of its
+occurrences. `Encoder.important` maps the spans to tokens.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any
 
 from unlearn.data.example import Example
 from unlearn.errors import UserError, listed, quoted
-from unlearn.reading import found, read_json
+from unlearn.reading import describe, read_json
 
 KEY = "dataset.annotations"
 Span = tuple[int, int]
 
 
 def load_annotations(path: Path | str, examples: Sequence[Example]) -> list[list[Span]]:
-    """The spans of each example's answer, in order. Entries for other examples are passed over.
+    """Return the spans of each example's answer, in order. Entries of other examples are ignored.
 
     Raises:
-        UserError: the file is no such object, has no entry for an example, or an entry does not fit the
-            answer; one message for all of them.
+        UserError: the file is not such an object, has no entry for an example, or an entry does not match
+            the answer; one message for all problems.
     """
     entries = read_annotations(path)
     spans: list[list[Span]] = []
@@ -47,20 +47,22 @@ def load_annotations(path: Path | str, examples: Sequence[Example]) -> list[list
 
 
 def read_annotations(path: Path | str) -> dict[str, Any]:
-    """The entries of a file, by id or row; what they hold is checked against the answers.
+    """Read the entries of a file, by id or row; their content is not checked yet.
 
     Raises:
-        UserError: the file cannot be read, or is no JSON object.
+        UserError: the file cannot be read, or is not a JSON object.
     """
     entries = read_json(path, f"{KEY}={path}")
     if not isinstance(entries, dict):
-        raise UserError(f"{KEY}={path}: an object from example id to spans is wanted, found {found(entries)}")
+        raise UserError(
+            f"{KEY}={path}: expected an object from example id to spans, found {describe(entries)}"
+        )
     return entries
 
 
 def _spans(items: Any, answer: str) -> list[Span]:
     if not isinstance(items, list):
-        raise ValueError(f"a list of spans or pieces of the answer is wanted, found {found(items)}")
+        raise ValueError(f"expected a list of spans or parts of the answer, found {describe(items)}")
     spans: list[Span] = []
     absent = [item for item in items if isinstance(item, str) and (not item.strip() or item not in answer)]
     if absent:
@@ -69,17 +71,17 @@ def _spans(items: Any, answer: str) -> list[Span]:
         )
     for item in items:
         if isinstance(item, str):
-            spans += [place.span() for place in re.finditer(re.escape(item), answer)]
+            spans += [match.span() for match in re.finditer(re.escape(item), answer)]
         else:
             spans.append(_checked(item, answer))
     return sorted(set(spans))
 
 
 def _checked(item: Any, answer: str) -> Span:
-    whole = isinstance(item, list) and len(item) == 2 and all(type(number) is int for number in item)
-    if not whole or not 0 <= item[0] < item[1] <= len(answer):
+    is_pair = isinstance(item, list) and len(item) == 2 and all(type(number) is int for number in item)
+    if not is_pair or not 0 <= item[0] < item[1] <= len(answer):
         raise ValueError(
-            f"{item!r} is neither a piece nor a span of the answer, which has {len(answer)} characters "
-            "(0 ≤ start < end ≤ that)"
+            f"{item!r} is neither a part nor a span of the answer, which has {len(answer)} characters "
+            f"(0 ≤ start < end ≤ {len(answer)})"
         )
     return item[0], item[1]

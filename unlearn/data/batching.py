@@ -1,7 +1,7 @@
-"""Which examples make step s, how they are dealt to processes, and how they become tensors.
+"""Choose the examples of step s, distribute them over processes, and collate them into tensors.
 
-Everything here is a pure function of its arguments, so every process computes the same plan and a resumed
-run continues it: which examples make a step follows from (seed, step) alone, never from the hardware.
+All functions are pure, so every process computes the same plan and a resumed run continues it: the examples
+of a step depend on (seed, step) alone, never on the hardware.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from unlearn.data.tokenization import TokenSequence
 
 @dataclass(frozen=True)
 class Schedule:
-    """Which rows of each group make each step.
+    """The rows of each group that make each step.
 
-    The `anchor` group is gone through in shuffled epochs; its last batch of an epoch may be smaller. Every
-    other group gives as many rows as the anchor, from its own shuffled stream, so that over the run each of
-    its rows is met as often as any other (to within one).
+    The `anchor` group is visited in shuffled epochs; the last batch of an epoch may be smaller. Every other
+    group contributes as many rows as the anchor, from its own shuffled stream, so that over the run all its
+    rows are visited equally often (to within one).
     """
 
     sizes: Mapping[str, int]
@@ -36,7 +36,7 @@ class Schedule:
         return -(-self.sizes[self.anchor] // self.batch)
 
     def rows(self, step: int) -> dict[str, list[tuple[int, int]]]:
-        """Rows of each group in the step (counted from 0), with how often each was met before."""
+        """Return each group's rows in a step (counted from 0), with the number of their earlier visits."""
         epoch, k = divmod(step, self.steps_per_epoch)
         n = self.sizes[self.anchor]
         start, stop = k * self.batch, min((k + 1) * self.batch, n)
@@ -45,8 +45,8 @@ class Schedule:
         }
 
     def _stream(self, group: str, position: int) -> tuple[int, int]:
-        epoch, place = divmod(position, self.sizes[group])
-        return int(_permutation(self.sizes[group], self.seed, group, epoch)[place]), epoch
+        epoch, offset = divmod(position, self.sizes[group])
+        return int(_permutation(self.sizes[group], self.seed, group, epoch)[offset]), epoch
 
 
 _PERMUTATIONS: dict[tuple[int, int, str, int], np.ndarray] = {}
@@ -64,26 +64,26 @@ def _permutation(n: int, seed: int, group: str, epoch: int) -> np.ndarray:
 def deal(
     lengths: Sequence[int], ranks: int, *, max_tokens: int | None = None, max_rows: int | None = None
 ) -> list[list[list[int]]]:
-    """Deal sequences to ranks and micro-batches: `result[rank][micro]` lists positions in `lengths`.
+    """Distribute sequences over ranks and micro-batches: `result[rank][micro]` lists positions in `lengths`.
 
-    Sequences of like length share a micro-batch, none is larger than `max_tokens` (rows × longest, padding
-    included; a single longer sequence goes alone) or `max_rows`, every rank has the same number of them
-    (collectives need that), and the costs of one round are alike over the ranks. Some of the last round may
-    be empty.
+    Sequences of similar length share a micro-batch. None is larger than `max_tokens` (rows × longest, padding
+    included; a longer sequence has its own micro-batch) or `max_rows`. Every rank has the same number of
+    micro-batches, as collectives need, and the ranks' costs in one round are similar. Some micro-batches of
+    the last round may be empty.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
     ordered = [lengths[i] for i in order]
-    most_tokens, most_rows = max_tokens or len(ordered) * max(ordered, default=0), max_rows or len(ordered)
-    cuts = _cut(ordered, most_tokens, most_rows)
+    max_tokens, max_rows = max_tokens or len(ordered) * max(ordered, default=0), max_rows or len(ordered)
+    cuts = _cut(ordered, max_tokens, max_rows)
     rounds = max(1, -(-len(cuts) // ranks))
-    cuts = _spread(ordered, cuts, rounds * ranks, most_tokens, most_rows)
+    cuts = _balance(ordered, cuts, rounds * ranks, max_tokens, max_rows)
     bins = [order[a:b] for a, b in cuts]
     bins += [[] for _ in range(rounds * ranks - len(bins))]
     return [[bins[i * ranks + rank] for i in range(rounds)] for rank in range(ranks)]
 
 
 def _cut(ordered: Sequence[int], max_tokens: int, max_rows: int) -> list[tuple[int, int]]:
-    """Greedy contiguous cuts of lengths in descending order."""
+    """Cut lengths in descending order into contiguous parts, greedily."""
     cuts, start = [], 0
     for i in range(len(ordered)):
         if i > start and ((i - start + 1) * ordered[start] > max_tokens or i - start >= max_rows):
@@ -92,10 +92,10 @@ def _cut(ordered: Sequence[int], max_tokens: int, max_rows: int) -> list[tuple[i
     return [*cuts, (start, len(ordered))] if ordered else []
 
 
-def _spread(
+def _balance(
     ordered: Sequence[int], cuts: list[tuple[int, int]], bins: int, max_tokens: int, max_rows: int
 ) -> list[tuple[int, int]]:
-    """Cut into at most `bins` parts with the smallest largest cost: the work of the ranks evened out."""
+    """Cut into at most `bins` parts so that the largest cost is smallest: balance the work of the ranks."""
     if len(cuts) <= 1 and bins == 1:
         return cuts
     low, high = 1, max((b - a) * ordered[a] for a, b in cuts) if cuts else 1
@@ -115,13 +115,14 @@ def _spread(
 # Shapes: B sequences, T input positions, N answer tokens of all sequences together.
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded token ids and where the answers are, flat.
+    """Right-padded token ids, and the flat positions of the answers.
 
-    `input_ids` [B, T]; T is the longest sequence − 1 (nothing follows a last token) unless more was asked
-    for. `index` [N] are the positions in the flattened [B·T] whose output predicts an answer token, `labels`
-    [N] those tokens, `lengths` [B] how many belong to each sequence, in order. Shift and mask end here.
-    `prompt_end` [B] is the position of the last token before the answer, `widths` [B] the real tokens of each
-    row. `attention_mask` [B, T] is needed only where the output at padding counts.
+    `input_ids` [B, T]; T is the length of the longest sequence − 1 (nothing follows a last token) unless a
+    width was set. `index` [N] are the positions in the flattened [B·T] whose output predicts an answer token,
+    `labels` [N] those tokens, `lengths` [B] the number of answer tokens of each sequence. Other code needs
+    neither shift nor mask. `prompt_end` [B] is the position of the last token before the answer, `widths` [B]
+    the number of real tokens of each row. `attention_mask` [B, T] is needed only where the output at padding
+    counts.
     """
 
     input_ids: Tensor
@@ -144,21 +145,23 @@ def collate(
     width: int | None = None,
     attention_mask: bool = False,
 ) -> Batch:
-    """Token sequences to one batch: without their last token, which nothing follows, unless a `width` with
-    room for all of them is given."""
-    last = 0 if width is None else 1  # whether the last token of a sequence goes in
+    """Collate token sequences into one batch.
+
+    Their last tokens, which nothing follows, are left out unless a `width` with room for them is set.
+    """
+    last = 0 if width is None else 1  # 1: keep the last token of a sequence
     if width is None:
         width = max(len(s.ids) for s in sequences) - 1
     ids = np.full((len(sequences), width), pad_id, dtype=np.int64)
     for row, s in enumerate(sequences):
         ids[row, : len(s.ids) - 1 + last] = s.ids[: len(s.ids) - 1 + last]
     widths = torch.tensor([len(s.ids) - 1 + last for s in sequences])
-    where = positions(sequences, width)
+    answers = positions(sequences, width)
     return Batch(
         input_ids=torch.from_numpy(ids),
-        index=where.index,
-        labels=where.labels,
-        lengths=where.lengths,
+        index=answers.index,
+        labels=answers.labels,
+        lengths=answers.lengths,
         prompt_end=torch.tensor([s.answer_start - 1 for s in sequences]),
         widths=widths,
         attention_mask=(torch.arange(width) < widths[:, None]).long() if attention_mask else None,
@@ -167,7 +170,9 @@ def collate(
 
 @dataclass(frozen=True)
 class Positions:
-    """Some positions of a batch: `index` [N] into the flattened [B·T], what follows them, `lengths` [B]."""
+    """Some positions of a batch: `index` [N] in the flattened [B·T], the next tokens `labels` [N], and the
+    number of positions of each sequence, `lengths` [B].
+    """
 
     index: Tensor
     labels: Tensor
@@ -181,12 +186,12 @@ def positions(
     sequences: Sequence[TokenSequence], width: int, *, first_row: int = 0, mask: str = "answer",
     skip: int = 0, all_width: int = 0,
 ) -> Positions:  # fmt: skip
-    """The positions of a batch `width` wide, whose rows from `first_row` on these sequences are, that a mask
-    picks.
+    """Return the positions that a mask selects in a batch of this `width`; the sequences are its rows from
+    `first_row` on.
 
-    `answer`: those that predict an answer token, without the first `skip` of them. `attention`: every token
-    of the sequence. `all`: those and the padding, up to `all_width`. Past the end of a sequence no token
-    follows: the label is −1.
+    `answer`: positions that predict an answer token, without the first `skip` of them. `attention`: every
+    token of the sequence. `all`: every token and the padding, up to `all_width`. Where no token follows, the
+    label is −1.
     """
     index, labels, lengths = [], [], []
     for row, s in enumerate(sequences, start=first_row):
@@ -206,7 +211,7 @@ def positions(
 
 
 def count(sequence: TokenSequence, *, mask: str, skip: int, all_width: int) -> int:
-    """How many positions of one sequence a mask picks."""
+    """Count the positions of one sequence that a mask selects."""
     if mask == "answer":
         return max(0, sequence.answer_length - skip)
     return len(sequence.ids) if mask == "attention" else all_width

@@ -1,4 +1,4 @@
-"""The one schema every data source fills and every benchmark reads."""
+"""The schema of an example, which data sources fill and benchmarks read."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ class Example:
     """A question with its answer, or a plain text.
 
     `id` is unique over all sets of a run (`"forget10/12"`). A plain text has no question; its text is
-    the answer. The other fields are filled where a benchmark has them; `template` is a stand-in answer of the
-    data's own, `group` a benchmark's own division of a set (`"task1/knowledge"`).
+    the answer. The other fields are optional. `template` is an alternative answer in the data, `group` a
+    benchmark's division of a set (`"task1/knowledge"`).
     """
 
     id: str

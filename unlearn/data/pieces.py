@@ -1,4 +1,4 @@
-"""Long texts in pieces of so many tokens."""
+"""Cut long texts into pieces of a maximum number of tokens."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import numpy as np
 from unlearn.errors import UserError
 
 Encode = Callable[[str], tuple[Sequence[int], Sequence[tuple[int, int]]]]
-"""From a text to its token ids, special ones included, and their offsets in its characters."""
+"""Encodes a text as token ids, special ones included, with their character offsets."""
 
 
 def pieces(text: str, max_length: int, encode: Encode) -> list[str]:
-    """Consecutive pieces of at most `max_length` tokens, each counted as `encode` gives it alone.
+    """Cut a text into consecutive pieces that `encode` gives at most `max_length` tokens each.
 
-    They are cut where tokens of the whole text begin, and together are the text; only a piece of nothing but
-    white space is left out.
+    Cuts are where tokens of the whole text begin. Together the pieces are the text, except that pieces of
+    white space are left out.
 
     Raises:
         UserError: not even one character fits.
@@ -25,12 +25,12 @@ def pieces(text: str, max_length: int, encode: Encode) -> list[str]:
     if len(ids) <= max_length:
         return [text]
     starts = np.array([start for start, end in offsets if end > start], dtype=np.int64)
-    found, at = [], 0
+    parts, at = [], 0
     while at < len(text):
         end = _end(text, at, starts, max_length, encode)
-        found.append(text[at:end])
+        parts.append(text[at:end])
         at = end
-    return [piece for piece in found if piece.strip()]
+    return [part for part in parts if part.strip()]
 
 
 def _end(text: str, at: int, starts: np.ndarray, max_length: int, encode: Encode) -> int:
@@ -41,8 +41,8 @@ def _end(text: str, at: int, starts: np.ndarray, max_length: int, encode: Encode
             raise UserError(
                 f"dataset.max_length={max_length} is too short for the text {text[at : at + 40]!r}: raise it"
             )
-        # Alone a piece can have more tokens than it has within the text: special ones, a space put before it.
-        over = len(encode(text[at:end])[0]) - max_length
-        if over <= 0:
+        # A piece can have more tokens alone than within the text: special ones, or a space before it.
+        excess = len(encode(text[at:end])[0]) - max_length
+        if excess <= 0:
             return end
-        token -= over
+        token -= excess

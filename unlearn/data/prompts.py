@@ -1,4 +1,4 @@
-"""From a question to the text of its prompt: a plain template, or the tokenizer's chat template."""
+"""Render the prompt of a question with a plain template or the tokenizer's chat template."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unlearn.errors import UserError, did_you_mean, quoted
 
 DATE: str = PromptConfig.model_fields["date"].default
 _CLOCK = "strftime_now"
-# What strftime knows, without what depends on the machine.
+# The directives of strftime that do not depend on the machine.
 _DIRECTIVES = (*"aAwdbBmyYHIpMSfjUWcxXGuVeDFTRhC", "-d", "-m", "-y", "-H", "-I", "-M", "-S", "-j")
 _OTHERS = "Plain templates are an alternative: " + EXAMPLE
 
@@ -30,11 +30,11 @@ class DataError(UserError):
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """How a question becomes the prompt: the tokenizer's chat template, or a plain template.
+    """The format of prompts: the tokenizer's chat template, or a plain template.
 
     `template` is a plain one such as `"Question: {question}\\nAnswer: "`; None means the chat template,
-    rendered with the system message and the further `variables` (`date_string` of Llama 3), as if it were
-    always `date`. `end` is the text of the token that ends an answer; None means the tokenizer's
+    rendered with the system message and further `variables` (`date_string` of Llama 3), with `date` as
+    today's date. `end` is the text of the token that ends an answer; None means the tokenizer's
     end-of-sequence token.
     """
 
@@ -45,7 +45,7 @@ class PromptFormat:
     date: str = DATE
 
     def prompt(self, tokenizer: PreTrainedTokenizerBase, question: str) -> str:
-        """Return the text that comes before the answer's first character.
+        """Render the text before the answer's first character.
 
         Raises:
             DataError: there is no chat template, or it cannot be rendered.
@@ -58,15 +58,15 @@ class PromptFormat:
             return self.render(tokenizer, messages)
         except UserError:
             raise
-        except Exception as error:  # a template is code, and may raise anything
+        except Exception as error:  # a template is code and may raise anything
             raise DataError(self._explained(tokenizer, question, error)) from error
 
     def render(self, tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **how: Any) -> str:
-        """Return the chat template's text for these messages; `how` goes to `apply_chat_template`.
+        """Render the chat template for these messages; `how` goes to `apply_chat_template`.
 
         Raises:
             DataError: the tokenizer has no chat template.
-            Exception: whatever the template raises.
+            Exception: any error of the template.
         """
         if tokenizer.chat_template is None:
             raise DataError(
@@ -84,17 +84,17 @@ class PromptFormat:
         return text
 
     def identity(self) -> dict[str, Any]:
-        """Return what prompts follow from, JSON; the date only where one was chosen."""
+        """Return the settings that determine prompts, as JSON; the date only where it is not the default."""
         return {key: value for key, value in asdict(self).items() if key != "date" or value != DATE}
 
     def check(self, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """Return warnings about the prompts that this format makes with a tokenizer.
+        """Return warnings about the prompts of this format with a tokenizer.
 
         Raises:
-            DataError: prompts cannot be made, or do not depend on the question alone.
+            DataError: prompts cannot be rendered, or do not depend on the question alone.
         """
-        asked = ("What is the name?", "Where does the river end?")
-        first, second = (self.prompt(tokenizer, question) for question in asked)
+        questions = ("What is the name?", "Where does the river end?")
+        first, second = (self.prompt(tokenizer, question) for question in questions)
         if self.template is not None:
             return self._unused()
         if first == second:
@@ -102,7 +102,7 @@ class PromptFormat:
                 "the chat template of this tokenizer leaves the question out: all prompts would be "
                 f"{quoted(first)}; set a plain model.prompt.template, such as {EXAMPLE}"
             )
-        if any(self.prompt(tokenizer, asked[0]) != first for _ in range(3)):
+        if any(self.prompt(tokenizer, questions[0]) != first for _ in range(3)):
             raise DataError(
                 "the chat template of this tokenizer gives another prompt each time, so numbers could not be "
                 f"repeated; set a plain model.prompt.template, such as {EXAMPLE}"
@@ -110,58 +110,60 @@ class PromptFormat:
         return self._ignored(tokenizer, first)
 
     def _unused(self) -> list[str]:
-        """Return what a plain template does not use."""
-        given = {"system": self.system, "variables": self.variables or None}
-        told = [
+        """Return warnings about settings that a plain template does not use."""
+        settings = {"system": self.system, "variables": self.variables or None}
+        warnings = [
             f"model.prompt.{key} is not used: model.prompt.template is a plain template, without a chat"
-            for key, value in given.items()
+            for key, value in settings.items()
             if value is not None
         ]
         if "{answer}" in (self.template or ""):
-            told.append("model.prompt.template: {answer} stays as it is; answers follow the prompt anyway")
-        return told
+            warnings.append(
+                "model.prompt.template: {answer} is not replaced; answers follow the prompt anyway"
+            )
+        return warnings
 
     def _ignored(self, tokenizer: PreTrainedTokenizerBase, prompt: str) -> list[str]:
-        """Return what of the configuration the chat template does not use."""
+        """Return warnings about settings that the chat template does not use."""
         text = tokenizer.get_chat_template()
-        told = []
+        warnings = []
         if self.system is not None and self.system.strip() not in prompt:
-            told.append(
+            warnings.append(
                 f"model.prompt.system={quoted(self.system)} is not used: the chat template leaves system "
                 "messages out"
             )
         words = set(re.findall(r"[^\W\d]\w*", text))
-        told += [
+        warnings += [
             f"model.prompt.variables.{name} is not used: the chat template has no such variable"
             f"{near if (near := did_you_mean(name, words)).startswith(' (did') else ''}"
             for name in self.variables
             if name not in words
         ]
         if self.date != DATE and _CLOCK not in text:
-            told.append(f"model.prompt.date={self.date} is not used: the chat template asks for no date")
-        return told
+            warnings.append(f"model.prompt.date={self.date} is not used: the chat template has no date")
+        return warnings
 
     def _explained(self, tokenizer: PreTrainedTokenizerBase, question: str, error: Exception) -> str:
-        said = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         if self.system is not None and self._works_without_system(tokenizer, question):
             return (
                 f"model.prompt.system={quoted(self.system)}: the chat template of this tokenizer takes no "
-                f"system message ({said}); set model.prompt.system=null, or a plain model.prompt.template "
-                "that has the text in it"
+                f"system message ({reason}); set model.prompt.system=null, or a plain model.prompt.template "
+                "that contains the text"
             )
         if isinstance(error, jinja2.TemplateSyntaxError):
-            return f"the chat template of this tokenizer is broken ({said}): mend it. {_OTHERS}"
+            return f"the chat template of this tokenizer is broken ({reason}): correct it. {_OTHERS}"
         if isinstance(error, jinja2.UndefinedError):
             return (
-                f"the chat template of this tokenizer uses what is not set ({said}): give it as "
-                f"'model.prompt.variables={{name: value}}'. {_OTHERS}"
+                f"the chat template of this tokenizer uses a variable that is not set ({reason}): set it "
+                f"with 'model.prompt.variables={{name: value}}'. {_OTHERS}"
             )
-        return f"the chat template of this tokenizer cannot be rendered ({said}). {_OTHERS}"
+        return f"the chat template of this tokenizer cannot be rendered ({reason}). {_OTHERS}"
 
     def _works_without_system(self, tokenizer: PreTrainedTokenizerBase, question: str) -> bool:
         try:
             self.render(tokenizer, [{"role": "user", "content": question}])
-        except Exception:  # the cause is another
+        except Exception:  # the system message is not the cause
             return False
         return True
 
@@ -169,20 +171,20 @@ class PromptFormat:
 def check_variables(names: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the names of `model.prompt.variables`."""
     call = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
-    taken = {*call, "messages", _CLOCK} - {"tools", "documents", "kwargs"}
+    reserved = {*call, "messages", _CLOCK} - {"tools", "documents", "kwargs"}
     return [
         f"model.prompt.variables.{name}: is set by the program itself"
         + ("; model.prompt.date sets the day that a template reads" if name == _CLOCK else "")
         for name in names
-        if name in taken
+        if name in reserved
     ]
 
 
 @cache
 def _with_clock(date: str) -> str:
-    """Return the beginning of a chat template for which it is always `date`, at midnight.
+    """Return a prefix for a chat template that fixes its clock to midnight of `date`.
 
-    A macro, as templates are given plain data only: it takes the place of transformers' own function.
+    It is a macro, as templates take plain data only; it replaces transformers' own function.
     """
     day = datetime.fromisoformat(date)
     known = "".join(f'|replace("%{d}", "{day.strftime(f"%{d}")}")' for d in _DIRECTIVES)

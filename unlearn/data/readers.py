@@ -1,4 +1,4 @@
-"""Reading rows: a local folder of json, jsonl or parquet files, or a dataset of the hub."""
+"""Read rows from a local folder of json, jsonl or parquet files, or from a dataset of the hub."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 
 from unlearn.errors import UserError
 from unlearn.paths import is_file, is_folder, user_path
-from unlearn.reading import found, lines_of, parse_json, read_bytes, read_parquet, read_text
+from unlearn.reading import describe, lines_of, parse_json, read_bytes, read_parquet, read_text
 
 Row = dict[str, Any]
 SUFFIXES = (".json", ".jsonl", ".parquet")
 _SPLIT = re.compile(r"(.+?)(?:@(\d*):(\d*))?", re.DOTALL)
-_OF_ROWS = ("question", "answer", "text")
+_TEXT_COLUMNS = ("question", "answer", "text")
 
 
 class UnavailableError(UserError):
-    """A dataset of the hub that cannot be read here; perhaps it can where the run is made."""
+    """A dataset of the hub cannot be read on this machine; the machine of the run may be able to."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """The rows of a file or of a split of the hub; `label` is what messages call it.
+    """The rows of a file or of a split of the hub; messages name it by its `label`.
 
-    `lines` are the lines the rows stand in, for a file with a row a line. A bare text in place of an object
-    is a row whose only column is the one that `read_rows` was told.
+    `lines` are the line numbers of the rows, for a file with one row per line. A bare text instead of an
+    object is a row with one column, named by `read_rows`.
     """
 
     label: str
@@ -35,29 +35,29 @@ class Table:
     lines: list[int] | None = None
 
     def where(self, number: int) -> str:
-        """The place of a row in words; rows are counted from 0, as in ids and slices."""
+        """Name a row for a message; rows are counted from 0, as in ids and slices."""
         return f"{self.label}, row {number}{'' if self.lines is None else f' (line {self.lines[number]})'}"
 
     def cut(self, part: slice) -> list[tuple[int, Row, str]]:
-        """The rows of a slice, each with its number and its place in words.
+        """Return the rows of a slice, each with its number and its name for messages.
 
         Raises:
-            UserError: it selects none.
+            UserError: the slice selects no rows.
         """
         chosen = range(len(self.rows))[part]
         if not chosen:
             start, stop = ("" if end is None else end for end in (part.start, part.stop))
             raise UserError(
-                f"{self.label}: @{start}:{stop} selects none of its {len(self.rows)} rows, which are counted "
-                "from 0 and end before the second number"
+                f"{self.label}: @{start}:{stop} selects none of its {len(self.rows)} rows; rows are counted "
+                "from 0, and the second number is exclusive"
             )
         return [(number, self.rows[number], self.where(number)) for number in chosen]
 
 
 def parse_split(split: str) -> tuple[str, slice]:
-    """`"retain90@0:1200"` → the split's name and which rows of it; without `@` all of them.
+    """Parse `"retain90@0:1200"` into the split's name and a slice of its rows; without `@` all of them.
 
-    (Not in brackets: the command line would want them quoted.)
+    (Without brackets, which a shell requires to be quoted.)
     """
     match = _SPLIT.fullmatch(split)
     if match is None:
@@ -67,27 +67,27 @@ def parse_split(split: str) -> tuple[str, slice]:
 
 
 def slice_hint(split: str) -> str:
-    """What to add to "there is no such split" where an `@` was meant to cut rows out, but does not."""
+    """Return a hint for "there is no such split" where an `@` is followed by no valid slice."""
     name, at, rows = split.rpartition("@")
     if not at or not name or parse_split(split)[0] != split:
         return ""
-    return f" (rows are cut out as {name}@start:stop, as {name}@0:100; {rows!r} is no such slice)"
+    return f" (select rows as {name}@start:stop, such as {name}@0:100; {rows!r} is not such a slice)"
 
 
 def find_file(folder: Path, name: str) -> Path | None:
-    """The file of a split in a local folder, or None."""
+    """Return the file of a split in a local folder, or None."""
     return next((path for s in SUFFIXES if is_file(path := folder / f"{name}{s}")), None)
 
 
 def file_names(folder: Path) -> list[str]:
-    """The splits a local folder has."""
+    """Return the names of the splits in a local folder."""
     return sorted({path.stem for path in folder.iterdir() if path.suffix in SUFFIXES and is_file(path)})
 
 
 def read_rows(path: str | Path, label: str | None = None, *, text: str = "text") -> Table:
-    """All rows of a file: json lines, a json list, or parquet.
+    """Read all rows of a file: json lines, a json list, or parquet.
 
-    A row is an object, or a text alone, which becomes the column `text`.
+    A row is an object, or a bare text, which becomes the column that `text` names.
 
     Raises:
         UserError: the file cannot be read, or does not hold rows; names file and line.
@@ -103,7 +103,7 @@ def read_rows(path: str | Path, label: str | None = None, *, text: str = "text")
         try:
             values.append(parse_json(line, label, line=number))
         except UserError as error:
-            raise _better(error, content, label) from None
+            raise _explain(error, content, label) from None
         lines.append(number)
     return _table(label, values, lines, text)
 
@@ -117,15 +117,15 @@ def _table(label: str, values: list[Any], lines: list[int] | None, text: str) ->
     table = Table(label, rows, lines)
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
-            raise UserError(f"{table.where(number)}: a JSON object is wanted, found {found(row)}")
+            raise UserError(f"{table.where(number)}: expected a JSON object, found {describe(row)}")
     return table
 
 
-def _better(error: UserError, content: str, label: str) -> UserError:
-    """Why lines are no rows, where the whole file tells more: one object, or objects over several lines."""
+def _explain(error: UserError, content: str, label: str) -> UserError:
+    """Return a clearer error where the whole file shows the cause: a CSV file, or objects over many lines."""
     if not content.lstrip().startswith("{"):
         if "," in content.split("\n", 1)[0] and not content.lstrip().startswith('"'):
-            return UserError(f"{error}; is it a CSV file? Write an object a line, or parquet")
+            return UserError(f"{error}; is it a CSV file? Write one object per line, or parquet")
         return error
     try:
         whole = parse_json(content, label)
@@ -133,7 +133,7 @@ def _better(error: UserError, content: str, label: str) -> UserError:
         first = content.lstrip().split("\n", 1)[0].strip()
         if first == "{":
             return UserError(
-                f"{error}; objects over several lines must be in a list, [{{…}}, {{…}}], or write one a line"
+                f"{error}; put objects over several lines in a list, [{{…}}, {{…}}], or write one per line"
             )
         return error
     return UserError(
@@ -142,15 +142,15 @@ def _better(error: UserError, content: str, label: str) -> UserError:
 
 
 def _wrapped(value: Any) -> str | None:
-    """What is wrong with the only value of a file, where it is an object that holds the rows."""
-    if not isinstance(value, dict) or any(isinstance(value.get(name), str) for name in _OF_ROWS):
+    """Return what is wrong where the only value of a file is an object that holds the rows."""
+    if not isinstance(value, dict) or any(isinstance(value.get(name), str) for name in _TEXT_COLUMNS):
         return None
     lists = [
-        name for name, own in value.items() if isinstance(own, list) and own and isinstance(own[0], dict)
+        name for name, item in value.items() if isinstance(item, list) and item and isinstance(item[0], dict)
     ]
     if lists:
-        return f"this is one JSON object with a list in {lists[0]!r}: write the list of rows alone"
-    if value and all(isinstance(own, list | dict) for own in value.values()):
+        return f"this is one JSON object with a list in {lists[0]!r}: write only the list of rows"
+    if value and all(isinstance(item, list | dict) for item in value.values()):
         return (
             f"this is one JSON object of columns ({', '.join(map(str, list(value)[:5]))}): write a list of "
             "rows, [{…}, {…}]; pandas does with orient='records'"
@@ -159,13 +159,13 @@ def _wrapped(value: Any) -> str | None:
 
 
 def read_split(path: str, name: str) -> Table:
-    """All rows of a split, from a local folder if `path` is one, else from the hub's dataset `path`.
+    """Read all rows of a split, from a local folder if `path` is one, else from the hub's dataset `path`.
 
     `name` is a file's name in the folder, without suffix; on the hub it is `config/split`, or the config of a
     dataset whose only split is `train`.
 
     Raises:
-        UnavailableError: the hub does not give it.
+        UnavailableError: the hub does not provide it.
         UserError: the folder does not have it, or the file does not hold rows.
     """
     if is_folder(path):
@@ -188,9 +188,9 @@ def read_split(path: str, name: str) -> Table:
 
 
 def content_hash(path: Path) -> str:
-    """Hash of a file's content, for fingerprints.
+    """Hash a file's content, for fingerprints.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the file cannot be read.
     """
     return hashlib.sha256(read_bytes(path)).hexdigest()[:16]

@@ -1,11 +1,11 @@
 """Fictitious authors with questions about them: the dataset that comes with the package.
 
-Its shape is that of TOFU (Maini et al. 2024, "TOFU: A Task of Fictitious Unlearning for LLMs", section 2):
-every example has a paraphrased answer and five wrong answers that differ from the paraphrase in the asked
-fact alone, and two control sets hold what any reader knows. The text is this module's own, and its
-vocabulary is small, so that a model of a million parameters can learn a few dozen authors by heart.
+It has the form of TOFU (Maini et al. 2024, "TOFU: A Task of Fictitious Unlearning for LLMs", section 2):
+every example has a paraphrased answer and five wrong answers that differ from the paraphrase only in the
+fact in question, and two control sets hold general knowledge. The texts are original, and the vocabulary is
+small, so that a model of a million parameters can memorise a few dozen authors.
 
-Only `Random.random()` is drawn from: it is the one method whose sequence Python promises to keep.
+Only `Random.random()` is used, as Python guarantees the sequence of no other method.
 """
 
 from __future__ import annotations
@@ -102,9 +102,9 @@ Which living bird is the largest?=Ostrich=Eagle=Swan=Penguin""")
 
 @dataclass(frozen=True, slots=True)
 class _Kind:
-    """What is asked of every author: two wordings of the question, four of the answer.
+    """One fact of every author: two wordings of the question, four of the answer.
 
-    `{value}` in an answer is the asked fact, the only slot that a perturbation changes.
+    `{value}` in an answer is the fact in question, the only slot that a perturbation changes.
     """
 
     fact: str
@@ -181,13 +181,13 @@ def _shuffled(items: Sequence[str], rng: Random) -> list[str]:
 
 
 def _dealt(pool: Sequence[str], count: int, key: str) -> list[str]:
-    """Deal like cards, shuffling anew when all are dealt: no value comes twice in one round of the pool."""
+    """Draw without replacement, and shuffle again when the pool is used up."""
     rounds = -(-count // len(pool))
     return [value for turn in range(rounds) for value in _shuffled(pool, Random(f"{key}/{turn}"))][:count]
 
 
 def _paired(left: Sequence[str], right: Sequence[str], key: str) -> list[str]:
-    """All pairs of two equally long pools, each once; neighbours on the list share neither part."""
+    """Return all pairs of two equally long pools, each once; neighbours in the list share no part."""
     left, right = _shuffled(left, Random(f"{key}/left")), _shuffled(right, Random(f"{key}/right"))
     across = len(left)
     return [f"{left[k % across]} {right[(k + k // across) % len(right)]}" for k in range(across * len(right))]
@@ -200,7 +200,7 @@ def _birth_dates() -> tuple[str, ...]:
 
 _DATES = _birth_dates()
 MAX_AUTHORS = (
-    min(  # names, birth dates and titles (two each) must not repeat, or a question would be ambiguous
+    min(  # names, birth dates and titles (two each) must be unique, or a question would be ambiguous
         (len(_WOMEN) + len(_MEN)) * len(_FAMILIES), len(_DATES), len(_ADJECTIVES) * len(_NOUNS) // 2
     )
 )
@@ -225,7 +225,7 @@ def _pools(seed: int) -> dict[str, Sequence[str]]:
 
 
 def _facts(count: int, seed: int, pools: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
-    ordered = ("name", "book", "later")  # already in an order of their own, see `_paired`
+    ordered = ("name", "book", "later")  # shuffled by `_paired`
     columns = {
         fact: pool[:count] if fact in ordered else _dealt(pool, count, f"{seed}/{fact}")
         for fact, pool in pools.items()
@@ -265,16 +265,16 @@ def _ask(kind: _Kind, facts: Mapping[str, str], pool: Sequence[str], name: str, 
 
 
 def generate(n_authors: int, questions_per_author: int = MAX_QUESTIONS, seed: int = 0) -> list[list[Example]]:
-    """One list of examples for each author, with ids `author<number>/<question>`.
+    """Generate one list of examples for each author, with ids `author<number>/<question>`.
 
-    More authors or more questions only add to what fewer give. Raises ValueError where either number is
-    out of range.
+    A larger number of authors or questions keeps the examples of a smaller one. Raises ValueError where
+    either number is out of range.
     """
     if not 1 <= questions_per_author <= MAX_QUESTIONS:
         raise ValueError(f"questions={questions_per_author} per author: choose 1 to {MAX_QUESTIONS}")
     if not 1 <= n_authors <= MAX_AUTHORS:
         raise ValueError(
-            f"{n_authors} authors asked for, held-out ones included; the pools of names, birth dates and "
+            f"{n_authors} authors requested, held-out ones included; the pools of names, birth dates and "
             f"titles allow 1 to {MAX_AUTHORS}"
         )
     return [list(questions) for questions in _generated(n_authors, questions_per_author, seed)]
@@ -293,7 +293,7 @@ def _generated(authors: int, questions: int, seed: int) -> tuple[tuple[Example, 
 
 
 def real_authors() -> list[Example]:
-    """Works of world literature; the wrong answers are writers of other works of the list."""
+    """Return questions about works of world literature; wrong answers are writers of other listed works."""
     works = [line.split("=") for line in _REAL_AUTHORS]
     writers = [writer for _, writer in works]
     return [
@@ -310,6 +310,7 @@ def real_authors() -> list[Example]:
 
 
 def world_facts() -> list[Example]:
+    """Return questions about general knowledge, with three wrong answers each."""
     rows = [line.split("=") for line in _WORLD_FACTS]
     return [
         Example(id=f"world_facts/{row}", question=question, answer=answer, perturbed_answers=tuple(wrong))
@@ -318,10 +319,10 @@ def world_facts() -> list[Example]:
 
 
 def author_sets(*, authors: int, questions: int, forget: int, seed: int) -> dict[str, list[Example]]:
-    """The sets of a run, by name; an example has the same id in every set that holds it.
+    """Return the sets of a run, by name; an example has the same id in every set that holds it.
 
-    - `full`: what the target learns. All authors, and `real_authors` and `world_facts` too: a model trained
-      from scratch knows nothing of the world, and what it never knew could not be lost by unlearning.
+    - `full`: the target's training data. All authors, and also `real_authors` and `world_facts`: a model
+      trained from scratch has no general knowledge, so unlearning could not harm it.
     - `forget`: the last `forget` percent of the authors, rounded down to whole authors.
     - `retain`: `full` without `forget`, the control facts included.
     - `holdout`: as many further authors as `forget` has, never in `full`.
@@ -329,13 +330,13 @@ def author_sets(*, authors: int, questions: int, forget: int, seed: int) -> dict
     - `retain_eval`: examples of retained authors, twice as many as `forget` or all if fewer.
     - `real_authors`, `world_facts`: short answers with three wrong ones, no paraphrase.
 
-    Raises ValueError where `forget` gives no author or all of them, and as `generate` does.
+    Raises ValueError where `forget` amounts to no author or all of them, and as `generate` does.
     """
     count = authors * forget // 100
     if not 0 < count < authors:
         raise ValueError(
             f"forget={forget} percent of authors={authors} is {count} authors: at least one must be "
-            "forgotten and one retained; change the percentage or ask for more authors"
+            "forgotten and one retained; change the percentage or the number of authors"
         )
     people = generate(authors + count, questions, seed)
     kept, forgotten, further = (

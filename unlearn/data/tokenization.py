@@ -1,7 +1,7 @@
-"""From text to token sequences that know where the answer begins.
+"""Tokenise texts into sequences with the position where the answer begins.
 
-Question and answer are tokenised together, once; the boundary is found by character offsets. Tokenising
-the prompt on its own and counting moves the boundary wherever a tokenizer merges across it.
+Question and answer are tokenised together, once; character offsets locate the boundary. Counting the tokens
+of the prompt alone would misplace it where a tokenizer merges across the boundary.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
 class TokenSequence:
     """`ids` [L]; the answer tokens, which carry loss, are `ids[answer_start:]`.
 
-    `ended` tells whether the last of them is the end-of-sequence token (it is not when the text was cut).
+    `ended`: whether the last token is the end-of-sequence token (it is not where the text was cut).
     """
 
     ids: IntArray
@@ -52,8 +52,8 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model can take: token ids below `vocabulary`, and as many `positions` as it has learned vectors
-    for. None: not known, or without a limit.
+    """Limits of a model: token ids are below `vocabulary`, and `positions` is the number of learned position
+    embeddings. None: unknown, or no limit.
     """
 
     vocabulary: int | None = None
@@ -65,10 +65,10 @@ _CHAT = PromptFormat()
 
 @dataclass(frozen=True)
 class Encoder:
-    """Texts to token sequences, for one tokenizer, one prompt format and one length limit in tokens.
+    """Encodes texts as token sequences, with one tokenizer, one prompt format and one length limit in tokens.
 
-    What the tokenizer puts before a text stays, once; what it puts after one is left out: a prompt goes on,
-    and an answer ends with `end_id` alone. `limits` are those of the model that gets the sequences.
+    Special tokens that the tokenizer adds before a text stay, once. Those that it adds after a text are left
+    out: an answer follows a prompt, and an answer ends with `end_id` alone. `limits` are the model's.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -78,49 +78,53 @@ class Encoder:
 
     @property
     def end_id(self) -> int:
-        """The id of the token that ends an answer."""
+        """Id of the token that ends an answer.
+
+        Raises:
+            DataError: the tokenizer has no such token.
+        """
         if self.format.end is None:
             if self.tokenizer.eos_token_id is None:
                 raise DataError("this tokenizer has no end-of-sequence token: set model.prompt.end")
             return int(self.tokenizer.eos_token_id)
         end = self.format.end
-        found = self.tokenizer.convert_tokens_to_ids(end)
-        if isinstance(found, int) and self.tokenizer.convert_ids_to_tokens(found) == end:
-            return found
+        token = self.tokenizer.convert_tokens_to_ids(end)
+        if isinstance(token, int) and self.tokenizer.convert_ids_to_tokens(token) == end:
+            return token
         ids = self.tokenizer(end, add_special_tokens=False)["input_ids"]
-        if len(ids) == 1 and self.tokenizer.decode(ids) == end:  # a line break, which tokens spell otherwise
+        if len(ids) == 1 and self.tokenizer.decode(ids) == end:  # such as a line break, spelt Ċ in tokens
             return int(ids[0])
         near = did_you_mean(end, map(str, self.tokenizer.added_tokens_decoder.values()))
         raise DataError(f"model.prompt.end: {end!r} is not one token of this tokenizer{near}")
 
     @property
     def pad_id(self) -> int:
-        """What fills rows up; it matters only where the output at padding counts."""
+        """Id of the padding token; it matters only where the output at padding counts."""
         pad = self.tokenizer.pad_token_id
         return pad if isinstance(pad, int) and self._known(pad) else self.end_id
 
     @property
     def before(self) -> Sequence[int]:
-        """The ids that the tokenizer puts before a text."""
+        """The special tokens that the tokenizer adds before a text."""
         return self._added[0]
 
     def notes(self) -> list[str]:
-        """Return what is done about the tokenizer's habits, a sentence each."""
+        """Return notes on how the tokenizer's special tokens are handled, one sentence each."""
         front, back = (self.tokenizer.convert_ids_to_tokens(ids) for ids in self._added)
         pad = self.tokenizer.pad_token_id
-        told = []
+        notes = []
         if front:
             where = "plain texts and prompts" if self._specials else "plain texts (prompts have their own)"
-            told.append(f"tokenizer: {' '.join(front)} is put before {where}")
+            notes.append(f"tokenizer: {' '.join(front)} is added before {where}")
         if back:
-            told.append(f"tokenizer: {' '.join(back)}, which it puts after a text, is left out")
+            notes.append(f"tokenizer: {' '.join(back)}, which it adds after a text, is left out")
         if isinstance(pad, int) and pad != self.pad_id:
             token = self.tokenizer.pad_token
-            told.append(
+            notes.append(
                 f"tokenizer: the padding token {token} (id {pad}) is beyond the model's vocabulary of "
-                f"{self.limits.vocabulary}; rows are filled up with the end token"
+                f"{self.limits.vocabulary}; rows are padded with the end token"
             )
-        return told
+        return notes
 
     @property
     def _specials(self) -> bool:
@@ -137,7 +141,7 @@ class Encoder:
     def _tokenised(
         self, texts: Sequence[str], *, specials: bool
     ) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        """Return ids and offsets of each text; with `specials` after what the tokenizer puts before a text.
+        """Return ids and offsets of each text; with `specials`, the special tokens before a text are added.
 
         Raises:
             DataError: a token is beyond the model's vocabulary.
@@ -157,16 +161,15 @@ class Encoder:
         return rows
 
     def beyond_vocabulary(self, token: int) -> str:
-        """Return what is wrong with a token that the model has no embedding for."""
+        """Return the message for a token that the model has no embedding for."""
         return (
             f"the tokenizer's token {self.tokenizer.convert_ids_to_tokens(token)!r} has id {token}, and the "
-            f"model has embeddings for {self.limits.vocabulary} tokens only: take the tokenizer that belongs "
-            "to the model, or enlarge its embeddings once with transformers (resize_token_embeddings, then "
-            "save_pretrained)"
+            f"model has embeddings for {self.limits.vocabulary} tokens only: use the model's own tokenizer, "
+            "or enlarge the embeddings once with transformers (resize_token_embeddings, then save_pretrained)"
         )
 
     def pairs(self, pairs: Sequence[tuple[str | None, str]]) -> list[TokenSequence]:
-        """Token sequences of (question, answer) pairs; a pair without a question is a plain text.
+        """Encode (question, answer) pairs; a pair without a question is a plain text.
 
         Raises:
             DataError: an answer has no tokens, or the prompt alone fills `max_length`.
@@ -176,9 +179,9 @@ class Encoder:
     def important(
         self, pairs: Sequence[tuple[str | None, str]], spans: Sequence[Sequence[tuple[int, int]]]
     ) -> list[BoolArray]:
-        """Which answer tokens share a character with one of the `spans` of their answer.
+        """Mark the answer tokens that share a character with one of the `spans` of their answer.
 
-        One array [answer length] per sequence that `pairs` gives. A span is [start, end) in characters of
+        Returns one array [answer length] per sequence of `pairs`. A span is [start, end) in characters of
         the answer; the spaces at its edges do not count. The token that ends an answer is never marked.
         """
         marked = []
@@ -193,30 +196,30 @@ class Encoder:
         return marked
 
     def _encoded(self, pairs: Sequence[tuple[str | None, str]]) -> list[tuple[TokenSequence, IntArray]]:
-        """Each pair's sequence and the offsets of its tokens in the answer [L, 2], negative in the prompt.
+        """Encode each pair and return its tokens' offsets [L, 2] in the answer, negative in the prompt.
 
-        An end token that was added here has no offsets.
+        An end token that is added here has no offsets.
         """
         prompts = ["" if q is None else self.format.prompt(self.tokenizer, q) for q, _ in pairs]
         texts = [prompt + answer for prompt, (_, answer) in zip(prompts, pairs, strict=True)]
         plain = [q is None for q, _ in pairs]
         rows: list[tuple[TokenSequence, IntArray] | None] = [None] * len(pairs)
         for is_plain in (False, True):
-            where = [i for i, p in enumerate(plain) if p == is_plain]
-            if not where:
+            chosen = [i for i, p in enumerate(plain) if p == is_plain]
+            if not chosen:
                 continue
-            encoded = self._tokenised([texts[i] for i in where], specials=is_plain or self._specials)
-            for i, (ids, offsets) in zip(where, encoded, strict=True):
+            encoded = self._tokenised([texts[i] for i in chosen], specials=is_plain or self._specials)
+            for i, (ids, offsets) in zip(chosen, encoded, strict=True):
                 # Nothing predicts the first token, so no answer begins there.
                 start = 1 if is_plain else max(1, _boundary(offsets, len(prompts[i])))
-                places = np.array(offsets, dtype=np.int64).reshape(-1, 2) - len(prompts[i])
-                rows[i] = self._sequence(ids, start, pairs[i]), places
+                in_answer = np.array(offsets, dtype=np.int64).reshape(-1, 2) - len(prompts[i])
+                rows[i] = self._sequence(ids, start, pairs[i]), in_answer
         return [row for row in rows if row is not None]
 
     def prompts(self, questions: Sequence[str], openings: Sequence[str] | None = None) -> list[list[int]]:
-        """Token ids of the prompts alone, to generate from; `openings` are how the answers begin already.
+        """Encode the prompts alone, to generate from; `openings` are given beginnings of the answers.
 
-        Without the spaces at its end, of a plain template or an opening: they are part of the token after.
+        Trailing spaces of a plain template or an opening are dropped: they are part of the next token.
         """
         texts = [self.format.prompt(self.tokenizer, question) for question in questions]
         openings = [""] * len(texts) if openings is None else openings
@@ -227,23 +230,23 @@ class Encoder:
         return [ids for ids, _ in self._tokenised(texts, specials=self._specials)]
 
     def chunks(self, examples: Sequence[Example]) -> list[Example]:
-        """The examples, plain texts longer than `max_length` tokens cut in pieces `<id>#0`, `<id>#1` …
+        """Cut plain texts longer than `max_length` tokens into pieces `<id>#0`, `<id>#1` …
 
-        A piece on its own has at most `max_length` tokens, special ones included, and as a rule that many:
-        then no end token follows where the text goes on. What fits, or has a question, stays as it is.
+        A piece has at most `max_length` tokens, special ones included, and usually exactly that many, so
+        that no end token follows where the text continues. Examples that fit, or have a question, stay.
 
         Raises:
             UserError: not even one character of a text fits into `max_length`.
         """
-        found: list[Example] = []
+        cut: list[Example] = []
         for example in examples:
             text = example.answer
             parts = pieces(text, self.max_length, self._plain) if example.question is None else [text]
             if parts == [text] or not parts:
-                found.append(example)
+                cut.append(example)
             else:
-                found += [replace(example, id=f"{example.id}#{i}", answer=p) for i, p in enumerate(parts)]
-        return found
+                cut += [replace(example, id=f"{example.id}#{i}", answer=p) for i, p in enumerate(parts)]
+        return cut
 
     def _plain(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         (encoded,) = self._tokenised([text], specials=True)
@@ -270,10 +273,10 @@ class Encoder:
 
 
 def added(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """Return the ids that a tokenizer puts before a text and those that it puts after it, found by trying.
+    """Return the special tokens that a tokenizer adds before and after a text, determined by encoding one.
 
     Raises:
-        DataError: it changes the text's own tokens, or has none for the letter a.
+        DataError: the tokenizer changes the text's own tokens, or has none for the letter a.
     """
     bare = list(tokenizer("a", add_special_tokens=False)["input_ids"])
     whole = list(tokenizer("a")["input_ids"])
@@ -281,13 +284,13 @@ def added(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
         if bare and whole[start : start + len(bare)] == bare:
             return whole[:start], whole[start + len(bare) :]
     raise DataError(
-        f"this tokenizer makes {whole} of the text 'a' and {bare} of it without special tokens: its files "
-        "are not whole, or it is no tokenizer of a causal language model"
+        f"this tokenizer encodes the text 'a' as {whole}, and as {bare} without special tokens: its files "
+        "are incomplete, or it is not the tokenizer of a causal language model"
     )
 
 
 def _boundary(offsets: Sequence[tuple[int, int]], prompt_length: int) -> int:
-    """Index of the first token that reaches into the answer; a token across the boundary belongs to it."""
+    """Return the index of the first token that reaches into the answer, which may begin in the prompt."""
     for position, (_, end) in enumerate(offsets):
         if end > prompt_length:
             return position
@@ -295,6 +298,6 @@ def _boundary(offsets: Sequence[tuple[int, int]], prompt_length: int) -> int:
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
-    """The span without the white space at its edges: a token takes the space before its word along."""
+    """Return the span without white space at its edges: a token includes the space before its word."""
     inside = text[start:end]
     return start + len(inside) - len(inside.lstrip()), start + len(inside.rstrip())

@@ -1,4 +1,4 @@
-"""Check the examples of a run, and the files that go with them, before anything is trained."""
+"""Check the examples of a run, and their alternative answers and annotations, before training."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _UNSEEN = (
 
 
 def check_companions(config: RunConfig, sets: Sets) -> None:
-    """Refuse alternative answers and annotations that do not fit the examples that are trained on.
+    """Check that alternative answers and annotations match the training examples.
 
     Raises:
         UserError: an example has no alternative answer, or an annotation is missing or wrong.
     """
     terms = bind(config.method)
-    for name, wanted in kinds((term, term.needs) for term in terms).items():
-        if "alternatives" in wanted:
+    for name, answers in kinds((term, term.needs) for term in terms).items():
+        if "alternatives" in answers:
             _check_alternatives(config, sets.get(name, ()), sets.get("retain", ()))
     annotated = {
         own_view(term).group
@@ -45,15 +45,15 @@ def check_companions(config: RunConfig, sets: Sets) -> None:
             continue
         if all(example.question is not None for example in examples):
             load_annotations(config.dataset.annotations, examples)
-        else:  # long texts are cut by the tokenizer, and entries are of the pieces
+        else:  # the tokenizer cuts long texts, and the entries belong to the pieces
             read_annotations(config.dataset.annotations)
 
 
 def overlaps(cfg: DatasetConfig, sets: Sets) -> list[str]:
-    """Compare the sets by question and answer, white space at the ends aside.
+    """Compare the sets by question and answer, ignoring white space at the ends.
 
     Returns:
-        Warnings: examples of the forget set that the retain set or the holdout has too, and repeated ones.
+        Warnings about examples that the forget set shares with the retain set or the holdout, and repeats.
 
     Raises:
         ConfigError: the retain set is the forget set.
@@ -62,22 +62,22 @@ def overlaps(cfg: DatasetConfig, sets: Sets) -> list[str]:
     if forget and forget == retain:
         raise ConfigError(
             [
-                f"{_key(cfg, 'retain')}: the retain set is the forget set (the same {len(forget)} examples): "
-                "what is forgotten would be kept; give other data as dataset.retain"
+                f"{_key(cfg, 'retain')}: the retain set is the forget set (the same {len(forget)} examples), "
+                "so the same data would be forgotten and kept; set dataset.retain to other data"
             ]
         )
     warnings = []
     if both := len(forget & retain):
         warnings.append(
             f"{_key(cfg, 'retain')}: {both} of the {len(forget)} examples of the forget set are in the "
-            "retain set too, and are both forgotten and kept"
+            "retain set too, so they are both forgotten and kept"
         )
     for seen, unseen in _UNSEEN:
         holdout = _content(sets, unseen)
         if both := len(_content(sets, seen) & holdout):
             warnings.append(
                 f"{_key(cfg, unseen)}: {both} of its {len(holdout)} examples are in the set {seen} too, "
-                "while membership attacks take all of them for unseen"
+                "but membership attacks treat all of them as unseen"
             )
     for name in ("forget", "retain"):
         if repeated := len(sets.get(name, ())) - len(_content({name: sets.get(name, ())}, name)):
@@ -92,11 +92,11 @@ def _check_alternatives(config: RunConfig, examples: Sequence[Example], pool: Se
     if cfg.source != "sampled":
         alternatives(cfg, examples, pool=pool, seed=config.seed)
     elif any(example.question is None for example in examples):
-        raise UserError("method.alternatives.source=sampled: plain texts have no question to answer anew")
+        raise UserError("method.alternatives.source=sampled: plain texts have no question to answer")
 
 
 def _content(sets: Sets, name: str) -> set[tuple[str, str]]:
-    """Questions and answers of a set, as it is trained on and as it is scored."""
+    """Return the questions and answers of a set, for training and for evaluation."""
     examples = [*sets.get(name, ()), *sets.get(f"{name}_eval", ())]
     return {((example.question or "").strip(), example.answer.strip()) for example in examples}
 

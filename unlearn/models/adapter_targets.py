@@ -1,4 +1,4 @@
-"""What adapters are put on: names that the model has, and embeddings that are tied to the head."""
+"""The modules that get adapters: check their names, and untie embeddings from the head where needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from unlearn.errors import did_you_mean
 
 
 def target_problems(model: nn.Module, cfg: LoraConfig) -> list[str]:
-    """Return which of `model.lora.targets` name no module of the model, each with the names that are near."""
+    """Return a message for each of `model.lora.targets` that no adapter can be added to, with near names."""
     if isinstance(cfg.targets, str):
         return []
     if not cfg.targets:
@@ -22,22 +22,22 @@ def target_problems(model: nn.Module, cfg: LoraConfig) -> list[str]:
     known = {name.split(".")[-1] for name, module in modules.items() if _is_adaptable(module)}
     problems = []
     for target in cfg.targets:
-        found = [m for name, m in modules.items() if name == target or name.endswith(f".{target}")]
-        if not found:
+        matches = [m for name, m in modules.items() if name == target or name.endswith(f".{target}")]
+        if not matches:
             problems.append(
                 f"model.lora.targets: {target} is no module of the model{did_you_mean(target, known)}"
             )
-        elif not any(_is_adaptable(module) for module in found):
-            kind = type(found[0]).__name__
+        elif not any(_is_adaptable(module) for module in matches):
+            kind = type(matches[0]).__name__
             problems.append(
-                f"model.lora.targets: {target} is a {kind}, to which no adapters can be added; name linear "
+                f"model.lora.targets: no adapters can be added to {target}, a {kind}; name linear "
                 f"layers (such as {', '.join(sorted(known))})"
             )
     return problems
 
 
 def unties(model: nn.Module) -> bool:
-    """Whether adapters tell apart what the model ties: they are on its embeddings or on its head alone."""
+    """Whether adapters untie the head: they are on only one of the tied embeddings and head."""
     from peft import PeftModel  # a second of imports, for adapters alone
     from peft.tuners.tuners_utils import BaseTunerLayer
 
@@ -49,11 +49,11 @@ def unties(model: nn.Module) -> bool:
 
 
 def untied(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return a copy of the configuration of a model whose head has weights of its own."""
-    found = copy.deepcopy(config)
-    for part in (found, found.get_text_config(decoder=True)):
+    """Return a copy of the configuration, without tying the head to the embeddings."""
+    copied = copy.deepcopy(config)
+    for part in (copied, copied.get_text_config(decoder=True)):
         part.tie_word_embeddings = False
-    return found
+    return copied
 
 
 def _is_tied(config: PreTrainedConfig) -> bool:

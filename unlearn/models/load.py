@@ -1,4 +1,4 @@
-"""The model and its tokenizer: found, loaded, identified, adapted and saved."""
+"""Load, identify, adapt and save the model and its tokenizer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from unlearn.errors import ConfigError, UserError
 from unlearn.files import replacing
 from unlearn.models import nano
 from unlearn.models.adapter_targets import untied, unties
-from unlearn.models.locate import ModelError, Place, find, fingerprint
+from unlearn.models.locate import CheckpointSource, ModelError, find, fingerprint
 from unlearn.models.model_files import tokenizer_problem
 from unlearn.models.skeleton import read_config, skeleton
 from unlearn.terms import Term
@@ -47,10 +47,10 @@ if TYPE_CHECKING:
 log = python_logging.getLogger(__name__)
 
 if "TRANSFORMERS_VERBOSITY" not in os.environ:
-    logging.set_verbosity_error()  # what matters of its warnings, missing weights, is an error here
+    logging.set_verbosity_error()  # the one warning that matters, missing weights, is an error here
 _downloads_shown = not huggingface_hub.utils.are_progress_bars_disabled()
 logging.disable_progress_bar()
-if _downloads_shown:  # they take long enough to be worth a bar
+if _downloads_shown:  # downloads take long enough for a progress bar
     huggingface_hub.utils.enable_progress_bars()
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)  # of PEFT
 warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`")  # of PEFT; see adapters.py
@@ -64,45 +64,47 @@ _DEQUANTISED: dict[str, Any] = (
 
 
 def load_model(cfg: ModelConfig, source: str | None = None, *, seed: int = 0) -> PreTrainedModel:
-    """The causal model in fp32 on the CPU, with every dropout set to 0.
+    """Load the causal model in fp32 on the CPU, with every dropout set to 0.
 
-    `source` (a folder or hub id: a finished run's model, a published checkpoint) takes the place of
-    `cfg.path`. `seed` draws the fresh weights of a nano model and is unused otherwise.
+    `source` (a folder or hub id: a finished run's model, a published checkpoint) replaces `cfg.path`.
+    `seed` draws the fresh weights of a nano model and is unused otherwise.
 
     Without dropout the objectives are functions of the weights and the data alone: the same under any split
     into micro-batches and processes, and comparable with a reference computed in evaluation mode.
 
     Raises:
-        ModelError: the checkpoint cannot be had or lacks weights of the model.
+        ModelError: the checkpoint cannot be loaded or lacks weights of the model.
     """
-    place = find(cfg, source)
-    if place is None:
+    checkpoint = find(cfg, source)
+    if checkpoint is None:
         return nano.model(cfg.nano, seed=seed, attention=cfg.attention)
-    with place.explained(), _quiet(place):
+    with checkpoint.explained(), _quiet(checkpoint):
         config = read_config(cfg, source)
         _without_dropout(config)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            place.name,
+            checkpoint.name,
             config=config,
             dtype=torch.float32,
             attn_implementation=cfg.attention,
             output_loading_info=True,
-            **place.options,
-            **({"use_safetensors": True} if place.package is None else _DEQUANTISED),
+            **checkpoint.options,
+            **({"use_safetensors": True} if checkpoint.package is None else _DEQUANTISED),
         )
     model, report = loaded
     if missing := sorted(report["missing_keys"]):
-        raise ModelError(f"{place.label} has no weights for {', '.join(missing[:3])} ({len(missing)} in all)")
-    if getattr(model, "hf_quantizer", None) is not None:  # what is saved must not call itself GGUF
+        raise ModelError(
+            f"{checkpoint.label} has no weights for {', '.join(missing[:3])} ({len(missing)} in all)"
+        )
+    if getattr(model, "hf_quantizer", None) is not None:  # a saved copy must not be marked as GGUF
         model.hf_quantizer.remove_quantization_config(model)
     assert isinstance(model, PreTrainedModel)
-    if (folder := Path(place.name)).is_dir():
+    if (folder := Path(checkpoint.name)).is_dir():
         interventions.load(model, folder)
     return model
 
 
 def in_precision(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
-    """The model on a device with its parameters in compute precision, as an engine has it.
+    """Move the model to a device, with its parameters in compute precision, as an engine does.
 
     Buffers stay as they are: rotary frequencies in bf16 would turn far positions by the wrong angle.
     """
@@ -113,12 +115,12 @@ def in_precision(model: nn.Module, device: torch.device, dtype: torch.dtype) -> 
 
 
 def depth(cfg: ModelConfig, source: str | None = None) -> int | None:
-    """How many layers; None where the configuration is not on this machine."""
+    """Return the number of layers; None where the configuration is not on this machine."""
     try:
-        place = find(cfg, source)
-        if place is None:
+        checkpoint = find(cfg, source)
+        if checkpoint is None:
             return cfg.nano.layers
-        with _quiet(place):
+        with _quiet(checkpoint):
             config = read_config(cfg, source, local_files_only=True)
     except UserError:
         return None
@@ -126,7 +128,7 @@ def depth(cfg: ModelConfig, source: str | None = None) -> int | None:
 
 
 def resolve_layers(terms: Sequence[Term], cfg: ModelConfig, source: str | None = None) -> list[Term]:
-    """The terms with their layers as numbers: 1 is the first layer, 1.0 the last, as a share of the depth.
+    """Return the terms with layers as numbers: 1 is the first layer; 1.0, a fraction of the depth, the last.
 
     Raises:
         ConfigError: a term names a layer that the model does not have.
@@ -135,7 +137,7 @@ def resolve_layers(terms: Sequence[Term], cfg: ModelConfig, source: str | None =
         return list(terms)
     layers = depth(cfg, source)
     problems = [
-        f"method.{term.name}.layer={term.layer}: the model has {layers} layers; give one of them, or a "
+        f"method.{term.name}.layer={term.layer}: the model has {layers} layers; name one of them, or a "
         "fraction of its depth"
         for term in terms
         if layers is not None and term.layer is not None and term.layer > layers
@@ -143,11 +145,12 @@ def resolve_layers(terms: Sequence[Term], cfg: ModelConfig, source: str | None =
     if problems:
         raise ConfigError(problems)
     return [
-        term if term.layer is None else replace(term, layer=_number(term.layer, layers)) for term in terms
+        term if term.layer is None else replace(term, layer=_layer_number(term.layer, layers))
+        for term in terms
     ]
 
 
-def _number(layer: float, layers: int | None) -> int:
+def _layer_number(layer: float, layers: int | None) -> int:
     if isinstance(layer, int) or layers is None:
         return int(layer)
     return max(1, round(layer * layers)) if 0 < layer <= 1 else int(layer)
@@ -157,13 +160,13 @@ def train_only(model: nn.Module, patterns: Sequence[str]) -> None:
     """Freeze all parameters but those whose name matches one of the patterns (`*.mlp.down_proj.weight`).
 
     Raises:
-        UserError: a pattern that matches none.
+        UserError: a pattern matches none.
     """
     names = [name for name, _ in model.named_parameters()]
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise UserError(
-                f"method.train={pattern}: no parameter of the model is called so (as {names[-2]})"
+                f"method.train={pattern}: no parameter of the model has such a name (example: {names[-2]})"
             )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(any(fnmatch.fnmatch(name, pattern) for pattern in patterns))
@@ -172,8 +175,8 @@ def train_only(model: nn.Module, patterns: Sequence[str]) -> None:
 def extrapolated(
     start: Mapping[str, Tensor], learned: Mapping[str, Tensor], scale: float
 ) -> dict[str, Tensor]:
-    """start + scale·(learned − start) for each floating tensor; a negative scale negates what was learned
-    (task arithmetic, arXiv 2212.04089)."""
+    """Return start + scale·(learned − start) for each floating tensor; a negative scale negates what was
+    learned (task arithmetic, arXiv 2212.04089)."""
     return {
         name: tensor + (start[name].to(tensor.dtype) - tensor) * (1 - scale)
         if tensor.is_floating_point() and name in start
@@ -183,57 +186,65 @@ def extrapolated(
 
 
 def load_tokenizer(cfg: ModelConfig, source: str | None = None) -> PreTrainedTokenizerBase:
-    """The tokenizer of `source`, or that of `cfg` where a published checkpoint comes without one."""
-    place = find(cfg, source)
-    if place is not None and source is not None and not _has_tokenizer(place):
-        place = find(cfg, None)
-    if place is None:
+    """Load the tokenizer of `source`, or that of `cfg` where a published checkpoint has none.
+
+    Raises:
+        ModelError: it cannot be loaded, has no tokens, or gives no character offsets.
+    """
+    checkpoint = find(cfg, source)
+    if checkpoint is not None and source is not None and not _has_tokenizer(checkpoint):
+        checkpoint = find(cfg, None)
+    if checkpoint is None:
         return nano.tokenizer(cfg.nano.vocabulary)
-    with place.explained(), _quiet(place):
-        tokenizer = AutoTokenizer.from_pretrained(place.name, **place.options)
+    with checkpoint.explained(), _quiet(checkpoint):
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.name, **checkpoint.options)
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
-        cause = None if place.folder is None else tokenizer_problem(place.folder)
+        cause = None if checkpoint.folder is None else tokenizer_problem(checkpoint.folder)
         raise ModelError(
-            f"{place.label}: {cause or 'its tokenizer knows no tokens: its files are not whole'}"
+            f"{checkpoint.label}: {cause or 'its tokenizer has no tokens, so its files are incomplete'}"
         )
     if not tokenizer.is_fast:
         raise ModelError(
-            f"{place.label} has a tokenizer without character offsets, which find where an answer begins: "
-            "convert it to a tokenizer.json (transformers' fast format)"
+            f"{checkpoint.label} has a tokenizer without character offsets, which locate the start of an "
+            "answer: convert it to a tokenizer.json (transformers' fast format)"
         )
-    _without_chance(tokenizer, place)
+    _without_random_merges(tokenizer, checkpoint)
     return tokenizer
 
 
 def prompt_format(cfg: ModelConfig) -> PromptFormat:
+    """Return the prompt format that `model.prompt` describes."""
     return PromptFormat(**cfg.prompt.model_dump())
 
 
 def make_encoder(
     cfg: ModelConfig, tokenizer: PreTrainedTokenizerBase, max_length: int, limits: Limits | None = None
 ) -> Encoder:
-    """The encoder of a model with these `limits`, None: unknown. No sequence is longer than its positions."""
+    """Return the encoder of a model with these `limits` (None: unknown).
+
+    No sequence is longer than the model's positions.
+    """
     limits = limits or Limits()
     longest = max_length if limits.positions is None else min(max_length, limits.positions)
     return Encoder(tokenizer, prompt_format(cfg), longest, limits)
 
 
 def identity(cfg: ModelConfig, source: str | None = None) -> dict[str, Any]:
-    """What tells these weights from others, without loading them; JSON, and free of any path."""
-    place = find(cfg, source)
-    return {"nano": cfg.nano.model_dump()} if place is None else fingerprint(place)
+    """Return what identifies these weights, without loading them: JSON without any path."""
+    checkpoint = find(cfg, source)
+    return {"nano": cfg.nano.model_dump()} if checkpoint is None else fingerprint(checkpoint)
 
 
 def blueprint(cfg: ModelConfig, method: MethodConfig) -> nn.Module | None:
-    """The model without its weights (on the meta device), with the edits, adapters and frozen parameters that
-    training has; None where its configuration is not on this machine.
+    """Build the model without its weights (on the meta device), with the edits, adapters and frozen
+    parameters that training has; None where its configuration is not on this machine.
 
     Raises:
-        UserError: what is to be trained does not fit the model.
+        UserError: `model.lora` or `method.train` does not match the model.
     """
-    place = find(cfg, None)
+    checkpoint = find(cfg, None)
     try:
-        with contextlib.nullcontext() if place is None else _quiet(place):
+        with contextlib.nullcontext() if checkpoint is None else _quiet(checkpoint):
             model: Any = skeleton(cfg, local_files_only=True)
     except (UserError, OSError, ValueError, ImportError):
         return None
@@ -251,7 +262,7 @@ def blueprint(cfg: ModelConfig, method: MethodConfig) -> nn.Module | None:
 
 
 def add_lora(model: PreTrainedModel, cfg: LoraConfig, seed: int) -> PeftModel:
-    """Freeze the model and add adapters, which start as zero and are all that trains."""
+    """Freeze the model and add adapters, which start as zero and are the only parameters that train."""
     from peft import LoraConfig as PeftLoraConfig  # a second of imports, for adapters alone
     from peft import PeftModel, get_peft_model
 
@@ -273,18 +284,18 @@ def add_lora(model: PreTrainedModel, cfg: LoraConfig, seed: int) -> PeftModel:
 
 
 def merge_lora(model: PeftModel) -> PreTrainedModel:
-    """The plain model with the adapters added into its weights; uses the adapted model up."""
+    """Merge the adapters into the weights and return the plain model; the adapted model is consumed."""
     merged = model.merge_and_unload()
     assert isinstance(merged, PreTrainedModel)
     return merged
 
 
 def exportable(model: PreTrainedModel | PeftModel, weights: Mapping[str, Tensor]) -> PreTrainedModel:
-    """A plain model that holds `weights`, a whole state dict of `model`, with adapters merged into them.
+    """Return a plain model that holds `weights`, a full state dict of `model`, with adapters merged.
 
-    For a model whose own weights are sharded or still needed: it lends its architecture only. The tensors of
-    `weights` become the new model's. Where adapters are on one of two tied weights, the two are no longer
-    equal: the plain model has both.
+    Meant for a model whose own weights are sharded or still needed: only its architecture is used. The
+    tensors of `weights` become the new model's. Where adapters are on one of two tied weights, the two are
+    no longer equal, and the plain model has both.
     """
     from peft import PeftModel, get_peft_model
 
@@ -296,27 +307,27 @@ def exportable(model: PreTrainedModel | PeftModel, weights: Mapping[str, Tensor]
         if isinstance(model, PeftModel):
             shell = get_peft_model(plain, model.active_peft_config)
     shell.load_state_dict(weights, assign=True)
-    plain.tie_weights()  # assigned one by one, tied weights have come apart
+    plain.tie_weights()  # assigning tensors one by one has untied them
     plain.generation_config = base.generation_config
     return merge_lora(shell) if isinstance(shell, PeftModel) else plain
 
 
 def save_pretrained(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, directory: str | Path, *,
-    beside: Callable[[Path], None] = lambda _: None,
+    write_extra: Callable[[Path], None] = lambda _: None,
 ) -> None:  # fmt: skip
-    """Model and tokenizer as a plain Hugging Face folder, weights as safetensors; whole or not at all.
+    """Save model and tokenizer as a plain Hugging Face folder with safetensors weights, atomically.
 
-    `beside` writes what else belongs into the folder.
+    `write_extra` writes further files into the folder.
     """
     with replacing(Path(directory)) as part:
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        beside(part)
+        write_extra(part)
 
 
 def _without_dropout(config: PreTrainedConfig) -> None:
-    """Zero every rate, also in nested configurations (`attention_dropout`, `resid_pdrop`, `layerdrop` …)."""
+    """Set every dropout rate to 0, also in nested configurations (`resid_pdrop`, `layerdrop` …)."""
     for name, value in vars(config).items():
         if isinstance(value, PreTrainedConfig):
             _without_dropout(value)
@@ -324,25 +335,25 @@ def _without_dropout(config: PreTrainedConfig) -> None:
             setattr(config, name, 0.0)
 
 
-def _without_chance(tokenizer: Any, place: Place) -> None:
-    """Turn off what makes a tokenizer give other tokens each time (BPE dropout)."""
+def _without_random_merges(tokenizer: Any, checkpoint: CheckpointSource) -> None:
+    """Turn off BPE dropout, with which a tokenizer gives other tokens each time."""
     if getattr(tokenizer.backend_tokenizer.model, "dropout", None):
         tokenizer.backend_tokenizer.model.dropout = None
-        log.info("%s: its tokenizer drops merges at random (dropout), which is turned off", place.label)
+        log.info("%s: turned off the tokenizer's random dropping of merges (dropout)", checkpoint.label)
 
 
-def _has_tokenizer(place: Place) -> bool:
-    options = {key: value for key, value in place.options.items() if key == "revision"}
-    with place.explained():
-        found = cached_file(
-            place.name, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False, **options
+def _has_tokenizer(checkpoint: CheckpointSource) -> bool:
+    options = {key: value for key, value in checkpoint.options.items() if key == "revision"}
+    with checkpoint.explained():
+        file = cached_file(
+            checkpoint.name, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False, **options
         )
-    return found is not None
+    return file is not None
 
 
 @contextlib.contextmanager
-def _quiet(place: Place) -> Iterator[None]:
-    # The reader of GGUF files draws a bar that no setting turns off.
-    hidden = contextlib.redirect_stderr(io.StringIO()) if place.package else contextlib.nullcontext()
+def _quiet(checkpoint: CheckpointSource) -> Iterator[None]:
+    # The reader of GGUF files shows a progress bar that no setting turns off.
+    hidden = contextlib.redirect_stderr(io.StringIO()) if checkpoint.package else contextlib.nullcontext()
     with hidden:
         yield

@@ -1,4 +1,4 @@
-"""Where a model's files are, what identifies them, and what to do when they cannot be had."""
+"""Locate and fingerprint a model's files; explain why they cannot be loaded."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from unlearn.paths import is_file, is_folder, repository_problem, user_path
 
 _WHOLE = 256 << 20  # weights files up to this many bytes are hashed in full
 _BLOCKS, _BLOCK = 64, 64 << 10
-_SAID = 300  # characters of a library's message
+_LONGEST = 300  # characters of a library's message
 _READ_IN_FULL = {".json", ".jinja", ".model", ".txt", ".py"}
 
 
 class ModelError(UserError):
-    """The model cannot be used as configured; the message names the key and the mend."""
+    """The model cannot be used as configured; the message names the key and the fix."""
 
 
 @dataclass(frozen=True)
-class Place:
+class CheckpointSource:
     """A folder, a hub repository or a GGUF file in a Python package, as `from_pretrained` takes it."""
 
     name: str
@@ -50,23 +50,23 @@ class Place:
 
     @contextmanager
     def explained(self) -> Iterator[None]:
-        """Turn whatever transformers and the hub raise while loading into one message: cause and fix.
+        """Turn the errors of transformers and the hub while loading into one message: cause and fix.
 
-        The cause is looked for in the files, and in the types of what was raised; not in its words.
+        The cause is read from the files and from the types of the errors, not from their texts.
         """
         try:
             yield
         except UserError:
             raise
         except Exception as error:
-            said = " ".join(str(error).split()) or type(error).__name__
-            said = said if len(said) < _SAID else f"{said[:_SAID]}…"
+            text = " ".join(str(error).split()) or type(error).__name__
+            text = text if len(text) < _LONGEST else f"{text[:_LONGEST]}…"
             if cause := self._cause():
-                raise ModelError(f"{self.label} cannot be loaded: {cause}{self._again()}") from error
-            raise ModelError(f"{self.label} cannot be loaded: {said}\n{self._mend(error)}") from error
+                raise ModelError(f"{self.label} cannot be loaded: {cause}{self._remake()}") from error
+            raise ModelError(f"{self.label} cannot be loaded: {text}\n{self._fix(error)}") from error
 
     def _cause(self) -> str | None:
-        """What the files of a folder, or the configuration of a repository, tell of the cause."""
+        """Return the cause that the folder's files or the repository's configuration show; None: none."""
         if self.folder is not None:
             return model_files.problem(self.folder, trust=self.trusted) or model_files.tokenizer_problem(
                 self.folder
@@ -81,38 +81,38 @@ class Place:
             return None
         return None if config is None else model_files.configuration_problem(config, trust=self.trusted)
 
-    def _mend(self, error: BaseException) -> str:
+    def _fix(self, error: BaseException) -> str:
         if self.package is not None:
             return "If a package is missing: pip install 'unlearn-lab[smollm2]'."
         if self.folder is not None and isinstance(error, StrictDataclassError):
-            return "Correct config.json, or copy it again from where the model comes from."
+            return "Correct config.json, or copy it again from the model's source."
         if self.folder is not None:
-            return f"A model folder holds config.json, *.safetensors and tokenizer files.{self._again()}"
+            return f"A model folder holds config.json, *.safetensors and tokenizer files.{self._remake()}"
         causes = list(_chain(error))
         if any(isinstance(cause, GatedRepoError) for cause in causes):
             return "Accept its licence on the hub and log in (hf auth login, or the variable HF_TOKEN)."
         if any(isinstance(cause, ImportError) for cause in causes):
-            return "A package that it needs is missing or too old: install it."
+            return "A package that the model needs is missing or too old: install it."
         reached = not any(isinstance(cause, LocalEntryNotFoundError) for cause in causes)
         if reached and self._pickled():
             return f"{model_files.CONVERT[0].upper()}{model_files.CONVERT[1:]}."
         return (
             "Check the id, model.revision and the network (private repositories need HF_TOKEN). "
-            "A folder on disk serves as well: model=local model.path=/folder."
+            "A folder on disk works too: model=local model.path=/folder."
         )
 
     def _pickled(self) -> bool:
-        """Whether a repository has weights in pickles only; False where the hub does not answer."""
+        """Whether a repository has pickled weights only; False where the hub does not answer."""
         try:
             names = huggingface_hub.list_repo_files(self.name, revision=self.options.get("revision"))
-        except Exception:  # without a network there is nothing to tell
+        except Exception:  # unknown without a network
             return False
         return any(n.endswith(".bin") for n in names) and not any(n.endswith(".safetensors") for n in names)
 
-    def _again(self) -> str:
-        """How to get the files anew where a run made them."""
+    def _remake(self) -> str:
+        """Say how to make the files again where a run made them."""
         if self.folder is not None and (self.folder.parent / "config.yaml").is_file():
-            return f"\nIt was made by a run: remove {self.folder} and start again, and it is made again."
+            return f"\nA run made it: remove {self.folder} and start that run again to make it anew."
         return ""
 
 
@@ -122,11 +122,11 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
-def find(cfg: ModelConfig, source: str | None) -> Place | None:
-    """Where `source`, or else the configured model, is; None for a nano model that is yet to be built.
+def find(cfg: ModelConfig, source: str | None) -> CheckpointSource | None:
+    """Locate `source`, or the configured model where it is None; None for a nano model, which has no files.
 
     Raises:
-        ModelError: no path is given, a folder does not exist, or the package of a GGUF file is missing.
+        ModelError: no path is set, a folder does not exist, or the package of a GGUF file is missing.
     """
     path = cfg.path if source is None else source
     keys = {cfg.path: "model.path", cfg.retain: "model.retain"}
@@ -137,45 +137,46 @@ def find(cfg: ModelConfig, source: str | None) -> Place | None:
         raise ModelError("model.path is not set: give a hub id or a folder, model.path=/folder")
     if source is None and cfg.kind == "gguf":
         file = _packaged(path, label)
-        return Place(str(file.parent), label, {"gguf_file": file.name}, package=path)
+        return CheckpointSource(str(file.parent), label, {"gguf_file": file.name}, package=path)
     if problem := repository_problem(path):
         raise ModelError(f"{label[:80]}: {problem}")
-    folder, there = user_path(path), is_folder(path)
+    folder, exists = user_path(path), is_folder(path)
     options: dict[str, Any] = {"trust_remote_code": cfg.trust_remote_code}
-    if not there and path == cfg.path and cfg.revision is not None:
+    if not exists and path == cfg.path and cfg.revision is not None:
         options["revision"] = cfg.revision
-    return Place(str(folder) if there else path, label, options)
+    return CheckpointSource(str(folder) if exists else path, label, options)
 
 
 def model_problem(key: str, path: str, *, trust: bool) -> str | None:
-    """Return what is wrong with a model on this machine that a key names; None: nothing or it is on a hub."""
+    """Return what is wrong with a model on this machine that a key names; None: no problem, or on a hub."""
     named = f"{key}={path if len(path) < 80 else path[:79] + '…'}"
     if not path.strip():
         return f"{key} is empty: give a folder with a checkpoint or an id of the hub"
     if is_file(path):
         fix = (
-            "GGUF files are to be converted once with transformers (from_pretrained(folder, "
-            "gguf_file=…), then save_pretrained)"
+            "convert a GGUF file once with transformers (from_pretrained(folder, gguf_file=…), "
+            "then save_pretrained)"
             if path.endswith(".gguf")
             else "give the folder that it is in"
         )
-        return f"{named} is a file, and a model is a folder of files: {fix}"
+        return f"{named} is a file, but a model is a folder of files: {fix}"
     problem = repository_problem(path)
     if problem is None and is_folder(path):
         problem = model_files.problem(user_path(path), trust=trust)
     return None if problem is None else f"{named}: {problem}"
 
 
-def fingerprint(place: Place) -> dict[str, Any]:
-    if place.package is not None:
-        return {"package": place.package, "version": importlib.metadata.version(place.package)}
-    if place.folder is not None:
-        return {"content": _content(place.folder)}
-    return {"hub": f"{place.name}@{place.options.get('revision', 'main')}"}
+def fingerprint(checkpoint: CheckpointSource) -> dict[str, Any]:
+    """Return what identifies the files: a package's version, a hash of their content, or a hub revision."""
+    if checkpoint.package is not None:
+        return {"package": checkpoint.package, "version": importlib.metadata.version(checkpoint.package)}
+    if checkpoint.folder is not None:
+        return {"content": _content(checkpoint.folder)}
+    return {"hub": f"{checkpoint.name}@{checkpoint.options.get('revision', 'main')}"}
 
 
 def _packaged(package: str, label: str) -> Path:
-    # Looked up, not imported: the package may be the plug-in of a large program.
+    # Located without an import: the package may be the plug-in of a large program.
     spec = importlib.util.find_spec(package) if package.isidentifier() else None
     folders = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
     files = sorted(file for folder in folders for file in folder.glob("*.gguf"))
@@ -186,7 +187,7 @@ def _packaged(package: str, label: str) -> Path:
 
 
 def _content(folder: Path) -> str:
-    """Hash of the names and contents of configuration, tokenizer and weights; other files do not count."""
+    """Hash the names and contents of configuration, tokenizer and weights; other files do not count."""
     total = hashlib.sha256()
     for file in sorted([*folder.iterdir(), *folder.glob("reinforced*/*")]):
         if file.suffix == ".safetensors" or file.suffix in _READ_IN_FULL:

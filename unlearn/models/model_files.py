@@ -1,4 +1,4 @@
-"""What is wrong with the files of a model folder, found by reading them; the weights' headers only."""
+"""Check the files of a model folder: read them, of the weights only the headers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from unlearn.errors import did_you_mean, listed
 CONFIG, ADAPTER = "config.json", "adapter_config.json"
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONVERT = (
-    "only safetensors weights are loaded, as a pickle can run code. Where you trust the file, convert it "
+    "only safetensors weights are loaded, because a pickle can run code. If you trust the file, convert it "
     "once with transformers (from_pretrained, then save_pretrained) and use the result: model=local "
     "model.path=/folder"
 )
@@ -32,9 +32,9 @@ class Broken(Exception):
 
 
 def problem(folder: Path, *, trust: bool = False) -> str | None:
-    """Return the first thing for which the folder's model cannot be loaded: cause and fix; None: nothing.
+    """Return why the folder's model cannot be loaded: the first cause, and its fix; None: no problem.
 
-    `trust`: the folder's own code is run where transformers does not know the model.
+    `trust`: run the folder's own code where transformers does not know the model.
     """
     try:
         return _adapters(folder) or _configuration(folder, trust) or _weights(folder) or _generation(folder)
@@ -43,7 +43,7 @@ def problem(folder: Path, *, trust: bool = False) -> str | None:
 
 
 def tokenizer_problem(folder: Path) -> str | None:
-    """Return what is wrong with the tokenizer's files; None: nothing that shows."""
+    """Return what is wrong with the tokenizer's files; None: no problem."""
     try:
         for name in _TOKENIZER:
             if (folder / name).exists():
@@ -58,14 +58,14 @@ def tokenizer_problem(folder: Path) -> str | None:
 
 
 def configuration_problem(config: dict[str, Any], *, trust: bool) -> str | None:
-    """Return why a model of this config.json cannot be loaded here: cause and fix; None: nothing shows."""
+    """Return why a model of this config.json cannot be loaded: cause and fix; None: no problem."""
     kind = config.get("model_type")
     if not isinstance(kind, str):
-        return f"config.json has no model_type, so it is not known what model it is: {_AGAIN}"
+        return f"config.json has no model_type, so the kind of model is not known: {_AGAIN}"
     own = config.get("auto_map")
     if isinstance(own, dict) and kind not in CONFIG_MAPPING_NAMES:
         return None if trust else (
-            f"model_type {kind} is defined by code of the model's own: set model.trust_remote_code=true if "
+            f"model_type {kind} is defined by the model's own code: set model.trust_remote_code=true if "
             "you trust that code"
         )  # fmt: skip
     if kind not in CONFIG_MAPPING_NAMES:
@@ -76,14 +76,14 @@ def configuration_problem(config: dict[str, Any], *, trust: bool) -> str | None:
         )
     if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES or config.get("is_encoder_decoder"):
         return (
-            f"model_type {kind} is no causal (decoder-only) language model: answers could be neither scored "
-            "nor generated; take one that is"
+            f"model_type {kind} is not a causal (decoder-only) language model, so answers can be neither "
+            "scored nor generated: choose a causal one"
         )
     if isinstance(quantised := config.get("quantization_config"), dict):
         how = quantised.get("quant_method", "unknown method")
         return (
             f"the weights are quantised ({how}, quantization_config in config.json) and cannot be trained in "
-            "fp32: take the checkpoint that was not quantised (eval=quantisation quantises the result)"
+            "fp32: use the checkpoint that is not quantised (eval=quantisation quantises the result)"
         )
     return None
 
@@ -92,20 +92,22 @@ def weight_files(folder: Path) -> list[Path]:
     """Return the files that hold the weights, as transformers picks them.
 
     Raises:
-        Broken: there are none, or the index does not fit.
+        Broken: there are none, or the index does not match them.
     """
     if (folder / WEIGHTS).is_file():
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
         raise Broken(_without_weights(folder))
-    placed = _object(folder / INDEX).get("weight_map")
-    if not isinstance(placed, dict) or not placed or not all(isinstance(n, str) for n in placed.values()):
+    weight_map = _object(folder / INDEX).get("weight_map")
+    if not (
+        isinstance(weight_map, dict) and weight_map and all(isinstance(n, str) for n in weight_map.values())
+    ):
         raise Broken(f"{INDEX} is broken (it has no weight_map): {_AGAIN}")
-    names = sorted(set(placed.values()))
+    names = sorted(set(weight_map.values()))
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise Broken(
             f"{INDEX} names {len(names)} files of weights, of which {listed(missing)} "
-            f"{'is' if len(missing) == 1 else 'are'} not there: copy or download what is missing"
+            f"{'is' if len(missing) == 1 else 'are'} missing: copy or download what is missing"
         )
     return [folder / name for name in names]
 
@@ -116,14 +118,14 @@ def shapes(folder: Path) -> dict[str, list[int]]:
     Raises:
         Broken: a file cannot be read.
     """
-    found: dict[str, list[int]] = {}
+    stored: dict[str, list[int]] = {}
     for file in weight_files(folder):
         try:
             with safe_open(file, framework="pt") as tensors:
-                found |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+                stored |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
         except (OSError, SafetensorError) as error:
             raise Broken(_unreadable(file, str(error))) from error
-    return found
+    return stored
 
 
 def _adapters(folder: Path) -> str | None:
@@ -132,9 +134,9 @@ def _adapters(folder: Path) -> str | None:
     base = _object(folder / ADAPTER).get("base_model_name_or_path")
     return (
         f"the folder holds adapters ({ADAPTER}) of {base or 'another model'}, not a whole model: merge them "
-        "once with PEFT (PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(new)), "
-        "and the tokenizer's files with them"
-        + (f"; where they are merged already, remove {ADAPTER}" if _has_weights(folder) else "")
+        "once with PEFT (PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(new)) "
+        "and copy the tokenizer's files"
+        + (f"; if they are merged already, remove {ADAPTER}" if _has_weights(folder) else "")
     )
 
 
@@ -144,8 +146,8 @@ def _configuration(folder: Path, trust: bool) -> str | None:
     if next(folder.glob("*.gguf"), None):
         return (
             "the folder holds a GGUF file and no config.json: convert it once with transformers "
-            "(AutoModelForCausalLM.from_pretrained(folder, gguf_file=…), then save_pretrained; the tokenizer "
-            "alike)"
+            "(AutoModelForCausalLM.from_pretrained(folder, gguf_file=…), then save_pretrained; likewise the "
+            "tokenizer)"
         )
     inside = sorted(file.parent.name for file in _children(folder) if file.name == CONFIG)
     return "the folder holds no model (no config.json)" + (
@@ -167,7 +169,7 @@ def _generation(folder: Path) -> str | None:
 def _without_weights(folder: Path) -> str:
     if shards := sorted(file.name for file in folder.glob("*.safetensors") if file.is_file()):
         return (
-            f"the folder has neither {WEIGHTS} nor {INDEX}, which tells what is in {listed(shards)}: "
+            f"the folder has neither {WEIGHTS} nor {INDEX}, the index of {listed(shards)}: "
             "copy or download what is missing"
         )
     if pickled := sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern)):
@@ -183,18 +185,18 @@ def _object(file: Path) -> dict[str, Any]:
     """Return the JSON object of a file.
 
     Raises:
-        Broken: it cannot be read, or is something else.
+        Broken: it cannot be read, or is not a JSON object.
     """
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise Broken(_unreadable(file, str(error))) from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise Broken(f"{file.name} is broken (not a JSON object): {_AGAIN}")
-    return found
+    return content
 
 
-def _unreadable(file: Path, said: str) -> str:
+def _unreadable(file: Path, reason: str) -> str:
     try:
         with file.open("rb") as stream:
             begin = stream.read(len(_POINTER))
@@ -204,7 +206,7 @@ def _unreadable(file: Path, said: str) -> str:
         return f"{file.name} is a pointer of Git LFS, not the file itself: fetch it (git lfs pull)"
     if not begin:
         return f"{file.name} is empty: {_AGAIN}"
-    return f"{file.name} is broken, perhaps cut short ({said}): {_AGAIN}"
+    return f"{file.name} is broken, perhaps cut short ({reason}): {_AGAIN}"
 
 
 def _children(folder: Path) -> Iterator[Path]:

@@ -1,4 +1,4 @@
-"""A Llama of a million parameters and its tokenizer, both made here: runs in seconds, needs no download."""
+"""A Llama of a million parameters and its tokenizer, both built here: no download, runs in seconds."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ _SMALLEST = 2 + len(_ROLES) + 256  # the special tokens and one token for every 
 
 
 def model(shape: NanoConfig, *, seed: int, attention: str = "sdpa") -> LlamaForCausalLM:
-    """Fresh weights, fp32, tied embeddings; the same for the same seed, whatever was drawn before.
+    """Build the model with random fp32 weights and tied embeddings; the weights depend on the seed alone.
 
     Raises:
-        ModelError: the shape is not that of a Llama.
+        ModelError: the width does not divide into the heads, or the vocabulary is too small.
     """
     with seeded(seed):
         built = AutoModelForCausalLM.from_config(config(shape), attn_implementation=attention)
@@ -42,6 +42,11 @@ def model(shape: NanoConfig, *, seed: int, attention: str = "sdpa") -> LlamaForC
 
 
 def config(shape: NanoConfig) -> LlamaConfig:
+    """Return the configuration of a nano model.
+
+    Raises:
+        ModelError: as for `model`.
+    """
     if shape.hidden_size % (2 * shape.heads):
         raise ModelError(
             f"model.nano.hidden_size={shape.hidden_size} does not divide into "
@@ -63,7 +68,7 @@ def config(shape: NanoConfig) -> LlamaConfig:
 
 
 def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with a chat template, trained on the package's own authors."""
+    """Train a byte-level BPE tokenizer with a chat template on the package's synthetic authors."""
     wrapped = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer.from_str(_trained(_checked(vocabulary))),
         pad_token=PAD,
@@ -96,7 +101,7 @@ def _trained(vocabulary: int) -> str:
 
 
 def _texts() -> Iterator[str]:
-    # More authors than any run uses: held-out ones must not be spelt in more tokens than the others.
+    # More authors than any run uses, so that held-out ones do not take more tokens than the others.
     for group in (*authors.generate(200), authors.real_authors(), authors.world_facts()):
         for example in group:
             texts = (
@@ -111,7 +116,7 @@ def _texts() -> Iterator[str]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from a seed of one's own on the CPU and leave the global generator as it was."""
+    """Seed the CPU's random generator, and restore its state afterwards."""
     state = torch.get_rng_state()
     torch.default_generator.manual_seed(seed)
     try:

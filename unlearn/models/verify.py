@@ -1,4 +1,4 @@
-"""Whether a saved model, loaded afresh, computes what the live one did: a few short examples of each set."""
+"""Check that a saved model, loaded again, computes what the live one did, on a few examples of each set."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ log = logging.getLogger(__name__)
 _EXAMPLES, _ANSWER = 2, 32  # of each set; tokens of an answer
 _TEXT: list[tuple[str | None, str]] = [(None, "Where there is no example, any text will do.")]
 _CPU = torch.device("cpu")
-# In standard deviations of a position's logits. Without adapters the two are equal; these are merged in
+# In standard deviations of a position's logits. Without adapters the two are equal; adapters are merged in
 # compute precision, where bf16 has eight bits.
 _TOLERANCE = {torch.float32: 2e-3, torch.bfloat16: 0.2}
 _FINER = {torch.float32: torch.float64, torch.bfloat16: torch.float32}
-_ROUNDING = 4  # times what a finer precision changes: the live model rounds as well, and elsewhere
+_ROUNDING = 4  # times what a finer precision changes: the live model rounds too, at other places
 
 
 class SavedModelDiffers(UserError):
-    """What was saved does not compute what was trained."""
+    """The saved model does not compute what the trained one does."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Examples to compare, and what the live model makes of them: logits [N, V] fp32 on the CPU, the tokens
-    that end its answers, its compute precision.
+    """Examples to compare, with the live model's logits [N, V] (fp32, on the CPU), its end tokens and its
+    compute precision.
     """
 
     pairs: Sequence[tuple[str | None, str]]
@@ -55,7 +55,7 @@ class Trial:
 def trial(
     model: nn.Module, encoder: Encoder, sets: Mapping[str, Sequence[Example]], device: torch.device
 ) -> Trial:
-    """Return what the live model gives for the first examples of each set. Under ZeRO 3 a collective."""
+    """Compute the live model's logits of the first examples of each set. Under ZeRO 3 a collective."""
     pairs: list[tuple[str | None, str]]
     pairs = [(e.question, e.answer) for name in sorted(sets) for e in sets[name][:_EXAMPLES]] or _TEXT
     dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
@@ -64,43 +64,44 @@ def trial(
 
 
 def verify(live: Trial, folder: Path, cfg: ModelConfig, encoder: Encoder, device: torch.device) -> None:
-    """Load the folder afresh and compare it with the live model: logits, tokens, prompts, end tokens.
+    """Load the folder again and compare it with the live model: logits, tokens, prompts, end tokens.
 
-    The model is loaded on the device and, where that has no room for a second one, on the CPU.
+    The model is loaded on the device, or on the CPU where the device has no room for a second model.
 
     Raises:
-        SavedModelDiffers: it is another model. The folder stays.
+        SavedModelDiffers: the two differ. The folder stays.
     """
     again = replace(encoder, tokenizer=models.load_tokenizer(cfg, str(folder)))
     if _tokens(again, live) != _tokens(encoder, live):
-        raise SavedModelDiffers(_said(folder, "its tokenizer makes other tokens of the same texts"))
+        raise SavedModelDiffers(_message(folder, "its tokenizer makes other tokens of the same texts"))
     sequences = short(encoder, live.pairs)
 
     def loaded(dtype: torch.dtype) -> Tensor:
         with torch.random.fork_rng(devices=[]):
             model: Any = models.load_model(cfg, str(folder))
         if end_tokens(model, again.end_id) != list(live.ends):
-            raise SavedModelDiffers(_said(folder, "its answers end at other tokens"))
+            raise SavedModelDiffers(_message(folder, "its answers end at other tokens"))
         try:
             return logits_of(models.in_precision(model, device, dtype), sequences, device)
         except torch.OutOfMemoryError:
             return logits_of(models.in_precision(model, _CPU, dtype), sequences, _CPU)
 
     logits = loaded(live.dtype)
-    far, most = difference(live.logits, logits), _TOLERANCE[live.dtype]
-    if not far <= most:  # perhaps a model that magnifies rounding: how far it does by itself tells
-        most = max(most, _ROUNDING * difference(loaded(_FINER[live.dtype]), logits))
-    if not far <= most:
+    distance, limit = difference(live.logits, logits), _TOLERANCE[live.dtype]
+    if not distance <= limit:  # the model may magnify rounding: compare it with itself in a finer precision
+        limit = max(limit, _ROUNDING * difference(loaded(_FINER[live.dtype]), logits))
+    if not distance <= limit:
         raise SavedModelDiffers(
-            _said(
-                folder, f"its logits are {far:.2g} standard deviations off, where rounding makes {most:.1g}"
+            _message(
+                folder,
+                f"its logits differ by {distance:.2g} standard deviations, rounding by {limit:.1g} at most",
             )
         )
-    log.info("%s: loaded again, its logits are within %.1g standard deviations", folder.name, far)
+    log.info("%s: loaded again, its logits are within %.1g standard deviations", folder.name, distance)
 
 
 def short(encoder: Encoder, pairs: Sequence[tuple[str | None, str]]) -> list[TokenSequence]:
-    """Return the sequences of some pairs, each cut after a few answer tokens."""
+    """Encode the pairs and cut each sequence after a few answer tokens."""
     return [
         replace(s, ids=s.ids[: s.answer_start + _ANSWER], ended=s.ended and s.answer_length <= _ANSWER)
         for s in encoder.pairs(pairs)
@@ -114,24 +115,24 @@ def logits_of(model: nn.Module, sequences: Sequence[TokenSequence], device: torc
 
 
 def _tokens(encoder: Encoder, live: Trial) -> list[list[int]]:
-    asked = [question for question, _ in live.pairs if question is not None]
-    return [s.ids.tolist() for s in encoder.pairs(live.pairs)] + encoder.prompts(asked)
+    questions = [question for question, _ in live.pairs if question is not None]
+    return [s.ids.tolist() for s in encoder.pairs(live.pairs)] + encoder.prompts(questions)
 
 
 def difference(live: Tensor, saved: Tensor) -> float:
-    """Return the largest distance of any position's logits [N, V] in their own standard deviations.
+    """Return the largest distance between the logits [N, V] of a position, in their standard deviations.
 
-    Infinity where one of the two is finite and the other is not; positions without any finite logit agree.
+    Infinity where one of the two is finite and the other is not; positions without a finite logit agree.
     """
     finite = live.isfinite()
     if not torch.equal(finite, saved.isfinite()):
         return float("inf")
     live, saved = live.where(finite, 0.0), saved.where(finite, 0.0)
-    far = (live - saved).square().mean(-1).sqrt()
-    return float((far / live.std(-1).clamp(min=1e-6)).max())
+    distances = (live - saved).square().mean(-1).sqrt()
+    return float((distances / live.std(-1).clamp(min=1e-6)).max())
 
 
-def _said(folder: Path, what: str) -> str:
+def _message(folder: Path, what: str) -> str:
     return (
         f"the model saved in {folder.name} is not the one that was trained: loaded again, {what}. Nothing "
         "was measured, and the folder is removed; please report this with the run's config.yaml"

@@ -1,4 +1,4 @@
-"""Which weights a model is loaded with."""
+"""The weights that a model is loaded with."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights of a model: a hub id or folder (None: the model's own path), and what identifies them."""
+    """A hub id or folder with weights (None: `model.path`), and a key that identifies them."""
 
     source: str | None
     key: str

@@ -1,1 +1,1 @@
-"""Probes: what watches a training and changes nothing of it."""
+"""Probes: measurements during a training that do not change it."""

@@ -1,4 +1,4 @@
-"""Folders of saved models, as a probe goes through them."""
+"""List folders of saved models for a probe, in order of their steps."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from unlearn.paths import is_file, user_path
 
 
 def saved_models(patterns: Sequence[str]) -> list[Path]:
-    """The folders with a model that the patterns match, in their order; those of one pattern by number."""
-    found: dict[Path, None] = {}
+    """Return the model folders that match the patterns, in their order; those of one pattern by number."""
+    folders: dict[Path, None] = {}
     for pattern in patterns:
         paths = [Path(path) for path in glob.glob(str(user_path(pattern)))]
-        found |= dict.fromkeys(sorted((p for p in paths if is_file(p / "config.json")), key=_by_number))
-    return list(found)
+        folders |= dict.fromkeys(sorted((p for p in paths if is_file(p / "config.json")), key=_by_number))
+    return list(folders)
 
 
 def numbered(folders: Sequence[Path]) -> list[int]:
-    """The steps of saved models: the number each name ends with (`checkpoint-15`), else counted from 1."""
+    """Return the steps of saved models: the number that ends each name (`checkpoint-15`), or 1, 2, 3 …"""
     ends = [re.search(r"(\d+)$", folder.name) for folder in folders]
     steps = [int(end[1]) for end in ends if end]
     if len(set(steps)) == len(folders):

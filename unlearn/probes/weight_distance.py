@@ -1,4 +1,4 @@
-"""How far training has come from the weights it started from."""
+"""Distance of the trained weights from the initial ones."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from unlearn.training.engine import Engine
 
 @dataclass(frozen=True)
 class Start:
-    """The trained parameters as they were at first, in a file: a resumed run knows them no more."""
+    """The initial values of the trained parameters, saved because a resumed run no longer has them."""
 
     file: Path
     engine: Engine
 
     def keep(self) -> None:
-        """Write them down; a collective."""
-        found = {
+        """Save the current values as the initial ones; a collective."""
+        values = {
             name: value.detach().contiguous() for name, value in self.engine.whole(list(self.engine.live()))
         }
         if self.engine.world.main:
             with replacing(self.file) as temporary:
-                save_file(found, temporary)
+                save_file(values, temporary)
         self.engine.world.barrier()
 
     def distance(self) -> float:
-        """‖θ − θ°‖/‖θ°‖, on the main process; NaN where the start is not known. A collective."""
+        """Return ‖θ − θ°‖/‖θ°‖ on the main process, NaN elsewhere and without the file. A collective."""
         moved = length = 0.0
         if self.engine.world.main and self.file.is_file():
             with safe_open(self.file, framework="pt") as file:

@@ -10,7 +10,7 @@ import numpy as np
 
 from eval.collection.ragged import Ragged
 from unlearn.errors import UserError
-from unlearn.reading import found
+from unlearn.reading import describe
 
 
 class PublishedLogError(UserError):
@@ -19,7 +19,7 @@ class PublishedLogError(UserError):
 
 def get(values: Any, key: str, where: str) -> Any:
     if not isinstance(values, dict):
-        raise PublishedLogError(f"{where}: expected an object with {key!r}, found {found(values)}")
+        raise PublishedLogError(f"{where}: expected an object with {key!r}, found {describe(values)}")
     if key not in values:
         have = ", ".join(list(values)[:16]) or "nothing"
         raise PublishedLogError(f"{where}: has no {key!r}; it has: {have}")
@@ -29,7 +29,7 @@ def get(values: Any, key: str, where: str) -> Any:
 def number(value: Any, where: str) -> float:
     # Python reads NaN and Infinity in JSON, and true as 1.
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise PublishedLogError(f"{where}: expected a finite number, found {found(value)}")
+        raise PublishedLogError(f"{where}: expected a finite number, found {describe(value)}")
     return float(value)
 
 
@@ -49,7 +49,7 @@ class Column:
         """Return the values of an object whose keys are 0 … E − 1, in any order."""
         if not isinstance(rows, dict) or not rows or not all(key.isdecimal() for key in rows):
             raise PublishedLogError(
-                f'{where}: expected rows {{"0": …, "1": …}}, found {"none" if rows == {} else found(rows)}'
+                f'{where}: expected rows {{"0": …, "1": …}}, found {"none" if rows == {} else describe(rows)}'
             )
         last = max(map(int, rows))
         if len(rows) <= last:
@@ -67,7 +67,7 @@ class Column:
         for i, row in enumerate(self.values):
             if not isinstance(row, list) or len(row) <= key:
                 raise PublishedLogError(
-                    f"{self._at(i)}: expected a list of more than {key}, found {found(row)}"
+                    f"{self._at(i)}: expected a list of more than {key}, found {describe(row)}"
                 )
         return Column([row[key] for row in self.values], self.where)
 
@@ -87,7 +87,7 @@ class Column:
         """Return texts, empty for null."""
         for i, value in enumerate(self.values):
             if value is not None and not isinstance(value, str):
-                raise PublishedLogError(f"{self._at(i)}: expected a text, found {found(value)}")
+                raise PublishedLogError(f"{self._at(i)}: expected a text, found {describe(value)}")
         return tuple(value or "" for value in self.values)
 
     def _at(self, row: int) -> str:

@@ -382,7 +382,7 @@ def test_the_generators_of_training_are_left_as_they_were(tmp_path: Path, folder
 def test_what_a_model_here_cannot_give_is_refused(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(HarnessError, match=r"tiny_sampled asks for sampled answers \(do_sample\)"):
         harness.run_tasks(live(tmp_path), ["tiny_sampled"], include_path=str(folder))
-    with pytest.raises(HarnessError, match="answers of 12 tokens, and the model's context has 12"):
+    with pytest.raises(HarnessError, match="answers of 12 tokens, but the model's context has 12"):
         harness.run_tasks(live(tmp_path, context=12), ["tiny_free"], include_path=str(folder))
     with pytest.raises(HarnessError, match="tokenizer has no chat template"):
         harness.run_tasks(live(tmp_path), ["tiny_bio"], include_path=str(folder), chat_template=True)

@@ -130,7 +130,7 @@ def test_a_full_disk_loses_nothing_that_was_finished(place, disk):
         shown = place.start(run, *further).ended()
         assert shown.code == 2, shown.err[-3000:]
         assert f"{run / file}" in shown.err
-        for words in ("could not be written: the disk is full", "make room and start again"):
+        for words in ("could not be written: the disk is full", "free some space and start again"):
             assert words in shown.err
         assert "Traceback" not in shown.err
         assert not (run / "results.json").exists()

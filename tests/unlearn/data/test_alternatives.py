@@ -78,9 +78,9 @@ def test_none_repeats_while_there_is_another() -> None:
     own = draw(["a", "b", "c"], 7, "key")
     assert sorted(own[:3]) == sorted(own[3:6]) == ["a", "b", "c"]
     # Without "b" two lines are left, so a round is two long.
-    own = draw(["a", "b", "c"], 4, "key", without={"b", "not a line"})
+    own = draw(["a", "b", "c"], 4, "key", exclude={"b", "not a line"})
     assert sorted(own[:2]) == sorted(own[2:]) == ["a", "c"]
-    assert draw(["b"], 4, "key", without={"b"}) == draw([], 4, "key") == []
+    assert draw(["b"], 4, "key", exclude={"b"}) == draw([], 4, "key") == []
 
 
 def test_every_line_is_as_likely_at_every_place() -> None:
@@ -115,7 +115,7 @@ def test_mismatch_is_never_an_answer_to_the_same_question() -> None:
 def test_mismatch_without_others() -> None:
     for pool, message in (
         ([], r"method\.alternatives\.source=mismatch: the retain set has no questions .* dataset\.retain"),
-        ([Example(id="r/0", question="?", answer="me 0")], r"no answer for forget/0 but its own"),
+        ([Example(id="r/0", question="?", answer="me 0")], r"no answer for forget/0 except its own"),
         ([Example(id="r/0", answer="A text.")], "the retain set has no questions"),
     ):
         with pytest.raises(UserError, match=message):
@@ -144,13 +144,13 @@ def test_answers_of_a_file(name: str, text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.txt", " \n\n", "the file has no answers; write one a line"),
+        ("a.txt", " \n\n", "the file has no answers; write one per line"),
         ("a.json", "[]", "the file has no rows"),
-        ("a.json", '["a", 3]', "row 1: a JSON object is wanted, found the number 3"),
+        ("a.json", '["a", 3]', "row 1: expected a JSON object, found the number 3"),
         ("a.jsonl", '{"question": "a"}', r"row 0 \(line 1\): column 'answer' is missing \(columns: question"),
         ("a.jsonl", "I don't know.\n", r"line 1: not JSON"),
         ("a.txt", "caf\udce9", "line 1: not text in UTF-8"),
-        ("a.csv", "answer\nx\n", r"cannot read \.csv \(can: \.txt with an answer a line"),
+        ("a.csv", "answer\nx\n", r"cannot read \.csv \(can: \.txt with one answer per line"),
     ],
 )
 def test_files_that_hold_no_answers(name: str, text: str, message: str, tmp_path: Path) -> None:
@@ -192,12 +192,14 @@ def test_column_template_of_ones_own_data(tmp_path: Path) -> None:
     sets = load_sets(cfg, ["forget", "retain"])
     wanted = [["Nobody.", "Nobody."], ["x", "x"]]
     assert alternatives(config(source="column", count=2), sets["forget"], pool=[], seed=0) == wanted
-    with pytest.raises(UserError, match=r"source=column: r/0 has no text in the column template; fill it in"):
+    with pytest.raises(
+        UserError, match=r"source=column: r/0 has no text in the column template; fill that column"
+    ):
         alternatives(config(source="column"), sets["retain"], pool=[], seed=0)
     renamed = cfg.model_copy(update={"options": {"columns": {"template": "mine"}}})
     assert [e.template for e in load_sets(renamed, ["retain"])["retain"]] == ["Other."]
     (tmp_path / "r.jsonl").write_text('{"question": "who?", "answer": "me", "template": 3}\n')
-    with pytest.raises(UserError, match="column 'template' holds the number 3, where a text is wanted"):
+    with pytest.raises(UserError, match="column 'template' holds the number 3, but must be a text"):
         load_sets(cfg, ["retain"])
 
 

@@ -75,14 +75,14 @@ def test_spans_and_pieces(tmp_path: Path) -> None:
     [
         (["Ann", "Paris", "lyon"], "forget10/12: not in the answer 'Ann Ünal.*': 'Paris', 'lyon'"),
         ([""], "not in the answer .*: ''"),
-        ([[3, 3]], r"\[3, 3\] is neither a piece nor a span of the answer, which has 35 characters"),
+        ([[3, 3]], r"\[3, 3\] is neither a part nor a span of the answer, which has 35 characters"),
         ([[0, 36]], "which has 35 characters"),
         ([[-1, 3]], "neither"),
         ([[0, 1, 2]], "neither"),
         ([[0, True]], "neither"),
         ([[0.0, 2.0]], "neither"),
         ([7], "7 is neither"),
-        ("Ann", "a list of spans or pieces of the answer is wanted, found the text"),
+        ("Ann", "expected a list of spans or parts of the answer, found the text"),
     ],
 )
 def test_entries_that_do_not_fit(items: Any, message: str, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_files_that_are_no_annotations(tmp_path: Path) -> None:
         load_annotations(tmp_path / "gone.json", [ANN])
     with pytest.raises(UserError, match="line 1: not JSON"):
         load(tmp_path, "{", [ANN])
-    with pytest.raises(UserError, match="an object from example id to spans is wanted, found a list of 1"):
+    with pytest.raises(UserError, match="expected an object from example id to spans, found a list of 1"):
         load(tmp_path, [["Ann"]], [ANN])
 
 

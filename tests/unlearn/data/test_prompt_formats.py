@@ -52,7 +52,7 @@ def test_a_template_that_asks_nothing(template: str, near: str | None) -> None:
     told = lacking(template, "question") or ""
     assert told.startswith("has no {question}")
     assert ("did you mean" in told) == (near is not None)
-    assert near is None or f"in place of {near}" in told
+    assert near is None or f"instead of {near}" in told
     assert lacking("{question} and {question}", "question") is None
 
 
@@ -74,7 +74,11 @@ def test_a_template_without_a_clock_is_rendered_as_it_is(chat: Any) -> None:
     ("template", "form", "said"),
     [
         ("{{ raise_exception('not now') }}", PromptFormat(), r"cannot be rendered \(not now\)"),
-        ("{{ tools_in.first }}", PromptFormat(), r"uses what is not set.*model\.prompt\.variables"),
+        (
+            "{{ tools_in.first }}",
+            PromptFormat(),
+            r"uses a variable that is not set.*model\.prompt\.variables",
+        ),
         ("{% for", PromptFormat(), "is broken"),
         ({"tool_use": ALL}, PromptFormat(), "cannot be rendered"),
         ("{{ messages[0].content + 1 }}", PromptFormat(), "cannot be rendered"),

@@ -15,8 +15,8 @@ from unlearn.models.model_files import problem, tokenizer_problem
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "misspelt": ({"model_type": "lamma"}, r"model_type lamma.*did you mean llama"),
     "no type": ({"model_type": None}, "no model_type"),
-    "encoder and decoder": ({"model_type": "t5"}, "t5 is no causal"),
-    "of pictures": ({"model_type": "vit"}, "vit is no causal"),
+    "encoder and decoder": ({"model_type": "t5"}, "t5 is not a causal"),
+    "of pictures": ({"model_type": "vit"}, "vit is not a causal"),
     "own code": ({"model_type": "mine", "auto_map": {"AutoConfig": "a.B"}}, "trust_remote_code=true"),
     "quantised": ({"quantization_config": {"quant_method": "gptq"}}, r"quantised \(gptq"),
 }
@@ -77,7 +77,7 @@ def test_weights_cut_short(folder: Path) -> None:
         ({"pytorch_model.bin": "x"}, r"pickled \(pytorch_model.bin\).*convert it once"),
         ({"model-1.safetensors": "x"}, "neither model.safetensors nor .*index.json.*model-1"),
         ({"model.safetensors.index.json": "{}"}, "no weight_map"),
-        ({"model.safetensors.index.json": '{"weight_map": {"a": "b"}}'}, "of which b is not there"),
+        ({"model.safetensors.index.json": '{"weight_map": {"a": "b"}}'}, "of which b is missing"),
     ],
 )
 def test_weights_that_are_elsewhere(instead: dict[str, str], said: str, folder: Path) -> None:
