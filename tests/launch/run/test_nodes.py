@@ -134,7 +134,7 @@ def test_what_cannot_be_shared_out_is_refused(monkeypatch):
     assert "hardware.processes=3" in uneven
     assert "multiple of hardware.nodes=2" in uneven
     (alone,) = problems("hardware.nodes=2")
-    assert "this is no Slurm step" in alone
+    assert "this is not a Slurm step" in alone
     assert "srun --nodes=2 --ntasks-per-node=1" in alone
     for key, value in {**STEP, "SLURM_STEP_NUM_TASKS": "3", "SLURM_PROCID": "0"}.items():
         monkeypatch.setenv(key, value)
