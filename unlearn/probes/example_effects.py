@@ -1,4 +1,4 @@
-"""Effects on single examples and tokens: which of them a direction in parameter space teaches or forgets."""
+"""Effects of a direction in parameter space on the likelihood of single examples and tokens."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Share = list[Tensor]
 
 @dataclass(frozen=True)
 class Points:
-    """Examples of one set that are looked at one by one: their rows in the group, and their answers."""
+    """Examples of one set for single-example effects: their rows in the group, and their answers."""
 
     name: str
     rows: Sequence[int]
@@ -42,22 +42,22 @@ class Points:
 
 @dataclass(frozen=True)
 class ExampleEffects:
-    """Effects on single examples of an engine's model; every method is a collective."""
+    """Computes effects on single examples with an engine's model; every method is a collective."""
 
     engine: Engine
     parameter_groups: Mapping[str, ParameterGroup]
     max_tokens: int
 
     def by_example(self, points: Points, directions: Sequence[Share]) -> list[dict[str, np.ndarray]]:
-        """For each example ⟨∇ of its mean NLL, direction⟩ [K] in each group of layers."""
+        """Return for each example ⟨∇ of its mean NLL, direction⟩ [K] in each group of layers."""
 
         def look(batch: Batch) -> list[dict[str, np.ndarray]]:
             whole = self.engine.whole_gradients(directions)
-            found: dict[str, Tensor] = {}
+            sums: dict[str, Tensor] = {}
             for name, values in inner_products(self.engine.module, batch, whole).items():
                 group = self.parameter_groups[name].group
-                found[group] = found[group] + values if group in found else values
-            arrays = {group: values.cpu().numpy() for group, values in found.items()}
+                sums[group] = sums[group] + values if group in sums else values
+            arrays = {group: values.cpu().numpy() for group, values in sums.items()}
             return [
                 {group: values[:, place] for group, values in arrays.items()}
                 for place in range(len(batch.lengths))
@@ -68,8 +68,10 @@ class ExampleEffects:
     def by_token(
         self, points: Points, direction: Mapping[str, Tensor], groups: Sequence[str] | None = None
     ) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For each example, log p and ⟨∇ of NLL, direction⟩ of each answer token [N], as far as the direction
-        goes through parameters of these groups of layers."""
+        """Return for each example log p and ⟨∇ of NLL, direction⟩ of each answer token [N].
+
+        With `groups`, the direction is restricted to the parameters of these groups of layers.
+        """
 
         def along(name: str) -> Tensor | None:
             if groups is not None and self.parameter_groups[name].group not in groups:
@@ -78,15 +80,15 @@ class ExampleEffects:
             return None if value is None else value.to(self.engine.world.device)
 
         def look(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
-            found = token_effects(self.engine.module, batch, along)
+            effects = token_effects(self.engine.module, batch, along)
             sizes = batch.lengths.tolist()
-            pairs = zip(found.logp.split(sizes), found.effect.split(sizes), strict=True)
+            pairs = zip(effects.logp.split(sizes), effects.effect.split(sizes), strict=True)
             return [(logp.cpu().numpy(), effect.cpu().numpy()) for logp, effect in pairs]
 
         return self._each(points, look)
 
     def risks(self, points: Points) -> np.ndarray:
-        """Mean NLL of each example's answer tokens, [E], float64."""
+        """Return the mean NLL of each example's answer tokens, [E], float64."""
 
         @torch.no_grad()
         def look(batch: Batch) -> list[float]:
@@ -96,28 +98,28 @@ class ExampleEffects:
         return np.array(self._each(points, look))
 
     def whole(self, direction: Share) -> dict[str, Tensor]:
-        """A direction by parameter; on the CPU where no process has room for a whole model."""
-        far = self.engine.zero == 3
-        return {n: t.cpu() if far else t for n, (t,) in self.engine.whole_gradients([direction])}
+        """Return a direction by parameter; under ZeRO 3 on the CPU, as no device holds a whole model."""
+        offload = self.engine.zero == 3
+        return {n: t.cpu() if offload else t for n, (t,) in self.engine.whole_gradients([direction])}
 
     def _each(self, points: Points, look: Callable[[Batch], Sequence[T]]) -> list[T]:
-        """What `look` gives of each example, on all processes; all of them look equally often."""
+        """Return `look` of each example on all processes; all processes call it equally often."""
         world = self.engine.world
         lengths = [len(s.ids) - 1 for s in points.sequences]
         mine: list[tuple[int, T]] = []
         for part in deal(lengths, world.size, max_tokens=self.max_tokens)[world.rank]:
             batch = collate([points.sequences[i] for i in part or [0]]).to(world.device)
             mine += list(zip(part, look(batch), strict=False))
-        found = dict(world.gather(mine))
-        return [found[i] for i in range(len(points.sequences))]
+        results = dict(world.gather(mine))
+        return [results[i] for i in range(len(points.sequences))]
 
 
 @torch.no_grad()
 def implicit_weights(steps: Steps, term: Term, points: Points, step: int, means: Mapping[str, Tensor]) -> Any:
-    """How hard a term pulls on each answer token: the derivative of its un-averaged values by log p.
+    """Return a term's weight of each answer token: the derivative of its un-averaged values by log p.
 
     1 for gradient ascent, p^β for WGA, 2π^β/(π^β+π°^β) for NPO (arXiv 2502.19301, eq. 2 and 4). One array
-    per example, None for a term that does not look at the log-probabilities of these answers. A collective.
+    per example; None for a term that does not use the log-probabilities of these answers. A collective.
     """
     view = own_view(term)
     if view.group != points.name or view.kind != "answers" or "logp" not in term.loss_needs or view.skip:
@@ -128,16 +130,16 @@ def implicit_weights(steps: Steps, term: Term, points: Points, step: int, means:
     mine: list[tuple[int, np.ndarray]] = []
     for units in alone.deal(plan, [term]):
         micro = alone.statistics(plan, units or alone.dummy(plan, [term]), [(term, term.loss_needs)])
-        given = micro.named[term.name]
+        inputs = micro.named[term.name]
         if term.name in means:
-            given["batch_mean"] = means[term.name]
-        logp = given["logp"].detach().float().requires_grad_()
+            inputs["batch_mean"] = means[term.name]
+        logp = inputs["logp"].detach().float().requires_grad_()
         with torch.enable_grad():
-            (slope,) = torch.autograd.grad(term.values({**given, "logp": logp}).sum(), logp)
+            (slope,) = torch.autograd.grad(term.values({**inputs, "logp": logp}).sum(), logp)
         sizes = [_length(steps, unit) for unit in units]
         mine += list(zip([unit.row for unit in units], _cut(slope.cpu().numpy(), sizes), strict=False))
-    found = dict(world.gather(mine))
-    return [found[row] for row in points.rows]
+    weights = dict(world.gather(mine))
+    return [weights[row] for row in points.rows]
 
 
 def _length(steps: Steps, unit: Unit) -> int:

@@ -1,7 +1,7 @@
 """The G-effect (arXiv 2502.19301, definition 1): e = ⟨∇R(D), ∇L⟩ of a risk R on a set D and an objective L.
 
-A step of size η on L changes R by about −η·e: unlearning wants e < 0 on the forget set and e ≥ 0 on the
-retain set. Looked at by parameter tensor, group of layers, kind of module, term, example and token.
+A step of size η on L changes R by about −η·e: unlearning needs e < 0 on the forget set and e ≥ 0 on the
+retain set. Measured by parameter tensor, group of layers, kind of module, term, example and token.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ Share = list[Tensor]
 
 @dataclass(frozen=True)
 class _Objective:
-    """What a step descends: its gradient, and by what each term's gradient went into it."""
+    """The gradient of a training step, and the factor of each term's gradient in it."""
 
     gradient: Share
     factors: Mapping[str, float]
@@ -73,14 +73,14 @@ class GEffect:
         self.start = Start(self.folder / "start.safetensors", self.engine)
 
     def due(self, step: int, total: int) -> bool:
-        """Return whether to measure after so many of all steps: first, last, and every so many."""
+        """Whether to measure after this step: the first, the last, and every so many between."""
         every = self.config.every or max(1, total // 10)
         return step % every == 0 or step == total
 
     def measure(self, context: ProbeContext) -> dict[str, float]:
-        """Write tables of what is measured, and return its numbers; a collective.
+        """Measure, write the tables, and return numbers for the history. A collective.
 
-        The model, its gradients, its modes and every random state are afterwards what they were.
+        The model, its gradients, its modes and all random states are restored afterwards.
         """
         started = time.perf_counter()
         with _still(self.engine.module, self.hardware.activation_checkpointing, self.engine.world.device):
@@ -130,7 +130,7 @@ class GEffect:
     def _objective(
         self, gradients: Gradients, risks: Mapping[str, Share], context: ProbeContext, compare: Any
     ) -> _Objective:
-        """The terms one at a time, put together as the gradient rule does."""
+        """Compute the terms' gradients one at a time, and combine them as the gradient rule does."""
         rule = copy.deepcopy(context.rule)
         weights = {term.name: term.weight * rule.factors().get(term.name, 1.0) for term in self.terms}
         kept: dict[str, Share] = {}
@@ -156,8 +156,8 @@ class GEffect:
 
     @cached_property
     def _points(self) -> dict[str, Points]:
-        some = self.config.points
-        return {n: Points.of(n, self.groups[n], self.rows[n][:some]) for n in self.risks} if some else {}
+        count = self.config.points
+        return {n: Points.of(n, self.groups[n], self.rows[n][:count]) for n in self.risks} if count else {}
 
     @cached_property
     def _effects(self) -> ExampleEffects:
@@ -168,7 +168,7 @@ class GEffect:
     ) -> list[Example]:
         directions = {"objective": objective.gradient}
         directions |= {WAYS[name]: share for name, share in risks.items()}
-        found = []
+        examples = []
         for name, points in self._points.items():
             effects = self._effects.by_example(points, list(directions.values()))
             levels = self._effects.risks(points)
@@ -177,10 +177,10 @@ class GEffect:
             for i, key in enumerate(points.ids):
                 question, answer = self.texts[name][key]
                 by_group = {
-                    way: {group: float(values[place]) for group, values in effects[i].items()}
-                    for place, way in enumerate(directions)
+                    way: {group: float(values[k]) for group, values in effects[i].items()}
+                    for k, way in enumerate(directions)
                 }
-                found.append(
+                examples.append(
                     Example(
                         set=name,
                         id=key,
@@ -193,28 +193,27 @@ class GEffect:
                         tokens=tokens[i],
                     )
                 )
-        return found
+        return examples
 
     def _tokens(self, points: Points, directions: Mapping[str, Share]) -> list[dict[str, Any]]:
-        """For each example log p and effects by token, under the names of columns."""
-        found: list[dict[str, Any]] = [{} for _ in points.ids]
+        """Return for each example the columns of its token table: log p and effects."""
+        tables: list[dict[str, Any]] = [{} for _ in points.ids]
         if not self.config.tokens:
-            return found
+            return tables
         for way, share in directions.items():
             whole = self._effects.whole(share)
-            wanted: dict[str, list[str] | None] = {way: None}
+            restrictions: dict[str, list[str] | None] = {way: None}
             if self.config.token_layers:
                 groups = dict.fromkeys(self.parameter_groups[name].group for name in whole)
-                wanted |= {f"{way}/{group}": [group] for group in groups}
-            for column, some in wanted.items():
-                for columns, (logp, effect) in zip(
-                    found, self._effects.by_token(points, whole, some), strict=True
-                ):
+                restrictions |= {f"{way}/{group}": [group] for group in groups}
+            for column, selected in restrictions.items():
+                effects = self._effects.by_token(points, whole, selected)
+                for columns, (logp, effect) in zip(tables, effects, strict=True):
                     columns.update({"logp": logp, column: effect})
-        return found
+        return tables
 
     def _weights(self, gradients: Gradients, points: Points, context: ProbeContext) -> Any:
-        """Implicit weights of the first term that looks at these answers."""
+        """Return the implicit weights of the first term that uses these answers' log-probabilities."""
         for term in self.terms if points.name == "forget" else ():
             means = gradients.means(term, context.step)
             weights = implicit_weights(gradients.steps, term, points, context.step, means)
@@ -225,7 +224,7 @@ class GEffect:
     def _change(
         self, objective: _Objective, examples: Sequence[Example], context: ProbeContext
     ) -> dict[str, Change]:
-        """From what the examples' risks and effects are at these weights."""
+        """Compare predicted and true changes, from the examples' risks and effects at these weights."""
         if not self.config.check:
             return {}
         known = {}
@@ -239,32 +238,33 @@ class GEffect:
         )
 
     def _pairs(self, gradients: Gradients, objective: _Objective, context: ProbeContext) -> list[Pair]:
-        """What forgetting one example alone does to single retain examples."""
+        """Measure the effect of forgetting one example alone on single retain examples."""
         size = min([self.config.grid, *(len(points.ids) for points in self._points.values())])
         own = [term for term in self.terms if own_view(term).group == "forget"]
         if not size or len(self._points) < 2 or not own:
             return []
         forget, retain = (self._points[name] for name in ("forget", "retain"))
-        hurt = Points("retain", retain.rows[:size], retain.ids[:size], retain.sequences[:size])
+        affected = Points("retain", retain.rows[:size], retain.ids[:size], retain.sequences[:size])
         means = {term.name: gradients.means(term, context.step) for term in own}
-        found = []
+        pairs = []
         for row, key in zip(forget.rows[:size], forget.ids[:size], strict=True):
             alone: Share = []
             for term in own:
                 gradient, _ = gradients.over(term, [row], context.step, means[term.name])
                 _add(alone, gradient, objective.factors[term.name])
             length = float(self.engine.gram([alone])[0, 0].sqrt())
-            for other, values in zip(hurt.ids, self._effects.by_example(hurt, [alone]), strict=True):
+            effects = self._effects.by_example(affected, [alone])
+            for other, values in zip(affected.ids, effects, strict=True):
                 effect = float(sum(each[0] for each in values.values()))
-                found.append(Pair(key, other, effect, effect / length if length else 0.0))
-        return found
+                pairs.append(Pair(key, other, effect, effect / length if length else 0.0))
+        return pairs
 
     def _answers(self, name: str) -> bool:
         return name in self.groups and self.groups[name].answers is not None
 
 
 def _alike(term: Term, risk: Term) -> bool:
-    """Whether a term is the risk itself."""
+    """Whether a term equals the risk."""
     return (term.objective, term.mask, term.skip, term.weighting) == (risk.objective, "answer", 0, None)
 
 
@@ -278,9 +278,9 @@ def _add(total: Share, gradient: Share, factor: float) -> None:
 
 @contextmanager
 def _still(model: nn.Module, checkpointing: bool, device: torch.device) -> Iterator[None]:
-    """No dropout, and afterwards every module's mode and every random state as before."""
+    """Turn dropout off; restore every module's mode and all random states afterwards."""
     with kept_modes(model), torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for module in model.modules():
-            # Blocks recompute their activations in training mode alone; what is in them need not be in it.
+            # Blocks recompute activations in training mode only; the modules inside them can be in eval mode.
             module.training = checkpointing and bool(getattr(module, "gradient_checkpointing", False))
         yield

@@ -1,4 +1,4 @@
-"""Whether the first order can be trusted: −η·e against what one small step really changes."""
+"""Compare the first-order prediction −η·e with the change by one small step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from unlearn.probes.example_effects import ExampleEffects, Points
 from unlearn.training.engine import Engine
 
 _NEAR = 0.1
-"""Where curvature is measured, in steps: near enough for the third order to vanish, far from rounding."""
+"""Where curvature is measured, in steps: small against the third order, large against rounding."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +32,13 @@ def changes(
     effects: ExampleEffects, points: Mapping[str, Points], known: Mapping[str, tuple[np.ndarray, np.ndarray]],
     gradient: list[Tensor], rate: float, *, second: bool,
 ) -> dict[str, Change]:  # fmt: skip
-    """For each set; nothing where the gradient is zero. A collective.
+    """Return predicted and true changes for each set; empty where the gradient is zero. A collective.
 
-    `known`: of each set's examples ⟨∇ of mean NLL, ∇L⟩ and the mean NLL at these weights, [E] each.
+    `known`: for each set, ⟨∇ of mean NLL, ∇L⟩ and the mean NLL of its examples at these weights, [E] each.
 
-    The step is as long as one of AdamW's, which moves every weight by about the learning rate:
-    η = rate·√P/‖∇L‖ over P trained weights. The second order adds ½η²·∇LᵀH∇L, by a central difference of
-    exact directional derivatives.
+    The step has the length of a step of AdamW, which moves every weight by about the learning rate:
+    η = rate·√P/‖∇L‖ for P trained weights. The second order adds ½η²·∇LᵀH∇L, computed by a central
+    difference of exact directional derivatives.
     """
     engine = effects.engine
     length = float(engine.gram([gradient])[0, 0].sqrt())
@@ -51,25 +51,25 @@ def changes(
     def moved(by: float) -> list[Tensor]:
         return [w.detach().float() - by * g.to(w.device) for w, g in zip(engine.live(), along, strict=True)]
 
-    found = {}
-    for name, some in points.items():
+    by_set = {}
+    for name, own in points.items():
         first, before = known[name]
         with engine.with_weights(moved(eta)):
-            true = effects.risks(some) - before
+            true = effects.risks(own) - before
         curved = None
         if second:
             ends = []
             for by in (-_NEAR * eta, _NEAR * eta):
                 with engine.with_weights(moved(by)):
-                    ends.append(_slopes(effects, some, whole))
+                    ends.append(_slopes(effects, own, whole))
             curvature = (ends[0] - ends[1]) / (2 * _NEAR * eta)
             curved = -eta * first + 0.5 * eta**2 * curvature
-        found[name] = Change(eta, -eta * first, true, curved)
-    return found
+        by_set[name] = Change(eta, -eta * first, true, curved)
+    return by_set
 
 
 def _slopes(effects: ExampleEffects, points: Points, direction: Mapping[str, Tensor]) -> np.ndarray:
-    """⟨∇ of each example's mean NLL, direction⟩, [E]."""
+    """Return ⟨∇ of each example's mean NLL, direction⟩, [E]."""
     return np.array(
         [float(effect.mean(dtype=np.float64)) for _, effect in effects.by_token(points, direction)]
     )
@@ -81,7 +81,7 @@ def _weights(engine: Engine) -> int:
 
 
 def agreement(sets: Mapping[str, Change], *, second: bool = False) -> dict[str, float]:
-    """Over all points: how the prediction goes with the truth, and what share of it it explains."""
+    """Return the correlation of prediction and true change over all points, and the share explained."""
     true = np.concatenate([each.true for each in sets.values()])
     guess = np.concatenate([_guess(each, second) for each in sets.values()])
     spread = float(true.std() * guess.std())

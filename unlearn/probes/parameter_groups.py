@@ -1,4 +1,4 @@
-"""Where in a model a parameter is: its layer, the group of layers, and the kind of its module."""
+"""Assign each parameter of a model to a layer, a group of layers, and a kind of module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # reports read the names below without torch
 GROUPS = ("embedding", "shallow", "middle", "deep", "head", "other")
 KINDS = ("attention", "mlp", "norm", "embedding", "head", "other")
 
-# By the name of a module's class, innermost first; some families have no module around their MLP's matrices.
+# By the class name of the innermost module that matches; some families have no module for their MLP.
 _CLASSES = {
     "norm": "norm",
     "attention": "attention",
@@ -25,7 +25,7 @@ _NAMES = {"fc1": "mlp", "fc2": "mlp", "fc_in": "mlp", "fc_out": "mlp"}
 
 @dataclass(frozen=True)
 class ParameterGroup:
-    """`layer` counts blocks from 0; None outside of them."""
+    """Where a parameter is; `layer` counts blocks from 0, and is None outside of blocks."""
 
     group: str
     kind: str
@@ -68,15 +68,15 @@ def _of(module: nn.Module | None) -> set[int]:
 
 
 def _block(name: str, model: Any) -> int | None:
-    """The number of the block that the parameter is in."""
+    """Return the number of the block that holds the parameter, None outside of blocks."""
     from torch import nn
 
     depth = model.config.get_text_config(decoder=True).num_hidden_layers
     parts = name.split(".")
-    for place, part in enumerate(parts):
+    for position, part in enumerate(parts):
         if part.isdigit():
-            around = model.get_submodule(".".join(parts[:place]))
-            if isinstance(around, nn.ModuleList) and len(around) == depth:
+            parent = model.get_submodule(".".join(parts[:position]))
+            if isinstance(parent, nn.ModuleList) and len(parent) == depth:
                 return int(part)
     return None
 

@@ -1,4 +1,4 @@
-"""From a run's configuration to its probe: live in a training, or over models that were saved."""
+"""Make the probe of a run, and measure saved models with it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def make_probe(
     config: RunConfig, engine: Engine, terms: Sequence[Term], groups: Mapping[str, Group],
     sets: Mapping[str, list[Example]], encoder: Encoder, rundir: RunDir,
 ) -> GEffect:  # fmt: skip
-    """The probe of a run, whose groups have the answers of the sets that it looks at."""
+    """Make the probe of a run; `groups` hold the answers of the sets that it measures."""
     return GEffect(
         config.probe, engine, terms, groups, config.hardware, config.method.batch, config.seed,
         encoder.tokenizer,
@@ -36,20 +36,20 @@ def measure_saved(
     config: RunConfig, folders: Sequence[Path], engine_of: Callable[[str | None], Engine],
     probe_of: Callable[[Engine], GEffect], frozen: Frozen, rundir: RunDir, tracker: Logger,
 ) -> None:  # fmt: skip
-    """Measure each of the models, or without any the target; what was measured before is left out.
+    """Measure each of the models, or the target if there are none; steps already in the history are skipped.
 
-    `engine_of` loads a folder's model, for None the target, which distances are measured from.
+    `engine_of` loads a folder's model, for None the target, from which distances are measured.
     """
-    stops: list[tuple[int, str | None]] = [(0, None)]
+    models: list[tuple[int, str | None]] = [(0, None)]
     if folders:
-        stops = list(zip(numbered(folders), (str(folder) for folder in folders), strict=True))
+        models = list(zip(numbered(folders), (str(folder) for folder in folders), strict=True))
     target = engine_of(None)
     known = target.world.on_main(lambda: [row["step"] for row in rundir.read_history()])
     first = probe_of(target)
     first.start.keep()
     rate = config.method.rate(config.model.lr_scale)
     engine = target
-    for step, folder in stops:
+    for step, folder in models:
         if step in known:
             continue
         if folder is not None:

@@ -1,4 +1,4 @@
-"""Gradients of terms over a fixed sample of the data, in the shares in which the engine keeps them."""
+"""Gradients of terms over a fixed sample of the data, partitioned as in the engine."""
 
 from __future__ import annotations
 
@@ -15,33 +15,35 @@ from unlearn.training.step import Steps
 from unlearn.training.step_data import Group, own_view
 
 OLD, NEW = 0.6, 0.4
-"""Of the running mean over mini-batches in the code released with arXiv 2502.19301."""
+"""Weights of the running mean over mini-batches in the code released with arXiv 2502.19301."""
 
 
 def risk_terms(sets: Sequence[str]) -> dict[str, Term]:
-    """The mean negative log-likelihood per answer token of each of these sets, as terms."""
+    """Return terms for the mean negative log-likelihood per answer token of each of these sets."""
     method = MethodConfig.model_validate({"name": "risk", **{name: {"objective": "nll"} for name in sets}})
     return {term.group: term for term in bind(method)}
 
 
 def sampled(groups: Mapping[str, Group], count: int | None, seed: int) -> dict[str, list[int]]:
-    """A fixed sample of each group's examples, in the order of the data, by the first row of each; the same
-    whatever the method."""
-    found = {}
+    """Draw a fixed sample of each group's examples and return the first row of each, in data order.
+
+    The sample is the same for all methods.
+    """
+    samples = {}
     for name, group in groups.items():
         size, key = len(group.ids) // group.multiple, zlib.crc32(f"geffect/{name}".encode())
         rows = np.arange(size)
         if count is not None and count < size:
             rows = np.sort(np.random.default_rng([seed, key]).choice(size, count, replace=False))
-        found[name] = (rows * group.multiple).tolist()
-    return found
+        samples[name] = (rows * group.multiple).tolist()
+    return samples
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Gradients over rows of the groups: of the whole sample, or running over batches of it.
+    """Gradients over rows of the groups: of the whole sample, or a running mean over batches of it.
 
-    Each call trains nothing, and leaves the engine as between two steps.
+    Calls do not train, and leave the engine as it is between two steps.
     """
 
     steps: Steps
@@ -50,7 +52,7 @@ class Gradients:
     """Rows of a group in a mini-batch of the running mean; None: the exact mean over all rows."""
 
     def of(self, term: Term, step: int) -> tuple[list[Tensor], float]:
-        """The gradient over the sample of a term without its weight, and its value; a collective."""
+        """Return a term's gradient over the sample, without its weight, and its value. A collective."""
         rows = self.rows[own_view(term).group]
         if self.batch is None:
             return self.over(term, rows, step)
@@ -69,9 +71,9 @@ class Gradients:
     def over(
         self, term: Term, rows: Sequence[int], step: int, means: Mapping[str, Tensor] | None = None
     ) -> tuple[list[Tensor], float]:
-        """The same over these rows of the term's group, each as met for the first time.
+        """Return the same over these rows of the term's group, each as on its first visit.
 
-        `means`: what the term needs averaged over more than these rows.
+        `means`: averages over more than these rows that the term needs.
         """
         steps, engine = replace(self.steps, terms=[term]), self.steps.engine
         plan = steps.plan(step, {own_view(term).group: [(row, 0) for row in rows]})
@@ -80,7 +82,7 @@ class Gradients:
         return engine.take_gradients(), loss
 
     def means(self, term: Term, step: int) -> dict[str, Tensor]:
-        """What the term needs averaged over the whole sample."""
+        """Return the averages over the whole sample that the term needs."""
         group = own_view(term).group
         steps = replace(self.steps, terms=[term])
         return steps.means(steps.plan(step, {group: [(row, 0) for row in self.rows[group]]}), [term])

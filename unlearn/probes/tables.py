@@ -1,4 +1,4 @@
-"""What the G-effect probe found at one moment, as numbers for the history and as tables."""
+"""Results of the G-effect probe at one step: numbers for the history, and tables."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from unlearn.probes.linearity_check import Change, agreement
 from unlearn.probes.parameter_groups import GROUPS, KINDS, ParameterGroup
 
 WAYS = {"forget": "unlearn", "retain": "retain"}
-"""What an effect on a set's risk is called."""
+"""The name of an effect on a set's risk."""
 
 
 @dataclass(frozen=True)
 class Tensors:
-    """Inner products by parameter of a gradient and those of the risks on `sets`: [1 + S, 1 + S] each.
+    """Inner products, by parameter, of a gradient and the gradients of the risks on `sets`: [1 + S, 1 + S].
 
-    The gradient is of a term before its `factor`, or of the whole objective.
+    The gradient is that of a term, without its `factor`, or of the whole objective.
     """
 
     name: str
@@ -51,17 +51,19 @@ class Example:
 
 
 class Pair(NamedTuple):
-    """What forgetting one example does to another: ⟨∇ its risk, ∇L of the first alone⟩."""
+    """The effect of forgetting one example on another: ⟨∇ risk of the other, ∇L of the one alone⟩."""
 
     forget_id: str
     retain_id: str
     effect: float
     per_length: float
-    """By the length of that gradient: steps of one length compared."""
+    """The effect divided by the length of ∇L, which compares steps of equal length."""
 
 
 @dataclass(frozen=True)
 class Measured:
+    """All results of one step."""
+
     step: int
     parameter_groups: Mapping[str, ParameterGroup]
     risks: Mapping[str, float]
@@ -75,20 +77,20 @@ class Measured:
 # -- numbers -------------------------------------------------------------------------------------------
 
 
-def numbers(found: Measured, trust: float) -> dict[str, float]:
-    """The row of the history."""
-    row: dict[str, float] = {f"geffect/risk_{name}": risk for name, risk in found.risks.items()}
-    for each in found.tensors:
+def numbers(measured: Measured, trust: float) -> dict[str, float]:
+    """Return the row of the history."""
+    row: dict[str, float] = {f"geffect/risk_{name}": risk for name, risk in measured.risks.items()}
+    for each in measured.tensors:
         if each.name == "objective":
-            row |= _objective(each, found.parameter_groups)
+            row |= _objective(each, measured.parameter_groups)
         else:
             total = _sum(each.grams.values())
             row |= {
                 f"geffect/terms/{each.name}/{WAYS[name]}": each.factor * float(total[0, 1 + i])
                 for i, name in enumerate(each.sets)
             }
-    row["geffect/distance"] = found.distance
-    return row | _check(found.change, trust)
+    row["geffect/distance"] = measured.distance
+    return row | _check(measured.change, trust)
 
 
 def _objective(each: Tensors, groups: Mapping[str, ParameterGroup]) -> dict[str, float]:
@@ -124,12 +126,12 @@ def _check(change: Mapping[str, Change], trust: float) -> dict[str, float]:
     row |= {f"geffect/check/{name}": value for name, value in first.items()}
     if all(each.second is not None for each in change.values()):
         row |= {f"geffect/check/second_order_{n}": v for n, v in agreement(change, second=True).items()}
-    # Not a number, where nothing moved, is no ground for trust.
+    # NaN, where nothing changed, counts as not trusted.
     return row | {"geffect/trusted": float(first["explained"] >= trust)}
 
 
 def cosine(gram: Tensor, i: int, j: int) -> float:
-    """NaN where one of the two is zero."""
+    """Return the cosine of two gradients from their Gram matrix; NaN where one of them is zero."""
     lengths = float(gram[i, i]) * float(gram[j, j])
     return float(gram[i, j]) / math.sqrt(lengths) if lengths > 0 else math.nan
 
@@ -149,12 +151,12 @@ def _sum(grams: Any) -> Tensor:
 # -- tables --------------------------------------------------------------------------------------------
 
 
-def write(folder: Path, found: Measured, tokenizer: Any) -> None:
-    """The tables of a step; each is there whole or not at all."""
+def write(folder: Path, measured: Measured, tokenizer: Any) -> None:
+    """Write the tables of a step, each atomically."""
     tables = {
-        "layers": list(_layer_rows(found)),
-        "examples": list(_example_rows(found)),
-        "tokens": list(_token_rows(found, tokenizer)),
+        "layers": list(_layer_rows(measured)),
+        "examples": list(_example_rows(measured)),
+        "tokens": list(_token_rows(measured, tokenizer)),
         "grid": [
             {
                 "forget_id": p.forget_id,
@@ -162,7 +164,7 @@ def write(folder: Path, found: Measured, tokenizer: Any) -> None:
                 "effect": p.effect,
                 "per_length": p.per_length,
             }
-            for p in found.pairs
+            for p in measured.pairs
         ],
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -172,44 +174,44 @@ def write(folder: Path, found: Measured, tokenizer: Any) -> None:
                 pq.write_table(pa.Table.from_pylist(rows), path, compression="zstd")
 
 
-def _layer_rows(found: Measured) -> Iterator[dict[str, Any]]:
-    for each in found.tensors:
+def _layer_rows(measured: Measured) -> Iterator[dict[str, Any]]:
+    for each in measured.tensors:
         for name, gram in each.grams.items():
-            place = found.parameter_groups[name]
+            place = measured.parameter_groups[name]
             row: dict[str, Any] = {
                 "parameter": name, "group": place.group, "kind": place.kind, "layer": place.layer,
                 "term": each.name, "unlearn": None, "retain": None, "unlearn_cosine": None,
                 "retain_cosine": None, "conflict": None, "forget_norm": None, "retain_norm": None,
             }  # fmt: skip
-            for i, which in enumerate(each.sets, start=1):
-                way = WAYS[which]
-                row |= {way: each.factor * float(gram[0, i]), f"{way}_cosine": _known(cosine(gram, 0, i))}
-                row[f"{which}_norm"] = math.sqrt(max(0.0, float(gram[i, i])))
+            for i, name_of_set in enumerate(each.sets, start=1):
+                way = WAYS[name_of_set]
+                row |= {way: each.factor * float(gram[0, i]), f"{way}_cosine": _or_none(cosine(gram, 0, i))}
+                row[f"{name_of_set}_norm"] = math.sqrt(max(0.0, float(gram[i, i])))
             if each.name == "objective" and len(each.sets) == 2:
-                row["conflict"] = _known(cosine(gram, 1, 2))
+                row["conflict"] = _or_none(cosine(gram, 1, 2))
             yield row
 
 
-def _example_rows(found: Measured) -> Iterator[dict[str, Any]]:
+def _example_rows(measured: Measured) -> Iterator[dict[str, Any]]:
     counted: dict[str, int] = {}
-    for example in found.examples:
-        place = counted[example.set] = counted.get(example.set, -1) + 1
-        change = found.change.get(example.set)
+    for example in measured.examples:
+        number = counted[example.set] = counted.get(example.set, -1) + 1
+        change = measured.change.get(example.set)
         row: dict[str, Any] = {
             "set": example.set, "id": example.id, "question": example.question, "answer": example.answer,
             "risk": example.risk,
         }  # fmt: skip
         for way, groups in example.effects.items():
             row |= {way: sum(groups.values()), **{f"{way}/{group}": e for group, e in groups.items()}}
-        row["predicted"] = None if change is None else float(change.predicted[place])
-        row["true"] = None if change is None else float(change.true[place])
+        row["predicted"] = None if change is None else float(change.predicted[number])
+        row["true"] = None if change is None else float(change.true[number])
         if change is not None and change.second is not None:
-            row["second_order"] = float(change.second[place])
+            row["second_order"] = float(change.second[number])
         yield row
 
 
-def _token_rows(found: Measured, tokenizer: Any) -> Iterator[dict[str, Any]]:
-    for example in found.examples:
+def _token_rows(measured: Measured, tokenizer: Any) -> Iterator[dict[str, Any]]:
+    for example in measured.examples:
         ids = example.sequence.ids[example.sequence.answer_start :]
         for position, token in enumerate(ids if example.tokens else ()):
             yield {
@@ -220,5 +222,5 @@ def _token_rows(found: Measured, tokenizer: Any) -> Iterator[dict[str, Any]]:
             }  # fmt: skip
 
 
-def _known(value: float) -> float | None:
+def _or_none(value: float) -> float | None:
     return None if math.isnan(value) else value
