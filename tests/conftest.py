@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:  # the process that deals out the tests runs none: what takes seconds to import waits
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+settings.register_profile("shared", deadline=None)  # a first call may import much, and machines are shared
+settings.load_profile("shared")
 
 # Large initial weights, so that logits are far from uniform.
 _SHAPE: dict[str, Any] = {
