@@ -119,7 +119,11 @@ class Benchmark(Protocol):
 
 
 class LiveBenchmark(Protocol):
-    """A benchmark that calls the model itself."""
+    """A benchmark that calls the model itself.
+
+    It may have `check_tokenizer(options, tokenizer)`, which returns problems of its options with the model's
+    tokenizer.
+    """
 
     Options: type[Section]
     SETS: Mapping[str, Role]

@@ -44,6 +44,16 @@ def requests_of(benchmark: str, sets: Sets, options: Mapping[str, Any] | None = 
     return module.requests(own_sets(benchmark, sets, None), chosen)
 
 
+def tokenizer_problems(config: RunConfig, tokenizer: Any) -> list[str]:
+    """Return why benchmarks cannot ask a model with this tokenizer, by dotted name."""
+    return [
+        f"eval.benchmarks.{name}.{problem}"
+        for name in config.eval.benchmarks
+        if (check := getattr(module := find(name), "check_tokenizer", None)) is not None
+        for problem in check(options_of(module, benchmark_options(config, name), name), tokenizer)
+    ]
+
+
 def own_sets(benchmark: str, sets: Sets, roles: Sequence[Role] | None) -> Sets:
     """Return those of the sets that the benchmark scores, with one of `roles` (None: any).
 

@@ -6,7 +6,7 @@ Gives `general/<task>/<metric>` for every task or group, and `general/accuracy`,
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import field_validator, model_validator
@@ -72,6 +72,12 @@ class Options(Section):
 
 def check(options: Options) -> list[str]:
     return harness.problems(options.tasks, options.include_path)
+
+
+def check_tokenizer(options: Options, tokenizer: Any) -> list[str]:
+    if options.chat_template and tokenizer.chat_template is None:
+        return ["chat_template=True: this model's tokenizer has no chat template; set it to false"]
+    return []
 
 
 def identity(options: Options) -> dict[str, str]:

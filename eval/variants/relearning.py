@@ -224,7 +224,7 @@ def _read(path: str) -> list[Example]:
         UserError: it cannot be read, or does not hold what it should.
     """
     file, label = user_path(path), f"text={path}"
-    if file.suffix != ".txt":
+    if file.suffix.lower() != ".txt":
         rows = read_rows(file, label).cut(slice(None))
         return [custom.example_of(row, where, f"{file.stem}/{number}") for number, row, where in rows]
     text = read_text(file, label)

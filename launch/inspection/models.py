@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from eval.configuration import tokenizer_problems
 from launch.inspection.lengths import Lengths, batches
 from launch.inspection.texts import Texts, texts_of
 from launch.run.ensure import is_complete
@@ -95,6 +96,8 @@ def _inspect_texts(
     encoder = models.make_encoder(cfg, tokenizer, max_length, limits)
     if limits is not None and limits.vocabulary is not None:
         _check_specials(encoder)
+    if problems := [text for run in runs for text in tokenizer_problems(run.job.config, tokenizer)]:
+        raise ConfigError(list(dict.fromkeys(problems)))
     texts = texts_of(runs)
     if texts.prompted():
         warnings += encoder.format.check(tokenizer)

@@ -111,6 +111,10 @@ ARGUMENTS: dict[str, tuple[list[str], str]] = {
         ["method=idk", "method.alternatives.source=column"],
         "forget/0 has no text in the column",
     ),
+    "an autoencoder without tensors": (
+        ["method=dsg", "method.intervention.sae=bad.safetensors"],
+        "method.intervention.sae=bad.safetensors: cannot be read",
+    ),
     "annotations of nothing": (
         ["method.forget.weighting=annotated", "dataset.annotations=empty.json"],
         "dataset.annotations=empty.json: no entry for forget/0",
@@ -148,6 +152,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     Path("folder.jsonl").mkdir()
     Path("link.jsonl").symlink_to("gone")
     Path("bad.parquet").write_bytes(b"PAR1 not really")
+    Path("bad.safetensors").write_bytes(b"no tensors")
     Path("texts.json").write_text('["one", "two"]')
     Path("latin.txt").write_bytes("Là.".encode("latin-1"))
     Path("empty.json").write_text("{}")

@@ -117,6 +117,11 @@ BROKEN: dict[str, tuple[Edit | None, tuple[str, ...], tuple[str, ...]]] = {
         None, (f"model.path={'x' * 300}", "model.retain=forget.jsonl"),
         ("model.path=xxx", "longer than", "model.retain=forget.jsonl is a file"),
     ),
+    "questions as a chat": (
+        remove("chat_template.jinja"),
+        ("eval=general", "eval.benchmarks.general.chat_template=true", "model.prompt.template='{question}'"),
+        ("eval.benchmarks.general.chat_template=True", "no chat template", "set it to false"),
+    ),
     "learned positions": (
         None, ("model.path=gpt2",), ("dataset.max_length=512", "positions for 64", "dataset.max_length=64"),
     ),

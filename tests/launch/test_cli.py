@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
+from safetensors.torch import save_file
 
 from launch.cli import command
 from launch.compose import checked, compose_run, describe, force_overrides, groups, yaml_of, yaml_of_defaults
@@ -270,7 +272,7 @@ def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
 @pytest.mark.parametrize("method", ALL["method"])
 def test_every_method_binds(method, tmp_path, plain):
     sae = tmp_path / "sae.safetensors"
-    sae.touch()
+    save_file({name: torch.zeros(1) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}, sae)
     needs: dict[str, dict[str, Any]] = {
         "dsg": {"method.intervention.sae": str(sae)}, "rmu-wmdp": {"model.nano.layers": 8}
     }  # fmt: skip

@@ -105,7 +105,7 @@ def read_answers(path: Path | str) -> list[str]:
         UserError: the file cannot be read, a row holds no answer, or there are none.
     """
     label = f"{KEY}.path={path}"
-    suffix = user_path(path).suffix
+    suffix = user_path(path).suffix.lower()
     if suffix in _TABLES:
         readable = ", ".join((".txt with one answer per line", *SUFFIXES))
         raise UserError(f"{label}: cannot read {suffix} (can: {readable})")

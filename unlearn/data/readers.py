@@ -93,7 +93,7 @@ def read_rows(path: str | Path, label: str | None = None, *, text: str = "text")
         UserError: the file cannot be read, or does not hold rows; names file and line.
     """
     label, path = label or str(path), user_path(path)
-    if path.suffix == ".parquet":
+    if path.suffix.lower() == ".parquet":
         return _table(label, read_parquet(path, label), None, text)
     content = read_text(path, label)
     if content.lstrip().startswith("["):

@@ -16,7 +16,6 @@ from unlearn.config import Section
 from unlearn.errors import ConfigError, UserError
 from unlearn.files import read_json, write_json
 from unlearn.interventions._base import Intervention, Pass, blocks, host
-from unlearn.paths import file_problem
 
 __all__ = [
     "INTERVENTIONS", "Intervention", "Pass", "attached", "blocks", "check", "files", "gates", "host",
@@ -64,7 +63,8 @@ def check(options: Mapping[str, Any]) -> list[str]:
         named = files(options)
     except ConfigError as error:
         return error.problems
-    problems = {name: file_problem(file) for name, file in named.items()}
+    kind = _find(options)
+    problems = {name: kind.file_problem(name, file) for name, file in named.items()}
     return [
         f"method.intervention.{name}={named[name]}: {problem}"
         for name, problem in problems.items()

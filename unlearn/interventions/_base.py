@@ -15,6 +15,7 @@ from unlearn.config import Section
 from unlearn.data.batching import Batch
 from unlearn.errors import UserError
 from unlearn.passes.prompt_layout import Layout, current_layout
+from unlearn.paths import file_problem
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ class Intervention(nn.Module):
     and that model."""
     sets: ClassVar[tuple[str, ...]] = ()
     """The sets of the data that `fit` needs."""
+
+    @classmethod
+    def file_problem(cls, option: str, file: str) -> str | None:
+        """Return why the file of an option cannot be used, as far as it shows without reading it whole."""
+        return file_problem(file)
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from unlearn.paths import user_path
 
 # Added to a denominator that may be 0; the value in the authors' code.
 _TINY = 1e-21
+_TENSORS = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,23 @@ class SAE:
         return replace(self, **{name: t.to(device) for name, t in vars(self).items()})
 
 
+def sae_problem(file: str | Path) -> str | None:
+    """Return why a file holds no autoencoder, from its list of tensors; None where it may."""
+    file = user_path(file)
+    try:
+        if file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as stored:
+                names = list(stored.files)
+        else:
+            with safe_open(file, "pt") as opened:
+                names = list(opened.keys())
+    except (OSError, ValueError, SafetensorError) as error:
+        return f"cannot be read: {error}"
+    if lacking := [name for name in _TENSORS if name not in names]:
+        return f"has no {', '.join(lacking)} (it holds {', '.join(sorted(names)) or 'nothing'})"
+    return None
+
+
 def read_sae(file: str | Path, hidden_size: int, *, centred: bool = False) -> SAE:
     """Read a `.safetensors` or `.npz` file with W_enc, b_enc, W_dec, b_dec and perhaps threshold.
 
@@ -57,6 +75,8 @@ def read_sae(file: str | Path, hidden_size: int, *, centred: bool = False) -> SA
     """
     file = user_path(file)
     label = f"method.intervention.sae={file}"
+    if problem := sae_problem(file):
+        raise UserError(f"{label} {problem}")
     try:
         if file.suffix == ".npz":
             with np.load(file, allow_pickle=False) as stored:
@@ -65,11 +85,6 @@ def read_sae(file: str | Path, hidden_size: int, *, centred: bool = False) -> SA
             tensors = load_file(file)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{label} cannot be read: {error}") from None
-    wanted = ("W_enc", "b_enc", "W_dec", "b_dec")
-    if lacking := [name for name in wanted if name not in tensors]:
-        raise UserError(
-            f"{label} has no {', '.join(lacking)} (it holds {', '.join(sorted(tensors)) or 'nothing'})"
-        )
     width = tensors["b_enc"].numel()
     shapes = {"W_enc": (hidden_size, width), "W_dec": (width, hidden_size), "b_dec": (hidden_size,),
               "b_enc": (width,), "threshold": (width,)}  # fmt: skip

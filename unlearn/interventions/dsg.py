@@ -23,7 +23,16 @@ from unlearn.interventions._base import (
     hidden_of,
     host,
 )
-from unlearn.interventions._sae import SAE, read_sae, scores, select, share, share_so_far, suppress
+from unlearn.interventions._sae import (
+    SAE,
+    read_sae,
+    sae_problem,
+    scores,
+    select,
+    share,
+    share_so_far,
+    suppress,
+)
 from unlearn.passes.forward import head_on
 from unlearn.passes.prompt_layout import laid_out, right_padded
 
@@ -75,6 +84,10 @@ class Dsg(Intervention):
     decode: Tensor
     jump: Tensor
     threshold: Tensor
+
+    @classmethod
+    def file_problem(cls, option: str, file: str) -> str | None:
+        return super().file_problem(option, file) or sae_problem(file)
 
     def __init__(self, options: DsgOptions, *, hidden_size: int, layers: int, seed: int = 0) -> None:
         """

@@ -142,7 +142,7 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     np.savez(file, W_enc=np.zeros((32, 5)))
     with pytest.raises(UserError, match="has no b_enc, W_dec, b_dec"):
         read_sae(file, 32)
-    np.savez(file, W_enc=np.array([{}], dtype=object))
+    np.savez(file, **{**tensors(), "W_enc": np.array([{}], dtype=object)})  # type: ignore[arg-type]
     with pytest.raises(UserError, match="cannot be read"):  # a pickle
         read_sae(file, 32)
 

@@ -85,7 +85,11 @@ def check(cfg: DatasetConfig) -> list[str]:
         file = _file(cfg, name)
         if file is not None and (problem := rows_problem(file, getattr(cfg, name), more=(".txt",))):
             problems.append(f"dataset.{name}={file}: {problem}")
-        elif file is not None and file.suffix == ".txt" and parse_split(getattr(cfg, name))[1] != slice(None):
+        elif (
+            file is not None
+            and file.suffix.lower() == ".txt"
+            and parse_split(getattr(cfg, name))[1] != slice(None)
+        ):
             problems.append(f"dataset.{name}={getattr(cfg, name)}: a text has no rows to cut; leave @… out")
     return problems
 
@@ -135,7 +139,7 @@ def whole(text: str, options: Options, name: str) -> list[Example]:
 
 def _set(cfg: DatasetConfig, name: str, options: Options) -> list[Example]:
     file = _file(cfg, name)
-    if file is not None and file.suffix in SUFFIXES:
+    if file is not None and file.suffix.lower() in SUFFIXES:
         table = read_rows(file, f"dataset.{name}={file}").cut(parse_split(getattr(cfg, name))[1])
         return [example_of(row, where, f"{file.stem}/{number}") for number, row, where in table]
     text = _text(file or user_path(cfg.path or ""), "dataset.path" if file is None else f"dataset.{name}")

@@ -75,7 +75,8 @@ def rows_problem(path: Path, given: str, *, more: tuple[str, ...] = ()) -> str |
     problem = file_problem(path)
     if problem is not None:
         return problem + slice_hint(given)
-    return None if path.suffix in can else f"cannot read {path.suffix or 'it'} (can: {', '.join(can)})"
+    readable = path.suffix.lower() in can
+    return None if readable else f"cannot read {path.suffix or 'it'} (can: {', '.join(can)})"
 
 
 def available(cfg: DatasetConfig) -> dict[str, str]:
