@@ -10,8 +10,8 @@ CORES ?= 2
 THREADS ?= 1
 PY = .venv/bin/python
 # Workers times threads are the cores. A file stays on one worker, since fixtures of many are whole runs;
-# tests/conftest.py puts the long ones first.
-PYTEST = OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) \
+# tests/conftest.py puts the long ones first. Compiled modules are kept: tests start many processes.
+PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) \
 	$(PY) -m pytest -q -n $$(( ($(CORES) + $(THREADS) - 1) / $(THREADS) )) --dist loadfile --no-loadscope-reorder
 # What makes this processor round like others: kernels of torch, oneDNN and MKL for other sets of instructions.
 VARIANTS ?= ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=COMPATIBLE THREADS=2

@@ -14,8 +14,8 @@ from launch.run.config_file import read_job
 from launch.run.execute import execute
 from launch.run.log_warnings import LOG_FORMAT
 from launch.run.worker_processes import log_of
+from launch.tracking.run_tracker import tracker_of
 from launch.tracking.tracker import NullTracker
-from launch.tracking.upload import show, tracker_of
 from unlearn.errors import UserError
 from unlearn.guard import is_logged, lasting_output, mark_logged, outcome
 from unlearn.run_dir import RunDir
@@ -34,7 +34,9 @@ def work(directory: Path, *, progress: bool = True) -> dict[str, float]:
         code = 1
         try:
             summary = execute(job, rundir, tracker, progress=progress)
-            if main:
+            if not isinstance(tracker, NullTracker):
+                from launch.tracking.upload import show  # with plotly and scipy: a second
+
                 show(tracker, job, role, rundir, summary)
             code = 0
             return summary

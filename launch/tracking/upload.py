@@ -1,9 +1,8 @@
-"""Send a run to the tracker: its identity at the beginning, tables and charts of its files at the end."""
+"""Send tables and charts of a finished run to its tracker."""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,13 +10,12 @@ import pyarrow as pa
 
 from eval.metric_catalog import shown
 from launch.job import Baselines, Job
-from launch.redact import cleaned
 from launch.report.charts import trade_offs
 from launch.report.geffect.files import tracked
 from launch.report.run_files import example_rows
 from launch.report.traces import Figure
 from launch.tracking import run_names
-from launch.tracking.tracker import NullTracker, Tracker, open_tracker
+from launch.tracking.tracker import NullTracker, Tracker
 from unlearn.run_dir import RunDir
 
 log = logging.getLogger(__name__)
@@ -26,26 +24,6 @@ _SAMPLES = 20  # rows of each set that go to the tracker; examples.parquet has a
 _LONGEST = 4000  # characters of a cell
 _TEXTS = ("set", "id", "group", "question", "answer", "generation", "prediction")
 _COLOURS = {"unlearned": "#2563eb", "target": "#d97706", "retain model": "#059669", "path": "#93b4f5"}
-
-
-def tracker_of(job: Job, role: str, rundir: RunDir) -> Tracker:
-    """Open the tracker of a run; it does not repeat what earlier processes of the run logged."""
-    config = job.config
-    settings = config.tracker
-    sent = config.model_dump(mode="json", exclude={"root", "dry_run", "tracker"})
-    return open_tracker(
-        mode=settings.mode,
-        project=settings.project,
-        entity=settings.entity,
-        group=settings.group or os.environ.get("UNLEARN_SWEEP"),
-        job_type=run_names.kind(config, role),
-        name=run_names.title(config, role),
-        run_id=job.fingerprint,
-        tags=[*run_names.tags(config, role), *settings.tags],
-        config=cleaned({**sent, "fingerprint": job.fingerprint, "role": role}),
-        directory=rundir.path,
-        logged=rundir.read_history(),
-    )
 
 
 def show(tracker: Tracker, job: Job, role: str, rundir: RunDir, summary: Mapping[str, float]) -> None:

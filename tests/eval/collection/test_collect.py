@@ -82,6 +82,7 @@ def test_generations_are_those_of_a_plain_greedy_loop(tmp_path):
     assert max(lengths) == LIMIT
 
 
+@pytest.mark.slow
 def test_a_cache_of_fixed_size_changes_nothing(tmp_path):
     net, code = model(seed=3), encoder()
     prompts = code.prompts([e.question or "" for e in examples("forget")])
@@ -92,6 +93,7 @@ def test_a_cache_of_fixed_size_changes_nothing(tmp_path):
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 def test_a_models_own_sampling_settings_change_nothing(tmp_path):
     net = model(seed=3)
     before = plain(run(tmp_path / "a", net).generation("forget/generation"))
@@ -108,6 +110,7 @@ def test_a_models_own_end_tokens_end_a_generation_too(tmp_path):
     assert run(tmp_path / "b", net).generation("forget/generation").text == [""] * len(first)
 
 
+@pytest.mark.slow
 def test_batch_sizes_change_nothing(tmp_path):
     one = run(tmp_path / "a", model(seed=3), max_tokens=1, max_rows=1)
     many = run(tmp_path / "b", model(seed=3), max_tokens=10_000, max_rows=100)

@@ -97,6 +97,7 @@ def test_a_portion_that_was_cut_short_on_disk_is_made_again(tmp_path):
     np.testing.assert_array_equal(a.logp.values, b.logp.values)
 
 
+@pytest.mark.slow
 def test_samples_follow_from_seed_and_example_alone(tmp_path):
     prompts = tuple(Prompt(e.id, e.question or "") for e in examples("forget"))
 

@@ -516,6 +516,7 @@ def test_more_runs_have_less_each():
     assert (cut("abcdef", 3), cut("abc", 3), cut(None, 3)) == ("abc …", "abc", "")
 
 
+@pytest.mark.slow
 def test_comparing_does_not_load_torch():
     modules = "launch.report.compare.__main__, launch.report.geffect.__main__"
     code = f"import {modules}, sys; print({{'torch', 'transformers', 'wandb'}} & set(sys.modules))"

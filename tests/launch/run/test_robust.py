@@ -290,7 +290,10 @@ def test_a_cut_target_and_cut_results_say_what_to_remove(place, tmp_path):
     shown = place.start(run).ended()
     assert shown.code == 2
     folder = model.parent.relative_to(place.folder)
-    for words in ("model.safetensors is broken, perhaps cut short", f"remove {folder} and start again"):
+    for words in (
+        "model.safetensors is broken, perhaps cut short",
+        f"remove {folder} and start that run again",
+    ):
         assert words in shown.err
     assert "Traceback" not in shown.err
     shutil.rmtree(model.parent)

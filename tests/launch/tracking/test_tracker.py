@@ -63,6 +63,7 @@ def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in ours if record.levelno >= logging.WARNING]
 
 
+@pytest.mark.slow
 def test_an_offline_run_holds_everything(tmp_path, caplog):
     tracker = opened(tmp_path)
     for step in (1, 2, 3):

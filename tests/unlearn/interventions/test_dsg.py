@@ -237,6 +237,7 @@ def logp_by_row(model: PreTrainedModel, data: Batch) -> list[Tensor]:
         return list(forward(model, data).logp.split(data.lengths.tolist()))
 
 
+@pytest.mark.slow
 def test_it_forgets_and_leaves_what_is_below_the_threshold_to_the_bit(case: Case, tiny_model: Build) -> None:
     model, dsg = guarded(case, tiny_model)
     [forget], [retain] = case.forget, case.retain
