@@ -49,7 +49,7 @@ def execute(job: Job, rundir: RunDir, tracker: Logger, *, progress: bool = True)
 
     Raises:
         UserError: the data, the model or the loss make the run impossible; the message says what to do.
-        Stopped: a signal asked for it; the run continues when started again, in training from a checkpoint.
+        Stopped: a signal asked for it; start the run again to continue it, in training from a checkpoint.
     """
     started = time.monotonic()
     _prepare_process(job.config)
@@ -209,7 +209,7 @@ def _results_of(directory: Path | None) -> dict[str, float]:
 
 def _stop(number: int) -> None:
     name = signal.Signals(number).name
-    raise Stopped(f"stopped by {name}; what is done is on disk: started again, the run goes on from there")
+    raise Stopped(f"stopped by {name}; finished work is on disk; start it again to continue")
 
 
 def _prepare_process(config: RunConfig) -> None:
