@@ -12,7 +12,7 @@ PY = .venv/bin/python
 # Workers times threads are the cores. A file stays on one worker, since fixtures of many are whole runs;
 # tests/conftest.py puts the long ones first. Compiled modules are kept: tests start many processes.
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) \
-	$(PY) -m pytest -q -n $$(( ($(CORES) + $(THREADS) - 1) / $(THREADS) $(MORE) )) --dist loadfile --no-loadscope-reorder
+	$(PY) -m pytest -q -n $$(( ($(CORES) + $(THREADS) - 1) / $(THREADS) )) --dist loadfile --no-loadscope-reorder
 # What makes this processor round like others: kernels of torch, oneDNN and MKL for other sets of instructions.
 VARIANTS ?= ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=COMPATIBLE THREADS=2
 
@@ -32,8 +32,7 @@ setup: .venv/ready  ## the environment in .venv, with the command .venv/bin/unle
 run: setup  ## the main job on the embedded default: target, retain model, NPO, evaluation, report
 	.venv/bin/unlearn
 
-test: MORE = + 1
-test: setup  ## all tests, with one worker more than cores: whole runs wait a lot
+test: setup  ## all tests
 	$(PYTEST)
 
 test-fast: setup  ## the tests that need no whole run and one process
