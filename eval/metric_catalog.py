@@ -96,8 +96,8 @@ def split_variant(key: str) -> tuple[str, str]:
     name = key.partition("/")[0]
     if name not in _variants():
         return "", key
-    found = re.fullmatch(rf"({_variants()[name].KEYS})/(.+/.+)", key)
-    return (found[1], found[2]) if found else ("", key)
+    match = re.fullmatch(rf"({_variants()[name].KEYS})/(.+/.+)", key)
+    return (match[1], match[2]) if match else ("", key)
 
 
 def is_attack(variant: str) -> bool:

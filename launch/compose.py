@@ -69,7 +69,7 @@ def option_file(group: str, option: str) -> Path:
 
 def comment(group: str, option: str, key: str) -> str:
     """Return the value of a comment line `# key: value` of an option's file, "" without it."""
-    text = (CONFIGS / group / f"{option}.yaml").read_text(encoding="utf-8")
+    text = option_file(group, option).read_text(encoding="utf-8")
     line = re.search(rf"^# {key}: *(.+?) *$", text, re.MULTILINE)
     return line[1] if line else ""
 

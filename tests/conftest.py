@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # the process that deals out the tests runs none: what takes 
 
 settings.register_profile("shared", deadline=None)  # a first call may import much, and machines are shared
 settings.load_profile("shared")
+gc.set_threshold(100_000, 50, 100)  # tests make many short-lived objects
 
 # Large initial weights, so that logits are far from uniform.
 _SHAPE: dict[str, Any] = {
@@ -57,7 +58,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def imported_for_good() -> None:
     """What is there now is left out when garbage is collected: DeepSpeed and Accelerate do that with every
     engine, half a second each time for the modules of all packages alone."""
-    gc.set_threshold(100_000, 50, 100)
     gc.collect()
     gc.freeze()
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 
 from unlearn.errors import UserError
+from unlearn.passes.per_example.mkldnn_linear import LINEAR
 
 T = TypeVar("T")
 
@@ -139,7 +140,7 @@ def start_world(device: str) -> World:
             dist.init_process_group(backend)
     # Earlier use of Accelerate in this process may have configured it without DeepSpeed.
     AcceleratorState._reset_state(reset_partial_state=True)
-    torch.nn.functional.linear = torch._C._nn.linear  # a run that failed under ZeRO 3 leaves its own
+    torch.nn.functional.linear = LINEAR  # a run that failed under ZeRO 3 leaves its own
     state = PartialState(cpu=device == "cpu")
     return World(state.process_index, state.num_processes, state.device)
 

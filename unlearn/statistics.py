@@ -1,7 +1,7 @@
 """The statistics of a micro-batch that objectives and weightings may ask for.
 
 The name of a positional parameter of an objective or a weighting is the name of a statistic. What is not
-named is not computed. Shapes: N positions that the term looks at (its answer tokens, with the mask
+named is not computed. Shapes: N positions of the term's mask (its answer tokens, with the mask
 `answer`), B sequences, V tokens of the vocabulary, D hidden units, K numbers.
 """
 
@@ -69,7 +69,7 @@ STATISTICS: Mapping[str, Statistic] = {
         Statistic("alt_lengths", "data", "lengths", "B", alternative=True,
                   explanation="tokens of each alternative answer"),
         Statistic("logits", "model", "logits", "N V",
-                  explanation="logits at the positions that the term looks at"),
+                  explanation="logits at the positions of the term's mask"),
         Statistic("ref_logits", "reference", "logits", "N V",
                   explanation="logits of the reference, from its cached last hidden states"),
         Statistic("teacher_logits", "teacher", "logits", "N V",

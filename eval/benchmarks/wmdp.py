@@ -27,7 +27,7 @@ METRICS = {
     **{
         f"wmdp/{part}/accuracy": Metric(
             "accuracy on questions with four choices; 0.25 is chance", Better.FORGOTTEN_IF_LOWER, level=1,
-            # Where other benchmarks are scored, nobody set out to forget this.
+            # A run that is scored by other benchmarks too was not made to forget this.
             judged=("forget_efficacy", closeness_to_chance), weak=True, optional=True,
             views=("forgetting", "card", "changed"),
         )

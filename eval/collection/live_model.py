@@ -183,7 +183,7 @@ class Live:
     def _tried(self, sequences: Sequence[TokenSequence], row: Row) -> bool:
         with evaluating(self.model):
             batch, inputs = self._batch(sequences, [row])
-            shared = record(self.model, batch, told=inputs).logp
+            shared = record(self.model, batch, inputs=inputs).logp
             separate = record(self.model, collate([sequences[i] for i in row.members]).to(self.device)).logp
         # Above the rounding of the compute precision; a model that ignores the tree mask is off by nats.
         tolerance = 0.01 if next(self.model.parameters()).dtype == torch.float32 else 0.3

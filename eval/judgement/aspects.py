@@ -71,7 +71,7 @@ def one_minus_percent(values: Values) -> Component:
 
 
 def closeness_to_chance(values: Values) -> Component:
-    """1 − |x − ¼|/¾, for accuracies: one below chance tells answers apart as well as one above."""
+    """1 − |x − ¼|/¾, for accuracies: one below chance distinguishes answers as well as one above."""
     return "1 − |{} − ¼|/¾", 1 - abs(values.own - CHANCE) / (1 - CHANCE)
 
 

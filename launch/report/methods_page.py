@@ -157,7 +157,7 @@ def _functions(kind: Kind) -> str:
             cells.append({"N": "token", "B": "example"}[returns.dim_str.strip()])
         rows.append((*cells, markdown.keywords(function)))
     per = ["averaged per"] if kind is OBJECTIVES else []
-    return markdown.table((kind.word, "what it is", "looks at", *per, "hyper-parameters"), rows)
+    return markdown.table((kind.word, "what it is", "statistics", *per, "hyper-parameters"), rows)
 
 
 def _statistics() -> str:

@@ -15,7 +15,7 @@ from launch.report.geffect.files import tracked
 from launch.report.run_files import example_rows
 from launch.report.traces import Figure
 from launch.tracking import run_names
-from launch.tracking.tracker import NullTracker, Tracker
+from launch.tracking.tracker import Tracker
 from unlearn.run_dir import RunDir
 
 log = logging.getLogger(__name__)
@@ -31,8 +31,6 @@ def show(tracker: Tracker, job: Job, role: str, rundir: RunDir, summary: Mapping
 
     Errors are logged: the run's own files are complete.
     """
-    if isinstance(tracker, NullTracker):
-        return
     try:
         tracker.summary(summary)
         tracker.table("results", ["metric", "value"], [[key, value] for key, value in summary.items()])

@@ -84,17 +84,18 @@ def forward(model: nn.Module, batch: Batch) -> AnswerLogp:
 
 @torch.no_grad()
 def record(
-    model: nn.Module, batch: Batch, most: int = 0, told: Mapping[str, Tensor] | None = None
+    model: nn.Module, batch: Batch, most: int = 0, inputs: Mapping[str, Tensor] | None = None
 ) -> TokenRecord:
     """The same pass without gradients, with all that likelihood metrics need.
 
     Never more than a set budget of logits exists at a time. Where a call of the head is a collective, `most`
-    is the largest N of any process: it decides in how many pieces the head runs. `told` goes to the model.
+    is the largest N of any process: it decides in how many pieces the head runs. `inputs` are further
+    arguments of the model.
     """
     found = torch.empty(3, len(batch.index), device=batch.index.device)  # log p, mean, variance
     correct = torch.empty(len(batch.index), dtype=torch.bool, device=batch.index.device)
     done = 0
-    for logits, labels in _in_pieces(model, batch, max(most, len(batch.index)), told or {}):
+    for logits, labels in _in_pieces(model, batch, max(most, len(batch.index)), inputs or {}):
         # In buffers of its own: blocks that come and go between results that stay split up the memory.
         space = torch.empty(2, block_rows(logits), logits.shape[-1], device=logits.device)
         for rows, wanted in blocks(logits, labels):
@@ -114,20 +115,20 @@ def record(
 
 
 def _in_pieces(
-    model: nn.Module, batch: Batch, most: int, told: Mapping[str, Tensor]
+    model: nn.Module, batch: Batch, most: int, inputs: Mapping[str, Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The logits at the batch's positions with their labels, a budget's worth at a time."""
     inner = unwrap(model)
     pieces = -(-most * int(inner.config.get_text_config(decoder=True).vocab_size) // _LOGITS)
     if pieces <= 1 or hasattr(inner, "interventions"):  # an edit may have to know all of the positions
-        yield answer_logits(model, batch, **told), batch.labels
+        yield answer_logits(model, batch, **inputs), batch.labels
         return
     head: Any = inner.get_output_embeddings()
     seen: list[Tensor] = []
     given: list[tuple[Tensor, int]] = []
     handle = head.register_forward_hook(lambda _, __, out: given.append((out, out._version)))
     with _laid_out(batch, batch.index[:0]), head_on(model, batch.index[:0], watch=seen):
-        logits = model(input_ids=batch.input_ids, use_cache=False, **told).logits
+        logits = model(input_ids=batch.input_ids, use_cache=False, **inputs).logits
     handle.remove()
     plain = logits is given[0][0] and logits._version == given[0][1]
     size = -(-most // pieces)
@@ -153,10 +154,10 @@ def _after_backbone(model: nn.Module, batch: Batch, hidden: Tensor) -> Tensor:
     return cast(Tensor, logits).squeeze(0)
 
 
-def answer_logits(model: nn.Module, batch: Batch, **told: Tensor) -> Tensor:
+def answer_logits(model: nn.Module, batch: Batch, **inputs: Tensor) -> Tensor:
     """Logits [N, V] at the positions that predict the answer tokens, in the model's dtype."""
     with _laid_out(batch, batch.index), head_on(model, batch.index):
-        logits = model(input_ids=batch.input_ids, use_cache=False, **told).logits
+        logits = model(input_ids=batch.input_ids, use_cache=False, **inputs).logits
     return cast(Tensor, logits).squeeze(0)  # whose derivative is a view, where that of [0] is a copy
 
 

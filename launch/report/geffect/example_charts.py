@@ -153,7 +153,7 @@ def questions(examples: Tables) -> dict[tuple[str, str], str]:
 
 
 def _titled(name: str, key: str, asked: Questions) -> str:
-    """An id with its question; the id tells equal questions apart."""
+    """Return an id with its question; the id distinguishes equal questions."""
     return (
         f"{html.escape(key)}: {shortened(asked[name, key])}" if asked.get((name, key)) else html.escape(key)
     )
