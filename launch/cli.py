@@ -42,7 +42,7 @@ from launch.sweep.sweep_run import SweepRun
 from unlearn.config import RunConfig
 from unlearn.errors import UserError, did_you_mean
 from unlearn.files import check_writable, folder_name
-from unlearn.guard import guarded, lasting_output, outcome
+from unlearn.guard import guarded, lasting_output, outcome, pause_collection
 from unlearn.signals import STOPPED, on_stop
 
 _RUN_DIRECTORY = "${unlearn_run_dir:}"  # hydra.run.dir in configs/config.yaml
@@ -57,6 +57,7 @@ _FLAGS = {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `unlearn`."""
     lasting_output()
+    pause_collection()
     given = list(sys.argv[1:] if arguments is None else arguments)
     sys.exit(command(given))
 

@@ -31,6 +31,7 @@ from unlearn.data.sources import load_sets
 from unlearn.distributed import World, start_world, stop_world
 from unlearn.errors import UserError
 from unlearn.files import write_json
+from unlearn.guard import resume_collection
 from unlearn.models import load as models
 from unlearn.models.adapter_targets import unties
 from unlearn.models.skeleton import limits
@@ -213,6 +214,7 @@ def _stop(number: int) -> None:
 
 
 def _prepare_process(config: RunConfig) -> None:
+    resume_collection()
     torch.manual_seed(config.seed)
     hardware = config.hardware
     if hardware.device == "cpu":

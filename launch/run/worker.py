@@ -11,13 +11,12 @@ from pathlib import Path
 
 from launch.redact import ScrubbedFormatter, scrub_output
 from launch.run.config_file import read_job
-from launch.run.execute import execute
 from launch.run.log_warnings import LOG_FORMAT
 from launch.run.worker_processes import log_of
 from launch.tracking.run_tracker import tracker_of
 from launch.tracking.tracker import NullTracker
 from unlearn.errors import UserError
-from unlearn.guard import is_logged, lasting_output, mark_logged, outcome
+from unlearn.guard import is_logged, lasting_output, mark_logged, outcome, pause_collection
 from unlearn.run_dir import RunDir
 from unlearn.signals import STOPPED, Stopped
 
@@ -26,6 +25,8 @@ log = logging.getLogger("launch.run.worker")  # also where it is the main module
 
 def work(directory: Path, *, progress: bool = True) -> dict[str, float]:
     """Execute the run that `config.yaml` in the directory describes, as one of its processes."""
+    from launch.run.execute import execute  # torch and DeepSpeed: after `pause_collection`
+
     rundir = RunDir(directory)
     job, role = read_job(rundir)
     main = os.environ.get("RANK", "0") == "0"
@@ -82,6 +83,7 @@ def main() -> None:
     """Entry point of the processes that `launch.run.ensure` starts."""
     main_process = os.environ.get("RANK", "0") == "0"
     lasting_output()
+    pause_collection()
     if not main_process:
         scrub_output()  # it goes to a log
     # Ctrl-C reaches the whole process group; the trainer's own handler stops it after a checkpoint.
