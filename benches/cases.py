@@ -15,6 +15,7 @@ from unlearn.config import DatasetConfig, HardwareConfig, MethodConfig, ModelCon
 from unlearn.data.sources import load_sets
 from unlearn.distributed import start_world
 from unlearn.models import load as models
+from unlearn.models.tokenizer import load_tokenizer, make_encoder
 from unlearn.terms import bind
 from unlearn.training import frozen_outputs
 from unlearn.training.frozen_outputs import LOGP
@@ -75,7 +76,7 @@ def make_case(name: str, method: str, batch: int) -> Case:
         model, source = settings("model", "nano"), str(target) if found else None
         label = "nano-tofu (4.3M)" if found else "nano, untrained (1M)"
     config, data = ModelConfig(**model), DatasetConfig(**dataset)
-    encoder = models.make_encoder(config, models.load_tokenizer(config, source), data.max_length)
+    encoder = make_encoder(config, load_tokenizer(config, source), data.max_length)
     sets = load_sets(data, {"forget", "retain"})
     groups = {
         key: Group(

@@ -22,7 +22,9 @@ from unlearn.config import (
 )
 from unlearn.data.sources import load_sets
 from unlearn.distributed import start_world, stop_world
+from unlearn.models import adapt
 from unlearn.models import load as models
+from unlearn.models.tokenizer import load_tokenizer, make_encoder
 from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
 from unlearn.terms import bind, training_sets
@@ -52,8 +54,8 @@ class Workshop:
         self.hardware = HardwareConfig(**settings("hardware", "cpu"))
         label = "nano-tofu (4.3M)" if found else "nano, untrained (1M)"
         self.title = f"{label}, {self.data.name}, {BATCH}+{BATCH} examples"
-        tokenizer = models.load_tokenizer(self.model, self.source)
-        self._encoder = models.make_encoder(self.model, tokenizer, self.data.max_length)
+        tokenizer = load_tokenizer(self.model, self.source)
+        self._encoder = make_encoder(self.model, tokenizer, self.data.max_length)
         self._folder, self._number = folder, count()
 
     def trainer(self, method: MethodConfig) -> Trainer:
@@ -93,7 +95,7 @@ class Workshop:
                 method.intervention, hidden_size=shape.hidden_size, layers=shape.num_hidden_layers, seed=0
             ).attach(model)
         if method.train is not None:
-            models.train_only(model, method.train)
+            adapt.train_only(model, method.train)
         return model
 
     @contextmanager

@@ -17,7 +17,7 @@ from unlearn.data.batching import Schedule, deal
 from unlearn.data.sources import load_sets
 from unlearn.data.tokenization import TokenSequence
 from unlearn.errors import UserError
-from unlearn.models import load as models
+from unlearn.models.tokenizer import load_tokenizer, make_encoder
 from unlearn.rules import clip_norm
 from unlearn.terms import bind, row_multiples
 from unlearn.training.deepspeed_config import deepspeed_config
@@ -120,8 +120,8 @@ def _sequences(config: RunConfig) -> dict[str, list[TokenSequence]]:
     names = config.method.sets
     if not names:
         return {}
-    tokenizer = models.load_tokenizer(config.model)
-    encoder = models.make_encoder(config.model, tokenizer, config.dataset.max_length)
+    tokenizer = load_tokenizer(config.model)
+    encoder = make_encoder(config.model, tokenizer, config.dataset.max_length)
     sets = {name: encoder.chunks(rows) for name, rows in load_sets(config.dataset, names).items()}
     multiples = row_multiples(config.method, bind(config.method))
     made = {name: encoder.pairs([(e.question, e.answer) for e in sets[name]]) for name in names}

@@ -91,12 +91,11 @@ def tiny_model() -> Callable[[str], PreTrainedModel]:
 def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a nano model with seed 1; to be read only."""
     from unlearn.config import NanoConfig
-    from unlearn.models import load as models
-    from unlearn.models import nano
+    from unlearn.models import export, nano
 
     folder = tmp_path_factory.mktemp("saved") / "model"
     model = nano.model(NanoConfig(), seed=1)
-    models.save_pretrained(model, nano.tokenizer(NanoConfig().vocabulary), folder)
+    export.save_pretrained(model, nano.tokenizer(NanoConfig().vocabulary), folder)
     return folder
 
 

@@ -20,6 +20,7 @@ from unlearn.data.example import Example
 from unlearn.data.tokenization import Encoder
 from unlearn.distributed import World
 from unlearn.errors import ConfigError, UserError
+from unlearn.models import adapt, export
 from unlearn.models import load as models
 from unlearn.models.verify import Trial, trial, verify
 from unlearn.models.weights import Weights
@@ -162,8 +163,8 @@ class Pipeline:
             edit.attach(model)
             beside = partial(interventions.save, model)
             own, _ = interventions.split(model.state_dict())
-            models.save_pretrained(
-                models.exportable(model, own), self.tokenizer, self.rundir.model, write_extra=beside
+            export.save_pretrained(
+                export.exportable(model, own), self.tokenizer, self.rundir.model, write_extra=beside
             )
             live = self._trial(model)
             del model, second, edit, own, beside
@@ -177,9 +178,9 @@ class Pipeline:
         if config.method.intervention is not None:
             self._make_intervention(model, None).attach(model)
         if config.model.lora.r:
-            model = models.add_lora(model, config.model.lora, config.seed)
+            model = adapt.add_lora(model, config.model.lora, config.seed)
         if config.method.train is not None:
-            models.train_only(model, config.method.train)
+            adapt.train_only(model, config.method.train)
         if gradient_reach.chosen(config.method, config.model.lora):
             found = gradient_reach.problems(model, config.method, config.model.lora, self.terms)
             if found:
@@ -225,11 +226,11 @@ class Pipeline:
         if self.world.main:
             if scale != 1:
                 start = models.load_model(self.config.model, self.start.source, seed=self.config.seed)
-                weights = models.extrapolated(start.state_dict(), weights, scale)
+                weights = export.extrapolated(start.state_dict(), weights, scale)
             own, _ = interventions.split(weights)
-            plain = models.exportable(engine.module, own)
+            plain = export.exportable(engine.module, own)
             beside = partial(interventions.save, engine.module, weights=weights)
-            models.save_pretrained(plain, self.tokenizer, folder, write_extra=beside)
+            export.save_pretrained(plain, self.tokenizer, folder, write_extra=beside)
             del plain, own, beside
         del weights
 

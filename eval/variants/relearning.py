@@ -21,7 +21,7 @@ from unlearn.data.example import Example
 from unlearn.data.readers import content_hash, read_rows
 from unlearn.data.sources import available, custom
 from unlearn.errors import UserError
-from unlearn.models import load as models
+from unlearn.models import adapt
 from unlearn.paths import user_path
 from unlearn.reading import read_text
 from unlearn.rules import clip_norm
@@ -200,7 +200,7 @@ def _trainable(bench: Workbench) -> Any:
     config = bench.config
     made: Any = bench.unlearned()
     if config.model.lora.r:
-        made = models.add_lora(made, config.model.lora, config.seed)
+        made = adapt.add_lora(made, config.model.lora, config.seed)
     if config.hardware.activation_checkpointing:
         made.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         made.enable_input_require_grads()

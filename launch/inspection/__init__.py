@@ -13,6 +13,7 @@ from unlearn.data.sources import load_sets
 from unlearn.data.verify import check_companions, overlaps
 from unlearn.errors import ConfigError, UserError
 from unlearn.models import load as models
+from unlearn.models.tokenizer import load_tokenizer, make_encoder
 from unlearn.rules import make_rule
 from unlearn.terms import bind, row_multiples, training_sets, two_warmups, watched_sets
 from unlearn.training import gradient_reach
@@ -131,8 +132,8 @@ def _steps_per_epoch(config: RunConfig) -> int | None:
     if not examples:
         return None
     if any(example.question is None for example in examples):  # plain texts are cut into pieces
-        tokenizer = models.load_tokenizer(config.model)
-        examples = models.make_encoder(config.model, tokenizer, config.dataset.max_length).chunks(examples)
+        tokenizer = load_tokenizer(config.model)
+        examples = make_encoder(config.model, tokenizer, config.dataset.max_length).chunks(examples)
     multiple = row_multiples(method, bind(method)).get(anchor, 1)
     return Schedule({anchor: len(examples) * multiple}, anchor, method.batch, config.seed).steps_per_epoch
 

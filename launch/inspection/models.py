@@ -17,10 +17,11 @@ from launch.run.plan import Plan, Planned
 from unlearn.config import RunConfig
 from unlearn.data.tokenization import DataError, Encoder, Limits
 from unlearn.errors import ConfigError
-from unlearn.models import load as models
+from unlearn.models import adapt, nano
 from unlearn.models.adapter_targets import target_problems
 from unlearn.models.locate import ModelError, find
-from unlearn.models.skeleton import check_weights, limits_of, positions, skeleton
+from unlearn.models.skeleton import check_weights, is_plain_nano, limits_of, positions, skeleton
+from unlearn.models.tokenizer import load_tokenizer, make_encoder
 
 
 def inspect_models(config: RunConfig, plan: Plan) -> list[str]:
@@ -69,7 +70,10 @@ def _inspect(runs: Sequence[Planned], source: str | None) -> list[str]:
     cfg = runs[-1].job.config.model
     checkpoint, warnings = find(cfg, source), []
     limits, learned = None, None
-    if checkpoint is None or checkpoint.package is None:
+    if checkpoint is None and all(is_plain_nano(cfg, run.job.config.method) for run in runs):
+        nano.check(cfg.nano)
+        limits, learned = Limits(cfg.nano.vocabulary), nano.POSITIONS
+    elif checkpoint is None or checkpoint.package is None:
         try:
             model = skeleton(cfg, source)
         except ModelError:
@@ -92,8 +96,8 @@ def _inspect_texts(
     runs: Sequence[Planned], source: str | None, limits: Limits | None, longest: int | None, label: str
 ) -> list[str]:
     cfg, max_length, warnings = runs[-1].job.config.model, runs[-1].job.config.dataset.max_length, []
-    tokenizer = models.load_tokenizer(cfg, source)
-    encoder = models.make_encoder(cfg, tokenizer, max_length, limits)
+    tokenizer = load_tokenizer(cfg, source)
+    encoder = make_encoder(cfg, tokenizer, max_length, limits)
     if limits is not None and limits.vocabulary is not None:
         _check_specials(encoder)
     if problems := [text for run in runs for text in tokenizer_problems(run.job.config, tokenizer)]:
@@ -122,7 +126,7 @@ def _check_adapters(config: RunConfig, model: Any) -> None:
     if lora.r and (problems := target_problems(model, lora)):
         raise ConfigError(problems)
     if method.train is not None and not lora.r and method.intervention is None:
-        models.train_only(model, method.train)
+        adapt.train_only(model, method.train)
 
 
 def _check_specials(encoder: Encoder) -> None:

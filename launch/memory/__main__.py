@@ -22,7 +22,7 @@ from launch.memory.estimate import GIB, Load, Memory, Shape, estimate, read_shap
 from unlearn.config import LoraConfig, RunConfig
 from unlearn.errors import UserError
 from unlearn.guard import tool
-from unlearn.models import load as models
+from unlearn.models import adapt
 
 USABLE = 0.9
 """The share of a card that tensors can use; CUDA, fragmentation and kernels take the rest."""
@@ -58,7 +58,7 @@ def llama(name: str, rank: int = 0) -> Shape:
     """Return the shape of a Llama 3.1 (arXiv 2407.21783, table 3), trained in full or with adapters."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(_LLAMAS[name], attn_implementation="sdpa")
-        return read_shape(models.add_lora(model, LoraConfig(r=rank), 0) if rank else model)
+        return read_shape(adapt.add_lora(model, LoraConfig(r=rank), 0) if rank else model)
 
 
 def paper() -> str:

@@ -12,8 +12,10 @@ from typing import Any
 
 from torch import nn
 
-from unlearn.config import HardwareConfig, MethodConfig, RunConfig
+from unlearn.config import HardwareConfig, MethodConfig, ModelConfig, RunConfig
 from unlearn.models import load as models
+from unlearn.models import nano
+from unlearn.models.skeleton import is_plain_nano
 from unlearn.rules import make_rule
 from unlearn.terms import bind
 from unlearn.training.deepspeed_config import deepspeed_config
@@ -210,8 +212,21 @@ def _cache(shape: Shape, method: MethodConfig, load: Load) -> float:
 
 def shape_of(config: RunConfig) -> Shape | None:
     """Return the shape of the run's model with adapters or edits; None where it is not on this machine."""
+    if is_plain_nano(config.model, config.method):
+        return _nano_shape(config.model)
     model = models.blueprint(config.model, config.method)
     return None if model is None else read_shape(model)
+
+
+def _nano_shape(cfg: ModelConfig) -> Shape:
+    size, inner = cfg.nano, nano.inner_size(cfg.nano)
+    block = 4 * size.hidden_size**2 + 3 * size.hidden_size * inner + 2 * size.hidden_size
+    parameters = size.vocabulary * size.hidden_size + size.layers * block + size.hidden_size
+    return Shape(
+        vocabulary=size.vocabulary, hidden=size.hidden_size, layers=size.layers, heads=size.heads,
+        kv_heads=size.heads, head_dim=size.hidden_size // size.heads, inner=inner, parameters=parameters,
+        trained=parameters, attention=cfg.attention,
+    )  # fmt: skip
 
 
 def read_shape(model: nn.Module) -> Shape:

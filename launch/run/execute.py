@@ -32,9 +32,9 @@ from unlearn.distributed import World, start_world, stop_world
 from unlearn.errors import UserError
 from unlearn.files import write_json
 from unlearn.guard import resume_collection
-from unlearn.models import load as models
 from unlearn.models.adapter_targets import unties
 from unlearn.models.skeleton import limits
+from unlearn.models.tokenizer import load_tokenizer, make_encoder
 from unlearn.pipeline import Pipeline
 from unlearn.run_dir import RunDir
 from unlearn.signals import Stopped, on_stop
@@ -78,8 +78,8 @@ class _Run:
         self.sets = load_sets(config.dataset, trained | evaluation_sets(config))
         for name in config.eval.benchmarks:  # what cannot be measured is refused before it is trained for
             requests_of(name, self._scored_sets(), benchmark_options(config, name))
-        tokenizer = models.load_tokenizer(config.model, source)
-        self.encoder = models.make_encoder(
+        tokenizer = load_tokenizer(config.model, source)
+        self.encoder = make_encoder(
             config.model, tokenizer, config.dataset.max_length, limits(config.model, source)
         )
         for note in self.encoder.notes():

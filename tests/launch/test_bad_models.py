@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from tests.launch.commands import unlearn
 from tests.refusals import Refused, check_refusal
 from unlearn.config import NanoConfig
+from unlearn.models import export, nano
 from unlearn.models import load as models
-from unlearn.models import nano
+from unlearn.models.tokenizer import load_tokenizer
 
 NANO = NanoConfig(hidden_size=16, layers=1, heads=2, vocabulary=300)
 ROWS = [
@@ -38,10 +39,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows = [{**row, "question": f"{row['question']} ({name})"} for row in ROWS]
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     tokenizer = nano.tokenizer(NANO.vocabulary)
-    models.save_pretrained(nano.model(NANO, seed=0), tokenizer, folder / "whole")
+    export.save_pretrained(nano.model(NANO, seed=0), tokenizer, folder / "whole")
     shape: Any = {"n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64, "bos_token_id": 1}
     gpt2 = AutoModelForCausalLM.from_config(GPT2Config(vocab_size=300, eos_token_id=1, **shape))
-    models.save_pretrained(gpt2, tokenizer, folder / "gpt2")
+    export.save_pretrained(gpt2, tokenizer, folder / "gpt2")
     return folder
 
 
@@ -81,7 +82,7 @@ def smaller(model: Path) -> None:
 
 
 def added_token(model: Path) -> None:
-    tokenizer = models.load_tokenizer(models.ModelConfig(name="x", path=str(model)))
+    tokenizer = load_tokenizer(models.ModelConfig(name="x", path=str(model)))
     tokenizer.add_tokens(["Lyon"])
     tokenizer.save_pretrained(model)
 

@@ -234,6 +234,17 @@ def test_a_refusal_of_the_schema_loads_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+def test_a_dry_run_of_the_default_imports_no_models(tmp_path):
+    """Those of transformers take longer to import than the rest of a dry run."""
+    code = (
+        "import sys; from launch.cli import command; assert command(['dry_run=true']) == 0; "
+        "assert 'torch' in sys.modules; "
+        "assert not {'transformers.modeling_utils', 'torch._dynamo', 'deepspeed', 'plotly'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 ALL = groups()
 
 

@@ -16,8 +16,7 @@ from launch.run.worker import logging_to
 from tests.launch.commands import done
 from tests.launch.tracking.wandb_files import read_run
 from unlearn.config import NanoConfig
-from unlearn.models import load as models
-from unlearn.models import nano
+from unlearn.models import export, nano
 from unlearn.run_dir import RunDir
 
 SECRETS = {
@@ -64,7 +63,7 @@ def run(tmp_path_factory) -> Iterator[Path]:
             patch.setenv(name, value)
         patch.delenv("NETRC", raising=False)
         shape = NanoConfig(layers=1)
-        models.save_pretrained(nano.model(shape, seed=1), nano.tokenizer(shape.vocabulary), home / "target")
+        export.save_pretrained(nano.model(shape, seed=1), nano.tokenizer(shape.vocabulary), home / "target")
         done(
             cwd,
             *SMALL,

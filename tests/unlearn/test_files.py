@@ -15,7 +15,7 @@ from launch.report.page import write_report
 from tests.unlearn.training import small_training as training
 from unlearn.config import HardwareConfig
 from unlearn.files import leftovers, replacing
-from unlearn.models.load import save_pretrained
+from unlearn.models.export import save_pretrained
 from unlearn.training import frozen_outputs
 
 

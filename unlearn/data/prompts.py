@@ -8,14 +8,17 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
-from transformers import PreTrainedTokenizerBase
+import transformers
 
 from unlearn.config import PromptConfig
 from unlearn.data.templates import EXAMPLE, filled
 from unlearn.errors import UserError, did_you_mean, quoted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 DATE: str = PromptConfig.model_fields["date"].default
 _CLOCK = "strftime_now"
@@ -170,7 +173,7 @@ class PromptFormat:
 
 def check_variables(names: Mapping[str, Any]) -> list[str]:
     """Return what is wrong with the names of `model.prompt.variables`."""
-    call = inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters
+    call = inspect.signature(transformers.PreTrainedTokenizerBase.apply_chat_template).parameters
     reserved = {*call, "messages", _CLOCK} - {"tools", "documents", "kwargs"}
     return [
         f"model.prompt.variables.{name}: is set by the program itself"

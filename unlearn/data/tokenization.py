@@ -9,15 +9,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
 from unlearn.data.example import Example
 from unlearn.data.pieces import pieces
 from unlearn.data.prompts import DataError, PromptFormat
 from unlearn.errors import did_you_mean, quoted
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 __all__ = [
     "BoolArray",

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from unlearn import plugins
 from unlearn.config import Section
 from unlearn.errors import ConfigError, UserError
 from unlearn.files import read_json, write_json
 from unlearn.interventions._base import Intervention, Pass, blocks, host
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 __all__ = [
     "INTERVENTIONS", "Intervention", "Pass", "attached", "blocks", "check", "files", "gates", "host",
@@ -191,9 +194,9 @@ def _reinforced(place: int) -> str:
 
 
 def _load_plain(folder: Path, model: Any) -> PreTrainedModel:
-    loaded = AutoModelForCausalLM.from_pretrained(
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=next(model.parameters()).dtype, attn_implementation=model.config._attn_implementation,
         use_safetensors=True, local_files_only=True,
     )  # fmt: skip
-    assert isinstance(loaded, PreTrainedModel)
+    assert isinstance(loaded, transformers.PreTrainedModel)
     return loaded

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import torch
+import transformers
 from pydantic import Field, NonNegativeFloat
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import DynamicCache, PreTrainedModel
 
 from unlearn.config import Section
 from unlearn.errors import UserError
 from unlearn.interventions._base import Intervention
 from unlearn.passes.forward import head_on
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache, PreTrainedModel
 
 
 class ContrastOptions(Section):
@@ -95,5 +98,5 @@ class Contrast(Intervention):
                 raise RuntimeError(
                     "contrast decoding cannot continue a key-value cache that was filled without it"
                 )
-            self._caches[key] = DynamicCache(config=self.reinforced.config)
+            self._caches[key] = transformers.DynamicCache(config=self.reinforced.config)
         return self._caches[key]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedConfig
 
 from unlearn.config import LoraConfig
 from unlearn.errors import did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 def target_problems(model: nn.Module, cfg: LoraConfig) -> list[str]:

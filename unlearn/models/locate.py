@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -205,3 +206,11 @@ def _digest(file: Path) -> str:
             stream.seek(i * (size - _BLOCK) // (_BLOCKS - 1))
             sample.update(stream.read(_BLOCK))
     return sample.hexdigest()
+
+
+@contextmanager
+def quiet(checkpoint: CheckpointSource) -> Iterator[None]:
+    """Hide the progress bar of the reader of GGUF files, which no setting turns off."""
+    hidden = redirect_stderr(io.StringIO()) if checkpoint.package else nullcontext()
+    with hidden:
+        yield

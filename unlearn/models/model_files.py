@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from unlearn.errors import did_you_mean, listed
 
@@ -59,6 +57,9 @@ def tokenizer_problem(folder: Path) -> str | None:
 
 def configuration_problem(config: dict[str, Any], *, trust: bool) -> str | None:
     """Return why a model of this config.json cannot be loaded: cause and fix; None: no problem."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
     kind = config.get("model_type")
     if not isinstance(kind, str):
         return f"config.json has no model_type, so the kind of model is not known: {_AGAIN}"

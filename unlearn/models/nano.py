@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
+import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import (
-    AutoModelForCausalLM,
-    GenerationConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    PreTrainedTokenizerFast,
-)
 
 from unlearn.config import NanoConfig
 from unlearn.data import synthetic_authors as authors
 from unlearn.models.locate import ModelError
 
+if TYPE_CHECKING:
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+POSITIONS = 2048
 PAD, END = "<|pad|>", "<|end|>"
 _ROLES = ("<|system|>", "<|user|>", "<|assistant|>")
 _CHAT = (
@@ -36,13 +35,13 @@ def model(shape: NanoConfig, *, seed: int, attention: str = "sdpa") -> LlamaForC
         ModelError: the width does not divide into the heads, or the vocabulary is too small.
     """
     with seeded(seed):
-        built = AutoModelForCausalLM.from_config(config(shape), attn_implementation=attention)
-    built.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=1)
+        built = transformers.AutoModelForCausalLM.from_config(config(shape), attn_implementation=attention)
+    built.generation_config = transformers.GenerationConfig(pad_token_id=0, eos_token_id=1)
     return built
 
 
-def config(shape: NanoConfig) -> LlamaConfig:
-    """Return the configuration of a nano model.
+def check(shape: NanoConfig) -> None:
+    """Check that a nano model can be built.
 
     Raises:
         ModelError: as for `model`.
@@ -52,14 +51,29 @@ def config(shape: NanoConfig) -> LlamaConfig:
             f"model.nano.hidden_size={shape.hidden_size} does not divide into "
             f"model.nano.heads={shape.heads} heads of even width: choose a multiple of {2 * shape.heads}"
         )
-    return LlamaConfig(
-        vocab_size=_checked(shape.vocabulary),
+    _check_vocabulary(shape.vocabulary)
+
+
+def inner_size(shape: NanoConfig) -> int:
+    """Return the width of the MLP: about 8/3 of the model's, as in Llama."""
+    return -(-shape.hidden_size // 3) * 8
+
+
+def config(shape: NanoConfig) -> LlamaConfig:
+    """Return the configuration of a nano model.
+
+    Raises:
+        ModelError: as for `model`.
+    """
+    check(shape)
+    return transformers.LlamaConfig(
+        vocab_size=shape.vocabulary,
         hidden_size=shape.hidden_size,
-        intermediate_size=-(-shape.hidden_size // 3) * 8,
+        intermediate_size=inner_size(shape),
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.heads,
-        max_position_embeddings=2048,
+        max_position_embeddings=POSITIONS,
         tie_word_embeddings=True,
         bos_token_id=None,
         eos_token_id=1,
@@ -69,8 +83,9 @@ def config(shape: NanoConfig) -> LlamaConfig:
 
 def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer with a chat template on the package's synthetic authors."""
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(_trained(_checked(vocabulary))),
+    _check_vocabulary(vocabulary)
+    wrapped = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(_trained(vocabulary)),
         pad_token=PAD,
         eos_token=END,
         extra_special_tokens=list(_ROLES),
@@ -79,10 +94,9 @@ def tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
     return wrapped
 
 
-def _checked(vocabulary: int) -> int:
+def _check_vocabulary(vocabulary: int) -> None:
     if vocabulary < _SMALLEST:
         raise ModelError(f"model.nano.vocabulary={vocabulary} is too small: {_SMALLEST} or more")
-    return vocabulary
 
 
 @cache

@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from unlearn.config import ModelConfig
+from unlearn.config import MethodConfig, ModelConfig
 from unlearn.data.tokenization import Limits
 from unlearn.errors import did_you_mean
 from unlearn.models import model_files, nano
 from unlearn.models.locate import CheckpointSource, ModelError, find
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+_ATTENTION = ("eager", "sdpa")  # every release of transformers has them
 _OFFSET = 16  # at most so many extra rows in a table of positions (OPT: 2)
 
 
 def attention_problem(name: str) -> str | None:
     """Return what is wrong with `model.attention`; None: it is known, or a kernel from the hub."""
+    if name in _ATTENTION or "/" in name:
+        return None
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
     known = ["eager", *(key for key in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in key)]
-    if name in known or "/" in name:
+    if name in known:
         return None
     return f"model.attention={name}: transformers has no such attention{did_you_mean(name, known)}"
 
@@ -39,7 +45,7 @@ def read_config(cfg: ModelConfig, source: str | None = None, **options: Any) -> 
     if checkpoint is None:
         return nano.config(cfg.nano)
     with checkpoint.explained():
-        config = AutoConfig.from_pretrained(checkpoint.name, **checkpoint.options, **options)
+        config = transformers.AutoConfig.from_pretrained(checkpoint.name, **checkpoint.options, **options)
     if checkpoint.package is None:
         _check_config(checkpoint, config)
     return config
@@ -54,19 +60,26 @@ def skeleton(cfg: ModelConfig, source: str | None = None, **options: Any) -> Pre
     config, checkpoint = read_config(cfg, source, **options), find(cfg, source)
     try:
         with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(
+            model = transformers.AutoModelForCausalLM.from_config(
                 config, attn_implementation=cfg.attention, trust_remote_code=cfg.trust_remote_code
             )
     except Exception as error:  # model code may raise anything
         label = "model.nano" if checkpoint is None else checkpoint.label
         reason = " ".join(str(error).split()) or type(error).__name__
-        cause = "" if cfg.attention in ("eager", "sdpa") else f" with model.attention={cfg.attention}"
+        cause = "" if cfg.attention in _ATTENTION else f" with model.attention={cfg.attention}"
         raise ModelError(
             f"{label}: the model cannot be built as config.json describes it{cause}: {reason}"
             + ("; try another model.attention (eager, sdpa)" if _is_attention(cfg, error) else "")
         ) from error
-    assert isinstance(model, PreTrainedModel)
+    assert isinstance(model, transformers.PreTrainedModel)
     return model
+
+
+def is_plain_nano(cfg: ModelConfig, method: MethodConfig) -> bool:
+    """Whether the model is a nano one without changes: its sizes follow from `model.nano`, and it need not be
+    built (which imports the models of transformers) to know them."""
+    changed = cfg.lora.r or method.train is not None or method.intervention is not None
+    return cfg.kind == "nano" and cfg.attention in _ATTENTION and not changed
 
 
 def check_weights(model: PreTrainedModel, checkpoint: CheckpointSource) -> list[str]:
@@ -144,6 +157,8 @@ def _check_config(checkpoint: CheckpointSource, config: PreTrainedConfig) -> Non
     Raises:
         ModelError: it does not describe a causal language model, or its padding token has no embedding.
     """
+    from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
     problem = None
     text: Any = config.get_text_config(decoder=True)
     pad, rows = getattr(text, "pad_token_id", None), getattr(text, "vocab_size", None)

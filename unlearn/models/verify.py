@@ -20,6 +20,7 @@ from unlearn.data.example import Example
 from unlearn.data.tokenization import Encoder, TokenSequence
 from unlearn.errors import UserError
 from unlearn.models import load as models
+from unlearn.models.tokenizer import load_tokenizer
 from unlearn.passes.forward import answer_logits
 from unlearn.passes.generate import end_tokens
 from unlearn.passes.module_modes import evaluating
@@ -71,7 +72,7 @@ def verify(live: Trial, folder: Path, cfg: ModelConfig, encoder: Encoder, device
     Raises:
         SavedModelDiffers: the two differ. The folder stays.
     """
-    again = replace(encoder, tokenizer=models.load_tokenizer(cfg, str(folder)))
+    again = replace(encoder, tokenizer=load_tokenizer(cfg, str(folder)))
     if _tokens(again, live) != _tokens(encoder, live):
         raise SavedModelDiffers(_message(folder, "its tokenizer makes other tokens of the same texts"))
     sequences = short(encoder, live.pairs)

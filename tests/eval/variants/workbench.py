@@ -27,8 +27,8 @@ from unlearn.config import (
 )
 from unlearn.data.sources import load_sets
 from unlearn.distributed import World
-from unlearn.models import load as models
 from unlearn.models import nano
+from unlearn.models.tokenizer import make_encoder
 
 SHAPE = NanoConfig(hidden_size=32, layers=2, heads=2, vocabulary=300)
 AUTHORS = {"authors": 10, "questions": 4}
@@ -53,7 +53,7 @@ def bench(
     )  # fmt: skip
     sets = load_sets(DATA, {"forget", "forget_eval", "retain_eval", "real_authors", "world_facts"})
     sets = {name: rows[:8] for name, rows in sets.items()}
-    encoder = models.make_encoder(config.model, nano.tokenizer(SHAPE.vocabulary), 128)
+    encoder = make_encoder(config.model, nano.tokenizer(SHAPE.vocabulary), 128)
     score = Scoring(BENCHMARKS, sets, encoder, directory / "eval", world, config.hardware)
     made = Workbench(config, sets, encoder, world, unlearned, target, score, directory, progress=False)
     return replace(made, **other)

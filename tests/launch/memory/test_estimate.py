@@ -32,8 +32,7 @@ from launch.memory.estimate import (
 from launch.resolve import resolve
 from tests.paths import ROOT
 from unlearn.config import LoraConfig, NanoConfig
-from unlearn.models import load as models
-from unlearn.models import nano
+from unlearn.models import adapt, nano
 from unlearn.training.deepspeed_config import deepspeed_config
 
 # 1000 parameters, of which 600 are trained
@@ -127,7 +126,7 @@ def test_a_block_keeps_what_autograd_keeps(dtype, rank, attention):
     def built(layers: int) -> Any:
         config = NanoConfig(hidden_size=64, heads=4, layers=layers)
         model: Any = nano.model(config, seed=0, attention=attention)
-        model = models.add_lora(model, LoraConfig(r=rank), 0) if rank else model
+        model = adapt.add_lora(model, LoraConfig(r=rank), 0) if rank else model
         return model.to(dtype)
 
     one, two = built(1), built(2)
@@ -144,6 +143,14 @@ def test_shapes_count_exactly():
     assert adapted.trained == 16 * 32 * (2 * 8192 + 2 * 5120 + 3 * 18432) == 41_943_040
     assert adapted.adapters == 7 * 16
     assert not adapted.head_learned
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_the_shape_of_a_nano_model_needs_no_model(attention):
+    size = {"hidden_size": 40, "layers": 3, "heads": 5, "vocabulary": 300}
+    given = [f"model.nano.{key}={value}" for key, value in size.items()]
+    built = read_shape(nano.model(NanoConfig(**size), seed=0, attention=attention))
+    assert shape_of(composed(f"model.attention={attention}", *given)) == built
 
 
 def of(*overrides: str) -> Memory:

@@ -14,8 +14,10 @@ from transformers import AutoModelForCausalLM
 from unlearn.config import LoraConfig, ModelConfig, NanoConfig
 from unlearn.data.example import Example
 from unlearn.data.tokenization import Encoder
+from unlearn.models import adapt, export
 from unlearn.models import load as models
 from unlearn.models.adapter_targets import target_problems, untied, unties
+from unlearn.models.tokenizer import load_tokenizer, make_encoder
 from unlearn.models.verify import SavedModelDiffers, difference, trial, verify
 
 CPU = torch.device("cpu")
@@ -30,7 +32,7 @@ SETS = {
 
 def learned(targets: Any, dtype: torch.dtype = torch.float32) -> Any:
     """The small model with adapters that have learned something."""
-    model = models.add_lora(models.load_model(SMALL), LoraConfig(r=2, targets=targets), 0)
+    model = adapt.add_lora(models.load_model(SMALL), LoraConfig(r=2, targets=targets), 0)
     torch.manual_seed(0)
     for name, parameter in model.named_parameters():
         if "lora_" in name:
@@ -39,10 +41,10 @@ def learned(targets: Any, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def saved_as(model: Any, folder: Path) -> Encoder:
-    tokenizer = models.load_tokenizer(SMALL)
+    tokenizer = load_tokenizer(SMALL)
     weights = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-    models.save_pretrained(models.exportable(model, weights), tokenizer, folder)
-    return models.make_encoder(SMALL, tokenizer, 64)
+    export.save_pretrained(export.exportable(model, weights), tokenizer, folder)
+    return make_encoder(SMALL, tokenizer, 64)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

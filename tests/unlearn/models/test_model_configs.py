@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from tests.paths import ROOT
 from unlearn.config import ModelConfig
 from unlearn.models import load as models
+from unlearn.models.tokenizer import load_tokenizer, prompt_format
 
 CONFIGS = sorted((ROOT / "configs" / "model").glob("*.yaml"))
 
@@ -45,11 +46,11 @@ def test_prompt_formats_of_the_configs(nano_tokenizer: PreTrainedTokenizerBase) 
     def rendered(name: str) -> str:
         file = next(file for file in CONFIGS if file.stem == name)
         cfg = config(**yaml.safe_load(file.read_text()))
-        return models.prompt_format(cfg).prompt(nano_tokenizer, "Who?")
+        return prompt_format(cfg).prompt(nano_tokenizer, "Who?")
 
     assert rendered("llama-2-7b-chat") == "[INST] Who? [/INST]"
     assert rendered("phi-1.5") == "Question: Who?\nAnswer: "
     assert rendered("nano") == "<|user|>Who?<|end|><|assistant|>"
-    nano_tokenizer = models.load_tokenizer(NANO)
+    nano_tokenizer = load_tokenizer(NANO)
     nano_tokenizer.chat_template = "{{ date_string }}|{{ messages[0].content }}|{{ messages[1].content }}"
     assert rendered("llama-3.2-1b-instruct") == "10 Apr 2025|You are a helpful assistant.|Who?"

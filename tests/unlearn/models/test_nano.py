@@ -14,6 +14,7 @@ from unlearn.data.synthetic_authors import author_sets
 from unlearn.models import load as models
 from unlearn.models import nano
 from unlearn.models.locate import ModelError
+from unlearn.models.tokenizer import load_tokenizer
 
 MERGES = "78c5a17f46b74a28517bbe67f22ffc042c344d0b25096e732d59ade9cd636c0a"
 
@@ -50,7 +51,7 @@ def test_nano_shape_is_configured_and_checked() -> None:
     cfg = config(kind="nano", nano={"hidden_size": 64, "layers": 2, "heads": 2, "vocabulary": 300})
     model = models.load_model(cfg)
     assert (model.config.hidden_size, model.config.vocab_size) == (64, 300)
-    assert len(models.load_tokenizer(cfg)) == 300
+    assert len(load_tokenizer(cfg)) == 300
     for shape, key in (({"heads": 3}, r"model\.nano\.heads=3"), ({"vocabulary": 100}, r"vocabulary=100")):
         with pytest.raises(ModelError, match=key):
             models.load_model(config(kind="nano", nano=shape))
@@ -66,7 +67,7 @@ def test_nano_tokenizer_is_the_same_everywhere() -> None:
 
 
 def test_nano_tokenizer_covers_held_out_authors_as_well() -> None:
-    tokenizer = models.load_tokenizer(NANO)
+    tokenizer = load_tokenizer(NANO)
     sets = author_sets(authors=100, questions=10, forget=10, seed=0)
     mean = {}
     for name in ("full", "holdout"):
@@ -82,8 +83,8 @@ def test_nano_tokenizer_covers_held_out_authors_as_well() -> None:
 
 
 def test_nano_tokenizers_do_not_share_state() -> None:
-    changed = models.load_tokenizer(NANO)
+    changed = load_tokenizer(NANO)
     changed.chat_template = "x"
     changed.add_tokens(["zebra"])
-    assert models.load_tokenizer(NANO).chat_template != "x"
-    assert len(models.load_tokenizer(NANO)) == 1536
+    assert load_tokenizer(NANO).chat_template != "x"
+    assert len(load_tokenizer(NANO)) == 1536

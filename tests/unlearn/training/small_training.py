@@ -27,7 +27,7 @@ from unlearn import interventions
 from unlearn.config import CheckpointConfig, HardwareConfig, MethodConfig
 from unlearn.data.tokenization import TokenSequence
 from unlearn.distributed import World, start_world, stop_world
-from unlearn.models.load import train_only
+from unlearn.models.adapt import train_only
 from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
 from unlearn.terms import Term, bind
