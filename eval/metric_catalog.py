@@ -289,6 +289,7 @@ def _more_tries(key: str, every: set[str]) -> bool:
     return tries.isdigit() and any(other.isdigit() and int(other) > int(tries) for other in others)
 
 
+@cached
 def _rank(key: str) -> tuple[object, ...]:
     one = info(key)
     bench, group = _place(one.benchmark), _group_place(one)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from eval.metric_catalog import info
 from launch.report.results_table import format_value
@@ -40,7 +40,7 @@ def interval(values: Iterable[float | None]) -> Interval:
     spread = float(np.std(known, ddof=1)) / math.sqrt(n)
     if spread < 1e-12 * max(map(abs, known)):  # equal values, except for rounding
         spread = 0.0
-    return Interval(float(np.mean(known)), float(stats.t.ppf(0.975, n - 1)) * spread, n)
+    return Interval(float(np.mean(known)), float(stdtrit(n - 1, 0.975)) * spread, n)
 
 
 class Mean(NamedTuple):

@@ -25,7 +25,7 @@ from launch.sweep.job_records import Records
 from launch.sweep.sweep_run import SweepRun
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
-from unlearn.guard import lasting_output, outcome
+from unlearn.guard import lasting_output, outcome, pause_collection
 from unlearn.run_dir import RunDir
 from unlearn.signals import STOPPED, STOPPING, on_stop
 
@@ -55,6 +55,7 @@ class SweepJob:
         here = process() == self.command
         if not here:
             lasting_output()
+            pause_collection()
         os.environ["UNLEARN_SWEEP"] = self.records.folder.name  # the tracker's group
         if self.records.stop.exists():
             if here:

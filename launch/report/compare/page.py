@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scipy import stats
+from scipy.special import stdtrit
 
 from eval.metric_catalog import direction, info, split_key, split_variant, trade_off_pairs
 from launch.redact import cleaned
@@ -179,7 +179,7 @@ def rounded(value: float) -> float:
 
 def _quantiles(limit: int) -> list[float | None]:
     """Student's t for a 95 % interval of 0, 1, 2 … values."""
-    return [None, None, *(rounded(float(stats.t.ppf(0.975, n - 1))) for n in range(2, limit + 1))]
+    return [None, None, *(rounded(float(stdtrit(n - 1, 0.975))) for n in range(2, limit + 1))]
 
 
 def _shared(runs: Sequence[ComparedRun], keys: Mapping[str, str]) -> list[tuple[str, str]]:
