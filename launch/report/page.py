@@ -132,6 +132,7 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@cache
 def environment() -> Environment:
     """Return the environment of the templates, with their filters and functions."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")

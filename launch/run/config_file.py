@@ -58,7 +58,7 @@ def write_config(run: Planned) -> None:
             "beside": {name: str(path) if path else None for name, path in vars(job.baselines).items()},
             "evaluation_key": run.evaluation_key,
         },
-        "versions": {package: version(package) for package in _PACKAGES},
+        "versions": _versions(),
         "git": _git_revision(),
         "host": {
             "system": platform.system(),
@@ -137,8 +137,14 @@ def _loader() -> type[Any]:
     return Loader
 
 
+@cache
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in _PACKAGES}
+
+
+@cache
 def _git_revision() -> str | None:
-    """The revision of the program, None outside of a git repository."""
+    """The revision of the program when it made its first run, None outside of a git repository."""
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=Path(__file__).resolve().parent,

@@ -239,7 +239,8 @@ def test_a_dry_run_of_the_default_imports_no_models(tmp_path):
     code = (
         "import sys; from launch.cli import command; assert command(['dry_run=true']) == 0; "
         "assert 'torch' in sys.modules; "
-        "assert not {'transformers.modeling_utils', 'torch._dynamo', 'deepspeed', 'plotly'} & set(sys.modules)"
+        "left = {'transformers.modeling_utils', 'torch._dynamo', 'deepspeed', 'plotly'} & set(sys.modules); "
+        "assert not left, left"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
