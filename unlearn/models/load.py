@@ -19,7 +19,8 @@ from unlearn import interventions
 from unlearn.config import MethodConfig, ModelConfig
 from unlearn.errors import ConfigError, UserError
 from unlearn.models import adapt, nano
-from unlearn.models.locate import ModelError, find, fingerprint, quiet
+from unlearn.models.locate import ModelError, find, fingerprint
+from unlearn.models.quiet import quiet
 from unlearn.models.skeleton import read_config, skeleton
 from unlearn.terms import Term
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
-import io
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import huggingface_hub
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, StrictDataclassError
 from transformers.utils import cached_file
 
+import unlearn.models.quiet  # noqa: F401 (turns off output of the hub and transformers)
 from unlearn.config import ModelConfig
 from unlearn.errors import UserError
 from unlearn.files import read_json
@@ -206,11 +206,3 @@ def _digest(file: Path) -> str:
             stream.seek(i * (size - _BLOCK) // (_BLOCKS - 1))
             sample.update(stream.read(_BLOCK))
     return sample.hexdigest()
-
-
-@contextmanager
-def quiet(checkpoint: CheckpointSource) -> Iterator[None]:
-    """Hide the progress bar of the reader of GGUF files, which no setting turns off."""
-    hidden = redirect_stderr(io.StringIO()) if checkpoint.package else nullcontext()
-    with hidden:
-        yield

@@ -11,8 +11,9 @@ from transformers.utils import cached_file
 from unlearn.config import ModelConfig
 from unlearn.data.tokenization import Encoder, Limits, PromptFormat
 from unlearn.models import nano
-from unlearn.models.locate import CheckpointSource, ModelError, find, quiet
+from unlearn.models.locate import CheckpointSource, ModelError, find
 from unlearn.models.model_files import tokenizer_problem
+from unlearn.models.quiet import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
