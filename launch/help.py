@@ -10,11 +10,12 @@ from pydantic import BaseModel
 from rich.console import Console
 
 from launch.compose import describe, groups
-from unlearn.config import ProbeConfig, RunConfig
+from launch.tracking.trackers import TRACKERS
+from unlearn.config import ProbeConfig, RunConfig, TrackerConfig
 from unlearn.plugins import Kind
 from unlearn.probes import PROBES
 
-_PLUG_INS: Mapping[type[BaseModel], Kind] = {ProbeConfig: PROBES}
+_PLUG_INS: Mapping[type[BaseModel], Kind] = {ProbeConfig: PROBES, TrackerConfig: TRACKERS}
 """The sections whose further keys are options of a plug-in."""
 _HEAD = """\
 unlearn [group=option …] [key=value …]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from launch.compose import yaml_of_defaults
 from launch.run.slurm_task import node as this_node
 from launch.run.slurm_task import this_task
-from launch.tracking.wandb_session import mode_of_variables
+from launch.tracking import trackers
 from unlearn import plugins, probes
 from unlearn.config import GoalConfig, HardwareConfig, MethodConfig, ProbeConfig, PromptConfig, RunConfig
 from unlearn.data import alternatives, sources
@@ -49,14 +49,10 @@ def check(config: RunConfig) -> None:
 
 
 def _tracker(config: RunConfig) -> list[str]:
-    if config.tracker.mode == "auto":
-        try:
-            mode_of_variables()
-        except UserError as error:
-            return [str(error)]
+    problems = trackers.check(config.tracker)
     if config.tracker.model and config.method.makes_model and not config.save_model:
-        return ["tracker.model=True: save_model=False keeps no model to upload; set save_model=true"]
-    return []
+        problems.append("tracker.model=True: save_model=False keeps no model to upload; set save_model=true")
+    return problems
 
 
 def is_local(path: str) -> bool:

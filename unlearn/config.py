@@ -377,17 +377,14 @@ class EvalConfig(Section):
 
 
 class TrackerConfig(Section):
-    """Weights & Biases; the files of the run directory are always written."""
+    """The tracker that mirrors the files of a run. Further keys are options of the tracker."""
 
-    name: str = "wandb"
-    mode: Literal["auto", "online", "offline", "disabled"] = Field(
-        "auto", description="auto: online with a key, else offline"
-    )
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = Field("wandb", description="a module of launch.tracking.trackers, or a dotted path")
     project: str = Field("unlearn-lab", description="one project per study; an experiment may set it")
-    entity: str | None = Field(None, description="user or team; null: the key's own")
     group: str | None = Field(None, description="null: the runs of a sweep share one group")
     tags: list[str] = Field([], description="tags in addition to model, dataset, split and method")
-    model: bool = Field(False, description="also keep the unlearned model in W&B, as an artifact")
+    model: bool = Field(False, description="also upload the unlearned model")
 
 
 class ProbeConfig(Section):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from unlearn import plugins
 from unlearn.config import ProbeConfig, RunConfig, Section
-from unlearn.errors import ConfigError
+from unlearn.errors import ConfigError, did_you_mean
 from unlearn.probes._base import Probe, WatchedRun
 from unlearn.probes._saved import numbered, saved_models
 
@@ -28,11 +28,17 @@ def sets(cfg: ProbeConfig) -> tuple[str, ...]:
 
 def check(config: RunConfig) -> list[str]:
     """Return what is wrong with a probe's name and its own options; needs no model."""
+    cfg = config.probe
+    if not cfg.on:
+        return [
+            f"{KEY}.{name}={value}: there is no such key with {KEY}=none"
+            f"{did_you_mean(name, ProbeConfig.model_fields)}"
+            for name, value in (cfg.model_extra or {}).items()
+        ]
     try:
-        options = _options(config.probe)
+        own = _find(cfg).check(_options(cfg), config)
     except ConfigError as error:
         return error.problems
-    own = _find(config.probe).check(options, config) if config.probe.on else []
     return [f"{KEY}.{problem}" for problem in own]
 
 
@@ -42,7 +48,7 @@ def completed(cfg: ProbeConfig) -> ProbeConfig:
     Raises:
         ConfigError: there is no such probe, or its options do not fit.
     """
-    return plugins.completed(cfg, _options(cfg))
+    return plugins.completed(cfg, _options(cfg)) if cfg.on else cfg
 
 
 def make(run: WatchedRun) -> Probe:
@@ -56,4 +62,4 @@ def _find(cfg: ProbeConfig) -> type[Probe]:
 
 
 def _options(cfg: ProbeConfig) -> Section:
-    return plugins.parsed_beside(cfg, _find(cfg).Options if cfg.on else Section, KEY, f"probe {cfg.name}")
+    return plugins.parsed_beside(cfg, _find(cfg).Options, KEY, f"probe {cfg.name}")
