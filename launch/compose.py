@@ -10,6 +10,7 @@ import os
 import re
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
+from launch.tracking import trackers
+from unlearn import probes
 from unlearn.config import RunConfig
 from unlearn.errors import ConfigError, did_you_mean
 
@@ -218,7 +221,9 @@ def _install(choice: str) -> str:
 def checked(
     config: DictConfig, overrides: Sequence[str] = (), choices: Mapping[str, Any] | None = None
 ) -> RunConfig:
-    """Return the typed configuration.
+    """Return the typed configuration, with every option of its probe and of its tracker.
+
+    Options that do not fit are left as they are, for `validate.check` to report.
 
     Raises:
         ConfigError: all unknown keys, wrong types and missing values at once, with the file of each.
@@ -237,10 +242,15 @@ def checked(
             )
         probe["method"] = yaml_of_defaults("method", name)
     try:
-        return RunConfig.model_validate(plain)
+        run = RunConfig.model_validate(plain)
     except ValidationError as error:
         given = {re.sub(r"^\++", "", o.split("=")[0]) for o in overrides}
         raise ConfigError([_explain(e, given, choices or {}, plain) for e in error.errors()]) from None
+    with suppress(ConfigError):
+        run = run.model_copy(update={"probe": probes.completed(run.probe)})
+    with suppress(ConfigError):
+        run = run.model_copy(update={"tracker": trackers.completed(run.tracker)})
+    return run
 
 
 def yaml_of(config: BaseModel) -> str:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from rich.console import Console
 
 from launch.compose import describe, groups
-from unlearn.config import RunConfig
+from launch.tracking.trackers import TRACKERS
+from unlearn.config import ProbeConfig, RunConfig, TrackerConfig
+from unlearn.plugins import Kind
+from unlearn.probes import PROBES
 
+_PLUG_INS: Mapping[type[BaseModel], Kind] = {ProbeConfig: PROBES, TrackerConfig: TRACKERS}
+"""The sections whose further keys are options of a plug-in."""
 _HEAD = """\
 unlearn [group=option …] [key=value …]
 
@@ -46,10 +52,22 @@ def _rows(model: type[BaseModel], prefix: str) -> list[tuple[str, str, str]]:
         annotation: Any = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             rows += _rows(annotation, f"{prefix}{name}.")
+            if (kind := _PLUG_INS.get(annotation)) is not None:
+                rows += _options(kind, f"{prefix}{name}.")
         else:
             default = "set by the option" if field.is_required() else json.dumps(field.default)
             rows.append((f"{prefix}{name}", default, field.description or _kind(annotation)))
     return rows
+
+
+def _options(kind: Kind, prefix: str) -> list[tuple[str, str, str]]:
+    """Return the options of each plug-in of a kind that ships with the project, with its name."""
+    plug_ins = {name: kind.find(name, name) for name in kind.names()}
+    return [
+        (key, default, f"{name}: {text}")
+        for name, plug_in in plug_ins.items()
+        for key, default, text in _rows(plug_in.Options, prefix)
+    ]
 
 
 def _kind(annotation: Any) -> str:

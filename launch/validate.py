@@ -5,13 +5,14 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from launch.compose import yaml_of_defaults
 from launch.run.slurm_task import node as this_node
 from launch.run.slurm_task import this_task
-from launch.tracking.wandb_session import mode_of_variables
-from unlearn import plugins
+from launch.tracking import trackers
+from unlearn import plugins, probes
 from unlearn.config import GoalConfig, HardwareConfig, MethodConfig, ProbeConfig, PromptConfig, RunConfig
 from unlearn.data import alternatives, sources
 from unlearn.data.prompts import check_variables
@@ -21,7 +22,6 @@ from unlearn.errors import ConfigError, UserError
 from unlearn.models.locate import model_problem
 from unlearn.models.skeleton import attention_problem
 from unlearn.paths import file_problem, is_file, is_folder, user_path
-from unlearn.probes.saved import saved_models
 
 if TYPE_CHECKING:
     from unlearn.terms import Term
@@ -49,14 +49,10 @@ def check(config: RunConfig) -> None:
 
 
 def _tracker(config: RunConfig) -> list[str]:
-    if config.tracker.mode == "auto":
-        try:
-            mode_of_variables()
-        except UserError as error:
-            return [str(error)]
+    problems = trackers.check(config.tracker)
     if config.tracker.model and config.method.makes_model and not config.save_model:
-        return ["tracker.model=True: save_model=False keeps no model to upload; set save_model=true"]
-    return []
+        problems.append("tracker.model=True: save_model=False keeps no model to upload; set save_model=true")
+    return problems
 
 
 def is_local(path: str) -> bool:
@@ -237,17 +233,16 @@ def _built(key: str, option: str, changed: Mapping[str, Any]) -> list[str]:
 
 def _probe(config: RunConfig) -> list[str]:
     probe, method = config.probe, config.method
+    problems = probes.check(config)
     if not probe.on:
-        return []
-    problems = []
-    try:
-        if "forget" not in available(config.dataset):
-            problems.append(
-                f"probe.name={probe.name}: measures a forget set, which dataset {config.dataset.name} does "
-                "not have; set dataset.forget"
-            )
-    except ConfigError:  # reported by another check
-        pass
+        return problems
+    with suppress(ConfigError):  # reported by another check
+        problems += [
+            f"probe.name={probe.name}: measures a {name} set, which dataset {config.dataset.name} does not "
+            f"have; set dataset.{name}"
+            for name in probes.sets(probe)
+            if name not in available(config.dataset)
+        ]
     if method.makes_model:
         if method.intervention is not None and not method.terms:
             problems.append(f"probe.name={probe.name}: method {method.name} trains nothing; set probe=none")
@@ -265,35 +260,13 @@ def _probe(config: RunConfig) -> list[str]:
         probed = config.model_copy(update={"method": probe.method, "probe": ProbeConfig()})
         problems += [f"probe.{problem}" for problem in (*_method(probed), *_dataset(probed))]
         if not problems:
-            problems += _unsaved(probe.method)
-    problems += _boundaries(config)
+            problems += _unsaved(probe.method, probe.name)
     problems += [
         f"probe.models: {pattern} matches no folder with a model (no config.json)"
         for pattern in probe.models
-        if not saved_models([pattern])
+        if not probes.saved_models([pattern])
     ]
     return problems
-
-
-def _boundaries(config: RunConfig) -> list[str]:
-    """Check that the starts of middle and deep layers increase and lie in the model."""
-    from unlearn.models.load import depth
-
-    bounds = config.probe.boundaries
-    layers = depth(config.model)
-    starts = [each * (layers or 1) if each < 1 else each for each in bounds]
-    comparable = layers is not None or (bounds[0] < 1) == (bounds[1] < 1)
-    if (
-        bounds[0] < 0
-        or (comparable and starts[0] >= starts[1])
-        or (layers is not None and starts[1] > layers)
-    ):
-        model = "the model" if layers is None else f"the model's {layers}"
-        return [
-            f"probe.boundaries={list(bounds)}: deep layers must begin after middle ones; set two increasing "
-            f"numbers, fractions of the depth (from 0 to below 1) or layers of {model}"
-        ]
-    return []
 
 
 def doubts(config: RunConfig, *, searched: bool = False) -> list[str]:
@@ -318,7 +291,7 @@ def doubts(config: RunConfig, *, searched: bool = False) -> list[str]:
     return found
 
 
-def _unsaved(method: MethodConfig) -> list[str]:
+def _unsaved(method: MethodConfig, probe: str) -> list[str]:
     """Refuse methods that need more than a saved model holds."""
     from unlearn.terms import bind
 
@@ -330,7 +303,7 @@ def _unsaved(method: MethodConfig) -> list[str]:
     }
     return [
         f"probe.method: {method.name} uses {what}, which saved models do not have; measure it while it "
-        f"trains: method={method.name} probe=geffect"
+        f"trains: method={method.name} probe.name={probe}"
         for what, needed in unsaved.items()
         if needed
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import re
@@ -20,7 +21,8 @@ FILES = dict(re.findall(r"```\w+ (\S+)\n(.*?)```", (ROOT / "CONTRIBUTING.md").re
 RUN = (
     "method=bounded", "dataset=towns", "eval=[weakest,noisy]", "dataset.options.towns=8", "method.steps=2",
     "method.batch=4", "model.nano.layers=1", "model.nano.hidden_size=32", "model.nano.heads=2",
-    "model.finetune.epochs=1", "eval.compare=false", "hardware.threads=1", "tracker=disabled",
+    "model.finetune.epochs=1", "eval.compare=false", "hardware.threads=1", "probe=confidence",
+    "tracker=lines",
 )  # fmt: skip
 SHOWN = ("weakest/forget/probability", "weakest/retain/probability", "noisy/0.02/weakest/forget/probability")
 REFUSED = {
@@ -35,6 +37,10 @@ REFUSED = {
     "dataset.options.town=1": "town=1: source towns has no option town (did you mean towns?)",
     "eval.benchmarks.weaker={}": "weaker: no such benchmark (did you mean weakest?)",
     "eval.variants.noisy.sigm=1": "variant noisy has no option sigm (did you mean sigma?)",
+    "probe.name=confidense": "probe.name=confidense: no such probe (did you mean confidence?)",
+    "probe.example=1": "probe.example=1: probe confidence has no option example (did you mean examples?)",
+    "tracker.name=bounded": "tracker.name=bounded: cannot be imported (module 'bounded' has no attribute",
+    "tracker.fil=x": "tracker.fil=x: tracker lines has no option fil (did you mean file?)",
     "eval=[weakest,nois]": "eval=nois: there is no configs/eval/nois.yaml (did you mean noisy?)",
 }
 
@@ -81,13 +87,18 @@ def test_every_plug_in_is_used_and_shown(folder: Path) -> None:
     (run,) = (folder / "runs").glob("bounded-towns-*")
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
     assert [row["rule/retain"] for row in rows if "rule/retain" in row][-1] > 1
+    assert [row["step"] for row in rows if row.get("confidence/forget", 0) > 0] == [0, 1, 2]
     results = json.loads((run / "results.json").read_text())
+    with (run / "numbers.csv").open(newline="") as file:
+        lines = {(step, key): value for _, step, key, value in csv.reader(file)}
+    assert {step for step, key in lines if key in ("loss", "confidence/forget")} == {"0", "1", "2"}
+    assert float(lines["end", SHOWN[0]]) == results[SHOWN[0]]
     places = [shown.out, (run / "report.html").read_text(), (folder / "comparison/compare.html").read_text()]
     for key in SHOWN:
         assert results[key] > 0
         assert all(key in place for place in places), key
     assert "↓" in shown.out.partition(SHOWN[0])[2].partition("\n")[0]  # its direction is known
-    done(folder, *RUN, "method=muted", "eval=weakest")
+    done(folder, *RUN, "method=muted", "eval=weakest", "probe=none")
     (muted,) = (folder / "runs").glob("muted-towns-*")
     facts = json.loads((muted / "model" / "interventions.json").read_text())
     assert facts["interventions"] == [{"name": "muted.Muted", "token": 5, "by": 10.0}]

@@ -377,48 +377,23 @@ class EvalConfig(Section):
 
 
 class TrackerConfig(Section):
-    """Weights & Biases; the files of the run directory are always written."""
+    """The tracker that mirrors the files of a run. Further keys are options of the tracker."""
 
-    name: str = "wandb"
-    mode: Literal["auto", "online", "offline", "disabled"] = Field(
-        "auto", description="auto: online with a key, else offline"
-    )
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = Field("wandb", description="a module of launch.tracking.trackers, or a dotted path")
     project: str = Field("unlearn-lab", description="one project per study; an experiment may set it")
-    entity: str | None = Field(None, description="user or team; null: the key's own")
     group: str | None = Field(None, description="null: the runs of a sweep share one group")
     tags: list[str] = Field([], description="tags in addition to model, dataset, split and method")
-    model: bool = Field(False, description="also keep the unlearned model in W&B, as an artifact")
+    model: bool = Field(False, description="also upload the unlearned model")
 
 
 class ProbeConfig(Section):
-    """Measurements during training that do not change it: the G-effect (arXiv 2502.19301)."""
+    """Measurements during training that do not change it. Further keys are options of the probe."""
 
-    name: Literal["none", "geffect"] = "none"
+    model_config = ConfigDict(extra="allow", frozen=True)
+    name: str = Field("none", description="a module of unlearn.probes, or a dotted path; none: no probe")
     every: PositiveInt | None = Field(
         None, description="measure every so many steps, before the first and after the last; null: ten times"
-    )
-    examples: PositiveInt | None = Field(
-        32,
-        description="gradients are means over so many examples of each set, a fixed sample; null: over all",
-    )
-    mode: Literal["exact", "running"] = Field(
-        "exact",
-        description="running: over mini-batches, 0.6 · old mean + 0.4 · new, as in the released code",
-    )
-    points: NonNegativeInt = Field(8, description="examples of each sample that are measured one by one")
-    tokens: bool = Field(True, description="also measure by answer token")
-    token_layers: bool = Field(False, description="by answer token, also for each group of layers")
-    grid: NonNegativeInt = Field(
-        4, description="effects of so many forget examples on so many retain examples; 0: no grid"
-    )
-    check: bool = Field(True, description="compare the prediction with the change by one small step")
-    step: PositiveFloat = Field(0.1, description="length of that step, in steps of AdamW at the peak rate")
-    second_order: bool = Field(False, description="also predict this change to second order")
-    trust: float = Field(
-        0.9, le=1, description="share of the change that the prediction must explain to count as trusted"
-    )
-    boundaries: tuple[float, float] = Field(
-        (1 / 3, 2 / 3), description="starts of middle and deep layers: fractions of the depth, or layers"
     )
     models: list[str] = Field(
         [], description="with method=none: folders of saved models to measure, in order; patterns allowed"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from unlearn import interventions
+from unlearn import interventions, probes
 from unlearn.config import RunConfig
 from unlearn.data.batching import Batch, collate, deal
 from unlearn.data.example import Example
@@ -24,8 +24,7 @@ from unlearn.models import adapt, export
 from unlearn.models import load as models
 from unlearn.models.verify import Trial, trial, verify
 from unlearn.models.weights import Weights
-from unlearn.probes.saved import saved_models
-from unlearn.probes.saved_models import make_probe, measure_saved
+from unlearn.probes._saved_models import measure_saved
 from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
 from unlearn.terms import WATCHED, Term, bind, training_sets
@@ -35,7 +34,7 @@ from unlearn.training.engine import Engine, precision
 from unlearn.training.interruption import Checkpoints
 from unlearn.training.observers import History, Logger, Observers
 from unlearn.training.prepare import FrozenModel, Preparation
-from unlearn.training.step_data import Frozen, TrainingData
+from unlearn.training.step_data import Frozen, Group, TrainingData
 from unlearn.training.trainer import Trainer, TrainSettings
 
 log = logging.getLogger(__name__)
@@ -92,10 +91,9 @@ class Pipeline:
         engine = holder.take({} if found is None else found[1])
         probe = None
         if config.probe.on:
-            watched = ready.watched(groups, WATCHED)
-            probe = make_probe(config, engine, self.terms, watched, self.sets, self.encoder, self.rundir)
+            probe = self._probe(config, engine, self.terms, ready.watched(groups, WATCHED))
             if found is None:
-                probe.start.keep()
+                probe.begin()
         rate = config.method.rate(config.model.lr_scale)
         trainer = Trainer(
             engine,
@@ -139,9 +137,9 @@ class Pipeline:
         holder.close()
         watched = ready.watched(groups, WATCHED)
         measure_saved(
-            config, saved_models(config.probe.models), engine_of,
-            lambda engine: make_probe(config, engine, terms, watched, self.sets, self.encoder, self.rundir),
-            Frozen(heads), self.rundir, self.tracker,
+            config, probes.saved_models(config.probe.models), engine_of,
+            lambda engine: self._probe(config, engine, terms, watched), Frozen(heads),
+            self.rundir, self.tracker,
         )  # fmt: skip
 
     def fit(self) -> None:
@@ -203,6 +201,12 @@ class Pipeline:
         assert self.reinforced is not None
         model: Any = models.load_model(self.config.model, self.reinforced.source)
         yield models.in_precision(model, self.world.device, precision(self.config.hardware.dtype)), False
+
+    def _probe(
+        self, config: RunConfig, engine: Engine, terms: Sequence[Term], groups: Mapping[str, Group]
+    ) -> probes.Probe:
+        run = probes.WatchedRun(config, engine, terms, groups, self.sets, self.encoder, self.rundir.path)
+        return probes.make(run)
 
     def _engine(self, model: nn.Module) -> Engine:
         method = self.config.method

@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from unlearn.errors import ConfigError, did_you_mean
 
+S = TypeVar("S", bound=BaseModel)
 T = TypeVar("T", bound=BaseModel)
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -216,6 +217,20 @@ def parsed(model: type[T], given: Mapping[str, Any], key: str, owner: str, near:
     if problems:
         raise ConfigError(problems)
     return options
+
+
+def parsed_beside(section: BaseModel, model: type[T], key: str, owner: str) -> T:
+    """Return the options of the plug-in that a section names: the section's further keys, as in `parsed`.
+
+    Raises:
+        ConfigError: see `parsed`; the section's own keys are near misses too.
+    """
+    return parsed(model, section.model_extra or {}, key, owner, type(section).model_fields)
+
+
+def completed(section: S, options: BaseModel) -> S:
+    """Return a section with every option of its plug-in among its further keys, as JSON values."""
+    return section.model_copy(update=options.model_dump(mode="json"))
 
 
 def _explained(

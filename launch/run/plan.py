@@ -11,7 +11,7 @@ from eval.configuration import benchmark_options, evaluation_sets
 from launch.compose import yaml_of_defaults
 from launch.job import Baselines, Job
 from launch.validate import is_local
-from unlearn import interventions
+from unlearn import interventions, probes
 from unlearn.config import EvalConfig, LoraConfig, MethodConfig, ProbeConfig, RunConfig
 from unlearn.data import alternatives
 from unlearn.data.prompts import DATE
@@ -21,7 +21,6 @@ from unlearn.files import digest, folder_name
 from unlearn.models import load as models
 from unlearn.models.weights import Weights
 from unlearn.paths import user_path
-from unlearn.probes.saved import saved_models
 from unlearn.run_dir import RunDir
 from unlearn.terms import bind, needs_alternatives, training_sets, watched_sets
 
@@ -134,9 +133,9 @@ def _model(config: RunConfig, relevant: set[str]) -> dict[str, Any]:
 
 def _probe(config: RunConfig) -> dict[str, Any]:
     """A run that is watched changes nothing, but leaves more: it has a directory of its own."""
-    saved = [models.identity(config.model, str(path)) for path in saved_models(config.probe.models)]
+    saved = [models.identity(config.model, str(path)) for path in probes.saved_models(config.probe.models)]
     return {
-        **config.probe.model_dump(mode="json", exclude={"models"}),
+        **probes.completed(config.probe).model_dump(mode="json", exclude={"models"}),
         "models": saved,
         "data": identity(config.dataset, watched_sets(config)),
     }

@@ -1,1 +1,1 @@
-"""The tracker, which mirrors runs to Weights & Biases."""
+"""Trackers, which mirror runs to Weights & Biases or elsewhere."""

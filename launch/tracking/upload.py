@@ -15,7 +15,7 @@ from launch.report.geffect.files import tracked
 from launch.report.run_files import example_rows
 from launch.report.traces import Figure
 from launch.tracking import run_names
-from launch.tracking.tracker import Tracker
+from launch.tracking.trackers import Tracker
 from unlearn.run_dir import RunDir
 
 log = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ def show(tracker: Tracker, job: Job, role: str, rundir: RunDir, summary: Mapping
         if job.config.tracker.model and role == run_names.WANTED and job.config.method.makes_model:
             _show_model(tracker, job, rundir, summary)
     except Exception as error:
-        log.warning("W&B did not get all of this run's files (%s: %s)", type(error).__name__, error)
+        log.warning("the tracker did not get all of this run's files (%s: %s)", type(error).__name__, error)
 
 
 def _show_model(tracker: Tracker, job: Job, rundir: RunDir, summary: Mapping[str, float]) -> None:
@@ -69,7 +69,7 @@ def show_files(tracker: Tracker, rundir: RunDir) -> None:
 def show_figures(
     tracker: Tracker, baselines: Baselines, rundir: RunDir, summary: Mapping[str, float]
 ) -> None:
-    """Send charts of forgetting against utility with target, retain model and path, which W&B cannot draw."""
+    """Send charts of forgetting against utility with target, retain model and path."""
     models: dict[str, Mapping[str, float | None]] = {}
     for name, folder in (("target", baselines.target), ("retain model", baselines.retain)):
         if folder is not None and (results := RunDir(folder).read_results()):

@@ -253,7 +253,7 @@ def test_warnings_of_a_run_come_to_the_terminal_and_one_name_is_one_folder(tmp_p
     online = [one for one in TINY if one != "tracker=disabled"]
     given = [*online, "model.name=org/mine", "tracker.project=a/b"]
     shown = done(tmp_path, *given)
-    assert "warning: W&B tracking stopped" in shown.out
+    assert "warning: tracker wandb stopped" in shown.out
     (made,) = tmp_path.glob("runs/grad_ascent-*")
     assert made.name.startswith("grad_ascent-authors-forget10-org_mine-")
     again = unlearn(tmp_path, "-m", *given)

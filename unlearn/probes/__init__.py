@@ -1,1 +1,65 @@
-"""Probes: measurements during a training that do not change it."""
+"""Probes: measurements during a training that do not change it.
+
+A probe is a module of this package (see `_base.Probe`), chosen by `probe.name`.
+"""
+
+from __future__ import annotations
+
+from unlearn import plugins
+from unlearn.config import ProbeConfig, RunConfig, Section
+from unlearn.errors import ConfigError, did_you_mean
+from unlearn.probes._base import Probe, WatchedRun
+from unlearn.probes._saved import numbered, saved_models
+
+__all__ = ["PROBES", "Probe", "WatchedRun", "check", "completed", "make", "numbered", "saved_models", "sets"]
+
+KEY = "probe"
+PROBES = plugins.Kind(__name__, "probe", "class", ("Options", "sets", "check", "begin", "due", "measure"))
+
+
+def sets(cfg: ProbeConfig) -> tuple[str, ...]:
+    """Return the sets of the data without which the chosen probe cannot measure.
+
+    Raises:
+        ConfigError: there is no such probe.
+    """
+    return _find(cfg).sets
+
+
+def check(config: RunConfig) -> list[str]:
+    """Return what is wrong with a probe's name and its own options; needs no model."""
+    cfg = config.probe
+    if not cfg.on:
+        return [
+            f"{KEY}.{name}={value}: there is no such key with {KEY}=none"
+            f"{did_you_mean(name, ProbeConfig.model_fields)}"
+            for name, value in (cfg.model_extra or {}).items()
+        ]
+    try:
+        own = _find(cfg).check(_options(cfg), config)
+    except ConfigError as error:
+        return error.problems
+    return [f"{KEY}.{problem}" for problem in own]
+
+
+def completed(cfg: ProbeConfig) -> ProbeConfig:
+    """Return the section with every option of its probe.
+
+    Raises:
+        ConfigError: there is no such probe, or its options do not fit.
+    """
+    return plugins.completed(cfg, _options(cfg)) if cfg.on else cfg
+
+
+def make(run: WatchedRun) -> Probe:
+    """Return the probe that a run's configuration chooses."""
+    return _find(run.config.probe)(_options(run.config.probe), run)
+
+
+def _find(cfg: ProbeConfig) -> type[Probe]:
+    kind: type[Probe] = PROBES.find(cfg.name, f"{KEY}.name={cfg.name}")
+    return kind
+
+
+def _options(cfg: ProbeConfig) -> Section:
+    return plugins.parsed_beside(cfg, _find(cfg).Options, KEY, f"probe {cfg.name}")

@@ -48,7 +48,7 @@ class ProbeContext:
 
 
 class Probe(Protocol):
-    """Measures at chosen steps and changes nothing."""
+    """What the trainer calls of a probe; the whole contract is `unlearn.probes.Probe`."""
 
     def due(self, step: int, total: int) -> bool: ...
 

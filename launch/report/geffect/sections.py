@@ -13,7 +13,7 @@ from launch.report.geffect.files import Tables, effect_rows, strongest, tables
 from launch.report.geffect.token_charts import MAX_STEPS, token_charts
 from launch.report.geffect.training_charts import layer_maps, over_training
 from launch.report.traces import Figure, Row, number
-from unlearn.probes.parameter_groups import GROUPS
+from unlearn.probes.geffect.parameter_groups import GROUPS
 
 MAX_EXAMPLES = 12  # of each set
 MAX_TOKENS = 200  # of an answer

@@ -16,7 +16,7 @@ from launch.report.results_table import format_value
 from launch.report.settings import shortest, word
 from launch.report.statistics import Interval
 from launch.report.traces import Figure, number, over_steps
-from unlearn.probes.parameter_groups import GROUPS
+from unlearn.probes.geffect.parameter_groups import GROUPS
 
 P_BINS = 20
 COLOURS = 8

@@ -13,7 +13,7 @@ from launch.report.axes import Signed, signed
 from launch.report.geffect.chart_parts import Line, chart, heatmap, joined, untrusted, with_slider
 from launch.report.geffect.files import Tables, thinned
 from launch.report.traces import Figure, Row, number
-from unlearn.probes.parameter_groups import GROUPS, KINDS
+from unlearn.probes.geffect.parameter_groups import GROUPS, KINDS
 
 EFFECTS = {
     "unlearn": ("Unlearning effect", "on the forget risk · negative: a step raises it"),

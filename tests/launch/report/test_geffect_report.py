@@ -30,8 +30,10 @@ from launch.report.page import write_report
 from launch.report.settings import shortest
 from launch.report.statistics import Interval, interval
 from launch.tracking.tracker import open_tracker
+from launch.tracking.trackers import TrackedRun
 from tests.launch.report.browser import drawn
 from tests.launch.report.geffect_files import GROUPS, layers, numbers, tokens, write_run
+from unlearn.config import TrackerConfig
 from unlearn.run_dir import RunDir
 
 NASTY = """</script><script>document.title='owned'</script><img src=x onerror="boom()"> & 'quoted'"""
@@ -367,8 +369,10 @@ def test_the_tracker_gets_bounded_tables_of_the_last_step(run, tmp_path):
 
 @pytest.mark.slow
 def test_the_tracker_takes_them(run, tmp_path):
-    tracker = open_tracker(mode="offline", project="p", entity=None, group=None, job_type="npo", name="n",
-                           run_id="geffect1", tags=[], config={}, directory=tmp_path)  # fmt: skip
+    tracker = open_tracker(
+        TrackerConfig.model_validate({"mode": "offline"}),
+        TrackedRun("geffect1", "n", "unlearn", "p", None, [], {}, tmp_path),
+    )
     for name, columns, rows in tracked(run):
         tracker.table(name, columns, rows)
     tracker.finish()

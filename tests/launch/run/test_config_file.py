@@ -16,14 +16,26 @@ from unlearn.run_dir import RunDir
 ODD = "a: 1e-5\nb: 2026-01-01\nc: '1e-5'\nd: -2.5E+3\ne: 1_000\nf: yes\ng: ~\nh: .inf\n"
 
 
-def test_a_job_comes_back_as_it_was_planned(tmp_path):
-    planned = make_plan(checked(compose_run([f"++root={tmp_path}"]))).main
+@pytest.mark.parametrize("probe", ["none", "geffect"])
+def test_a_job_comes_back_as_it_was_planned(tmp_path, probe):
+    planned = make_plan(checked(compose_run([f"++root={tmp_path}", f"probe={probe}"]))).main
     write_config(planned)
     assert read_job(planned.rundir) == (planned.job, planned.role)
     text = planned.rundir.config.read_text()
     planned.rundir.config.write_text(re.sub(r"fingerprint: \w+", "fingerprint: other", text))
     with pytest.raises(UserError, match="holds another run"):
         write_config(planned)
+
+
+def test_options_of_a_probe_that_is_off_and_a_label_of_the_tracker_are_read(tmp_path):
+    """Earlier runs have them."""
+    planned = make_plan(checked(compose_run([f"++root={tmp_path}"]))).main
+    write_config(planned)
+    values = OmegaConf.load(planned.rundir.config)
+    values.probe.examples, values.tracker.name = 32, "offline"
+    OmegaConf.save(values, planned.rundir.config)
+    job, _ = read_job(planned.rundir)
+    assert make_plan(job.config).main.job.fingerprint == job.fingerprint
 
 
 def test_values_have_the_types_that_omegaconf_gives(tmp_path):

@@ -21,11 +21,13 @@ import wandb
 
 from launch.compose import checked, compose_run
 from launch.job import Job
-from launch.tracking.tracker import NullTracker, WandbTracker, open_tracker
+from launch.tracking.tracker import GuardedTracker, NullTracker, open_tracker
+from launch.tracking.trackers import TrackedRun
 from launch.tracking.upload import show, show_files
 from launch.tracking.wandb_session import key_configured
 from tests.launch.tracking.wandb_files import finished_records, read_run
 from tests.launch.tracking.wandb_server import KEY, serving
+from unlearn.config import TrackerConfig
 from unlearn.models.weights import Weights
 from unlearn.run_dir import RunDir
 
@@ -38,20 +40,18 @@ def no_credentials(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "wandb-data"))
 
 
-def opened(directory: Path, **changes: Any) -> Any:
+def opened(directory: Path, mode: str = "offline", **changes: Any) -> Any:
     arguments: dict[str, Any] = {
-        "mode": "offline",
-        "project": "unlearning",
-        "entity": None,
-        "group": "tofu-npo",
-        "job_type": "unlearn",
+        "id": "abc123",
         "name": "npo on tofu",
-        "run_id": "abc123",
+        "kind": "unlearn",
+        "project": "unlearning",
+        "group": "tofu-npo",
         "tags": ["npo", "tofu"],
         "config": {"method": {"name": "npo", "beta": 0.1}, "seed": 7},
         "directory": directory,
     }
-    return open_tracker(**(arguments | changes))
+    return open_tracker(TrackerConfig.model_validate({"mode": mode}), TrackedRun(**(arguments | changes)))
 
 
 def run_files(directory: Path) -> list[Path]:
@@ -215,7 +215,7 @@ def test_resuming_continues_the_same_id_at_the_next_step(tmp_path, caplog):
 
 
 def test_two_runs_of_one_process_stay_apart(tmp_path):
-    one, two = opened(tmp_path / "one", run_id="one"), opened(tmp_path / "two", run_id="two")
+    one, two = opened(tmp_path / "one", id="one"), opened(tmp_path / "two", id="two")
     one.log({"loss": 1.0}, step=1)
     two.log({"loss": 2.0}, step=1)
     one.finish()
@@ -235,7 +235,7 @@ def blocked(tmp_path: Path) -> dict[str, Any]:
     [
         (blocked, "a-file"),
         (lambda _: {"mode": "onlin"}, "onlin"),
-        (lambda _: {"run_id": "no/slashes/here"}, "opening"),
+        (lambda _: {"id": "no/slashes/here"}, "opening"),
     ],
     ids=["directory", "mode", "run id"],
 )
@@ -256,7 +256,7 @@ def test_a_tracker_that_cannot_open_warns_and_the_run_goes_on(tmp_path, caplog, 
 def test_a_later_failure_is_said_once_and_ends_the_mirroring(tmp_path, caplog):
     tracker = opened(tmp_path)
     tracker.log({"loss": 1.0}, step=1)
-    run = tracker._run
+    run = tracker.tracker._run
     with caplog.at_level(logging.WARNING):
         tracker.table("broken", ["one", "two"], [["three", "cells", "here"]])
         tracker.log({"loss": 2.0}, step=2)
@@ -270,7 +270,7 @@ def test_a_later_failure_is_said_once_and_ends_the_mirroring(tmp_path, caplog):
 
 def test_auto_is_offline_without_a_key_and_obeys_the_environment(tmp_path, monkeypatch):
     tracker = opened(tmp_path / "run", mode="auto")
-    assert isinstance(tracker, WandbTracker)
+    assert isinstance(tracker, GuardedTracker)
     tracker.finish()
     assert len(run_files(tmp_path / "run")) == 1
     monkeypatch.setenv("WANDB_MODE", "disabled")
@@ -303,8 +303,13 @@ from pathlib import Path
 from tests.launch.tracking.wandb_files import finished_records, read_run
 
 from launch.tracking.tracker import open_tracker
-tracker = open_tracker(mode=sys.argv[1], project="p", entity=None, group=None, job_type="j", name="n",
-                       run_id="r", tags=[], config={}, directory=Path(sys.argv[2]))
+from launch.tracking.trackers import TrackedRun
+from unlearn.config import TrackerConfig
+tracker = open_tracker(
+    TrackerConfig(mode=sys.argv[1]),
+    TrackedRun(id="r", name="n", kind="j", project="p", group=None, tags=[], config={},
+               directory=Path(sys.argv[2])),
+)
 tracker.log({"loss": 1.0}, step=1)
 tracker.finish()
 sys.exit(10 if "wandb" in sys.modules else 0)
@@ -343,12 +348,12 @@ def test_online_a_continued_run_goes_on_behind_its_last_row(tmp_path, service):
         tracker.log(row, step=row["step"])
     tracker.finish()
     # Killed after step 3, continued from a checkpoint of step 2.
-    tracker = opened(tmp_path, mode="auto", logged=rows)
+    tracker = opened(tmp_path, mode="auto", history=rows)
     for step in (3, 4):
         tracker.log({"step": step, "loss": float(step)}, step=step)
     tracker.finish()
     # Evaluated in another way: nothing is trained.
-    tracker = opened(tmp_path, mode="auto", logged=[*rows, {"step": 4, "loss": 4.0}])
+    tracker = opened(tmp_path, mode="auto", history=[*rows, {"step": 4, "loss": 4.0}])
     tracker.figure("figures/x", {"data": [{"type": "scatter", "x": [1], "y": [2]}]})
     tracker.finish()
     sent = service.histories["abc123"]

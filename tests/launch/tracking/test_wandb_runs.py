@@ -17,9 +17,11 @@ from filelock import FileLock
 
 from launch.tracking import sync, workspace
 from launch.tracking.tracker import open_tracker
+from launch.tracking.trackers import TrackedRun
 from tests.launch.commands import done, ended, started
 from tests.launch.tracking.wandb_files import read_run
 from tests.launch.tracking.wandb_server import KEY, Service, serving
+from unlearn.config import TrackerConfig
 from unlearn.files import read_json
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:wandb_workspaces")
@@ -177,8 +179,10 @@ def offline(root: Path, run: str, *stamps: str) -> list[Path]:
     """Real offline folders of a run, renamed to these times."""
     folders = []
     for number, stamp in enumerate(stamps, start=1):
-        tracker = open_tracker(mode="offline", project="p", entity=None, group=None, job_type="unlearn",
-                               name=run, run_id=run, tags=[], config={}, directory=root / run)  # fmt: skip
+        tracker = open_tracker(
+            TrackerConfig.model_validate({"mode": "offline"}),
+            TrackedRun(run, run, "unlearn", "p", None, [], {}, root / run),
+        )
         tracker.log({"loss": float(number)}, step=number)
         tracker.finish()
         made = (root / run / "wandb" / "latest-run").resolve()

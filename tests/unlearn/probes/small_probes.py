@@ -13,9 +13,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from tests.unlearn.training import small_training as training
-from unlearn.config import HardwareConfig, MethodConfig, ProbeConfig
+from unlearn.config import HardwareConfig, MethodConfig, RunConfig
+from unlearn.data.example import Example
+from unlearn.data.tokenization import Encoder
 from unlearn.distributed import stop_world
-from unlearn.probes.geffect import GEffect
+from unlearn.probes import WatchedRun, make
+from unlearn.probes.geffect import Geffect
 from unlearn.training.observers import Observers
 from unlearn.training.trainer import Trainer
 
@@ -26,20 +29,28 @@ FEW: dict[str, Any] = {"examples": 7, "points": 3}
 def tokenizer() -> PreTrainedTokenizerFast:
     """One word for each of the tiny model's tokens."""
     words = {f"w{i}": i for i in range(97)}
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="w0")), pad_token="w0"
+    )
 
 
-def probe_on(trainer: Trainer, folder: Path, **keys: Any) -> GEffect:
+def probe_on(trainer: Trainer, directory: Path, **keys: Any) -> Geffect:
     """A probe of the trainer's run over whole sets, unless `keys` of its configuration say otherwise."""
     groups = {**{name: training.everything()[name] for name in ("forget", "retain")}, **trainer.data.groups}
-    texts = {name: dict.fromkeys(group.ids, ("what?", "that")) for name, group in groups.items()}
-    config = ProbeConfig(name="geffect", **{"every": 2, "examples": None, "points": 4, "grid": 2} | keys)
-    probe = GEffect(
-        config, trainer.engine, trainer.terms, groups, trainer.settings.hardware,
-        trainer.settings.method.batch, trainer.data.seed, tokenizer(), texts, folder,
+    sets = {name: [Example(key, "that", "what?") for key in group.ids] for name, group in groups.items()}
+    config = RunConfig.model_validate(
+        {
+            "model": {"name": "tiny"}, "dataset": {"name": "made", "source": "custom"},
+            "method": trainer.settings.method, "hardware": trainer.settings.hardware,
+            "seed": trainer.data.seed,
+            "probe": {"name": "geffect", "every": 2, "examples": None, "points": 4, "grid": 2} | keys,
+        }
     )  # fmt: skip
+    encoder = Encoder(tokenizer())
+    probe = make(WatchedRun(config, trainer.engine, trainer.terms, groups, sets, encoder, directory))
+    assert isinstance(probe, Geffect)
     if trainer.steps_made == 0:
-        probe.start.keep()
+        probe.begin()
     return probe
 
 
@@ -49,7 +60,7 @@ def look(
 ) -> dict[str, float]:  # fmt: skip
     """What the probe sees at the tiny model before any step."""
     trainer = training.make_trainer(folder, HardwareConfig(**hardware or {}), method=method, spread=spread)
-    seen = probe_on(trainer, folder / "geffect", **keys).measure(trainer.probe_context())
+    seen = probe_on(trainer, folder, **keys).measure(trainer.probe_context())
     trainer.engine.close()
     return seen
 
@@ -59,7 +70,7 @@ def watched(
 ) -> dict[str, Tensor]:
     """Final weights of a training that is watched."""
     trainer = training.make_trainer(folder, HardwareConfig(**hardware), method=method, spread=0.3)
-    trainer.observers = Observers(probe=probe_on(trainer, folder / "geffect", **keys))
+    trainer.observers = Observers(probe=probe_on(trainer, folder, **keys))
     trainer.run()
     weights = {name: tensors["weight"] for name, tensors in trainer.engine.state() if tensors}
     trainer.engine.close()

@@ -21,9 +21,9 @@ from tests.unlearn.probes import small_probes as watching
 from tests.unlearn.training import small_training as training
 from tests.worlds import together
 from unlearn.config import HardwareConfig, MethodConfig
-from unlearn.probes.example_effects import Points, implicit_weights
-from unlearn.probes.parameter_groups import parameter_groups
-from unlearn.probes.saved import numbered, saved_models
+from unlearn.probes import numbered, saved_models
+from unlearn.probes.geffect.example_effects import Points, implicit_weights
+from unlearn.probes.geffect.parameter_groups import parameter_groups
 from unlearn.training.frozen_outputs import LOGP
 from unlearn.training.observers import Observers
 
@@ -342,7 +342,7 @@ def test_modes_gradients_and_random_states_are_left_alone(tmp_path):
     modes = [m.training for m in model.modules()]
     state = torch.get_rng_state()
     before = copy.deepcopy(dict(model.named_parameters()))
-    watching.probe_on(trainer, tmp_path / "geffect").measure(trainer.probe_context())
+    watching.probe_on(trainer, tmp_path).measure(trainer.probe_context())
     trainer.engine.close()
     assert [m.training for m in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
@@ -356,7 +356,7 @@ def test_a_resumed_run_has_seen_everything_once(tmp_path):
 
     def trainer(folder: Path) -> Any:
         made = training.make_trainer(folder, hardware, method=method, spread=0.3)
-        made.observers = Observers(probe=watching.probe_on(made, folder / "geffect", points=2))
+        made.observers = Observers(probe=watching.probe_on(made, folder, points=2))
         return made
 
     whole = trainer(tmp_path / "whole")

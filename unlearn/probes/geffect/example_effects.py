@@ -15,7 +15,7 @@ from unlearn.data.tokenization import TokenSequence
 from unlearn.passes.forward import forward
 from unlearn.passes.per_example.forward_mode import token_effects
 from unlearn.passes.per_example.inner_products import inner_products
-from unlearn.probes.parameter_groups import ParameterGroup
+from unlearn.probes.geffect.parameter_groups import ParameterGroup
 from unlearn.terms import Term
 from unlearn.training.engine import Engine
 from unlearn.training.step import Steps

@@ -11,7 +11,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,19 +20,20 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from unlearn.config import HardwareConfig, ProbeConfig
 from unlearn.passes.module_modes import kept_modes
-from unlearn.probes.example_effects import ExampleEffects, Points, implicit_weights
-from unlearn.probes.linearity_check import Change, changes
-from unlearn.probes.parameter_groups import parameter_groups
-from unlearn.probes.set_gradients import Gradients, risk_terms, sampled
-from unlearn.probes.tables import WAYS, Example, Measured, Pair, Tensors, numbers, write
-from unlearn.probes.weight_distance import Start
+from unlearn.probes._base import WatchedRun
+from unlearn.probes.geffect import GeffectOptions
+from unlearn.probes.geffect.example_effects import ExampleEffects, Points, implicit_weights
+from unlearn.probes.geffect.linearity_check import Change, changes
+from unlearn.probes.geffect.parameter_groups import parameter_groups
+from unlearn.probes.geffect.set_gradients import Gradients, risk_terms, sampled
+from unlearn.probes.geffect.tables import WAYS, Example, Measured, Pair, Tensors, numbers, write
+from unlearn.probes.geffect.weight_distance import Start
 from unlearn.terms import WATCHED, Term
-from unlearn.training.engine import Engine, NonFiniteGradient
+from unlearn.training.engine import NonFiniteGradient
 from unlearn.training.observers import ProbeContext
 from unlearn.training.step import Steps
-from unlearn.training.step_data import Group, TrainingData, own_view
+from unlearn.training.step_data import TrainingData, own_view
 
 log = logging.getLogger(__name__)
 Share = list[Tensor]
@@ -46,36 +47,19 @@ class _Objective:
     factors: Mapping[str, float]
 
 
-@dataclass
-class GEffect:
-    """Measures a model under an engine. `groups` have the answers of the sets, with what the terms need.
+class Measurement:
+    """Measures a model under an engine; its tables go to `folder`."""
 
-    `texts` are question and answer by set and example; `folder` is where its tables go.
-    """
-
-    config: ProbeConfig
-    engine: Engine
-    terms: Sequence[Term]
-    groups: Mapping[str, Group]
-    hardware: HardwareConfig
-    batch: int
-    seed: int
-    tokenizer: Any
-    texts: Mapping[str, Mapping[str, tuple[str | None, str]]]
-    folder: Path
-    pad_id: int = 0
-    start: Start = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.parameter_groups = parameter_groups(self.engine.module, self.config.boundaries)
+    def __init__(self, options: GeffectOptions, run: WatchedRun, folder: Path) -> None:
+        self.options, self.folder = options, folder
+        self.engine, self.terms, self.groups = run.engine, run.terms, run.groups
+        self.encoder, self.hardware, self.seed = run.encoder, run.config.hardware, run.config.seed
+        self.batch = run.config.method.batch
+        self.texts = {n: {e.id: (e.question, e.answer) for e in run.sets[n]} for n in run.groups}
+        self.parameter_groups = parameter_groups(self.engine.module, options.boundaries)
         self.risks = risk_terms([name for name in WATCHED if self._answers(name)])
-        self.rows = sampled(self.groups, self.config.examples, self.seed)
-        self.start = Start(self.folder / "start.safetensors", self.engine)
-
-    def due(self, step: int, total: int) -> bool:
-        """Whether to measure after this step: the first, the last, and every so many between."""
-        every = self.config.every or max(1, total // 10)
-        return step % every == 0 or step == total
+        self.rows = sampled(self.groups, options.examples, self.seed)
+        self.start = Start(folder / "start.safetensors", self.engine)
 
     def measure(self, context: ProbeContext) -> dict[str, float]:
         """Measure, write the tables, and return numbers for the history. A collective.
@@ -90,9 +74,9 @@ class GEffect:
                 log.warning("the probe measures nothing at step %d: %s", context.step, error)
                 return {}
         if self.engine.world.main:
-            write(self.folder / f"step-{context.step:06}", measured, self.tokenizer)
+            write(self.folder / f"step-{context.step:06}", measured, self.encoder.tokenizer)
         self.engine.world.barrier()
-        return numbers(measured, self.config.trust) | {"geffect/seconds": time.perf_counter() - started}
+        return numbers(measured, self.options.trust) | {"geffect/seconds": time.perf_counter() - started}
 
     # -- gradients -------------------------------------------------------------------------------------
 
@@ -123,9 +107,9 @@ class GEffect:
         )
 
     def _gradients(self, context: ProbeContext) -> Gradients:
-        data = TrainingData(self.groups, context.frozen, self.seed, self.pad_id)
+        data = TrainingData(self.groups, context.frozen, self.seed, self.encoder.pad_id)
         steps = Steps(self.engine, self.terms, data, self.hardware)
-        return Gradients(steps, self.rows, self.batch if self.config.mode == "running" else None)
+        return Gradients(steps, self.rows, self.batch if self.options.mode == "running" else None)
 
     def _objective(
         self, gradients: Gradients, risks: Mapping[str, Share], context: ProbeContext, compare: Any
@@ -156,7 +140,7 @@ class GEffect:
 
     @cached_property
     def _points(self) -> dict[str, Points]:
-        count = self.config.points
+        count = self.options.points
         return {n: Points.of(n, self.groups[n], self.rows[n][:count]) for n in self.risks} if count else {}
 
     @cached_property
@@ -198,12 +182,12 @@ class GEffect:
     def _tokens(self, points: Points, directions: Mapping[str, Share]) -> list[dict[str, Any]]:
         """Return for each example the columns of its token table: log p and effects."""
         tables: list[dict[str, Any]] = [{} for _ in points.ids]
-        if not self.config.tokens:
+        if not self.options.tokens:
             return tables
         for way, share in directions.items():
             whole = self._effects.whole(share)
             restrictions: dict[str, list[str] | None] = {way: None}
-            if self.config.token_layers:
+            if self.options.token_layers:
                 groups = dict.fromkeys(self.parameter_groups[name].group for name in whole)
                 restrictions |= {f"{way}/{group}": [group] for group in groups}
             for column, selected in restrictions.items():
@@ -225,21 +209,21 @@ class GEffect:
         self, objective: _Objective, examples: Sequence[Example], context: ProbeContext
     ) -> dict[str, Change]:
         """Compare predicted and true changes, from the examples' risks and effects at these weights."""
-        if not self.config.check:
+        if not self.options.check:
             return {}
         known = {}
         for name in self._points:
             own = [example for example in examples if example.set == name]
             effects = np.array([sum(example.effects["objective"].values()) for example in own])
             known[name] = (effects, np.array([example.risk for example in own]))
-        rate = context.rate * self.config.step
+        rate = context.rate * self.options.step
         return changes(
-            self._effects, self._points, known, objective.gradient, rate, second=self.config.second_order
+            self._effects, self._points, known, objective.gradient, rate, second=self.options.second_order
         )
 
     def _pairs(self, gradients: Gradients, objective: _Objective, context: ProbeContext) -> list[Pair]:
         """Measure the effect of forgetting one example alone on single retain examples."""
-        size = min([self.config.grid, *(len(points.ids) for points in self._points.values())])
+        size = min([self.options.grid, *(len(points.ids) for points in self._points.values())])
         own = [term for term in self.terms if own_view(term).group == "forget"]
         if not size or len(self._points) < 2 or not own:
             return []

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from unlearn.data.tokenization import TokenSequence
 from unlearn.files import replacing
-from unlearn.probes.linearity_check import Change, agreement
-from unlearn.probes.parameter_groups import GROUPS, KINDS, ParameterGroup
+from unlearn.probes.geffect.linearity_check import Change, agreement
+from unlearn.probes.geffect.parameter_groups import GROUPS, KINDS, ParameterGroup
 
 WAYS = {"forget": "unlearn", "retain": "retain"}
 """The name of an effect on a set's risk."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearn.probes.example_effects import ExampleEffects, Points
+from unlearn.probes.geffect.example_effects import ExampleEffects, Points
 from unlearn.training.engine import Engine
 
 _NEAR = 0.1
