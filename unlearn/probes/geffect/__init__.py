@@ -52,9 +52,8 @@ class Geffect(Probe):
     sets = ("forget",)
 
     def __init__(self, options: GeffectOptions, run: WatchedRun) -> None:
-        from unlearn.probes.geffect.measurement import (
-            Measurement,
-        )  # with DeepSpeed, which a check does not need
+        # With DeepSpeed, which a check does not need.
+        from unlearn.probes.geffect.measurement import Measurement
 
         super().__init__(options, run)
         self.measurement = Measurement(options, run, run.directory / "geffect")
