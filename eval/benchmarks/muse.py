@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import model_validator
@@ -36,9 +36,6 @@ from eval.metrics.text import MUSE_STOPS, cut_at, rouge
 from eval.metrics.words import Choice, words_of
 from unlearn.config import Section
 from unlearn.data.example import Example
-
-if TYPE_CHECKING:
-    from eval.benchmarks.tofu.published_logs import PublishedLog
 
 SETS: Mapping[str, Role] = {
     "verbmem": "forget",
@@ -127,7 +124,7 @@ def requests(sets: Sets, options: Options) -> list[Request]:
     return wanted
 
 
-def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, options: Options) -> Result:
+def score(read: Records, retain: object, sets: Sets, options: Options) -> Result:
     """Return metrics and rows of all sets, but no rows of the few-shot examples."""
     metrics: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
@@ -165,9 +162,7 @@ def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, opti
     return Result(metrics, rows, problems + trouble, named)
 
 
-def _retain_auc(
-    retain: Records | PublishedLog | None, sets: Sets, options: Options
-) -> tuple[float, list[str]]:
+def _retain_auc(retain: object, sets: Sets, options: Options) -> tuple[float, list[str]]:
     """Return the AUC that privleak compares with, or NaN and the reason."""
     if isinstance(options.retain_auc, str):
         return RETRAINED[options.retain_auc], []

@@ -8,6 +8,7 @@ together with the metrics that need it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from pydantic import model_validator
 from eval.benchmark import BenchmarkError, Better, Metric, Result, Role, Sets, View, without_words
 from eval.benchmarks.tofu.log_columns import PublishedLogError
 from eval.benchmarks.tofu.membership import ATTACKS, gradient_requests, membership
-from eval.benchmarks.tofu.published_logs import TAUGHT, PublishedLog, PublishedSet
+from eval.benchmarks.tofu.published_logs import TAUGHT, PublishedLog, PublishedSet, read_log
 from eval.benchmarks.tofu.sets import SetScores, log_ratio, set_requests, set_scores
 from eval.collection.records import Records
 from eval.collection.requests import Request
@@ -213,6 +214,15 @@ def requests(sets: Sets, options: Options) -> list[Request]:
     for name, examples in _scored(sets, options).items():
         wanted += set_requests(name, examples, limit)
     return wanted + (gradient_requests(sets) if options.mia and options.gradients else [])
+
+
+def read_baseline(path: Path) -> PublishedLog:
+    """Return a published log of the retain model.
+
+    Raises:
+        PublishedLogError: it is no TOFU log, or rows are missing or not finite.
+    """
+    return read_log(path)
 
 
 def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, options: Options) -> Result:
