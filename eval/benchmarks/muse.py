@@ -32,11 +32,13 @@ from eval.collection.requests import Answer, Generation, Likelihood, Prompt, Req
 from eval.judgement.aspects import closeness_to_retain, of_targets, one_minus, privleak_closeness
 from eval.metrics import mia
 from eval.metrics.likelihood import aggregate, without_end
-from eval.metrics.text import MUSE_STOPS, cut_at, rouge
+from eval.metrics.text import cut_at, rouge
 from eval.metrics.words import Choice, words_of
 from unlearn.config import Section
 from unlearn.data.example import Example
 
+STOPS = ("\n\n", "\nQuestion", "Question:")
+"""Ends of an answer to a knowledge question."""
 SETS: Mapping[str, Role] = {
     "verbmem": "forget",
     "knowmem_forget": "forget",
@@ -144,7 +146,7 @@ def score(read: Records, retain: object, sets: Sets, options: Options) -> Result
     for name, key in _KNOWMEM.items():
         if name in sets:
             generations = read.generation(name).select(_questions(name, sets, options))
-            answers = [None if text is None else cut_at([text], MUSE_STOPS)[0] for text in generations.text]
+            answers = [None if text is None else cut_at([text], STOPS)[0] for text in generations.text]
             true = [example.answer for example in sets[name]]
             values = rouge(true, answers, words[name]).rougeL_f1
             problems += without_words(name, sets[name], true, words[name])
