@@ -48,6 +48,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from eval.benchmark import Better
 from eval.judgement.aspects import (
     ASPECTS,
     PREFIX,
@@ -56,7 +57,6 @@ from eval.judgement.aspects import (
     Attacked,
     Rule,
     Values,
-    closeness_to_retain,
 )
 from eval.metric_catalog import declarations, in_order, info, is_attack, split_variant
 from eval.metrics.likelihood import harmonic_mean
@@ -151,8 +151,8 @@ def _counts(key: str, own: Metrics, retain: Metrics) -> bool:
 
     def known(other: str) -> bool:
         declared = info(other).declared
-        rule = declared.judged[1] if declared is not None and declared.judged is not None else None
-        return other in own and (rule is not closeness_to_retain or other in retain)
+        compared = declared is not None and declared.better is Better.LIKE_RETAIN
+        return other in own and (not compared or other in retain)
 
     replacement = _replacement(key)
     if replacement:
