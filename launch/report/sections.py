@@ -12,7 +12,7 @@ from eval.benchmark import Better
 from eval.judgement.aspects import ASPECTS, PREFIX
 from eval.judgement.judge import Aspect, Judged
 from eval.judgement.metrics import METRICS
-from eval.metric_catalog import declarations, has_retain_set, in_order, info, is_detail
+from eval.metric_catalog import declarations, in_order, info, is_detail, set_order
 from launch.report.results_table import format_value
 from launch.report.run_files import Example, ExampleKey, Run
 from launch.report.statistics import is_logarithmic
@@ -62,8 +62,9 @@ def cards(runs: Sequence[Run]) -> list[dict[str, Any]]:
             logarithmic = is_logarithmic(key)
             shown.append(
                 {
-                    "key": key, "label": label(key), "bench": one.benchmark, "values": values,
-                    "logarithmic": logarithmic, "scaled": not logarithmic and _in_unit(values),
+                    "key": key, "label": label(key), "bench": one.benchmark, "text": declared.text,
+                    "values": values, "logarithmic": logarithmic,
+                    "scaled": not logarithmic and _in_unit(values),
                 }
             )  # fmt: skip
     return shown[:_MAX_CARDS]
@@ -136,7 +137,7 @@ def samples(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
             if example.get("generation") is not None:
                 answered.setdefault(key[:2], {})[key] = None
     several = len({bench for bench, _ in answered}) > 1
-    for bench, name in sorted(answered, key=_set_order):
+    for bench, name in sorted(answered, key=lambda place: set_order(*place)):
         for key in islice(answered[bench, name], SAMPLES_PER_SET):
             answers = [(run.role, run.examples[key]) for run in runs if key in run.examples]
             yield {
@@ -145,12 +146,6 @@ def samples(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
                 "asked": answers[-1][1],
                 "answers": [(role, example, scores(example)) for role, example in answers],
             }
-
-
-def _set_order(place: tuple[str, str]) -> tuple[object, ...]:
-    """Benchmarks that score a retain set first, of each the forget set first."""
-    bench, name = place
-    return not has_retain_set(bench), bench, "forget" not in name, "retain" not in name, name
 
 
 def scores(example: Example) -> str:

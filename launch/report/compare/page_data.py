@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from eval.metric_catalog import direction, shown, split_key
+from eval.metric_catalog import direction, set_order, shown, split_key
 from launch.report.compare.runs import ComparedRun, measured
 from launch.report.discover import LeftOut
 from launch.report.geffect.files import thinned
@@ -117,7 +117,7 @@ def generations(runs: Sequence[ComparedRun]) -> tuple[dict[str, Any], list[LeftO
             place = list(questions).index(row["id"])
             of_run.setdefault(name, {})[place] = [cut(row["generation"], longest), scores(row)]
         answers.append(of_run)
-    order = sorted(sets, key=lambda name: ("forget" not in name, "retain" not in name, name))
+    order = sorted(sets, key=lambda name: set_order(*name.split(" ", maxsplit=1)))
     data = {
         "sets": {name: list(sets[name].values()) for name in order},
         "answers": answers,

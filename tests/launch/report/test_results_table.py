@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from eval.judgement.judge import with_judgement
-from eval.metric_catalog import MOST_ROWS, direction, in_order, shown, split_key
+from eval.metric_catalog import MOST_ROWS, direction, in_order, set_order, shown, split_key
 from launch.report.results_table import result_table
 
 MIA = ("loss", "zlib", "min_k", "min_k_plus_plus", "gradnorm", "reference")
@@ -215,3 +215,11 @@ def test_rows_of_one_kind_stand_together():
     lines = [[line.split()[0] for line in block.splitlines() if line.strip()] for block in blocks]
     assert ["prompts/original/rougeL_recall", "prompts/worst/rougeL_recall"] in lines
     assert all(len(line) <= 100 for block in blocks for line in block.splitlines())
+
+
+def test_sets_are_ordered_by_their_roles_whatever_their_names():
+    order = [
+        ("muse", "knowmem_forget"), ("muse", "verbmem"), ("muse", "knowmem_retain"), ("tofu", "forget"),
+        ("tofu", "retain"), ("tofu", "real_authors"), ("prompts", "forget"),
+    ]  # fmt: skip
+    assert sorted(set(order), key=lambda place: set_order(*place)) == order
