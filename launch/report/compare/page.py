@@ -9,7 +9,6 @@ from typing import Any
 from scipy import stats
 
 from eval.metric_catalog import direction, info, split_key, split_variant, trade_off_pairs
-from launch.redact import cleaned
 from launch.report.compare import tables
 from launch.report.compare.discover import Discovered
 from launch.report.compare.page_data import curves, generations
@@ -17,7 +16,7 @@ from launch.report.compare.rows import Comparison, Row, sortable
 from launch.report.compare.runs import ComparedRun
 from launch.report.discover import LeftOut, left_out_lines
 from launch.report.labels import short
-from launch.report.page import drawn, environment
+from launch.report.render import render
 from launch.report.results_table import arrow
 from launch.report.settings import word
 from launch.report.statistics import is_logarithmic
@@ -39,19 +38,15 @@ def page(comparison: Comparison, every: Sequence[str], discovered: Discovered) -
     charts = [Figure(chart["title"], chart["hint"]) for chart in data["sets"]]
     slots = {"tradeoff": [Figure("")], "sets": charts, "curves": [Figure("")] * 2 if data["curves"] else []}
     shared = _shared([run for row in comparison.rows for run in row.runs], comparison.keys)
-    text = cleaned({"left_out": left_out_lines(left_out), "shared": shared})
-    return (
-        environment()
-        .get_template("compare.html.j2")
-        .render(
-            data=cleaned(data),
-            runs=sum(len(row.runs) for row in comparison.rows),
-            rows=len(comparison.rows),
-            note=tables.note(comparison),
-            **text,
-            **drawn(slots),
-        )
-    )
+    values = {
+        "data": data,
+        "runs": sum(len(row.runs) for row in comparison.rows),
+        "rows": len(comparison.rows),
+        "note": tables.note(comparison),
+        "left_out": left_out_lines(left_out),
+        "shared": shared,
+    }
+    return render("compare.html.j2", values, slots, clean=True)
 
 
 def page_data(comparison: Comparison, every: Sequence[str]) -> tuple[dict[str, Any], list[LeftOut]]:
