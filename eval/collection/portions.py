@@ -1,0 +1,67 @@
+"""Portions of a pass: how it is split, and their files, with which an interrupted collection continues."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from eval.collection.ragged import Ragged
+from eval.collection.shared_prompts import rows_of
+from unlearn.data.tokenization import TokenSequence
+from unlearn.files import read_json, replacing
+
+
+def portions_of(sequences: Sequence[TokenSequence], tokens: int) -> Iterator[list[int]]:
+    """Split the sequences into portions (by number), with equal prompts and similar lengths together."""
+    rows = sorted(rows_of(sequences, shared=True), key=lambda row: -row.width)
+    part: list[int] = []
+    size = 0
+    for row in rows:
+        if part and size + row.width > tokens:
+            yield part
+            part, size = [], 0
+        part.extend(row.members)
+        size += row.width
+    if part:
+        yield part
+
+
+def portions_folder(directory: Path) -> Path:
+    return directory / "records" / ".parts"
+
+
+def portion_key(names: Sequence[Any], sequences: Sequence[TokenSequence]) -> str:
+    digest = hashlib.sha256(json.dumps([str(name) for name in names]).encode())
+    for sequence in sequences:
+        digest.update(np.array([len(sequence.ids), sequence.answer_start]).tobytes())
+        digest.update(sequence.ids.tobytes())
+    return digest.hexdigest()[:24]
+
+
+def save_portion(file: Path, columns: dict[str, Ragged]) -> None:
+    arrays = {
+        f"{name}/{part}": getattr(r, part) for name, r in columns.items() for part in ("values", "offsets")
+    }
+    with replacing(file) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, **arrays)
+
+
+def read_portion(file: Path, names: Sequence[str]) -> dict[str, Ragged] | None:
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            return {name: Ragged(arrays[f"{name}/values"], arrays[f"{name}/offsets"]) for name in names}
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # absent, or cut short
+        return None
+
+
+def read_texts(file: Path) -> list[str] | None:
+    try:
+        return [str(text) for text in read_json(file)["texts"]]
+    except (OSError, ValueError, KeyError):
+        return None
