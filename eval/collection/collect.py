@@ -32,6 +32,7 @@ from eval.collection.records import (
 )
 from eval.collection.requests import Answer, Generation, GradientNorm, Likelihood, Request
 from unlearn.data.tokenization import DataError, Encoder, PromptFormat, TokenSequence
+from unlearn.errors import shortened
 from unlearn.files import read_json, write_json
 from unlearn.passes.gumbel_sampling import sampling
 
@@ -143,7 +144,7 @@ class _Passes:
                     save_portion(file, known)
             results.append(known)
         back = np.argsort([i for portion in portions for i in portion])
-        return {name: _joined([part[name] for part in results]).take(back) for name in names}
+        return {name: Ragged.joined([part[name] for part in results]).take(back) for name in names}
 
     def _encoded(
         self, keys: Sequence[tuple[bool, str | None, str]]
@@ -221,6 +222,7 @@ class _Passes:
         order = sorted(range(len(prompts)), key=lambda n: (-len(prompts[n]), n))
         portions = [order[i : i + size] for i in range(0, len(order), size)]
         texts = [""] * len(prompts)
+        name = shortened(label, 40)
         for number, portion in enumerate(portions, start=1):
             part = [prompts[n] for n in portion]
             named = [repr(keys[n]) for n in portion]
@@ -230,7 +232,7 @@ class _Passes:
                 noise = None
                 if kind.temperature:
                     noise = sampling([keys[n].noise for n in portion], kind.temperature)
-                counted = f"{_short(label)} {number}/{len(portions)}" if len(portions) > 1 else _short(label)
+                counted = f"{name} {number}/{len(portions)}" if len(portions) > 1 else name
                 tokens = live.answers(part, max_new_tokens=limit, label=counted, perturb=noise)
                 decode = live.encoder.tokenizer.decode
                 generated = [str(decode(ids, skip_special_tokens=True)).strip() for ids in tokens]
@@ -279,10 +281,6 @@ def _keys(request: Generation) -> list[_Key]:
     ]
 
 
-def _short(label: str, width: int = 40) -> str:
-    return label if len(label) <= width else label[: width - 1] + "…"
-
-
 def _encoder(encoder: Encoder, raw: bool) -> Encoder:
     return replace(encoder, format=PromptFormat("{question}", end=encoder.format.end)) if raw else encoder
 
@@ -298,10 +296,5 @@ def _answer_records(
 
 
 def _with_empty(values: Ragged) -> Ragged:
+    """Add an empty row at the end."""
     return Ragged(values.values, np.append(values.offsets, values.offsets[-1]))
-
-
-def _joined(parts: Sequence[Ragged]) -> Ragged:
-    if not parts:
-        return Ragged.of([])
-    return Ragged.cut(np.concatenate([p.values for p in parts]), np.concatenate([p.lengths for p in parts]))

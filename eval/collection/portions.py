@@ -18,7 +18,10 @@ from unlearn.files import read_json, replacing
 
 
 def portions_of(sequences: Sequence[TokenSequence], tokens: int) -> Iterator[list[int]]:
-    """Split the sequences into portions (by number), with equal prompts and similar lengths together."""
+    """Yield portions of at most so many tokens, each the positions of its sequences.
+
+    Equal prompts and similar lengths are in the same portion.
+    """
     rows = sorted(rows_of(sequences, shared=True), key=lambda row: -row.width)
     part: list[int] = []
     size = 0
@@ -33,10 +36,12 @@ def portions_of(sequences: Sequence[TokenSequence], tokens: int) -> Iterator[lis
 
 
 def portions_folder(directory: Path) -> Path:
+    """Return the folder of portions below a model's directory; it is removed at the end of a collection."""
     return directory / "records" / ".parts"
 
 
 def portion_key(names: Sequence[Any], sequences: Sequence[TokenSequence]) -> str:
+    """Return the name of a portion's file, a hash of what is computed and of the tokens."""
     digest = hashlib.sha256(json.dumps([str(name) for name in names]).encode())
     for sequence in sequences:
         digest.update(np.array([len(sequence.ids), sequence.answer_start]).tobytes())
@@ -45,6 +50,7 @@ def portion_key(names: Sequence[Any], sequences: Sequence[TokenSequence]) -> str
 
 
 def save_portion(file: Path, columns: dict[str, Ragged]) -> None:
+    """Write the columns of a portion, atomically."""
     arrays = {
         f"{name}/{part}": getattr(r, part) for name, r in columns.items() for part in ("values", "offsets")
     }
@@ -53,14 +59,16 @@ def save_portion(file: Path, columns: dict[str, Ragged]) -> None:
 
 
 def read_portion(file: Path, names: Sequence[str]) -> dict[str, Ragged] | None:
+    """Return the columns of a portion, None where there is no whole file of them."""
     try:
         with np.load(file, allow_pickle=False) as arrays:
             return {name: Ragged(arrays[f"{name}/values"], arrays[f"{name}/offsets"]) for name in names}
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # absent, or cut short
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         return None
 
 
 def read_texts(file: Path) -> list[str] | None:
+    """Return the generated texts of a portion, None where there is no whole file of them."""
     try:
         return [str(text) for text in read_json(file)["texts"]]
     except (OSError, ValueError, KeyError):
