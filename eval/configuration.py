@@ -103,6 +103,19 @@ def _baseline_readers(names: Iterable[str]) -> dict[str, BaselineBenchmark]:
     return readers
 
 
+def import_plug_ins(config: Mapping[str, Any]) -> None:
+    """Import the benchmarks and variants that a stored configuration names, for what they declare.
+
+    Those of your own that cannot be imported here are left out: their metrics are shown without an arrow.
+    """
+    section = config.get("eval")
+    for key, find_one in (("benchmarks", find), ("variants", variants.find)):
+        names = section.get(key) if isinstance(section, Mapping) else None
+        for name in names if isinstance(names, Mapping) else ():
+            with suppress(ConfigError):
+                find_one(str(name))
+
+
 def own_sets(benchmark: str, sets: Sets, roles: Sequence[Role] | None) -> Sets:
     """Return those of the sets that the benchmark scores, with one of `roles` (None: any).
 

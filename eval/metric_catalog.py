@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eval import benchmark
 from eval.benchmark import BENCHMARKS, Benchmark, LiveBenchmark, Metric, Role, View
 from eval.judgement import aspects
 from eval.judgement.metrics import METRICS as JUDGED
-from unlearn.errors import ConfigError
 from unlearn.plugins import cached
 
 if TYPE_CHECKING:
@@ -73,21 +71,6 @@ def info(key: str) -> MetricInfo:
     return MetricInfo(key, variant, plain, bench, group, metric, _declaration(plain))
 
 
-def learn(config: Mapping[str, Any]) -> None:
-    """Import the benchmarks and variants of your own that a stored configuration names.
-
-    Of those that cannot be imported here, metrics are shown without what they declare.
-    """
-    from eval import variants  # needs this module
-
-    section = config.get("eval")
-    for key, find in (("benchmarks", benchmark.find), ("variants", variants.find)):
-        names = section.get(key) if isinstance(section, Mapping) else None
-        for name in names if isinstance(names, Mapping) else ():
-            with suppress(ConfigError):
-                find(str(name))
-
-
 def split_variant(key: str) -> tuple[str, str]:
     """What was done to the model, and the key without it; ("", key) for the model as it is.
 
@@ -103,27 +86,6 @@ def split_variant(key: str) -> tuple[str, str]:
 def is_attack(variant: str) -> bool:
     """Whether a changed model tells how robust the forgetting is."""
     return _variants()[variant.partition("/")[0]].ATTACK
-
-
-def split_key(key: str) -> tuple[str, str, str]:
-    """Return benchmark, set ("" for a headline) and metric (with `/missing`) of a key without its variant."""
-    one = info(key)
-    return one.benchmark, one.group, one.metric
-
-
-def direction(key: str) -> str:
-    """Return the arrow with its meaning; "" where no direction is declared."""
-    return info(key).direction
-
-
-def is_detail(key: str) -> bool:
-    """Whether a key is an end of an interval or a count of missing values of another key."""
-    return info(key).is_detail
-
-
-def is_metric(key: str) -> bool:
-    """Whether a benchmark computes it; not a loss, a duration or a variant's own number."""
-    return info(key).is_metric
 
 
 def in_order(keys: Iterable[str]) -> list[str]:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from eval.configuration import import_plug_ins
 from eval.judgement.judge import judged_columns, with_judgement
-from eval.metric_catalog import in_order, info, is_detail, is_metric, learn, split_variant
+from eval.metric_catalog import in_order, info
 from launch.report.charts import dynamics, trade_offs, training_curves
 from launch.report.geffect.sections import geffect
 from launch.report.output import write_files
@@ -34,7 +35,7 @@ def write_report(run_dir: Path, *, target_dir: Path | None = None, retain_dir: P
         raise FileNotFoundError(f"no run directory {run_dir}: a report is written from the files of a run")
     files = RunDir(run_dir)
     config = read_config(files) if files.config.is_file() else {}
-    learn(config)
+    import_plug_ins(config)
     method = _name(config, "method")
     role = "this model" if method in ("none", "finetune") else "unlearned"
     compared = [("target", target_dir), ("retain model", retain_dir)]
@@ -44,7 +45,7 @@ def write_report(run_dir: Path, *, target_dir: Path | None = None, retain_dir: P
     judged = judged_columns(columns, own_target=method == "none")
     for run in runs:
         run.results = with_judgement(columns, own_target=method == "none")[run.role]
-    keys = in_order(key for run in runs for key in run.results if not is_detail(key))
+    keys = in_order(key for run in runs for key in run.results if not info(key).is_detail)
     rows = files.history_by_step()
     effects, tables = geffect(run_dir, rows)
     values = {
@@ -55,8 +56,8 @@ def write_report(run_dir: Path, *, target_dir: Path | None = None, retain_dir: P
         "judged": judgements(judged),
         "cards": cards(runs),
         "tables": attack_tables(runs),
-        "keys": [key for key in keys if not split_variant(key)[0]],
-        "changed": [key for key in keys if split_variant(key)[0]],
+        "keys": [key for key in keys if not info(key).variant],
+        "changed": [key for key in keys if info(key).variant],
         "samples": list(samples(runs)),
         "problems": runs[-1].problems,
         "config": files.config.read_text(encoding="utf-8") if config else "",
@@ -71,7 +72,7 @@ def _charts(
     runs: Sequence[Run], rows: list[dict[str, Any]], effects: Mapping[str, list[Figure]]
 ) -> dict[str, Sequence[Figure]]:
     models = {run.role: run.results for run in runs}
-    benchmarks = {info(key).benchmark for run in runs for key in run.results if is_metric(key)}
+    benchmarks = {info(key).benchmark for run in runs for key in run.results if info(key).is_metric}
     return {
         "tradeoff": trade_offs(models, rows),
         "attacked": after_attacks(models),

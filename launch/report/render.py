@@ -14,7 +14,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from eval.metric_catalog import direction
+from eval.metric_catalog import info
 from launch.redact import cleaned
 from launch.report.results_table import format_value
 from launch.report.sections import note
@@ -66,6 +66,6 @@ def _environment() -> Environment:
     """Return the environment of the templates, with their filters and functions."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    templates.filters |= {"value": format_value, "direction": direction, "label": label}
+    templates.filters |= {"value": format_value, "direction": lambda key: info(key).direction, "label": label}
     templates.globals |= {"slug": lambda role: role.replace(" ", "-"), "note": note}
     return templates

@@ -8,7 +8,7 @@ from typing import Any
 
 from eval.benchmark import Better
 from eval.judgement.aspects import UNSEEN
-from eval.metric_catalog import direction, in_order, info, is_attack, split_key
+from eval.metric_catalog import in_order, info, is_attack
 from launch.report.results_table import format_value
 from launch.report.traces import Figure, Results, axis, drawable, label, level, line, number, over_steps
 
@@ -42,7 +42,7 @@ def _lines(models: Mapping[str, Results], kind: str, labels: Labels) -> list[Fig
             if any("line" not in each for each in drawn):
                 axes = over_steps(legend=True) | {"yaxis": axis(key, titled=False)}
                 axes["xaxis"] = {"title": {"text": f"steps of {kind}"}}
-                figures.append(Figure(f"{_title(kind, key)}{where}", direction(key), drawn, axes))
+                figures.append(Figure(f"{_title(kind, key)}{where}", info(key).direction, drawn, axes))
     return figures
 
 
@@ -71,7 +71,7 @@ def _bars(models: Mapping[str, Results], kind: str, labels: Labels) -> list[Figu
             if any(number(value) is not None for value in values):
                 bars.append(_bar(key, role, ["before", *names], values))
         axes = {"yaxis": axis(key, titled=False), "barmode": "group", "showlegend": True}
-        figures.append(Figure(_title(kind, key), direction(key), bars, axes))
+        figures.append(Figure(_title(kind, key), info(key).direction, bars, axes))
     return figures
 
 
@@ -100,4 +100,4 @@ def _bar(key: str, role: str, names: list[str], values: Sequence[float | None]) 
 
 
 def _title(kind: str, key: str) -> str:
-    return f"{kind.capitalize()} · {split_key(key)[0].upper()} {label(key)}"
+    return f"{kind.capitalize()} · {info(key).benchmark.upper()} {label(key)}"

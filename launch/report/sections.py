@@ -12,7 +12,7 @@ from eval.benchmark import Better
 from eval.judgement.aspects import ASPECTS, PREFIX
 from eval.judgement.judge import Aspect, Judged
 from eval.judgement.metrics import METRICS
-from eval.metric_catalog import declarations, in_order, info, is_detail, set_order
+from eval.metric_catalog import declarations, in_order, info, set_order
 from launch.report.results_table import format_value
 from launch.report.run_files import Example, ExampleKey, Run
 from launch.report.statistics import is_logarithmic
@@ -84,7 +84,7 @@ def attack_tables(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """
     tables: dict[str, dict[str, dict[str, Any]]] = {}
     roles: dict[str, dict[str, None]] = {}
-    for key in in_order(key for run in runs for key in run.results if not is_detail(key)):
+    for key in in_order(key for run in runs for key in run.results if not info(key).is_detail):
         place = _cell(key)
         if place is None:
             continue

@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from eval.judgement.judge import with_judgement
-from eval.metric_catalog import MOST_ROWS, direction, in_order, set_order, shown, split_key
+from eval.metric_catalog import MOST_ROWS, in_order, info, set_order, shown
 from launch.report.results_table import result_table
 
 MIA = ("loss", "zlib", "min_k", "min_k_plus_plus", "gradnorm", "reference")
@@ -180,7 +180,7 @@ def test_what_other_benchmarks_show(keys, rows):
     ],
 )
 def test_directions(key, arrow):
-    assert direction(key)[:1] == arrow
+    assert info(key).direction[:1] == arrow
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,8 @@ def test_directions(key, arrow):
     ],
 )
 def test_keys_are_split_without_what_was_done_to_the_model(key, parts):
-    assert split_key(key) == parts
+    one = info(key)
+    assert (one.benchmark, one.group, one.metric) == parts
 
 
 def test_numbers_in_keys_are_read_as_numbers():
