@@ -72,7 +72,7 @@ def info(key: str) -> MetricInfo:
 
 
 def split_variant(key: str) -> tuple[str, str]:
-    """What was done to the model, and the key without it; ("", key) for the model as it is.
+    """Return the variant of the model and the key without it; ("", key) for the unchanged model.
 
     `relearning/60/unseen/tofu/forget/probability` → `relearning/60/unseen` and the rest.
     """
@@ -84,7 +84,7 @@ def split_variant(key: str) -> tuple[str, str]:
 
 
 def is_attack(variant: str) -> bool:
-    """Whether a changed model tells how robust the forgetting is."""
+    """Return whether a variant of the model measures how robust the forgetting is."""
     return _variants()[variant.partition("/")[0]].ATTACK
 
 
@@ -139,18 +139,18 @@ def metrics_of(name: str, has: Collection[str]) -> list[str]:
 
 
 def can_be(key: str, patterns: Iterable[str]) -> bool:
-    """Whether a key matches a pattern, or is a detail of such a key (`/missing`, `_low`, `_high`)."""
+    """Return whether a key matches a pattern, or is a detail of such a key (`/missing`, `_low`, `_high`)."""
     plain = _DETAIL.sub("", key)
     return any(_is(each, pattern) for pattern in patterns for each in (key, plain))
 
 
 def is_benchmark(name: str) -> bool:
-    """Whether a benchmark declares keys that begin with this name."""
+    """Return whether a benchmark declares keys that begin with this name."""
     return bool(_metrics_of(name))
 
 
 def has_retain_set(bench: str) -> bool:
-    """Whether a benchmark also scores a retain set, so that its metrics are shown set by set.
+    """Return whether a benchmark also scores a retain set, so that its metrics are shown set by set.
 
     True for a benchmark that is not known here.
     """
@@ -230,7 +230,7 @@ def _owner(key: str) -> Mapping[str, Metric]:
 
 @cached
 def _variants() -> Mapping[str, Variant]:
-    """The variants by what their keys begin with, the last part of their names."""
+    """Return the variants by what their keys begin with, the last part of their names."""
     from eval import variants  # needs this module
 
     return {name.rpartition(".")[2]: variants.find(name) for name in variants.VARIANTS.known()}
@@ -266,7 +266,7 @@ def _level_of_changed(one: MetricInfo, every: set[str]) -> int | None:
 
 
 def _more_tries(key: str, every: set[str]) -> bool:
-    """Whether the same metric exists for more tries."""
+    """Return whether the same metric exists for more tries."""
     head, _, tries = key.rpartition("_at_")
     others = [k.removeprefix(f"{head}_at_") for k in every if k.startswith(f"{head}_at_")] if head else []
     return tries.isdigit() and any(other.isdigit() and int(other) > int(tries) for other in others)

@@ -118,7 +118,7 @@ def _points(x: str, y: str, rows: Sequence[Row], names: list[str]) -> dict[str, 
 
 
 def _evaluated(key: str, benchmarks: set[str]) -> bool:
-    """Whether a key of the history is a metric: of these benchmarks, or of any that declares metrics."""
+    """Return whether a key of the history is a metric: of these benchmarks, or of any that declares it."""
     bench = info(key).benchmark
     return bench in benchmarks or is_benchmark(bench)
 
@@ -134,7 +134,7 @@ def _set(key: str) -> str:
 
 
 def _hint(keys: Sequence[str], levels: Sequence[Mapping[str, Any]]) -> str:
-    """The directions, by set if they differ, and what the dotted levels are."""
+    """Write the directions, by set if they differ, and what the dotted levels are."""
     ways = {info(key).direction: _set(key) for key in reversed(keys)}
     texts = [f"{name}: {way}" if len(ways) > 1 else way for way, name in reversed(ways.items()) if way]
     if levels:

@@ -1,4 +1,4 @@
-"""Charts of what comes back in a model that was attacked: relearned, quantised, or as a variant does it."""
+"""Charts of the forget metrics after each variant that attacks the model."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def after_attacks(models: Mapping[str, Results]) -> list[Figure]:
 
 
 def _lines(models: Mapping[str, Results], kind: str, labels: Labels) -> list[Figure]:
-    """A chart per metric, a line per model from step 0, which is the model before."""
+    """Return a chart per metric: a line per model from step 0, which is the model before."""
     figures = []
     for key, names in labels.items():
         for end, where in (("", ""), (UNSEEN, ", what was not trained on")):
@@ -47,12 +47,12 @@ def _lines(models: Mapping[str, Results], kind: str, labels: Labels) -> list[Fig
 
 
 def _step(name: str) -> re.Match[str] | None:
-    """A label that is a number of steps, perhaps with the mark of examples that were not trained on."""
+    """Match a label that is a number of steps, perhaps with the mark of examples that were not trained on."""
     return re.fullmatch(rf"(\d+)((?:{UNSEEN})?)", name)
 
 
 def _path(key: str, role: str, results: Results, steps: Mapping[int, str]) -> dict[str, Any] | None:
-    """A model's line from step 0, its level if it has no later steps, None without the metric."""
+    """Return a model's line from step 0; its level if it has no later steps, None without the metric."""
     later = [{"step": step, key: results.get(f"{steps[step]}/{key}")} for step in sorted(steps)]
     if any(number(row[key]) is not None for row in later):
         return line([{"step": 0, key: results.get(key)}, *later], key, name=role, role=role)
@@ -62,7 +62,7 @@ def _path(key: str, role: str, results: Results, steps: Mapping[int, str]) -> di
 
 
 def _bars(models: Mapping[str, Results], kind: str, labels: Labels) -> list[Figure]:
-    """A chart per metric, bars before the attack and by label, a colour per model."""
+    """Return a chart per metric: bars before the attack and by label, a colour per model."""
     figures = []
     for key, names in labels.items():
         bars = []
@@ -76,7 +76,7 @@ def _bars(models: Mapping[str, Results], kind: str, labels: Labels) -> list[Figu
 
 
 def _labels(models: Mapping[str, Results], kind: str) -> dict[str, list[str]]:
-    """The forget metrics of models that a variant changed, with the labels of the changes."""
+    """Return the forget metrics after a variant, each with the labels of the changed models."""
     labels: dict[str, list[str]] = {}
     for key in in_order(key for results in models.values() for key in results):
         one = info(key)

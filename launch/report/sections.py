@@ -41,7 +41,7 @@ def judgements(judged: Mapping[str, Judged]) -> list[dict[str, Any]]:
 
 
 def _components(aspects: Mapping[str, Aspect]) -> list[tuple[str, list[float | None]]]:
-    """Each component with its value in each role, None where it is missing; the own run's come first."""
+    """Return each component with its value by role, None where it is missing; the run's own come first."""
     names = dict.fromkeys(
         n for each in reversed(list(aspects.values())) for n in (*each.components, *each.missing)
     )
@@ -71,7 +71,7 @@ def cards(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _in_unit(values: Mapping[str, float | None]) -> bool:
-    """Whether there are values and all are in [0, 1], so that a bar can show them."""
+    """Return whether there are values and all are in [0, 1], so that a bar can show them."""
     known = [value for value in values.values() if value is not None and not math.isnan(value)]
     return bool(known) and all(0 <= value <= 1 for value in known)
 
@@ -100,7 +100,7 @@ def attack_tables(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _cell(key: str) -> tuple[str, str] | None:
-    """The table and the row of a key, None for one that is in none."""
+    """Return the title of the table and the row of a key, None for one that is in no table."""
     one = info(key)
     if one.variant or one.declared is None or not _attacks(one.benchmark):
         return None
@@ -117,7 +117,7 @@ def _cell(key: str) -> tuple[str, str] | None:
 
 
 def _attacks(benchmark: str) -> bool:
-    """Whether a metric of a benchmark tells about an attack on the model as it is."""
+    """Return whether a metric of a benchmark is of an attack on the unchanged model."""
     metrics = (item for metrics in declarations() for item in metrics.items())
     return any(one.attack is not None and key.startswith(f"{benchmark}/") for key, one in metrics)
 
