@@ -62,6 +62,7 @@ def _packed_plotly() -> str:
     return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
+@cache
 def _environment() -> Environment:
     """Return the environment of the templates, with their filters and functions."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")
