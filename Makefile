@@ -59,9 +59,7 @@ bench: setup  ## speed and memory against a plain loop and against the floor; wh
 	$(PY) -m benches.geffect
 
 docs: setup  ## write docs/methods.md, docs/metrics.md and the table of groups in README.md from presets and code
-	$(PY) -m launch.report.methods_page
-	$(PY) -m launch.report.groups_table
-	$(PY) -m launch.report.metrics_page
+	$(PY) -m launch.report.docs
 
 clean:  ## remove the environment and caches, not the runs
 	rm -rf .venv .slurm .pytest_cache .ruff_cache .mypy_cache .hypothesis .torch_extensions *.egg-info

@@ -1,7 +1,8 @@
 """The contract of a benchmark, a module `eval/benchmarks/<name>.py` or of your own.
 
-A benchmark that asks a model through requests has `Options`, `SETS`, `METRICS`, `requests` and `score`. One
-that leaves its questions to a library has `measure`, which gets the live model, in place of the last two.
+A benchmark that asks a model through requests has `Options`, `SETS`, `METRICS`, `requests` and `score`, and
+perhaps `read_baseline`. One that leaves its questions to a library has `measure`, which gets the live model,
+in place of the last two.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
 from typing_extensions import TypeIs
@@ -20,10 +22,9 @@ from eval.metrics.words import Words
 from unlearn import plugins
 from unlearn.config import Section
 from unlearn.data.example import Example
-from unlearn.errors import ConfigError, UserError
+from unlearn.errors import ConfigError, UserError, listed
 
 if TYPE_CHECKING:
-    from eval.benchmarks.tofu.published_logs import PublishedLog
     from eval.collection.live_model import Live
 
 _SHOWN = 3  # examples that a problem names
@@ -32,6 +33,8 @@ Sets: TypeAlias = Mapping[str, Sequence[Example]]
 Role = Literal["forget", "retain", "utility", "holdout"]
 """What a set measures: whether its examples were forgotten, whether similar ones were kept (`retain`), or all
 else (`utility`). No model has seen the `holdout` set."""
+Baseline: TypeAlias = Any
+"""What a benchmark's `read_baseline` returned; only that benchmark looks into it."""
 
 
 class Better(Enum):
@@ -114,8 +117,22 @@ class Benchmark(Protocol):
     def requests(self, sets: Sets, options: Any) -> list[Request]:
         """Return what to ask of a model."""
 
-    def score(self, read: Records, retain: Records | PublishedLog | None, sets: Sets, options: Any) -> Result:
-        """Return the metrics from the records of the requests and, if there is one, of the retain model."""
+    def score(self, read: Records, retain: Records | Baseline | None, sets: Sets, options: Any) -> Result:
+        """Return the metrics from the records of the requests and, if there is one, of the retain model.
+
+        retain: the retain model's records, or the baseline of a `BaselineBenchmark`.
+        """
+
+
+class BaselineBenchmark(Benchmark, Protocol):
+    """A benchmark that also compares with an evaluation of a retain model that another project published."""
+
+    def read_baseline(self, path: Path) -> Baseline:
+        """Return the content of the published log; called before any model is loaded, to check it.
+
+        Raises:
+            UserError: it is no log of this benchmark; the message names the file and what was expected.
+        """
 
 
 class LiveBenchmark(Protocol):
@@ -156,6 +173,11 @@ def find(name: str) -> Benchmark | LiveBenchmark:
 def is_live(benchmark: Benchmark | LiveBenchmark) -> TypeIs[LiveBenchmark]:
     """Return whether a benchmark calls the model itself."""
     return hasattr(benchmark, "measure")
+
+
+def reads_baseline(benchmark: Benchmark | LiveBenchmark) -> TypeIs[BaselineBenchmark]:
+    """Return whether a benchmark can use a published log (`model.retain_log`)."""
+    return hasattr(benchmark, "read_baseline")
 
 
 def options_of(benchmark: Benchmark | LiveBenchmark, given: Mapping[str, Any], name: str) -> Any:
@@ -213,7 +235,6 @@ def without_words(
 
 
 def few(examples: Sequence[str]) -> str:
-    """Return the names of the first few examples, each once, and how many more there are."""
-    distinct = list(dict.fromkeys(examples))
-    more = f" and {len(distinct) - _SHOWN} more" if len(distinct) > _SHOWN else ""
-    return f"{'example' if len(distinct) == 1 else 'examples'} {', '.join(distinct[:_SHOWN])}{more}"
+    """Return the names of the first distinct examples and the number of further ones, for a message."""
+    distinct = dict.fromkeys(examples)
+    return f"{'example' if len(distinct) == 1 else 'examples'} {listed(distinct, _SHOWN)}"

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from eval import variants
-from eval.benchmark import BenchmarkError, Role, Sets, find, is_live, options_of, scored
+from eval.benchmark import (
+    BENCHMARKS,
+    BaselineBenchmark,
+    BenchmarkError,
+    Role,
+    Sets,
+    find,
+    is_live,
+    options_of,
+    reads_baseline,
+    scored,
+)
 from eval.collection.requests import Request
 from unlearn.config import RunConfig
+from unlearn.errors import ConfigError, UserError
+from unlearn.paths import file_problem, user_path
 
 
 def evaluation_sets(config: RunConfig) -> set[str]:
@@ -52,6 +66,54 @@ def tokenizer_problems(config: RunConfig, tokenizer: Any) -> list[str]:
         if (check := getattr(module := find(name), "check_tokenizer", None)) is not None
         for problem in check(options_of(module, benchmark_options(config, name), name), tokenizer)
     ]
+
+
+def baseline_problems(config: RunConfig) -> list[str]:
+    """Return why the published log of the retain model cannot be used; needs no model."""
+    log = config.model.retain_log
+    if log is None:
+        return []
+    readers = _baseline_readers(config.eval.benchmarks)
+    if not readers and (problem := file_problem(log)):
+        return [f"model.retain_log={log}: {problem}"]
+    problems = []
+    for benchmark in readers.values():
+        try:
+            benchmark.read_baseline(user_path(log))
+        except UserError as error:
+            problems.append(f"model.retain_log: {error}")
+    return problems
+
+
+def baseline_doubts(config: RunConfig) -> list[str]:
+    """Say that a published log of the retain model is set, but no benchmark of the run reads one."""
+    log = config.model.retain_log
+    if log is None or _baseline_readers(config.eval.benchmarks):
+        return []
+    known = ", ".join(_baseline_readers(BENCHMARKS.names()))
+    return [f"model.retain_log={log}: no benchmark of this run reads a published log (these do: {known})"]
+
+
+def _baseline_readers(names: Iterable[str]) -> dict[str, BaselineBenchmark]:
+    readers = {}
+    for name in names:
+        with suppress(ConfigError):  # an unknown benchmark is reported by another check
+            if reads_baseline(module := find(name)):
+                readers[name] = module
+    return readers
+
+
+def import_plug_ins(config: Mapping[str, Any]) -> None:
+    """Import the benchmarks and variants that a stored configuration names, for what they declare.
+
+    Those of your own that cannot be imported here are left out: their metrics are shown without an arrow.
+    """
+    section = config.get("eval")
+    for key, find_one in (("benchmarks", find), ("variants", variants.find)):
+        names = section.get(key) if isinstance(section, Mapping) else None
+        for name in names if isinstance(names, Mapping) else ():
+            with suppress(ConfigError):
+                find_one(str(name))
 
 
 def own_sets(benchmark: str, sets: Sets, roles: Sequence[Role] | None) -> Sets:

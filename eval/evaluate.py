@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from eval.benchmark import (
+    Baseline,
     LiveBenchmark,
     Result,
     Role,
@@ -22,9 +23,9 @@ from eval.benchmark import (
     find,
     is_live,
     options_of,
+    reads_baseline,
     scored,
 )
-from eval.benchmarks.tofu.published_logs import PublishedLog, read_log
 from eval.collection.collect import collect
 from eval.collection.live_model import Live
 from eval.collection.records import LikelihoodRecords, Records
@@ -61,8 +62,9 @@ def evaluate(
 
     `sets` are a dataset's; the benchmark scores its own (those with one of `roles`). Records that an
     interrupted evaluation has written are kept. `retain_directory` is the same directory of the retain model,
-    which is evaluated before; `retain_log` is a published log of it instead. `model` is the transformers
-    model, not its engine; inputs are moved to `device` (default: that of its first parameter). A collective.
+    which is evaluated before; `retain_log` is a published log of it instead, for benchmarks that read one.
+    `model` is the transformers model, not its engine; inputs are moved to `device` (default: that of its
+    first parameter). A collective.
 
     Raises:
         BenchmarkError: no set to score.
@@ -110,7 +112,7 @@ def score_directory(
     chosen = options_of(module, options or {}, benchmark)
     read = Records(directory / benchmark)
     problems = [text for request in module.requests(sets, chosen) for text in _problems(read, request)]
-    retain: Records | PublishedLog | None = None
+    retain: Records | Baseline | None = None
     if retain_directory is not None:
         retain = Records(retain_directory / benchmark)
         if retain.tokenizer not in (None, read.tokenizer):
@@ -119,8 +121,8 @@ def score_directory(
                 "not comparable and were not compared: use a retain model of the same family"
             )
             retain = None
-    elif retain_log is not None:
-        retain = read_log(retain_log)
+    elif retain_log is not None and reads_baseline(module):
+        retain = module.read_baseline(retain_log)
     result = module.score(read, retain, sets, chosen)
     _write(directory / benchmark, result, problems)
     return result.metrics

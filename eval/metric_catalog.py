@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from eval import benchmark
-from eval.benchmark import BENCHMARKS, Metric, View
+from eval.benchmark import BENCHMARKS, Benchmark, LiveBenchmark, Metric, Role, View
 from eval.judgement import aspects
 from eval.judgement.metrics import METRICS as JUDGED
-from unlearn.errors import ConfigError
 from unlearn.plugins import cached
 
 if TYPE_CHECKING:
@@ -73,23 +71,8 @@ def info(key: str) -> MetricInfo:
     return MetricInfo(key, variant, plain, bench, group, metric, _declaration(plain))
 
 
-def learn(config: Mapping[str, Any]) -> None:
-    """Import the benchmarks and variants of your own that a stored configuration names.
-
-    Of those that cannot be imported here, metrics are shown without what they declare.
-    """
-    from eval import variants  # needs this module
-
-    section = config.get("eval")
-    for key, find in (("benchmarks", benchmark.find), ("variants", variants.find)):
-        names = section.get(key) if isinstance(section, Mapping) else None
-        for name in names if isinstance(names, Mapping) else ():
-            with suppress(ConfigError):
-                find(str(name))
-
-
 def split_variant(key: str) -> tuple[str, str]:
-    """What was done to the model, and the key without it; ("", key) for the model as it is.
+    """Return the variant of the model and the key without it; ("", key) for the unchanged model.
 
     `relearning/60/unseen/tofu/forget/probability` → `relearning/60/unseen` and the rest.
     """
@@ -101,29 +84,8 @@ def split_variant(key: str) -> tuple[str, str]:
 
 
 def is_attack(variant: str) -> bool:
-    """Whether a changed model tells how robust the forgetting is."""
+    """Return whether a variant of the model measures how robust the forgetting is."""
     return _variants()[variant.partition("/")[0]].ATTACK
-
-
-def split_key(key: str) -> tuple[str, str, str]:
-    """Return benchmark, set ("" for a headline) and metric (with `/missing`) of a key without its variant."""
-    one = info(key)
-    return one.benchmark, one.group, one.metric
-
-
-def direction(key: str) -> str:
-    """Return the arrow with its meaning; "" where no direction is declared."""
-    return info(key).direction
-
-
-def is_detail(key: str) -> bool:
-    """Whether a key is an end of an interval or a count of missing values of another key."""
-    return info(key).is_detail
-
-
-def is_metric(key: str) -> bool:
-    """Whether a benchmark computes it; not a loss, a duration or a variant's own number."""
-    return info(key).is_metric
 
 
 def in_order(keys: Iterable[str]) -> list[str]:
@@ -152,7 +114,9 @@ def with_view(keys: Iterable[str], view: View) -> list[str]:
 
 def declared_keys(view: View) -> list[str]:
     """Return the exact keys that declare a view, of all benchmarks, in reading order."""
-    return [key for key in with_view((key for keys in _by_module() for key in keys), view) if "*" not in key]
+    return [
+        key for key in with_view((key for keys in declarations() for key in keys), view) if "*" not in key
+    ]
 
 
 def trade_off_pairs(measured: Iterable[str]) -> list[tuple[str, str]]:
@@ -175,25 +139,35 @@ def metrics_of(name: str, has: Collection[str]) -> list[str]:
 
 
 def can_be(key: str, patterns: Iterable[str]) -> bool:
-    """Whether a key matches a pattern, or is a detail of such a key (`/missing`, `_low`, `_high`)."""
+    """Return whether a key matches a pattern, or is a detail of such a key (`/missing`, `_low`, `_high`)."""
     plain = _DETAIL.sub("", key)
     return any(_is(each, pattern) for pattern in patterns for each in (key, plain))
 
 
 def is_benchmark(name: str) -> bool:
-    """Whether a benchmark declares keys that begin with this name."""
+    """Return whether a benchmark declares keys that begin with this name."""
     return bool(_metrics_of(name))
 
 
 def has_retain_set(bench: str) -> bool:
-    """Whether a benchmark also scores a retain set, so that its metrics are shown set by set."""
-    metrics = _metrics_of(bench)
-    return not metrics or any(_split(key)[1] == "retain" for key in metrics)
+    """Return whether a benchmark also scores a retain set, so that its metrics are shown set by set.
+
+    True for a benchmark that is not known here.
+    """
+    return "retain" in _roles(bench).values() or not _metrics_of(bench)
+
+
+def set_order(bench: str, group: str) -> tuple[object, ...]:
+    """Return a sort key of sets: benchmarks that score a retain set first, of each the sets to forget first,
+    then those to retain.
+    """
+    role = _roles(bench).get(group)
+    return not has_retain_set(bench), bench, role != "forget", role != "retain", group
 
 
 def declarations() -> list[Mapping[str, Metric]]:
     """Return the `METRICS` of each benchmark and of the judgement, in reading order."""
-    return list(_by_module())
+    return [JUDGED, *(module.METRICS for module in _modules())]
 
 
 # -- declarations ----------------------------------------------------------------------------------------
@@ -201,7 +175,7 @@ def declarations() -> list[Mapping[str, Metric]]:
 
 def _declaration(plain: str) -> Metric | None:
     if "/" not in plain:  # other programs write headlines without their benchmark
-        headlines = ((key, one) for metrics in _by_module() for key, one in metrics.items())
+        headlines = ((key, one) for metrics in declarations() for key, one in metrics.items())
         return next((one for key, one in headlines if _split(key)[1:] == ("", plain)), None)
     metrics = _metrics_of(plain.partition("/")[0])
     if plain in metrics:
@@ -213,22 +187,32 @@ def _is(key: str, pattern: str) -> bool:
     return key == pattern or (key.count("/") == pattern.count("/") and fnmatchcase(key, pattern))
 
 
-@cached
 def _metrics_of(bench: str) -> Mapping[str, Metric]:
-    """Return the declarations of the benchmark whose keys begin with this name, usually its module's."""
-    if bench in _NO_BENCHMARKS or bench in _variants():
-        return {}
     if bench == aspects.PREFIX:
         return JUDGED
-    if bench in BENCHMARKS.known():
-        return benchmark.find(bench).METRICS
-    owners = (m for m in _by_module() if any(key.startswith(f"{bench}/") for key in m))
-    return next(owners, {})
+    module = _module_of(bench)
+    return {} if module is None else module.METRICS
+
+
+def _roles(bench: str) -> Mapping[str, Role]:
+    """Return the roles of a benchmark's sets by the names that its keys and examples have."""
+    module = _module_of(bench)
+    return {} if module is None else {n.removesuffix("_eval"): role for n, role in module.SETS.items()}
 
 
 @cached
-def _by_module() -> tuple[Mapping[str, Metric], ...]:
-    """Return declarations in reading order: benchmarks that also score a retain set, those without sets, and
+def _module_of(bench: str) -> Benchmark | LiveBenchmark | None:
+    """Return the benchmark whose keys begin with this name, usually its module's; None for other keys."""
+    if bench in (*_NO_BENCHMARKS, aspects.PREFIX) or bench in _variants():
+        return None
+    if bench in BENCHMARKS.known():
+        return benchmark.find(bench)
+    return next((m for m in _modules() if any(key.startswith(f"{bench}/") for key in m.METRICS)), None)
+
+
+@cached
+def _modules() -> tuple[Benchmark | LiveBenchmark, ...]:
+    """Return the benchmarks in reading order: those that also score a retain set, those without sets, and
     attacks; within each kind by number of metrics, largest first.
     """
 
@@ -237,8 +221,7 @@ def _by_module() -> tuple[Mapping[str, Metric], ...]:
         roles = set(module.SETS.values())
         return 0 if "retain" in roles else 1 if not roles else 2, -len(module.METRICS), name
 
-    names = sorted(BENCHMARKS.known(), key=place)
-    return JUDGED, *(benchmark.find(name).METRICS for name in names)
+    return tuple(benchmark.find(name) for name in sorted(BENCHMARKS.known(), key=place))
 
 
 def _owner(key: str) -> Mapping[str, Metric]:
@@ -247,7 +230,7 @@ def _owner(key: str) -> Mapping[str, Metric]:
 
 @cached
 def _variants() -> Mapping[str, Variant]:
-    """The variants by what their keys begin with, the last part of their names."""
+    """Return the variants by what their keys begin with, the last part of their names."""
     from eval import variants  # needs this module
 
     return {name.rpartition(".")[2]: variants.find(name) for name in variants.VARIANTS.known()}
@@ -283,7 +266,7 @@ def _level_of_changed(one: MetricInfo, every: set[str]) -> int | None:
 
 
 def _more_tries(key: str, every: set[str]) -> bool:
-    """Whether the same metric exists for more tries."""
+    """Return whether the same metric exists for more tries."""
     head, _, tries = key.rpartition("_at_")
     others = [k.removeprefix(f"{head}_at_") for k in every if k.startswith(f"{head}_at_")] if head else []
     return tries.isdigit() and any(other.isdigit() and int(other) > int(tries) for other in others)
@@ -304,11 +287,11 @@ def _place(bench: str) -> tuple[int, str]:
     """Return a benchmark's position among the others; those without declarations are last."""
     if bench == aspects.PREFIX or bench in _NO_BENCHMARKS:
         return 0, ""
-    for place, metrics in enumerate(_by_module()):
+    for place, metrics in enumerate(declarations()):
         benches = list(dict.fromkeys(key.partition("/")[0] for key in metrics))
         if bench in benches:
             return place, f"{benches.index(bench)}"
-    return len(_by_module()), bench
+    return len(declarations()), bench
 
 
 def _group_place(one: MetricInfo) -> tuple[int, str]:

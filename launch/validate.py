@@ -275,8 +275,9 @@ def doubts(config: RunConfig, *, searched: bool = False) -> list[str]:
     searched: whether a sweeper that optimises has chosen the run.
     """
     from eval import variants
+    from eval.configuration import baseline_doubts
 
-    found = variants.doubts(config)
+    found = variants.doubts(config) + baseline_doubts(config)
     if config.eval.every_steps is not None and not config.eval.benchmarks:
         found.append("eval.every_steps: measures nothing, since no benchmark is chosen (eval=none)")
     if config.goal != GoalConfig() and not searched:
@@ -351,7 +352,7 @@ def _intervention(config: RunConfig, terms: Sequence[Term]) -> list[str]:
 def _evaluation(config: RunConfig) -> list[str]:
     from eval import variants
     from eval.benchmark import find, is_live, options_of
-    from eval.configuration import benchmark_options
+    from eval.configuration import baseline_problems, benchmark_options
 
     problems = []
     try:
@@ -382,12 +383,4 @@ def _evaluation(config: RunConfig) -> list[str]:
     log = config.model.retain_log
     if log is not None and config.model.retain is not None:
         problems.append(f"model.retain_log={log}: replaces model.retain; set only one of the two")
-    if log is not None:
-        from eval.benchmarks.tofu.log_columns import PublishedLogError
-        from eval.benchmarks.tofu.published_logs import read_log
-
-        try:
-            read_log(log)
-        except PublishedLogError as error:
-            problems.append(f"model.retain_log: {error}")
-    return problems
+    return problems + baseline_problems(config)

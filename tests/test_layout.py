@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -35,6 +36,18 @@ def test_packages_import_only_themselves_and_those_below():
         if (top := module.split(".")[0]) in FLOORS and FLOORS.index(top) > FLOORS.index(file.split("/")[0])
     ]
     assert upward == []
+
+
+def test_no_benchmark_and_no_variant_is_imported_outside_its_own_files():
+    """`eval/rescore.py` is the name of a command of TOFU's."""
+    others = [
+        f"{file} imports {module}"
+        for file, module in IMPORTS
+        if (plug_in := re.match(r"eval\.benchmarks(\.\w+)?|eval\.variants\.(?!_)\w+", module))
+        and not file.startswith(plug_in[0].replace(".", "/"))
+        and file != "eval/rescore.py"
+    ]
+    assert others == []
 
 
 def test_of_eval_only_relearning_trains():

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import model_validator
@@ -32,14 +32,13 @@ from eval.collection.requests import Answer, Generation, Likelihood, Prompt, Req
 from eval.judgement.aspects import closeness_to_retain, of_targets, one_minus, privleak_closeness
 from eval.metrics import mia
 from eval.metrics.likelihood import aggregate, without_end
-from eval.metrics.text import MUSE_STOPS, cut_at, rouge
+from eval.metrics.text import cut_at, rouge
 from eval.metrics.words import Choice, words_of
 from unlearn.config import Section
 from unlearn.data.example import Example
 
-if TYPE_CHECKING:
-    from eval.benchmarks.tofu.published_logs import PublishedLog
-
+STOPS = ("\n\n", "\nQuestion", "Question:")
+"""Ends of an answer to a knowledge question."""
 SETS: Mapping[str, Role] = {
     "verbmem": "forget",
     "knowmem_forget": "forget",
@@ -127,7 +126,7 @@ def requests(sets: Sets, options: Options) -> list[Request]:
     return wanted
 
 
-def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, options: Options) -> Result:
+def score(read: Records, retain: object, sets: Sets, options: Options) -> Result:
     """Return metrics and rows of all sets, but no rows of the few-shot examples."""
     metrics: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
@@ -147,7 +146,7 @@ def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, opti
     for name, key in _KNOWMEM.items():
         if name in sets:
             generations = read.generation(name).select(_questions(name, sets, options))
-            answers = [None if text is None else cut_at([text], MUSE_STOPS)[0] for text in generations.text]
+            answers = [None if text is None else cut_at([text], STOPS)[0] for text in generations.text]
             true = [example.answer for example in sets[name]]
             values = rouge(true, answers, words[name]).rougeL_f1
             problems += without_words(name, sets[name], true, words[name])
@@ -165,9 +164,7 @@ def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, opti
     return Result(metrics, rows, problems + trouble, named)
 
 
-def _retain_auc(
-    retain: Records | PublishedLog | None, sets: Sets, options: Options
-) -> tuple[float, list[str]]:
+def _retain_auc(retain: object, sets: Sets, options: Options) -> tuple[float, list[str]]:
     """Return the AUC that privleak compares with, or NaN and the reason."""
     if isinstance(options.retain_auc, str):
         return RETRAINED[options.retain_auc], []

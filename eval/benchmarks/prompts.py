@@ -20,7 +20,7 @@ from eval.benchmark import BenchmarkError, Better, Metric, Result, Role, Sets, q
 from eval.collection.ragged import Ragged
 from eval.collection.records import Records
 from eval.collection.requests import Answer, Generation, Likelihood, Prompt, Request
-from eval.judgement.aspects import other_phrasings
+from eval.judgement.aspects import Attacked
 from eval.metrics.likelihood import aggregate, extraction_strength, mean, mean_nll, probability
 from eval.metrics.text import rouge
 from eval.metrics.words import Choice, Words, word_spans, words_of
@@ -36,11 +36,19 @@ _KINDS = {
     "opened": "the rest of an answer that was begun",
     "worst": "the largest of all phrasings, example by example",
 }
+
+
+def worst_phrasing(keys: Sequence[str]) -> Attacked:
+    """Compare `prompts/worst/<metric>` with `prompts/original/<metric>`."""
+    original = [key.replace("/worst/", "/original/") for key in keys]
+    return Attacked("prompts: share of 1 − the original phrasing's", original, list(keys))
+
+
 METRICS = {
     f"prompts/{kind}/{score}": Metric(
         f"{score.replace('_', ' ')}: {text}", Better.FORGOTTEN_IF_LOWER,
         level=2 if kind in ("original", "worst") and score == "rougeL_recall" else None,
-        attack=other_phrasings if kind == "worst" else None,
+        attack=worst_phrasing if kind == "worst" else None,
     )
     for kind, text in _KINDS.items()
     for score in SCORES

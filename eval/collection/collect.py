@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
-from zipfile import BadZipFile
+from typing import NamedTuple
 
 import numpy as np
 
 from eval.collection.live_model import Live
+from eval.collection.portions import (
+    portion_key,
+    portions_folder,
+    portions_of,
+    read_portion,
+    read_texts,
+    save_portion,
+)
 from eval.collection.ragged import Ragged
 from eval.collection.records import (
     TOKEN_COLUMNS,
@@ -27,9 +31,9 @@ from eval.collection.records import (
     write_records,
 )
 from eval.collection.requests import Answer, Generation, GradientNorm, Likelihood, Request
-from eval.collection.shared_prompts import rows_of
 from unlearn.data.tokenization import DataError, Encoder, PromptFormat, TokenSequence
-from unlearn.files import read_json, replacing, write_json
+from unlearn.errors import shortened
+from unlearn.files import read_json, write_json
 from unlearn.passes.gumbel_sampling import sampling
 
 # A pass is saved in portions of so many forwards or rounds per process; a killed process loses one portion.
@@ -51,7 +55,7 @@ def collect(live: Live, requests: Sequence[Request]) -> None:
     passes.answers([request for request in todo if isinstance(request, GradientNorm)], passes.norms)
     passes.generations([request for request in todo if isinstance(request, Generation)])
     if live.world.main:
-        shutil.rmtree(_parts(live.directory), ignore_errors=True)
+        shutil.rmtree(portions_folder(live.directory), ignore_errors=True)
 
 
 def _outdated(live: Live, requests: Sequence[Request]) -> list[bool]:
@@ -59,7 +63,7 @@ def _outdated(live: Live, requests: Sequence[Request]) -> list[bool]:
     began in the same pass. Batches are then the same as without the interruption, and so are the last bits
     of the numbers.
     """
-    begun = _parts(live.directory) / "begun.json"
+    begun = portions_folder(live.directory) / "begun.json"
     try:
         before = set(read_json(begun)["requests"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -127,20 +131,20 @@ class _Passes:
         self, sequences: list[TokenSequence], compute: Callable[..., dict[str, Ragged]], names: Sequence[str]
     ) -> dict[str, Ragged]:
         """Compute portions of the sequences; portions that an interrupted process saved are read instead."""
-        portions = list(_portions(sequences, _FORWARDS * self.live.world.size * self.live.max_tokens))
+        portions = list(portions_of(sequences, _FORWARDS * self.live.world.size * self.live.max_tokens))
         results: list[dict[str, Ragged]] = []
         for number, portion in enumerate(portions, start=1):
             part = [sequences[i] for i in portion]
-            file = _parts(self.live.directory) / f"{_digest(names, part)}.npz"
+            file = portions_folder(self.live.directory) / f"{portion_key(names, part)}.npz"
             label = f"{'answers' if 'logp' in names else 'gradients'} {number}/{len(portions)}"
-            known = self.live.world.on_main(partial(_load, file, names))
+            known = self.live.world.on_main(partial(read_portion, file, names))
             if known is None:
                 known = compute(part, label=label)
                 if self.live.world.main and len(portions) > 1:
-                    _save(file, known)
+                    save_portion(file, known)
             results.append(known)
         back = np.argsort([i for portion in portions for i in portion])
-        return {name: _joined([part[name] for part in results]).take(back) for name in names}
+        return {name: Ragged.joined([part[name] for part in results]).take(back) for name in names}
 
     def _encoded(
         self, keys: Sequence[tuple[bool, str | None, str]]
@@ -218,16 +222,17 @@ class _Passes:
         order = sorted(range(len(prompts)), key=lambda n: (-len(prompts[n]), n))
         portions = [order[i : i + size] for i in range(0, len(order), size)]
         texts = [""] * len(prompts)
+        name = shortened(label, 40)
         for number, portion in enumerate(portions, start=1):
             part = [prompts[n] for n in portion]
             named = [repr(keys[n]) for n in portion]
-            file = _parts(live.directory) / f"{_digest((limit, kind, *named), ())}.json"
-            generated = live.world.on_main(partial(_texts_of, file))
+            file = portions_folder(live.directory) / f"{portion_key((limit, kind, *named), ())}.json"
+            generated = live.world.on_main(partial(read_texts, file))
             if generated is None:
                 noise = None
                 if kind.temperature:
                     noise = sampling([keys[n].noise for n in portion], kind.temperature)
-                counted = f"{_short(label)} {number}/{len(portions)}" if len(portions) > 1 else _short(label)
+                counted = f"{name} {number}/{len(portions)}" if len(portions) > 1 else name
                 tokens = live.answers(part, max_new_tokens=limit, label=counted, perturb=noise)
                 decode = live.encoder.tokenizer.decode
                 generated = [str(decode(ids, skip_special_tokens=True)).strip() for ids in tokens]
@@ -276,10 +281,6 @@ def _keys(request: Generation) -> list[_Key]:
     ]
 
 
-def _short(label: str, width: int = 40) -> str:
-    return label if len(label) <= width else label[: width - 1] + "…"
-
-
 def _encoder(encoder: Encoder, raw: bool) -> Encoder:
     return replace(encoder, format=PromptFormat("{question}", end=encoder.format.end)) if raw else encoder
 
@@ -294,61 +295,6 @@ def _answer_records(
     return LikelihoodRecords(example, slot, problem, **columns, ended=ended)
 
 
-def _portions(sequences: Sequence[TokenSequence], tokens: int) -> Iterator[list[int]]:
-    """Split the sequences into portions (by number), with equal prompts and similar lengths together."""
-    rows = sorted(rows_of(sequences, shared=True), key=lambda row: -row.width)
-    part: list[int] = []
-    size = 0
-    for row in rows:
-        if part and size + row.width > tokens:
-            yield part
-            part, size = [], 0
-        part.extend(row.members)
-        size += row.width
-    if part:
-        yield part
-
-
-def _parts(directory: Path) -> Path:
-    return directory / "records" / ".parts"
-
-
-def _digest(names: Sequence[Any], sequences: Sequence[TokenSequence]) -> str:
-    digest = hashlib.sha256(json.dumps([str(name) for name in names]).encode())
-    for sequence in sequences:
-        digest.update(np.array([len(sequence.ids), sequence.answer_start]).tobytes())
-        digest.update(sequence.ids.tobytes())
-    return digest.hexdigest()[:24]
-
-
-def _save(file: Path, columns: dict[str, Ragged]) -> None:
-    arrays = {
-        f"{name}/{part}": getattr(r, part) for name, r in columns.items() for part in ("values", "offsets")
-    }
-    with replacing(file) as temporary, temporary.open("wb") as stream:
-        np.savez(stream, **arrays)
-
-
-def _load(file: Path, names: Sequence[str]) -> dict[str, Ragged] | None:
-    try:
-        with np.load(file, allow_pickle=False) as arrays:
-            return {name: Ragged(arrays[f"{name}/values"], arrays[f"{name}/offsets"]) for name in names}
-    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # absent, or cut short
-        return None
-
-
-def _texts_of(file: Path) -> list[str] | None:
-    try:
-        return [str(text) for text in read_json(file)["texts"]]
-    except (OSError, ValueError, KeyError):
-        return None
-
-
 def _with_empty(values: Ragged) -> Ragged:
+    """Add an empty row at the end."""
     return Ragged(values.values, np.append(values.offsets, values.offsets[-1]))
-
-
-def _joined(parts: Sequence[Ragged]) -> Ragged:
-    if not parts:
-        return Ragged.of([])
-    return Ragged.cut(np.concatenate([p.values for p in parts]), np.concatenate([p.lengths for p in parts]))

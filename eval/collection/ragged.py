@@ -29,6 +29,13 @@ class Ragged:
         return cls.cut(values, np.array([len(row) for row in rows], dtype=np.int64))
 
     @classmethod
+    def joined(cls, parts: Sequence[Ragged]) -> Ragged:
+        """Join the rows of several arrays, in order."""
+        if not parts:
+            return cls.of([])
+        return cls.cut(np.concatenate([p.values for p in parts]), np.concatenate([p.lengths for p in parts]))
+
+    @classmethod
     def grouped(cls, values: np.ndarray, owners: Sequence[str], ids: Sequence[str]) -> Ragged:
         """Group values by owner: row i holds those of `ids[i]`, in order, and is empty if there are none."""
         row_of = {owner: i for i, owner in enumerate(ids)}
@@ -38,15 +45,18 @@ class Ragged:
 
     @classmethod
     def from_arrow(cls, column: pa.ChunkedArray) -> Ragged:
+        """Read a column of lists, one row each."""
         whole = column.combine_chunks()
         lengths = np.diff(whole.offsets.to_numpy())
         return cls.cut(whole.flatten().to_numpy(zero_copy_only=False), lengths)
 
     def to_arrow(self) -> pa.Array:
+        """Return a column of lists, one row each."""
         return pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), pa.array(self.values))
 
     @property
     def lengths(self) -> np.ndarray:
+        """The lengths of the rows, [E]."""
         return np.diff(self.offsets)
 
     def __len__(self) -> int:

@@ -115,23 +115,31 @@ R = TypeVar("R", LikelihoodRecords, NormRecords, GenerationRecords)
 
 @dataclass(frozen=True)
 class Records:
-    """The records under `<directory>/records`."""
+    """The records under `<directory>/records`, each file read once.
+
+    The methods that return records raise `RecordsError` where the file is absent, broken or of another kind.
+    """
 
     directory: Path
 
     def likelihood(self, name: str) -> LikelihoodRecords:
+        """Return the records of a `Likelihood` request."""
         return self._read(name, LikelihoodRecords, "likelihoods")
 
     def norms(self, name: str) -> NormRecords:
+        """Return the records of a `GradientNorm` request."""
         return self._read(name, NormRecords, "gradient norms")
 
     def generation(self, name: str) -> GenerationRecords:
+        """Return the records of a `Generation` request."""
         return self._read(name, GenerationRecords, "generations")
 
     def any(self, name: str) -> AnyRecords:
+        """Return the records of a request of any kind."""
         return self._once(name)
 
     def has(self, name: str) -> bool:
+        """Return whether there is a file of the request."""
         return record_path(self.directory, name).is_file()
 
     @property
@@ -163,6 +171,7 @@ class Records:
 
 
 def record_path(directory: Path, name: str) -> Path:
+    """Return the file of a request's records below the directory of a model and a benchmark."""
     return directory / "records" / f"{name}.parquet"
 
 

@@ -43,13 +43,6 @@ class Attacked(NamedTuple):
     after: list[str]
 
 
-def other_phrasings(keys: Sequence[str]) -> Attacked | None:
-    """Compare `<benchmark>/worst/<metric>` with `<benchmark>/original/<metric>`."""
-    original = [key.replace("/worst/", "/original/") for key in keys]
-    bench = keys[0].partition("/")[0]
-    return Attacked(f"{bench}: share of 1 − the original phrasing's", original, list(keys))
-
-
 def more_tries(keys: Sequence[str]) -> Attacked | None:
     """Compare the most tries with the fewest among `…_at_<k>`; None if there is one number of tries."""
     ordered = sorted(keys, key=lambda key: int(re.findall(r"\d+", key)[-1]))

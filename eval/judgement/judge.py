@@ -48,6 +48,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from eval.benchmark import Better
 from eval.judgement.aspects import (
     ASPECTS,
     PREFIX,
@@ -56,7 +57,6 @@ from eval.judgement.aspects import (
     Attacked,
     Rule,
     Values,
-    closeness_to_retain,
 )
 from eval.metric_catalog import declarations, in_order, info, is_attack, split_variant
 from eval.metrics.likelihood import harmonic_mean
@@ -81,7 +81,7 @@ class Judged:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """`judged/<aspect>`, without the aspects of which nothing was to be measured."""
+        """`judged/<aspect>` of the aspects of which something was to be measured."""
         return {f"{PREFIX}/{n}": a.value for n, a in self.aspects.items() if a.components or a.missing}
 
 
@@ -121,7 +121,7 @@ def with_judgement(
 
 
 def _components(name: AspectName, own: Metrics, target: Metrics, retain: Metrics) -> dict[str, float]:
-    """The components of an aspect, NaN for one without a value, e.g. for a target of 0."""
+    """Return the components of an aspect by formula, NaN for one without a value, e.g. for a target of 0."""
     components: dict[str, float] = {}
     counted = [key for key in in_order(own) if (rule := _rule(key, name)) and _counts(key, own, retain)]
     for weak in (False, True):
@@ -137,7 +137,7 @@ def _components(name: AspectName, own: Metrics, target: Metrics, retain: Metrics
 
 
 def _rule(key: str, name: AspectName) -> Rule | None:
-    """How a metric of the model as it is counts in an aspect; None where it does not."""
+    """Return how a metric of the unchanged model counts in an aspect; None where it does not."""
     one = info(key)
     if one.variant or one.is_detail or one.declared is None or one.declared.judged is None:
         return None
@@ -146,13 +146,16 @@ def _rule(key: str, name: AspectName) -> Rule | None:
 
 
 def _counts(key: str, own: Metrics, retain: Metrics) -> bool:
-    """Whether a metric counts. Of a metric and its replacement only one does: the replacement, if it and
-    everything that it is compared with were measured."""
+    """Return whether a metric counts.
+
+    Of a metric and its replacement only one counts: the replacement, if it and what it is compared with were
+    measured.
+    """
 
     def known(other: str) -> bool:
         declared = info(other).declared
-        rule = declared.judged[1] if declared is not None and declared.judged is not None else None
-        return other in own and (rule is not closeness_to_retain or other in retain)
+        compared = declared is not None and declared.better is Better.LIKE_RETAIN
+        return other in own and (not compared or other in retain)
 
     replacement = _replacement(key)
     if replacement:
@@ -161,13 +164,13 @@ def _counts(key: str, own: Metrics, retain: Metrics) -> bool:
 
 
 def _replacement(key: str) -> str:
-    """The key that counts instead of this one if both were measured; "" for none."""
+    """Return the key that counts instead of this one if both were measured; "" for none."""
     one = info(key)
     return f"{one.benchmark}/{one.declared.replaced_by}" if one.declared and one.declared.replaced_by else ""
 
 
 def _kept(own: Metrics, target: Metrics) -> dict[str, float]:
-    """The share of the forgetting that is left, by attack."""
+    """Return the share of the forgetting that is left, by attack."""
     shares = {}
     before = _components("forget_efficacy", own, {}, {})
     start = _components("forget_efficacy", target, {}, {})
@@ -192,7 +195,7 @@ def _kept(own: Metrics, target: Metrics) -> dict[str, float]:
 
 
 def _attacks(own: Metrics) -> list[Attacked]:
-    """The attacks on the model as it is, with their keys before and after."""
+    """Return the attacks on the unchanged model, with their keys before and after."""
     by_attack: dict[tuple[str, str], list[str]] = {}
     for key in in_order(own):
         one = info(key)
@@ -210,7 +213,7 @@ def _share(after: float, before: float, target: float) -> float:
 
 
 def _lacking(name: AspectName, results: Metrics, own: Metrics) -> list[str]:
-    """Keys of this aspect that are null, and those that a scored benchmark declares but the results lack."""
+    """Return keys of this aspect that are null, or that a scored benchmark declares and the results lack."""
     scored = {info(key).benchmark for key in own}
     expected = [
         key
@@ -244,6 +247,6 @@ def _harmonic(values: Iterable[float]) -> float:
 
 
 def _by_number(name: str) -> tuple[str, float]:
-    """A key to sort labels by their number: relearning/60 before relearning/120."""
+    """Return a sort key that puts `relearning/60` before `relearning/120`."""
     number = re.search(r"\d+(?!.*\d)", name)
     return (name[: number.start()], float(number[0])) if number else (name, -1.0)

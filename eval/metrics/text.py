@@ -19,9 +19,6 @@ if TYPE_CHECKING:
     from rouge_score.rouge_scorer import RougeScorer
     from sacrebleu.metrics import BLEU
 
-# Ends of an answer to the knowledge questions of MUSE.
-MUSE_STOPS = ("\n\n", "\nQuestion", "Question:")
-
 
 @dataclass(frozen=True)
 class Rouge:

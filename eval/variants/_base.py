@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from eval.benchmark import Role
 from eval.judgement.aspects import PREFIX
-from eval.metric_catalog import info, is_metric
+from eval.metric_catalog import info
 from unlearn.config import RunConfig, Section
 from unlearn.data.example import Example
 
@@ -100,5 +100,5 @@ def benchmark_metrics(results: Mapping[str, float]) -> dict[str, float]:
     return {
         key: value
         for key, value in results.items()
-        if is_metric(key) and not info(key).variant and info(key).benchmark != PREFIX
+        if info(key).is_metric and not info(key).variant and info(key).benchmark != PREFIX
     }

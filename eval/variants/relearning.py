@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from eval.judgement.aspects import UNSEEN
 from eval.variants._base import Workbench, prefixed
 from unlearn.config import MethodConfig, RunConfig, Section
 from unlearn.data.example import Example
@@ -34,7 +35,7 @@ from unlearn.training.step_data import Group, Part, TrainingData
 from unlearn.training.trainer import NonFiniteLoss, Trainer, TrainSettings
 
 SETS = ("forget",)
-KEYS = r"relearning/[^/]+(?:/unseen)?"
+KEYS = rf"relearning/[^/]+(?:{UNSEEN})?"
 """Prefix of a benchmark's keys."""
 ATTACK = True
 
@@ -120,7 +121,7 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
             metrics |= prefixed(label, bench.score(model, label, ["forget"], synced=synced))
             if seen:
                 unseen = bench.score(model, label, ["forget"], synced=synced, without=seen)
-                metrics |= prefixed(f"{label}/unseen", unseen)
+                metrics |= prefixed(f"{label}{UNSEEN}", unseen)
     return metrics | {"relearning/steps": max(options.steps), "relearning/examples": len(examples)}
 
 

@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from eval.metric_catalog import (
-    direction,
-    in_order,
-    is_benchmark,
-    is_detail,
-    split_key,
-    split_variant,
-    trade_off_pairs,
-)
+from eval.metric_catalog import in_order, info, is_benchmark, trade_off_pairs
 from launch.report.geffect.files import PREFIX
 from launch.report.results_table import format_value
 from launch.report.traces import Figure, Results, Row, axis, drawable, label, level, line, number, over_steps
@@ -42,7 +34,7 @@ def trade_offs(models: Mapping[str, Results], history: Sequence[Row]) -> list[Fi
 def _trade_off(x: str, y: str, models: Mapping[str, Results], history: Sequence[Row]) -> Figure:
     figure = Figure(
         title=f"{label(y)} against {label(x)}",
-        hint=f"{label(x)}: {direction(x)} · {label(y)}: {direction(y)}",
+        hint=f"{label(x)}: {info(x).direction} · {label(y)}: {info(y).direction}",
         layout={"xaxis": {"title": {"text": label(x)}}, "yaxis": axis(y), "hovermode": "closest"},
     )
     path = [row for row in history if number(row.get(x)) is not None and number(row.get(y)) is not None]
@@ -90,12 +82,12 @@ def dynamics(history: Sequence[Row], models: Mapping[str, Results], benchmarks: 
     keys = in_order(key for row in history for key in row if _evaluated(key, benchmarks))
     charts: dict[tuple[str, str], list[str]] = {}
     for key in keys:
-        bench, _, metric = split_key(key)
-        if not is_detail(key) and not split_variant(key)[0]:
-            charts.setdefault((bench, metric), []).append(key)
+        one = info(key)
+        if not one.is_detail and not one.variant:
+            charts.setdefault((one.benchmark, one.metric), []).append(key)
     figures = []
     for (bench, metric), members in charts.items():
-        lines = [line(history, key, name=_set(key), role=split_key(key)[1] or "c0") for key in members]
+        lines = [line(history, key, name=_set(key), role=info(key).group or "c0") for key in members]
         steps = [x for line in lines for x in line["x"]]
         if not steps:
             continue
@@ -126,8 +118,8 @@ def _points(x: str, y: str, rows: Sequence[Row], names: list[str]) -> dict[str, 
 
 
 def _evaluated(key: str, benchmarks: set[str]) -> bool:
-    """Whether a key of the history is a metric: of these benchmarks, or of any that declares metrics."""
-    bench = split_key(key)[0]
+    """Return whether a key of the history is a metric: of these benchmarks, or of any that declares it."""
+    bench = info(key).benchmark
     return bench in benchmarks or is_benchmark(bench)
 
 
@@ -138,12 +130,12 @@ def _member(group: str, key: str) -> str:
 
 
 def _set(key: str) -> str:
-    return (split_key(key)[1] or split_key(key)[2]).replace("_", " ")
+    return (info(key).group or info(key).metric).replace("_", " ")
 
 
 def _hint(keys: Sequence[str], levels: Sequence[Mapping[str, Any]]) -> str:
-    """The directions, by set if they differ, and what the dotted levels are."""
-    ways = {direction(key): _set(key) for key in reversed(keys)}
+    """Write the directions, by set if they differ, and what the dotted levels are."""
+    ways = {info(key).direction: _set(key) for key in reversed(keys)}
     texts = [f"{name}: {way}" if len(ways) > 1 else way for way, name in reversed(ways.items()) if way]
     if levels:
         texts.append("dotted: " + ", ".join(level["name"] for level in levels))

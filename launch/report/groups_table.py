@@ -1,13 +1,9 @@
-"""Write the table of configuration groups in README.md: `python -m launch.report.groups_table`."""
+"""Write the table of configuration groups in README.md: `make docs`."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-
 from launch.compose import CONFIGS, groups
 from launch.report import markdown
-from unlearn.guard import tool
 
 PAGE = CONFIGS.parent / "README.md"
 START, END = "<!-- written by `make docs` from configs/ -->\n", "<!-- end -->"
@@ -21,13 +17,3 @@ def page() -> str:
         (f"`{group}`", ", ".join(f"`{option}`" for option in options)) for group, options in groups().items()
     ]
     return f"{before}{START}{markdown.table(('group', 'options'), rows)}\n{END}{after}"
-
-
-@tool
-def main(_: Sequence[str] | None = None) -> None:
-    """Entry point of `python -m launch.report.groups_table`."""
-    PAGE.write_text(page(), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

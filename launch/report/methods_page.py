@@ -1,4 +1,4 @@
-"""Write docs/methods.md from code and presets: `python -m launch.report.methods_page`.
+"""Write docs/methods.md from code and presets: `make docs`.
 
 The text of the page is in `methods.md.j2`; this module makes the tables.
 """
@@ -6,8 +6,7 @@ The text of the page is in `methods.md.j2`; this module makes the tables.
 from __future__ import annotations
 
 import inspect
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from launch.compose import CONFIGS, comment, describe, groups, yaml_of_defaults
 from launch.report import markdown
 from unlearn import interventions
 from unlearn.config import SLOTS, AlternativesConfig, AutoLRConfig, MethodConfig
-from unlearn.guard import tool
 from unlearn.interventions import INTERVENTIONS
 from unlearn.plugins import Kind
 from unlearn.rules import RULES
@@ -199,13 +197,3 @@ def _term(keys: Mapping[str, Any]) -> str:
     if weighting is None:
         return own
     return f"{own} × {markdown.call({'name': weighting} if isinstance(weighting, str) else weighting)}"
-
-
-@tool
-def main(_: Sequence[str] | None = None) -> None:
-    """Entry point of `python -m launch.report.methods_page`."""
-    PAGE.write_text(page(), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -45,7 +45,3 @@ def _aspect(metric: Metric) -> str:
     if metric.attack is not None:
         return "robustness"
     return metric.judged[0].replace("_", " ") if metric.judged is not None else ""
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page(), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Write the files of a comparison."""
+"""Write the files of a report or a comparison."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ def csv_text(heads: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
 def write_files(folder: Path, name: str, texts: Mapping[str, str]) -> list[Path]:
     """Write `<name>.<ending>` for each text, each file whole or not at all, and return the paths.
 
-    Home directory and secrets are removed, except from a page (`html`): its packed scripts must stay as they
-    are, so its caller removes them from the data.
+    Home directory and secrets are removed, except from a page (`html`): `render` removes them from its data.
     """
     folder.mkdir(parents=True, exist_ok=True)
     files = []

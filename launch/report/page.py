@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import base64
-import gzip
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from plotly.offline import get_plotlyjs
-
+from eval.configuration import import_plug_ins
 from eval.judgement.judge import judged_columns, with_judgement
-from eval.metric_catalog import direction, in_order, info, is_detail, is_metric, learn, split_variant
+from eval.metric_catalog import in_order, info
 from launch.report.charts import dynamics, trade_offs, training_curves
 from launch.report.geffect.sections import geffect
-from launch.report.results_table import format_value
+from launch.report.output import write_files
+from launch.report.render import render
 from launch.report.robustness_charts import after_attacks
 from launch.report.run_files import Results, Run, load
-from launch.report.sections import attack_tables, cards, judgements, note, samples
-from launch.report.traces import Figure, label
+from launch.report.sections import attack_tables, cards, judgements, samples
+from launch.report.traces import Figure
 from launch.run.config_file import read_config
-from unlearn.files import replacing
 from unlearn.run_dir import RunDir
 
 
@@ -42,7 +35,7 @@ def write_report(run_dir: Path, *, target_dir: Path | None = None, retain_dir: P
         raise FileNotFoundError(f"no run directory {run_dir}: a report is written from the files of a run")
     files = RunDir(run_dir)
     config = read_config(files) if files.config.is_file() else {}
-    learn(config)
+    import_plug_ins(config)
     method = _name(config, "method")
     role = "this model" if method in ("none", "finetune") else "unlearned"
     compared = [("target", target_dir), ("retain model", retain_dir)]
@@ -52,68 +45,41 @@ def write_report(run_dir: Path, *, target_dir: Path | None = None, retain_dir: P
     judged = judged_columns(columns, own_target=method == "none")
     for run in runs:
         run.results = with_judgement(columns, own_target=method == "none")[run.role]
-    keys = in_order(key for run in runs for key in run.results if not is_detail(key))
+    keys = in_order(key for run in runs for key in run.results if not info(key).is_detail)
     rows = files.history_by_step()
     effects, tables = geffect(run_dir, rows)
-    page = (
-        environment()
-        .get_template("report.html.j2")
-        .render(
-            title=[method, *(_name(config, key) for key in ("dataset", "model", "fingerprint"))],
-            complete=files.results.is_file(),
-            runs=runs,
-            own=runs[-1],
-            judged=judgements(judged),
-            cards=cards(runs),
-            tables=attack_tables(runs),
-            keys=[key for key in keys if not split_variant(key)[0]],
-            changed=[key for key in keys if split_variant(key)[0]],
-            samples=list(samples(runs)),
-            problems=runs[-1].problems,
-            config=files.config.read_text(encoding="utf-8") if config else "",
-            geffect=tables,
-            **_charts(runs, rows, effects),
-        )
-    )
-    report = run_dir / "report.html"
-    with replacing(report) as unfinished:
-        unfinished.write_text(page, encoding="utf-8")
+    values = {
+        "title": [method, *(_name(config, key) for key in ("dataset", "model", "fingerprint"))],
+        "complete": files.results.is_file(),
+        "runs": runs,
+        "own": runs[-1],
+        "judged": judgements(judged),
+        "cards": cards(runs),
+        "tables": attack_tables(runs),
+        "keys": [key for key in keys if not info(key).variant],
+        "changed": [key for key in keys if info(key).variant],
+        "samples": list(samples(runs)),
+        "problems": runs[-1].problems,
+        "config": files.config.read_text(encoding="utf-8") if config else "",
+        "geffect": tables,
+    }
+    page = render("report.html.j2", values, _charts(runs, rows, effects))
+    (report,) = write_files(run_dir, "report", {"html": page})
     return report
 
 
 def _charts(
     runs: Sequence[Run], rows: list[dict[str, Any]], effects: Mapping[str, list[Figure]]
-) -> dict[str, Any]:
+) -> dict[str, Sequence[Figure]]:
     models = {run.role: run.results for run in runs}
-    benchmarks = {info(key).benchmark for run in runs for key in run.results if is_metric(key)}
-    sections = {
+    benchmarks = {info(key).benchmark for run in runs for key in run.results if info(key).is_metric}
+    return {
         "tradeoff": trade_offs(models, rows),
         "attacked": after_attacks(models),
         "training": training_curves(rows, benchmarks),
         "dynamics": dynamics(rows, models, benchmarks),
         **effects,
     }
-    return drawn(sections)
-
-
-def drawn(sections: Mapping[str, Sequence[Figure]]) -> dict[str, Any]:
-    """Return what `charts.html.j2` and `draw.html.j2` need to draw the sections."""
-    figures = {
-        f"{name}-{i}": _finite(asdict(figure))
-        for name, group in sections.items()
-        for i, figure in enumerate(group)
-    }
-    return {
-        "figures": figures,
-        "sections": {name: [key for key in figures if key.startswith(f"{name}-")] for name in sections},
-        "plotly": _packed_plotly() if figures else "",
-    }
-
-
-@cache
-def _packed_plotly() -> str:
-    """plotly.js, 4.8 MB, as 2 MB of base64 that the page decompresses itself."""
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
 
 
 def _name(config: Mapping[str, Any], key: str) -> str:
@@ -121,22 +87,3 @@ def _name(config: Mapping[str, Any], key: str) -> str:
     if isinstance(part, Mapping):
         part = next((part[name] for name in ("name", "id", "path") if part.get(name)), None)
     return str(part) if part is not None else ""
-
-
-def _finite(value: Any) -> Any:
-    """The value without NaN and infinity, which are not JSON: a gap in the line instead."""
-    if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@cache
-def environment() -> Environment:
-    """Return the environment of the templates, with their filters and functions."""
-    loader = FileSystemLoader(Path(__file__).parent / "templates")
-    templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    templates.filters |= {"value": format_value, "direction": direction, "label": label}
-    templates.globals |= {"slug": lambda role: role.replace(" ", "-"), "note": note}
-    return templates

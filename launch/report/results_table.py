@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
-from eval.metric_catalog import direction, has_retain_set, in_order, info
+from eval.metric_catalog import has_retain_set, in_order, info
 
 MISSING = "–"
 LEGEND = "↑ higher, ↓ lower is better or more forgotten   → best near the retain model's   → 0 best near 0"
@@ -27,7 +27,7 @@ def format_value(value: float | None) -> str:
 
 def arrow(key: str) -> str:
     """Return the arrow of a metric as the legend explains it; "" where no direction is declared."""
-    way = direction(key)
+    way = info(key).direction
     return "→ 0" if way.startswith("→ 0") else way[:1]
 
 

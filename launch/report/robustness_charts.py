@@ -1,4 +1,4 @@
-"""Charts of what comes back in a model that was attacked: relearned, quantised, or as a variant does it."""
+"""Charts of the forget metrics after each variant that attacks the model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from eval.benchmark import Better
 from eval.judgement.aspects import UNSEEN
-from eval.metric_catalog import direction, in_order, info, is_attack, split_key
+from eval.metric_catalog import in_order, info, is_attack
 from launch.report.results_table import format_value
 from launch.report.traces import Figure, Results, axis, drawable, label, level, line, number, over_steps
 
@@ -30,7 +30,7 @@ def after_attacks(models: Mapping[str, Results]) -> list[Figure]:
 
 
 def _lines(models: Mapping[str, Results], kind: str, labels: Labels) -> list[Figure]:
-    """A chart per metric, a line per model from step 0, which is the model before."""
+    """Return a chart per metric: a line per model from step 0, which is the model before."""
     figures = []
     for key, names in labels.items():
         for end, where in (("", ""), (UNSEEN, ", what was not trained on")):
@@ -42,17 +42,17 @@ def _lines(models: Mapping[str, Results], kind: str, labels: Labels) -> list[Fig
             if any("line" not in each for each in drawn):
                 axes = over_steps(legend=True) | {"yaxis": axis(key, titled=False)}
                 axes["xaxis"] = {"title": {"text": f"steps of {kind}"}}
-                figures.append(Figure(f"{_title(kind, key)}{where}", direction(key), drawn, axes))
+                figures.append(Figure(f"{_title(kind, key)}{where}", info(key).direction, drawn, axes))
     return figures
 
 
 def _step(name: str) -> re.Match[str] | None:
-    """A label that is a number of steps, perhaps with the mark of examples that were not trained on."""
+    """Match a label that is a number of steps, perhaps with the mark of examples that were not trained on."""
     return re.fullmatch(rf"(\d+)((?:{UNSEEN})?)", name)
 
 
 def _path(key: str, role: str, results: Results, steps: Mapping[int, str]) -> dict[str, Any] | None:
-    """A model's line from step 0, its level if it has no later steps, None without the metric."""
+    """Return a model's line from step 0; its level if it has no later steps, None without the metric."""
     later = [{"step": step, key: results.get(f"{steps[step]}/{key}")} for step in sorted(steps)]
     if any(number(row[key]) is not None for row in later):
         return line([{"step": 0, key: results.get(key)}, *later], key, name=role, role=role)
@@ -62,7 +62,7 @@ def _path(key: str, role: str, results: Results, steps: Mapping[int, str]) -> di
 
 
 def _bars(models: Mapping[str, Results], kind: str, labels: Labels) -> list[Figure]:
-    """A chart per metric, bars before the attack and by label, a colour per model."""
+    """Return a chart per metric: bars before the attack and by label, a colour per model."""
     figures = []
     for key, names in labels.items():
         bars = []
@@ -71,12 +71,12 @@ def _bars(models: Mapping[str, Results], kind: str, labels: Labels) -> list[Figu
             if any(number(value) is not None for value in values):
                 bars.append(_bar(key, role, ["before", *names], values))
         axes = {"yaxis": axis(key, titled=False), "barmode": "group", "showlegend": True}
-        figures.append(Figure(_title(kind, key), direction(key), bars, axes))
+        figures.append(Figure(_title(kind, key), info(key).direction, bars, axes))
     return figures
 
 
 def _labels(models: Mapping[str, Results], kind: str) -> dict[str, list[str]]:
-    """The forget metrics of models that a variant changed, with the labels of the changes."""
+    """Return the forget metrics after a variant, each with the labels of the changed models."""
     labels: dict[str, list[str]] = {}
     for key in in_order(key for results in models.values() for key in results):
         one = info(key)
@@ -100,4 +100,4 @@ def _bar(key: str, role: str, names: list[str], values: Sequence[float | None]) 
 
 
 def _title(kind: str, key: str) -> str:
-    return f"{kind.capitalize()} · {split_key(key)[0].upper()} {label(key)}"
+    return f"{kind.capitalize()} · {info(key).benchmark.upper()} {label(key)}"

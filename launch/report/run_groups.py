@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eval.metric_catalog import learn
+from eval.configuration import import_plug_ins
 from launch.run.config_file import read_config
 from unlearn.files import BrokenFile
 from unlearn.run_dir import RunDir
@@ -104,7 +104,7 @@ def configuration(path: Path) -> dict[str, Any]:
         raise Unusable(f"{what}: no run of this program, or one that never began") from None
     except BrokenFile as error:
         raise Unusable(f"config.yaml cannot be read: {error.why}") from error
-    learn(config)
+    import_plug_ins(config)
     return config
 
 

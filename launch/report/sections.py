@@ -12,7 +12,7 @@ from eval.benchmark import Better
 from eval.judgement.aspects import ASPECTS, PREFIX
 from eval.judgement.judge import Aspect, Judged
 from eval.judgement.metrics import METRICS
-from eval.metric_catalog import declarations, has_retain_set, in_order, info, is_detail
+from eval.metric_catalog import declarations, in_order, info, set_order
 from launch.report.results_table import format_value
 from launch.report.run_files import Example, ExampleKey, Run
 from launch.report.statistics import is_logarithmic
@@ -41,7 +41,7 @@ def judgements(judged: Mapping[str, Judged]) -> list[dict[str, Any]]:
 
 
 def _components(aspects: Mapping[str, Aspect]) -> list[tuple[str, list[float | None]]]:
-    """Each component with its value in each role, None where it is missing; the own run's come first."""
+    """Return each component with its value by role, None where it is missing; the run's own come first."""
     names = dict.fromkeys(
         n for each in reversed(list(aspects.values())) for n in (*each.components, *each.missing)
     )
@@ -62,15 +62,16 @@ def cards(runs: Sequence[Run]) -> list[dict[str, Any]]:
             logarithmic = is_logarithmic(key)
             shown.append(
                 {
-                    "key": key, "label": label(key), "bench": one.benchmark, "values": values,
-                    "logarithmic": logarithmic, "scaled": not logarithmic and _in_unit(values),
+                    "key": key, "label": label(key), "bench": one.benchmark, "text": declared.text,
+                    "values": values, "logarithmic": logarithmic,
+                    "scaled": not logarithmic and _in_unit(values),
                 }
             )  # fmt: skip
     return shown[:_MAX_CARDS]
 
 
 def _in_unit(values: Mapping[str, float | None]) -> bool:
-    """Whether there are values and all are in [0, 1], so that a bar can show them."""
+    """Return whether there are values and all are in [0, 1], so that a bar can show them."""
     known = [value for value in values.values() if value is not None and not math.isnan(value)]
     return bool(known) and all(0 <= value <= 1 for value in known)
 
@@ -83,7 +84,7 @@ def attack_tables(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """
     tables: dict[str, dict[str, dict[str, Any]]] = {}
     roles: dict[str, dict[str, None]] = {}
-    for key in in_order(key for run in runs for key in run.results if not is_detail(key)):
+    for key in in_order(key for run in runs for key in run.results if not info(key).is_detail):
         place = _cell(key)
         if place is None:
             continue
@@ -99,7 +100,7 @@ def attack_tables(runs: Sequence[Run]) -> list[dict[str, Any]]:
 
 
 def _cell(key: str) -> tuple[str, str] | None:
-    """The table and the row of a key, None for one that is in none."""
+    """Return the title of the table and the row of a key, None for one that is in no table."""
     one = info(key)
     if one.variant or one.declared is None or not _attacks(one.benchmark):
         return None
@@ -116,7 +117,7 @@ def _cell(key: str) -> tuple[str, str] | None:
 
 
 def _attacks(benchmark: str) -> bool:
-    """Whether a metric of a benchmark tells about an attack on the model as it is."""
+    """Return whether a metric of a benchmark is of an attack on the unchanged model."""
     metrics = (item for metrics in declarations() for item in metrics.items())
     return any(one.attack is not None and key.startswith(f"{benchmark}/") for key, one in metrics)
 
@@ -136,7 +137,7 @@ def samples(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
             if example.get("generation") is not None:
                 answered.setdefault(key[:2], {})[key] = None
     several = len({bench for bench, _ in answered}) > 1
-    for bench, name in sorted(answered, key=_set_order):
+    for bench, name in sorted(answered, key=lambda place: set_order(*place)):
         for key in islice(answered[bench, name], SAMPLES_PER_SET):
             answers = [(run.role, run.examples[key]) for run in runs if key in run.examples]
             yield {
@@ -145,12 +146,6 @@ def samples(runs: Sequence[Run]) -> Iterator[dict[str, Any]]:
                 "asked": answers[-1][1],
                 "answers": [(role, example, scores(example)) for role, example in answers],
             }
-
-
-def _set_order(place: tuple[str, str]) -> tuple[object, ...]:
-    """Benchmarks that score a retain set first, of each the forget set first."""
-    bench, name = place
-    return not has_retain_set(bench), bench, "forget" not in name, "retain" not in name, name
 
 
 def scores(example: Example) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from eval.metric_catalog import split_key
+from eval.metric_catalog import info
 from launch.report.results_table import format_value
 from launch.report.statistics import is_logarithmic
 
@@ -39,10 +39,10 @@ class Figure:
 
 def label(key: str) -> str:
     """Write a key in words: `tofu/forget/rougeL_recall` as "forget ROUGE-L recall"."""
-    _, group, metric = split_key(key)
-    words = re.sub(r"rouge([L\d])", r"ROUGE-\1", metric).replace("_", " ").replace(" f1", " F1")
-    text = _WORDS.get(metric, words)
-    return f"{group.replace('_', ' ')} {text}".strip()
+    one = info(key)
+    words = re.sub(r"rouge([L\d])", r"ROUGE-\1", one.metric).replace("_", " ").replace(" f1", " F1")
+    text = _WORDS.get(one.metric, words)
+    return f"{one.group.replace('_', ' ')} {text}".strip()
 
 
 def line(history: Sequence[Row], key: str, *, name: str, role: str) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def line(history: Sequence[Row], key: str, *, name: str, role: str) -> dict[str,
 def level(key: str, name: str, results: Results, first: int, last: int) -> dict[str, Any]:
     """Return the trace of one value of a model as a dotted line from the first to the last step."""
     value = results[key]
-    group = split_key(key)[1]
+    group = info(key).group
     return {
         "type": "scatter",
         "mode": "lines",

@@ -10,17 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.judgement.aspects import PREFIX as JUDGED
-from eval.metric_catalog import (
-    declared_keys,
-    direction,
-    in_order,
-    info,
-    is_benchmark,
-    is_detail,
-    shown,
-    split_key,
-    trade_off_pairs,
-)
+from eval.metric_catalog import declared_keys, in_order, info, is_benchmark, shown, trade_off_pairs
 from launch.report.charts import COUNTERS
 from launch.report.discover import run_directories
 from launch.report.geffect.files import PREFIX
@@ -74,7 +64,7 @@ def keys_of(roots: Iterable[Path]) -> tuple[list[str], list[str]]:
             if results := run.read_results():
                 measured |= results.keys()
                 logged |= {key for row in run.history_by_step() for key in row}
-    measured = {key for key in measured if not is_detail(key)}
+    measured = {key for key in measured if not info(key).is_detail}
     usual = declared_keys("default")  # for a study without runs here
     evaluated = [key for key in usual if info(key).benchmark != JUDGED]
     curves = sorted(logged - COUNTERS or {*_OF_TRAINING, *evaluated[:3]})
@@ -153,10 +143,10 @@ def _curves(logged: Sequence[str]) -> list[Any]:
     evaluated = [key for key in logged if is_benchmark(info(key).benchmark)]
     important = shown(evaluated)
     charts: dict[str, list[str]] = {}
-    for key in (*(key for key in logged if not direction(key) and key not in important), *important):
+    for key in (*(key for key in logged if not info(key).direction and key not in important), *important):
         parts = key.split("/")
-        bench, _, metric = split_key(key)
-        title = f"{bench} {label(f'{bench}/{metric}')}" if key in important else parts[0]
+        one = info(key)
+        title = f"{one.benchmark} {label(f'{one.benchmark}/{one.metric}')}" if key in important else parts[0]
         charts.setdefault("/".join(parts[:2]) if key.startswith(PREFIX) else title, []).append(key)
     return [wr.LinePlot(title=title, x="Step", y=keys) for title, keys in charts.items()]
 

@@ -18,6 +18,11 @@ class PublishedLogError(UserError):
 
 
 def get(values: Any, key: str, where: str) -> Any:
+    """Return the entry of an object.
+
+    Raises:
+        PublishedLogError: it is no object, or has no such entry.
+    """
     if not isinstance(values, dict):
         raise PublishedLogError(f"{where}: expected an object with {key!r}, found {describe(values)}")
     if key not in values:
@@ -27,6 +32,11 @@ def get(values: Any, key: str, where: str) -> Any:
 
 
 def number(value: Any, where: str) -> float:
+    """Return a finite number.
+
+    Raises:
+        PublishedLogError: it is none.
+    """
     # Python reads NaN and Infinity in JSON, and true as 1.
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise PublishedLogError(f"{where}: expected a finite number, found {describe(value)}")
@@ -39,7 +49,7 @@ def _number_or_nan(value: Any, where: str) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Column:
-    """Return one value per row, in row order; `where` names file and part."""
+    """One value per row, in row order; `where` names file and part."""
 
     values: list[Any]
     where: str

@@ -8,8 +8,7 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-from eval.metric_catalog import direction, info, split_key, split_variant, trade_off_pairs
-from launch.redact import cleaned
+from eval.metric_catalog import info, trade_off_pairs
 from launch.report.compare import tables
 from launch.report.compare.discover import Discovered
 from launch.report.compare.page_data import curves, generations
@@ -17,7 +16,7 @@ from launch.report.compare.rows import Comparison, Row, sortable
 from launch.report.compare.runs import ComparedRun
 from launch.report.discover import LeftOut, left_out_lines
 from launch.report.labels import short
-from launch.report.page import drawn, environment
+from launch.report.render import render
 from launch.report.results_table import arrow
 from launch.report.settings import word
 from launch.report.statistics import is_logarithmic
@@ -39,19 +38,15 @@ def page(comparison: Comparison, every: Sequence[str], discovered: Discovered) -
     charts = [Figure(chart["title"], chart["hint"]) for chart in data["sets"]]
     slots = {"tradeoff": [Figure("")], "sets": charts, "curves": [Figure("")] * 2 if data["curves"] else []}
     shared = _shared([run for row in comparison.rows for run in row.runs], comparison.keys)
-    text = cleaned({"left_out": left_out_lines(left_out), "shared": shared})
-    return (
-        environment()
-        .get_template("compare.html.j2")
-        .render(
-            data=cleaned(data),
-            runs=sum(len(row.runs) for row in comparison.rows),
-            rows=len(comparison.rows),
-            note=tables.note(comparison),
-            **text,
-            **drawn(slots),
-        )
-    )
+    values = {
+        "data": data,
+        "runs": sum(len(row.runs) for row in comparison.rows),
+        "rows": len(comparison.rows),
+        "note": tables.note(comparison),
+        "left_out": left_out_lines(left_out),
+        "shared": shared,
+    }
+    return render("compare.html.j2", values, slots, clean=True)
 
 
 def page_data(comparison: Comparison, every: Sequence[str]) -> tuple[dict[str, Any], list[LeftOut]]:
@@ -77,17 +72,16 @@ def page_data(comparison: Comparison, every: Sequence[str]) -> tuple[dict[str, A
 
 
 def _metric(key: str) -> dict[str, Any]:
-    way = direction(key)
-    variant, plain = split_variant(key)
-    bench = split_key(key)[0]
-    name = f"{label(key)} · {variant}" if variant else label(key)
+    one = info(key)
+    name = f"{label(key)} · {one.variant}" if one.variant else label(key)
+    bench = one.benchmark if "/" in one.plain else ""
     return {
         "key": key,
         "name": name,
-        "bench": variant.split("/")[0] if variant else bench if "/" in plain else "",
-        "way": way,
+        "bench": one.variant.split("/")[0] if one.variant else bench,
+        "way": one.direction,
         "arrow": arrow(key),
-        "retain": "retain model" in way,
+        "retain": "retain model" in one.direction,
         "log": is_logarithmic(key),
     }
 
@@ -120,7 +114,7 @@ def _sets(every: Sequence[str]) -> list[dict[str, Any]]:
             "title": (f"{bench.upper()} · " if len(benches) > 1 else "") + label(metric),
             "hint": _ways(keys),
             "metrics": [every.index(key) for key in keys],
-            "names": [split_key(key)[1].replace("_", " ") for key in keys],
+            "names": [info(key).group.replace("_", " ") for key in keys],
         }
         for (bench, metric), keys in ((place, several[place]) for place in kept)
     ]
@@ -129,7 +123,7 @@ def _sets(every: Sequence[str]) -> list[dict[str, Any]]:
 def _ways(keys: Sequence[str]) -> str:
     ways: dict[str, list[str]] = {}
     for key in keys:
-        ways.setdefault(direction(key), []).append(split_key(key)[1].replace("_", " "))
+        ways.setdefault(info(key).direction, []).append(info(key).group.replace("_", " "))
     if len(ways) == 1:
         return next(iter(ways))
     return " · ".join(f"{', '.join(names)}: {way}" for way, names in ways.items())

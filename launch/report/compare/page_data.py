@@ -8,7 +8,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from eval.metric_catalog import direction, shown, split_key
+from eval.metric_catalog import info, set_order, shown
 from launch.report.compare.runs import ComparedRun, measured
 from launch.report.discover import LeftOut
 from launch.report.geffect.files import thinned
@@ -46,7 +46,7 @@ def curves(runs: Sequence[ComparedRun]) -> tuple[dict[str, Any], list[LeftOut]]:
     steps: dict[tuple[int, ...], int] = {}
     lines: list[dict[str, list[Any]]] = []
     problems = []
-    benchmarks = {split_key(key)[0] for run in runs for key in measured(run.results)} - {""}
+    benchmarks = {info(key).benchmark for run in runs for key in measured(run.results)} - {""}
     for run in runs:
         drawn: dict[str, list[Any]] = {}
         try:
@@ -76,16 +76,16 @@ def curves(runs: Sequence[ComparedRun]) -> tuple[dict[str, Any], list[LeftOut]]:
 
 
 def _about(key: str) -> dict[str, Any]:
-    bench = split_key(key)[0]
+    bench = info(key).benchmark
     name = key if _is_loss(key) else f"{bench.upper()} {label(key)}"
-    return {"key": key, "name": name, "way": direction(key), "log": is_logarithmic(key)}
+    return {"key": key, "name": name, "way": info(key).direction, "log": is_logarithmic(key)}
 
 
 def _drawn(rows: Sequence[Mapping[str, Any]], benchmarks: Collection[str], runs: int) -> list[str]:
     """The loss, some of its parts, and the most important metrics that were evaluated during training."""
     keys = {key for row in rows for key in row}
     parts = sorted(key for key in keys if _is_loss(key))[: 1 + _LOSS_PARTS]
-    evaluated = [key for key in keys if direction(key) or split_key(key)[0] in benchmarks]
+    evaluated = [key for key in keys if info(key).direction or info(key).benchmark in benchmarks]
     return parts + shown(evaluated, min(24, max(6, 2400 // max(runs, 1))))
 
 
@@ -117,7 +117,7 @@ def generations(runs: Sequence[ComparedRun]) -> tuple[dict[str, Any], list[LeftO
             place = list(questions).index(row["id"])
             of_run.setdefault(name, {})[place] = [cut(row["generation"], longest), scores(row)]
         answers.append(of_run)
-    order = sorted(sets, key=lambda name: ("forget" not in name, "retain" not in name, name))
+    order = sorted(sets, key=lambda name: set_order(*name.split(" ", maxsplit=1)))
     data = {
         "sets": {name: list(sets[name].values()) for name in order},
         "answers": answers,

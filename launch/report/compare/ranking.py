@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from eval.metric_catalog import direction
+from eval.metric_catalog import info
 from launch.report.compare.rows import Row
 
 CHANCE = 0.5  # AUC of a membership attack that cannot tell members from others
@@ -16,7 +16,7 @@ def distance(key: str, value: float, anchors: Sequence[Row] = ()) -> float:
 
     NaN where no direction is declared.
     """
-    way = direction(key)[:1]
+    way = info(key).direction[:1]
     if way in ("↑", "↓"):
         return -value if way == "↑" else value
     return abs(value - best_value(key, anchors)) if way == "→" else math.nan
@@ -24,7 +24,7 @@ def distance(key: str, value: float, anchors: Sequence[Row] = ()) -> float:
 
 def best_value(key: str, anchors: Sequence[Row]) -> float:
     """Return the target value of a metric with an optimum: 0 or, if declared so, the retain model's value."""
-    if "retain model" not in direction(key):
+    if "retain model" not in info(key).direction:
         return 0.0
     known = [row.mean(key).mean for row in anchors if row.kind == "retain model"]
     return next((value for value in known if not math.isnan(value)), CHANCE)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from eval.metric_catalog import direction, is_detail, split_key
+from eval.metric_catalog import info
 from launch.report.run_files import Results
 from launch.report.run_groups import RunSettings, Unusable, configuration, method_name, sections_of
 from launch.report.settings import flat, settings_of
@@ -86,7 +86,7 @@ def measured(results: Results) -> list[str]:
     return [
         key
         for key in results
-        if not is_detail(key) and (split_key(key)[0] not in _NOT_MEASURED or direction(key))
+        if not info(key).is_detail and (info(key).benchmark not in _NOT_MEASURED or info(key).direction)
     ]
 
 

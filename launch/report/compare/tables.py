@@ -51,6 +51,7 @@ def head(key: str, several: bool) -> str:
 
 
 def heads(metrics: Sequence[str]) -> list[str]:
+    """Return the column heads of metrics with their arrows, with benchmarks where there are several."""
     several = len({key.split("/")[0] for key in metrics}) > 1
     return [head(key, several) for key in metrics]
 

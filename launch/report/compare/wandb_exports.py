@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from eval.metric_catalog import direction
+from eval.metric_catalog import info
 from launch.report.compare.runs import ComparedRun, kind_of, measured
 from launch.report.run_groups import Unusable
 from launch.report.settings import flat, plain, settings_of
@@ -122,7 +122,7 @@ def _csv(text: str) -> Iterator[Line]:
 def _is_metric(column: str, value: Any) -> bool:
     """Whether a column is of the summary, which W&B does not say: numbers with a slash or a declared name."""
     number = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-    return number and ("/" in column or bool(direction(column)) or column.startswith("_"))
+    return number and ("/" in column or bool(info(column).direction) or column.startswith("_"))
 
 
 def _value(cell: str) -> Any:

@@ -7,13 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from launch.redact import cleaned
 from launch.report import markdown
 from launch.report.discover import left_out_lines
 from launch.report.geffect.study import Compared, StudyRun, compared, find_runs, long_rows, summary
 from launch.report.geffect.study_charts import SPREAD, study_charts, styles
 from launch.report.output import csv_text, write_files
-from launch.report.page import drawn, environment
+from launch.report.render import render
 from unlearn.errors import UserError
 from unlearn.files import check_writable
 from unlearn.guard import given_path, tool
@@ -76,18 +75,11 @@ def write_study(runs: Sequence[StudyRun], out: Path) -> list[Path]:
 def _page(groups: Sequence[Compared]) -> str:
     heads, rows = summary(groups)
     legend = [(label, *look) for label, look in styles(groups).items()]
-    charts = drawn(study_charts(groups))
-    return (
-        environment()
-        .get_template("geffectstudy.html.j2")
-        .render(
-            **cleaned({"heads": heads, "rows": rows, "legend": legend, "figures": charts.pop("figures")}),
-            **charts,
-            note=_NOTE,
-            spread=SPREAD,
-            runs=sum(len(group.runs) for group in groups),
-        )
-    )
+    values = {
+        "heads": heads, "rows": rows, "legend": legend, "note": _NOTE, "spread": SPREAD,
+        "runs": sum(len(group.runs) for group in groups),
+    }  # fmt: skip
+    return render("geffectstudy.html.j2", values, study_charts(groups), clean=True)
 
 
 if __name__ == "__main__":

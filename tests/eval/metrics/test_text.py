@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
-from eval.metrics.text import MUSE_STOPS, bleu, cut_at, exact_match, rouge
+from eval.benchmarks.muse import STOPS
+from eval.metrics.text import bleu, cut_at, exact_match, rouge
 from eval.metrics.words import Words
 
 nan = math.nan
@@ -159,7 +160,7 @@ def test_exact_match_by_hand():
     ],
 )
 def test_an_answer_ends_where_the_next_question_begins(text, expected):
-    assert cut_at([text], MUSE_STOPS) == [expected]
+    assert cut_at([text], STOPS) == [expected]
 
 
 def test_cut_at_the_first_place_whatever_the_order_of_the_stops():
@@ -172,9 +173,9 @@ def test_cut_at_the_first_place_whatever_the_order_of_the_stops():
 @given(st.text("ab\nQuestion:", max_size=30))
 def test_cutting_one_stop_after_the_other_gives_the_same_for_muse(text):
     plain = text
-    for stop in MUSE_STOPS:
+    for stop in STOPS:
         plain = plain.split(stop)[0]
-    assert cut_at([text], MUSE_STOPS) == [plain]
+    assert cut_at([text], STOPS) == [plain]
 
 
 def test_where_a_text_is_not_there_nothing_is_measured():

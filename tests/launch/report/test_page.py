@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from rich.console import Console
 
-from eval.metric_catalog import direction, in_order
+from eval.metric_catalog import in_order, info
 from launch.report.charts import training_curves
 from launch.report.page import write_report
 from launch.report.results_table import MISSING, format_value, result_table
@@ -314,12 +314,12 @@ def test_the_table_puts_headlines_first_and_tells_the_direction():
 
 
 def test_directions_turn_with_the_set():
-    assert direction("tofu/forget/probability").startswith("↓")
-    assert direction("tofu/retain/probability").startswith("↑")
-    assert direction("wmdp/bio/accuracy").startswith("↓")
-    assert direction("mmlu/accuracy").startswith("↑")
-    assert direction("tofu/privleak") == "→ 0 is best"
-    assert direction("tofu/mia/min_k").startswith("→ the retain model's")
+    assert info("tofu/forget/probability").direction.startswith("↓")
+    assert info("tofu/retain/probability").direction.startswith("↑")
+    assert info("wmdp/bio/accuracy").direction.startswith("↓")
+    assert info("mmlu/accuracy").direction.startswith("↑")
+    assert info("tofu/privleak").direction == "→ 0 is best"
+    assert info("tofu/mia/min_k").direction.startswith("→ the retain model's")
 
 
 def text_of(page: str) -> str:

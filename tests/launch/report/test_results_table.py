@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from eval.judgement.judge import with_judgement
-from eval.metric_catalog import MOST_ROWS, direction, in_order, shown, split_key
+from eval.metric_catalog import MOST_ROWS, in_order, info, set_order, shown
 from launch.report.results_table import result_table
 
 MIA = ("loss", "zlib", "min_k", "min_k_plus_plus", "gradnorm", "reference")
@@ -180,7 +180,7 @@ def test_what_other_benchmarks_show(keys, rows):
     ],
 )
 def test_directions(key, arrow):
-    assert direction(key)[:1] == arrow
+    assert info(key).direction[:1] == arrow
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,8 @@ def test_directions(key, arrow):
     ],
 )
 def test_keys_are_split_without_what_was_done_to_the_model(key, parts):
-    assert split_key(key) == parts
+    one = info(key)
+    assert (one.benchmark, one.group, one.metric) == parts
 
 
 def test_numbers_in_keys_are_read_as_numbers():
@@ -215,3 +216,11 @@ def test_rows_of_one_kind_stand_together():
     lines = [[line.split()[0] for line in block.splitlines() if line.strip()] for block in blocks]
     assert ["prompts/original/rougeL_recall", "prompts/worst/rougeL_recall"] in lines
     assert all(len(line) <= 100 for block in blocks for line in block.splitlines())
+
+
+def test_sets_are_ordered_by_their_roles_whatever_their_names():
+    order = [
+        ("muse", "knowmem_forget"), ("muse", "verbmem"), ("muse", "knowmem_retain"), ("tofu", "forget"),
+        ("tofu", "retain"), ("tofu", "real_authors"), ("prompts", "forget"),
+    ]  # fmt: skip
+    assert sorted(set(order), key=lambda place: set_order(*place)) == order

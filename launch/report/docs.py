@@ -1,0 +1,20 @@
+"""Write the pages that are made from code and presets: `python -m launch.report.docs`, or `make docs`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from launch.report import groups_table, methods_page, metrics_page
+from unlearn.guard import tool
+
+
+@tool
+def main(_: Sequence[str] | None = None) -> None:
+    """Entry point of `python -m launch.report.docs`."""
+    for module in (methods_page, groups_table, metrics_page):
+        module.PAGE.write_text(module.page(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
