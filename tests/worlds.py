@@ -14,6 +14,12 @@ import torch
 import torch.multiprocessing as mp
 
 LIMIT = 300  # seconds
+# What a training or an evaluation imports; DeepSpeed and its optimizers some of it only when they are used.
+PRELOADED = [
+    "launch.run.execute", "eval.benchmarks.tofu", "nltk", "deepspeed.module_inject.auto_ep_layer",
+    "deepspeed.runtime.zero.muon.muon_optimizer", "deepspeed.runtime.superoffload.superoffload_stage3",
+    "transformers.models.llama.modeling_llama",
+]  # fmt: skip
 
 
 def together(processes: int, target: Callable[..., object], *arguments: Any) -> None:
@@ -26,7 +32,7 @@ def together(processes: int, target: Callable[..., object], *arguments: Any) -> 
         ProcessRaisedException: the call failed in one, with its traceback; the others are ended.
         TimeoutError: they did not end.
     """
-    get_context("forkserver").set_forkserver_preload(["launch.run.execute"])
+    get_context("forkserver").set_forkserver_preload(PRELOADED)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
