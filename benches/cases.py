@@ -97,8 +97,10 @@ def with_reference(case: Case, file: Path) -> Case:
         part = groups[term.group].part("answers")
         known = frozen_outputs.read(file, part.sequences)
         if known is None:
-            world, most = start_world("cpu"), case.hardware.eval_tokens
-            known = frozen_outputs.compute(case.load(), part.sequences, world, max_tokens=most, synced=False)
+            known = frozen_outputs.compute(
+                case.load(), part.sequences, start_world("cpu"), max_tokens=case.hardware.eval_tokens,
+                collective_forward=False,
+            )  # fmt: skip
             frozen_outputs.write(file, known)
         groups[term.group] = groups[term.group].with_part("answers", replace(part, frozen={LOGP: known}))
     return replace(case, groups=groups)

@@ -242,8 +242,8 @@ def _memory(way: str, examples: int, model: str, device: str) -> float:
         case.training(state=True)
     else:
         case.ours(DIRECTIONS)
-    most = torch.cuda.max_memory_allocated() if device == "cuda" else peak()
-    return (most - before) / 2**20
+    highest = torch.cuda.max_memory_allocated() if device == "cuda" else peak()
+    return (highest - before) / 2**20
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -193,9 +193,11 @@ def mix(model: nn.Module, target: nn.Module, alpha: float) -> None:
 
 
 def _probe(bench: Workbench, alpha: float, metric: str | None) -> dict[str, float]:
-    cheap = metric is not None and metric.rpartition("/")[2] in _LIKELIHOODS
+    likelihood_only = metric is not None and metric.rpartition("/")[2] in _LIKELIHOODS
     roles: tuple[Role, ...] = ("retain",) if metric is None or "retain" in metric else ("retain", "utility")
-    return bench.score(mixed(bench, alpha), f"calibrated/probe-{alpha}", roles, cheap=cheap)
+    return bench.score(
+        mixed(bench, alpha), f"calibrated/probe-{alpha}", roles, likelihood_only=likelihood_only
+    )
 
 
 def _value(metrics: Mapping[str, float], metric: str) -> float:

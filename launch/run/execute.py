@@ -100,9 +100,9 @@ class _Run:
                 engine.close()
                 del engine
                 gc.collect()
-                metrics = self._evaluate(self.pipeline.finished_model(), "eval", synced=False)
+                metrics = self._evaluate(self.pipeline.finished_model(), "eval", collective_forward=False)
             else:
-                metrics = self._evaluate(engine.module, "eval", synced=engine.zero == 3)
+                metrics = self._evaluate(engine.module, "eval", collective_forward=engine.zero == 3)
                 engine.close()
                 del engine  # the variants load models of their own
                 gc.collect()
@@ -111,7 +111,7 @@ class _Run:
                 self.pipeline.fit()
             if self.config.probe.on and not made:
                 self.pipeline.probe_saved_models()
-            metrics = self._evaluate(self.pipeline.finished_model(), "eval", synced=False)
+            metrics = self._evaluate(self.pipeline.finished_model(), "eval", collective_forward=False)
         metrics |= self._variants(metrics)
         metrics |= self._judged(metrics)
         summary = {**self._training_summary(), **metrics, "run/seconds": time.monotonic() - self.started}
@@ -140,10 +140,10 @@ class _Run:
     # -- evaluation ------------------------------------------------------------------------------------
 
     def _evaluate_at(self, engine: Engine, step: int) -> Mapping[str, float]:
-        return self._evaluate(engine.module, f"eval/step-{step}", synced=engine.zero == 3)
+        return self._evaluate(engine.module, f"eval/step-{step}", collective_forward=engine.zero == 3)
 
-    def _evaluate(self, model: nn.Module, folder: str, *, synced: bool) -> dict[str, float]:
-        return self._scoring(folder)(model, "", ROLES, synced=synced)
+    def _evaluate(self, model: nn.Module, folder: str, *, collective_forward: bool) -> dict[str, float]:
+        return self._scoring(folder)(model, "", ROLES, collective_forward=collective_forward)
 
     def _scoring(self, folder: str) -> Scoring:
         config, baselines = self.config, self.job.baselines

@@ -54,7 +54,7 @@ class Team:
         return {
             "MASTER_ADDR": self.task.leader,
             "MASTER_PORT": str(self._store.port),
-            "UNLEARN_MEETING": f"workers/{self._round}",
+            "UNLEARN_STORE_PREFIX": f"workers/{self._round}",
         }
 
     def begin(self) -> None:

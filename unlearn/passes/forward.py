@@ -84,18 +84,18 @@ def forward(model: nn.Module, batch: Batch) -> AnswerLogp:
 
 @torch.no_grad()
 def record(
-    model: nn.Module, batch: Batch, most: int = 0, inputs: Mapping[str, Tensor] | None = None
+    model: nn.Module, batch: Batch, limit: int = 0, inputs: Mapping[str, Tensor] | None = None
 ) -> TokenRecord:
     """The same pass without gradients, with all that likelihood metrics need.
 
-    Never more than a set budget of logits exists at a time. Where a call of the head is a collective, `most`
+    Never more than a set budget of logits exists at a time. Where a call of the head is a collective, `limit`
     is the largest N of any process: it decides in how many pieces the head runs. `inputs` are further
     arguments of the model.
     """
     found = torch.empty(3, len(batch.index), device=batch.index.device)  # log p, mean, variance
     correct = torch.empty(len(batch.index), dtype=torch.bool, device=batch.index.device)
     done = 0
-    for logits, labels in _in_pieces(model, batch, max(most, len(batch.index)), inputs or {}):
+    for logits, labels in _in_pieces(model, batch, max(limit, len(batch.index)), inputs or {}):
         # In buffers of its own: blocks that come and go between results that stay split up the memory.
         space = torch.empty(2, block_rows(logits), logits.shape[-1], device=logits.device)
         for rows, wanted in blocks(logits, labels):
@@ -115,11 +115,11 @@ def record(
 
 
 def _in_pieces(
-    model: nn.Module, batch: Batch, most: int, inputs: Mapping[str, Tensor]
+    model: nn.Module, batch: Batch, limit: int, inputs: Mapping[str, Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The logits at the batch's positions with their labels, a budget's worth at a time."""
     inner = unwrap(model)
-    pieces = -(-most * int(inner.config.get_text_config(decoder=True).vocab_size) // _LOGITS)
+    pieces = -(-limit * int(inner.config.get_text_config(decoder=True).vocab_size) // _LOGITS)
     if pieces <= 1 or hasattr(inner, "interventions"):  # an edit may have to know all of the positions
         yield answer_logits(model, batch, **inputs), batch.labels
         return
@@ -131,7 +131,7 @@ def _in_pieces(
         logits = model(input_ids=batch.input_ids, use_cache=False, **inputs).logits
     handle.remove()
     plain = logits is given[0][0] and logits._version == given[0][1]
-    size = -(-most // pieces)
+    size = -(-limit // pieces)
     for start in range(0, size * pieces, size):
         hidden = seen[0].flatten(0, 1)[batch.index[start : start + size]]
         piece = head(hidden) if plain else _after_backbone(model, batch, hidden)

@@ -57,8 +57,9 @@ def generate(
             noise = _Noise(perturb, [pending[j] for j in part_rows], so_far) if perturb else None
             starts = [len(prompts[pending[j]]) for j in part_rows]
             new = _batch(
-                model, [rows[j] for j in part_rows], starts, config, pad_id, world.synced, device, noise
-            )
+                model, [rows[j] for j in part_rows], starts, config, pad_id, world.collective_forward, device,
+                noise,
+            )  # fmt: skip
             cuts = [_until_end(row, end_ids) for row in new[: len(part)]]
             mine += [(pending[j], *cut) for j, cut in zip(part, cuts, strict=True)]
             advance(sum(ended or last for _, ended in cuts))
@@ -120,7 +121,7 @@ def _batch(
     starts: Sequence[int],
     config: GenerationConfig,
     pad_id: int,
-    synced: bool,
+    collective_forward: bool,
     device: torch.device,
     noise: _Noise | None,
 ) -> list[list[int]]:
@@ -135,7 +136,7 @@ def _batch(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=config,
-            synced_gpus=synced,
+            synced_gpus=collective_forward,
             logits_processor=LogitsProcessorList([noise] if noise else []),
         )
     new: list[list[int]] = out[:, width:].tolist()

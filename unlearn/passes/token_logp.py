@@ -61,5 +61,5 @@ def blocks(logits: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 def block_rows(logits: Tensor) -> int:
     """Return how many rows of logits [N, V] a block has."""
-    most = min(_BLOCK, _CPU_BLOCK) if logits.device.type == "cpu" else _BLOCK
-    return max(1, most // logits.shape[-1])
+    size = min(_BLOCK, _CPU_BLOCK) if logits.device.type == "cpu" else _BLOCK
+    return max(1, size // logits.shape[-1])

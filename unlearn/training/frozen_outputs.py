@@ -79,15 +79,15 @@ def read(file: Path, sequences: Sequence[TokenSequence], mask: Mask = "answer") 
 
 
 def compute(
-    model: nn.Module, sequences: Sequence[TokenSequence], world: World, *, max_tokens: int, synced: bool,
-    output: FrozenOutput = LOGP, pad_id: int = 0, parts: Path | None = None,
+    model: nn.Module, sequences: Sequence[TokenSequence], world: World, *, max_tokens: int,
+    collective_forward: bool, output: FrozenOutput = LOGP, pad_id: int = 0, parts: Path | None = None,
 ) -> list[Tensor]:  # fmt: skip
     """Compute one tensor [n] or [n, D] per sequence, on the CPU, by a pass dealt to all processes.
 
     parts: a folder for the portions of a long pass, all of this model and these sequences. A pass that was
         cut off goes on after those; the caller removes the folder once the whole is written.
     """
-    world = world.with_synced(synced)
+    world = world.with_collective_forward(collective_forward)
     sizes = _sizes(sequences, output.mask)
     values: dict[int, np.ndarray] = {}
     widest = max(len(s.ids) for s in sequences)
@@ -105,7 +105,7 @@ def compute(
             if known is None:
                 mine: list[tuple[int, np.ndarray]] = []
                 for own in dealt[world.rank][start : start + _FORWARDS]:
-                    if own or synced:
+                    if own or collective_forward:
                         mine += _values(model, sequences, own, sizes, output, widest, pad_id, world)
                 known = np.concatenate(
                     [part for _, part in sorted(world.gather(mine), key=lambda pair: pair[0])]

@@ -139,10 +139,10 @@ class Preparation:
         parts = file.with_suffix(".parts")
 
         def make() -> list[list[str]]:
-            with target.hold() as (model, synced):
+            with target.hold() as (model, collective_forward):
                 texts = sampled_alternatives.sample_alternatives(
                     model, self.encoder, questions, **options, max_rows=hardware.generate_rows,
-                    world=self.world.with_synced(synced), device=self.world.device,
+                    world=self.world.with_collective_forward(collective_forward), device=self.world.device,
                     parts=parts,
                 )  # fmt: skip
             if self.world.main:
@@ -161,10 +161,11 @@ class Preparation:
         parts = file.with_suffix(".parts")
 
         def make() -> Sequence[torch.Tensor]:
-            with frozen.hold() as (model, synced):
+            with frozen.hold() as (model, collective_forward):
                 values = frozen_outputs.compute(
                     model, part.sequences, self.world, max_tokens=self.config.hardware.eval_tokens,
-                    synced=synced, output=output, pad_id=self.encoder.pad_id, parts=parts,
+                    collective_forward=collective_forward, output=output, pad_id=self.encoder.pad_id,
+                    parts=parts,
                 )  # fmt: skip
             if self.world.main:
                 logp = output.what == "logp"

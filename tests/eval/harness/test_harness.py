@@ -494,7 +494,9 @@ def process(rank: int, world: int, root: str, folder: str) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
     os.environ["HF_DATASETS_CACHE"] = f"{root}/cache"
     dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{root}/meet")
-    our = replace(live(Path(root)), world=World(rank, world, synced=True), max_tokens=600, max_rows=3)
+    our = replace(
+        live(Path(root)), world=World(rank, world, collective_forward=True), max_tokens=600, max_rows=3
+    )
     found = harness.run_tasks(our, TASKS, include_path=folder, limit=5)
     refusal = ""
     try:  # only one process lacks the data

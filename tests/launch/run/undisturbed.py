@@ -53,12 +53,12 @@ def place_of(folder: Path, arguments: list[str]) -> Iterator[Place]:
 
 def outcome(run: Path) -> dict[str, Any]:
     """All numbers that a run leaves, but for times and memory."""
-    apart = {"run/seconds", "train/memory_gib", "memory_gib", "tokens_per_s"}
+    varying = {"run/seconds", "train/memory_gib", "memory_gib", "tokens_per_s"}
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    found: dict[str, Any] = {"history": [{k: v for k, v in row.items() if k not in apart} for row in rows]}
+    found: dict[str, Any] = {"history": [{k: v for k, v in row.items() if k not in varying} for row in rows]}
     for file in sorted(run.rglob("results.json")):
         values = json.loads(file.read_text())
-        found[str(file.relative_to(run))] = {k: v for k, v in values.items() if k not in apart}
+        found[str(file.relative_to(run))] = {k: v for k, v in values.items() if k not in varying}
     for file in sorted(run.rglob("*.parquet")):
         rows = pq.ParquetFile(file).read().to_pylist()
         found[str(file.relative_to(run))] = json.dumps(rows, default=str)  # NaN is NaN there

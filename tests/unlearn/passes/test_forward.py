@@ -123,22 +123,22 @@ def test_record_against_float64(block: int, tiny_model: Build, monkeypatch: pyte
     assert found.lengths.tolist() == [6, 4, 4, 1]
 
 
-@pytest.mark.parametrize("most", [0, 41])
+@pytest.mark.parametrize("limit", [0, 41])
 def test_logits_exist_a_budget_at_a_time(
-    most: int, family: str, tiny_model: Build, monkeypatch: pytest.MonkeyPatch
+    limit: int, family: str, tiny_model: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, batch = tiny_model(family), collate(sequences())
     whole = record(model, batch)
     made: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda _, __, out: made.append(out.numel()))
     monkeypatch.setattr(module, "_LOGITS", 4 * model.config.vocab_size)
-    parts = record(model, batch, most)
+    parts = record(model, batch, limit)
     assert torch.equal(parts.correct, whole.correct)
     for name in ("logp", "mean", "variance"):
         assert_close(getattr(parts, name), getattr(whole, name), terms=PASS)
     # One pass without positions, then four at a time of the 15 here, or of the 41 of another process.
     assert made[0] == 0
-    assert len(made) == 1 + (11 if most else 4)
+    assert len(made) == 1 + (11 if limit else 4)
     assert max(made) == 4 * model.config.vocab_size
 
 

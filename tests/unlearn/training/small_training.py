@@ -126,7 +126,9 @@ def given(name: str, kind: str, output: FrozenOutput) -> list[Tensor]:
     alone = World(0, 1, torch.device("cpu"))
     part = everything()[name].part(kind)
     model = frozen_model(output.model)
-    return frozen_outputs.compute(model, part.sequences, alone, max_tokens=600, synced=False, output=output)
+    return frozen_outputs.compute(
+        model, part.sequences, alone, max_tokens=600, collective_forward=False, output=output
+    )
 
 
 @cache

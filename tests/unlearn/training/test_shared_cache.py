@@ -79,11 +79,12 @@ def test_an_error_gives_the_turn_away(tmp_path):
 def test_a_pass_of_a_frozen_model_that_is_killed_goes_on_after_its_portions(tmp_path):
     model, alone = training.tiny_llama(), World(0, 1, torch.device("cpu"))
     sequences = training.sequences(70, seed=3)
-    most = max(len(s.ids) for s in sequences)  # so that few share a forward
+    longest = max(len(s.ids) for s in sequences)  # so that few share a forward
     for kept in (frozen_outputs.LOGP, frozen_outputs.FrozenOutput("reference", "layer-1")):
         compute = partial(
-            frozen_outputs.compute, model, sequences, alone, max_tokens=most, synced=False, output=kept
-        )
+            frozen_outputs.compute, model, sequences, alone, max_tokens=longest, collective_forward=False,
+            output=kept,
+        )  # fmt: skip
         whole = compute()
         parts, calls = tmp_path / kept.what, list[int]()
 
