@@ -64,7 +64,7 @@ def test_the_message_says_where_the_terms_look() -> None:
     (found,) = problems(**steer(0.5, train=["*.layers.2.mlp.up_proj.weight"]))
     assert found == (
         "method.train=*.layers.2.mlp.up_proj.weight: trains model.layers.2.mlp.up_proj.weight, and no "
-        "gradient reaches it: the terms look at the hidden states of layer 2 (the output of block 1, counted "
+        "gradient reaches it: the terms use the hidden states of layer 2 (the output of block 1, counted "
         "from 0); name parameters that come before"
     )
 

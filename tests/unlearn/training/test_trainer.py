@@ -221,7 +221,7 @@ def test_warmup_by_hand(keys, steps):
         (
             {"steps": 6, "warmup_epochs": 1},
             "method.warmup_epochs=1 is 13 steps (13 steps an epoch) and the training has 6: none would be "
-            "left at the peak learning rate. Give method.warmup_epochs=0 or fewer than 6 steps, or train "
+            "left at the peak learning rate. Set method.warmup_epochs=0 or fewer than 6 steps, or train "
             "longer",
         ),
         ({"warmup_steps": 130}, "method.warmup_steps=130 is 130 steps and the training has 130"),
