@@ -154,7 +154,7 @@ def _machine(hardware: HardwareConfig) -> list[str]:
             f"a job: srun --nodes={hardware.nodes} --ntasks-per-node=1 unlearn …"
         ]
     try:
-        share = len(task.places(hardware.processes))
+        share = len(task.process_variables(hardware.processes))
     except UserError as error:
         return [str(error)]
     if hardware.device == "cuda":

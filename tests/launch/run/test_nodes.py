@@ -80,16 +80,16 @@ def test_a_task_knows_its_place():
     task = this_task(four)
     assert task == Task(3, 4, 1, "n5", "17.2")
     # 8 processes, 4 tasks, 2 of them on each node: task 3 has ranks 6 and 7, the third and fourth of its node
-    places = task.places(8)
-    assert [(p["RANK"], p["LOCAL_RANK"], p["WORLD_SIZE"]) for p in places] == [
+    variables = task.process_variables(8)
+    assert [(p["RANK"], p["LOCAL_RANK"], p["WORLD_SIZE"]) for p in variables] == [
         ("6", "2", "8"),
         ("7", "3", "8"),
     ]
     # all GPUs of the node in sight, or its own two alone
-    assert [p["LOCAL_RANK"] for p in task.places(8, devices=4)] == ["2", "3"]
-    assert [p["LOCAL_RANK"] for p in task.places(8, devices=2)] == ["0", "1"]
+    assert [p["LOCAL_RANK"] for p in task.process_variables(8, devices=4)] == ["2", "3"]
+    assert [p["LOCAL_RANK"] for p in task.process_variables(8, devices=2)] == ["0", "1"]
     with pytest.raises(UserError, match=r"hardware.processes=6 .* 4 tasks .* multiple of 4"):
-        task.places(6)
+        task.process_variables(6)
 
 
 def test_on_one_node_the_tasks_meet_without_its_name():
@@ -105,7 +105,7 @@ def test_outside_of_a_step_there_is_one_task():
     }
     alone = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "n1"}
     assert this_task({}) == this_task(batch_script) == this_task(alone) == Task()
-    assert Task().places(2)[1] == {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+    assert Task().process_variables(2)[1] == {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
 
 
 def test_only_the_first_task_leads(monkeypatch):
