@@ -183,10 +183,10 @@ def _spawned(worlds: Sequence[int], examples: int, folder: Path) -> float:
         )
         for number, size in enumerate(worlds) for rank in range(size)
     ]  # fmt: skip
-    told = [worker.communicate()[0] for worker in running]
+    outputs = [worker.communicate()[0] for worker in running]
     if any(worker.returncode for worker in running):
         raise RuntimeError(f"measuring worlds of {', '.join(map(str, worlds))} processes failed")
-    return max(float(text.splitlines()[-1]) for text in told)
+    return max(float(text.splitlines()[-1]) for text in outputs)
 
 
 def _worker(rank: int, world: int, examples: int, folder: Path) -> None:
