@@ -71,9 +71,9 @@ def make_case(name: str, method: str, batch: int) -> Case:
         model, source, label = settings("model", "smollm2-135m"), None, "SmolLM2-135M"
         dataset["limit"] = 64  # a reference pass over all of forget10 would take longer than the benchmark
     else:
-        found = target.is_dir()
-        model, source = settings("model", "nano"), str(target) if found else None
-        label = "nano-tofu (4.3M)" if found else "nano, untrained (1M)"
+        exists = target.is_dir()
+        model, source = settings("model", "nano"), str(target) if exists else None
+        label = "nano-tofu (4.3M)" if exists else "nano, untrained (1M)"
     config, data = ModelConfig(**model), DatasetConfig(**dataset)
     encoder = models.make_encoder(config, models.load_tokenizer(config, source), data.max_length)
     sets = load_sets(data, {"forget", "retain"})

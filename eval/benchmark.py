@@ -20,7 +20,7 @@ from eval.metrics.words import Words
 from unlearn import plugins
 from unlearn.config import Section
 from unlearn.data.example import Example
-from unlearn.errors import ConfigError, UserError
+from unlearn.errors import ConfigError, UserError, listed
 
 if TYPE_CHECKING:
     from eval.benchmarks.tofu.published_logs import PublishedLog
@@ -213,7 +213,6 @@ def without_words(
 
 
 def few(examples: Sequence[str]) -> str:
-    """Return the names of the first few examples, each once, and how many more there are."""
-    distinct = list(dict.fromkeys(examples))
-    more = f" and {len(distinct) - _SHOWN} more" if len(distinct) > _SHOWN else ""
-    return f"{'example' if len(distinct) == 1 else 'examples'} {', '.join(distinct[:_SHOWN])}{more}"
+    """Return the names of the first distinct examples and the number of further ones, for a message."""
+    distinct = dict.fromkeys(examples)
+    return f"{'example' if len(distinct) == 1 else 'examples'} {listed(distinct, _SHOWN)}"

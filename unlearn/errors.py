@@ -51,15 +51,20 @@ def did_you_mean(wrong: str, known: Iterable[str], elsewhere: Mapping[str, str] 
 
 
 def listed(names: Iterable[str], limit: int = 3, separator: str = ", ") -> str:
-    """Join the first names, and say how many more there are; a part of a message."""
+    """Join the first names, and the number of further ones; a part of a message."""
     every = list(names)
-    more = [f"and {len(every) - limit} more"] if len(every) > limit else []
-    return separator.join([*every[:limit], *more])
+    more = f" and {len(every) - limit} more" if len(every) > limit else ""
+    return f"{separator.join(every[:limit])}{more}"
+
+
+def shortened(text: str, width: int) -> str:
+    """Return a text of at most this width; a longer one ends in `…`."""
+    return text if len(text) <= width else f"{text[: width - 1].rstrip()}…"
 
 
 def quoted(text: str, width: int = 60) -> str:
-    """Quote a text, of a long one the beginning; a part of a message."""
-    return repr(text if len(text) <= width else text[: width - 1] + "…")
+    """Quote a text, shortened to this width; a part of a message."""
+    return repr(shortened(text, width))
 
 
 def explained(error: OSError) -> str | None:

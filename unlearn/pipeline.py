@@ -160,13 +160,13 @@ class Pipeline:
             }
             edit.fit(model, batches.get("forget", ()), batches.get("retain", ()))
             edit.attach(model)
-            beside = partial(interventions.save, model)
+            save_edits = partial(interventions.save, model)
             own, _ = interventions.split(model.state_dict())
             models.save_pretrained(
-                models.exportable(model, own), self.tokenizer, self.rundir.model, write_extra=beside
+                models.exportable(model, own), self.tokenizer, self.rundir.model, write_extra=save_edits
             )
             live = self._trial(model)
-            del model, second, edit, own, beside
+            del model, second, edit, own, save_edits
             self._verify(live, self.rundir.model)
         self.world.barrier()
 
@@ -228,9 +228,9 @@ class Pipeline:
                 weights = models.extrapolated(start.state_dict(), weights, scale)
             own, _ = interventions.split(weights)
             plain = models.exportable(engine.module, own)
-            beside = partial(interventions.save, engine.module, weights=weights)
-            models.save_pretrained(plain, self.tokenizer, folder, write_extra=beside)
-            del plain, own, beside
+            save_edits = partial(interventions.save, engine.module, weights=weights)
+            models.save_pretrained(plain, self.tokenizer, folder, write_extra=save_edits)
+            del plain, own, save_edits
         del weights
 
         def verified() -> None:

@@ -29,6 +29,7 @@ from eval.collection.records import (
 from eval.collection.requests import Answer, Generation, GradientNorm, Likelihood, Request
 from eval.collection.shared_prompts import rows_of
 from unlearn.data.tokenization import DataError, Encoder, PromptFormat, TokenSequence
+from unlearn.errors import shortened
 from unlearn.files import read_json, replacing, write_json
 from unlearn.passes.gumbel_sampling import sampling
 
@@ -218,6 +219,7 @@ class _Passes:
         order = sorted(range(len(prompts)), key=lambda n: (-len(prompts[n]), n))
         portions = [order[i : i + size] for i in range(0, len(order), size)]
         texts = [""] * len(prompts)
+        name = shortened(label, 40)
         for number, portion in enumerate(portions, start=1):
             part = [prompts[n] for n in portion]
             named = [repr(keys[n]) for n in portion]
@@ -227,7 +229,7 @@ class _Passes:
                 noise = None
                 if kind.temperature:
                     noise = sampling([keys[n].noise for n in portion], kind.temperature)
-                counted = f"{_short(label)} {number}/{len(portions)}" if len(portions) > 1 else _short(label)
+                counted = f"{name} {number}/{len(portions)}" if len(portions) > 1 else name
                 tokens = live.answers(part, max_new_tokens=limit, label=counted, perturb=noise)
                 decode = live.encoder.tokenizer.decode
                 generated = [str(decode(ids, skip_special_tokens=True)).strip() for ids in tokens]
@@ -274,10 +276,6 @@ def _keys(request: Generation) -> list[_Key]:
         for i in request.items
         for k in range(request.samples)
     ]
-
-
-def _short(label: str, width: int = 40) -> str:
-    return label if len(label) <= width else label[: width - 1] + "…"
 
 
 def _encoder(encoder: Encoder, raw: bool) -> Encoder:

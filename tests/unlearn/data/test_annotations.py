@@ -100,7 +100,7 @@ def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
     assert "'Rome'" in message
     # Five of the seven are named.
     assert (
-        "no entry for forget10/20, forget10/21, forget10/22, forget10/23, forget10/24, and 2 more" in message
+        "no entry for forget10/20, forget10/21, forget10/22, forget10/23, forget10/24 and 2 more" in message
     )
     assert "write []" in message
 

@@ -227,7 +227,7 @@ def test_warmup_by_hand(keys, steps):
         ({"warmup_steps": 130}, "method.warmup_steps=130 is 130 steps and the training has 130"),
         (
             {"warmup_epochs": 1, "warmup_share": 0.1},
-            "method.warmup_epochs=1 and method.warmup_share=0.1: the warm-up is given more than once; keep "
+            "method.warmup_epochs=1 and method.warmup_share=0.1: the warm-up is set more than once; keep "
             "one, with method.warmup_epochs=null or method.warmup_share=null for the others",
         ),
     ],

@@ -165,7 +165,10 @@ REFUSED = {
     "not json": ("{", r"log\.json, line 1: not JSON"),
     "a list": ([1], r"neither an original TOFU log .* found a JSON list"),
     "no known key": ({"a": {}}, r"neither .* nor OpenUnlearning's .* found the keys a"),
-    "a summary": ({"forget_Q_A_Prob": 0.5, "model_utility": 0.4}, r"give the TOFU_EVAL\.json beside it"),
+    "a summary": (
+        {"forget_Q_A_Prob": 0.5, "model_utility": 0.4},
+        r"give the TOFU_EVAL\.json in the same folder",
+    ),
     "a part without its name": (tofu_part(), r"call it one of eval_log_forget\.json, "),
     "a column": (broken(rougeL_recall=None), FORGET + r": has no 'rougeL_recall'; it has: avg_gt_loss, "),
     "no rows": (broken(avg_gt_loss={}), FORGET + r": avg_gt_loss: expected rows .* found none"),
