@@ -89,7 +89,7 @@ class Workers:
                 worker.send_signal(number)
 
     def end(self) -> None:
-        """Terminate the workers, and kill those that do not exit within 10 seconds."""
+        """Terminate the workers, and kill those that do not exit within the grace time."""
         self._ended = True
         for worker in self._running.values():
             if worker.poll() is None:

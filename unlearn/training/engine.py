@@ -1,4 +1,4 @@
-"""The only module that uses Accelerate and DeepSpeed: start, backward, step, gather, restore.
+"""Training through Accelerate and DeepSpeed: start, backward, step, gather, restore.
 
 The training loop reads like single-process PyTorch. Gradients are *summed* over micro-batches and processes:
 the caller divides losses by global counts, so that the result does not depend on the split.
@@ -154,7 +154,7 @@ class Engine:
         self._put, self._put_norm = iter(gradients), norm
 
     def gram(self, gradients: Sequence[Sequence[Tensor]]) -> Tensor:
-        """Return inner products of T taken gradients over the whole model, float64 [T, T]. A collective."""
+        """Return inner products of T taken gradients over the whole model, float64 [T, T], on every process."""
         return self._shares.gram(gradients)
 
     def gram_by_parameter(self, gradients: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:

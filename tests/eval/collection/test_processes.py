@@ -74,13 +74,13 @@ def failing(root: str) -> None:
         {"forget_eval": examples("forget")[:2]}, encoder(), Path(root) / f"rank{rank}",
         World(rank, world, torch.device("cpu")), HardwareConfig(), retain_directory=Path(root, "gold"),
     )  # fmt: skip
-    told = []
+    messages = []
     for exclude_ids in (frozenset(), frozenset(["forget/0"])):
         try:
             score(model(), "", ["forget"], exclude_ids=exclude_ids)
         except UserError as error:
-            told.append(str(error))
-    Path(root, f"{rank}.json").write_text(json.dumps(told))
+            messages.append(str(error))
+    Path(root, f"{rank}.json").write_text(json.dumps(messages))
     dist.destroy_process_group()
 
 
@@ -89,7 +89,7 @@ BINS: list[list[list[int]]] = [[[0, 1], [2], [3], [4]], [[5], [], [6], [7, 8]]]
 
 
 def dealing(root: str) -> None:
-    """What each process is given of three passes: rounds, whoever is free, and whoever is free again."""
+    """Write the parts of each process in three passes: one in rounds, two by the free process."""
     rank, world = join()
     store, given = distributed_c10d._get_default_store(), []
     given.append(list(World(rank, world, collective_forward=True).mine(BINS)))
@@ -141,11 +141,11 @@ def test_several_processes_equal_one(tmp_path):
     alone, calls_alone = run(tmp_path / "alone", ALONE)
     together(3, process, str(tmp_path))
     for name, collective_forward in WAYS.items():
-        told = [json.loads((tmp_path / f"{name}{rank}.json").read_text()) for rank in range(3)]
-        for metrics, _, again in told:
+        results = [json.loads((tmp_path / f"{name}{rank}.json").read_text()) for rank in range(3)]
+        for metrics, _, again in results:
             assert metrics == approx(alone, terms=PASS)
             assert again == 0
-        calls = [calls for _, calls, _ in told]
+        calls = [calls for _, calls, _ in results]
         if collective_forward:
             assert len(set(calls)) == 1
         else:

@@ -55,7 +55,7 @@ def test_two_bits_leave_three_values() -> None:
 
 
 def test_groups_have_a_scale_of_their_own_and_the_last_may_be_short() -> None:
-    # 2 bits, groups of 2: maxima 8, 1 and 0.5; in one group 1 and −0.8 would vanish beside 8.
+    # 2 bits, groups of 2: maxima 8, 1 and 0.5; in one group 1 and −0.8 would vanish next to 8.
     row = torch.tensor([[8.0, 1.0, 1.0, -0.8, 0.5]])
     assert_close(quantised(row, 2, 2), torch.tensor([[8.0, 0.0, 1.0, -1.0, 0.5]]))
     assert_close(quantised(row, 2), torch.tensor([[8.0, 0.0, 0.0, 0.0, 0.0]]))
@@ -91,7 +91,7 @@ def test_rounding_keeps_its_promises(bits: int, symmetric: bool) -> None:
                 assert (part - values).abs().max() <= step * (
                     0.5 if symmetric else 1.0
                 ) + relative() * part.abs().max()
-        if symmetric:  # what can be told apart is kept
+        if symmetric:  # distinct values stay distinct
             assert_close(quantised(found, bits, group), found)
 
 
@@ -139,21 +139,21 @@ def test_the_head_is_rounded_on_demand_unless_it_is_tied(tiny_model: Build) -> N
         assert not any("mlp" in name for name in more)
 
 
-def test_small_edits_stay_and_the_model_beside_a_contrast_does_not(tiny_model: Build) -> None:
+def test_small_edits_stay_and_the_second_model_of_a_contrast_does_not(tiny_model: Build) -> None:
     grun: Any = tiny_model("llama")
     interventions.make({"name": "grun", "layers": [0], "width": 8}, hidden_size=32, layers=2).attach(grun)
     plain = len(list(linears(tiny_model("llama"), Options())))
     assert len(list(linears(grun, Options()))) == plain
     contrast: Any = tiny_model("llama")
-    beside = tiny_model("llama")
-    interventions.make({"name": "contrast"}, hidden_size=32, layers=2, reinforced=beside).attach(contrast)
+    second = tiny_model("llama")
+    interventions.make({"name": "contrast"}, hidden_size=32, layers=2, reinforced=second).attach(contrast)
     found = list(linears(contrast, Options()))
     assert len(found) == 2 * plain  # neither of the two heads
-    assert beside.get_output_embeddings() not in found
+    assert second.get_output_embeddings() not in found
 
 
 @pytest.mark.slow
-def test_fewer_bits_tell_more_of_the_model_apart(tmp_path: Path) -> None:
+def test_fewer_bits_change_the_metrics_more(tmp_path: Path) -> None:
     work = bench(tmp_path)
     plain = work.score(llama(), "plain", ["forget"])
     metrics = variants.measure("quantisation", work, {"bits": [8, 2], "roles": ["forget"]})
@@ -221,7 +221,7 @@ def test_models_that_cannot_be_mixed_are_refused(tiny_model: Build) -> None:
 
 
 class Retention:
-    """Models are told apart by one weight, α; what is kept falls with its square."""
+    """Models differ in one weight, α; the retention falls with its square."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, tuple[str, ...], bool]] = []

@@ -82,7 +82,7 @@ def test_of_relearning_what_was_not_trained_on_is_shown():
     ]
 
 
-def test_models_are_judged_beside_each_other_and_not_as_their_files_say():
+def test_models_are_judged_against_each_other_and_not_as_their_files_say():
     columns: dict[str, dict[str, float | None]] = {
         "target": {"tofu/model_utility": 0.6, "judged/utility": 0.1},
         "retain model": {"tofu/model_utility": 0.3, "judged/utility": 1.0, "judged/robustness": None},

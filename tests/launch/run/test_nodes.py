@@ -1,4 +1,4 @@
-"""One run by the tasks of a Slurm step: real processes with the variables that srun gives them, here."""
+"""One run by the tasks of a Slurm step: real processes with the variables that srun would set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STEP = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "here", "SLURM_STEP_
 
 
 def as_task(number: int, cwd: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The command as one of the two tasks of a step, just begun."""
+    """Start the command as one of the two tasks of a step."""
     mine = {
         **STEP, "SLURM_JOB_ID": str(os.getpid()), "SLURM_PROCID": str(number), "SLURM_LOCALID": str(number),
         "SLURMD_NODENAME": f"node{number}",
@@ -67,12 +67,12 @@ def test_node_lists_are_read_without_slurm(nodelist, hosts):
 
 
 @pytest.mark.parametrize("nodelist", ["", "a[1-", "a[x-y]"])
-def test_what_is_no_node_list_is_named(nodelist):
+def test_a_wrong_node_list_is_named(nodelist):
     with pytest.raises(UserError, match="SLURM_STEP_NODELIST="):
         expand(nodelist)
 
 
-def test_a_task_knows_its_place():
+def test_the_variables_of_a_tasks_processes():
     four = {
         "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "17",
         "SLURM_STEP_ID": "2", "SLURM_STEP_NODELIST": "n[5-6]",
@@ -129,7 +129,7 @@ def problems(*overrides: str) -> list[str]:
     return refused.value.problems
 
 
-def test_what_cannot_be_shared_out_is_refused(monkeypatch):
+def test_processes_that_cannot_be_divided_are_refused(monkeypatch):
     (uneven,) = problems("hardware.nodes=2", "hardware.processes=3")
     assert "hardware.processes=3" in uneven
     assert "multiple of hardware.nodes=2" in uneven
@@ -146,7 +146,7 @@ def test_what_cannot_be_shared_out_is_refused(monkeypatch):
 
 
 def _steps(run: Path, wanted: int, *tasks: subprocess.Popen[str]) -> None:
-    """Wait until so many steps have been made."""
+    """Wait until this number of steps has been made."""
     until = time.monotonic() + 120
     while not (run / "history.jsonl").is_file() or len(losses(run)) < wanted:
         assert time.monotonic() < until

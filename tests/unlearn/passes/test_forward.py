@@ -31,7 +31,7 @@ def sequences() -> list[TokenSequence]:
 
 
 def plain_inputs(rows: list[TokenSequence]) -> dict[str, Tensor]:
-    """What the documentation of transformers asks for: ids, attention mask, labels with -100."""
+    """Return inputs as documented by transformers: ids, attention mask, labels with -100."""
     shape = (len(rows), max(len(s.ids) for s in rows))
     ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     labels = torch.full(shape, -100)
@@ -59,7 +59,7 @@ def test_loss_and_gradients_equal_plain_hugging_face(family: str, tiny_model: Bu
         assert_close(p.grad, wanted[name], terms=PASS, scale=largest, named=name)
 
 
-def test_neither_padding_nor_company_changes_an_example(family: str, tiny_model: Build) -> None:
+def test_neither_padding_nor_other_rows_change_an_example(family: str, tiny_model: Build) -> None:
     model, rows = tiny_model(family), sequences()
     alone = [forward(model, collate([s])).logp for s in rows]
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 3]):
@@ -216,7 +216,7 @@ def test_very_sure_and_very_wrong_stay_finite() -> None:
 
 
 def test_kept_states_give_their_own_models_logits(family: str, tiny_model: Build) -> None:
-    """First put beside the model's own, then, where nothing follows the head, on their own: the same bits."""
+    """Appended to the model's own logits and, where nothing follows the head, separately: the same bits."""
     model, other, batch = tiny_model(family), tiny_model(family), collate(sequences())
     with torch.no_grad():
         for parameter in other.parameters():

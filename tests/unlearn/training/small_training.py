@@ -3,7 +3,7 @@
 Of any method: alternative answers, annotated spans and what frozen models give are there for all sets.
 
 `run(FILE)` runs the cases in FILE (JSON) as one process of a world given by torchrun's environment variables
-and lets the first process write what came out beside it.
+and lets the first process write the result next to it.
 """
 
 from __future__ import annotations

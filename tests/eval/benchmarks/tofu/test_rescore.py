@@ -217,14 +217,14 @@ def test_a_retain_log_without_truth_ratios_is_refused(tmp_path, tofu):
 def test_table_and_json_hold_the_same(tofu, capsys):
     arguments = [str(tofu), "--retain", str(tofu), "--check"]
     assert main([*arguments, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["metrics"] == rescore(read_log(tofu), read_log(tofu))
-    assert (told["origin"], told["truth_ratio"], told["epsilon"]) == ("tofu", "geometric", 0)
+    report = json.loads(capsys.readouterr().out)
+    assert report["metrics"] == rescore(read_log(tofu), read_log(tofu))
+    assert (report["origin"], report["truth_ratio"], report["epsilon"]) == ("tofu", "geometric", 0)
     # "yes" is found once in each text: recall 1/1 as stored; of "yes yes" in "Answer: no" 0, not 0.5.
-    assert told["rouge"] == {"forget/rougeL_recall": {"equal": 1, "rows": 2}}
+    assert report["rouge"] == {"forget/rougeL_recall": {"equal": 1, "rows": 2}}
     assert main(arguments) == 0
     table = capsys.readouterr().out
-    assert all(key in table for key in told["metrics"])
+    assert all(key in table for key in report["metrics"])
     assert "forget/rougeL_recall: 1 of 2 from the generations equal the stored" in table
 
 
