@@ -303,19 +303,19 @@ def doubts(config: RunConfig, *, searched: bool = False) -> list[str]:
     """
     from eval import variants
 
-    found = variants.doubts(config)
+    warnings = variants.doubts(config)
     if config.eval.every_steps is not None and not config.eval.benchmarks:
-        found.append("eval.every_steps: measures nothing, since no benchmark is chosen (eval=none)")
+        warnings.append("eval.every_steps: measures nothing, since no benchmark is chosen (eval=none)")
     if config.goal != GoalConfig() and not searched:
-        found.append("goal: used in a search only (-m hydra/sweeper=optuna, see docs/sweeps.md)")
+        warnings.append("goal: used in a search only (-m hydra/sweeper=optuna, see docs/sweeps.md)")
     cores = os.cpu_count() or 1
     hardware = config.hardware
     if hardware.device == "cpu" and hardware.processes > cores * hardware.nodes:
-        found.append(
+        warnings.append(
             f"hardware.processes={hardware.processes}: more than the {cores} cores of this machine; "
             "processes share cores, and each has the model in memory"
         )
-    return found
+    return warnings
 
 
 def _unsaved(method: MethodConfig) -> list[str]:

@@ -81,19 +81,19 @@ class Pipeline:
     def train(self, evaluate: Callable[[Engine, int], Mapping[str, float]]) -> Engine:
         """Train and save the model; `evaluate` measures it on the way."""
         config = self.config
-        found = self.rundir.load_checkpoint()
+        checkpoint = self.rundir.load_checkpoint()
         holder = _LazyEngine(self._fresh_model, self._engine)
         ready = Preparation(config, self.terms, self.sets, self.encoder, self.world)
         sources = {"reference": FrozenModel(self.start.key, holder.hold, holder.whole_head)}
         if self.reinforced is not None:
             sources["reinforced"] = FrozenModel(self.reinforced.key, self._reinforced_model, _as_it_is)
         groups, heads = ready.with_frozen_outputs(ready.groups(sources["reference"]), sources)
-        engine = holder.take({} if found is None else found[1])
+        engine = holder.take({} if checkpoint is None else checkpoint[1])
         probe = None
         if config.probe.on:
             watched = ready.watched(groups, WATCHED)
             probe = make_probe(config, engine, self.terms, watched, self.sets, self.encoder, self.rundir)
-            if found is None:
+            if checkpoint is None:
                 probe.start.keep()
         rate = config.method.rate(config.model.lr_scale)
         trainer = Trainer(
@@ -111,9 +111,9 @@ class Pipeline:
                 probe=probe,
             ),
         )
-        if found is not None:
-            log.info("continuing after step %d", found[0]["step"])
-            trainer.restore(*found)
+        if checkpoint is not None:
+            log.info("continuing after step %d", checkpoint[0]["step"])
+            trainer.restore(*checkpoint)
         elif self.world.main:
             self.rundir.cut_history(0)
         trainer.run()
@@ -181,9 +181,9 @@ class Pipeline:
         if config.method.train is not None:
             models.train_only(model, config.method.train)
         if gradient_reach.chosen(config.method, config.model.lora):
-            found = gradient_reach.problems(model, config.method, config.model.lora, self.terms)
-            if found:
-                raise ConfigError(found)
+            problems = gradient_reach.problems(model, config.method, config.model.lora, self.terms)
+            if problems:
+                raise ConfigError(problems)
         if config.hardware.activation_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()

@@ -154,7 +154,7 @@ class Engine:
         self._put, self._put_norm = iter(gradients), norm
 
     def gram(self, gradients: Sequence[Sequence[Tensor]]) -> Tensor:
-        """Return inner products of T taken gradients over the whole model, float64 [T, T], on every process."""
+        """Return inner products of T taken gradients of the whole model, float64 [T, T] on every process."""
         return self._shares.gram(gradients)
 
     def gram_by_parameter(self, gradients: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:

@@ -58,7 +58,7 @@ class Shares:
         return [ParameterSlice(name, p, _shape(p), *spans[id(p)]) for name, p in self.trained()]
 
     def gram(self, gradients: Sequence[Sequence[Tensor]]) -> Tensor:
-        """Return inner products of T taken gradients over the whole model, float64 [T, T], on every process."""
+        """Return inner products of T taken gradients of the whole model, float64 [T, T] on every process."""
         total = torch.zeros((len(gradients),) * 2, dtype=torch.float64, device=self.world.device)
         for parts in zip(*gradients, strict=True):
             total += inner(parts).to(total.device)

@@ -141,7 +141,7 @@ def _own(retain: Records, sets: Sets, k: float) -> _Retain:
 
 def _published(log: PublishedLog, sets: Sets, k: float) -> _Retain:
     problems: list[str] = []
-    found: Scores = {}
+    losses: Scores = {}
     for name in _SETS:
         nll, wanted = log.nll(name), len(sets[name])
         if nll is None:
@@ -152,7 +152,7 @@ def _published(log: PublishedLog, sets: Sets, k: float) -> _Retain:
                 f"{wanted}, so it is not known which belong together; give a log of the same split"
             )
         else:
-            found[name] = nll
+            losses[name] = nll
     auc = log.auc.get("min_k", np.nan)
     if np.isnan(auc):
         problems.append(
@@ -165,7 +165,7 @@ def _published(log: PublishedLog, sets: Sets, k: float) -> _Retain:
         auc = np.nan
     else:
         problems += _no_value(auc)
-    return _Retain(found if len(found) == len(_SETS) else None, auc, problems)
+    return _Retain(losses if len(losses) == len(_SETS) else None, auc, problems)
 
 
 def _no_value(retain_auc: float) -> list[str]:
