@@ -96,7 +96,7 @@ class Interrupted(Scoring):
 
     def __call__(self, model: Any, label: str, roles: Any, **options: Any) -> dict[str, float]:
         found = super().__call__(model, label, roles, **options)
-        if "without" in options:
+        if "exclude_ids" in options:
             raise KeyboardInterrupt
         return found
 
