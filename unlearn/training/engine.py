@@ -104,9 +104,7 @@ class Engine:
             group["lr"] = lr
         if self._put is not None and not self._summed:
             self._pretend_backward()
-        self._norm = float(
-            "inf"
-        )  # stays where DeepSpeed skips the update because fp32 gradients are not finite
+        self._norm = float("inf")  # stays if DeepSpeed skips the update: fp32 gradients are not finite
         self.model.step()
         self._put, self._summed = None, False
         return self._norm
