@@ -72,9 +72,9 @@ def make_case(name: str, method: str, batch: int) -> Case:
         model, source, label = settings("model", "smollm2-135m"), None, "SmolLM2-135M"
         dataset["limit"] = 64  # a reference pass over all of forget10 would take longer than the benchmark
     else:
-        found = target.is_dir()
-        model, source = settings("model", "nano"), str(target) if found else None
-        label = "nano-tofu (4.3M)" if found else "nano, untrained (1M)"
+        exists = target.is_dir()
+        model, source = settings("model", "nano"), str(target) if exists else None
+        label = "nano-tofu (4.3M)" if exists else "nano, untrained (1M)"
     config, data = ModelConfig(**model), DatasetConfig(**dataset)
     encoder = make_encoder(config, load_tokenizer(config, source), data.max_length)
     sets = load_sets(data, {"forget", "retain"})
@@ -98,8 +98,10 @@ def with_reference(case: Case, file: Path) -> Case:
         part = groups[term.group].part("answers")
         known = frozen_outputs.read(file, part.sequences)
         if known is None:
-            world, most = start_world("cpu"), case.hardware.eval_tokens
-            known = frozen_outputs.compute(case.load(), part.sequences, world, max_tokens=most, synced=False)
+            known = frozen_outputs.compute(
+                case.load(), part.sequences, start_world("cpu"), max_tokens=case.hardware.eval_tokens,
+                collective_forward=False,
+            )  # fmt: skip
             frozen_outputs.write(file, known)
         groups[term.group] = groups[term.group].with_part("answers", replace(part, frozen={LOGP: known}))
     return replace(case, groups=groups)

@@ -63,10 +63,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _worker(options.worker, options.processes, options.examples, Path(options.folder))
         return
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(options.examples, Path(folder))
-        found |= _one_over_two(options.examples, Path(folder))
-    RESULTS.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    console.print(table(found))
+        costs = measure(options.examples, Path(folder))
+        costs |= _one_over_two(options.examples, Path(folder))
+    RESULTS.write_text(json.dumps(costs, indent=2) + "\n", encoding="utf-8")
+    console.print(table(costs))
 
 
 def measure(examples: int, folder: Path) -> dict[str, float]:
@@ -154,8 +154,8 @@ def _same(ours: dict[str, float], theirs: dict[str, float]) -> None:
 
 def _timed(call: Callable[[], Any]) -> tuple[float, Any]:
     started = time.process_time()
-    found = call()
-    return time.process_time() - started, found
+    result = call()
+    return time.process_time() - started, result
 
 
 def _one_over_two(examples: int, folder: Path) -> dict[str, float]:
@@ -183,10 +183,10 @@ def _spawned(worlds: Sequence[int], examples: int, folder: Path) -> float:
         )
         for number, size in enumerate(worlds) for rank in range(size)
     ]  # fmt: skip
-    told = [worker.communicate()[0] for worker in running]
+    outputs = [worker.communicate()[0] for worker in running]
     if any(worker.returncode for worker in running):
         raise RuntimeError(f"measuring worlds of {', '.join(map(str, worlds))} processes failed")
-    return max(float(text.splitlines()[-1]) for text in told)
+    return max(float(text.splitlines()[-1]) for text in outputs)
 
 
 def _worker(rank: int, world: int, examples: int, folder: Path) -> None:
@@ -205,7 +205,7 @@ def _worker(rank: int, world: int, examples: int, folder: Path) -> None:
     print(time.perf_counter() - started)
 
 
-def table(found: dict[str, float]) -> Table:
+def table(costs: dict[str, float]) -> Table:
     view = Table(
         "", "plain, s", "ours, s", "", "aim", title="TOFU, all metrics · nano · CPU seconds, one thread"
     )
@@ -218,15 +218,15 @@ def table(found: dict[str, float]) -> Table:
         wanted = "" if aim is None else f"{'≥' if least else '≤'} {aim}×"
         view.add_row(name, f"{plain:.1f}", f"{ours:.1f}", f"[{colour}]{ratio:.2f}×", wanted)
 
-    every = sum(found[f"plain/{part}"] for part in ("likelihood", "generation", "gradients"))
-    row("likelihood metrics", found["plain/likelihood"], found["ours/likelihood"], found["likelihood"],
+    every = sum(costs[f"plain/{part}"] for part in ("likelihood", "generation", "gradients"))
+    row("likelihood metrics", costs["plain/likelihood"], costs["ours/likelihood"], costs["likelihood"],
         AIMS["likelihood"])  # fmt: skip
-    row("all metrics", every, found["ours/all"], found["all"], AIMS["all"])
-    row("likelihood over one plain forward of each token", found["floor"], found["ours/likelihood"],
-        found["floor_ratio"], AIMS["floor"], False)  # fmt: skip
-    one, pair, two = (found[f"wall/{name}"] for name in ("one", "pair", "two"))
-    row("one process over two, wall time of each", one, two, found["processes"], AIMS["processes"])
-    row("what two unrelated ones side by side reach, wall time", 2 * one, pair, found["processes_ceiling"])
+    row("all metrics", every, costs["ours/all"], costs["all"], AIMS["all"])
+    row("likelihood over one plain forward of each token", costs["floor"], costs["ours/likelihood"],
+        costs["floor_ratio"], AIMS["floor"], False)  # fmt: skip
+    one, pair, two = (costs[f"wall/{name}"] for name in ("one", "pair", "two"))
+    row("one process over two, wall time of each", one, two, costs["processes"], AIMS["processes"])
+    row("what two unrelated ones side by side reach, wall time", 2 * one, pair, costs["processes_ceiling"])
     return view
 
 

@@ -79,8 +79,8 @@ class Case:
         }
 
     def plain(self, count: int = 1) -> Products:
-        found = [self._alone(s, count) for s in self.some]
-        return {name: torch.stack([one[name] for one in found], dim=1) for name in self.directions}
+        products = [self._alone(s, count) for s in self.some]
+        return {name: torch.stack([one[name] for one in products], dim=1) for name in self.directions}
 
     def exact(self, count: int) -> Products:
         """Compute the plain way in float64: fp32 loses digits of p − 1 where p is close to 1."""
@@ -103,12 +103,12 @@ class Case:
 
     def ours(self, count: int = 1) -> Products:
         some = [(name, several[:count]) for name, several in self.directions.items()]
-        found: Products = {}
+        products: Products = {}
         for part in self.bins:
             for name, each in inner_products(self.model, self._batch(part), some).items():
-                whole = found.setdefault(name, each.new_empty(count, len(self.some)))
+                whole = products.setdefault(name, each.new_empty(count, len(self.some)))
                 whole[:, part] = each
-        return found
+        return products
 
     def tokens(self) -> Tensor:
         """Return the mean over the answer tokens of each example."""
@@ -168,15 +168,15 @@ def measure(examples: int, model: str, device: str) -> dict[str, float]:
         "plain, several": partial(case.plain, DIRECTIONS),
         "ours, several": partial(case.ours, DIRECTIONS),
     }
-    found: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for _ in range(ROUNDS):
         for name, way in ways.items():
             started = clock()
             way()
             taken = clock() - started
-            found[name] = min(taken, found.get(name, taken))
+            seconds[name] = min(taken, seconds.get(name, taken))
     del case
-    return found | {
+    return seconds | {
         f"memory/{name}": _memory_of(name, examples, model, device) for name in ("ours", "training")
     }
 
@@ -198,7 +198,7 @@ def _same(case: Case) -> None:
         raise Unequal(f"tokens: {float(off):.1e} between forward and reverse mode; no report")
 
 
-def table(found: dict[str, float], examples: int, model: str, device: str) -> Table:
+def table(seconds: dict[str, float], examples: int, model: str, device: str) -> Table:
     size = {"nano": "nano (4.3M)", "1b": "Llama of 1.2B, fp32"}[model]
     place = {"cpu": "one CPU thread", "cuda": "one GPU"}[device]
     view = Table("", "", "aim", title=f"effects on {examples} examples · {size} · {place}")
@@ -210,13 +210,17 @@ def table(found: dict[str, float], examples: int, model: str, device: str) -> Ta
         view.add_row(name, f"[{colour}]{ratio:.2f}×", wanted)
 
     several = f"{DIRECTIONS} directions"
-    row("a backward per example over ours", found["plain"] / found["ours"], AIMS["plain"], least=True)
-    row(f"the same, {several}", found["plain, several"] / found["ours, several"])
-    row("ours over a training pass", found["ours"] / found["pass"], AIMS["pass"])
-    row(f"the same, {several}", found["ours, several"] / found["pass"])
-    row("peak memory over a training step's", found["memory/ours"] / found["memory/training"], AIMS["memory"])
-    row("by token, over a training pass", found["tokens"] / found["pass"])
-    row("by token, over a forward", found["tokens"] / found["forward"])
+    row("a backward per example over ours", seconds["plain"] / seconds["ours"], AIMS["plain"], least=True)
+    row(f"the same, {several}", seconds["plain, several"] / seconds["ours, several"])
+    row("ours over a training pass", seconds["ours"] / seconds["pass"], AIMS["pass"])
+    row(f"the same, {several}", seconds["ours, several"] / seconds["pass"])
+    row(
+        "peak memory over a training step's",
+        seconds["memory/ours"] / seconds["memory/training"],
+        AIMS["memory"],
+    )
+    row("by token, over a training pass", seconds["tokens"] / seconds["pass"])
+    row("by token, over a forward", seconds["tokens"] / seconds["forward"])
     return view
 
 
@@ -242,8 +246,8 @@ def _memory(way: str, examples: int, model: str, device: str) -> float:
         case.training(state=True)
     else:
         case.ours(DIRECTIONS)
-    most = torch.cuda.max_memory_allocated() if device == "cuda" else peak()
-    return (most - before) / 2**20
+    highest = torch.cuda.max_memory_allocated() if device == "cuda" else peak()
+    return (highest - before) / 2**20
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -60,20 +60,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         workshop = Workshop(Path(folder))
         base = whole_step(workshop.trainer(as_measured(settings("method", BASE))))
         chosen = [row for row in rows() if not only or only & set(row.names)]
-        found = []
+        measured = []
         for some in track(list(batched(chosen)), "methods", console=console, transient=True):
             trainers = {row.names[0]: workshop.trainer(row.method) for row in some}
             costs = compare(base, {name: whole_step(t) for name, t in trainers.items()}, options.rounds)
-            found += [(row, costs[row.names[0]]) for row in some]
+            measured += [(row, costs[row.names[0]]) for row in some]
             for trainer in trainers.values():
                 trainer.engine.close()
         rules = separate(workshop, options.rounds) if not only or "ngdiff" in only else {}
-    console.print(method_table(found, workshop.title))
+    console.print(method_table(measured, workshop.title))
     if rules:
         console.print(rule_table(rules))
     results = {
         "case": workshop.title, "rounds": options.rounds,
-        "methods": [{"names": row.names, "aim": row.aim, **asdict(cost)} for row, cost in found],
+        "methods": [{"names": row.names, "aim": row.aim, **asdict(cost)} for row, cost in measured],
         "rules": {title: {"aim": aim, **asdict(cost)} for title, (cost, aim) in rules.items()},
     }  # fmt: skip
     RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
@@ -157,20 +157,20 @@ def separate(workshop: Workshop, rounds: int) -> dict[str, tuple[Cost, float | N
     }
 
 
-def method_table(found: Sequence[tuple[Row, Cost]], title: str) -> Table:
+def method_table(measured: Sequence[tuple[Row, Cost]], title: str) -> Table:
     view = Table(
         "method", "step", "tokens", "per token", "quartiles", "", title=f"times {BASE} · {title}"
     )  # fmt: skip
-    for row, cost in found:
+    for row, cost in measured:
         view.add_row(
             ", ".join(row.names), f"{cost.step:.2f}×", f"{cost.tokens:.2f}×", *_judged(cost, row.aim)
         )
     return view
 
 
-def rule_table(found: dict[str, tuple[Cost, float | None]]) -> Table:
+def rule_table(rules: dict[str, tuple[Cost, float | None]]) -> Table:
     view = Table("", "step", "quartiles", "", title="separate gradients and probes")
-    for title, (cost, aim) in found.items():
+    for title, (cost, aim) in rules.items():
         view.add_row(title, *_judged(cost, aim))
     return view
 

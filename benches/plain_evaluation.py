@@ -31,45 +31,45 @@ class Plain:
     limit: int
 
     def likelihood(self) -> dict[str, float]:
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         for name in ("forget_eval", "retain_eval"):
             key = f"tofu/{name.removesuffix('_eval')}"
-            found[f"{key}/probability"] = float(np.exp(-self._nll(self.target, self._answers(name))).mean())
-            found[f"{key}/paraphrased_probability"] = float(
+            metrics[f"{key}/probability"] = float(np.exp(-self._nll(self.target, self._answers(name))).mean())
+            metrics[f"{key}/paraphrased_probability"] = float(
                 np.exp(-self._nll(self.target, self._paraphrased(name))).mean()
             )
-            found[f"{key}/extraction_strength"] = self._strength(self._answers(name))
+            metrics[f"{key}/extraction_strength"] = self._strength(self._answers(name))
             rephrased = [(e.paraphrased_question, e.answer) for e in self.sets[name]]
-            found[f"{key}/extraction_strength_paraphrased"] = self._strength(rephrased)
-            found[f"{key}/exact_memorization"] = self._memorization(self._answers(name))
+            metrics[f"{key}/extraction_strength_paraphrased"] = self._strength(rephrased)
+            metrics[f"{key}/exact_memorization"] = self._memorization(self._answers(name))
             ratio = self._ratio(self.target, name)
-            found[f"{key}/truth_probability"] = float((1 / (1 + self._ratio(self.target, name))).mean())
+            metrics[f"{key}/truth_probability"] = float((1 / (1 + self._ratio(self.target, name))).mean())
             closeness = np.minimum(ratio, 1 / ratio)
-            found[f"{key}/truth_ratio"] = float(
+            metrics[f"{key}/truth_ratio"] = float(
                 (closeness if name == "forget_eval" else np.maximum(0, 1 - ratio)).mean()
             )
         for name in ("real_authors", "world_facts"):
             right = np.exp(-self._nll(self.target, self._answers(name)))
             wrong = np.exp(-self._perturbed(self.target, name)).sum(1)
-            found[f"tofu/{name}/probability"] = float((right / (right + wrong)).mean())
-            found[f"tofu/{name}/truth_ratio"] = float(
+            metrics[f"tofu/{name}/probability"] = float((right / (right + wrong)).mean())
+            metrics[f"tofu/{name}/truth_ratio"] = float(
                 np.maximum(0, 1 - self._ratio(self.target, name)).mean()
             )
-        found["tofu/forget_quality_ks"] = float(
+        metrics["tofu/forget_quality_ks"] = float(
             ks_2samp(self._ratio(self.target, "forget_eval"), self._kept_ratio).statistic
         )
         for attack in ("loss", "zlib", "min_k", "min_k_plus_plus", "reference"):
             members, others = (getattr(self, f"_{attack}")(name) for name in ("forget_eval", "holdout"))
-            found[f"tofu/mia/{attack}"] = _auc(members, others)
-        return found
+            metrics[f"tofu/mia/{attack}"] = _auc(members, others)
+        return metrics
 
     def generation(self) -> dict[str, float]:
-        found = {}
+        metrics = {}
         for name in ("forget_eval", *_UTILITY):
             texts = self._generated([e.question or "" for e in self.sets[name]])
             scores = rouge([e.answer for e in self.sets[name]], texts)
-            found[f"tofu/{name.removesuffix('_eval')}/rougeL_recall"] = float(scores.rougeL_recall.mean())
-        return found
+            metrics[f"tofu/{name.removesuffix('_eval')}/rougeL_recall"] = float(scores.rougeL_recall.mean())
+        return metrics
 
     def gradients(self) -> dict[str, float]:
         return {"tofu/mia/gradnorm": _auc(*(self._norms(name) for name in ("forget_eval", "holdout")))}
@@ -87,7 +87,7 @@ class Plain:
     def _read(self, model: Any, pairs: Pairs) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Return log-probabilities over the vocabulary [n, V] and labels [n] of each answer."""
         sequences = self.encoder.pairs(pairs)
-        found = []
+        answers = []
         for start in range(0, len(sequences), BATCH):
             part = sequences[start : start + BATCH]
             width = max(len(s.ids) for s in part)
@@ -97,8 +97,8 @@ class Plain:
             logprob = model(input_ids=ids, attention_mask=mask.long()).logits.float().log_softmax(-1)
             for row, s in enumerate(part):
                 places = slice(s.answer_start - 1, len(s.ids) - 1)
-                found.append((logprob[row, places].clone(), torch.from_numpy(s.ids[s.answer_start :])))
-        return found
+                answers.append((logprob[row, places].clone(), torch.from_numpy(s.ids[s.answer_start :])))
+        return answers
 
     def _logp(self, model: Any, pairs: Pairs) -> list[np.ndarray]:
         return [rows.gather(-1, y[:, None])[:, 0].numpy() for rows, y in self._read(model, pairs)]
@@ -166,20 +166,20 @@ class Plain:
         return np.array([_lowest(logp) for logp in self._logp(self.target, self._answers(name))])
 
     def _min_k_plus_plus(self, name: str) -> np.ndarray:
-        found = []
+        scores = []
         for rows, y in self._read(self.target, self._answers(name)):
             mean = (rows.exp() * rows).sum(-1)
             spread = (rows.exp() * rows.square()).sum(-1) - mean.square()
             logp = rows.gather(-1, y[:, None])[:, 0]
-            found.append(_lowest(((logp - mean) / spread.clamp(min=1e-6).sqrt()).numpy()))
-        return np.array(found)
+            scores.append(_lowest(((logp - mean) / spread.clamp(min=1e-6).sqrt()).numpy()))
+        return np.array(scores)
 
     def _reference(self, name: str) -> np.ndarray:
         pairs = self._answers(name)
         return self._nll(self.target, pairs) - self._nll(self.retain, pairs)
 
     def _norms(self, name: str) -> np.ndarray:
-        found = []
+        norms = []
         for pair in self._answers(name):
             (s,) = self.encoder.pairs([pair])
             ids = torch.from_numpy(s.ids)[None]
@@ -187,9 +187,9 @@ class Plain:
             labels[0, : s.answer_start] = -100
             self.target.zero_grad(set_to_none=True)
             self.target(input_ids=ids, labels=labels).loss.backward()
-            found.append(np.mean([float(p.grad.norm()) for p in self.target.parameters()]))
+            norms.append(np.mean([float(p.grad.norm()) for p in self.target.parameters()]))
         self.target.zero_grad(set_to_none=True)
-        return np.array(found)
+        return np.array(norms)
 
 
 def _lowest(values: np.ndarray, k: float = 0.4) -> float:

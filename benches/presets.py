@@ -68,12 +68,12 @@ class Row:
 
 def rows() -> list[Row]:
     """Return every preset that trains, then the variants; presets of the same cost share a row."""
-    found: dict[str, Row] = {}
+    by_shape: dict[str, Row] = {}
     for name, method in _all():
         key = _shape(method)
-        row = found.get(key, Row((), method))
-        found[key] = Row((*row.names, name), row.method)
-    return list(found.values())
+        row = by_shape.get(key, Row((), method))
+        by_shape[key] = Row((*row.names, name), row.method)
+    return list(by_shape.values())
 
 
 def as_measured(values: Mapping[str, Any]) -> MethodConfig:

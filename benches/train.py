@@ -58,8 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for method in METHODS:
             with tempfile.TemporaryDirectory() as folder:
                 steps = options.steps if model == "nano" else min(options.steps, 2)
-                results[f"{model}/{method}"] = found = measure(model, method, steps, Path(folder))
-            console.print(table(found, method))
+                results[f"{model}/{method}"] = result = measure(model, method, steps, Path(folder))
+            console.print(table(result, method))
     RESULTS.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
     console.print(f"written to {RESULTS.relative_to(ROOT)}")
 
@@ -86,15 +86,15 @@ def measure(model: str, method: str, steps: int, folder: Path) -> dict[str, Any]
     }
 
 
-def table(found: dict[str, Any], method: str) -> Table:
-    view = Table("path", "tokens/s", "peak MiB", "", title=f"{method} · {found['case']}")
+def table(result: dict[str, Any], method: str) -> Table:
+    view = Table("path", "tokens/s", "peak MiB", "", title=f"{method} · {result['case']}")
     names = {"ours": "ours", "floor": "floor: forward + backward alone"}
-    for name, rate in found["tokens_per_s"].items():
-        memory = found["memory_mib"].get(name)
-        mark = "baseline" if name == found["baseline"] else ""
+    for name, rate in result["tokens_per_s"].items():
+        memory = result["memory_mib"].get(name)
+        mark = "baseline" if name == result["baseline"] else ""
         label = names.get(name, f"plain, {name.removeprefix('plain-')} sequences per forward")
         view.add_row(label, f"{rate:.0f}", f"{memory:.0f}" if memory else "", mark)
-    speed, cost, aim = found["plain_over_ours"], found["ours_over_floor"], AIMS[method]
+    speed, cost, aim = result["plain_over_ours"], result["ours_over_floor"], AIMS[method]
     rows = (
         ("speed over plain", speed, speed >= aim, f"≥ {aim}"),
         ("time over floor", cost, cost <= FLOOR, f"≤ {FLOOR}"),
@@ -102,7 +102,7 @@ def table(found: dict[str, Any], method: str) -> Table:
     view.add_section()
     for label, value, met, wanted in rows:
         view.add_row(label, f"{value:.2f}×", "", f"[{'green' if met else 'red'}]aim {wanted}×")
-    view.add_row("plain's memory over ours", "", f"{found['plain_memory_over_ours']:.2f}×", "")
+    view.add_row("plain's memory over ours", "", f"{result['plain_memory_over_ours']:.2f}×", "")
     return view
 
 

@@ -44,15 +44,15 @@ class Workshop:
 
     def __init__(self, folder: Path) -> None:
         tofu, target = SHARED / "data" / "tofu", SHARED / "models" / "nano-tofu-retain90"
-        found = target.is_dir() and tofu.is_dir()
-        path = {"path": str(tofu)} if found else {}
+        exists = target.is_dir() and tofu.is_dir()
+        path = {"path": str(tofu)} if exists else {}
         self.data = DatasetConfig(
-            **{**settings("dataset", "tofu" if found else "authors"), **path, "limit": EXAMPLES}
+            **{**settings("dataset", "tofu" if exists else "authors"), **path, "limit": EXAMPLES}
         )
         self.model = ModelConfig(**settings("model", "nano"))
-        self.source = str(target) if found else None
+        self.source = str(target) if exists else None
         self.hardware = HardwareConfig(**settings("hardware", "cpu"))
-        label = "nano-tofu (4.3M)" if found else "nano, untrained (1M)"
+        label = "nano-tofu (4.3M)" if exists else "nano, untrained (1M)"
         self.title = f"{label}, {self.data.name}, {BATCH}+{BATCH} examples"
         tokenizer = load_tokenizer(self.model, self.source)
         self._encoder = make_encoder(self.model, tokenizer, self.data.max_length)

@@ -21,7 +21,7 @@ from unlearn.plugins import cached
 if TYPE_CHECKING:
     from eval.variants import Variant
 
-MOST_ROWS = 35
+MAX_ROWS = 35
 """Rows of the table in the terminal, about a screen."""
 
 _NO_BENCHMARKS = ("", "train", "run")
@@ -96,15 +96,15 @@ def in_order(keys: Iterable[str]) -> list[str]:
     return sorted(set(keys), key=_rank)
 
 
-def shown(keys: Iterable[str], most: int = MOST_ROWS) -> list[str]:
-    """Return the `most` important keys, in reading order, for the table in the terminal.
+def shown(keys: Iterable[str], limit: int = MAX_ROWS) -> list[str]:
+    """Return the `limit` important keys, in reading order, for the table in the terminal.
 
     The benchmark declares a metric's level; metrics without a declaration come last. A variant of the model
     has one metric, which the benchmark declares for that.
     """
     every = set(keys)
     ranked = sorted((level, _rank(key), key) for key in every if (level := _level(key, every)) is not None)
-    return in_order(key for _, _, key in ranked[:most])
+    return in_order(key for _, _, key in ranked[:limit])
 
 
 def with_view(keys: Iterable[str], view: View) -> list[str]:

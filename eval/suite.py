@@ -24,7 +24,7 @@ class Scoring:
 
     `benchmarks` with their options, the `sets` they score, and the `directory` (the run's `eval`) that labels
     are folders of. The retain model is given as in `eval.evaluate.evaluate`. A benchmark without sets, whose
-    questions are a library's, evaluates every model whatever the roles, but not where it should be cheap.
+    questions are a library's, evaluates every model whatever the roles, except with `likelihood_only`.
     """
 
     benchmarks: Mapping[str, Mapping[str, Any]]
@@ -38,8 +38,8 @@ class Scoring:
     progress: bool = False
 
     def __call__(
-        self, model: nn.Module, label: str, roles: Sequence[Role], *, synced: bool = False,
-        cheap: bool = False, without: frozenset[str] = frozenset(),
+        self, model: nn.Module, label: str, roles: Sequence[Role], *, collective_forward: bool = False,
+        likelihood_only: bool = False, exclude_ids: frozenset[str] = frozenset(),
     ) -> dict[str, float]:  # fmt: skip
         """Evaluate all benchmarks and return their metrics; see `Score`.
 
@@ -50,7 +50,9 @@ class Scoring:
         failed = []
         for name in self.benchmarks:
             try:
-                metrics |= self._one(model, name, label, roles, synced, cheap, without)
+                metrics |= self._one(
+                    model, name, label, roles, collective_forward, likelihood_only, exclude_ids
+                )
             except UserError as error:
                 failed.append(f"benchmark {name}: {error}")
         if failed:
@@ -58,18 +60,18 @@ class Scoring:
         return metrics
 
     def _one(
-        self, model: nn.Module, name: str, label: str, roles: Sequence[Role], synced: bool, cheap: bool,
-        without: frozenset[str],
+        self, model: nn.Module, name: str, label: str, roles: Sequence[Role], collective_forward: bool,
+        likelihood_only: bool, exclude_ids: frozenset[str],
     ) -> dict[str, float]:  # fmt: skip
         module, options = find(name), self.benchmarks[name]
         sets = scored(module, self.sets, roles)
-        if (module.SETS and not sets) or (cheap and is_live(module)):
+        if (module.SETS and not sets) or (likelihood_only and is_live(module)):
             return {}
-        if cheap:
+        if likelihood_only:
             options = {**options, **_cheapest(module.Options)}
-        world = self.world.with_synced(synced)
-        if without:
-            return self._rest(name, sets, label, options, without, world)
+        world = self.world.with_collective_forward(collective_forward)
+        if exclude_ids:
+            return self._rest(name, sets, label, options, exclude_ids, world)
         return self._whole(model, name, label, options, roles, world)
 
     def _whole(
@@ -85,11 +87,11 @@ class Scoring:
         )  # fmt: skip
 
     def _rest(
-        self, name: str, sets: Sets, label: str, options: Mapping[str, Any], without: frozenset[str],
+        self, name: str, sets: Sets, label: str, options: Mapping[str, Any], exclude_ids: frozenset[str],
         world: World,
     ) -> dict[str, float]:  # fmt: skip
         """Score the label's records without some examples; empty for a benchmark that keeps no records."""
-        rest = {key: [e for e in examples if e.id not in without] for key, examples in sets.items()}
+        rest = {key: [e for e in examples if e.id not in exclude_ids] for key, examples in sets.items()}
         rest = {key: examples for key, examples in rest.items() if examples}
         if is_live(find(name)) or not rest:
             return {}

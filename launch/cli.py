@@ -76,11 +76,11 @@ def _command(arguments: list[str]) -> int:
         helptext.show(Console())
         return 0
     foreign_launchers.settle()  # a launcher may have put flags of its own before the arguments
-    asked, given = _split(arguments)
-    if "version" in asked:
+    flags, rest = _split(arguments)
+    if "version" in flags:
         sys.stdout.write(f"unlearn-lab {version('unlearn-lab')}\n")
         return 0
-    overrides, sweep = force_overrides(given_values(given)), "sweep" in asked
+    overrides, sweep = force_overrides(given_values(rest)), "sweep" in flags
     if not sweep:
         refuse_sweep(overrides)
     composed = compose_run(overrides, hydra=True)
@@ -88,7 +88,7 @@ def _command(arguments: list[str]) -> int:
         overrides += home
         composed = compose_run(overrides, hydra=True)
     config = checked(composed, overrides, composed.hydra.runtime.choices)
-    if "show" in asked:
+    if "show" in flags:
         from launch.dry_run import deepspeed_yaml
 
         sys.stdout.write(yaml_of(config) + deepspeed_yaml(config))
@@ -135,17 +135,17 @@ def _split(arguments: Sequence[str]) -> tuple[set[str], list[str]]:
             raise UserError(
                 f"{flag}: there is no such flag{did_you_mean(flag, known)}; unlearn --help has them all"
             )
-    asked = {known[flag] for flag in flags}
+    names = {known[flag] for flag in flags}
     rest = [argument for argument in arguments if argument not in flags]
-    return asked, [one for one in rest if one != "job"] if "show" in asked else rest
+    return names, [one for one in rest if one != "job"] if "show" in names else rest
 
 
 def _home_in(composed: DictConfig) -> list[str]:
     """Overrides with the home directory in place of `~` at the beginning of Hydra's own folders."""
     folders = OmegaConf.to_container(composed.hydra, resolve=False, throw_on_missing=False)
     assert isinstance(folders, dict)
-    found = {f"hydra.{kind}.dir": str(folders[kind]["dir"]) for kind in ("run", "sweep")}
-    return given_values([f'{key}="{folder}"' for key, folder in found.items() if folder.startswith("~")])
+    paths = {f"hydra.{kind}.dir": str(folders[kind]["dir"]) for kind in ("run", "sweep")}
+    return given_values([f'{key}="{folder}"' for key, folder in paths.items() if folder.startswith("~")])
 
 
 def _tell_of_one_run(composed: DictConfig, overrides: Sequence[str]) -> None:
@@ -211,9 +211,9 @@ def _one(composed: DictConfig, config: RunConfig) -> int:
 
 
 def _sweep(arguments: list[str], composed: DictConfig) -> int:
-    """Let Hydra launch the jobs of a sweep, wherever; then tell what they made.
+    """Let Hydra launch the jobs of a sweep; then summarise their results.
 
-    A launcher raises when a process of its own died: what the jobs left is told all the same.
+    The summary is also made if a launcher raises because one of its processes died.
     """
     from launch.sweep.summary import conclude  # with the metrics of all benchmarks
 

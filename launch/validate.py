@@ -150,7 +150,7 @@ def _machine(hardware: HardwareConfig) -> list[str]:
             f"a job: srun --nodes={hardware.nodes} --ntasks-per-node=1 unlearn …"
         ]
     try:
-        share = len(task.places(hardware.processes))
+        share = len(task.process_variables(hardware.processes))
     except UserError as error:
         return [str(error)]
     if hardware.device == "cuda":
@@ -277,19 +277,19 @@ def doubts(config: RunConfig, *, searched: bool = False) -> list[str]:
     from eval import variants
     from eval.configuration import baseline_doubts
 
-    found = variants.doubts(config) + baseline_doubts(config)
+    warnings = variants.doubts(config) + baseline_doubts(config)
     if config.eval.every_steps is not None and not config.eval.benchmarks:
-        found.append("eval.every_steps: measures nothing, since no benchmark is chosen (eval=none)")
+        warnings.append("eval.every_steps: measures nothing, since no benchmark is chosen (eval=none)")
     if config.goal != GoalConfig() and not searched:
-        found.append("goal: used in a search only (-m hydra/sweeper=optuna, see docs/sweeps.md)")
+        warnings.append("goal: used in a search only (-m hydra/sweeper=optuna, see docs/sweeps.md)")
     cores = os.cpu_count() or 1
     hardware = config.hardware
     if hardware.device == "cpu" and hardware.processes > cores * hardware.nodes:
-        found.append(
+        warnings.append(
             f"hardware.processes={hardware.processes}: more than the {cores} cores of this machine; "
             "processes share cores, and each has the model in memory"
         )
-    return found
+    return warnings
 
 
 def _unsaved(method: MethodConfig, probe: str) -> list[str]:

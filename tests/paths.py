@@ -1,4 +1,4 @@
-"""Where the checkout is, and the folder of large inputs that lies beside it."""
+"""Where the checkout is, and the folder of large inputs next to it."""
 
 from __future__ import annotations
 

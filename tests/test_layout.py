@@ -1,4 +1,4 @@
-"""The three packages import in one direction, and large libraries enter by one door."""
+"""The three packages import in one direction, and each large library is imported in one place."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_of_eval_only_relearning_trains():
 @pytest.mark.parametrize(
     ("library", "folder"), [("deepspeed", "unlearn/training/engine.py"), ("wandb", "launch/tracking/")]
 )
-def test_a_large_library_enters_by_one_door(library, folder):
+def test_a_large_library_is_imported_in_one_place(library, folder):
     users = {file for file, module in IMPORTS if module.split(".")[0] == library}
     assert users
     assert {file for file in users if not file.startswith(folder)} <= {

@@ -21,13 +21,13 @@ def test_it_grows_with_the_format_the_root_of_the_terms_and_the_condition():
 def test_the_scale_is_the_largest_of_all_or_of_each(off, passes):
     wanted = torch.tensor([1e-3, -4.0, math.nan], dtype=torch.float64)
     allowed = relative(torch.float32, 9)
-    for scale, told in ((4.0, {}), (50.0, {"scale": 50.0}), (1e-3, {"each": True})):
+    for scale, options in ((4.0, {}), (50.0, {"scale": 50.0}), (1e-3, {"each": True})):
         actual = wanted + torch.tensor([off * allowed * scale, 0, 0], dtype=torch.float64)
         if passes:
-            assert_close({"a": actual}, {"a": wanted}, terms=9, dtype=torch.float32, **told)
+            assert_close({"a": actual}, {"a": wanted}, terms=9, dtype=torch.float32, **options)
         else:
             with pytest.raises(AssertionError, match="a: "):
-                assert_close({"a": actual}, {"a": wanted}, terms=9, dtype=torch.float32, **told)
+                assert_close({"a": actual}, {"a": wanted}, terms=9, dtype=torch.float32, **options)
     assert (4.0 * (1 + off * allowed) == approx(4.0, terms=9)) is passes
     assert (off * allowed * 50 == approx(0.0, terms=9, scale=50)) is passes
     assert (0.25 + off * 5e-4 == approx(0.25, decimals=3)) is passes

@@ -105,8 +105,8 @@ def assert_trained_alike(
         AssertionError: names the root mean square and the greatest difference.
     """
     assert actual.keys() == expected.keys(), named
-    apart = torch.cat([(actual[name].double() - expected[name].double()).flatten() for name in expected])
-    mean, largest = float(apart.square().mean().sqrt()), float(apart.abs().max())
+    difference = torch.cat([(actual[name].double() - expected[name].double()).flatten() for name in expected])
+    mean, largest = float(difference.square().mean().sqrt()), float(difference.abs().max())
     far = lr * steps
     assert mean <= math.sqrt(relative()) * far, f"{named}: root mean square {mean}, moved by up to {far}"
     assert largest <= 2 * far, f"{named}: differs by {largest}, moved by up to {far}"
@@ -115,8 +115,8 @@ def assert_trained_alike(
 def swapped(first: Any, second: Any, tolerance: float) -> float:
     """Return the share of pairs of the two samples that are nearer than `tolerance`, which rounding may order
     either way: by so much an area under a curve of ranks may differ."""
-    apart = np.abs(np.subtract.outer(np.asarray(first, float), np.asarray(second, float)))
-    return float((apart <= tolerance).mean())
+    difference = np.abs(np.subtract.outer(np.asarray(first, float), np.asarray(second, float)))
+    return float((difference <= tolerance).mean())
 
 
 def _tensor(values: Any) -> Tensor:

@@ -33,22 +33,22 @@ _CPU = torch.device("cpu")
 class World:
     """Process `rank` of `size`, and the device of its tensors.
 
-    `synced`: each call of the model is a collective (parameters sharded by ZeRO-3), so every process must
-    make the same number of calls.
+    `collective_forward`: each call of the model is a collective (parameters sharded by ZeRO-3), so every
+    process must make the same number of calls.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = _CPU
-    synced: bool = False
+    collective_forward: bool = False
 
     @property
     def main(self) -> bool:
         return self.rank == 0
 
-    def with_synced(self, synced: bool) -> World:
+    def with_collective_forward(self, collective_forward: bool) -> World:
         """Return the same processes for a model whose calls are, or are not, collectives."""
-        return replace(self, synced=synced)
+        return replace(self, collective_forward=collective_forward)
 
     def sum(self, value: Tensor) -> Tensor:
         """Sum a tensor over all processes, in place, on each of them. A collective."""
@@ -64,10 +64,10 @@ class World:
     def mine(self, bins: Sequence[Sequence[list[int]]]) -> Iterator[list[int]]:
         """Yield this process's parts of a pass that is split as `bins[rank][round]`. A collective.
 
-        Each part belongs to one process. If `synced`, a process takes its part of every round, also empty
-        ones. Otherwise a free process takes the next part that is not empty, and no process waits.
+        Each part belongs to one process. With `collective_forward` a process takes its part of every round,
+        also empty ones. Otherwise a free process takes the next part that is not empty, and no process waits.
         """
-        if self.synced:
+        if self.collective_forward:
             yield from bins[self.rank]
             return
         parts = [part for each in zip(*bins, strict=True) for part in each if part]
@@ -115,8 +115,8 @@ _PR_SET_PDEATHSIG = 1
 def start_world(device: str) -> World:
     """Join the process group of this run, or start one of a single process.
 
-    RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are as torchrun sets them. With UNLEARN_MEETING
-    the store at that port exists already, and this is the prefix of the run's keys.
+    RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT are as torchrun sets them. If
+    UNLEARN_STORE_PREFIX is set, the store at that port exists already, and its keys have this prefix.
     """
     from accelerate import PartialState  # imports take a second, and passes without training need none
     from accelerate.state import AcceleratorState
@@ -130,7 +130,7 @@ def start_world(device: str) -> World:
         if alone:
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
             atexit.register(_leave)
-        elif (prefix := os.environ.get("UNLEARN_MEETING")) is not None:
+        elif (prefix := os.environ.get("UNLEARN_STORE_PREFIX")) is not None:
             _stop_with_parent()
             dist.init_process_group(
                 backend, store=_store(prefix), rank=int(os.environ["RANK"]),

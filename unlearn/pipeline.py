@@ -81,18 +81,18 @@ class Pipeline:
     def train(self, evaluate: Callable[[Engine, int], Mapping[str, float]]) -> Engine:
         """Train and save the model; `evaluate` measures it on the way."""
         config = self.config
-        found = self.rundir.load_checkpoint()
+        checkpoint = self.rundir.load_checkpoint()
         holder = _LazyEngine(self._fresh_model, self._engine)
         ready = Preparation(config, self.terms, self.sets, self.encoder, self.world)
         sources = {"reference": FrozenModel(self.start.key, holder.hold, holder.whole_head)}
         if self.reinforced is not None:
             sources["reinforced"] = FrozenModel(self.reinforced.key, self._reinforced_model, _as_it_is)
         groups, heads = ready.with_frozen_outputs(ready.groups(sources["reference"]), sources)
-        engine = holder.take({} if found is None else found[1])
+        engine = holder.take({} if checkpoint is None else checkpoint[1])
         probe = None
         if config.probe.on:
             probe = self._probe(config, engine, self.terms, ready.watched(groups, WATCHED))
-            if found is None:
+            if checkpoint is None:
                 probe.begin()
         rate = config.method.rate(config.model.lr_scale)
         trainer = Trainer(
@@ -110,9 +110,9 @@ class Pipeline:
                 probe=probe,
             ),
         )
-        if found is not None:
-            log.info("continuing after step %d", found[0]["step"])
-            trainer.restore(*found)
+        if checkpoint is not None:
+            log.info("continuing after step %d", checkpoint[0]["step"])
+            trainer.restore(*checkpoint)
         elif self.world.main:
             self.rundir.cut_history(0)
         trainer.run()
@@ -159,13 +159,13 @@ class Pipeline:
             }
             edit.fit(model, batches.get("forget", ()), batches.get("retain", ()))
             edit.attach(model)
-            beside = partial(interventions.save, model)
+            save_edits = partial(interventions.save, model)
             own, _ = interventions.split(model.state_dict())
             export.save_pretrained(
-                export.exportable(model, own), self.tokenizer, self.rundir.model, write_extra=beside
+                export.exportable(model, own), self.tokenizer, self.rundir.model, write_extra=save_edits
             )
             live = self._trial(model)
-            del model, second, edit, own, beside
+            del model, second, edit, own, save_edits
             self._verify(live, self.rundir.model)
         self.world.barrier()
 
@@ -180,9 +180,9 @@ class Pipeline:
         if config.method.train is not None:
             adapt.train_only(model, config.method.train)
         if gradient_reach.chosen(config.method, config.model.lora):
-            found = gradient_reach.problems(model, config.method, config.model.lora, self.terms)
-            if found:
-                raise ConfigError(found)
+            problems = gradient_reach.problems(model, config.method, config.model.lora, self.terms)
+            if problems:
+                raise ConfigError(problems)
         if config.hardware.activation_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
@@ -233,9 +233,9 @@ class Pipeline:
                 weights = export.extrapolated(start.state_dict(), weights, scale)
             own, _ = interventions.split(weights)
             plain = export.exportable(engine.module, own)
-            beside = partial(interventions.save, engine.module, weights=weights)
-            export.save_pretrained(plain, self.tokenizer, folder, write_extra=beside)
-            del plain, own, beside
+            save_edits = partial(interventions.save, engine.module, weights=weights)
+            export.save_pretrained(plain, self.tokenizer, folder, write_extra=save_edits)
+            del plain, own, save_edits
         del weights
 
         def verified() -> None:

@@ -56,18 +56,18 @@ class Weighting:
 
     def __call__(self, named: Mapping[str, Tensor]) -> Tensor:
         weigh = partial(self.bound.function, **self.bound.hyper)
-        given = {name: named[name] for name in self.bound.needs}
+        statistics = {name: named[name] for name in self.bound.needs}
         mean = named["batch_mean"][0] if self.batchwise else None
         return token_weights(
-            weigh, given, named["lengths"], granularity=self.granularity, batch_mean=mean, **self.options
+            weigh, statistics, named["lengths"], granularity=self.granularity, batch_mean=mean, **self.options
         )
 
     def instance(self, named: Mapping[str, Tensor]) -> Tensor:
         """The weights whose mean over the step `batch` granularity gives to every token, [B, 1]."""
         weigh = partial(self.bound.function, **self.bound.hyper)
-        given = {name: named[name] for name in self.bound.needs}
+        statistics = {name: named[name] for name in self.bound.needs}
         length_norm = self.options.get("length_norm", False)
-        return instance_weights(weigh, given, named["lengths"], length_norm=length_norm)[:, None]
+        return instance_weights(weigh, statistics, named["lengths"], length_norm=length_norm)[:, None]
 
 
 @dataclass(frozen=True)
@@ -213,10 +213,10 @@ def row_multiples(method: MethodConfig, terms: Sequence[Term]) -> dict[str, int]
 
 
 def two_warmups(method: MethodConfig, key: str = "method") -> str:
-    """What to say of a warm-up that is given in two ways."""
-    said = " and ".join(f"{key}.{name}={value:g}" for name, value in method.warmup.items())
+    """Return the message for a warm-up that is set in two ways."""
+    settings = " and ".join(f"{key}.{name}={value:g}" for name, value in method.warmup.items())
     unset = " or ".join(f"{key}.{name}=null" for name in method.warmup)
-    return f"{said}: the warm-up is given more than once; keep one, with {unset} for the others"
+    return f"{settings}: the warm-up is set more than once; keep one, with {unset} for the others"
 
 
 def _term(key: str, name: str, group: str, weight: float, keys: dict[str, Any]) -> Term:

@@ -192,9 +192,9 @@ def _lacking(sets: Sets) -> list[str]:
 
 
 def _document_nll(read: Records, name: str, examples: Sequence[Example]) -> np.ndarray:
-    told = read.likelihood(f"{name}/document").select(_documents(examples))
+    records = read.likelihood(f"{name}/document").select(_documents(examples))
     # The official loss is of the document's own tokens, without an end token.
-    return mean_nll(without_end(told.logp, told.ended))
+    return mean_nll(without_end(records.logp, records.ended))
 
 
 def _row(name: str, example: Example, text: str | None) -> dict[str, Any]:

@@ -198,8 +198,8 @@ def _texts(examples: Sequence[Example]) -> tuple[Answer, ...]:
 
 
 def _min_k(read: Records, name: str, examples: Sequence[Example], options: Options) -> np.ndarray:
-    told = read.likelihood(name).select(_texts(examples))
-    return mia.min_k(without_end(told.logp, told.ended), options.k)
+    records = read.likelihood(name).select(_texts(examples))
+    return mia.min_k(without_end(records.logp, records.ended), options.k)
 
 
 def _generated(

@@ -221,12 +221,12 @@ def _summaries(scores: dict[str, list[Scores]]) -> dict[str, Scores]:
         kind: {key: np.array([mean(some) for some in np.transpose([e[key] for e in each])]) for key in SCORES}
         for kind, each in scores.items()
     }
-    every = [each for found in scores.values() for each in found]
+    every = [each for of_kind in scores.values() for each in of_kind]
     worst = {key: np.fmax.reduce([each[key] for each in every]) for key in SCORES}
     return {**means, "worst": worst}
 
 
 def _placed(values: np.ndarray, at: Sequence[int], length: int) -> np.ndarray:
-    placed = np.full(length, np.nan)
-    placed[list(at)] = values
-    return placed
+    scattered = np.full(length, np.nan)
+    scattered[list(at)] = values
+    return scattered

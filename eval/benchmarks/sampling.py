@@ -117,12 +117,12 @@ def example_scores(recall: np.ndarray, threshold: float, ks: Sequence[int]) -> d
     measured = [row[~np.isnan(row)] for row in recall]
     # Recall is a ratio of counts: without the margin, rounding would decide 0.8 of five words.
     leaks = [int((row >= threshold - 1e-9).sum()) for row in measured]
-    found = {"rougeL_recall": np.array([mean(row) for row in measured])}
+    scores = {"rougeL_recall": np.array([mean(row) for row in measured])}
     for k in ks:
         pairs = zip(leaks, measured, strict=True)
-        found[f"leakage_at_{k}"] = np.array([any_leaks(c, len(row), k) for c, row in pairs])
-        found[f"rougeL_recall_max_at_{k}"] = np.array([expected_max(row, k) for row in measured])
-    return found
+        scores[f"leakage_at_{k}"] = np.array([any_leaks(c, len(row), k) for c, row in pairs])
+        scores[f"rougeL_recall_max_at_{k}"] = np.array([expected_max(row, k) for row in measured])
+    return scores
 
 
 def any_leaks(leaks: int, samples: int, k: int) -> float:

@@ -135,7 +135,7 @@ class Live:
     def _packed(self) -> Packed:
         state = [parameter._version for parameter in self.model.parameters()]
         if self._known.get("state") != state:
-            self._known.update(state=state, packed={} if self.world.synced else pack(self.model))
+            self._known.update(state=state, packed={} if self.world.collective_forward else pack(self.model))
         return cast(Packed, self._known["packed"])
 
     def _passes(
@@ -151,7 +151,7 @@ class Live:
         results = []
         with evaluating(self.model), self._bar(label, len(widths)) as advance:
             for turn, part in enumerate(self.world.mine(bins)):
-                together = [each[turn] for each in bins] if self.world.synced else [part]
+                together = [each[turn] for each in bins] if self.world.collective_forward else [part]
                 limit = max(sum(answers[j] for j in each) for each in together)
                 result = call(part or [0], limit)  # also without a part of its own: a collective
                 results += [(part, result)] if part else []

@@ -55,10 +55,10 @@ class Words:
         if self.name == "rouge-score":
             words: list[str] = tokenize(text, stemmer)
             return words
-        found = _WORD.findall(_folded(text))
+        matches = _WORD.findall(_folded(text))
         if stemmer is None:
-            return found
-        return [stemmer.stem(word) if len(word) > 3 and word.isascii() else word for word in found]
+            return matches
+        return [stemmer.stem(word) if len(word) > 3 and word.isascii() else word for word in matches]
 
 
 def words_of(references: Iterable[str | None], choice: Choice = "auto", *, stemmer: bool = True) -> Words:

@@ -26,17 +26,17 @@ class Score(Protocol):
     """Evaluate a model with the configured benchmarks; a collective."""
 
     def __call__(
-        self, model: nn.Module, label: str, roles: Sequence[Role], *, synced: bool = False,
-        cheap: bool = False, without: frozenset[str] = frozenset(),
+        self, model: nn.Module, label: str, roles: Sequence[Role], *, collective_forward: bool = False,
+        likelihood_only: bool = False, exclude_ids: frozenset[str] = frozenset(),
     ) -> dict[str, float]:  # fmt: skip
         """Return the benchmarks' metrics by their own keys, of sets with one of these roles.
 
         Records are in `eval/<label>/<benchmark>` and are not collected twice: a label belongs to one model.
 
-        - `synced`: every call of the model is a collective (ZeRO-3).
-        - `cheap`: only likelihoods are needed; metrics of generated text then mean nothing.
-        - `without`: ids of examples to leave out of the records of the label, which was scored before; the
-          model is not called.
+        - `collective_forward`: every call of the model is a collective (ZeRO-3).
+        - `likelihood_only`: only likelihoods are needed; metrics of generated text then mean nothing.
+        - `exclude_ids`: ids of examples to leave out of the records of a label that was scored
+          before. The model is not called.
         """
 
 

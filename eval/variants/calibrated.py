@@ -66,16 +66,16 @@ def check(options: Options, config: RunConfig) -> list[str]:
 def _metric(options: Options, config: RunConfig) -> list[str]:
     """Return why the chosen benchmarks do not give a metric of retention, if so."""
     has = available(config.dataset)
-    given = [key for name in config.eval.benchmarks for key in metrics_of(name, has)]
-    if not given:  # refused by the check of the benchmarks
+    keys = [key for name in config.eval.benchmarks for key in metrics_of(name, has)]
+    if not keys:  # refused by the check of the benchmarks
         return []
-    if options.metric is not None and not can_be(options.metric, given):
-        near = did_you_mean(options.metric, given)
+    if options.metric is not None and not can_be(options.metric, keys):
+        near = did_you_mean(options.metric, keys)
         return [f"metric={options.metric}: the benchmarks give no such number{near}"]
-    if options.metric is None and not any(key.endswith(f"/{end}") for end in PREFERRED for key in given):
+    if options.metric is None and not any(key.endswith(f"/{end}") for end in PREFERRED for key in keys):
         return [
             f"metric is not set, and the benchmarks give no {' or '.join(PREFERRED)}: set it to a metric of "
-            f"retention (of: {', '.join(given)})"
+            f"retention (of: {', '.join(keys)})"
         ]
     return []
 
@@ -121,15 +121,15 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
         )
 
     def retention(alpha: float) -> float:
-        found = known.get(alpha, {})
-        return _value(found if metric in found else _probe(bench, alpha, metric), metric) / goal
+        metrics = known.get(alpha, {})
+        return _value(metrics if metric in metrics else _probe(bench, alpha, metric), metric) / goal
 
-    kept: dict[float, float] = {}
-    alpha = largest(lambda a: kept.setdefault(a, retention(a)) >= options.share, options.passes)
+    retentions: dict[float, float] = {}
+    alpha = largest(lambda a: retentions.setdefault(a, retention(a)) >= options.share, options.passes)
     final = known[1.0] if alpha == 1 else whole if alpha == 0 else {}
     if not final:
         final = bench.score(mixed(bench, alpha), f"calibrated/{alpha}", ROLES)
-    summary = {"calibrated/alpha": alpha, "calibrated/retention": kept.get(alpha, 1.0)}
+    summary = {"calibrated/alpha": alpha, "calibrated/retention": retentions.get(alpha, 1.0)}
     return prefixed("calibrated", final) | summary
 
 
@@ -193,9 +193,11 @@ def mix(model: nn.Module, target: nn.Module, alpha: float) -> None:
 
 
 def _probe(bench: Workbench, alpha: float, metric: str | None) -> dict[str, float]:
-    cheap = metric is not None and metric.rpartition("/")[2] in _LIKELIHOODS
+    likelihood_only = metric is not None and metric.rpartition("/")[2] in _LIKELIHOODS
     roles: tuple[Role, ...] = ("retain",) if metric is None or "retain" in metric else ("retain", "utility")
-    return bench.score(mixed(bench, alpha), f"calibrated/probe-{alpha}", roles, cheap=cheap)
+    return bench.score(
+        mixed(bench, alpha), f"calibrated/probe-{alpha}", roles, likelihood_only=likelihood_only
+    )
 
 
 def _value(metrics: Mapping[str, float], metric: str) -> float:

@@ -116,9 +116,9 @@ def quantised(weight: Tensor, bits: int, group: int | None = None, *, symmetric:
     padding = -columns % size  # zeros change no range: each contains 0
     w = nn.functional.pad(weight.float(), (0, padding)).view(out, -1, size)
     if symmetric:
-        most = 2 ** (bits - 1) - 1
-        scale = _divisor(w.abs().amax(-1, keepdim=True) / most)
-        rounded = (w / scale).round().clamp(-most, most) * scale
+        largest = 2 ** (bits - 1) - 1
+        scale = _divisor(w.abs().amax(-1, keepdim=True) / largest)
+        rounded = (w / scale).round().clamp(-largest, largest) * scale
     else:
         low = w.amin(-1, keepdim=True).clamp(max=0)
         scale = _divisor((w.amax(-1, keepdim=True).clamp(min=0) - low) / (2**bits - 1))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -116,12 +117,13 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
                     f"relearning: the loss is not finite at step {trainer.steps_made + 1}; lower "
                     f"eval.variants.relearning.lr={options.lr}"
                 ) from error
-            label, synced = f"relearning/{steps}", trainer.engine.zero == 3
-            model = trainer.engine.module
-            metrics |= prefixed(label, bench.score(model, label, ["forget"], synced=synced))
+            label, engine = f"relearning/{steps}", trainer.engine
+            score = partial(
+                bench.score, engine.module, label, ["forget"], collective_forward=engine.zero == 3
+            )
+            metrics |= prefixed(label, score())
             if seen:
-                unseen = bench.score(model, label, ["forget"], synced=synced, without=seen)
-                metrics |= prefixed(f"{label}{UNSEEN}", unseen)
+                metrics |= prefixed(f"{label}{UNSEEN}", score(exclude_ids=seen))
     return metrics | {"relearning/steps": max(options.steps), "relearning/examples": len(examples)}
 
 

@@ -1,4 +1,4 @@
-"""Check rows, tokenizers and model shapes of a run before it starts. Weights are not read."""
+"""Check rows, tokenizers and model shapes of a run before it starts, without reading weights."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def inspect(config: RunConfig, plan: Plan) -> list[str]:
 def _rows(plan: Plan) -> list[str]:
     """Check all rows of the sets that the plan's runs read: columns, types, overlap of forget and retain set.
 
-    A dry run may be without the hub; a dataset that it cannot read there is a warning.
+    A dry run may have no access to the hub: there an unavailable dataset is a warning.
     """
     warnings: list[str] = []
     read = []
@@ -99,7 +99,7 @@ def _steps(plan: Plan) -> list[str]:
     """Check the warm-up of each run of the plan, and warn of a rule that never starts.
 
     Raises:
-        UserError: the warm-up leaves no step at the peak rate; names both numbers of steps.
+        UserError: the warm-up leaves no step at the peak rate; the message has both numbers of steps.
     """
     warnings = []
     for run in plan.runs:
@@ -118,7 +118,7 @@ def _steps(plan: Plan) -> list[str]:
 
 
 def _counts_steps(method: MethodConfig) -> bool:
-    """Whether the lengths of training and warm-up are known without the data."""
+    """Return whether the lengths of training and warm-up are known without the data."""
     return method.steps is not None and "warmup_epochs" not in method.warmup
 
 
@@ -131,7 +131,7 @@ def _steps_per_epoch(config: RunConfig) -> int | None:
         return None
     if not examples:
         return None
-    if any(example.question is None for example in examples):  # plain texts are cut into pieces
+    if any(example.question is None for example in examples):  # plain texts are split into chunks
         tokenizer = load_tokenizer(config.model)
         examples = make_encoder(config.model, tokenizer, config.dataset.max_length).chunks(examples)
     multiple = row_multiples(method, bind(method)).get(anchor, 1)
@@ -139,7 +139,7 @@ def _steps_per_epoch(config: RunConfig) -> int | None:
 
 
 def _idle_rule(method: MethodConfig) -> list[str]:
-    """Warn of a rule whose own warm-up is as long as the training."""
+    """Warn of a rule whose warm-up is as long as the training."""
     epochs = getattr(make_rule(**method.rule.model_dump()), "warmup_epochs", 0.0)
     if method.steps is not None or epochs < method.epochs:
         return []

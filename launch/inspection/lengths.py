@@ -1,4 +1,4 @@
-"""Check lengths of texts in tokens against `dataset.max_length` and the positions of the model."""
+"""Check the lengths of texts in tokens against `dataset.max_length` and the model's positions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from unlearn.models.locate import ModelError
 T = TypeVar("T")
 
 _UNCUT = 1 << 30
-_SPECIAL = 16  # tokens that a text can have in addition to one for each byte
+_SPECIAL = 16  # tokens that a text can have in addition to one per byte
 _BATCH = 2048  # texts tokenised in one call
 
 
@@ -41,14 +41,14 @@ class Lengths:
         overhead = 0
         if texts.prompted():
             overhead = len(self.encoder.format.prompt(self.encoder.tokenizer, "x").encode())
-        trained = [text for text in texts.trained if not text.plain]  # plain texts are cut into pieces
+        trained = [text for text in texts.trained if not text.plain]  # plain texts are split into chunks
         self._refuse_full(self._long(trained, overhead))
         warnings = self._cut([*self._long(trained, overhead), *self._long(texts.scored, overhead)])
         self._sampled(texts.sampled, overhead)
         return warnings + self._answers(texts.generated, overhead)
 
     def _long(self, texts: Iterable[Text], overhead: int) -> list[tuple[Text, int, int]]:
-        """Return texts that may be too long, with the lengths of their prompts and of the whole."""
+        """Return texts that may be too long, each with the lengths of its prompt and of the whole."""
         room = self.max_length if self.positions is None else min(self.max_length, self.positions)
         lengths: list[tuple[Text, int, int]] = []
         for raw in (False, True):
@@ -91,7 +91,7 @@ class Lengths:
         ]
 
     def _answers(self, prompts: Iterable[Prompt], overhead: int) -> list[str]:
-        """Warn where the model has no room for all tokens that an answer may have."""
+        """Warn of prompts after which the model has too few positions for an answer of full length."""
         if self.positions is None:
             return []
         short = [each for each in self._prompts(prompts, overhead) if each[1] + each[0].new > self.positions]
@@ -141,12 +141,12 @@ class Lengths:
 
 
 def _bytes(*texts: str) -> int:
-    """Bound the number of tokens: at most one per byte, and some special ones."""
+    """Bound the number of tokens: at most one per byte, plus special tokens."""
     return sum(len(text.encode()) for text in texts) + _SPECIAL
 
 
 def batches(items: Iterable[T]) -> Iterator[list[T]]:
-    """Yield the items in lists that are small enough to tokenise at once."""
+    """Yield the items in lists that are small enough for one tokenizer call."""
     rest = iter(items)
     while batch := list(islice(rest, _BATCH)):
         yield batch

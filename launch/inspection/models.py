@@ -1,7 +1,7 @@
 """Check the model of each run of a plan before training: files, prompts, token ids and lengths.
 
-Of the weights only the files' headers are read. Texts are tokenised only where they could be too long, or
-where the tokenizer has tokens that the model does not.
+Only the headers of weight files are read. Texts are tokenised only if they could be too long, or if the
+tokenizer has tokens for which the model has no embedding.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ def inspect_models(config: RunConfig, plan: Plan) -> list[str]:
 
 
 def _by_source(plan: Plan) -> dict[str | None, list[Planned]]:
-    """Group the runs that are not complete by the source of their weights.
+    """Group the incomplete runs by the source of their weights.
 
-    Where that is a model which the plan makes, its own source counts.
+    For a source that the plan itself makes, the source of that run counts.
     """
     starts = {str(run.rundir.model): run.job.start.source for run in plan.runs}
     by_source: dict[str | None, list[Planned]] = {}
@@ -118,7 +118,7 @@ def _check_adapters(config: RunConfig, model: Any) -> None:
     """Check that the model has the modules of `model.lora` and the parameters of `method.train`.
 
     Raises:
-        UserError: it does not.
+        UserError: a module or parameter is missing.
     """
     method, lora = config.method, config.model.lora
     if not method.terms:
@@ -130,10 +130,10 @@ def _check_adapters(config: RunConfig, model: Any) -> None:
 
 
 def _check_specials(encoder: Encoder) -> None:
-    """Check that the model has embeddings for the end token and for those before every text.
+    """Check that the model has embeddings for the end token and for the tokens before every text.
 
     Raises:
-        DataError: it does not.
+        DataError: an embedding is missing.
     """
     rows = encoder.limits.vocabulary
     assert rows is not None
@@ -150,7 +150,7 @@ def _check_vocabulary(encoder: Encoder, texts: Texts) -> None:
     """Check that the model has embeddings for the tokens of all texts.
 
     Raises:
-        DataError: it does not.
+        DataError: an embedding is missing.
     """
     rows = encoder.limits.vocabulary
     if rows is None or max(encoder.tokenizer.get_vocab().values(), default=0) < rows:

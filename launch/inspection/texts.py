@@ -1,4 +1,4 @@
-"""Collect the texts that the runs of a plan train on, score, and generate answers to."""
+"""Collect the texts that the runs of a plan train on and score, and the prompts that they answer."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ from unlearn.terms import training_sets, watched_sets
 
 @dataclass(frozen=True, order=True)
 class Text:
-    """A text that a run reads; `where` names it in messages. `plain`: without a question. `raw`: without the
-    prompt format.
+    """A text that a run reads; `where` names it in messages.
+
+    `plain`: without a question. `raw`: without the prompt format.
     """
 
     where: str
@@ -53,13 +54,13 @@ class Texts:
     sampled: dict[Prompt, None]
 
     def prompted(self) -> bool:
-        """Whether any question uses the prompt format."""
+        """Return whether any question uses the prompt format."""
         texts = [*self.trained, *self.scored]
         return any(not t.plain and not t.raw for t in texts) or any(not p.raw for p in self.generated)
 
 
 def texts_of(runs: Sequence[Planned]) -> Texts:
-    """Collect the texts of the runs, each once; sets that cannot be read are left out."""
+    """Collect the distinct texts of the runs; sets that cannot be read are left out."""
     texts = Texts({}, {}, {}, {})
     for run in runs:
         config = run.job.config

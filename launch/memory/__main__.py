@@ -25,7 +25,7 @@ from unlearn.guard import tool
 from unlearn.models import adapt
 
 USABLE = 0.9
-"""The share of a card that tensors can use; CUDA, fragmentation and kernels take the rest."""
+"""The share of a GPU's memory that tensors can use; CUDA, fragmentation and kernels take the rest."""
 PAPER = ("gpu", "gpu-offload", "gpu-8", "gpu-8-zero3", "gpu-2x8-zero3")
 CARDS = (24, 40, 80)
 RANK = 16
@@ -49,7 +49,7 @@ def composed(*overrides: str) -> RunConfig:
 
 
 def fits(memory: Memory, card_gib: float) -> bool:
-    """Whether a process fits on a GPU of this size."""
+    """Return whether a process fits on a GPU of this size."""
     return memory.device <= USABLE * card_gib * GIB
 
 

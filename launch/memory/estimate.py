@@ -1,7 +1,7 @@
 """Estimate the memory of a training by formula: nothing is loaded or allocated.
 
 Weights, gradients and optimizer state follow ZeRO (arXiv 1910.02054, §3 and §5) as DeepSpeed 0.19 allocates
-them. Activations are what autograd keeps of a Llama block, and the peak that the backward adds.
+them. Activations are the tensors of a Llama block that autograd keeps, and the peak that the backward adds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ GIB = 2**30
 BUCKET = 500_000_000
 """Elements of DeepSpeed's buffer for reducing gradients (`reduce_bucket_size`); on GPUs it has full size."""
 GATHERED = 1_000_000_000
-"""Elements that ZeRO-3 keeps gathered because they are soon used again (`stage3_max_reuse_distance`)."""
+"""Elements that ZeRO-3 keeps gathered for an early reuse (`stage3_max_reuse_distance`)."""
 _KINDS = {"norm": ("norm", "ln_"), "in": ("q_proj", "k_proj", "v_proj", "qkv", "query_key_value", "c_attn"),
           "up": ("gate_proj", "up_proj", "fc1", "h_to_4h", "c_fc"),
           "down": ("down_proj", "fc2", "4h_to_h")}  # fmt: skip
@@ -32,7 +32,7 @@ _KINDS = {"norm": ("norm", "ln_"), "in": ("q_proj", "k_proj", "v_proj", "qkv", "
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a model that determine its memory; `learned`: the parts of a block that are trained."""
+    """The sizes of a model that determine its memory; `learned`: the trained parts of a block."""
 
     vocabulary: int
     hidden: int
@@ -53,9 +53,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Load:
-    """One micro-batch: padded tokens, length of the longest sequence, and positions that the head runs on.
+    """One micro-batch: padded tokens, length of the longest sequence, and positions of the head.
 
-    `cached`: answer tokens for which outputs of frozen models are cached before the training.
+    `cached`: answer tokens whose outputs of frozen models are cached before the training.
     """
 
     tokens: int
@@ -68,9 +68,9 @@ class Load:
 class Memory:
     """Bytes of one process. The first seven parts are on its device, `host` is in the machine's memory.
 
-    `activations` are kept for the backward, and `peak` is what the backward adds at most (mainly logits).
-    `buffers` are DeepSpeed's, `extras` the method's. `cache` holds outputs of frozen models, on disk and in
-    the host's memory.
+    `activations` are kept for the backward, and `peak` is the maximum that the backward adds (mainly
+    logits). `buffers` are DeepSpeed's, `extras` the method's. `cache` holds outputs of frozen models, on disk
+    and in the host's memory.
     """
 
     parameters: float = 0.0
@@ -94,10 +94,10 @@ def estimate(shape: Shape, config: RunConfig, load: Load) -> Memory:
     hardware, method = config.hardware, config.method
     if not method.sets:  # evaluation only
         return Memory(parameters=shape.parameters * _size(hardware))
-    kept, extra = activations(shape, hardware, method, load)
+    saved, peak = activations(shape, hardware, method, load)
     state = _state(shape, hardware)
     return Memory(
-        **state, activations=kept, peak=extra, extras=_extras(shape, hardware, method),
+        **state, activations=saved, peak=peak, extras=_extras(shape, hardware, method),
         cache=_cache(shape, method, load),
     )  # fmt: skip
 
@@ -107,7 +107,7 @@ def _size(hardware: HardwareConfig) -> int:
 
 
 def _state(shape: Shape, hardware: HardwareConfig) -> dict[str, float]:
-    """Estimate weights, gradients, optimizer state and buffers, and which of them are offloaded."""
+    """Estimate weights, gradients, optimizer state and buffers, with the offloaded ones in `host`."""
     size, share = _size(hardware), hardware.processes
     stage = deepspeed_config(hardware, clip=0.0)["zero_optimization"]["stage"]
     trained = shape.trained / (share if stage else 1)
@@ -122,7 +122,7 @@ def _state(shape: Shape, hardware: HardwareConfig) -> dict[str, float]:
     # ZeRO 1 and 2 always update an fp32 copy of the weights; ZeRO 3 only where the weights are not fp32.
     master = 4 if stage in (1, 2) or (stage and size == 2) else 0
     gradients, optimizer = 4 * trained, (8 + master) * trained
-    if hardware.offload:  # the gradient is kept twice: as summed, and for the optimizer
+    if hardware.offload:  # two copies of the gradient: the sum, and the optimizer's
         host += gradients * 2 + optimizer
         gradients = optimizer = 0.0
     return {
@@ -134,13 +134,13 @@ def _state(shape: Shape, hardware: HardwareConfig) -> dict[str, float]:
 def activations(
     shape: Shape, hardware: HardwareConfig, method: MethodConfig, load: Load
 ) -> tuple[float, float]:
-    """Estimate what the forward of a micro-batch keeps for its backward, and the peak that this adds."""
+    """Estimate the activations of a micro-batch that its backward needs, and the peak of that backward."""
     size, tokens = _size(hardware), load.tokens
     block = block_bytes(shape, size, load.width) * tokens
     layers = shape.layers - shape.first
     last = _norm(shape, size, True) * tokens + load.answers * shape.hidden * size
     head = _head(shape, hardware, method, load)
-    # Gradients at the widest point of a block, while its activations are not freed yet.
+    # Gradients at the widest point of a block, before its activations are freed.
     inside = (3 * shape.inner + 2 * shape.hidden) * size * tokens
     if hardware.activation_checkpointing:
         return shape.layers * shape.hidden * size * tokens + last, max(head, block + inside)
@@ -148,19 +148,19 @@ def activations(
 
 
 def block_bytes(shape: Shape, size: int, width: int) -> float:
-    """Return the bytes that autograd keeps of one token in one block."""
+    """Return the bytes that autograd saves for one token in one block."""
     learned = shape.learned
     queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    # Both norms: their input in fp32, its normalised form for the norm's weight, their output for matrices.
-    kept: float = _norm(shape, size, "in" in learned) + _norm(shape, size, "up" in learned)
-    kept += size * (2 * queries + 2 * keys)  # queries, keys, values and the output
+    # Both norms: the input in fp32, its normalised form for the norm's weight, the output for matrices.
+    saved: float = _norm(shape, size, "in" in learned) + _norm(shape, size, "up" in learned)
+    saved += size * (2 * queries + 2 * keys)  # queries, keys, values and the output
     if shape.attention == "eager":  # probabilities of every pair in fp32, and in compute precision
-        kept += shape.heads * width * (4 if size == 4 else 4 + size)
+        saved += shape.heads * width * (4 if size == 4 else 4 + size)
     else:
-        kept += 4 * shape.heads  # the logarithm of each softmax's sum
+        saved += 4 * shape.heads  # the logarithm of each softmax's sum
     # The gate before and after its activation, the other factor, and their product if `down` is trained.
-    kept += size * shape.inner * ((3 if shape.gated else 1) + ("down" in learned))
-    return kept + size * shape.adapters
+    saved += size * shape.inner * ((3 if shape.gated else 1) + ("down" in learned))
+    return saved + size * shape.adapters
 
 
 def _norm(shape: Shape, size: int, feeds: bool) -> int:
@@ -182,7 +182,7 @@ def _head(shape: Shape, hardware: HardwareConfig, method: MethodConfig, load: Lo
 
 
 def _extras(shape: Shape, hardware: HardwareConfig, method: MethodConfig) -> float:
-    """Estimate what the gradient rule, the mean teacher, `schedule=auto` and frozen heads keep."""
+    """Estimate the tensors of the gradient rule, the mean teacher, `schedule=auto` and frozen heads."""
     size, share = _size(hardware), hardware.processes
     stage = deepspeed_config(hardware, clip=0.0)["zero_optimization"]["stage"]
     terms = bind(method)
@@ -193,17 +193,16 @@ def _extras(shape: Shape, hardware: HardwareConfig, method: MethodConfig) -> flo
     live = part if stage == 3 else whole
     needed = {each for term in terms for each in term.statistics}
     if any(each.source == "teacher" for each in needed):
-        extras += live * (
-            4 + (size if size == 2 else 0)
-        )  # in fp32, and during its forward in compute precision
-    if method.schedule == "auto":  # weights before, between and after an update that is probed
+        # In fp32, and during its forward in compute precision.
+        extras += live * (4 + (size if size == 2 else 0))
+    if method.schedule == "auto":  # weights before, between and after a probed update
         extras += 3 * live * size
     heads = sum(each.cached and each.quantity == "logits" for each in needed)
     return extras + heads * shape.vocabulary * shape.hidden * size
 
 
 def _cache(shape: Shape, method: MethodConfig, load: Load) -> float:
-    """Estimate the cached outputs of frozen models: for each answer token a number, or hidden states."""
+    """Estimate the cached outputs of frozen models: a number or hidden states for each answer token."""
     cached = {each for term in bind(method) for each in term.statistics if each.cached}
     numbers = sum(each.quantity == "logp" for each in cached)
     states = len(cached) - numbers
@@ -211,7 +210,7 @@ def _cache(shape: Shape, method: MethodConfig, load: Load) -> float:
 
 
 def shape_of(config: RunConfig) -> Shape | None:
-    """Return the shape of the run's model with adapters or edits; None where it is not on this machine."""
+    """Return the shape of the run's model with adapters or edits; None if it is not on this machine."""
     if is_plain_nano(config.model, config.method):
         return _nano_shape(config.model)
     model = models.blueprint(config.model, config.method)
@@ -253,7 +252,7 @@ def read_shape(model: nn.Module) -> Shape:
 
 
 def bound(config: RunConfig) -> Load:
-    """Return the largest possible micro-batch: texts of `dataset.max_length` tokens, all of them answers."""
+    """Return the largest possible micro-batch: texts of `dataset.max_length` tokens, all answer tokens."""
     method, hardware = config.method, config.hardware
     width = config.dataset.max_length
     kinds = max(1, len({term.group for term in bind(method)}))

@@ -8,6 +8,7 @@ from glob import glob
 from pathlib import Path
 from typing import NamedTuple
 
+from unlearn.errors import listed
 from unlearn.run_dir import RunDir
 
 _ANY = RunDir(Path())
@@ -51,6 +52,5 @@ def left_out_lines(left_out: Sequence[LeftOut], limit: int | None = None) -> lis
     lines = []
     for reason in dict.fromkeys(reason for _, reason in left_out):
         names = [name for name, why in left_out if why == reason]
-        rest = f" and {len(names) - limit} more" if limit and len(names) > limit else ""
-        lines.append(f"{len(names)} left out, {reason}: {', '.join(names[:limit])}{rest}")
+        lines.append(f"{len(names)} left out, {reason}: {listed(names, limit or len(names))}")
     return lines

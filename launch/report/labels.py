@@ -1,4 +1,4 @@
-"""Labels of rows and tasks: no longer than needed to tell them apart."""
+"""Labels of rows and tasks: no longer than needed to distinguish them."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from launch.report.run_groups import RunSettings, mark
 from launch.report.settings import word
 
 _LONGEST = 32  # characters of a setting
-_ALL_UP_TO = 4  # settings; of more, a label has as few as tell the same runs apart
+_ALL_UP_TO = 4  # settings; of more, a label has as few as distinguish the same runs
 _FIRST = ("model.name", "model.path", "dataset.name", "dataset.forget", "method.lr", "method.epochs")
 
 
 def distinguishing(keys: Sequence[str], runs: Sequence[RunSettings]) -> list[str]:
-    """Return the settings that a label needs to tell these runs apart."""
+    """Return the settings that a label needs to distinguish these runs."""
     if len(keys) <= _ALL_UP_TO:
         return list(keys)
     counts = {key: len({mark(run, [key]) for run in runs}) for key in keys}

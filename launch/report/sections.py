@@ -20,7 +20,7 @@ from launch.report.traces import label
 
 SAMPLES_PER_SET = 100
 _MAX_CARDS = 8
-_MAX_SCORES = 5  # numbers beside an answer
+_MAX_SCORES = 5  # numbers next to an answer
 
 
 def judgements(judged: Mapping[str, Judged]) -> list[dict[str, Any]]:

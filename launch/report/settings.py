@@ -1,4 +1,4 @@
-"""The settings of a configuration: which ones tell runs apart, and how pages and tables write them."""
+"""The settings of a configuration: which ones distinguish runs, and how pages and tables write them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def flat(nested: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 
 
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys of a flat configuration that tell runs apart, without those that are null."""
-    kept = [key for key in config if _SETTINGS.fullmatch(key) and not _NO_SETTINGS.fullmatch(key)]
-    return {key: plain(config[key]) for key in kept if config[key] is not None}
+    """Return the keys of a flat configuration that distinguish runs, without those that are null."""
+    keys = [key for key in config if _SETTINGS.fullmatch(key) and not _NO_SETTINGS.fullmatch(key)]
+    return {key: plain(config[key]) for key in keys if config[key] is not None}
 
 
 def plain(value: Any) -> Any:

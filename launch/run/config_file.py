@@ -1,4 +1,4 @@
-"""config.yaml of a run directory: the configuration, the job of the run, and what it ran with."""
+"""config.yaml of a run directory: the configuration, the job of the run, versions and host."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_config(run: Planned) -> None:
     """Write the resolved configuration with its fingerprint, job, git revision and package versions.
 
     Raises:
-        BrokenFile: the config.yaml that is there cannot be read.
+        BrokenFile: an existing config.yaml cannot be read.
         UserError: the directory holds another run.
     """
     from omegaconf import OmegaConf
@@ -46,7 +46,7 @@ def write_config(run: Planned) -> None:
                 f"{run.directory} holds another run (fingerprint {fingerprint}, not {job.fingerprint}): "
                 "choose another hydra.run.dir, or remove the folder"
             )
-    # Results of another evaluation must not count as those of this run while it is being made.
+    # Results of another evaluation must not count as this run's while it is being made.
     rundir.results.unlink(missing_ok=True)
     values = {
         **job.config.model_dump(mode="json"),
@@ -72,11 +72,11 @@ def write_config(run: Planned) -> None:
 
 
 def read_config(rundir: RunDir) -> dict[str, Any]:
-    """Return the file as a plain mapping; paths below the home directory are `~/…`, as they are stored.
+    """Return config.yaml as a plain mapping; paths below the home directory are stored as `~/…`.
 
     Raises:
         FileNotFoundError: there is no config.yaml.
-        BrokenFile: it is not YAML, or not a mapping.
+        BrokenFile: the file is not YAML, or not a mapping.
     """
     try:
         values = yaml.load(rundir.config.read_text(encoding="utf-8"), Loader=_loader())
@@ -90,7 +90,7 @@ def read_config(rundir: RunDir) -> dict[str, Any]:
 
 
 def read_stored(rundir: RunDir) -> dict[str, Any]:
-    """Return what `write_config` wrote.
+    """Return the mapping that `write_config` wrote.
 
     Raises:
         BrokenFile: the file was cut short or overwritten.
@@ -104,7 +104,7 @@ def read_stored(rundir: RunDir) -> dict[str, Any]:
 def read_job(rundir: RunDir) -> tuple[Job, str]:
     """Return the job of a run directory and its role in the plan.
 
-    A stored path that begins with `~` is below the home directory of the reader.
+    `~` in a stored path is expanded to the home directory of the reader.
 
     Raises:
         BrokenFile: the file was cut short or overwritten.
@@ -120,7 +120,7 @@ def read_job(rundir: RunDir) -> tuple[Job, str]:
 
 @cache
 def _loader() -> type[Any]:
-    """The loader of libyaml, ten times as fast as the one in Python, with the types that OmegaConf gives.
+    """Return libyaml's loader, ten times as fast as Python's, with OmegaConf's types.
 
     1e-5 is a number, which YAML 1.1 reads as text; a date stays text.
     """
@@ -144,7 +144,7 @@ def _versions() -> dict[str, str]:
 
 @cache
 def _git_revision() -> str | None:
-    """The revision of the program when it made its first run, None outside of a git repository."""
+    """Return the git revision of the program at its first run; None outside of a git repository."""
     described = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=Path(__file__).resolve().parent,

@@ -1,4 +1,4 @@
-"""Make one planned run: its lock, its directory, its processes."""
+"""Make one planned run under its lock, in its directory, with its processes."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ log = logging.getLogger(__name__)
 
 
 def is_complete(run: Planned) -> bool:
-    """Tell whether the directory holds the results of this configuration and this evaluation.
+    """Return whether the directory holds the results of this configuration and this evaluation.
 
-    For a run that is made for its model alone, any evaluation counts.
+    For a run that is made only for its model, any evaluation counts.
     """
     rundir, config = run.rundir, run.job.config
     if not rundir.results.is_file() or not rundir.config.is_file():
@@ -36,14 +36,14 @@ def is_complete(run: Planned) -> bool:
 
 
 def ensure(run: Planned, *, progress: bool = True) -> dict[str, float | None]:
-    """Return the results of a run, which is made or continued unless it is complete.
+    """Make or continue a run unless it is complete, and return its results.
 
     One command at a time works on a run; others wait. The lock is the operating system's, so it ends with its
-    process. The tasks of a Slurm step share the work: the first one decides, the others follow.
+    process. The tasks of a Slurm step share the work: the first task decides, the others follow.
 
     Raises:
         UserError: the directory belongs to another run, or the run failed.
-        Stopped: a signal stopped it; start it again to continue.
+        Stopped: a signal stopped the run; started again, it continues.
     """
     team = team_of(this_task())
     team.begin()
@@ -74,7 +74,7 @@ def _decide(run: Planned, team: Team, progress: bool) -> dict[str, float | None]
     if not is_complete(run):
         write_config(run)
         if run.job.config.hardware.processes == 1 and not team.others:
-            from launch.run.worker import work  # imports DeepSpeed, which a finished run does not need
+            from launch.run.worker import work  # imports DeepSpeed, which a complete run does not need
 
             work(run.directory, progress=progress)
         else:
@@ -91,7 +91,7 @@ def _locked(run: Planned) -> Iterator[None]:
     except Timeout:
         log.warning("%s is being made by another process: waiting", run.directory)
         lock.acquire()
-    try:  # `with lock` would acquire it a second time, and hold it after a failure
+    try:  # `with lock` would acquire the lock a second time, and hold it after a failure
         yield
     finally:
         lock.release()

@@ -1,4 +1,4 @@
-"""The way of one run in one process: prepare, train, evaluate, write down.
+"""Execute one run in one process: prepare, train, evaluate, write the results.
 
 Every process of a run calls `execute` with the same arguments.
 """
@@ -46,16 +46,16 @@ log = logging.getLogger(__name__)
 
 
 def execute(job: Job, rundir: RunDir, tracker: Logger, *, progress: bool = True) -> dict[str, float]:
-    """Train if the model is not there yet, evaluate, and return the summary numbers.
+    """Train unless the model is already saved, evaluate, and return the results.
 
     Raises:
         UserError: the data, the model or the loss make the run impossible; the message says what to do.
-        Stopped: a signal asked for it; start the run again to continue it, in training from a checkpoint.
+        Stopped: a signal stopped the run; started again, it continues, in training from a checkpoint.
     """
     started = time.monotonic()
     _prepare_process(job.config)
     world = start_world(job.config.hardware.device)
-    # Of several processes one may have left the others in a collective: there the signal ends them all.
+    # Of several processes one could stop while the others wait in a collective: there the signal ends all.
     stopping = on_stop(_stop) if world.size == 1 else nullcontext()
     try:
         with stopping:
@@ -76,7 +76,7 @@ class _Run:
         self.progress, self.started = progress, started
         trained = training_sets(config) | watched_sets(config)
         self.sets = load_sets(config.dataset, trained | evaluation_sets(config))
-        for name in config.eval.benchmarks:  # what cannot be measured is refused before it is trained for
+        for name in config.eval.benchmarks:  # refuse what cannot be measured before training
             requests_of(name, self._scored_sets(), benchmark_options(config, name))
         tokenizer = load_tokenizer(config.model, source)
         self.encoder = make_encoder(
@@ -84,7 +84,7 @@ class _Run:
         )
         for note in self.encoder.notes():
             log.info("%s", note)
-        for name in trained & self.sets.keys():  # a long text is trained on to its end
+        for name in trained & self.sets.keys():  # training uses long texts in full
             self.sets[name] = self.encoder.chunks(self.sets[name])
         self.pipeline = Pipeline(
             config, job.start, job.reinforced, rundir, tracker, world, self.sets, tokenizer, self.encoder,
@@ -95,15 +95,15 @@ class _Run:
         made = self.config.method.makes_model
         if self.pipeline.terms and not self.rundir.model.is_dir():
             engine = self.pipeline.train(self._evaluate_at)
-            # Where what was saved is not what was trained, what was saved is measured.
-            apart = unties(engine.module) and engine.zero < 3  # whole, it may not fit on one device
-            if self.config.method.update_scale != 1 or apart:
+            # If the saved model differs from the trained one, evaluate the saved model.
+            untied = unties(engine.module) and engine.zero < 3  # under ZeRO 3 it may not fit on one device
+            if self.config.method.update_scale != 1 or untied:
                 engine.close()
                 del engine
                 gc.collect()
-                metrics = self._evaluate(self.pipeline.finished_model(), "eval", synced=False)
+                metrics = self._evaluate(self.pipeline.finished_model(), "eval", collective_forward=False)
             else:
-                metrics = self._evaluate(engine.module, "eval", synced=engine.zero == 3)
+                metrics = self._evaluate(engine.module, "eval", collective_forward=engine.zero == 3)
                 engine.close()
                 del engine  # the variants load models of their own
                 gc.collect()
@@ -112,13 +112,13 @@ class _Run:
                 self.pipeline.fit()
             if self.config.probe.on and not made:
                 self.pipeline.probe_saved_models()
-            metrics = self._evaluate(self.pipeline.finished_model(), "eval", synced=False)
+            metrics = self._evaluate(self.pipeline.finished_model(), "eval", collective_forward=False)
         metrics |= self._variants(metrics)
         metrics |= self._judged(metrics)
         summary = {**self._training_summary(), **metrics, "run/seconds": time.monotonic() - self.started}
         if self.world.main:
             self.rundir.write_results(summary)
-            # From here on the run is complete: killed before, it still has what it needs.
+            # From here on the run is complete: model and checkpoints are needed no longer.
             if made and not self.config.save_model:
                 shutil.rmtree(self.rundir.model, ignore_errors=True)
             self.rundir.drop_checkpoints()
@@ -126,7 +126,7 @@ class _Run:
         return summary
 
     def _training_summary(self) -> dict[str, float]:
-        """The last step's losses, and totals: from the file, since an earlier process may have trained."""
+        """Return the last losses and the totals, from the history: another process may have trained."""
         rows = [row for row in self.rundir.read_history() if "loss" in row] if self.pipeline.terms else []
         if not rows:
             return {}
@@ -141,10 +141,10 @@ class _Run:
     # -- evaluation ------------------------------------------------------------------------------------
 
     def _evaluate_at(self, engine: Engine, step: int) -> Mapping[str, float]:
-        return self._evaluate(engine.module, f"eval/step-{step}", synced=engine.zero == 3)
+        return self._evaluate(engine.module, f"eval/step-{step}", collective_forward=engine.zero == 3)
 
-    def _evaluate(self, model: nn.Module, folder: str, *, synced: bool) -> dict[str, float]:
-        return self._scoring(folder)(model, "", ROLES, synced=synced)
+    def _evaluate(self, model: nn.Module, folder: str, *, collective_forward: bool) -> dict[str, float]:
+        return self._scoring(folder)(model, "", ROLES, collective_forward=collective_forward)
 
     def _scoring(self, folder: str) -> Scoring:
         config, baselines = self.config, self.job.baselines
@@ -161,7 +161,7 @@ class _Run:
         )
 
     def _variants(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """What becomes of the finished model; nothing without `eval.variants`."""
+        """Return the metrics of `eval.variants`, which are changed copies of the finished model."""
         chosen = self.config.eval.variants
         if not chosen:
             return {}
@@ -179,18 +179,18 @@ class _Run:
             target_results=_results_of(self.job.baselines.target),
             progress=self.progress,
         )
-        found: dict[str, float] = {}
+        measured: dict[str, float] = {}
         for name, options in chosen.items():
-            told = self.rundir.eval / name / "problems.json"
+            file = self.rundir.eval / name / "problems.json"
             try:
-                found |= variants.measure(name, bench, options)
+                measured |= variants.measure(name, bench, options)
                 problems = []
-            except UserError as error:  # of this model: the rest of what was measured stands
+            except UserError as error:  # concerns this variant only: other results stay valid
                 log.warning("%s: %s", name, error)
                 problems = [str(error)]
-            if self.world.main and (problems or told.is_file()):
-                write_json(told, {"problems": problems})
-        return found
+            if self.world.main and (problems or file.is_file()):
+                write_json(file, {"problems": problems})
+        return measured
 
     def _judged(self, metrics: Mapping[str, float]) -> dict[str, float]:
         baselines = self.job.baselines
@@ -221,4 +221,4 @@ def _prepare_process(config: RunConfig) -> None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         threads = hardware.threads or max(1, cores * hardware.nodes // hardware.processes)
         torch.set_num_threads(threads)
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate sets it, with a warning
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate sets the variable, with a warning

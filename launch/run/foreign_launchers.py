@@ -1,4 +1,4 @@
-"""Other launchers of processes: drop their variables, and refuse to run as one of several copies."""
+"""Drop the variables of other launchers, and refuse to run as one of several copies."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from launch.run.slurm_task import this_task
 from unlearn.errors import UserError
 
 _MPI = ("OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
-_OTHERS = re.compile(
+_VARIABLES = re.compile(
     r"((LOCAL|GROUP|ROLE)_)?(RANK|WORLD_SIZE)|NODE_RANK|LOCAL_SIZE|CROSS_(RANK|SIZE)|ROLE_NAME|MASTER_(ADDR|PORT)"
     r"|(TORCHELASTIC|OMPI_COMM_WORLD|MV2_COMM_WORLD|PMI|ACCELERATE)_.*"
 )
@@ -18,9 +18,9 @@ _OTHERS = re.compile(
 
 
 def settle(environment: MutableMapping[str, str] | None = None) -> None:
-    """Refuse to be one of several copies that a launcher started; else drop the variables of launchers.
+    """Refuse to run as one of several copies that a launcher started; else drop the variables of launchers.
 
-    A cluster may set such variables for every job. Tasks of a Slurm step have Slurm's own variables.
+    A cluster may set such variables for every job. The variables of a Slurm step are not dropped.
 
     Raises:
         UserError: another launcher started this process as one of several.
@@ -34,12 +34,12 @@ def settle(environment: MutableMapping[str, str] | None = None) -> None:
             "(over several machines: srun, see docs/slurm.md). If nothing started several, unset WORLD_SIZE "
             "and RANK"
         )
-    for name in [name for name in variables if _OTHERS.fullmatch(name)]:
+    for name in [name for name in variables if _VARIABLES.fullmatch(name)]:
         del variables[name]
 
 
 def _launcher(variables: Mapping[str, str]) -> tuple[str, int] | None:
-    """The launcher that started this command, and the number of its copies; None without one."""
+    """Return the launcher that started this command and the number of copies; None without a launcher."""
     size = _number(variables.get("WORLD_SIZE"))
     step = this_task(variables).count
     for name in _MPI:

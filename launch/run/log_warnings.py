@@ -22,7 +22,7 @@ _SHOWN = 5
 
 
 class Warned:
-    """The distinct warnings of some runs, in their order."""
+    """The distinct warnings of some runs, in the order of their first occurrence."""
 
     def __init__(self) -> None:
         self._texts: dict[str, None] = {}
@@ -38,7 +38,7 @@ class Warned:
 
     @contextmanager
     def of(self, run: Planned) -> Iterator[None]:
-        """Collect the warnings that the processes of a run log meanwhile, on any machine."""
+        """Collect the warnings that the processes of a run log in this block, on any machine."""
         before = {file: file.stat() for file in _logs(run)}
         try:
             yield
@@ -48,7 +48,7 @@ class Warned:
                 old, now = before.get(file), file.stat()
                 if old is not None and (old.st_size, old.st_mtime_ns) == (now.st_size, now.st_mtime_ns):
                     continue
-                # The log of the main process is appended to, the other logs are written anew.
+                # The main process appends to its log; the others overwrite theirs.
                 texts = _warnings(file, old.st_size if old is not None and file == run.rundir.log else 0)
                 self.add(f"{prefix}{text}" for text in texts)
                 self._log = str(run.rundir.log) if texts else self._log
@@ -59,7 +59,7 @@ class Warned:
 
 
 def warning_lines(counts: Counter[str], where: str = "") -> list[str]:
-    """Return a line for each of the first warnings, with the number of jobs if there are several."""
+    """Return a line for each of the first warnings, with the number of jobs if more than one."""
     lines = [
         f"warning{f' ({count} jobs)' if count > 1 else ''}: {text}"
         for text, count in list(counts.items())[:_SHOWN]
@@ -69,7 +69,7 @@ def warning_lines(counts: Counter[str], where: str = "") -> list[str]:
 
 
 def last_error(log: Path) -> str:
-    """Return the error that ended a process, from its log; "" without one."""
+    """Return the error that ended a process, from its log; "" if there is none."""
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     return errors[-1].strip() if (errors := _ERROR.findall(text)) else ""
 
@@ -79,7 +79,7 @@ def _logs(run: Planned) -> list[Path]:
 
 
 def _warnings(file: Path, start: int) -> list[str]:
-    """The first line of each warning of this program after a position in a log."""
+    """Return the first line of each warning of this program after a position in a log."""
     with file.open("rb") as stream:
         stream.seek(start)
         text = stream.read().decode(errors="replace")

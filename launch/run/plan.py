@@ -1,4 +1,4 @@
-"""What a run needs, as runs: its target, its retain model, their evaluations, and itself."""
+"""Plan the runs that a configuration needs: target, retain model, their evaluations, and the run itself."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from unlearn.run_dir import RunDir
 from unlearn.terms import bind, needs_alternatives, training_sets, watched_sets
 
 _FORMAT = 2
-"""Counted up when the same configuration begins to give other numbers."""
+"""Increased when a change of the program gives the same configuration other numbers."""
 _LONGEST = 50  # bytes of each of the four names in a folder's name, which can have 255
 
 
 @dataclass(frozen=True)
 class Planned:
-    """A run with its part in the plan and its directory."""
+    """A run with its role in the plan and its directory."""
 
     role: str
     job: Job
@@ -43,18 +43,18 @@ class Planned:
 
     @property
     def evaluation_key(self) -> str:
-        """Changes when the same model would be measured in another way."""
+        """Hash of all settings and files that change the measurements of the same model."""
         config = self.job.config
-        wanted = config.eval.model_dump(include={"benchmarks", "variants", "max_new_tokens", "limit"})
+        settings = config.eval.model_dump(include={"benchmarks", "variants", "max_new_tokens", "limit"})
         sets = identity(config.dataset, evaluation_sets(config))
-        files = {name: found for name in config.eval.benchmarks if (found := _files_of(config, name))}
+        files = {name: key for name in config.eval.benchmarks if (key := _files_of(config, name))}
         baselines = self.job.baselines
         retain = content_hash(baselines.log) if baselines.log else baselines.retain
-        return digest({"eval": wanted, "sets": sets, "files": files, "retain": str(retain)})
+        return digest({"eval": settings, "sets": sets, "files": files, "retain": str(retain)})
 
 
 def _files_of(config: RunConfig, benchmark: str) -> Any:
-    """What determines a benchmark's questions beside its options and the dataset."""
+    """Return what determines a benchmark's questions in addition to its options and the dataset."""
     module = find(benchmark)
     if not is_live(module):
         return None
@@ -63,7 +63,7 @@ def _files_of(config: RunConfig, benchmark: str) -> Any:
 
 @dataclass(frozen=True)
 class Plan:
-    """The runs in the order they must be made, the wanted one last."""
+    """The runs in the order in which they must be made, the main run last."""
 
     runs: tuple[Planned, ...]
 
@@ -72,12 +72,12 @@ class Plan:
         return self.runs[-1]
 
     def evaluation(self, role: str) -> Path | None:
-        """Directory of the run that evaluates the target or the retain model."""
+        """Return the directory of the run that evaluates the target or the retain model."""
         return next((run.directory for run in self.runs if run.role == f"evaluate the {role}"), None)
 
 
 def make_plan(config: RunConfig, directory: Path | None = None) -> Plan:
-    """The plan of a checked configuration; `directory` replaces the main run's own."""
+    """Return the plan of a checked configuration; `directory` replaces the default one of the main run."""
     runs: list[Planned] = []
     method = config.method
     base = Weights(None, _key(config, None))
@@ -101,11 +101,11 @@ def make_plan(config: RunConfig, directory: Path | None = None) -> Plan:
 
 
 def fingerprint(config: RunConfig, start: Weights, reinforced: Weights | None = None) -> str:
-    """Hash of all that changes the numbers: weights, data, method, seed; not hardware, eval or tracker."""
+    """Return the hash of what changes the numbers: weights, data, method, seed; not hardware or eval."""
     method = config.method
     makes = method.makes_model
     relevant = {"prompt", "lora", "lr_scale"} if makes else {"prompt"}
-    apart = {"source", "name", "forget_only", "reinforced", "alternatives"}
+    excluded = {"source", "name", "forget_only", "reinforced", "alternatives"}
     watched = {} if not config.probe.on else {"probe": _probe(config)}
     return digest(
         {
@@ -114,9 +114,9 @@ def fingerprint(config: RunConfig, start: Weights, reinforced: Weights | None = 
             "start": start.key,
             "reinforced": reinforced.key if reinforced else None,
             "model": _model(config, relevant),
-            # Which sets are evaluated is in `evaluation_key`: one more benchmark stays in the same directory.
+            # Evaluated sets are part of `evaluation_key`: one more benchmark stays in the same directory.
             "data": identity(config.dataset, training_sets(config) if makes else available(config.dataset)),
-            "method": method.model_dump(mode="json", exclude=apart) if makes else None,
+            "method": method.model_dump(mode="json", exclude=excluded) if makes else None,
             "files": _files(config) if makes else None,
             "seed": config.seed if makes else None,
         }
@@ -124,15 +124,15 @@ def fingerprint(config: RunConfig, start: Weights, reinforced: Weights | None = 
 
 
 def _model(config: RunConfig, relevant: set[str]) -> dict[str, Any]:
-    """What of `model` beside the weights changes the numbers; the date only where it was chosen."""
-    found = config.model.model_dump(mode="json", include=relevant)
-    if found["prompt"]["date"] == DATE:
-        del found["prompt"]["date"]
-    return found
+    """Return the keys of `model`, except the weights, that change the numbers; a default date is left out."""
+    values = config.model.model_dump(mode="json", include=relevant)
+    if values["prompt"]["date"] == DATE:
+        del values["prompt"]["date"]
+    return values
 
 
 def _probe(config: RunConfig) -> dict[str, Any]:
-    """A run that is watched changes nothing, but leaves more: it has a directory of its own."""
+    """Return the identity of the probe: a probed run writes more files, so it has another directory."""
     saved = [models.identity(config.model, str(path)) for path in probes.saved_models(config.probe.models)]
     return {
         **probes.completed(config.probe).model_dump(mode="json", exclude={"models"}),
@@ -142,19 +142,19 @@ def _probe(config: RunConfig) -> dict[str, Any]:
 
 
 def _files(config: RunConfig) -> dict[str, Any]:
-    """What determines the content of files that the method reads beside the data."""
+    """Return the identity of the files that the method reads in addition to the data."""
     method = config.method
-    found: dict[str, Any] = {}
+    files: dict[str, Any] = {}
     if any(needs_alternatives(term) for term in bind(method)):
-        found["alternatives"] = alternatives.identity(method.alternatives)
+        files["alternatives"] = alternatives.identity(method.alternatives)
     if config.dataset.annotations is not None:
-        found["annotations"] = content_hash(user_path(config.dataset.annotations))
+        files["annotations"] = content_hash(user_path(config.dataset.annotations))
     edit = {} if method.intervention is None else interventions.files(method.intervention)
-    return found | {name: content_hash(user_path(file)) for name, file in edit.items()}
+    return files | {name: content_hash(user_path(file)) for name, file in edit.items()}
 
 
 def needs_reinforced(method: MethodConfig) -> bool:
-    """Whether the method works with a copy of the target trained further on the forget set."""
+    """Return whether the method uses a copy of the target that is trained further on the forget set."""
     edit = method.intervention is not None and interventions.wants_reinforced(method.intervention)
     return edit or any(each.source == "reinforced" for term in bind(method) for each in term.statistics)
 
@@ -176,7 +176,7 @@ def _reinforced(config: RunConfig, target: Weights, runs: list[Planned]) -> Weig
 
 
 def _unlearned(config: RunConfig, split: str, start: Weights, runs: list[Planned]) -> Weights:
-    """The model that has unlearned an earlier request by the same method: what the next one starts from."""
+    """Plan the unlearning of an earlier request by the same method; return the weights for the next one."""
     made = config.model_copy(
         update={
             "dataset": config.dataset.model_copy(update={"forget": split}),
@@ -191,7 +191,7 @@ def _unlearned(config: RunConfig, split: str, start: Weights, runs: list[Planned
 
 
 def finetune_config(config: RunConfig, split: str | None) -> RunConfig:
-    """The run that trains the base model on a split (None: all there is): a target or a retain model."""
+    """Return the configuration of a run that trains the base model on a split (None: all examples)."""
     keys = {**yaml_of_defaults("method", "finetune"), **config.model.finetune}
     return config.model_copy(
         update={
@@ -216,13 +216,13 @@ def _target(config: RunConfig, base: Weights, runs: list[Planned]) -> Weights:
 
 
 def _retain(config: RunConfig, runs: list[Planned]) -> Weights | None:
-    """The retain model; None when it is neither given nor can be built (the base model is not known)."""
+    """Return the retain model; None if it is not configured and cannot be built for lack of a base model."""
     known = retain_model(config.dataset)
     published = config.model.published.get(config.dataset.name, {})
     splits = (available(config.dataset).get("retain"), known)
-    given = config.model.retain or next((published[s] for s in splits if s in published), None)
-    if given:
-        return Weights(given, _key(config, given))
+    source = config.model.retain or next((published[s] for s in splits if s in published), None)
+    if source:
+        return Weights(source, _key(config, source))
     if config.model.is_target or known is None:
         return None
     if known == BASE:
@@ -251,7 +251,7 @@ def _planned(
 
 
 def run_name(config: RunConfig, mark: str) -> str:
-    """Folder name of a run: readable, and unique by its fingerprint."""
+    """Return the folder name of a run: readable, and unique by its fingerprint."""
     split = config.dataset.full or "full" if "full" in config.method.terms else config.dataset.forget
     names = (config.method.name, config.dataset.name, _plain(split), config.model.name)
     parts = [*(folder_name(name, _LONGEST) for name in names), mark[:8]]

@@ -1,7 +1,8 @@
 """The rendezvous of the tasks of a Slurm step: a key-value store in the process of the first task.
 
 Worker processes use the same store for their process group, also those of a command outside of a step. The
-store has a free port. The other tasks learn it from a bootstrap port, which they compute from the step's id.
+store listens on a free port. The other tasks get its number from a bootstrap port, which they compute from
+the step's id.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from launch.run.slurm_task import Task, node
 from unlearn.errors import UserError
 
 RENDEZVOUS_TIMEOUT = 600.0
-"""Seconds that the tasks of a step wait for each other to begin a run: imports can take minutes."""
+"""Seconds that a task waits for the others to begin a run: imports can take minutes."""
 HEARTBEAT_TIMEOUT = 60.0
 """Seconds without a heartbeat after which a task counts as lost."""
 _HEARTBEAT = 0.5  # seconds between heartbeats
-_BOOTSTRAP_TIMEOUT = 5.0  # seconds to wait on a bootstrap socket
+_BOOTSTRAP_TIMEOUT = 5.0  # bootstrap socket timeout, seconds
 _PORTS = range(20000, 32000)  # below the ports that Linux gives to outgoing connections
 
 
@@ -41,7 +42,7 @@ class Team:
         self._store: Any = None
         self._round = 0
         self._last_beat = 0.0
-        self._beats: dict[int, tuple[int, float]] = {}  # by task: how many, and when the last one was seen
+        self._beats: dict[int, tuple[int, float]] = {}  # by task: count, and when it last changed
 
     @property
     def others(self) -> range:
@@ -49,12 +50,12 @@ class Team:
 
     @property
     def rendezvous(self) -> dict[str, str]:
-        """The variables by which `unlearn.distributed` finds the store, with a prefix for this round."""
+        """The environment variables from which `unlearn.distributed` connects to the store in this round."""
         self._connect()
         return {
             "MASTER_ADDR": self.task.leader,
             "MASTER_PORT": str(self._store.port),
-            "UNLEARN_MEETING": f"workers/{self._round}",
+            "UNLEARN_STORE_PREFIX": f"workers/{self._round}",
         }
 
     def begin(self) -> None:
@@ -97,7 +98,7 @@ class Team:
         return value
 
     def is_lost(self, task: int) -> bool:
-        """Tell whether the heartbeat of another task has stopped; only repeated calls can notice it."""
+        """Return whether the heartbeats of another task have stopped; only repeated calls can detect it."""
         with self._reaching():
             count = self._store.add(self._full(f"beat/{task}"), 0)
         before, since = self._beats.get(task, (-1, 0.0))
@@ -107,7 +108,7 @@ class Team:
         return time.monotonic() - since > HEARTBEAT_TIMEOUT
 
     def beat(self) -> None:
-        """Send a heartbeat, if the last one is old enough. All tasks but the first call this repeatedly."""
+        """Send a heartbeat if one is due. All tasks except the first call this repeatedly."""
         self._connect()
         if not self.task.leads and time.monotonic() - self._last_beat > _HEARTBEAT:
             self._last_beat = time.monotonic()
@@ -127,7 +128,7 @@ class Team:
 
 @dataclass(frozen=True)
 class _Reaching:
-    """Turns errors of the store into one that names the lost task."""
+    """Converts errors of the store to a `TaskLost` that names the first task."""
 
     task: Task
 
@@ -150,12 +151,12 @@ def team_of(task: Task) -> Team:
 
 
 def _ports(step: str) -> list[int]:
-    """The bootstrap ports of a step: the same in every task. There are several, since one may be in use."""
+    """Return the bootstrap ports of a step, the same in every task; several, since one may be in use."""
     return [_PORTS[zlib.crc32(f"{step}/{each}".encode()) % len(_PORTS)] for each in range(4)]
 
 
 def _host(task: Task) -> Any:
-    """The store at a free port, which a thread sends to the other tasks."""
+    """Return the store on a free port; a thread sends the port to the other tasks."""
     from torch.distributed import TCPStore
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
@@ -166,7 +167,7 @@ def _host(task: Task) -> Any:
 
 
 def _listen(ports: list[int]) -> socket.socket:
-    """A socket at the first bootstrap port that is free."""
+    """Return a socket on the first free bootstrap port."""
     for port in ports:
         try:
             return socket.create_server(("", port))
@@ -188,7 +189,7 @@ def _send_port(server: socket.socket, task: Task, port: int) -> None:
 
 
 def _join(task: Task) -> Any:
-    """The store of the first task, once one of the bootstrap ports answers."""
+    """Return the store of the first task, once one of the bootstrap ports answers."""
     from torch.distributed import TCPStore
 
     deadline = time.monotonic() + RENDEZVOUS_TIMEOUT
@@ -199,14 +200,14 @@ def _join(task: Task) -> Any:
                 return TCPStore(task.leader, port, is_master=False, wait_for_workers=False, timeout=timeout)
         time.sleep(0.2)
     raise TaskLost(
-        f"{task.name} found no task 0 of step {task.step} at {task.leader}, ports {_ports(task.step)}, "
-        f"within {RENDEZVOUS_TIMEOUT:.0f} s: it ended early (see its output), or a firewall is between the "
-        "nodes"
+        f"{task.name} cannot connect to task 0 of step {task.step} at {task.leader}, ports "
+        f"{_ports(task.step)}, within {RENDEZVOUS_TIMEOUT:.0f} s: task 0 ended early (see its output), or a "
+        "firewall is between the nodes"
     )
 
 
 def _ask_port(task: Task, bootstrap: int) -> int | None:
-    """The port of the store, None if the first task of this step does not listen at the bootstrap port."""
+    """Return the store's port; None if this step's first task does not listen on the bootstrap port."""
     address = (task.leader, bootstrap)
     with suppress(OSError), socket.create_connection(address, timeout=_BOOTSTRAP_TIMEOUT) as host:
         host.sendall(f"{task.step}/{task.number}\n".encode())

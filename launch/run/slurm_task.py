@@ -1,4 +1,4 @@
-"""Find out which task of a Slurm step this process is.
+"""Determine which task of a Slurm step this process is.
 
 `srun --nodes=2 --ntasks-per-node=1 unlearn … hardware.nodes=2` starts the command once on every node. Task 0
 leads, the others follow.
@@ -20,7 +20,10 @@ _PLAIN = re.compile(r"(?:[\w.-]|\[\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*\])+")  # a host
 
 @dataclass(frozen=True)
 class Task:
-    """One task of a step: its number, how many there are, and its place; outside of a step the only one."""
+    """One task of a step: its number, the number of tasks, its number on the node, and the first node.
+
+    Outside of a step there is one task.
+    """
 
     number: int = 0
     count: int = 1
@@ -36,10 +39,10 @@ class Task:
     def name(self) -> str:
         return f"task {self.number} on {node()}"
 
-    def places(self, processes: int, devices: int | None = None) -> list[dict[str, str]]:
+    def process_variables(self, processes: int, devices: int | None = None) -> list[dict[str, str]]:
         """Return RANK, LOCAL_RANK and WORLD_SIZE of the processes of this task.
 
-        `devices`: how many GPUs the task sees. If Slurm shows it only its own, local ranks begin at 0.
+        `devices`: how many GPUs the task sees. If it sees only its own, local ranks begin at 0.
 
         Raises:
             UserError: the processes cannot be divided evenly among the tasks.
@@ -65,7 +68,7 @@ class Task:
 
 
 def this_task(environment: Mapping[str, str] | None = None) -> Task:
-    """Return the task of this process; the only one outside of a step, and in a batch script itself."""
+    """Return the task of this process; outside of a step, as in a batch script, there is one task."""
     variables = os.environ if environment is None else environment
     count = int(variables.get("SLURM_STEP_NUM_TASKS", "1"))
     if count == 1 or "SLURM_PROCID" not in variables:
@@ -81,7 +84,7 @@ def this_task(environment: Mapping[str, str] | None = None) -> Task:
 
 
 def leads() -> bool:
-    """Tell whether this process writes and prints: the first task of a step, or a process outside of one."""
+    """Return whether this process writes and prints: the first task of a step, or outside of a step."""
     return os.environ.get("SLURM_STEP_NUM_TASKS", "1") == "1" or os.environ.get("SLURM_PROCID", "0") == "0"
 
 
@@ -94,7 +97,7 @@ def expand(nodelist: str) -> list[str]:
     """Return the hosts of a Slurm node list: `a[1-2,07],b` is a1, a2, a07, b; scontrol expands other forms.
 
     Raises:
-        UserError: scontrol cannot expand it either.
+        UserError: the list is of another form, and scontrol cannot expand it.
     """
     words = re.findall(rf"{_PLAIN.pattern}(?=,|$)", nodelist)
     if ",".join(words) == nodelist and words:

@@ -1,4 +1,4 @@
-"""Supervise the processes of a run, which the tasks of a Slurm step can share."""
+"""Supervise the processes of a run, in one command or in the tasks of a Slurm step."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _VISIBLE_TIMEOUT = 150.0  # seconds until a file of one node must be visible on 
 
 
 class RunFailed(UserError):
-    """A process of the run failed; the run directory keeps what was done."""
+    """A process of the run failed; finished work stays in the run directory."""
 
 
 def gather(run: Planned, team: Team) -> None:
@@ -52,9 +52,9 @@ def gather(run: Planned, team: Team) -> None:
 
 
 def work_together(run: Planned, team: Team) -> dict[int, Report]:
-    """Start this task's workers, wait for those of all tasks, and return the reports by task.
+    """Start the workers of the first task, wait for the workers of all tasks, and return reports by task.
 
-    If a worker fails, all others are ended.
+    If a worker fails, all others are terminated.
     """
     reports: dict[int, Report] = {}
     ended = False
@@ -62,7 +62,7 @@ def work_together(run: Planned, team: Team) -> dict[int, Report]:
         if team.others:
             team.set("begun", {"config": file_digest(run.rundir.config), **team.rendezvous})
         workers.start(team.rendezvous)
-        while workers.look() or len(reports) < len(team.others):
+        while workers.poll() or len(reports) < len(team.others):
             reports |= _new_reports(team, reports)
             if not ended and (workers.broken or any(report.broken for report in reports.values())):
                 ended = True
@@ -74,7 +74,7 @@ def work_together(run: Planned, team: Team) -> dict[int, Report]:
 
 
 def _new_reports(team: Team, known: Mapping[int, Report]) -> dict[int, Report]:
-    """The reports of tasks that ended or are lost since the last call."""
+    """Return the reports of tasks that have ended or been lost since the last call."""
     reports = {}
     for task in (task for task in team.others if task not in known):
         if sent := team.get(f"report/{task}"):
@@ -86,7 +86,7 @@ def _new_reports(team: Team, known: Mapping[int, Report]) -> dict[int, Report]:
 
 
 def judge(run: Planned, reports: Iterable[Report]) -> None:
-    """Raise the failure of the workers, of several the one that most likely came first.
+    """Raise the failure of the workers; of several, the most likely first one.
 
     Raises:
         Stopped: a signal stopped them.
@@ -143,14 +143,14 @@ def follow(run: Planned, team: Team) -> dict[str, float | None]:
 
 
 def _share_work(run: Planned, team: Team, workers: Workers) -> Report:
-    """Do this task's share of the run, unless the first task says that the run is complete."""
+    """Run this task's workers, unless the first task sets the outcome because the run is complete."""
     while (begun := team.get("begun")) is None:
         if team.get("outcome") is not None:
             return workers.report()
         time.sleep(0.1)
     _wait_for_file(team, run.rundir.config, begun.pop("config"))
     workers.start(begun)
-    while workers.look():
+    while workers.poll():
         if team.get("end") or team.get("outcome"):
             workers.end()
         time.sleep(0.1)
@@ -160,11 +160,11 @@ def _share_work(run: Planned, team: Team, workers: Workers) -> Report:
 def _workers(run: Planned, team: Team) -> Workers:
     hardware = run.job.config.hardware
     devices = torch.cuda.device_count() if hardware.device == "cuda" else None
-    return Workers(run.directory, team.task.places(hardware.processes, devices), this_node())
+    return Workers(run.directory, team.task.process_variables(hardware.processes, devices), this_node())
 
 
 def publish_outcome(team: Team, outcome: Mapping[str, Any]) -> None:
-    """Set the outcome of the run, and wait until all tasks that are not lost have read it."""
+    """Set the outcome of the run, and wait until all tasks except lost ones have read it."""
     try:
         team.set("outcome", outcome)
         for task in team.others:
@@ -175,7 +175,7 @@ def publish_outcome(team: Team, outcome: Mapping[str, Any]) -> None:
 
 
 def _wait_for_file(team: Team, file: Path, digest: str) -> None:
-    """Wait until a file has the content that the first task wrote: network file systems are slow."""
+    """Wait until a file has the content that the first task wrote; network file systems have delays."""
     deadline = time.monotonic() + _VISIBLE_TIMEOUT
     while file_digest(file) != digest:
         if time.monotonic() > deadline:
@@ -188,7 +188,7 @@ def _wait_for_file(team: Team, file: Path, digest: str) -> None:
 
 
 def file_digest(file: Path) -> str:
-    """Return the hash of a file, "" without it."""
+    """Return the hash of a file, "" if it does not exist."""
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else ""
 
 

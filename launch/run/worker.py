@@ -1,4 +1,4 @@
-"""One process of a run: `python -m launch.run.worker RUN_DIRECTORY`, or a call in the command's process."""
+"""Work as one process of a run: `python -m launch.run.worker RUN_DIRECTORY`, or a call of `work`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from unlearn.guard import is_logged, lasting_output, mark_logged, outcome, pause
 from unlearn.run_dir import RunDir
 from unlearn.signals import STOPPED, Stopped
 
-log = logging.getLogger("launch.run.worker")  # also where it is the main module
+log = logging.getLogger("launch.run.worker")  # the same name as the main module
 
 
 def work(directory: Path, *, progress: bool = True) -> dict[str, float]:
@@ -36,7 +36,7 @@ def work(directory: Path, *, progress: bool = True) -> dict[str, float]:
         try:
             summary = execute(job, rundir, tracker, progress=progress)
             if not isinstance(tracker, NullTracker):
-                from launch.tracking.upload import show  # with plotly and scipy: a second
+                from launch.tracking.upload import show  # imports plotly and scipy, which takes a second
 
                 show(tracker, job, role, rundir, summary)
             code = 0
@@ -85,8 +85,8 @@ def main() -> None:
     lasting_output()
     pause_collection()
     if not main_process:
-        scrub_output()  # it goes to a log
-    # Ctrl-C reaches the whole process group; the trainer's own handler stops it after a checkpoint.
+        scrub_output()  # the output goes to a log
+    # Ctrl-C reaches the whole process group; the trainer's signal handler stops it after a checkpoint.
     try:
         if len(sys.argv) != 2:
             raise UserError(
@@ -97,7 +97,7 @@ def main() -> None:
         sys.exit(STOPPED)
     except Exception as error:
         text, code = outcome(error)
-        if not is_logged(error):  # the command prints what is in the logs
+        if not is_logged(error):  # the command prints logged errors
             sys.stderr.write(f"{text}\n")
         sys.exit(code)
 

@@ -1,4 +1,4 @@
-"""Start, watch and end the worker processes of one task of a run."""
+"""Start, watch and terminate the worker processes of one task of a run."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ _GRACE = 10.0  # seconds from SIGTERM to SIGKILL
 
 @dataclass(frozen=True)
 class Report:
-    """How the workers of a task ended. `failed`: exit codes by rank of those that failed by themselves.
+    """How the workers of a task ended.
 
-    `stopped`: a signal to the task stopped them. `broken`: some did not start or failed, so the workers of
-    other tasks cannot finish. `error`: why none was started.
+    `failed`: exit codes by rank of the workers that failed by themselves. `stopped`: a signal to the task
+    stopped the workers. `broken`: a worker failed or did not start, so the workers of other tasks cannot
+    finish. `error`: why no worker was started.
     """
 
     node: str
@@ -32,10 +33,10 @@ class Report:
 
 
 class Workers:
-    """One process for each rank of this task (`places`: environment variables by rank)."""
+    """The worker processes of this task, one for each mapping of `environments` (RANK and others)."""
 
-    def __init__(self, directory: Path, places: Sequence[Mapping[str, str]], node: str) -> None:
-        self._directory, self._places, self._node = directory, places, node
+    def __init__(self, directory: Path, environments: Sequence[Mapping[str, str]], node: str) -> None:
+        self._directory, self._environments, self._node = directory, environments, node
         self._running: dict[int, subprocess.Popen[bytes]] = {}
         self._started = False
         self._signal: int | None = None
@@ -52,22 +53,22 @@ class Workers:
         """Start the workers with the variables of their rendezvous."""
         command = [sys.executable, "-m", "launch.run.worker", str(self._directory.absolute())]
         self._started = True
-        for place in self._places:
-            rank = int(place["RANK"])
+        for variables in self._environments:
+            rank = int(variables["RANK"])
             # The main process has the terminal, for its progress bar; the others write a log.
             output = None if rank == 0 else log_of(self._directory, rank).open("w")
-            environment = {**os.environ, **place, **rendezvous}
+            environment = {**os.environ, **variables, **rendezvous}
             self._running[rank] = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
             if output is not None:
                 output.close()
 
-    def look(self) -> bool:
-        """Tell whether some still run. If one failed, end the others: they wait for it in a collective."""
+    def poll(self) -> bool:
+        """Return whether a worker still runs. If one failed, end the others, which wait in a collective."""
         for rank, worker in list(self._running.items()):
             if (code := worker.poll()) is None:
                 continue
             del self._running[rank]
-            if not self._ended:  # later exits are caused by `end`
+            if not self._ended:  # `end` causes the later exits
                 self._stopped = self._stopped or code == STOPPED
                 self._failed |= {rank: code} if code not in (0, STOPPED) else {}
         if self._failed:
@@ -75,7 +76,7 @@ class Workers:
         return bool(self._running)
 
     def forward(self, number: int) -> None:
-        """Forward a signal to the workers, which stop after a checkpoint.
+        """Send a signal to the workers, which stop after a checkpoint.
 
         Raises:
             Stopped: no worker has been started yet.
@@ -88,7 +89,7 @@ class Workers:
                 worker.send_signal(number)
 
     def end(self) -> None:
-        """Terminate the workers, and kill those that do not end in time."""
+        """Terminate the workers, and kill those that do not exit within the grace time."""
         self._ended = True
         for worker in self._running.values():
             if worker.poll() is None:
@@ -106,14 +107,14 @@ class Workers:
         return bool(self._failed)
 
     def report(self, error: str | None = None) -> Report:
-        """Return how the workers ended; to be called when none runs."""
-        # Outside of training, a worker that was sent a signal ends by it.
-        followed = self._signal is not None and any(code == -self._signal for code in self._failed.values())
-        failed = {} if followed else self._failed
-        stopped = self._stopped or followed or (self._signal is not None and not self._started)
+        """Return how the workers ended; to be called when no worker runs."""
+        # Outside of training, a forwarded signal ends a worker with the code −signal.
+        by_signal = self._signal is not None and any(code == -self._signal for code in self._failed.values())
+        failed = {} if by_signal else self._failed
+        stopped = self._stopped or by_signal or (self._signal is not None and not self._started)
         return Report(self._node, failed, stopped, self.broken or not self._started, error)
 
 
 def log_of(directory: Path, rank: int) -> Path:
-    """Return the log of a process."""
+    """Return the log file of a process."""
     return directory / ("run.log" if rank == 0 else f"process-{rank}.log")

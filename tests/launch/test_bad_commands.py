@@ -49,7 +49,7 @@ REFUSED = {
     "root below a file": Refused(("root=afile/runs",), ("root=afile/runs", "afile is a file")),
     "run folder is a file": Refused((*TINY, "hydra.run.dir=afile"), ("afile: is a file",)),
     "sweep folder is a file": Refused(("-m", *TINY, "hydra.sweep.dir=afile"), ("afile: is a file",)),
-    "home of nobody": Refused(('root="~no-such-user/runs"',), ("root=", "no such home")),
+    "unknown home": Refused(('root="~no-such-user/runs"',), ("root=", "no such home")),
     "no root": Refused(("root=''",), ("root=''", "name a folder")),
     "warned after the time limit": Refused(
         (*QUEUE, "hardware.slurm.warning_s=9999", "hardware.slurm.minutes=10"),
@@ -186,7 +186,7 @@ def test_what_nobody_expected_is_two_lines_and_a_file(capsys, monkeypatch):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_warnings_are_told_once_and_the_first_few():
+def test_each_warning_is_shown_once_and_only_the_first():
     texts = Counter({"a": 2} | {f"w{i}": 1 for i in range(6)})
     lines = warning_lines(texts, "x/run.log")
     assert lines[:2] == ["warning (2 jobs): a", "warning: w0"]

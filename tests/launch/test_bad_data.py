@@ -68,7 +68,7 @@ FILES: dict[str, tuple[str | bytes, str]] = {
     "csv": ("question,answer\na,b\n", "is it a CSV file?"),
 }
 
-# Each: the arguments beside those of the good files below, and the words of the message.
+# Each: the arguments in addition to those of the good files below, and the words of the message.
 ARGUMENTS: dict[str, tuple[list[str], str]] = {
     "a misspelt column option": (
         ["dataset.options.columns={question: prompt, anwser: response}"],
@@ -191,8 +191,8 @@ def test_sets_that_overlap_are_warned_of(folder: Path) -> None:
     Path("holdout.jsonl").write_text(
         lines([FORGET[2], RETAIN[0], RETAIN[1], {**ROWS[0], "answer": "Other."}])
     )
-    told = warnings("dataset.holdout=holdout.jsonl")
-    assert [warning.split(" in the ")[0].split(" in ")[0] for warning in told] == [
+    reported = warnings("dataset.holdout=holdout.jsonl")
+    assert [warning.split(" in the ")[0].split(" in ")[0] for warning in reported] == [
         "dataset.retain=retain.jsonl: 2 of the 5 examples of the forget set are",
         "dataset.holdout=holdout.jsonl: 1 of its 4 examples are",
         "dataset.holdout=holdout.jsonl: 2 of its 4 examples are",

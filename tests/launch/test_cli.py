@@ -50,7 +50,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-# Each: the arguments, and what the message must name (key, value, place, mend).
+# Each: the arguments, and what the message must name (key, value, place, fix).
 REFUSED = {
     "misspelt group": (["methd=npo"], ["methd='npo'", "command line", "did you mean method?"]),
     "misspelt option": (["method=nop"], ["method=nop", "configs/method/nop.yaml", "npo"]),
@@ -121,7 +121,7 @@ REFUSED = {
         ["method=none", "probe=geffect", "probe.method=grun"],
         ["probe.method: grun uses an intervention"],
     ),
-    "models to look at beside a training": (
+    "models to probe in a training": (
         ["method=npo", "probe=geffect", "probe.models=[gone]"],
         ["probe.models: requires method=none", "gone matches no folder"],
     ),
@@ -204,7 +204,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_bad_input_is_refused_with_its_name_its_place_and_the_mend(name, files):
+def test_bad_input_is_refused_with_its_name_its_place_and_the_fix(name, files):
     arguments, words = REFUSED[name]
     with pytest.raises(ConfigError) as refused:
         check(configure(*arguments))
@@ -213,7 +213,7 @@ def test_bad_input_is_refused_with_its_name_its_place_and_the_mend(name, files):
     assert not (files / "runs").exists()
 
 
-def test_all_problems_are_told_at_once():
+def test_all_problems_are_reported_at_once():
     with pytest.raises(ConfigError) as refused:
         configure("method.lr=x", "hardware.zero=9", "modle.name=a", "seed=-1")
     assert len(refused.value.problems) == 4
@@ -348,8 +348,8 @@ class TestFingerprint:
     @pytest.mark.slow
     def test_it_is_stable(self, tmp_path):
         # Changes only when the same configuration would give other numbers; then count _FORMAT up.
-        together(1, write_fingerprint, tmp_path / "told", "method=wga")
-        assert (tmp_path / "told").read_text() == self.of(configure("method=wga"))
+        together(1, write_fingerprint, tmp_path / "fingerprint", "method=wga")
+        assert (tmp_path / "fingerprint").read_text() == self.of(configure("method=wga"))
 
     def test_hardware_does_not_change_it(self, plain):
         assert self.of(configure("hardware=cpu-2p", "tracker=disabled")) == self.of(plain)

@@ -205,10 +205,10 @@ def test_a_log_has_neither_in_messages_nor_in_tracebacks(nobody, tmp_path):
             raise OSError(f"/home/nobody/model: 401 for {SECRETS['HF_TOKEN']}")
         except OSError:
             logging.getLogger("launch.run.execute").error("reading %s", "/home/nobody/model", exc_info=True)
-    told = (tmp_path / "run.log").read_text()
-    assert "reading ~/model" in told
-    assert "OSError: ~/model: 401 for [HF_TOKEN]" in told
-    assert "nobody" not in told
+    text = (tmp_path / "run.log").read_text()
+    assert "reading ~/model" in text
+    assert "OSError: ~/model: 401 for [HF_TOKEN]" in text
+    assert "nobody" not in text
 
 
 def test_what_a_process_writes_to_its_log_is_scrubbed(nobody, tmp_path):

@@ -65,6 +65,6 @@ def test_quick_tries_and_presets_go_through(arguments: tuple[str, ...], tmp_path
     assert warnings(tmp_path, *arguments) == []
 
 
-def test_a_rule_that_never_gets_to_work_is_told(tmp_path: Path) -> None:
+def test_a_rule_that_never_starts_is_reported(tmp_path: Path) -> None:
     (warning,) = warnings(tmp_path, "method=pdu", "method.epochs=5")
     assert warning.startswith("method.rule.warmup_epochs=5: the training has 5 epochs")

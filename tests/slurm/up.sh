@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# One-node Slurm (munge, controller, daemon) in a folder, run by whoever calls: up.sh FOLDER [CPUS]
-# Of the host where it is on PATH, else of the distribution's packages, unpacked beside the checkout and not
+# One-node Slurm (munge, controller, daemon) in a folder, run by the calling user: up.sh FOLDER [CPUS]
+# Of the host where it is on PATH, else of the distribution's packages, unpacked next to the checkout and not
 # installed. FOLDER/environment then holds the variables its commands need; down.sh FOLDER ends it.
 # Exit code 69: Slurm is not to be had here; the reason is the last line.
 set -euo pipefail
@@ -25,7 +25,7 @@ ln -s "$here/shim" "$links/shim"
 echo "$links" > "$folder/links"
 cluster=$links/folder
 
-unpack() { # into $cache/root, which appears when it is whole; lists and archives are kept apart from the system's
+unpack() { # into $cache/root, which appears when it is whole; lists and archives are separate from those of the system
     command -v apt-get dpkg > /dev/null || unavailable "Slurm is not installed, and there is no apt-get to get it with"
     local own=(-o "Dir::State::Lists=$cache/lists" -o "Dir::Cache=$cache/archives" -o APT::Sandbox::User=root -q)
     local wanted=(slurmctld slurmd slurm-client munge) new="$cache/new" packages

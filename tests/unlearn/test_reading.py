@@ -294,7 +294,7 @@ def test_a_value_is_named_as_json_has_it() -> None:
     ]  # fmt: skip
 
 
-def test_null_question_beside_a_text(tmp_path: Path) -> None:
+def test_null_question_with_a_text(tmp_path: Path) -> None:
     rows = [{"text": "t", "question": None, "answer": None}, {"text": None, "question": "q?", "answer": "a"}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "f.parquet")
     cfg = DatasetConfig(name="c", source="custom", path=str(tmp_path), forget="f.parquet")

@@ -75,8 +75,8 @@ class Contrast(Intervention):
 
     def save_reinforced(self, folder: Path, weights: dict[str, Tensor] | None = None) -> None:
         """Write the reinforced model as a plain Hugging Face folder; `weights` replaces its state dict."""
-        given = {} if weights is None else {"state_dict": weights}
-        self.reinforced.save_pretrained(folder, **given)
+        state = {} if weights is None else {"state_dict": weights}
+        self.reinforced.save_pretrained(folder, **state)
 
     def _contrast(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         assert self.current is not None

@@ -116,21 +116,21 @@ class Dsg(Intervention):
         options = self.dsg
         sae = read_sae(options.sae, self.hidden_size, centred=options.centred)
         sae = sae.to(next(model.parameters()).device)
-        found = select(
+        selected = select(
             self._scores(model, sae, forget), self._scores(model, sae, retain), count=options.features,
             forget_percentile=options.forget_percentile, ratio_percentile=options.ratio_percentile,
         )  # fmt: skip
-        if not len(found):
+        if not len(selected):
             raise UserError(
                 "method.intervention: no feature of the autoencoder fires on the forget set and passes "
                 "ratio_percentile; lower it, or check sae and layer"
             )
-        kept = sae.part(found)
-        shares = [share((kept(h) > 0).any(-1), real) for h, real in self._states(model, retain)]
+        part = sae.part(selected)
+        shares = [share((part(h) > 0).any(-1), real) for h, real in self._states(model, retain)]
         threshold = torch.quantile(torch.cat(shares), options.threshold_percentile / 100)
         self.restore({
-            "features": found, "encode": kept.encode, "encode_bias": kept.encode_bias, "decode": kept.decode,
-            "jump": kept.threshold, "threshold": threshold,
+            "features": selected, "encode": part.encode, "encode_bias": part.encode_bias,
+            "decode": part.decode, "jump": part.threshold, "threshold": threshold,
         })  # fmt: skip
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:

@@ -35,7 +35,7 @@ def proximity(
 
 
 def _quadratic(z: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    q, apart = t.softmax(-1), z - t
-    apart -= torch.linalg.vecdot(q, apart)[:, None]
-    slope = q.mul_(apart)
-    return torch.linalg.vecdot(slope, apart) / 2, slope
+    q, difference = t.softmax(-1), z - t
+    difference -= torch.linalg.vecdot(q, difference)[:, None]
+    slope = q.mul_(difference)
+    return torch.linalg.vecdot(slope, difference) / 2, slope

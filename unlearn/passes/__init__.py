@@ -1,1 +1,1 @@
-"""Passes of a model over tokens, for training, probes and evaluation alike."""
+"""Passes of a model over tokens, used by training, probes and evaluation."""

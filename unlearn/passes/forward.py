@@ -1,8 +1,8 @@
 """One pass of a model over a batch, for the answer tokens only.
 
 The output head runs on the N positions that predict an answer token, so the [batch, length, vocabulary]
-tensor of logits never exists. Right padding under causal attention needs no attention mask, which keeps
-the fast attention kernels.
+tensor of logits never exists. Right padding under causal attention needs no attention mask, so that the
+fast attention kernels apply.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from unlearn.data.batching import Batch
 from unlearn.passes.prompt_layout import laid_out, right_padded
 from unlearn.passes.token_logp import block_rows, blocks, token_logp
 
-_LOGITS = 1 << 26  # logits that exist at a time where no gradient is wanted
+_LOGITS = 1 << 26  # logits in memory at a time, in a pass without gradients
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class AnswerLogp:
 
 @dataclass(frozen=True)
 class Head:
-    """A frozen output head, which turns cached hidden states into the logits of the model they came from."""
+    """A frozen output head, which computes a model's logits from its cached hidden states."""
 
     weight: Tensor
     bias: Tensor | None = None
@@ -48,10 +48,10 @@ class Head:
 
 @dataclass(frozen=True)
 class ForwardRequest:
-    """What is wanted at some positions of a batch.
+    """Outputs requested at some positions of a batch.
 
     `index` [N] and `labels` [N] as in `Batch`. `layers`: hidden states after these layers (0: embeddings).
-    `states`: hidden states [N, D] of other models with the head of each, by the name that their logits get.
+    `states`: heads and hidden states [N, D] of other models, by the name that their logits get.
     """
 
     index: Tensor
@@ -64,10 +64,10 @@ class ForwardRequest:
 
 @dataclass(frozen=True)
 class TokenRecord:
-    """What evaluation keeps per answer token, each [N], fp32 (`correct`: bool).
+    """Statistics of answer tokens for likelihood metrics, each [N], fp32 (`correct`: bool).
 
     `logp` of the token, whether it is the arg-max, and mean and variance of log p over the vocabulary
-    under the model's own distribution (what Min-K++ needs, arXiv 2404.02936).
+    under the model's own distribution (for Min-K++, arXiv 2404.02936).
     """
 
     logp: Tensor
@@ -84,19 +84,19 @@ def forward(model: nn.Module, batch: Batch) -> AnswerLogp:
 
 @torch.no_grad()
 def record(
-    model: nn.Module, batch: Batch, most: int = 0, inputs: Mapping[str, Tensor] | None = None
+    model: nn.Module, batch: Batch, limit: int = 0, inputs: Mapping[str, Tensor] | None = None
 ) -> TokenRecord:
-    """The same pass without gradients, with all that likelihood metrics need.
+    """Return the statistics of a pass without gradients that likelihood metrics need.
 
-    Never more than a set budget of logits exists at a time. Where a call of the head is a collective, `most`
-    is the largest N of any process: it decides in how many pieces the head runs. `inputs` are further
+    The number of logits in memory at a time is bounded. Where a call of the head is a collective, `limit` is
+    the largest N of any process: it determines in how many pieces the head runs. `inputs` are further
     arguments of the model.
     """
-    found = torch.empty(3, len(batch.index), device=batch.index.device)  # log p, mean, variance
+    logp, means, variance = torch.empty(3, len(batch.index), device=batch.index.device)
     correct = torch.empty(len(batch.index), dtype=torch.bool, device=batch.index.device)
     done = 0
-    for logits, labels in _in_pieces(model, batch, max(most, len(batch.index)), inputs or {}):
-        # In buffers of its own: blocks that come and go between results that stay split up the memory.
+    for logits, labels in _in_pieces(model, batch, max(limit, len(batch.index)), inputs or {}):
+        # One buffer for all blocks: blocks freed between results that stay would fragment the memory.
         space = torch.empty(2, block_rows(logits), logits.shape[-1], device=logits.device)
         for rows, wanted in blocks(logits, labels):
             part = slice(done, done := done + len(rows))
@@ -105,33 +105,33 @@ def record(
             top, likeliest = block.max(-1, keepdim=True)
             total = torch.exp(block.sub_(top), out=prob).sum(-1, keepdim=True)
             prob /= total
-            lost = total.log()[:, 0]
+            log_total = total.log()[:, 0]
             correct[part] = likeliest[:, 0] == wanted
-            found[0, part] = block.gather(-1, wanted[:, None])[:, 0] - lost
+            logp[part] = block.gather(-1, wanted[:, None])[:, 0] - log_total
             mean = torch.linalg.vecdot(prob, block)
-            found[1, part] = mean - lost
-            found[2, part] = torch.linalg.vecdot(prob, block.sub_(mean[:, None]).square_())
-    return TokenRecord(found[0], correct, found[1], found[2], batch.lengths)
+            means[part] = mean - log_total
+            variance[part] = torch.linalg.vecdot(prob, block.sub_(mean[:, None]).square_())
+    return TokenRecord(logp, correct, means, variance, batch.lengths)
 
 
 def _in_pieces(
-    model: nn.Module, batch: Batch, most: int, inputs: Mapping[str, Tensor]
+    model: nn.Module, batch: Batch, limit: int, inputs: Mapping[str, Tensor]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The logits at the batch's positions with their labels, a budget's worth at a time."""
+    """Yield the logits at the batch's positions with their labels, at most `_LOGITS` numbers at a time."""
     inner = unwrap(model)
-    pieces = -(-most * int(inner.config.get_text_config(decoder=True).vocab_size) // _LOGITS)
-    if pieces <= 1 or hasattr(inner, "interventions"):  # an edit may have to know all of the positions
+    pieces = -(-limit * int(inner.config.get_text_config(decoder=True).vocab_size) // _LOGITS)
+    if pieces <= 1 or hasattr(inner, "interventions"):  # an edit may need all positions
         yield answer_logits(model, batch, **inputs), batch.labels
         return
     head: Any = inner.get_output_embeddings()
     seen: list[Tensor] = []
-    given: list[tuple[Tensor, int]] = []
-    handle = head.register_forward_hook(lambda _, __, out: given.append((out, out._version)))
+    outputs: list[tuple[Tensor, int]] = []
+    handle = head.register_forward_hook(lambda _, __, out: outputs.append((out, out._version)))
     with _laid_out(batch, batch.index[:0]), head_on(model, batch.index[:0], watch=seen):
         logits = model(input_ids=batch.input_ids, use_cache=False, **inputs).logits
     handle.remove()
-    plain = logits is given[0][0] and logits._version == given[0][1]
-    size = -(-most // pieces)
+    plain = logits is outputs[0][0] and logits._version == outputs[0][1]
+    size = -(-limit // pieces)
     for start in range(0, size * pieces, size):
         hidden = seen[0].flatten(0, 1)[batch.index[start : start + size]]
         piece = head(hidden) if plain else _after_backbone(model, batch, hidden)
@@ -139,7 +139,7 @@ def _in_pieces(
 
 
 def _after_backbone(model: nn.Module, batch: Batch, hidden: Tensor) -> Tensor:
-    """Logits [N, V] of hidden states [N, D], by all that the model does after its backbone."""
+    """Return logits [N, V] from hidden states [N, D] by the part of the model after its backbone."""
     base = unwrap(model)
     base = base.get_base_model() if hasattr(base, "get_base_model") else base
     backbone = base.base_model
@@ -155,17 +155,20 @@ def _after_backbone(model: nn.Module, batch: Batch, hidden: Tensor) -> Tensor:
 
 
 def answer_logits(model: nn.Module, batch: Batch, **inputs: Tensor) -> Tensor:
-    """Logits [N, V] at the positions that predict the answer tokens, in the model's dtype."""
+    """Return logits [N, V] at the positions that predict the answer tokens, in the model's dtype."""
     with _laid_out(batch, batch.index), head_on(model, batch.index):
         logits = model(input_ids=batch.input_ids, use_cache=False, **inputs).logits
-    return cast(Tensor, logits).squeeze(0)  # whose derivative is a view, where that of [0] is a copy
+    return cast(Tensor, logits).squeeze(0)  # not [0]: the derivative of squeeze is a view
 
 
 def read(model: nn.Module, batch: Batch, requests: Sequence[ForwardRequest]) -> list[dict[str, Tensor]]:
-    """Answer several requests in one pass: `logp` [N], `logits` [N, V], `hidden/<layer>` [N, D], and logits
-    [N, V] of other models' states by their names.
+    """Answer several requests in one pass.
 
-    Nothing else is computed: the head runs on the positions that are asked for, or on none.
+    The head runs only on the positions that the requests need.
+
+    Returns:
+        For each request `logp` [N], `logits` [N, V], `hidden/<layer>` [N, D], and logits [N, V] of other
+        models' states by their names, as far as requested.
     """
     headed = [each for each in requests if each.logp or each.logits or each.states]
     own = [each for each in headed if each.logp or each.logits]
@@ -178,30 +181,30 @@ def read(model: nn.Module, batch: Batch, requests: Sequence[ForwardRequest]) -> 
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False,
             **({"output_hidden_states": True} if deep else {}),
         )  # fmt: skip
-    given: dict[int, dict[str, Tensor]] = {id(each): {} for each in requests}
+    answers: dict[int, dict[str, Tensor]] = {id(each): {} for each in requests}
     logits, others = extra_logits.split(model, output.logits, len(index)) if headed else (batch.index[:0], [])
     for (each, name), values in zip(extra, others, strict=True):
-        given[id(each)][name] = values
+        answers[id(each)][name] = values
     sizes = [len(each.index) for each in own]
-    if own and not any(each.logits for each in own):  # one piece: nothing is cut or glued
+    if own and not any(each.logits for each in own):  # no need to split the logits
         labels = torch.cat([each.labels for each in own])
         for each, logp in zip(own, token_logp(logits, labels).split(sizes), strict=True):
-            given[id(each)]["logp"] = logp
+            answers[id(each)]["logp"] = logp
     elif own:
         for each, values in zip(own, logits.split(sizes) if len(own) > 1 else [logits], strict=True):
             if each.logits:
-                given[id(each)]["logits"] = values
+                answers[id(each)]["logits"] = values
             if each.logp:
-                given[id(each)]["logp"] = token_logp(values, each.labels)
+                answers[id(each)]["logp"] = token_logp(values, each.labels)
     for each in requests:
         for layer in each.layers:
-            given[id(each)][f"hidden/{layer}"] = output.hidden_states[layer].flatten(0, 1)[each.index]
-    return [given[id(each)] for each in requests]
+            answers[id(each)][f"hidden/{layer}"] = output.hidden_states[layer].flatten(0, 1)[each.index]
+    return [answers[id(each)] for each in requests]
 
 
 @torch.no_grad()
 def states(model: nn.Module, batch: Batch, index: Tensor, layer: int | None) -> Tensor:
-    """Hidden states [N, D] after a layer, or (None) those that enter the head."""
+    """Return hidden states [N, D] after a layer; None: those that enter the head."""
     seen: list[Tensor] = []
     with _laid_out(batch, index[:0]), head_on(model, index[:0], watch=seen):
         output = model(
@@ -213,14 +216,14 @@ def states(model: nn.Module, batch: Batch, index: Tensor, layer: int | None) -> 
 
 
 _PLAIN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""Models known to hand out what their head gave, untouched, or known not to."""
+"""By model, whether it returns the output of its head unchanged; a model is added after its first pass."""
 
 
 class ExtraLogits:
-    """Logits of other models' states, with all that this model does to logits after its head.
+    """Logits of other models' states, with everything that this model does to logits after its head.
 
-    Some families cap or scale them there, so they are appended to the model's own. That copies both, and is
-    left out once the model has been seen to do nothing after its head.
+    Some families cap or scale logits there, so the others' logits are appended to the output of the head.
+    Appending copies both; it is left out for a model that is known to do nothing after its head.
     """
 
     def __init__(self, states: Sequence[tuple[Head, Tensor]] = ()) -> None:
@@ -235,7 +238,7 @@ class ExtraLogits:
         return joined
 
     def split(self, model: nn.Module, logits: Tensor, rows: int) -> tuple[Tensor, list[Tensor]]:
-        """Return the model's own `rows` of the logits that it gave, and those of the others."""
+        """Split the model's output into its own `rows` of logits and those of the others."""
         if self._joined is None:
             return logits.squeeze(0), self._computed(logits.dtype)
         untouched = logits is self._joined and logits._version == self._version
@@ -244,7 +247,7 @@ class ExtraLogits:
         return own, others
 
     def needed(self, model: nn.Module) -> bool:
-        """Return whether the others have to go through what the model does after its head."""
+        """Return whether the others' logits must be appended to the output of the head."""
         return bool(self._states) and not _PLAIN.get(unwrap(model), False)
 
     @torch.no_grad()
@@ -259,13 +262,13 @@ def head_on(
     extra: ExtraLogits | None = None,
     watch: list[Tensor] | None = None,
 ) -> Iterator[None]:
-    """The head runs on these positions [N] of the flattened batch only: logits [1, N, V]; None: on all.
+    """Run the head only on these positions [N] of the flattened batch: logits [1, N, V]; None: on all.
 
-    `watch` gets what enters the head, before positions are chosen.
+    The head's whole input is appended to `watch`.
     """
 
-    # A hook on the head's input works for every causal model of transformers and keeps what a family does
-    # after the head.
+    # A hook on the head's input works for every causal model of transformers and keeps the operations of a
+    # family after the head.
     def select(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         hidden = args[0]
         if watch is not None:
@@ -286,10 +289,10 @@ def head_on(
 
 
 def _laid_out(batch: Batch, index: Tensor) -> AbstractContextManager[None]:
-    """What the model itself is not told, and edits inside it need to know."""
+    """Set the batch's layout for the edits inside the model."""
     return laid_out(right_padded(batch.prompt_end, batch.widths, batch.input_ids.shape[1], index))
 
 
 def unwrap(model: nn.Module) -> Any:
-    """The transformers (or PEFT) model inside a DeepSpeed engine, or the model itself."""
+    """Return the transformers (or PEFT) model inside a DeepSpeed engine, or the model itself."""
     return getattr(model, "module", model)

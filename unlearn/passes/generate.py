@@ -1,7 +1,8 @@
-"""Answers of a transformers model, in rounds: greedy, on its own scores or on perturbed ones.
+"""Greedy generation in rounds, on the scores of a transformers model or on perturbed ones.
 
-A batch decodes until its longest row ends. So rows get a few tokens, those that have ended leave, and the
-rest are batched anew for twice as many; going through the tokens so far again costs one parallel forward.
+A batch decodes until its longest row ends. Therefore each round generates few tokens, drops the rows that
+have ended, and batches the others again for twice as many tokens. Recomputing the tokens so far costs one
+parallel forward.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from unlearn.passes.prompt_layout import laid_out, left_padded
 _FIRST_ROUND = 32
 
 Perturb = Callable[[Sequence[int], int, Tensor], Tensor]
-"""From (prompt numbers [B], tokens so far, scores [B, V]) to the scores whose largest is taken."""
+"""Maps (prompt numbers [B], tokens so far, scores [B, V]) to the scores whose arg-max is the next token."""
 
 
 def generate(
@@ -37,11 +38,12 @@ def generate(
     perturb: Perturb | None = None,
     static_cache: bool = False,
 ) -> list[list[int]]:
-    """New tokens of each prompt, up to and without the first of `end_ids`; all of them on every process.
+    """Return the new tokens of each prompt before the first of `end_ids`, on every process. A collective.
 
-    `advance` is told how many prompts of this process are done since the last call. With noise that follows
-    from the prompt's number and the tokens so far alone, `perturb` makes samples that no batching changes.
-    `static_cache`: keys and values in a space of fixed size, which transformers can compile for.
+    `advance` is called with the number of prompts that this process has finished since its last call.
+    `perturb` changes the scores; if it depends only on the prompt's number and the tokens so far, batching
+    does not change the samples. `static_cache`: keys and values have buffers of fixed size, for which
+    transformers can compile the model.
     """
     answers: list[list[int]] = [[] for _ in prompts]
     pending = list(range(len(prompts)))
@@ -57,8 +59,9 @@ def generate(
             noise = _Noise(perturb, [pending[j] for j in part_rows], so_far) if perturb else None
             starts = [len(prompts[pending[j]]) for j in part_rows]
             new = _batch(
-                model, [rows[j] for j in part_rows], starts, config, pad_id, world.synced, device, noise
-            )
+                model, [rows[j] for j in part_rows], starts, config, pad_id, world.collective_forward, device,
+                noise,
+            )  # fmt: skip
             cuts = [_until_end(row, end_ids) for row in new[: len(part)]]
             mine += [(pending[j], *cut) for j, cut in zip(part, cuts, strict=True)]
             advance(sum(ended or last for _, ended in cuts))
@@ -72,13 +75,13 @@ def generate(
 
 
 def end_tokens(model: nn.Module, end_id: int) -> list[int]:
-    """The tokens that end an answer: the encoder's, and those that the model itself was published with."""
+    """Return the tokens that end an answer: the encoder's and those of the model's generation config."""
     own: Any = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     return sorted({end_id, *([] if own is None else [own] if isinstance(own, int) else own)})
 
 
 def _rounds(max_new_tokens: int) -> Iterator[tuple[int, bool]]:
-    """Tokens of each round, and whether it is the last."""
+    """Yield the number of tokens of each round, and whether it is the last."""
     total, upto = 0, min(_FIRST_ROUND, max_new_tokens)
     while total < max_new_tokens:
         yield upto - total, upto == max_new_tokens
@@ -86,8 +89,8 @@ def _rounds(max_new_tokens: int) -> Iterator[tuple[int, bool]]:
 
 
 def _greedy(tokens: int, end_ids: Sequence[int], pad_id: int, static_cache: bool) -> GenerationConfig:
-    # What is unset here is filled in from the model's own generation config, so everything that a published
-    # model sets there for sampling is put back to neutral by name.
+    # Transformers fills in unset options from the model's own generation config, so every option that a
+    # published model sets for sampling is reset by name.
     return GenerationConfig(
         max_new_tokens=tokens,
         min_length=0,
@@ -120,14 +123,14 @@ def _batch(
     starts: Sequence[int],
     config: GenerationConfig,
     pad_id: int,
-    synced: bool,
+    collective_forward: bool,
     device: torch.device,
     noise: _Noise | None,
 ) -> list[list[int]]:
     width = max(len(row) for row in rows)
     ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
     mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    # Edits inside the model act where the prompt ended, also where an answer so far follows it.
+    # Edits inside the model act at the end of the prompt, which the answer so far may follow.
     layout = left_padded(torch.tensor(starts), mask.sum(1), width, device)
     generator: Any = model
     with laid_out(layout):
@@ -135,7 +138,7 @@ def _batch(
             input_ids=ids.to(device),
             attention_mask=mask.to(device),
             generation_config=config,
-            synced_gpus=synced,
+            synced_gpus=collective_forward,
             logits_processor=LogitsProcessorList([noise] if noise else []),
         )
     new: list[list[int]] = out[:, width:].tolist()

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Elements of one fp32 block of logits: bounds what log-softmax and its backward hold besides the logits.
+# Elements of one fp32 block of logits: bounds the extra memory of log-softmax and its backward.
 _BLOCK = 1 << 24
 _CPU_BLOCK = 1 << 19  # small enough to stay in a core's cache from one operation to the next
 
 
 def token_logp(logits: Tensor, labels: Tensor) -> Tensor:
-    """log softmax(logits)[label], [N] in fp32 from [N, V] of any float dtype.
+    """Return log softmax(logits)[label], [N] in fp32 from [N, V] of any float dtype.
 
     Keeps the logits and two numbers per row for the backward pass, instead of a second [N, V] in fp32.
     """
@@ -24,12 +24,12 @@ def token_logp(logits: Tensor, labels: Tensor) -> Tensor:
 class _TokenLogp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, labels: Tensor) -> Tensor:
-        # Made beforehand: small results between blocks that come and go split up the memory.
+        # Allocated first: small results between blocks that are freed again would fragment the memory.
         picked, top, total = torch.empty(3, len(logits), 1, device=logits.device)
         done = 0
         for rows, wanted in blocks(logits, labels):
             part = slice(done, done := done + len(rows))
-            # Less the maximum first: where the model is sure, log p is far smaller than the logits' rounding.
+            # Subtract the maximum first: for a likely label log p is far smaller than the logits' rounding.
             top[part] = rows.amax(-1, keepdim=True)
             block = rows.float() - top[part]
             picked[part] = block.gather(-1, wanted[:, None])
@@ -61,5 +61,5 @@ def blocks(logits: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
 
 def block_rows(logits: Tensor) -> int:
     """Return how many rows of logits [N, V] a block has."""
-    most = min(_BLOCK, _CPU_BLOCK) if logits.device.type == "cpu" else _BLOCK
-    return max(1, most // logits.shape[-1])
+    size = min(_BLOCK, _CPU_BLOCK) if logits.device.type == "cpu" else _BLOCK
+    return max(1, size // logits.shape[-1])

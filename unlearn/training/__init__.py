@@ -1,1 +1,1 @@
-"""From prepared data to an unlearned model."""
+"""Training: from prepared data to an unlearned model."""

@@ -1,7 +1,7 @@
 """The learning rate from the curvature along the update: AutoLR (arXiv 2410.22086) after GeN (2407.02772).
 
-Pure: what it is told are losses at w + m·ηd, where w − ηd are the weights after an update with rate η, so
-that m = −1 is after it. The forward passes at such weights are the caller's (`Engine.with_weights`).
+Pure functions of losses at w + m·ηd, where w − ηd are the weights after an update with rate η, so that
+m = −1 is after it. The caller makes the forward passes at these weights (`Engine.with_weights`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 THREE = (-1.0, 0.0, 1.0)
-"""After the update, before it, and as far the other way."""
+"""Multipliers: after the update, before it, and at the same distance in the opposite direction."""
 
 
 @dataclass(frozen=True)
@@ -33,29 +33,29 @@ class Fit:
 
     @property
     def best(self) -> float:
-        """The multiplier x* of the smallest loss; NaN where the parabola has none ahead."""
+        """The multiplier x* of the smallest loss; NaN where the parabola has no minimum at x > 0."""
         return self.b / self.a if self.a > 0 and self.b > 0 else math.nan
 
 
 def fit(losses: Sequence[float], multipliers: Sequence[float] = THREE) -> Fit:
-    """Least squares through the loss at multiplier 0; NaN all over if a loss is not finite.
+    """Fit by least squares through the loss at multiplier 0; every value is NaN if a loss is not finite.
 
     Raises:
         ValueError: not one loss for each multiplier, no multiplier 0, or fewer than two others.
     """
-    places = np.asarray(multipliers, dtype=np.float64)
+    positions = np.asarray(multipliers, dtype=np.float64)
     values = np.asarray(losses, dtype=np.float64)
-    if values.shape != places.shape or np.count_nonzero(places == 0) != 1 or len(set(multipliers)) < 3:
+    if values.shape != positions.shape or np.count_nonzero(positions == 0) != 1 or len(set(multipliers)) < 3:
         raise ValueError(
-            f"{values.size} losses at multipliers {list(multipliers)}: there must be one for each, 0 once "
-            "among them and two others at least"
+            f"{values.size} losses at multipliers {list(multipliers)}: there must be one for each, exactly "
+            "one multiplier 0 and at least two others"
         )
     if not np.isfinite(values).all():
         return Fit(math.nan, math.nan, math.nan)
-    x = -places[places != 0]
-    difference = values[places != 0] - values[places == 0]
+    x = -positions[positions != 0]
+    difference = values[positions != 0] - values[positions == 0]
     basis = np.stack([x * x / 2, -x], axis=1)
-    # Probes on both sides alike make this diagonal, so that a line has a curvature of exactly 0.
+    # With symmetric probes this matrix is diagonal, so that a line has a curvature of exactly 0.
     a, b = np.linalg.solve(basis.T @ basis, basis.T @ difference)
     total = float(difference @ difference)
     residual = difference - basis @ (a, b)
@@ -65,11 +65,10 @@ def fit(losses: Sequence[float], multipliers: Sequence[float] = THREE) -> Fit:
 
 @dataclass
 class AutoLR:
-    """A learning rate that follows η* = η·b/a, smoothed, and stays where the parabola is not to be trusted.
+    """A learning rate that follows η* = η·b/a, smoothed, and is unchanged where the fit is rejected.
 
-    Every `every` steps the caller probes and calls `update`. A fit that is rejected leaves the rate as it is.
-    Where there is nothing to fit, as a loss is not finite, the rate is halved: GeN's code does so where its
-    fit raises an exception.
+    Every `every` steps the caller probes and calls `update`. If a loss is not finite, the rate is halved, as
+    GeN's code does where its fit raises an exception.
     """
 
     lr: float
@@ -96,11 +95,11 @@ class AutoLR:
             )
 
     def due(self, step: int) -> bool:
-        """Whether to probe around the update of this step, counted from 0."""
+        """Return whether to probe around the update of this step, counted from 0."""
         return step % self.every == 0
 
     def update(self, losses: Sequence[float]) -> float:
-        """The rate from now on, given the losses at `multipliers` times the update.
+        """Update the rate by the losses at `multipliers` times the update, and return it.
 
         lr ← smooth·lr + (1 − smooth)·scale·clamp(η*, lr/clip, lr·clip) if a > 0, b > 0 and the fit is as
         good as `r2`; lr/2 if a loss is not finite; else lr.
@@ -116,7 +115,7 @@ class AutoLR:
         return self.lr
 
     def log(self) -> dict[str, float]:
-        """The rate and what the last probe said; NaN where it proposed nothing."""
+        """Return the rate and the last fit; NaN where it proposed no rate."""
         return {
             "autolr/lr": self.lr,
             "autolr/proposed": self._proposed,
@@ -127,7 +126,7 @@ class AutoLR:
         }
 
     def state(self) -> dict[str, Any]:
-        """All that the coming rates depend on; JSON."""
+        """Return everything that later rates depend on, as JSON."""
         return {"lr": self.lr}
 
     def load(self, state: Mapping[str, Any]) -> None:

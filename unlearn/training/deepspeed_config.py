@@ -1,4 +1,4 @@
-"""DeepSpeed's configuration, without DeepSpeed."""
+"""DeepSpeed's configuration; needs no import of DeepSpeed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from unlearn.config import HardwareConfig
 
 
 def deepspeed_config(hardware: HardwareConfig, *, clip: float) -> dict[str, Any]:
-    """DeepSpeed's configuration from ours.
+    """Return DeepSpeed's configuration for the `hardware` section.
 
-    `managed_gradient_accumulation` is off: the trainer decides how many micro-batches make a step, and that
-    number varies with their lengths. bf16 needs ZeRO for fp32 master weights, and stage 1 with fp32
-    gradients is another optimizer of DeepSpeed, whose moments cannot be read by parameter: stages 0 and 1
-    become 2 there (on one process the same thing).
+    `managed_gradient_accumulation` is off: the trainer chooses the number of micro-batches in a step, which
+    varies with their lengths. With bf16, stages 0 and 1 become 2 (the same on one process): fp32 master
+    weights need ZeRO, and for stage 1 with fp32 gradients DeepSpeed uses another optimizer, whose moments
+    cannot be read by parameter.
     """
     half = hardware.dtype == "bf16"
     zero: dict[str, Any] = {"stage": max(hardware.zero, 2 if half else 0), "overlap_comm": False}

@@ -1,7 +1,7 @@
-"""The one door to Accelerate and DeepSpeed: start, backward, step, gather, put back.
+"""Training through Accelerate and DeepSpeed: start, backward, step, gather, restore.
 
-The loop above reads like single-process PyTorch. Gradients of micro-batches are *summed* (over micro-batches
-and processes), so the caller divides by the global count and the split never shows.
+The training loop reads like single-process PyTorch. Gradients are *summed* over micro-batches and processes:
+the caller divides losses by global counts, so that the result does not depend on the split.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from unlearn.training.zero_partitions import Shares
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
-# The shared-memory collectives would be compiled for minutes on first use; gloo serves.
+# The shared-memory collectives would take minutes to compile on first use; gloo works without them.
 if hasattr(deepspeed.ops, "__compatible_ops__"):
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
@@ -48,12 +48,12 @@ class NonFiniteGradient(UserError):
 
 
 def precision(dtype: str) -> torch.dtype:
-    """`hardware.dtype` as torch has it."""
+    """Return the torch dtype of `hardware.dtype`."""
     return torch.bfloat16 if dtype == "bf16" else torch.float32
 
 
 class Engine:
-    """A model under DeepSpeed with AdamW: `model` is what to call, `module` the transformers model inside."""
+    """A model under DeepSpeed with AdamW: call `model`; `module` is the transformers model inside."""
 
     def __init__(
         self, model: nn.Module, world: World, config: Mapping[str, Any], *,
@@ -64,22 +64,22 @@ class Engine:
         self._norm = float("nan")
         self.zero: int = config["zero_optimization"]["stage"]
         self._offload = "offload_optimizer" in config["zero_optimization"]
-        self._summed = False  # is there a gradient to take?
-        self._borrowed = 0  # how many `with_weights` are open
-        self._taken: list[Tensor] | None = None  # what `take_gradients` has got so far
+        self._summed = False  # whether there is a gradient to take
+        self._borrowed = 0  # number of open `with_weights` blocks
+        self._taken: list[Tensor] | None = None  # the gradients collected by the running `take_gradients`
         self._lent: list[tuple[Tensor, Tensor]] = []
-        self._put: Iterator[Tensor] | None = None  # what the next step uses instead of the summed gradient
+        self._put: Iterator[Tensor] | None = None  # replaces the summed gradient in the next step
         self._linear = nn.functional.linear
         self._adamw = torch.optim.AdamW(decay_groups(model, weight_decay), lr=0.0, betas=betas, fused=True)
         self._accelerator = Accelerator(
-            # The hook below clips instead: what it takes must be whole, what it puts in must be clipped.
+            # The hook `_before_update` clips instead: taken gradients are unclipped, put ones are clipped.
             deepspeed_plugin=DeepSpeedPlugin(hf_ds_config={**config, "gradient_clipping": 0.0}),
             mixed_precision="bf16" if config["bf16"]["enabled"] else "no",
         )
         prepared, _ = self._accelerator.prepare(model, self._adamw)
-        unset_hf_deepspeed_config()  # else transformers would cut models that are loaded later, a collective
+        unset_hf_deepspeed_config()  # else transformers would partition models loaded later, a collective
         if not isinstance(prepared, deepspeed.DeepSpeedEngine):
-            raise RuntimeError(f"DeepSpeed is not in charge of the model, but {type(prepared).__name__}")
+            raise RuntimeError(f"Accelerate prepared a {type(prepared).__name__}, not a DeepSpeedEngine")
         self.model: Any = prepared
         self._shares = Shares(world, self.zero, prepared)
         self._adamw.register_step_pre_hook(self._before_update)
@@ -89,7 +89,7 @@ class Engine:
         return self.model.module
 
     def backward(self, loss: Tensor) -> None:
-        """Add a micro-batch's gradients to the step's sum over micro-batches and processes."""
+        """Add the gradients of a micro-batch to the step's sum over micro-batches and processes."""
         if self._put is not None:
             raise RuntimeError("backward after put_gradients would be lost; call step first")
         if not self._summed:
@@ -98,31 +98,31 @@ class Engine:
         self.model.backward(loss * self.world.size)  # DeepSpeed averages over processes
 
     def step(self, lr: float) -> float:
-        """Clip, update, clear. Returns the global gradient norm before clipping."""
+        """Clip the gradient, update, clear it. Returns the global gradient norm before clipping."""
         self._refuse_borrowed("step")
         for group in self.model.optimizer.param_groups:
             group["lr"] = lr
         if self._put is not None and not self._summed:
             self._pretend_backward()
-        self._norm = float("inf")  # DeepSpeed leaves the update out where fp32 gradients are not finite
+        self._norm = float("inf")  # stays if DeepSpeed skips the update: fp32 gradients are not finite
         self.model.step()
         self._put, self._summed = None, False
         return self._norm
 
     def take_gradients(self) -> list[Tensor]:
-        """Take out the gradient summed so far over micro-batches and processes; `backward` begins anew.
+        """Remove and return the gradient summed so far over micro-batches and processes. A collective.
 
         Returns this process's share in fp32, before clipping. Under ZeRO 1 to 3 the shares are flat, padded
-        with zeros and disjoint; without ZeRO every process has the whole gradient. The lists of one engine
-        are alike, so that they combine element by element. A collective.
+        with zeros and disjoint; without ZeRO every process has the whole gradient. All lists of one engine
+        have the same shapes, so that they combine element by element.
 
-        DeepSpeed finishes the gradient as for a step; a hook of AdamW then takes it away, and AdamW passes
-        over parameters without a gradient: weights, moments and step counts stay. A share is what the step
-        would have used anyway and nothing is copied (with CPU offload: copied, on the CPU): for each
-        parameter of the model 4 bytes without ZeRO, 4/processes with.
+        DeepSpeed reduces the gradient as for a step; a hook of AdamW then removes it, and AdamW skips
+        parameters without a gradient: weights, moments and step counts stay. Nothing is copied, except on the
+        CPU with CPU offload. For each parameter of the model a share takes 4 bytes without ZeRO, 4/processes
+        with ZeRO.
 
         Raises:
-            NonFiniteGradient: on all processes, where the gradient of any is not finite.
+            NonFiniteGradient: on all processes, if the gradient of any process is not finite.
         """
         self._refuse_borrowed("take_gradients")
         if not self._summed:
@@ -142,56 +142,56 @@ class Engine:
         return taken
 
     def put_gradients(self, gradients: Sequence[Tensor]) -> None:
-        """Make this, shaped as what `take_gradients` gave, the gradient of the next step.
+        """Set the gradient of the next step, in the shapes that `take_gradients` returns. A collective.
 
-        It replaces what may have been summed. The tensors are kept, not copied, until `step`. A collective.
+        It replaces the summed gradient, if any. The tensors are kept until `step`, not copied.
         """
         norm = float(self.gram([gradients])[0, 0].sqrt())
         if not math.isfinite(norm):
-            raise NonFiniteGradient(f"the norm of the gradient put together by the rule is {norm}")
+            raise NonFiniteGradient(f"the norm of the gradient combined by the rule is {norm}")
         self._put, self._put_norm = iter(gradients), norm
 
     def gram(self, gradients: Sequence[Sequence[Tensor]]) -> Tensor:
-        """Inner products of T taken gradients over the whole model, the same everywhere: float64 [T, T]."""
+        """Return inner products of T taken gradients of the whole model, float64 [T, T] on every process."""
         return self._shares.gram(gradients)
 
     def gram_by_parameter(self, gradients: Sequence[Sequence[Tensor]]) -> dict[str, Tensor]:
-        """`gram` of each trained parameter alone, by name; they sum to it. A collective."""
+        """Return `gram` of each trained parameter, by name; they sum to `gram`. A collective."""
         return self._shares.gram_by_parameter(gradients)
 
     def whole_gradients(self, gradients: Sequence[Sequence[Tensor]]) -> Iterator[tuple[str, list[Tensor]]]:
-        """Name and whole tensors, one per taken gradient, of one trained parameter after the other.
+        """Yield for each trained parameter its name and the whole tensors, one for each taken gradient.
 
-        In fp32 on the device, to be read: views where this process has all of it. A collective, which every
-        process must exhaust; it holds one parameter at a time.
+        The tensors are in fp32 on the device, to be read: views where this process has the whole parameter. A
+        collective, which every process must exhaust; it holds one parameter at a time.
         """
         return self._shares.whole_gradients(gradients)
 
     def as_live(self, gradient: Sequence[Tensor]) -> list[Tensor]:
-        """A taken gradient shaped as `live_weights`, in fp32, to be read: with it, weights can be moved.
+        """Return a taken gradient in the shapes of `live_weights`, in fp32, to be read. A collective.
 
-        Views at ZeRO 0 and 3, and where there is one process; elsewhere 4 bytes per parameter. A collective.
+        Views at ZeRO 0 and 3, and with one process; otherwise 4 bytes per parameter.
         """
         return self._shares.as_live(gradient)
 
     def live(self) -> Iterator[Tensor]:
-        """The trained parameters in compute precision, as far as this process keeps them; to be read.
+        """Iterate over this process's trained parameters in compute precision, to be read.
 
-        Full tensors up to ZeRO 2, this process's flat, padded parts under ZeRO 3.
+        Full tensors up to ZeRO 2, this process's flat, padded partitions under ZeRO 3.
         """
         return (getattr(p, "ds_tensor", p) for _, p in self._shares.trained())
 
     def live_weights(self) -> list[Tensor]:
-        """A copy of `live`."""
+        """Return a copy of `live`."""
         return [tensor.detach().clone() for tensor in self.live()]
 
     @contextmanager
     def with_weights(self, values: Sequence[Tensor]) -> Iterator[None]:
-        """Forwards inside use these values, shaped as `live_weights` and cast to compute precision.
+        """Use these values, in the shapes of `live_weights` and cast to compute precision, in this block.
 
-        Only pointers are exchanged: nothing is copied where the dtype fits, and the former weights come
-        back bit for bit. Master weights and optimizer state are not touched. Not between a forward and its
-        backward.
+        Only pointers are exchanged: nothing is copied where the dtype fits, and afterwards the former weights
+        are the same bit for bit. Master weights and optimizer state stay as they are. Not to be used between
+        a forward and its backward.
         """
         slots = list(self.live())
         if [v.shape for v in values] != [s.shape for s in slots]:
@@ -206,10 +206,10 @@ class Engine:
             self._borrowed -= 1
 
     def state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Name and full fp32 tensors (`weight`, `exp_avg`, `exp_avg_sq`) of each trained parameter.
+        """Yield name and full fp32 tensors (`weight`, `exp_avg`, `exp_avg_sq`) of each trained parameter.
 
-        On the CPU, and the same whatever the number of processes and the ZeRO stage. A collective: every
-        process must exhaust it; only the main process gets tensors.
+        The tensors are on the CPU and do not depend on the number of processes or the ZeRO stage. A
+        collective, which every process must exhaust; only the main process gets tensors.
         """
         self._link_moments()
         for name, parameter in self._shares.trained():
@@ -221,12 +221,12 @@ class Engine:
                 tensors |= {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
             yield name, {k: t.to("cpu", copy=True) for k, t in tensors.items()} if self.world.main else {}
 
-    def put_back(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], steps: int) -> None:
-        """Restore what `state` gave, after `steps` optimizer steps; moments are keyed `exp_avg/<name>`.
+    def restore(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], steps: int) -> None:
+        """Restore the `state` after `steps` optimizer steps; moments are keyed `exp_avg/<name>`.
 
-        The model must have been given to the engine with these weights already loaded.
+        The engine must have been made with a model that already has these weights.
         """
-        # A step that changes nothing makes the optimizer allocate its state, the same at every ZeRO stage.
+        # A step without effect makes the optimizer allocate its state, in the same way at every ZeRO stage.
         ids = torch.zeros((1, 2), dtype=torch.long, device=self.world.device)
         with laid_out(all_prompt(ids)):
             logits = self.model(input_ids=ids, use_cache=False).logits
@@ -250,44 +250,44 @@ class Engine:
                     safe_set_local_optimizer_state(parameter, self._shares.cut(value), key)
 
     def weights(self) -> dict[str, Tensor]:
-        """The whole state dict in compute precision, on the CPU; empty on all but the main process."""
+        """Return the whole state dict in compute precision, on the CPU; empty except on the main process."""
         if self.zero < 3:
             full = self.module.state_dict() if self.world.main else {}
             return {name: tensor.detach().to("cpu", copy=True) for name, tensor in full.items()}
-        found: dict[str, Tensor] = {}
+        weights: dict[str, Tensor] = {}
         for name, parameter in self.module.named_parameters(remove_duplicate=False):
             with deepspeed.zero.GatheredParameters([parameter]):
                 if self.world.main:
-                    found[name] = parameter.detach().to("cpu", copy=True)
+                    weights[name] = parameter.detach().to("cpu", copy=True)
         if self.world.main:
-            found |= {name: buffer.to("cpu", copy=True) for name, buffer in self._saved_buffers()}
-        return found
+            weights |= {name: buffer.to("cpu", copy=True) for name, buffer in self._saved_buffers()}
+        return weights
 
     def whole(self, shares: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
-        """Name and whole tensor, on the CPU, of shares such as `live_weights` gives. A collective."""
+        """Yield name and whole tensor, on the CPU, of shares in the form of `live_weights`. A collective."""
         return self._shares.whole(shares)
 
     def shares(self, whole: Mapping[str, Tensor]) -> Iterator[Tensor]:
-        """This process's shares of whole tensors by name, in the order of `live_weights`."""
+        """Yield this process's shares of whole tensors by name, in the order of `live_weights`."""
         return self._shares.of(whole)
 
     def whole_parameters(self, module: nn.Module) -> AbstractContextManager[None]:
-        """Inside, a module's parameters are whole, to be read."""
+        """Return a context in which a module's parameters are whole, to be read."""
         if self.zero < 3:
             return nullcontext()
         gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(list(module.parameters()))
         return gathered
 
     def close(self) -> None:
-        """Let go of the optimizer's state and the gradients, so that another engine can be made."""
+        """Free the optimizer's state and the gradients, so that another engine can be made."""
         self.model.destroy()
         self._accelerator.free_memory()
-        nn.functional.linear = self._linear  # ZeRO 3 leaves its own there, for all models of the process
-        AcceleratorState._reset_state()  # Accelerate takes one DeepSpeed configuration until then
+        nn.functional.linear = self._linear  # ZeRO 3 replaced it for all models of the process
+        AcceleratorState._reset_state()  # until then Accelerate accepts only one DeepSpeed configuration
 
     def _link_moments(self) -> None:
-        # ZeRO 1 and 2 link parameters to their moments when the first of several parameter groups has
-        # stepped; those of the other groups do not exist yet and stay unlinked (DeepSpeed 0.19.8).
+        # ZeRO 1 and 2 link parameters to their moments after the step of the first parameter group; the
+        # moments of the other groups do not exist yet and stay unlinked (DeepSpeed 0.19.8).
         if self.zero in (1, 2):
             zero = self.model.optimizer
             for low, high in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
@@ -299,9 +299,9 @@ class Engine:
 
     def _set_live(self, slots: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         if self.zero == 3:
-            self.model.optimizer.empty_partition_cache()  # gathered parameters are of the former values
+            self.model.optimizer.empty_partition_cache()  # gathered parameters have the former values
         for slot, value in zip(slots, values, strict=True):
-            # In place would not do: ZeRO-3's parts may be views of the fp32 master weights.
+            # Not in place: ZeRO-3's partitions may be views of the fp32 master weights.
             slot.data = value.detach().to(slot.device, slot.dtype)
 
     def _refuse_borrowed(self, what: str) -> None:
@@ -309,9 +309,9 @@ class Engine:
             raise RuntimeError(f"{what} inside with_weights; leave the with block first")
 
     def _before_update(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """AdamW is about to step on reduced fp32 gradients: take them, exchange them, clip them.
+        """Take, replace or clip the reduced fp32 gradients before a step of AdamW.
 
-        ZeRO calls this once for each parameter group, with this process's flat part of it.
+        ZeRO calls this once for each parameter group, with this process's flat partition of the group.
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         self._norm = self._global_norm(parameters)
@@ -326,10 +326,10 @@ class Engine:
             parameter.grad.mul_(factor)
 
     def _pretend_backward(self) -> None:
-        """Make ZeRO's lists of gradients anew, whatever is in them: it cannot step without any."""
+        """Rebuild ZeRO's lists of gradients with any content: ZeRO cannot step without them."""
         if self.zero in (1, 2):
             self.model.optimizer.setup_buckets()
-        if self.zero in (2, 3):  # below, the step itself does
+        if self.zero in (2, 3):  # at lower stages the step itself does it
             self.model.allreduce_gradients()
 
     def _take(self, parameter: Tensor) -> None:
@@ -338,7 +338,7 @@ class Engine:
         if self._offload:  # DeepSpeed needs its buffer back
             self._lent.append((parameter, parameter.grad))
             self._taken.append(parameter.grad.clone())
-        elif self._shares.is_kept(parameter.grad):
+        elif self._shares.is_reused(parameter.grad):
             self._taken.append(parameter.grad.clone())
         else:
             self._taken.append(parameter.grad)
@@ -350,11 +350,11 @@ class Engine:
         if self.zero == 0:
             return float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         norm = float(self.model.optimizer._global_grad_norm)
-        return norm if norm >= 0 else float("inf")  # -1 is DeepSpeed's word for not finite
+        return norm if norm >= 0 else float("inf")  # DeepSpeed returns -1 for a norm that is not finite
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Matrices decay; biases and norm weights do not (as the Hugging Face Trainer has it)."""
+    """Return parameter groups: matrices decay, biases and norm weights do not (as in HF's Trainer)."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},

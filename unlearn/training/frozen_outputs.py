@@ -1,9 +1,9 @@
 """Outputs of frozen models for the training data, computed once per data set and cached on disk.
 
-No second model is in memory while training. Cached are log-probabilities, hidden states of a layer, or the
-states that enter the output head: with a frozen copy of that head they are the model's logits, for the cost
-of one matrix product. A run computes them before its first step, and the next run on the same weights and
-data reads them.
+No second model is in memory during training. The cache holds log-probabilities, hidden states of a layer, or
+the states that enter the output head, from which a frozen copy of the head computes the model's logits by one
+matrix product. A run computes the outputs before its first step; later runs on the same weights and data read
+them.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from unlearn.passes.module_modes import evaluating
 
 log = logging.getLogger(__name__)
 
-_FORWARDS = 32  # of each process in a portion: what a killed pass loses at most
+_FORWARDS = 32  # of each process in a portion: the most that a killed pass loses
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ LOGP = FrozenOutput("reference", "logp")
 def cache_file(
     root: Path, model: str, dtype: str, sequences: Sequence[TokenSequence], output: FrozenOutput = LOGP
 ) -> Path:
-    """Return the file of an output for these token sequences, under the model with this key."""
+    """Return the cache file of an output for these token sequences; `model` is the key of its weights."""
     digest = hashlib.sha256(f"{model} {dtype}".encode())
     if output.what != "logp":
         digest.update(f"{output.what} {output.mask}".encode())
@@ -63,13 +63,13 @@ def cache_file(
 
 
 def head_file(root: Path, model: str, dtype: str) -> Path:
-    """Return the file of the model's output head."""
+    """Return the cache file of a model's output head."""
     name = hashlib.sha256(f"{model} {dtype} head".encode()).hexdigest()[:24]
     return root / "cache" / "reference" / f"{name}-head.safetensors"
 
 
 def read(file: Path, sequences: Sequence[TokenSequence], mask: Mask = "answer") -> list[Tensor] | None:
-    """Read one tensor [n] or [n, D] per sequence; None where the cache has no whole entry."""
+    """Read one tensor [n] or [n, D] per sequence; None where the entry is missing or broken."""
     sizes = _sizes(sequences, mask)
     entry = _whole(file, "values")
     if entry is not None and len(entry["values"]) != sum(sizes):
@@ -79,15 +79,15 @@ def read(file: Path, sequences: Sequence[TokenSequence], mask: Mask = "answer") 
 
 
 def compute(
-    model: nn.Module, sequences: Sequence[TokenSequence], world: World, *, max_tokens: int, synced: bool,
-    output: FrozenOutput = LOGP, pad_id: int = 0, parts: Path | None = None,
+    model: nn.Module, sequences: Sequence[TokenSequence], world: World, *, max_tokens: int,
+    collective_forward: bool, output: FrozenOutput = LOGP, pad_id: int = 0, parts: Path | None = None,
 ) -> list[Tensor]:  # fmt: skip
-    """Compute one tensor [n] or [n, D] per sequence, on the CPU, by a pass dealt to all processes.
+    """Compute one tensor [n] or [n, D] per sequence, on the CPU, by a pass shared by all processes.
 
-    parts: a folder for the portions of a long pass, all of this model and these sequences. A pass that was
-        cut off goes on after those; the caller removes the folder once the whole is written.
+    parts: a folder for the portions of a long pass, all of this model and these sequences. An interrupted
+        pass continues after these portions; the caller removes the folder after writing the whole.
     """
-    world = world.with_synced(synced)
+    world = world.with_collective_forward(collective_forward)
     sizes = _sizes(sequences, output.mask)
     values: dict[int, np.ndarray] = {}
     widest = max(len(s.ids) for s in sequences)
@@ -96,7 +96,7 @@ def compute(
     rounds = len(dealt[0])
     with evaluating(model):
         for start in range(0, rounds, _FORWARDS):
-            rows = sorted(i for own in dealt for some in own[start : start + _FORWARDS] for i in some)
+            rows = sorted(i for own in dealt for batch in own[start : start + _FORWARDS] for i in batch)
             cuts = np.cumsum([sizes[i] for i in rows])
             file = None
             if parts is not None and rounds > _FORWARDS:
@@ -105,7 +105,7 @@ def compute(
             if known is None:
                 mine: list[tuple[int, np.ndarray]] = []
                 for own in dealt[world.rank][start : start + _FORWARDS]:
-                    if own or synced:
+                    if own or collective_forward:
                         mine += _values(model, sequences, own, sizes, output, widest, pad_id, world)
                 known = np.concatenate(
                     [part for _, part in sorted(world.gather(mine), key=lambda pair: pair[0])]
@@ -122,7 +122,7 @@ def write(file: Path, values: Sequence[Tensor], dtype: torch.dtype = torch.float
 
 
 def head_of(model: nn.Module) -> Head:
-    """Copy a model's output head to the CPU, frozen; the model must hold its weights whole."""
+    """Copy a model's output head to the CPU, frozen; the model must have whole weights."""
     head = unwrap(model).get_output_embeddings()
     bias = getattr(head, "bias", None)
     copy = head.weight.detach().to("cpu", copy=True)
@@ -135,13 +135,13 @@ def write_head(file: Path, head: Head) -> None:
 
 
 def read_head(file: Path, device: torch.device, dtype: torch.dtype) -> Head | None:
-    """Read a cached head in compute precision; None where there is none."""
+    """Read a cached head in compute precision; None where the entry is missing or broken."""
     entry = _whole(file, "weight")
     return None if entry is None else Head(entry["weight"], entry.get("bias")).to(device, dtype)
 
 
 def _whole(file: Path, name: str) -> dict[str, Tensor] | None:
-    """Read the tensors of an entry, one of this name among them; None where it is not there or broken."""
+    """Read the tensors of an entry, which must have this name; None where it is missing or broken."""
     try:
         tensors = load_file(file)
         tensors[name]
@@ -162,18 +162,18 @@ def _values(
     model: nn.Module, sequences: Sequence[TokenSequence], rows: list[int], sizes: Sequence[int],
     output: FrozenOutput, widest: int, pad_id: int, world: World,
 ) -> list[tuple[int, np.ndarray]]:  # fmt: skip
-    """Return the output for the sequences of these numbers; without any, the model is called all the same."""
+    """Return the output for the sequences of these numbers; without numbers, only call the model."""
     with torch.no_grad():
         values = _pass(model, [sequences[i] for i in rows] or sequences[:1], output, widest, pad_id, world)
     if not rows:
         return []
-    # NumPy knows no bfloat16.
+    # NumPy has no bfloat16.
     plain = (values.float() if values.dtype == torch.bfloat16 else values).cpu().numpy()
     return list(zip(rows, np.split(plain, np.cumsum([sizes[i] for i in rows])[:-1]), strict=True))
 
 
 def _portion(file: Path | None, size: int) -> np.ndarray | None:
-    """Read the values of a portion; None where it is not there or broken."""
+    """Read the values of a portion; None where it is missing or broken."""
     entry = None if file is None else _whole(file, "values")
     if entry is None or len(entry["values"]) != size:
         return None

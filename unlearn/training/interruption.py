@@ -1,4 +1,4 @@
-"""Being stopped and going on later: signals that ask a training to stop, and when checkpoints are written."""
+"""Stop a training on a signal, and write checkpoints from which it continues."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from unlearn.run_dir import RunDir
 
 log = logging.getLogger(__name__)
 
-# Where writing a checkpoint takes longer than so many seconds, the next one by time is after ten times as
-# long at the earliest: a large model would otherwise spend much of its time on them.
+# If writing a checkpoint takes longer than 5 seconds, the next one by time is at least ten times as much
+# later: a large model would otherwise spend much of its time on checkpoints.
 _LONG, _SPACED = 5.0, 10
 
 
 class StopRequest:
-    """Notes that a signal asked this process to stop after the current step; a handler of signals."""
+    """A signal handler that records the request to stop after the current step."""
 
     def __init__(self) -> None:
         self.received = False
@@ -35,16 +35,16 @@ class StopRequest:
         self.received = True
 
     def received_by_any(self, world: World) -> bool:
-        """Return whether a signal came to any process. A collective."""
+        """Return whether any process received a signal. A collective."""
         received = torch.tensor(float(self.received), device=world.device)
         return bool(world.sum(received))
 
 
 class Checkpoints:
-    """Writes the checkpoints of a training, and knows when the next one is due.
+    """Writes the checkpoints of a training, and decides when the next one is due.
 
-    `started`: when this process began the run, in seconds of `time.monotonic`; checkpoints by time count
-    from there, so that a run that is killed again and again and takes long to load goes on nevertheless.
+    `started`: when this process began the run, in seconds of `time.monotonic`. Checkpoints by time count from
+    it, so that a run that loads slowly and is killed repeatedly still makes progress.
     """
 
     def __init__(self, rundir: RunDir, config: CheckpointConfig, started: float | None = None) -> None:
@@ -53,11 +53,11 @@ class Checkpoints:
         self._save_at = next_save(config.every_minutes, started, 0.0)
 
     def due(self, step: int, total: int) -> bool:
-        """Return whether one is due after this many of all steps, whatever the time."""
+        """Return whether a checkpoint is due after `step` of `total` steps, regardless of time."""
         return step % (self.config.every_steps or max(1, total // 10)) == 0
 
     def due_by_time(self) -> bool:
-        """Return whether the time for one has come; processes may differ."""
+        """Return whether a checkpoint is due by time; processes may differ."""
         return time.monotonic() >= self._save_at
 
     def save(
@@ -77,7 +77,7 @@ class Checkpoints:
 
 
 def next_save(every_minutes: float | None, ended: float, took: float) -> float:
-    """Return when the next checkpoint by time is due, after one that ended at `ended` and took so long."""
+    """Return when the next checkpoint by time is due, after one that ended at `ended` and took `took` s."""
     if every_minutes is None:
         return math.inf
     return ended + max(60 * every_minutes, _SPACED * took if took > _LONG else 0)

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class MeanTeacher:
-    """θ_T ← rate·θ_T + (1 − rate)·θ after each step, in fp32, starting as the model itself.
+    """θ_T ← rate·θ_T + (1 − rate)·θ after each step, in fp32, starting from the model's own weights.
 
-    Kept as this process's share of the trained parameters: one copy of them (of its part at ZeRO 3). A
-    forward of the teacher borrows the model's own place in memory.
+    Each process holds one copy of its share of the trained parameters (at ZeRO 3 of its partition). A forward
+    of the teacher uses the model with these weights in place of its own.
     """
 
     def __init__(self, engine: Engine, rate: float) -> None:
@@ -25,20 +25,20 @@ class MeanTeacher:
 
     @torch.no_grad()
     def follow(self) -> None:
-        """One step of the average; call after the optimizer's."""
+        """Update the average; call after each optimizer step."""
         for own, live in zip(self.weights, self.engine.live(), strict=True):
             own.lerp_(live.detach().float(), 1 - self.rate)
 
     def extend_state(
         self, state: Iterator[tuple[str, dict[str, Tensor]]]
     ) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Yield the engine's state with the teacher's whole tensors added to each parameter's own."""
+        """Yield the engine's state with the teacher's whole tensor of each parameter added."""
         whole = self.engine.whole(self.weights)
         for (name, tensors), (_, teacher) in zip(state, whole, strict=True):
             yield name, {**tensors, "teacher": teacher} if tensors else {}
 
-    def put_back(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore what `extend_state` gave, keyed `teacher/<name>`."""
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore the tensors of `extend_state`, keyed `teacher/<name>`."""
         whole = {n.removeprefix("teacher/"): t for n, t in tensors.items() if n.startswith("teacher/")}
         for own, share in zip(self.weights, self.engine.shares(whole), strict=True):
             own.copy_(share)

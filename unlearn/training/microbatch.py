@@ -1,4 +1,4 @@
-"""One micro-batch: from some units of a step to the statistics that terms ask for."""
+"""Compute the statistics of terms for one micro-batch, which is some of the units of a step."""
 
 from __future__ import annotations
 
@@ -22,11 +22,12 @@ from unlearn.terms import Term
 from unlearn.training.frozen_outputs import FrozenOutput
 from unlearn.training.step_data import Plan, TrainingData, Unit, View, frozen_output, own_view, view_of, views
 
-Asked = dict[View, list[tuple[Term, Statistic]]]
+ViewStatistics = dict[View, list[tuple[Term, Statistic]]]
+"""The statistics to compute, with their terms, by view."""
 
 
 class TrainedModel(Protocol):
-    """What of the engine a micro-batch needs."""
+    """The part of `Engine` that a micro-batch needs."""
 
     world: World
 
@@ -41,13 +42,13 @@ class TrainedModel(Protocol):
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Statistics by the name of the term and of the statistic, and the positions of each view."""
+    """Statistics by the names of term and statistic, and the positions of each view."""
 
     named: Mapping[str, dict[str, Tensor]]
     positions: Mapping[View, Positions]
 
     def size(self, term: Term) -> int:
-        """Return how many values the term's objective has to give: N, or B where it is of examples."""
+        """Return how many values the term's objective must return: N, or B for an objective per example."""
         where = self.positions[own_view(term)]
         return len(where.lengths if term.per == "example" else where.index)
 
@@ -56,39 +57,39 @@ def compute_statistics(
     engine: TrainedModel, data: TrainingData, plan: Plan, units: Sequence[Unit],
     requests: Sequence[tuple[Term, frozenset[str]]],
 ) -> MicroBatch:  # fmt: skip
-    """Put units of a step through the model, and give each term the statistics that it asks for.
+    """Run the model on units of a step, and return the statistics that each term needs.
 
-    Answers and alternative answers go through the model in passes of their own: a refusal next to a long
-    answer would be mostly padding. The mean teacher, where it is asked for, has a pass before these.
+    Answers and alternative answers have separate passes: in a batch with long answers a refusal would be
+    mostly padding. The mean teacher has a pass before these, if a term needs it.
 
     Args:
-        requests: terms, each with the names of the statistics it needs. A term without units here is left
-            out.
+        requests: terms, each with the names of the statistics it needs. Terms without any of these units are
+            left out.
 
     Returns:
-        For each term its statistics, with N positions that it looks at of B sequences, in the order of the
+        For each term its statistics at the N positions of its view of B sequences, in the order of the
         units: `logp`, `ref_logp`, `noise` [N] fp32; `labels` [N] int64; `important` [N] bool;
         `logits`, `ref_logits`, `teacher_logits`, `reinforced_logits` [N, V] and `hidden`, `ref_hidden`
         [N, D] in compute precision; `lengths` [B] int64; `gate` [B, K] fp32. `alt_…` and `ref_alt_…` are the
         same over the N answer tokens of B alternative answers. Those of the trained model are
         differentiable.
     """
-    here = {unit.group for unit in units}
-    requests = [(term, needs) for term, needs in requests if own_view(term).group in here]
-    asked: Asked = {view: [] for term, needs in requests for view in views(term, needs)}
+    present = {unit.group for unit in units}
+    requests = [(term, needs) for term, needs in requests if own_view(term).group in present]
+    wanted: ViewStatistics = {view: [] for term, needs in requests for view in views(term, needs)}
     for term, needs in requests:
         for statistic in statistics_of(needs):
-            asked[view_of(term, statistic)].append((term, statistic))
+            wanted[view_of(term, statistic)].append((term, statistic))
     rows = _Rows(data, plan, units, engine.world.device)
-    outputs: dict[View, dict[str, Tensor]] = {view: {} for view in asked}
-    taught = [view for view, some in asked.items() if any(s.source == "teacher" for _, s in some)]
-    if taught:
-        _run_teacher(engine, rows, taught, outputs)
-    for kind in dict.fromkeys(view.kind for view in asked):
-        _run_model(engine, rows, {view: some for view, some in asked.items() if view.kind == kind}, outputs)
+    outputs: dict[View, dict[str, Tensor]] = {view: {} for view in wanted}
+    of_teacher = [view for view, pairs in wanted.items() if any(s.source == "teacher" for _, s in pairs)]
+    if of_teacher:
+        _run_teacher(engine, rows, of_teacher, outputs)
+    for kind in dict.fromkeys(view.kind for view in wanted):
+        _run_model(engine, rows, {view: wanted[view] for view in wanted if view.kind == kind}, outputs)
     named: dict[str, dict[str, Tensor]] = {term.name: {} for term, _ in requests}
-    for view, some in asked.items():
-        for term, statistic in some:
+    for view, pairs in wanted.items():
+        for term, statistic in pairs:
             named[term.name][statistic.name] = _value(rows, view, term, statistic, outputs[view])
     return MicroBatch(named, rows.positions)
 
@@ -96,35 +97,35 @@ def compute_statistics(
 def _run_teacher(
     engine: TrainedModel, rows: _Rows, views: Sequence[View], outputs: Mapping[View, dict[str, Tensor]]
 ) -> None:
-    """Add the mean teacher's logits to the outputs, from the rows that it is asked about alone."""
+    """Add the mean teacher's logits at these views to the outputs."""
     weights = rows.data.frozen.teacher
     assert weights is not None
     batch = rows.lay_out(views)
     where = [rows.positions[view] for view in views]
     with torch.no_grad(), engine.with_weights(weights):
-        given = read(engine.model, batch, [ForwardRequest(w.index, w.labels, logits=True) for w in where])
-    for view, each in zip(views, given, strict=True):
-        outputs[view]["teacher_logits"] = each["logits"]
+        answers = read(engine.model, batch, [ForwardRequest(w.index, w.labels, logits=True) for w in where])
+    for view, answer in zip(views, answers, strict=True):
+        outputs[view]["teacher_logits"] = answer["logits"]
 
 
 def _run_model(
-    engine: TrainedModel, rows: _Rows, asked: Asked, outputs: Mapping[View, dict[str, Tensor]]
+    engine: TrainedModel, rows: _Rows, wanted: ViewStatistics, outputs: Mapping[View, dict[str, Tensor]]
 ) -> None:
-    """Add what the trained model gives for some views, in one pass, to the outputs."""
-    batch = rows.lay_out(list(asked))
-    given = read(engine.model, batch, [_request(rows, view, some) for view, some in asked.items()])
-    for (view, some), each in zip(asked.items(), given, strict=True):
-        outputs[view].update(each)
-        if any(statistic.quantity == "gate" for _, statistic in some):
+    """Add the trained model's outputs at these views, from one pass."""
+    batch = rows.lay_out(list(wanted))
+    answers = read(engine.model, batch, [_request(rows, view, pairs) for view, pairs in wanted.items()])
+    for (view, pairs), answer in zip(wanted.items(), answers, strict=True):
+        outputs[view].update(answer)
+        if any(statistic.quantity == "gate" for _, statistic in pairs):
             outputs[view]["gate"] = gates(engine.module)[rows.rows_of[view.part]]
 
 
-def _request(rows: _Rows, view: View, some: Sequence[tuple[Term, Statistic]]) -> ForwardRequest:
-    of_model = {statistic.quantity for _, statistic in some if statistic.source == "model"}
-    layers = {_layer(term) for term, each in some if each.source == "model" and each.needs_layer}
+def _request(rows: _Rows, view: View, pairs: Sequence[tuple[Term, Statistic]]) -> ForwardRequest:
+    of_model = {statistic.quantity for _, statistic in pairs if statistic.source == "model"}
+    layers = {_layer(term) for term, each in pairs if each.source == "model" and each.needs_layer}
     states = {
         each.name: (rows.data.frozen.heads[each.source], rows.frozen(view, frozen_output(term, each)))
-        for term, each in sorted(some, key=lambda pair: pair[1].name)
+        for term, each in sorted(pairs, key=lambda pair: pair[1].name)
         if each.cached and each.quantity == "logits"
     }
     where = rows.positions[view]
@@ -136,7 +137,7 @@ def _request(rows: _Rows, view: View, some: Sequence[tuple[Term, Statistic]]) ->
 def _value(
     rows: _Rows, view: View, term: Term, statistic: Statistic, outputs: Mapping[str, Tensor]
 ) -> Tensor:
-    """Return one statistic of a term, from the data or from what models gave for its view."""
+    """Return one statistic of a term, from the data or from the models' outputs at its view."""
     if statistic.cached and statistic.quantity != "logits":
         return rows.frozen(view, frozen_output(term, statistic))
     match statistic.quantity:
@@ -161,7 +162,7 @@ def _layer(term: Term) -> int:
 
 @dataclass
 class _Rows:
-    """The units of a micro-batch in the data: their batch, and what the data holds for each view."""
+    """The units of a micro-batch in the data: their batch, and the data's values for each view."""
 
     data: TrainingData
     plan: Plan
@@ -174,7 +175,7 @@ class _Rows:
         return [unit for unit in self.units if unit.group == group]
 
     def lay_out(self, views: Sequence[View]) -> Batch:
-        """Return one batch of the parts of some views; note its rows and the positions of each view."""
+        """Return one batch of the parts of some views; store its rows and the positions of each view."""
         flat: list[TokenSequence] = []
         sequences: dict[tuple[str, str], list[TokenSequence]] = {}
         for group, kind in dict.fromkeys(view.part for view in views):
@@ -194,9 +195,9 @@ class _Rows:
         return batch
 
     def frozen(self, view: View, output: FrozenOutput) -> Tensor:
-        """Return what a frozen model gave for a view, [N] or [N, D]."""
+        """Return a frozen model's output at a view, [N] or [N, D]."""
         part = self.data.groups[view.group].part(view.kind)
-        values = [part.frozen[output][part.place(unit)] for unit in self.units_of(view.group)]
+        values = [part.frozen[output][part.index(unit)] for unit in self.units_of(view.group)]
         if view.mask == "all":
             values = [each[: self.plan.widths[view.part]] for each in values]
         else:
@@ -207,10 +208,10 @@ class _Rows:
         """Return whether each answer token lies in an annotated span, [N]."""
         part = self.data.groups[view.group].part(view.kind)
         assert part.important is not None
-        return self._tokens(view, [part.important[part.place(unit)] for unit in self.units_of(view.group)])
+        return self._tokens(view, [part.important[part.index(unit)] for unit in self.units_of(view.group)])
 
     def noise(self, view: View) -> Tensor:
-        """Return one uniform number for each answer token, [N], fixed by seed, example and step."""
+        """Return one uniform random number per answer token, [N], determined by seed, example and step."""
         group, draws = self.data.groups[view.group], []
         for unit in self.units_of(view.group):
             key = zlib.crc32(f"{group.ids[unit.row]}/{view.kind}".encode())

@@ -1,4 +1,4 @@
-"""What watches a training and changes nothing: its history, evaluations, kept models and a probe."""
+"""Observers of a training: its history, evaluations, saved models and a probe. They change nothing."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from unlearn.training.step_data import Frozen
 
 
 class Logger(Protocol):
-    """What the trainer tells of its steps; the files are written by the trainer itself."""
+    """Receives the rows of steps; `History` writes the files itself."""
 
     def log(self, row: Mapping[str, float], step: int) -> None: ...
 
 
 @dataclass(frozen=True)
 class History:
-    """Rows of numbers by step, in the run's directory and at its tracker; written by the main process."""
+    """Writes rows of numbers by step to the run's directory and its tracker, on the main process."""
 
     rundir: RunDir
     tracker: Logger
     main: bool = True
 
     def add(self, row: Mapping[str, float]) -> None:
-        """Write a row, which has its `step`."""
+        """Write a row, whose `step` is one of its keys."""
         if self.main:
             self.rundir.append_history(row)
             self.tracker.log(row, int(row["step"]))
 
     def cut(self, step: int) -> None:
-        """Drop what was written after a step, which is about to come again."""
+        """Drop the rows after a step, from which the training continues."""
         if self.main:
             self.rundir.cut_history(step)
 
 
 @dataclass(frozen=True)
 class ProbeContext:
-    """When a probe measures: after `step` updates, at a peak learning `rate`; how terms make an update."""
+    """The training as a probe measures it: after `step` updates, with peak learning `rate` and `rule`."""
 
     step: int
     rate: float
@@ -57,10 +57,10 @@ class Probe(Protocol):
 
 @dataclass(frozen=True)
 class Observers:
-    """What is called between steps, with the number of steps made; each every so many of them.
+    """Functions called between steps, with the number of steps made, every `…_every` steps.
 
-    `evaluate` returns what it measured, for the history; `keep_model` saves a copy of the model; `probe`
-    decides itself when it is due.
+    `evaluate` returns metrics for the history; `keep_model` saves a copy of the model; `probe` decides itself
+    when it is due.
     """
 
     evaluate: Callable[[int], Mapping[str, float]] | None = None

@@ -1,4 +1,4 @@
-"""From examples to training data: tokens, alternative answers, outputs of frozen models."""
+"""Prepare training data from examples: tokens, alternative answers, outputs of frozen models."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ from unlearn.training.step_data import Group, Part, frozen_outputs_for, kinds, o
 
 @dataclass(frozen=True)
 class FrozenModel:
-    """A model that is used once, before training: the key of its weights, and how to get it.
+    """A model that is used only before training.
 
-    `hold` yields the model (whatever its parallel form) and whether every call of it is a collective;
-    `whole_head` makes its output head whole, to be read.
+    `key` identifies its weights. `hold` yields the model, in any parallel form, and whether each of its calls
+    is a collective; `whole_head` makes its output head whole, to be read.
     """
 
     key: str
@@ -53,24 +53,24 @@ class Preparation:
     world: World
 
     def groups(self, reference_model: FrozenModel) -> dict[str, Group]:
-        """Return token sequences of all sets that are trained on, without outputs of frozen models."""
+        """Return token sequences of all training sets, without outputs of frozen models."""
         wanted = kinds((term, term.needs) for term in self.terms)
-        return {name: self._group(name, some, reference_model) for name, some in wanted.items()}
+        return {name: self._group(name, names, reference_model) for name, names in wanted.items()}
 
     def watched(self, groups: Mapping[str, Group], names: Iterable[str]) -> dict[str, Group]:
-        """Return the groups with the answers of these sets, also of those that no term is on."""
-        found = dict(groups)
+        """Return the groups with the answers of these sets added, also of sets without a term."""
+        watched = dict(groups)
         for name in names:
             examples = self.sets.get(name)
-            if examples and (name not in found or found[name].answers is None):
-                group = found.get(name, Group([e.id for e in examples]))
-                found[name] = group.with_part("answers", self._answers(name, examples, group.multiple))
-        return found
+            if examples and (name not in watched or watched[name].answers is None):
+                group = watched.get(name, Group([e.id for e in examples]))
+                watched[name] = group.with_part("answers", self._answers(name, examples, group.multiple))
+        return watched
 
     def with_frozen_outputs(
         self, groups: Mapping[str, Group], models: Mapping[str, FrozenModel]
     ) -> tuple[dict[str, Group], dict[str, Head]]:
-        """Return the groups with outputs of frozen models, cached or computed, and those models' heads."""
+        """Return the groups with outputs of frozen models, and the heads of these models."""
         ready = dict(groups)
         heads: dict[str, Head] = {}
         for term in self.terms:
@@ -93,12 +93,12 @@ class Preparation:
         if not examples:
             raise UserError(
                 f"method {self.config.method.name} trains on the {name} set, which dataset "
-                f"{self.config.dataset.name} does not give: set dataset.{name}"
+                f"{self.config.dataset.name} does not have: set dataset.{name}"
             )
         multiple = row_multiples(self.config.method, self.terms).get(name, 1)
         answers = self._answers(name, examples, multiple) if "answers" in wanted else None
-        others = self._alternatives(examples, target, multiple) if "alternatives" in wanted else None
-        return Group([e.id for e in examples for _ in range(multiple)], answers, others, multiple)
+        alternative = self._alternatives(examples, target, multiple) if "alternatives" in wanted else None
+        return Group([e.id for e in examples for _ in range(multiple)], answers, alternative, multiple)
 
     def _answers(self, name: str, examples: Sequence[Example], repeats: int = 1) -> Part:
         pairs = [(e.question, e.answer) for e in examples]
@@ -121,13 +121,13 @@ class Preparation:
         else:
             pool = self.sets.get("retain", [])
             texts = alternatives(cfg, examples, pool=pool, seed=self.config.seed)
-        pairs = [(e.question, text) for e, some in zip(examples, texts, strict=True) for text in some]
+        pairs = [(e.question, text) for e, own in zip(examples, texts, strict=True) for text in own]
         return Part(self.encoder.pairs(pairs), variants=cfg.count // multiple)
 
     def _sampled(self, examples: Sequence[Example], target: FrozenModel) -> list[list[str]]:
         cfg, hardware = self.config.method.alternatives, self.config.hardware
-        asked = cfg.prompt or "{question}"
-        questions = [filled(asked, question=e.question or "", answer=e.answer) for e in examples]
+        template = cfg.prompt or "{question}"
+        questions = [filled(template, question=e.question or "", answer=e.answer) for e in examples]
         options: dict[str, Any] = {
             "count": cfg.count, "temperature": cfg.temperature, "max_new_tokens": cfg.max_new_tokens,
             "seed": self.config.seed,
@@ -139,10 +139,10 @@ class Preparation:
         parts = file.with_suffix(".parts")
 
         def make() -> list[list[str]]:
-            with target.hold() as (model, synced):
+            with target.hold() as (model, collective_forward):
                 texts = sampled_alternatives.sample_alternatives(
                     model, self.encoder, questions, **options, max_rows=hardware.generate_rows,
-                    world=self.world.with_synced(synced), device=self.world.device,
+                    world=self.world.with_collective_forward(collective_forward), device=self.world.device,
                     parts=parts,
                 )  # fmt: skip
             if self.world.main:
@@ -161,10 +161,11 @@ class Preparation:
         parts = file.with_suffix(".parts")
 
         def make() -> Sequence[torch.Tensor]:
-            with frozen.hold() as (model, synced):
+            with frozen.hold() as (model, collective_forward):
                 values = frozen_outputs.compute(
                     model, part.sequences, self.world, max_tokens=self.config.hardware.eval_tokens,
-                    synced=synced, output=output, pad_id=self.encoder.pad_id, parts=parts,
+                    collective_forward=collective_forward, output=output, pad_id=self.encoder.pad_id,
+                    parts=parts,
                 )  # fmt: skip
             if self.world.main:
                 logp = output.what == "logp"
@@ -180,7 +181,7 @@ class Preparation:
     def _head(self, frozen: FrozenModel) -> Head:
         dtype = self.config.hardware.dtype
         file = frozen_outputs.head_file(Path(self.config.root), frozen.key, dtype)
-        place, size = self.world.device, precision(dtype)
+        device, precise = self.world.device, precision(dtype)
 
         def make() -> Head:
             with frozen.hold() as (model, _), frozen.whole_head(model):
@@ -188,6 +189,6 @@ class Preparation:
             if self.world.main:
                 frozen_outputs.write_head(file, head)
             self.world.barrier()
-            return head.to(place, size)
+            return head.to(device, precise)
 
-        return compute_once(file, self.world, lambda: frozen_outputs.read_head(file, place, size), make)
+        return compute_once(file, self.world, lambda: frozen_outputs.read_head(file, device, precise), make)

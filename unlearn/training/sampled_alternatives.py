@@ -1,6 +1,6 @@
-"""Alternative answers that the target itself gives to the questions (AltPO, arXiv 2409.13474).
+"""Alternative answers sampled from the target (AltPO, arXiv 2409.13474).
 
-The noise of a sample follows from (seed, question, sample) alone: see `unlearn.passes.gumbel_sampling`.
+The noise of a sample depends only on (seed, question, sample): see `unlearn.passes.gumbel_sampling`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from unlearn.passes.module_modes import evaluating
 log = logging.getLogger(__name__)
 
 _ATTEMPTS = 4
-_ROUNDS = 4  # of full batches of each process in a portion: what a killed one loses at most
+_ROUNDS = 4  # of full batches of each process in a portion: the most that a killed run loses
 
 
 def sample_alternatives(
@@ -43,16 +43,17 @@ def sample_alternatives(
     device: torch.device,
     parts: Path | None = None,
 ) -> list[list[str]]:
-    """`count` answers to each question, none of them empty; all of them on every process.
+    """Return `count` answers to each question, none of them empty, on every process. A collective.
 
-    An empty answer is sampled again, and after a few times a refusal takes its place. `parts` is a folder for
-    portions, which are not sampled again after a kill: of this model and these options, with any questions.
+    An empty answer is sampled again; after `_ATTEMPTS` times a refusal replaces it. `parts` is a folder for
+    portions, which a run reads instead of sampling them again after a kill. All portions in it are of this
+    model and these options; the questions may differ.
     """
-    wanted = [(question, k) for question in dict.fromkeys(questions) for k in range(count)]
-    found: dict[tuple[str, int], str] = {}
+    slots = [(question, k) for question in dict.fromkeys(questions) for k in range(count)]
+    answers: dict[tuple[str, int], str] = {}
     with evaluating(model):
         for attempt in range(_ATTEMPTS):
-            missing = [place for place in wanted if not found.get(place)]
+            missing = [slot for slot in slots if not answers.get(slot)]
             size = _ROUNDS * world.size * max_rows
             for portion in (missing[start : start + size] for start in range(0, len(missing), size)):
                 file = None if parts is None else parts / f"{digest([attempt, portion])}.json"
@@ -74,10 +75,10 @@ def sample_alternatives(
                     texts = [str(decode(row, skip_special_tokens=True)).strip() for row in tokens]
                     if file is not None and world.main and len(missing) > size:
                         write_json(file, {"texts": texts})
-                found.update(zip(portion, texts, strict=True))
-    for question, k in wanted:
-        found[question, k] = found[question, k] or draw(refusals(), 1, f"{seed}/{k}/{question}")[0]
-    return [[found[question, k] for k in range(count)] for question in questions]
+                answers.update(zip(portion, texts, strict=True))
+    for question, k in slots:
+        answers[question, k] = answers[question, k] or draw(refusals(), 1, f"{seed}/{k}/{question}")[0]
+    return [[answers[question, k] for k in range(count)] for question in questions]
 
 
 def cache_file(
@@ -92,7 +93,7 @@ def cache_file(
     max_new_tokens: int,
     seed: int,
 ) -> Path:
-    """Where the answers of this model to these questions, in whatever order, are kept."""
+    """Return the cache file of this model's answers to these questions, in any order."""
     distinct = sorted(set(questions))
     prompts = encoder.prompts(distinct) if distinct else []
     named = [model, dtype, encoder.end_id, count, float(temperature), max_new_tokens, seed, distinct, prompts]
@@ -101,7 +102,7 @@ def cache_file(
 
 
 def read(file: Path, questions: Sequence[str]) -> list[list[str]] | None:
-    """The answers to each question; None where the cache has no whole entry."""
+    """Read the answers to each question; None where the entry is missing or broken."""
     try:
         known = read_json(file)
         return [list(known[question]) for question in questions]
@@ -114,7 +115,7 @@ def read(file: Path, questions: Sequence[str]) -> list[list[str]] | None:
 
 
 def _texts_of(file: Path | None) -> list[str] | None:
-    """The texts of a portion on disk; None where it is not there or broken."""
+    """Read the texts of a portion; None where it is missing or broken."""
     try:
         return None if file is None else [str(text) for text in read_json(file)["texts"]]
     except (OSError, ValueError, KeyError):

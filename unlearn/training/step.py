@@ -1,6 +1,6 @@
-"""One step: which units make it, how they are dealt, the values of its terms and their gradients.
+"""One step: its units, their split into micro-batches, the values of its terms and their gradients.
 
-Everything is averaged over the whole step, whatever the split into micro-batches and processes.
+All averages are over the whole step and do not depend on the split into micro-batches and processes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from unlearn.training.step_data import Plan, TrainingData, Unit, View, kinds, ow
 
 @dataclass
 class Steps:
-    """Puts the units of a step through the model and gives the values of terms."""
+    """Runs the model on the units of a step and computes the values of terms and their gradients."""
 
     engine: Engine
     terms: Sequence[Term]
@@ -32,8 +32,8 @@ class Steps:
     hardware: HardwareConfig
 
     def plan(self, step: int, rows: Mapping[str, Sequence[tuple[int, int]]]) -> Plan:
-        """Return the step's units from its (row, visit) of each group, and what its averages divide by."""
-        units = [Unit(group, *each) for group, some in rows.items() for each in some]
+        """Return the plan of a step from the (row, visit) pairs of each group."""
+        units = [Unit(group, *pair) for group, pairs in rows.items() for pair in pairs]
         every = {view for term in self.terms for view in views(term, term.needs)}
         chosen = {
             view.part: [
@@ -53,9 +53,9 @@ class Steps:
         return Plan(step, units, widths, counts)
 
     def deal(self, plan: Plan, terms: Sequence[Term], *, for_means: bool = False) -> list[list[Unit]]:
-        """Return this process's micro-batches; some may be empty, where there are more processes than units.
+        """Return this process's micro-batches; some are empty if there are more processes than units.
 
-        With `for_means` for the pass that computes `means`.
+        `for_means`: for the pass that computes `means`.
         """
         of_group = kinds((t, t.step_statistic_needs if for_means else t.loss_needs) for t in terms)
         units = [unit for unit in plan.units if unit.group in of_group]
@@ -67,37 +67,36 @@ class Steps:
             max_tokens=None if per_forward else self.hardware.micro_tokens,
             max_rows=per_forward * len(of_group) if per_forward else None,
         )
-        # In the order of the plan, rows of one group stay together.
+        # Sorted as in the plan, so that rows of one group are adjacent.
         return [[units[i] for i in sorted(micro)] for micro in dealt[world.rank]]
 
     def values(
         self, plan: Plan, units: Sequence[Unit], terms: Sequence[Term], means: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
         """Return these units' share of each term's mean over the step; terms without a unit are left out."""
-        here = {unit.group for unit in units}
-        company = [u for u in self.dummy(plan, terms) if u.group not in here] if self._uneven(terms) else []
-        micro = self.statistics(plan, [*units, *company], [(term, term.loss_needs) for term in terms])
+        present = {unit.group for unit in units}
+        fill = [u for u in self.dummy(plan, terms) if u.group not in present] if self._uneven(terms) else []
+        micro = self.statistics(plan, [*units, *fill], [(term, term.loss_needs) for term in terms])
         shares = {}
         for term in (term for term in terms if term.name in micro.named):
-            given = micro.named[term.name]
+            statistics = micro.named[term.name]
             if term.name in means:
-                given["batch_mean"] = means[term.name]
-            values = term.values(given)
+                statistics["batch_mean"] = means[term.name]
+            values = term.values(statistics)
             view, expected = own_view(term), micro.size(term)
             if values.shape != (expected,):
                 raise RuntimeError(
                     f"the objective of {term.name} returned shape {tuple(values.shape)}, not [{expected}]"
                 )
             shares[term.name] = values.sum() / plan.counts[view, term.per]
-            if view.group not in here:
+            if view.group not in present:
                 shares[term.name] = shares[term.name] * 0.0
         return shares
 
     def means(self, plan: Plan, terms: Sequence[Term]) -> dict[str, Tensor]:
-        """Return what terms need averaged over the whole step before they can be trained on, [K] each.
+        """Return the means over the whole step that terms need before their losses, [K] each. A collective.
 
-        Costs a pass without gradients over the data of those terms, and only of what that mean needs. A
-        collective.
+        Costs a pass without gradients over the data of these terms, with only the statistics of the means.
         """
         terms = [term for term in terms if term.needs_step_statistic]
         if not terms:
@@ -108,8 +107,8 @@ class Steps:
             for units in self.deal(plan, terms, for_means=True):
                 micro = self.statistics(plan, units or self.dummy(plan, terms), requests)
                 for term in (term for term in terms if units and term.name in micro.named):
-                    here = term.step_statistic_values(micro.named[term.name]).double().sum(0)
-                    sums[term.name] = sums[term.name] + here if term.name in sums else here
+                    total = term.step_statistic_values(micro.named[term.name]).double().sum(0)
+                    sums[term.name] = sums[term.name] + total if term.name in sums else total
         world = self.engine.world
         parts = world.gather([{name: each.cpu() for name, each in sums.items()}])
         return {
@@ -121,7 +120,7 @@ class Steps:
         }
 
     def backward(self, plan: Plan, weights: Mapping[str, float], means: Mapping[str, Tensor]) -> Tensor:
-        """Add the gradient of the weighted sum of these terms to the engine's.
+        """Add the gradient of the weighted sum of these terms to the engine's gradient.
 
         Returns this process's share of each term's loss without its weight, float64 [T]. A collective.
         """
@@ -133,9 +132,9 @@ class Steps:
             loss = sum(weights[term.name] * shares[term.name] for term in terms if term.name in shares)
             assert isinstance(loss, Tensor)
             self.engine.backward(loss if units else loss * 0.0)
-            for place, term in enumerate(terms):
+            for index, term in enumerate(terms):
                 if units and term.name in shares:
-                    losses[place] += shares[term.name].detach()
+                    losses[index] += shares[term.name].detach()
         return losses
 
     def loss(self, plan: Plan, weights: Mapping[str, float], means: Mapping[str, Tensor]) -> float:
@@ -157,9 +156,10 @@ class Steps:
         self, plan: Plan, weights: Mapping[str, float], before: Sequence[Tensor], after: Sequence[Tensor],
         multipliers: Sequence[float],
     ) -> list[float]:  # fmt: skip
-        """Return the weighted sum of these terms at multiples of an update; the model is left as it is.
+        """Return the weighted sum of these terms at multiples of an update; the model does not change.
 
-        `before` and `after` are the engine's live weights around the update; −1 is after it. A collective.
+        `before` and `after` are the engine's live weights around the update; multiplier −1 is after it. A
+        collective.
         """
         means = self.means(plan, [term for term in self.terms if term.name in weights])
         losses = []
@@ -172,18 +172,18 @@ class Steps:
     def statistics(
         self, plan: Plan, units: Sequence[Unit], requests: Sequence[tuple[Term, frozenset[str]]]
     ) -> MicroBatch:
-        """Return what the model and the data give of these units for terms."""
+        """Return the statistics of these units that the terms need."""
         return compute_statistics(self.engine, self.data, plan, units, requests)
 
     def dummy(self, plan: Plan, terms: Sequence[Term]) -> list[Unit]:
-        """Return one unit of each group, for a process that has none and must take part in collectives."""
+        """Return one unit of each group, for a process without units that must take part in collectives."""
         first: dict[str, Unit] = {}
         for unit in plan.units:
             first.setdefault(unit.group, unit)
         return [first[group] for group in kinds((term, term.needs) for term in terms)]
 
     def tokens(self, plan: Plan) -> int:
-        """Return how many tokens go through the model in a step."""
+        """Return the number of tokens that a step runs the model on."""
         of_group = kinds((term, term.needs) for term in self.terms)
         return sum(
             len(self.data.groups[u.group].sequence(u, kind).ids) - 1
@@ -192,18 +192,18 @@ class Steps:
         )
 
     def _uneven(self, terms: Sequence[Term]) -> bool:
-        """Return whether a micro-batch without a group calls for fewer collectives than one with it.
+        """Return whether a micro-batch without some group makes fewer collectives than one with it.
 
-        Gathering and reducing follow the passes: how often the model is called, and from which layer the
-        gradient starts. They must be alike on all processes, whichever groups each has in a micro-batch.
+        The collectives of ZeRO depend on how often the model is called, and on the layer where the gradient
+        starts. Both must be the same on all processes, whichever groups their micro-batches have.
         """
         passes: dict[str, set[Any]] = {}
         for term in terms:
-            some = statistics_of(term.loss_needs)
+            needed = statistics_of(term.loss_needs)
             own = passes.setdefault(own_view(term).group, set())
             own.update(view.kind for view in views(term, term.loss_needs))
-            own.update(each.source for each in some if each.source == "teacher")
-            own.add("head" if any(each.needs_head for each in some) else term.layer)
+            own.update(each.source for each in needed if each.source == "teacher")
+            own.add("head" if any(each.needs_head for each in needed) else term.layer)
         return self.engine.world.size > 1 and len({frozenset(each) for each in passes.values()}) > 1
 
     def _width(self, plan: Plan, unit: Unit, kind: str, padded: set[tuple[str, str]]) -> int:
@@ -215,19 +215,19 @@ class Steps:
 def combine_gradients(
     engine: Engine, rule: Rule, gradients: Sequence[list[Tensor]], weights: Sequence[float]
 ) -> list[float]:
-    """Make the rule's combination of the terms' weighted gradients the step's; return their norms.
+    """Set the step's gradient to the rule's combination of the terms' weighted gradients; return their norms.
 
     `gradients` are the engine's shares; the first is overwritten. A collective.
     """
     gram = engine.gram(gradients)
     factors = rule.combine(gram).tolist()
     combined = gradients[0]
-    for place, (gradient, factor) in enumerate(zip(gradients, factors, strict=True)):
+    for index, (gradient, factor) in enumerate(zip(gradients, factors, strict=True)):
         for into, each in zip(combined, gradient, strict=True):
-            if place == 0:
+            if index == 0:
                 into.mul_(weights[0] * factor)
             else:
-                into.add_(each, alpha=weights[place] * factor)
+                into.add_(each, alpha=weights[index] * factor)
     engine.put_gradients(combined)
     norms: list[float] = gram.diagonal().clamp(min=0).sqrt().tolist()
     return norms

@@ -1,7 +1,7 @@
-"""The data of a step: groups of token sequences, the units chosen from them, and where a term looks at them.
+"""The data of a step: groups of token sequences, the units of a step, and the views of terms.
 
-A unit is what must go through the model together: one example, or a question with its answer and an
-alternative answer. A term looks at units through a view: which answers, and which of their positions.
+A unit must be in one micro-batch: one example, or a question with its answer and an alternative answer. A
+view is the answers of a unit that a term uses, and which of their positions.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from unlearn.training.frozen_outputs import FrozenOutput
 
 @dataclass(frozen=True)
 class Part:
-    """Token sequences of one kind of answer: `variants` of them for each row of the group, in a row, or each
-    of them for `repeats` rows.
+    """Token sequences of one kind of answer.
 
-    `frozen` holds what frozen models gave, one tensor per sequence; `important` one boolean per answer token.
+    Each row of the group has `variants` consecutive sequences, or each sequence serves `repeats` rows.
+    `frozen` holds outputs of frozen models, one tensor per sequence; `important` one boolean per answer
+    token.
     """
 
     sequences: Sequence[TokenSequence]
@@ -34,8 +35,8 @@ class Part:
     frozen: Mapping[FrozenOutput, Sequence[Tensor]] = field(default_factory=dict)
     important: Sequence[np.ndarray] | None = None
 
-    def place(self, unit: Unit) -> int:
-        """Return the index in `sequences` of the unit's answer."""
+    def index(self, unit: Unit) -> int:
+        """Return the index of the unit's answer in `sequences`."""
         return unit.row // self.repeats * self.variants + unit.visit % self.variants
 
 
@@ -43,7 +44,7 @@ class Part:
 class Group:
     """The training data of one set: ids, the answers, and alternative answers to the same questions.
 
-    An example is `multiple` rows, one after the other: one for each of its alternative answers.
+    An example has `multiple` consecutive rows, one for each of its alternative answers.
     """
 
     ids: Sequence[str]
@@ -53,7 +54,7 @@ class Group:
 
     def sequence(self, unit: Unit, kind: str) -> TokenSequence:
         part = self.part(kind)
-        return part.sequences[part.place(unit)]
+        return part.sequences[part.index(unit)]
 
     def with_part(self, kind: str, part: Part) -> Group:
         return replace(self, answers=part) if kind == "answers" else replace(self, alternatives=part)
@@ -66,7 +67,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Unit:
-    """A row of a group; `visit` counts the earlier uses of the row, which cycle its alternative answers."""
+    """A row of a group; `visit` counts its earlier uses, which cycle through its alternative answers."""
 
     group: str
     row: int
@@ -75,7 +76,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class View:
-    """The positions of one kind of answer that a term looks at."""
+    """The positions of one kind of answer that a term uses."""
 
     group: str
     kind: str
@@ -89,10 +90,10 @@ class View:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a step works on, the same on every process.
+    """The units of a step, the same on every process.
 
-    `widths` are the longest sequences of each part; `counts` what means over the step divide by: the tokens
-    and the examples of each view.
+    `widths` are the lengths of the longest sequence of each part. `counts` are the numbers of tokens and of
+    examples of each view, by which means over the step divide.
     """
 
     step: int
@@ -103,8 +104,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Frozen:
-    """What is used besides the trained model: heads of frozen models, by name, and the mean teacher's
-    weights."""
+    """Weights of other models than the trained one: heads of frozen models by name, and the mean teacher."""
 
     heads: Mapping[str, Head] = field(default_factory=dict)
     teacher: Sequence[Tensor] | None = None
@@ -112,7 +112,7 @@ class Frozen:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """All that the statistics of a step are computed from, besides the trained model."""
+    """The data from which, with the trained model, the statistics of a step are computed."""
 
     groups: Mapping[str, Group]
     frozen: Frozen = field(default_factory=Frozen)
@@ -121,7 +121,7 @@ class TrainingData:
 
 
 def own_view(term: Term) -> View:
-    """Return where a term looks.
+    """Return the view of a term.
 
     Template answers are alternative answers to the questions of the forget set.
     """
@@ -131,24 +131,24 @@ def own_view(term: Term) -> View:
 
 
 def alternative_view(term: Term) -> View:
-    """Return where a term finds the alternative answers it compares with."""
+    """Return the view of the alternative answers that a term compares with."""
     return View(term.group, "alternatives")
 
 
 def view_of(term: Term, statistic: Statistic) -> View:
-    """Return where a statistic of a term is measured."""
+    """Return the view at which a statistic of a term is measured."""
     return alternative_view(term) if statistic.alternative else own_view(term)
 
 
 def views(term: Term, needs: Iterable[str]) -> list[View]:
-    """Return all the views that some needs of a term take, its own first."""
+    """Return the views of a term's needs, its own view first."""
     alternative = {statistic.alternative for statistic in statistics_of(needs)}
     chosen = [own_view(term)] if False in alternative else []
     return chosen + ([alternative_view(term)] if True in alternative else [])
 
 
 def kinds(wanted: Iterable[tuple[Term, Iterable[str]]]) -> dict[str, list[str]]:
-    """Return which kinds of answers some needs of terms take of each group."""
+    """Return by group the kinds of answers that some needs of terms use."""
     chosen: dict[str, list[str]] = {}
     for term, needs in wanted:
         for view in views(term, needs):
@@ -158,7 +158,7 @@ def kinds(wanted: Iterable[tuple[Term, Iterable[str]]]) -> dict[str, list[str]]:
 
 
 def frozen_output(term: Term, statistic: Statistic) -> FrozenOutput:
-    """Return which output of a frozen model a statistic of a term is made from."""
+    """Return the output of a frozen model from which a statistic of a term is computed."""
     mask = view_of(term, statistic).mask
     if statistic.quantity == "logits":
         return FrozenOutput(statistic.source, "head", mask)
@@ -167,7 +167,7 @@ def frozen_output(term: Term, statistic: Statistic) -> FrozenOutput:
 
 
 def frozen_outputs_for(term: Term) -> dict[View, set[FrozenOutput]]:
-    """Return all that a term needs of frozen models, by view."""
+    """Return the outputs of frozen models that a term needs, by view."""
     chosen: dict[View, set[FrozenOutput]] = {}
     for statistic in term.statistics:
         if statistic.cached:

@@ -1,6 +1,6 @@
-"""The training loop: batch, forward, terms, one exact average, backward, update, history, checkpoint.
+"""The training loop: batch, forward, terms, exact averages, backward, update, history, checkpoint.
 
-It knows terms, weights and a rule, and no method by name.
+It depends on terms, weights and a rule, not on the name of a method.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from unlearn.config import HardwareConfig, MethodConfig
 from unlearn.data.batching import Schedule
-from unlearn.errors import UserError
+from unlearn.errors import UserError, listed
 from unlearn.rules import make_rule
 from unlearn.signals import Stopped, on_stop
 from unlearn.terms import Term
@@ -47,7 +47,7 @@ class TrainSettings:
 
 
 class StepResult(NamedTuple):
-    """What a step logged, and what the processes agreed on: to stop after it, and that saving is due."""
+    """The logged row of a step, and the processes' common decisions to stop after it and to save."""
 
     row: dict[str, float]
     stop: bool
@@ -58,8 +58,7 @@ class StepResult(NamedTuple):
 class Trainer:
     """One training, from step 0 or from a checkpoint to its last step.
 
-    Without `checkpoints` nothing is saved. `steps_made` counts optimizer steps, `tokens` what went through
-    the model in them.
+    Without `checkpoints` nothing is saved. `steps_made` counts optimizer steps, `tokens` their tokens.
     """
 
     engine: Engine
@@ -80,8 +79,8 @@ class Trainer:
         self.total = total_steps(method, self.schedule.steps_per_epoch)
         self.warmup = warmup_steps(method, self.schedule.steps_per_epoch)
         self.auto = AutoLR(self.settings.learning_rate, **method.auto_lr.model_dump(exclude={"loss"}))
-        taught = any(each.source == "teacher" for term in self.terms for each in term.statistics)
-        self.teacher = MeanTeacher(self.engine, method.teacher_rate) if taught else None
+        has_teacher = any(each.source == "teacher" for term in self.terms for each in term.statistics)
+        self.teacher = MeanTeacher(self.engine, method.teacher_rate) if has_teacher else None
         if self.teacher is not None:
             frozen = replace(self.data.frozen, teacher=self.teacher.weights)
             self.data = replace(self.data, frozen=frozen)
@@ -92,8 +91,8 @@ class Trainer:
         """Train to the end.
 
         Raises:
-            NonFiniteLoss: the loss of a step is not finite; the model and the checkpoints are of before it.
-            Stopped: SIGTERM, SIGINT, SIGUSR1 or SIGUSR2 came; a checkpoint of the last whole step is written.
+            NonFiniteLoss: the loss of a step is not finite; model and checkpoints are from before the step.
+            Stopped: on SIGTERM, SIGINT, SIGUSR1 or SIGUSR2, after a checkpoint of the last whole step.
         """
         self.engine.model.train()
         shown = self.settings.progress and self.engine.world.main
@@ -102,7 +101,7 @@ class Trainer:
             disable=None if shown else True,
         )  # fmt: skip
         with bar, on_stop(self._stop_request):
-            self.observe()  # after a checkpoint: what may have been cut off
+            self.observe()  # repeats the observers of the checkpoint's step, which may have been interrupted
             while self.steps_made < self.total:
                 row, stop, save = self.step()
                 bar.set_postfix(
@@ -126,12 +125,12 @@ class Trainer:
         """Make one optimizer step and add its row to the history. A collective.
 
         Raises:
-            NonFiniteLoss: before the update.
+            NonFiniteLoss: the loss is not finite; raised before the update.
         """
         started = time.perf_counter()
         plan, weights = self.plan(self.steps_made), self.weights()
         losses, gradients = self.losses_and_gradients(plan)
-        # The main process's clock decides for all.
+        # The main process's clock decides for all processes.
         save = self.checkpoints is not None and self.engine.world.main and self.checkpoints.due_by_time()
         flags = losses.new_tensor([float(save), float(self._stop_request.received)])
         *values, save_flag, stop = self.engine.world.sum(torch.cat([losses, flags])).tolist()
@@ -156,11 +155,11 @@ class Trainer:
         return StepResult(row, bool(stop), bool(save_flag))
 
     def plan(self, step: int) -> Plan:
-        """Return what a step, counted from 0, works on."""
+        """Return the plan of a step, counted from 0."""
         return self.steps.plan(step, self.schedule.rows(step))
 
     def weights(self) -> dict[str, float]:
-        """Return each term's weight in this step, the rule's factor in it."""
+        """Return each term's weight in this step, multiplied by the rule's factor."""
         factors = self.rule.factors()
         return {term.name: term.weight * factors.get(term.name, 1.0) for term in self.terms}
 
@@ -182,9 +181,9 @@ class Trainer:
         return torch.cat(losses), gradients
 
     def update(self) -> dict[str, float]:
-        """Make the optimizer's step, with a probe along it where the schedule asks for one; what to log."""
+        """Make the optimizer's step, with a probe along it if `schedule=auto` has one due; return its row."""
         schedule, warm = self.settings.method.schedule, self.steps_made - self.warmup
-        # Without probes the peak stays what it was set to.
+        # Without probes the peak rate is constant.
         rate = self.auto.lr * schedule_factor(self.steps_made, self.total, self.warmup, schedule)
         probed = schedule == "auto" and warm >= 0 and self.auto.due(warm)
         before = self.engine.live_weights() if probed else []
@@ -215,7 +214,7 @@ class Trainer:
                 self.history.add({"step": step, "epoch": epoch, **measured})
 
     def probe_context(self) -> ProbeContext:
-        """Return what a probe needs to know of the training at this step."""
+        """Return the state of the training that a probe needs at this step."""
         return ProbeContext(self.steps_made, self.auto.lr, self.rule, self.data.frozen)
 
     def save(self) -> None:
@@ -234,14 +233,14 @@ class Trainer:
         self.checkpoints.save(self.steps_made, state, facts, self.engine.world)
 
     def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Continue from a checkpoint whose weights the engine's model was built with."""
+        """Continue from a checkpoint; the engine's model must have been built with its weights."""
         weights = {n.removeprefix("weight/"): t for n, t in tensors.items() if n.startswith("weight/")}
-        self.engine.put_back(weights, tensors, facts["step"])
+        self.engine.restore(weights, tensors, facts["step"])
         self.steps_made, self.tokens = facts["step"], facts["tokens"]
         self.rule.load(facts["rule"])
         self.auto.load(facts["auto_lr"])
         if self.teacher is not None:
-            self.teacher.put_back(tensors)
+            self.teacher.restore(tensors)
         self.history.cut(self.steps_made)
 
     def _save_due(self) -> bool:
@@ -256,12 +255,11 @@ class Trainer:
     def _refuse_non_finite(self, loss: float, plan: Plan) -> None:
         if math.isfinite(loss):
             return
-        ids = ", ".join(str(self.data.groups[unit.group].ids[unit.row]) for unit in plan.units[:8])
-        more = f" and {len(plan.units) - 8} more" if len(plan.units) > 8 else ""
+        ids = listed((str(self.data.groups[unit.group].ids[unit.row]) for unit in plan.units), 8)
         newest = self.checkpoints.newest() if self.checkpoints else None
         raise NonFiniteLoss(
             f"the loss is {loss} at step {self.steps_made + 1} of {self.total}, before its update was made "
-            f"(batch: {ids}{more}); last good checkpoint: {newest or 'none yet'}. "
+            f"(batch: {ids}); last good checkpoint: {newest or 'none yet'}. "
             "Lower method.lr or set method.clip"
         )
 
@@ -271,7 +269,7 @@ def _due(step: int, every: int | None) -> bool:
 
 
 def memory_gib(device: torch.device) -> float:
-    """Return the most memory this process has held: of the GPU if it uses one, else resident."""
+    """Return this process's memory in GiB: the peak on the GPU if it uses one, else the resident memory."""
     if device.type == "cuda":
         return float(torch.cuda.max_memory_allocated(device)) / 2**30
     return float(psutil.Process().memory_info().rss) / 2**30

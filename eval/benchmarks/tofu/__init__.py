@@ -204,12 +204,12 @@ def _forget_quality(
 
 
 def _rows(
-    sets: Sets, set_scores_by_name: dict[str, SetScores], columns: dict[str, dict[str, np.ndarray]]
+    sets: Sets, set_scores: dict[str, SetScores], columns: dict[str, dict[str, np.ndarray]]
 ) -> list[dict[str, Any]]:
     """Return one row per example, all with the same columns; NaN where a set has no such value."""
     every = list(dict.fromkeys(key for own in columns.values() for key in own))
     rows: list[dict[str, Any]] = []
-    for name, scores in set_scores_by_name.items():
+    for name, scores in set_scores.items():
         nothing = [float("nan")] * len(sets[name])
         values = [columns[name][key].tolist() if key in columns[name] else nothing for key in every]
         texts = scores.texts or [None] * len(sets[name])

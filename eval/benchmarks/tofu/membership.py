@@ -85,38 +85,42 @@ def membership(
 
 def _scores(read: Records, name: str, sets: Sets, k: float, gradients: bool) -> Scores:
     items = answers(name, sets[name])["answer"]
-    told = read.likelihood(f"{name}/answer").select(items)
-    logp, mean, variance = (without_end(rows, told.ended) for rows in (told.logp, told.mean, told.variance))
-    found = {
-        "loss": mia.loss(told.logp),
-        "zlib": mia.zlib_entropy(told.logp, [item.answer for item in items]),
+    records = read.likelihood(f"{name}/answer").select(items)
+    logp, mean, variance = (
+        without_end(rows, records.ended) for rows in (records.logp, records.mean, records.variance)
+    )
+    scores = {
+        "loss": mia.loss(records.logp),
+        "zlib": mia.zlib_entropy(records.logp, [item.answer for item in items]),
         "min_k": mia.min_k(logp, k),
         "min_k_plus_plus": mia.min_k_plus_plus(logp, mean, variance, k),
     }
     if gradients:
-        found["gradnorm"] = read.norms(f"{name}/gradients").select(items).norm
-    return found
+        scores["gradnorm"] = read.norms(f"{name}/gradients").select(items).norm
+    return scores
 
 
 def _metrics(attack: str, forget: np.ndarray, holdout: np.ndarray) -> dict[str, float]:
-    found, key = mia.attack(forget, holdout), f"tofu/mia/{attack}"
+    result, key = mia.attack(forget, holdout), f"tofu/mia/{attack}"
     return {
-        key: found.auc,
-        f"{key}_low": found.low,
-        f"{key}_high": found.high,
-        f"{key}_tpr_at_0.01": found.tpr[0.01],
+        key: result.auc,
+        f"{key}_low": result.low,
+        f"{key}_high": result.high,
+        f"{key}_tpr_at_0.01": result.tpr[0.01],
         **missing(key, np.concatenate([forget, holdout])),
     }
 
 
 def _unmeasured(scores: dict[str, Scores]) -> list[str]:
     """Return the sets of which an attack could measure no example."""
-    found = []
+    problems = []
     for name, columns in scores.items():
         attacks = [attack for attack, values in columns.items() if np.isnan(values).all()]
         if attacks:
-            found.append(f"tofu/mia: no example of the set {name} could be measured by {', '.join(attacks)}")
-    return found
+            problems.append(
+                f"tofu/mia: no example of the set {name} could be measured by {', '.join(attacks)}"
+            )
+    return problems
 
 
 def _own(retain: Records, sets: Sets, k: float) -> _Retain:
@@ -127,17 +131,17 @@ def _own(retain: Records, sets: Sets, k: float) -> _Retain:
             f"({retain.directory}): evaluate it again with this dataset"
         )
         return _Retain(None, np.nan, [problem])
-    told = {
+    records = {
         name: retain.likelihood(f"{name}/answer").select(answers(name, sets[name])["answer"])
         for name in _SETS
     }
-    auc = mia.auc(*(mia.min_k(without_end(told[name].logp, told[name].ended), k) for name in _SETS))
-    return _Retain({name: mia.loss(told[name].logp) for name in _SETS}, auc, _no_value(auc))
+    auc = mia.auc(*(mia.min_k(without_end(records[name].logp, records[name].ended), k) for name in _SETS))
+    return _Retain({name: mia.loss(records[name].logp) for name in _SETS}, auc, _no_value(auc))
 
 
 def _published(log: PublishedLog, sets: Sets, k: float) -> _Retain:
     problems: list[str] = []
-    found: Scores = {}
+    losses: Scores = {}
     for name in _SETS:
         nll, wanted = log.nll(name), len(sets[name])
         if nll is None:
@@ -148,7 +152,7 @@ def _published(log: PublishedLog, sets: Sets, k: float) -> _Retain:
                 f"{wanted}, so it is not known which belong together; give a log of the same split"
             )
         else:
-            found[name] = nll
+            losses[name] = nll
     auc = log.auc.get("min_k", np.nan)
     if np.isnan(auc):
         problems.append(
@@ -161,7 +165,7 @@ def _published(log: PublishedLog, sets: Sets, k: float) -> _Retain:
         auc = np.nan
     else:
         problems += _no_value(auc)
-    return _Retain(found if len(found) == len(_SETS) else None, auc, problems)
+    return _Retain(losses if len(losses) == len(_SETS) else None, auc, problems)
 
 
 def _no_value(retain_auc: float) -> list[str]:

@@ -130,11 +130,11 @@ def read_log(path: Path | str) -> PublishedLog:
     summary = bool(keys) and all(isinstance(value, int | float) for value in content.values())
     if any("_Q_A_" in key or key.startswith(_MIA) for key in keys) and not summary:
         return _read_openunlearning(path, content)
-    found = f"the keys {', '.join(keys[:4])}" if keys else f"a JSON {type(content).__name__}"
-    hint = "; a summary has no rows, give the TOFU_EVAL.json beside it" if summary else ""
+    what = f"the keys {', '.join(keys[:4])}" if keys else f"a JSON {type(content).__name__}"
+    hint = "; a summary has no rows, give the TOFU_EVAL.json in the same folder" if summary else ""
     raise PublishedLogError(
         f"{path}: neither an original TOFU log (keys such as {_PARTS['forget']}) nor OpenUnlearning's "
-        f"TOFU_EVAL.json (keys such as forget_Q_A_Prob with rows): found {found}{hint}"
+        f"TOFU_EVAL.json (keys such as forget_Q_A_Prob with rows): found {what}{hint}"
     )
 
 
@@ -170,8 +170,10 @@ def _tofu_set(part: Any, where: str) -> PublishedSet:
 
 
 def _read_openunlearning(path: Path, content: Mapping[str, Any]) -> PublishedLog:
-    found = {name: _openunlearning_columns(content, name, str(path)) for name in _PREFIX}
-    sets = {name: _set(columns, f"{path}: {_PREFIX[name]}_*") for name, columns in found.items() if columns}
+    columns_of = {name: _openunlearning_columns(content, name, str(path)) for name in _PREFIX}
+    sets = {
+        name: _set(columns, f"{path}: {_PREFIX[name]}_*") for name, columns in columns_of.items() if columns
+    }
     mia, auc, stored = {}, {}, {}
     for key in [key for key in content if key.startswith(_MIA)]:
         attack, where = key.removeprefix(_MIA), f"{path}: {key}"
@@ -201,12 +203,12 @@ def _openunlearning_columns(content: Mapping[str, Any], name: str, where: str) -
         "answers": (rouge, "ground_truth"),
         "generations": (rouge, "generation"),
     }
-    found = {part: place for part, place in sources.items() if place[0] in content}
+    parts = {part: source for part, source in sources.items() if source[0] in content}
     if name == "forget":  # rows of these are optional, of the others required
-        found |= {
+        parts |= {
             part: (part, "score") for part in _MEMORIZATION if "value_by_index" in content.get(part, {})
         }
-    return {part: _rows(content, metric, where).field(field) for part, (metric, field) in found.items()}
+    return {part: _rows(content, metric, where).field(field) for part, (metric, field) in parts.items()}
 
 
 def _rows(content: Mapping[str, Any], metric: str, where: str) -> Column:
@@ -239,6 +241,6 @@ def _set(columns: Mapping[str, Column], where: str) -> PublishedSet:
     }
     counts = {name: len(column.values) for name, column in columns.items()}
     if len(set(counts.values())) > 1:
-        told = ", ".join(f"{count} of {name}" for name, count in counts.items())
-        raise PublishedLogError(f"{where}: expected as many rows in each part, found {told}")
+        lengths = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        raise PublishedLogError(f"{where}: expected as many rows in each part, found {lengths}")
     return PublishedSet(**{name: read.get(name, Column.numbers)(column) for name, column in columns.items()})

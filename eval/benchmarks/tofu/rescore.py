@@ -100,36 +100,38 @@ def rouge_of(log: PublishedLog) -> dict[str, Rouge]:
 
 def check_rouge(log: PublishedLog) -> dict[str, tuple[int, int]]:
     """Return by `set/metric` how many recalls of the generations equal the stored ones, and of how many."""
-    found: dict[str, tuple[int, int]] = {}
+    equal: dict[str, tuple[int, int]] = {}
     for name, computed in rouge_of(log).items():
         for metric in ("rouge1_recall", "rougeL_recall"):
             stored = getattr(log.sets[name], metric)
             if stored is not None:
-                there = ~np.isnan(stored)
-                same = np.isclose(getattr(computed, metric)[there], stored[there], rtol=1e-9, atol=0)
-                found[f"{name}/{metric}"] = (int(same.sum()), len(same))
-    return found
+                measured = ~np.isnan(stored)
+                same = np.isclose(getattr(computed, metric)[measured], stored[measured], rtol=1e-9, atol=0)
+                equal[f"{name}/{metric}"] = (int(same.sum()), len(same))
+    return equal
 
 
 @tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (0 done, 2 refused)."""
-    given = _parser().parse_args(arguments)
-    log = read_log(given.log)
-    retain = read_log(given.retain) if given.retain else None
-    epsilon = EPSILON[log.origin] if given.epsilon is None else given.epsilon
-    found = rescore(log, retain, given.truth_ratio, epsilon)
-    told: dict[str, Any] = {"log": str(log.path), "retain": str(retain.path) if retain else None}
-    told |= {"origin": log.origin, "truth_ratio": given.truth_ratio, "epsilon": epsilon}
-    checked = check_rouge(log) if given.check else {}
-    if given.json:
+    options = _parser().parse_args(arguments)
+    log = read_log(options.log)
+    retain = read_log(options.retain) if options.retain else None
+    epsilon = EPSILON[log.origin] if options.epsilon is None else options.epsilon
+    metrics = rescore(log, retain, options.truth_ratio, epsilon)
+    summary: dict[str, Any] = {"log": str(log.path), "retain": str(retain.path) if retain else None}
+    summary |= {"origin": log.origin, "truth_ratio": options.truth_ratio, "epsilon": epsilon}
+    checked = check_rouge(log) if options.check else {}
+    if options.json:
         rouge = {key: {"equal": equal, "rows": rows} for key, (equal, rows) in checked.items()}
-        told |= {"metrics": found, "stored": log.stored} | ({"rouge": rouge} if given.check else {})
-        sys.stdout.write(json.dumps(finite(told), indent=2, ensure_ascii=False) + "\n")
+        summary |= {"metrics": metrics, "stored": log.stored} | ({"rouge": rouge} if options.check else {})
+        sys.stdout.write(json.dumps(finite(summary), indent=2, ensure_ascii=False) + "\n")
         return 0
-    _show(found, log.stored)
-    sys.stdout.write("\n" + "".join(f"{key}: {value}\n" for key, value in told.items() if value is not None))
-    if given.check and not checked:
+    _show(metrics, log.stored)
+    sys.stdout.write(
+        "\n" + "".join(f"{key}: {value}\n" for key, value in summary.items() if value is not None)
+    )
+    if options.check and not checked:
         sys.stdout.write("rouge: the log holds no generations\n")
     for key, (equal, rows) in checked.items():
         sys.stdout.write(f"{key}: {equal} of {rows} from the generations equal the stored\n")
@@ -138,16 +140,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _by_row(name: str, rows: PublishedSet, epsilon: float) -> list[tuple[str, np.ndarray]]:
     """Yield metrics without a truth ratio, each with its values [E]."""
-    found = [(key, getattr(rows, key)) for key in _STORED]
+    columns = [(key, getattr(rows, key)) for key in _STORED]
     if rows.paraphrased_nll is not None and name in TAUGHT:
-        found.append(("paraphrased_probability", probability(rows.paraphrased_nll)))
+        columns.append(("paraphrased_probability", probability(rows.paraphrased_nll)))
     if rows.nll is not None and name not in WITH_OPTIONS:
-        found.insert(0, ("probability", probability(rows.nll)))
+        columns.insert(0, ("probability", probability(rows.nll)))
     elif rows.nll is not None and rows.perturbed_nll is not None:
         # Equivalent to one more wrong answer of probability epsilon.
         wrong = [np.append(row, -np.log(epsilon)) if epsilon else row for row in rows.perturbed_nll]
-        found.insert(0, ("probability", option_probability(rows.nll, Ragged.of(wrong))))
-    return [(key, values) for key, values in found if values is not None]
+        columns.insert(0, ("probability", option_probability(rows.nll, Ragged.of(wrong))))
+    return [(key, values) for key, values in columns if values is not None]
 
 
 def _against(

@@ -11,7 +11,7 @@ from launch.report.compare.wandb_exports import ENDINGS, read_export
 from launch.report.compare.wandb_offline import read_offline
 from launch.report.discover import LeftOut, paths_of, run_directories
 from launch.report.run_groups import Unusable, first_of_equals
-from unlearn.errors import UserError, did_you_mean
+from unlearn.errors import UserError, did_you_mean, listed
 from unlearn.run_dir import RunDir
 
 _NAMED = 10  # reasons in the message of a comparison without runs
@@ -59,9 +59,8 @@ def find(arguments: Sequence[str], named: dict[Kind, str] | None = None) -> Disc
             discovered.anchors.append(run)
     if not discovered.runs:
         left_out = discovered.left_out
-        reasons = "".join(f"\n  {name}: {reason}" for name, reason in left_out[:_NAMED])
-        others = f" and {len(left_out) - _NAMED} more" if len(left_out) > _NAMED else ""
-        raise UserError(f"nothing to compare in {', '.join(arguments)}:{reasons or ' no run in it'}{others}")
+        reasons = listed((f"\n  {name}: {reason}" for name, reason in left_out), _NAMED, "")
+        raise UserError(f"nothing to compare in {', '.join(arguments)}:{reasons or ' no run in it'}")
     return discovered
 
 

@@ -108,7 +108,7 @@ def _sets(every: Sequence[str]) -> list[dict[str, Any]]:
             charts.setdefault((one.benchmark, one.metric), []).append(key)
     several = {place: keys for place, keys in charts.items() if len(keys) > 1}
     benches = dict.fromkeys(bench for bench, _ in several)
-    kept = [place for bench in benches for place in [p for p in several if p[0] == bench][:_MAX_CHARTS]]
+    drawn = [place for bench in benches for place in [p for p in several if p[0] == bench][:_MAX_CHARTS]]
     return [
         {
             "title": (f"{bench.upper()} · " if len(benches) > 1 else "") + label(metric),
@@ -116,7 +116,7 @@ def _sets(every: Sequence[str]) -> list[dict[str, Any]]:
             "metrics": [every.index(key) for key in keys],
             "names": [info(key).group.replace("_", " ") for key in keys],
         }
-        for (bench, metric), keys in ((place, several[place]) for place in kept)
+        for (bench, metric), keys in ((place, several[place]) for place in drawn)
     ]
 
 

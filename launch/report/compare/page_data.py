@@ -112,8 +112,8 @@ def generations(runs: Sequence[ComparedRun]) -> tuple[dict[str, Any], list[LeftO
             rows = []
         for name, row in rows:
             questions = sets.setdefault(name, {})
-            asked = [row["id"], cut(row.get("question"), longest), cut(row.get("answer"), longest)]
-            questions.setdefault(row["id"], asked)
+            question = [row["id"], cut(row.get("question"), longest), cut(row.get("answer"), longest)]
+            questions.setdefault(row["id"], question)
             place = list(questions).index(row["id"])
             of_run.setdefault(name, {})[place] = [cut(row["generation"], longest), scores(row)]
         answers.append(of_run)
@@ -131,13 +131,13 @@ def _generated(run: ComparedRun, limit: int) -> list[tuple[str, dict[str, Any]]]
     """The first rows of each set that have an answer, by "benchmark set"."""
     if run.path is None:
         return []
-    kept: dict[str, list[dict[str, Any]]] = {}
+    answered: dict[str, list[dict[str, Any]]] = {}
     for benchmark, rows in example_rows(run.path, _columns):
         for row in rows:
-            of_set = kept.setdefault(f"{benchmark} {row['set']}", [])
+            of_set = answered.setdefault(f"{benchmark} {row['set']}", [])
             if row["generation"] is not None and len(of_set) < limit:
                 of_set.append({**row, "id": str(row["id"])})
-    return [(name, row) for name, rows in kept.items() for row in rows]
+    return [(name, row) for name, rows in answered.items() for row in rows]
 
 
 def _columns(schema: pa.Schema) -> list[str]:

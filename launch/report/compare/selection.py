@@ -76,11 +76,11 @@ def narrowed(runs: Sequence[ComparedRun], where: Sequence[str]) -> list[Compared
             raise UserError(f"--where {condition}: write KEY=VALUE, e.g. --where method=npo")
         key = setting(runs, name)
         values = text.split(",")
-        kept = [run for run in left if any(_same(run.value(key), v) for v in [text, *values])]
-        if not kept:
+        matching = [run for run in left if any(_same(run.value(key), v) for v in [text, *values])]
+        if not matching:
             present = sorted({word(run.value(key)) for run in left})
             raise UserError(f"--where {condition} leaves no run; {key} is {', '.join(present[:20])}")
-        left = kept
+        left = matching
     return left
 
 

@@ -77,8 +77,8 @@ def run_of(
         raise Unusable("no metric in it: in W&B's table, show the columns of the metrics before downloading")
     settings = settings_of(config)
     if "method.name" not in config:
-        kept = [k for k, v in config.items() if v is not None and not _OWN_TO_A_RUN.fullmatch(k)]
-        settings = {key: plain(config[key]) for key in kept}
+        keys = [k for k, v in config.items() if v is not None and not _OWN_TO_A_RUN.fullmatch(k)]
+        settings = {key: plain(config[key]) for key in keys}
     seed_key = _seed_key(config)
     method_key = next((k for k in _METHODS if isinstance(config.get(k), str)), None)
     not_settings = {seed_key, method_key}

@@ -14,6 +14,7 @@ from launch.report.geffect.files import Tables, thinned
 from launch.report.geffect.token_charts import MAX_POINTS, MAX_STEPS, Cells, room
 from launch.report.results_table import format_value
 from launch.report.traces import Figure, Row, number
+from unlearn.errors import shortened
 
 MAX_PAIRS = 40  # rows and columns of the grid
 # Column of the tables and the history → words, and colours for the two sets.
@@ -92,7 +93,10 @@ def _change(points: Sequence[Cells], name: str, scale: Signed) -> dict[str, Any]
         "x": [scale.place(row["predicted"]) for row in mine],
         "y": [scale.place(row["true"]) for row in mine],
         "customdata": [
-            [shortened(row.get("question") or row["id"]), *map(format_value, (row["predicted"], row["true"]))]
+            [
+                hover_text(row.get("question") or row["id"]),
+                *map(format_value, (row["predicted"], row["true"])),
+            ]
             for row in mine
         ],
         "hovertemplate": "%{customdata[0]}<br>predicted %{customdata[1]}"
@@ -140,8 +144,8 @@ def _strongest(rows: Sequence[Cells], name: str) -> list[str]:
     effects: dict[str, list[float]] = {}
     for row in rows:
         effects.setdefault(str(row[name]), []).append(row["effect"])
-    kept = sorted(effects, key=lambda key: -float(np.mean(np.abs(effects[key]))))[:MAX_PAIRS]
-    return sorted(kept, key=lambda key: float(np.mean(effects[key])))
+    strongest = sorted(effects, key=lambda key: -float(np.mean(np.abs(effects[key]))))[:MAX_PAIRS]
+    return sorted(strongest, key=lambda key: float(np.mean(effects[key])))
 
 
 def questions(examples: Tables) -> dict[tuple[str, str], str]:
@@ -155,11 +159,10 @@ def questions(examples: Tables) -> dict[tuple[str, str], str]:
 def _titled(name: str, key: str, asked: Questions) -> str:
     """Return an id with its question; the id distinguishes equal questions."""
     return (
-        f"{html.escape(key)}: {shortened(asked[name, key])}" if asked.get((name, key)) else html.escape(key)
+        f"{html.escape(key)}: {hover_text(asked[name, key])}" if asked.get((name, key)) else html.escape(key)
     )
 
 
-def shortened(text: Any, limit: int = 80) -> str:
-    """Return the beginning of a text, escaped for a hover."""
-    line = " ".join(str(text).split())
-    return html.escape(line if len(line) <= limit else line[: limit - 1].rstrip() + "…")
+def hover_text(text: Any, limit: int = 80) -> str:
+    """Return a text in one line, shortened and escaped for a hover."""
+    return html.escape(shortened(" ".join(str(text).split()), limit))

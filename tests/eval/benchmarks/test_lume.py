@@ -49,8 +49,8 @@ def write(directory, sets, texts):
         if isinstance(request, Generation):
             assert request.raw
             given = texts[request.name]
-            said = [given[i % len(given)] for i in range(len(ids))]
-            found = GenerationRecords(ids, np.zeros(len(ids), np.int32), none, said, none)
+            generated = [given[i % len(given)] for i in range(len(ids))]
+            found = GenerationRecords(ids, np.zeros(len(ids), np.int32), none, generated, none)
         else:
             assert isinstance(request, Likelihood)
             rows = Ragged.of([ROWS[i] for i in ids])
@@ -165,8 +165,8 @@ def test_the_real_rows_known_by_heart(tmp_path):
     for request in requests(sets, Options()):
         ids = [item.example for item in request.items]
         none: list[str | None] = [None] * len(ids)
-        said: list[str | None] = [answers[i] + " " for i in ids]
-        found = GenerationRecords(ids, np.zeros(len(ids), np.int32), none, said, none)
+        generated: list[str | None] = [answers[i] + " " for i in ids]
+        found = GenerationRecords(ids, np.zeros(len(ids), np.int32), none, generated, none)
         write_records(tmp_path, request, CODE, found)
     result = score(Records(tmp_path), None, sets, Options())
     assert {key: value for key, value in result.metrics.items() if value != 1} == {"lume/task_aggregate": 0}

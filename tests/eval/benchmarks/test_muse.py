@@ -30,7 +30,7 @@ SETS_BY_NAME = {
     "privleak_forget": [Example("p/0", "one text"), Example("p/1", "two texts")],
     "privleak_holdout": [Example("h/0", "three texts"), Example("h/1", "four texts")],
 }
-SAID = {
+GENERATED = {
     "verbmem": ("in the new town", "in the old town"),  # the text, and the truth cut to as many tokens
     "knowmem_forget": ("it was Oslo\n\nQuestion: and", None),
     "knowmem_retain": ("run Question: run", None),
@@ -44,14 +44,16 @@ LOGP = {
 }
 
 
-def write(directory: Path, sets: dict[str, list[Example]], options: Options, said: Any = SAID) -> Records:
+def write(
+    directory: Path, sets: dict[str, list[Example]], options: Options, generated: Any = GENERATED
+) -> Records:
     for request in requests(sets, options):
         ids = [item.example for item in request.items]
         none: list[str | None] = [None] * len(ids)
         zeros = np.zeros(len(ids), np.int32)
         found: AnyRecords
         if isinstance(request, Generation):
-            text, truth = said[request.name]
+            text, truth = generated[request.name]
             found = GenerationRecords(ids, zeros, none, [text] * len(ids), [truth] * len(ids))
         else:
             assert isinstance(request, Likelihood)
@@ -194,7 +196,7 @@ def test_a_whole_evaluation(tmp_path: Path) -> None:
     assert [row["id"] for row in rows if row["min_k"] > 0] == ["p/0", "p/1", "h/0", "h/1"]
 
 
-def test_the_same_texts_on_both_sides_cannot_be_told_apart(tmp_path: Path) -> None:
+def test_the_same_texts_on_both_sides_cannot_be_distinguished(tmp_path: Path) -> None:
     texts = [Example(f"{i}", f"a text of number {i}") for i in range(3)]
     sets = {"privleak_forget": texts, "privleak_holdout": texts}
     found = evaluate(model(0), CODE, "muse", sets, tmp_path, options={"retain_auc": 0.5})

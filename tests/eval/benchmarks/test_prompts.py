@@ -33,8 +33,8 @@ def write(directory, sets, options, texts, logp, correct):
         what = request.name.removeprefix("forget/")
         found: AnyRecords
         if isinstance(request, Generation):
-            said = [texts[what.removesuffix("/generation")]] * len(ids)
-            found = GenerationRecords(ids, np.zeros(len(ids), np.int32), none, said, none)
+            generated = [texts[what.removesuffix("/generation")]] * len(ids)
+            found = GenerationRecords(ids, np.zeros(len(ids), np.int32), none, generated, none)
         else:
             rows = Ragged.of([logp[what]] * len(ids))
             hits = Ragged(np.array(correct.get(what, [False] * len(logp[what])) * len(ids)), rows.offsets)

@@ -29,8 +29,8 @@ def write(directory, sets, options, texts):
     ids = [item.example for item in request.items for _ in range(options.samples)]
     numbers = np.tile(np.arange(options.samples, dtype=np.int32), len(request.items))
     none: list[str | None] = [None] * len(ids)
-    said = [text for own in texts for text in own]
-    write_records(directory, request, CODE, GenerationRecords(ids, numbers, none, said, none))
+    generated = [text for own in texts for text in own]
+    write_records(directory, request, CODE, GenerationRecords(ids, numbers, none, generated, none))
 
 
 def test_the_chance_of_a_leak_by_hand():
@@ -110,7 +110,7 @@ def test_what_was_not_generated_is_missing(tmp_path):
     assert [row["generation"] for row in result.examples] == [None, "Oslo"]
 
 
-def test_the_tokenizer_is_that_of_the_true_answers_and_its_name_is_told(tmp_path):
+def test_the_tokenizer_is_that_of_the_true_answers_and_its_name_is_reported(tmp_path):
     sets = {"forget": [Example("forget/0", "在8号", "q?"), Example("forget/1", "——", "q?")]}
     options = Options(samples=2, ks=(1,))
     write(tmp_path, sets, options, [["8", "在8号。"], ["——", "8"]])

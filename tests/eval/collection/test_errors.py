@@ -1,4 +1,4 @@
-"""What is wrong with single examples is told by their ids, and everything else is measured all the same."""
+"""Problems of single examples are reported by their ids, and everything else is measured."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def test_nothing_wrong_leaves_no_problems(tmp_path):
 def test_an_empty_answer(tmp_path):
     sets = {"forget_eval": with_one_changed("forget", answer=" ")}
     metrics = run(tmp_path, sets)
-    told = [line for line in problems(tmp_path) if line.startswith("forget/answer, example forget/3: ")]
-    assert len(told) == 1
-    assert "an answer is empty" in told[0]
+    reported = [line for line in problems(tmp_path) if line.startswith("forget/answer, example forget/3: ")]
+    assert len(reported) == 1
+    assert "an answer is empty" in reported[0]
     without = [e for e in examples("forget") if e.id != "forget/3"]
     rest = run(tmp_path / "rest", {"forget_eval": without})
     for key in ("probability", "extraction_strength", "rougeL_recall"):
@@ -61,9 +61,9 @@ def test_a_prompt_that_fills_the_length(tmp_path):
     question = "Where was Ada born? " * 20
     sets = {"forget_eval": with_one_changed("forget", question=question)}
     metrics = run(tmp_path, sets, code=replace(encoder(), max_length=100))
-    told = problems(tmp_path)
-    assert any("forget/answer, example forget/3: the prompt alone has" in line for line in told)
-    assert all("dataset.max_length=100" in line for line in told if "prompt alone" in line)
+    reported = problems(tmp_path)
+    assert any("forget/answer, example forget/3: the prompt alone has" in line for line in reported)
+    assert all("dataset.max_length=100" in line for line in reported if "prompt alone" in line)
     assert metrics["tofu/forget/probability/missing"] == 1
     assert 0 < metrics["tofu/forget/probability"] < 1
 
@@ -73,9 +73,9 @@ def test_a_prompt_that_fills_the_models_context(tmp_path):
     net.config.max_position_embeddings = 100
     question = "Where was Ada born? " * 20
     metrics = run(tmp_path, {"forget_eval": with_one_changed("forget", question=question)}, net)
-    told = [line for line in problems(tmp_path) if line.startswith("forget/generation, example forget/3")]
-    assert len(told) == 1
-    assert "fills the model's context of 100" in told[0]
+    reported = [line for line in problems(tmp_path) if line.startswith("forget/generation, example forget/3")]
+    assert len(reported) == 1
+    assert "fills the model's context of 100" in reported[0]
     assert metrics["tofu/forget/rougeL_recall/missing"] == 1
 
 
@@ -126,7 +126,7 @@ def test_a_retain_model_with_another_tokenizer(tmp_path):
     assert "tofu/forget_quality" in run(tmp_path / "two", sets, retain_directory=tmp_path / "same")
 
 
-def test_a_tokenizer_without_chat_template_is_told_once_and_for_all(tmp_path):
+def test_a_tokenizer_without_chat_template_is_reported_once(tmp_path):
     code = Encoder(encoder().tokenizer, PromptFormat())
     with pytest.raises(DataError, match=r"no chat template: set model\.prompt\.template"):
         run(tmp_path, {"forget_eval": examples("forget")}, code=code)

@@ -22,7 +22,7 @@ from unlearn.distributed import ALONE, World
 from unlearn.errors import UserError
 
 pytestmark = pytest.mark.slow
-WAYS = {"synced": True, "free": False}
+WAYS = {"collective": True, "free": False}
 
 
 def run(directory: Path, world: World) -> tuple[dict[str, float], int]:
@@ -56,9 +56,10 @@ def join() -> tuple[int, int]:
 def process(root: str) -> None:
     """The run with every process calling the model as often as the others, and without that."""
     rank, world = join()
-    for name, synced in WAYS.items():
+    for name, collective_forward in WAYS.items():
         # Each has its own folder: only the first may write, and only it may be asked what is there.
-        directory, here = Path(root, name, f"rank{rank}"), World(rank, world, synced=synced)
+        directory = Path(root, name, f"rank{rank}")
+        here = World(rank, world, collective_forward=collective_forward)
         metrics, calls = run(directory, here)
         _, again = run(directory, here)
         Path(root, f"{name}{rank}.json").write_text(json.dumps([metrics, calls, again]))
@@ -73,13 +74,13 @@ def failing(root: str) -> None:
         {"forget_eval": examples("forget")[:2]}, encoder(), Path(root) / f"rank{rank}",
         World(rank, world, torch.device("cpu")), HardwareConfig(), retain_directory=Path(root, "gold"),
     )  # fmt: skip
-    told = []
-    for without in (frozenset(), frozenset(["forget/0"])):
+    messages = []
+    for exclude_ids in (frozenset(), frozenset(["forget/0"])):
         try:
-            score(model(), "", ["forget"], without=without)
+            score(model(), "", ["forget"], exclude_ids=exclude_ids)
         except UserError as error:
-            told.append(str(error))
-    Path(root, f"{rank}.json").write_text(json.dumps(told))
+            messages.append(str(error))
+    Path(root, f"{rank}.json").write_text(json.dumps(messages))
     dist.destroy_process_group()
 
 
@@ -88,10 +89,10 @@ BINS: list[list[list[int]]] = [[[0, 1], [2], [3], [4]], [[5], [], [6], [7, 8]]]
 
 
 def dealing(root: str) -> None:
-    """What each process is given of three passes: rounds, whoever is free, and whoever is free again."""
+    """Write the parts of each process in three passes: one in rounds, two by the free process."""
     rank, world = join()
     store, given = distributed_c10d._get_default_store(), []
-    given.append(list(World(rank, world, synced=True).mine(BINS)))
+    given.append(list(World(rank, world, collective_forward=True).mine(BINS)))
     for number in range(2):
         slow, mine = rank == number, []
         if not slow:
@@ -119,7 +120,7 @@ def test_synced_processes_keep_rounds_else_who_is_free_goes_on(tmp_path):
 
 def test_one_process_does_every_part_of_a_world_of_one():
     assert list(ALONE.mine(([[1], [], [0, 2]],))) == [[1], [0, 2]]
-    assert list(World(synced=True).mine(([[1], [], [0, 2]],))) == [[1], [], [0, 2]]
+    assert list(World(collective_forward=True).mine(([[1], [], [0, 2]],))) == [[1], [], [0, 2]]
 
 
 def test_what_fails_on_the_first_process_fails_on_all_and_none_waits(tmp_path):
@@ -139,13 +140,13 @@ def test_what_fails_on_the_first_process_fails_on_all_and_none_waits(tmp_path):
 def test_several_processes_equal_one(tmp_path):
     alone, calls_alone = run(tmp_path / "alone", ALONE)
     together(3, process, str(tmp_path))
-    for name, synced in WAYS.items():
-        told = [json.loads((tmp_path / f"{name}{rank}.json").read_text()) for rank in range(3)]
-        for metrics, _, again in told:
+    for name, collective_forward in WAYS.items():
+        results = [json.loads((tmp_path / f"{name}{rank}.json").read_text()) for rank in range(3)]
+        for metrics, _, again in results:
             assert metrics == approx(alone, terms=PASS)
             assert again == 0
-        calls = [calls for _, calls, _ in told]
-        if synced:
+        calls = [calls for _, calls, _ in results]
+        if collective_forward:
             assert len(set(calls)) == 1
         else:
             assert calls_alone <= sum(calls) < 3 * calls_alone

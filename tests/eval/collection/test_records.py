@@ -78,17 +78,17 @@ def test_written_and_read_again(tmp_path):
 def test_texts_and_norms_written_and_read_again(tmp_path):
     prompts = (Prompt("a", "q", truth="Où"), Prompt("b", "q"))
     asked = Generation("forget/generation", prompts, 5, samples=2, temperature=1.0)
-    told = GenerationRecords(
+    written = GenerationRecords(
         example=["a", "a", "b", "b"],
         sample=np.array([0, 1, 0, 1]),
         problem=[None, None, "too long", "too long"],
         text=["Où ?", "", None, None],
         truth=["Où", "Où", None, None],
     )
-    write_records(tmp_path, asked, encoder(), told)
+    write_records(tmp_path, asked, encoder(), written)
     records = Records(tmp_path)
     found = records.generation("forget/generation")
-    assert plain(found) == plain(told)
+    assert plain(found) == plain(written)
     # the samples of an item stay together, items in the order asked for
     assert found.select(prompts[::-1]).text == [None, None, "Où ?", ""]
     with pytest.raises(RecordsError, match="does not hold likelihoods"):

@@ -32,7 +32,7 @@ FAMILIES = {
     "opt": lambda: transformers.OPTConfig(**SMALL | {"bos_token_id": 1}, ffn_dim=64, word_embed_proj_dim=32),
     "qwen2": lambda: transformers.Qwen2Config(**SMALL, num_key_value_heads=2),
     "phi": lambda: transformers.PhiConfig(**SMALL),
-    # ALiBi and a recurrent state: neither can be told where a token stands.
+    # ALiBi and a recurrent state: neither has an input for the position of a token.
     "bloom": lambda: transformers.BloomConfig(vocab_size=400, hidden_size=32, n_layer=2, n_head=2),
     "mamba": lambda: transformers.MambaConfig(
         vocab_size=400, hidden_size=32, num_hidden_layers=2, state_size=4
@@ -94,14 +94,14 @@ def test_the_tree_by_hand():
     # Prompt 5 6, answers 7 8 9 and 4 9: the last token of each predicts nothing.
     one, two = (TokenSequence(np.array([5, 6, *a]), 2, True) for a in ([7, 8, 9], [4, 9]))
     (row,) = rows_of([one, two], shared=True)
-    batch, told = collate_rows([one, two], [row])
+    batch, inputs = collate_rows([one, two], [row])
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 4]]
-    assert told["position_ids"].tolist() == [[0, 1, 2, 3, 2]]
+    assert inputs["position_ids"].tolist() == [[0, 1, 2, 3, 2]]
     assert batch.index.tolist() == [1, 2, 3, 1, 4]
     assert batch.labels.tolist() == [7, 8, 9, 4, 9]
     assert batch.lengths.tolist() == [3, 2]
     looks = ["10000", "11000", "11100", "11110", "11001"]
-    assert told["attention_mask"][0, 0].int().tolist() == [[int(c) for c in line] for line in looks]
+    assert inputs["attention_mask"][0, 0].int().tolist() == [[int(c) for c in line] for line in looks]
 
 
 def test_long_answers_of_one_prompt_are_cut_into_rows():

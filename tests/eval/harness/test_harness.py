@@ -167,7 +167,9 @@ def live(directory: Path, context: int = 400, own: Encoder | None = None) -> Liv
     return Live(bounded(context), own or encoder(), directory)
 
 
-def theirs(our: Live, directory: Path, tasks: tuple[str, ...], include: Path, **told: Any) -> dict[str, Any]:
+def theirs(
+    our: Live, directory: Path, tasks: tuple[str, ...], include: Path, **options: Any
+) -> dict[str, Any]:
     """What the harness itself gives on the same model, saved and loaded again."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
@@ -180,7 +182,9 @@ def theirs(our: Live, directory: Path, tasks: tuple[str, ...], include: Path, **
         pretrained=loaded, tokenizer=AutoTokenizer.from_pretrained(directory), batch_size=4, device="cpu"
     )
     manager = TaskManager(include_path=str(include), include_defaults=False)
-    found = simple_evaluate(model=their, tasks=list(tasks), task_manager=manager, bootstrap_iters=0, **told)
+    found = simple_evaluate(
+        model=their, tasks=list(tasks), task_manager=manager, bootstrap_iters=0, **options
+    )
     assert found is not None
     return dict(found)
 
@@ -207,19 +211,19 @@ def compare(our: Live, directory: Path, folder: Path) -> harness.Outcome:
     return ours
 
 
-def responses(our: Live, folder: Path, task: str, **told: Any) -> list[Any]:
+def responses(our: Live, folder: Path, task: str, **options: Any) -> list[Any]:
     """Each request's first answer, as the harness gets it from our model."""
     from eval.harness.model import LiveLM
 
-    return answers_of(LiveLM(our), folder, task, **told)
+    return answers_of(LiveLM(our), folder, task, **options)
 
 
-def answers_of(lm: Any, folder: Path, task: str, **told: Any) -> list[Any]:
+def answers_of(lm: Any, folder: Path, task: str, **options: Any) -> list[Any]:
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(folder), include_defaults=False)
-    found = simple_evaluate(model=lm, tasks=[task], task_manager=manager, bootstrap_iters=0, **told)
+    found = simple_evaluate(model=lm, tasks=[task], task_manager=manager, bootstrap_iters=0, **options)
     assert found is not None
     return [answer[0] for sample in found["samples"][task] for answer in sample["resps"]]
 
@@ -304,8 +308,11 @@ def test_special_tokens_and_chat_template_as_in_the_harness(tmp_path: Path, fold
         plain = [answers(x, folder, task) for x, answers in ((our, responses), (their, answers_of))]
         values = [[a[0] if isinstance(a, tuple) else a for a in each] for each in plain]
         assert values[0] == approx(values[1], terms=PASS)
-    told = {"apply_chat_template": True, "num_fewshot": 1}
-    mine, others = responses(our, folder, "tiny_bio", **told), answers_of(their, folder, "tiny_bio", **told)
+    options = {"apply_chat_template": True, "num_fewshot": 1}
+    mine, others = (
+        responses(our, folder, "tiny_bio", **options),
+        answers_of(their, folder, "tiny_bio", **options),
+    )
     assert [a[0] for a in mine] == approx([a[0] for a in others], terms=PASS)
     found = harness.run_tasks(our, ["tiny_bio"], include_path=str(folder), chat_template=True, limit=1)
     assert "[user] Where was Ada born?" in found.rows[0]["question"]
@@ -494,7 +501,9 @@ def process(rank: int, world: int, root: str, folder: str) -> None:
     os.environ["LOCAL_RANK"] = str(rank)
     os.environ["HF_DATASETS_CACHE"] = f"{root}/cache"
     dist.init_process_group("gloo", rank=rank, world_size=world, init_method=f"file://{root}/meet")
-    our = replace(live(Path(root)), world=World(rank, world, synced=True), max_tokens=600, max_rows=3)
+    our = replace(
+        live(Path(root)), world=World(rank, world, collective_forward=True), max_tokens=600, max_rows=3
+    )
     found = harness.run_tasks(our, TASKS, include_path=folder, limit=5)
     refusal = ""
     try:  # only one process lacks the data

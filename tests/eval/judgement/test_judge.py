@@ -1,4 +1,4 @@
-"""The four aspects, from flat results with the arithmetic beside them."""
+"""The four aspects, from flat results with the arithmetic in comments."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_one_part_wholly_remembered_leaves_no_efficacy():
     [
         # 2/(1/0.8 + 1/0.6) = 2/(35/12) = 24/35
         ({"muse/forget/verbmem": 0.2, "muse/forget/knowmem": 0.4}, 24 / 35),
-        # 2/(1/0.5 + 1/1) = 2/3; the sum over tasks is told once
+        # 2/(1/0.5 + 1/1) = 2/3; the sum over tasks is reported once
         (
             {
                 "lume/forget/task1_knowledge": 0.5,
@@ -77,7 +77,7 @@ def test_forget_efficacy_of_other_benchmarks(results, value):
     assert judge(results).metrics["judged/forget_efficacy"] == pytest.approx(value)
 
 
-def test_wmdp_is_no_forget_set_beside_another():
+def test_wmdp_is_no_forget_set_with_another():
     assert (
         judge(TOFU | {"wmdp/bio/accuracy": 1.0}).aspects["forget_efficacy"]
         == judge(TOFU).aspects["forget_efficacy"]

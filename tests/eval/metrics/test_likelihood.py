@@ -106,7 +106,7 @@ def test_truth_probability_by_hand(form, expected):
 
 
 def test_truth_probability_of_vanishing_probabilities():
-    # e⁻⁹⁰⁰ against e⁻⁹⁰¹, both 0 in float64: 1/(1 + e⁻¹) = .731059. Far apart: 1 and 0.
+    # e⁻⁹⁰⁰ against e⁻⁹⁰¹, both 0 in float64: 1/(1 + e⁻¹) = .731059. Far away from each other: 1 and 0.
     found = truth_probability(np.array([900.0, 1.0, 5000.0]), Ragged.of([[901.0], [5000.0], [1.0]]))
     np.testing.assert_allclose(found, [0.731059, 1, 0], atol=5e-7)
 
@@ -239,7 +239,7 @@ def test_harmonic_mean():
 
 
 def test_forget_quality_by_hand():
-    # Two against two, fully apart: D = 1. Of the C(4, 2) = 6 orders 2 are that extreme: p = 1/3.
+    # Two against two, fully separated: D = 1. Of the C(4, 2) = 6 orders 2 are that extreme: p = 1/3.
     quality = forget_quality(np.array([0.0, 1.0, math.nan]), np.array([2.0, 3.0]))
     assert quality.statistic == 1
     assert quality.p == pytest.approx(1 / 3)

@@ -30,7 +30,7 @@ def plain_auc(forget, holdout):
 
 
 def plain_tpr(forget, holdout, fpr):
-    """The best of all thresholds, the one that finds nobody included."""
+    """The best of all thresholds, including the one that finds no member."""
     ours, theirs = (sorted(x for x in xs if not math.isnan(x)) for xs in (forget, holdout))
     if not ours or not theirs:
         return nan
@@ -132,7 +132,7 @@ def test_auc_by_hand():
 
 
 def test_found_members_by_hand():
-    # Nobody of the holdout below t: t < 2.5 finds 1 and 2. One of four: t < 3 finds no more, as 3
+    # No holdout example below t: t < 2.5 finds 1 and 2. One of four: t < 3 finds no more, as 3
     # ties with 3. Two of four: t < 5 finds all.
     rates = {fpr: mia.tpr_at_fpr(FORGET, HOLDOUT, fpr) for fpr in (0, 0.24, 0.25, 0.49, 0.5, 1)}
     assert rates == {0: 0.5, 0.24: 0.5, 0.25: 0.5, 0.49: 0.5, 0.5: 1, 1: 1}

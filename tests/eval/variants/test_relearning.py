@@ -56,7 +56,7 @@ def test_what_is_trained_on_comes_back(done: tuple[Path, Mapping[str, float]], w
     assert not (folder / "eval" / "relearning" / "checkpoints").exists()
 
 
-def test_what_was_not_trained_on_is_told_apart(done: tuple[Path, Mapping[str, float]]) -> None:
+def test_what_was_not_trained_on_is_measured_separately(done: tuple[Path, Mapping[str, float]]) -> None:
     """Eight examples, two of them trained on: the mean over all is that of the six and the two."""
     import pyarrow.parquet as pq
 
@@ -96,7 +96,7 @@ class Interrupted(Scoring):
 
     def __call__(self, model: Any, label: str, roles: Any, **options: Any) -> dict[str, float]:
         found = super().__call__(model, label, roles, **options)
-        if "without" in options:
+        if "exclude_ids" in options:
             raise KeyboardInterrupt
         return found
 
@@ -161,7 +161,7 @@ def test_other_text_can_be_trained_on(tmp_path: Path) -> None:
     assert also_seen(work, pieces) == frozenset()
 
 
-def test_nothing_to_train_on_is_said(tmp_path: Path) -> None:
+def test_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"relearning\.text"):
         relearned(bench(tmp_path, sets={}), Options())
 

@@ -55,7 +55,7 @@ def test_two_bits_leave_three_values() -> None:
 
 
 def test_groups_have_a_scale_of_their_own_and_the_last_may_be_short() -> None:
-    # 2 bits, groups of 2: maxima 8, 1 and 0.5; in one group 1 and −0.8 would vanish beside 8.
+    # 2 bits, groups of 2: maxima 8, 1 and 0.5; in one group 1 and −0.8 would vanish next to 8.
     row = torch.tensor([[8.0, 1.0, 1.0, -0.8, 0.5]])
     assert_close(quantised(row, 2, 2), torch.tensor([[8.0, 0.0, 1.0, -1.0, 0.5]]))
     assert_close(quantised(row, 2), torch.tensor([[8.0, 0.0, 0.0, 0.0, 0.0]]))
@@ -82,16 +82,16 @@ def test_rounding_keeps_its_promises(bits: int, symmetric: bool) -> None:
         size = group or 37
         for row, new in zip(rows, found, strict=True):
             for part, values in zip(row.split(size), new.split(size), strict=True):
-                most = 2 ** (bits - 1) - 1
-                step = part.abs().max() / most if symmetric else (
+                largest = 2 ** (bits - 1) - 1
+                step = part.abs().max() / largest if symmetric else (
                     part.max().clamp(min=0) - part.min().clamp(max=0)
                 ) / (2**bits - 1)  # fmt: skip
-                assert len(values.unique()) <= (2 * most + 1 if symmetric else 2**bits)
+                assert len(values.unique()) <= (2 * largest + 1 if symmetric else 2**bits)
                 # An end of the range may lie half a step outside of where the zero point lets it.
                 assert (part - values).abs().max() <= step * (
                     0.5 if symmetric else 1.0
                 ) + relative() * part.abs().max()
-        if symmetric:  # what can be told apart is kept
+        if symmetric:  # distinct values stay distinct
             assert_close(quantised(found, bits, group), found)
 
 
@@ -139,21 +139,21 @@ def test_the_head_is_rounded_on_demand_unless_it_is_tied(tiny_model: Build) -> N
         assert not any("mlp" in name for name in more)
 
 
-def test_small_edits_stay_and_the_model_beside_a_contrast_does_not(tiny_model: Build) -> None:
+def test_small_edits_stay_and_the_second_model_of_a_contrast_does_not(tiny_model: Build) -> None:
     grun: Any = tiny_model("llama")
     interventions.make({"name": "grun", "layers": [0], "width": 8}, hidden_size=32, layers=2).attach(grun)
     plain = len(list(linears(tiny_model("llama"), Options())))
     assert len(list(linears(grun, Options()))) == plain
     contrast: Any = tiny_model("llama")
-    beside = tiny_model("llama")
-    interventions.make({"name": "contrast"}, hidden_size=32, layers=2, reinforced=beside).attach(contrast)
+    second = tiny_model("llama")
+    interventions.make({"name": "contrast"}, hidden_size=32, layers=2, reinforced=second).attach(contrast)
     found = list(linears(contrast, Options()))
     assert len(found) == 2 * plain  # neither of the two heads
-    assert beside.get_output_embeddings() not in found
+    assert second.get_output_embeddings() not in found
 
 
 @pytest.mark.slow
-def test_fewer_bits_tell_more_of_the_model_apart(tmp_path: Path) -> None:
+def test_fewer_bits_change_the_metrics_more(tmp_path: Path) -> None:
     work = bench(tmp_path)
     plain = work.score(llama(), "plain", ["forget"])
     metrics = variants.measure("quantisation", work, {"bits": [8, 2], "roles": ["forget"]})
@@ -221,16 +221,16 @@ def test_models_that_cannot_be_mixed_are_refused(tiny_model: Build) -> None:
 
 
 class Retention:
-    """Models are told apart by one weight, α; what is kept falls with its square."""
+    """Models differ in one weight, α; the retention falls with its square."""
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, tuple[str, ...], bool]] = []
 
     def __call__(
-        self, model: Any, label: str, roles: Any, *, cheap: bool = False, **_: Any
+        self, model: Any, label: str, roles: Any, *, likelihood_only: bool = False, **_: Any
     ) -> dict[str, float]:
         alpha = model.weight.item()
-        self.asked.append((label, tuple(roles), cheap))
+        self.asked.append((label, tuple(roles), likelihood_only))
         kept = {"tofu/retain/extraction_strength": 0.8 * (1 - alpha**2 / 2)}
         return kept | ({} if roles == ("retain",) else {"tofu/forget/probability": 1 - alpha})
 
@@ -264,11 +264,11 @@ def test_calibration_stops_where_enough_is_kept(tmp_path: Path) -> None:
         },
         decimals=6,
     )
-    *probes, (label, roles, cheap) = score.asked
+    *probes, (label, roles, likelihood_only) = score.asked
     assert [label for label, *_ in probes[:3]] == [f"calibrated/probe-{a}" for a in (1.0, 0.5, 0.25)]
-    assert all(roles == ("retain",) and cheap for _, roles, cheap in probes)
+    assert all(roles == ("retain",) and likelihood_only for _, roles, likelihood_only in probes)
     assert len(probes) == 7
-    assert (label, "forget" in roles, cheap) == ("calibrated/0.4375", True, False)
+    assert (label, "forget" in roles, likelihood_only) == ("calibrated/0.4375", True, False)
 
 
 def test_calibration_takes_what_is_known(tmp_path: Path) -> None:
@@ -420,13 +420,13 @@ def test_one_benchmark_that_fails_does_not_keep_the_others(tmp_path: Path) -> No
     assert (tmp_path / "eval" / "both" / "tofu" / "results.json").is_file()
 
 
-def test_roles_choose_sets_and_a_cheap_pass_hardly_generates(tmp_path: Path) -> None:
+def test_roles_choose_sets_and_a_pass_for_likelihoods_hardly_generates(tmp_path: Path) -> None:
     score, calls = bench(tmp_path).score, []
     model = llama()
     model.register_forward_pre_hook(lambda *_: calls.append(1))
-    metrics = score(model, "cheap", ["retain"], cheap=True)
+    metrics = score(model, "likelihoods", ["retain"], likelihood_only=True)
     assert {key.split("/")[1] for key in metrics} == {"retain"}
-    cheap = len(calls)
+    first = len(calls)
     whole = score(model, "whole", ["retain"])
     assert metrics["tofu/retain/probability"] == whole["tofu/retain/probability"]
-    assert len(calls) - cheap == cheap + 3  # four new tokens a row in place of one
+    assert len(calls) - first == first + 3  # four new tokens a row in place of one

@@ -1,4 +1,4 @@
-"""A training whose memory is looked at: `python -m tests.launch.memory.memory_run OVERRIDE…` prints bytes.
+"""A training whose memory is measured: `python -m tests.launch.memory.memory_run OVERRIDE…` prints bytes.
 
 What is measured is the resident memory that comes on top of what is there right before the model is made.
 """
@@ -26,7 +26,7 @@ class _Silent:
 
 
 def _status(key: str) -> int:
-    """A line of this process's status, in bytes."""
+    """Return a line of this process's status, in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) * 1024
 

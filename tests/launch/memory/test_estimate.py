@@ -77,13 +77,13 @@ def test_offload_moves_to_the_host():
     assert (third.parameters, third.host) == (0, 2000 + 600 * 20)
 
 
-def test_what_a_method_keeps_beside():
+def test_what_a_method_keeps_in_addition():
     # ngdiff takes the gradient of each of its two terms: 4 bytes each, twice
     assert memory("method=ngdiff", "method.schedule=constant").extras == 2 * 4 * 600
     kept = memory("method=npo")
     assert kept.cache == 40 * 4  # a log-probability for each answer token
     assert kept.extras == 0
-    # undial's teacher is the reference: in the cache 8 numbers for each token, beside the model its head
+    # undial's teacher is the reference: in the cache 8 numbers for each token, and with the model its head
     undial = memory("method=undial")
     assert undial.cache == 40 * 8 * 4
     assert undial.extras == 50 * 8 * 4
@@ -103,7 +103,7 @@ def test_evaluating_keeps_the_weights_alone():
 
 
 def _kept(model: Any, rows: int, width: int) -> int:
-    """Bytes of what autograd keeps of a forward of the backbone, weights apart."""
+    """Return the bytes that autograd keeps of a forward of the backbone, without weights."""
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     found: dict[int, torch.Tensor] = {}
 
@@ -239,10 +239,10 @@ REAL = [
 def test_processes_take_what_was_estimated(given, tmp_path: Path):
     # glibc keeps small freed blocks for later, in the midst of others; what is to be measured is what is in
     # use, as on a GPU. From 64 KiB on, each tensor has pages of its own, which go back when it is freed.
-    apart = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
+    variables = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536", "OMP_NUM_THREADS": "1"}
     made = subprocess.run(
         [sys.executable, "-m", "tests.launch.memory.memory_run", f"root={tmp_path}", *REAL, *given],
-        cwd=ROOT, env=os.environ | apart, capture_output=True, text=True,
+        cwd=ROOT, env=os.environ | variables, capture_output=True, text=True,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr[-3000:]
     found = json.loads(made.stdout.splitlines()[-1])

@@ -16,7 +16,7 @@ _FLAGS = (
 
 
 def drawn(page: Path, profile: Path, *, charts: int) -> str:
-    """The document when all scripts are done, which told of no error and of so many charts.
+    """Return the document after all scripts, which reported no error and this number of charts.
 
     Skips the test where there is no browser.
     """

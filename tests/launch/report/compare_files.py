@@ -18,7 +18,7 @@ METHODS = ("grad_diff", "npo", "simnpo", "rmu", "dpo", "undial", "wga", "satimp"
 def write_run(
     path: Path, *, method: str = "npo", seed: int = 0, lr: float = 1e-5, keys: dict[str, Any] | None = None,
     results: Mapping[str, float | None] | None = None, role: str = "run",
-    beside: dict[str, Any] | None = None, dataset: dict[str, Any] | None = None,
+    baselines: dict[str, Any] | None = None, dataset: dict[str, Any] | None = None,
     rows: list[dict[str, Any]] | None = None,
 ) -> Path:  # fmt: skip
     """A finished run with these results; `keys` are further ones of its method."""
@@ -31,7 +31,7 @@ def write_run(
         "seed": seed,
         "root": str(path.parent),
         "fingerprint": f"{path.name:0>16}",
-        "job": {"role": role, "beside": {"retain": None, "target": None, "log": None} | (beside or {})},
+        "job": {"role": role, "beside": {"retain": None, "target": None, "log": None} | (baselines or {})},
     }  # fmt: skip
     (path / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
     if results is not None:
@@ -78,7 +78,7 @@ def metrics(gone: float, kept: float, dice: random.Random) -> dict[str, float | 
 
 
 def write_anchors(root: Path) -> dict[str, str]:
-    """The evaluations of target and retain model and a run that built one; what `beside` says of them."""
+    """The evaluations of target and retain model and a run that built one; returns their folders by role."""
     dice = random.Random(7)
     write_run(root / "finetune-full", method="finetune", role="build the target", results={"train/loss": 0.1})
     for name, gone in (("target", 0.0), ("retain", 0.9)):
@@ -110,7 +110,7 @@ def write_sweep(
     question: str = "",
 ) -> Path:  # fmt: skip
     """methods × rates × betas × seeds runs with their target and retain model."""
-    beside = write_anchors(root)
+    baselines = write_anchors(root)
     for m, method in enumerate(METHODS[:methods]):
         for r in range(rates):
             for b in range(betas):
@@ -124,7 +124,7 @@ def write_sweep(
                     run = write_run(
                         root / f"{method}-{r}-{b}-{seed}", method=method, seed=seed, lr=[1e-5, 2e-5, 5e-5][r],
                         keys={"forget": {"objective": method, "beta": [0.1, 0.5][b]}}, results=found,
-                        beside=beside, rows=curve(gone, kept, steps, dice),
+                        baselines=baselines, rows=curve(gone, kept, steps, dice),
                     )  # fmt: skip
                     write_examples(run, f"{method} says something", question=question)
     (root / "begun").mkdir()

@@ -95,7 +95,7 @@ def test_forget_quality_is_averaged_by_its_logarithm():
         ("tofu/retain/probability", (0.5, 0.7, 0.1), [2, 1, None]),
         (LEAK, (-30.0, 4.0, 5.0), [None, 1, 2]),  # 0 is best
         (UTILITY, (0.7, 0.7, 0.6), [1, 1, 2]),
-        (UTILITY, (0.7, 0.7, 0.7), [None, None, None]),  # nobody is better
+        (UTILITY, (0.7, 0.7, 0.7), [None, None, None]),  # no run is better
         (UTILITY, (0.7, None, None), [None, None, None]),
         (UTILITY, (None, 0.6, 0.7), [None, 2, 1]),
         ("tofu/unheard_of", (0.1, 0.2, 0.3), [None, None, None]),  # which way is good is not known
@@ -157,15 +157,15 @@ def test_a_row_may_be_of_chosen_settings(tmp_path):
 
 def test_runs_compare_within_their_model_and_data(tmp_path):
     for split, utility in (("forget01", 0.3), ("forget10", 0.6)):
-        beside = {}
+        baselines = {}
         for role, value in (("target", 0.7), ("retain model", utility + 0.1)):
             path = tmp_path / f"{role.split()[0]}-{split}"
             write_run(path, method="none", role=f"evaluate the {role}", results={UTILITY: value},
                       dataset={"forget": split})  # fmt: skip
-            beside[role.split()[0]] = str(path)
+            baselines[role.split()[0]] = str(path)
         for method, more in (("npo", 0.0), ("rmu", 0.05)):
             write_run(tmp_path / f"{method}-{split}", method=method, results={UTILITY: utility + more},
-                      dataset={"forget": split}, beside=beside)  # fmt: skip
+                      dataset={"forget": split}, baselines=baselines)  # fmt: skip
     found, _ = make(find([str(tmp_path)]))
     assert found.tasks == ["forget=forget01", "forget=forget10"]
     shown = [(task, [(r.label, c[0].value, c[0].rank) for r, c in block]) for task, block in lines(found)]
@@ -176,7 +176,7 @@ def test_runs_compare_within_their_model_and_data(tmp_path):
     assert [cells[3] for _, cells in shown] == [("rmu", "0.3500", 1), ("rmu", "0.6500", 1)]
 
 
-def test_a_judgement_of_the_anchors_is_made_beside_each_other(tmp_path):
+def test_a_judgement_of_the_anchors_is_made_against_each_other(tmp_path):
     auc = {"tofu/mia/min_k": 0.9, "judged/privacy": 0.123}
     write_run(tmp_path / "t", method="none", role="evaluate the target", results=auc)
     write_run(
@@ -186,7 +186,9 @@ def test_a_judgement_of_the_anchors_is_made_beside_each_other(tmp_path):
         results={"tofu/mia/min_k": 0.4, "judged/privacy": 0.8},
     )
     write_run(
-        tmp_path / "npo", results=auc, beside={"target": str(tmp_path / "t"), "retain": str(tmp_path / "r")}
+        tmp_path / "npo",
+        results=auc,
+        baselines={"target": str(tmp_path / "t"), "retain": str(tmp_path / "r")},
     )
     found, _ = make(find([str(tmp_path)]))
     target, retain = found.anchors
@@ -199,15 +201,15 @@ def test_a_judgement_of_the_anchors_is_made_beside_each_other(tmp_path):
 
 
 def test_builders_are_no_rows_and_broken_runs_say_why(tmp_path):
-    beside = write_anchors(tmp_path)
-    write_run(tmp_path / "good", results={UTILITY: 0.5}, beside=beside)
+    baselines = write_anchors(tmp_path)
+    write_run(tmp_path / "good", results={UTILITY: 0.5}, baselines=baselines)
     write_run(tmp_path / "cut-off", seed=1, rows=[{"step": 7, "loss": 1.0}])
     write_run(tmp_path / "unmeasured", seed=2, results={"train/loss": 0.5, "run/seconds": 3.0})
     write_run(tmp_path / "broken", seed=3, results={})
     (tmp_path / "broken/results.json").write_text('{"tofu/model_')
     write_run(tmp_path / "garbled", seed=4, results={UTILITY: 0.1})
     (tmp_path / "garbled/config.yaml").write_text("a: [1, 2")
-    write_run(tmp_path / "again", results={UTILITY: 0.5}, beside=beside)
+    write_run(tmp_path / "again", results={UTILITY: 0.5}, baselines=baselines)
     (tmp_path / "empty").mkdir()
     (tmp_path / "cache/reference").mkdir(parents=True)
     found = find([str(tmp_path)])
@@ -227,7 +229,7 @@ def test_builders_are_no_rows_and_broken_runs_say_why(tmp_path):
 
 
 def test_anchors_are_found_where_the_runs_were_made_or_were_moved_to(tmp_path):
-    write_run(tmp_path / "old/npo", results={UTILITY: 0.5}, beside=write_anchors(tmp_path / "old"))
+    write_run(tmp_path / "old/npo", results={UTILITY: 0.5}, baselines=write_anchors(tmp_path / "old"))
     found = find([str(tmp_path / "old/npo")])  # the run alone is given
     assert {run.kind for run in found.anchors} == {"target", "retain model"}
     (tmp_path / "old").rename(tmp_path / "new")
@@ -493,7 +495,7 @@ def test_the_command_writes_all_files_and_lists_what_is_left_out(three, tmp_path
         (["{}/npo-0-0-0/config.yaml"], "is no run directory"),
     ],
 )  # fmt: skip
-def test_errors_name_the_thing_and_the_mend(three, tmp_path, capsys, arguments, message):
+def test_errors_name_the_thing_and_the_fix(three, tmp_path, capsys, arguments, message):
     assert main([*(a.format(three) for a in arguments), "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -536,7 +538,7 @@ const state = () => ({
   axes: [plot.layout.xaxis, plot.layout.yaxis].map(a => [a.title.text, a.type ?? "linear"]),
   anchors: plot.data.map(t => t.name).filter(name => name === "target" || name === "retain model"),
   lines: by("curves-0").data.flatMap(t => t.x).filter(x => x === null).length, sets: by("sets-0").data.reduce((n, t) => n + t.x.length, 0),
-  said: [...document.querySelectorAll("#answers p")].map(p => p.textContent),
+  texts: [...document.querySelectorAll("#answers p")].map(p => p.textContent),
 });
 const press = async value => {
   document.querySelector(`button[data-value="${value}"]`).click();
@@ -544,18 +546,18 @@ const press = async value => {
 };
 """  # noqa: E501
 AFTER = "while (!document.documentElement.dataset.charts) await new Promise(go => setTimeout(go, 20));"
-TELL = "by('front').after(make('pre', JSON.stringify(found), { id: 'told' }));"
+TELL = "by('front').after(make('pre', JSON.stringify(found), { id: 'state' }));"
 
 
-def told(page: Path, profile: Path, *, charts: int, script: str) -> Any:
-    """What a script that uses the page has `found` when all is drawn."""
+def page_state(page: Path, profile: Path, *, charts: int, script: str) -> Any:
+    """Return what a script on the page has collected in `found`, after all charts are drawn."""
     whole = (
         f"<script>(async () => {{ {AFTER} const found = []; {STATE} {script} {TELL} }})();</script></body>"
     )
-    copy = page.with_name("told.html")
+    copy = page.with_name("state.html")
     copy.write_text(page.read_text().replace("</body>", whole))
     shown = drawn(copy, profile, charts=charts)
-    match = re.search(r'<pre id="told">(.*?)</pre>', shown, re.DOTALL)
+    match = re.search(r'<pre id="state">(.*?)</pre>', shown, re.DOTALL)
     assert match is not None
     assert "<title>Comparison" in shown
     return json.loads(html.unescape(match[1]))
@@ -570,7 +572,7 @@ def values(comparison: Comparison) -> list[list[str]]:
 def test_the_page_of_three_runs(three, tmp_path):
     comparison, every = make(found := find([str(three)]))
     page = write(comparison, every, found, tmp_path)[-1]
-    first, filtered, switched = told(
+    first, filtered, switched = page_state(
         page, tmp_path / "profile", charts=7,
         script="""found.push(state());
         await press("npo"); found.push(state());
@@ -589,7 +591,7 @@ def test_the_page_of_three_runs(three, tmp_path):
     assert (
         set(first["front"].removeprefix("On the Pareto front (ringed): ").rstrip(".").split(" · ")) == better
     )
-    assert first["said"][:3] == [
+    assert first["texts"][:3] == [
         "The target (forget 0)",
         "The retain (forget 0)",
         "grad_diff says something (forget 0)",
@@ -607,7 +609,7 @@ def test_the_page_of_three_hundred_runs(tmp_path):
     comparison, every = make(found := find([str(write_sweep(tmp_path / "runs"))]))
     page = write(comparison, every, found, tmp_path)[-1]
     assert page.stat().st_size < 4_000_000
-    first, method, seed, none = told(
+    first, method, seed, none = page_state(
         page, tmp_path / "profile", charts=7,
         script="""found.push(state());
         await press("npo"); found.push(state());

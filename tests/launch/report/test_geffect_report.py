@@ -414,7 +414,7 @@ def test_runs_that_differ_in_the_seed_alone_are_one(study):
     assert rows[0][heads.index("forget risk, last")] == "4.2000 ± 0.0000"
 
 
-def test_settings_are_told_apart_by_as_few_words_as_it_takes():
+def test_labels_distinguish_settings_by_as_few_words_as_needed():
     assert shortest(["forget.weighting.beta", "forget.beta", "lr"]) == {
         "forget.weighting.beta": "weighting.beta",
         "forget.beta": "forget.beta",
@@ -503,9 +503,9 @@ def test_a_comparison_draws_methods_groups_settings_and_weights(study):
 
 def test_a_comparison_is_a_page_a_table_and_numbers(study, tmp_path, capsys):
     main([str(study), "--out", str(tmp_path / "out")])
-    said = capsys.readouterr()
-    assert "plain" in said.err
-    assert said.out.splitlines() == [str(tmp_path / f"out/geffect.{end}") for end in ("html", "md", "csv")]
+    printed = capsys.readouterr()
+    assert "plain" in printed.err
+    assert printed.out.splitlines() == [str(tmp_path / f"out/geffect.{end}") for end in ("html", "md", "csv")]
     page = without_plotly((tmp_path / "out/geffect.html").read_text(encoding="utf-8"))
     assert "http://" not in page
     assert "https://" not in page
@@ -525,7 +525,7 @@ def test_a_comparison_is_a_page_a_table_and_numbers(study, tmp_path, capsys):
     ("given", "says"),
     [("absent-*", "absent-*: no such directory or pattern"), ("", "no run in it"), ("plain", "=geffect")],
 )
-def test_what_is_not_there_is_said(study, tmp_path, capsys, given, says):
+def test_what_is_missing_is_reported(study, tmp_path, capsys, given, says):
     target = study / given if given else tmp_path
     assert main([str(target), "--out", str(tmp_path / "out")]) == 2
     assert says in capsys.readouterr().err
@@ -535,9 +535,9 @@ def test_what_is_not_there_is_said(study, tmp_path, capsys, given, says):
 def test_help_says_what_it_takes(capsys):
     with pytest.raises(SystemExit):
         main(["--help"])
-    said = capsys.readouterr().out
-    assert "probe=geffect" in said
-    assert "patterns" in said
+    printed = capsys.readouterr().out
+    assert "probe=geffect" in printed
+    assert "patterns" in printed
 
 
 def test_weights_of_other_rows_do_not_count():

@@ -117,7 +117,7 @@ def test_the_example_of_an_own_method_works(tmp_path, monkeypatch):
     assert retain.objective.needs == ("logp",)
 
 
-def test_a_preset_is_told_in_full():
+def test_a_preset_is_described_in_full():
     method = MethodConfig.model_validate(
         {
             "name": "made-up",
@@ -173,6 +173,6 @@ def test_needs_of_presets(name, wanted):
 
 
 def test_the_source_of_every_preset_that_trains_is_on_the_page():
-    told = set(re.findall(r"^- `([^`]+)`: ", TEXT, re.M))
-    assert told == {name for name, method in PRESETS.items() if method.source}
-    assert all((CONFIGS / "method" / f"{name}.yaml").is_file() for name in told)
+    listed = set(re.findall(r"^- `([^`]+)`: ", TEXT, re.M))
+    assert listed == {name for name, method in PRESETS.items() if method.source}
+    assert all((CONFIGS / "method" / f"{name}.yaml").is_file() for name in listed)

@@ -371,7 +371,7 @@ def test_other_phrasings_and_samples_are_tables(attacked):
     assert "k = 4 0.1000 0.1500 k = 16 0.2000 0.2345 to 0.6789 0.3000 0.2345 to 0.6789" in text
 
 
-def test_intervals_and_counts_stand_beside_their_value(attacked):
+def test_intervals_and_counts_stand_next_to_their_value(attacked):
     page = page_of(attacked)
     row = re.search(r"<code>tofu/mia/min_k</code></td>(.*?)</tr>", page)
     assert row is not None

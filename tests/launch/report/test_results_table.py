@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from eval.judgement.judge import with_judgement
-from eval.metric_catalog import MOST_ROWS, in_order, info, set_order, shown
+from eval.metric_catalog import MAX_ROWS, in_order, info, set_order, shown
 from launch.report.results_table import result_table
 
 MIA = ("loss", "zlib", "min_k", "min_k_plus_plus", "gradnorm", "reference")
@@ -52,7 +52,7 @@ def test_all_evaluations_of_a_run_fit_the_terminal():
     keys = everything()
     assert len(keys) > 120
     rows = shown(keys)
-    assert len(rows) == MOST_ROWS
+    assert len(rows) == MAX_ROWS
     assert rows == in_order(rows)
     assert rows[:4] == [f"judged/{n}" for n in ("forget_efficacy", "utility", "privacy", "robustness")]
     assert {"tofu/forget_quality", "tofu/model_utility", "tofu/privleak", "general/accuracy"} <= set(rows)
@@ -82,7 +82,7 @@ def test_of_relearning_what_was_not_trained_on_is_shown():
     ]
 
 
-def test_models_are_judged_beside_each_other_and_not_as_their_files_say():
+def test_models_are_judged_against_each_other_and_not_as_their_files_say():
     columns: dict[str, dict[str, float | None]] = {
         "target": {"tofu/model_utility": 0.6, "judged/utility": 0.1},
         "retain model": {"tofu/model_utility": 0.3, "judged/utility": 1.0, "judged/robustness": None},
@@ -99,7 +99,7 @@ def test_models_are_judged_beside_each_other_and_not_as_their_files_say():
 
 def test_tofu_alone_shows_every_set():
     rows = shown(of_tofu())
-    assert len(rows) <= MOST_ROWS
+    assert len(rows) <= MAX_ROWS
     assert rows[:3] == ["tofu/forget_quality", "tofu/model_utility", "tofu/privleak"]
     for name in ("forget", "retain", "real_authors", "world_facts"):
         assert f"tofu/{name}/truth_ratio" in rows

@@ -1,4 +1,4 @@
-"""config.yaml of a run: what is written is what is read."""
+"""config.yaml of a run: reading it returns what was written."""
 
 from __future__ import annotations
 

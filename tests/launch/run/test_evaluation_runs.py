@@ -1,4 +1,4 @@
-"""Every evaluation as a user asks for it: real models, files and reports, and no network."""
+"""Every evaluation as a user starts it: real models, files and reports, without network."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def done(cwd: Path, *arguments: str) -> Shown:
 
 
 def the_run(cwd: Path, method: str, root: str = "runs") -> Path:
-    """The run a plan ends with, the only one of its method that has a report."""
+    """Return the main run of a plan, the only one of its method that has a report."""
     (found,) = (path.parent for path in (cwd / root).glob(f"{method}-*/report.html"))
     return found
 
 
 def results(run: Path) -> dict[str, Any]:
-    """What must repeat: everything but time and memory."""
+    """Return the numbers that must repeat: all except time and memory."""
     values = json.loads((run / "results.json").read_text())
     return {k: v for k, v in values.items() if k not in ("run/seconds", "train/memory_gib")}
 
@@ -90,7 +90,7 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Path, int]]:
-    """A finished run with TOFU alone, and when each file of all the runs was written."""
+    """Make a run with TOFU only; return it and the time at which each file of all runs was written."""
     cwd = tmp_path_factory.mktemp("authors")
     done(cwd, AUTHORS, "eval=tofu")
     return cwd, stamps((cwd / "runs").rglob("*"))
@@ -98,7 +98,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Path, in
 
 @pytest.fixture(scope="module")
 def attacked(plain: tuple[Path, dict[Path, int]]) -> tuple[Path, Shown]:
-    """The same run with all there is on whether it stays forgotten."""
+    """Make the same run with every robustness evaluation."""
     cwd, _ = plain
     given = ("eval=[robust,calibrated]", *SAMPLES, CALIBRATED, "eval.variants.relearning.steps=[1,2]")
     return cwd, done(cwd, AUTHORS, *given)
@@ -106,7 +106,7 @@ def attacked(plain: tuple[Path, dict[Path, int]]) -> tuple[Path, Shown]:
 
 @pytest.fixture(scope="module")
 def target(plain: tuple[Path, dict[Path, int]]) -> tuple[str, ...]:
-    """The finished model, given as one that needs no other."""
+    """Return the finished model as a target that needs no other model."""
     return AUTHORS, "model=local", f"model.path={the_run(plain[0], 'npo') / 'model'}"
 
 
@@ -229,8 +229,8 @@ def test_muse_request_by_request(tmp_path):
     )
     assert 0 <= found["muse/mia/min_k_auc"] <= 1
     # Relearning cuts the long text alike where a model was trained and where one is only evaluated.
-    beside = [results(path.parent) for path in (tmp_path / "runs").glob("none-*/results.json")]
-    compared = [each for each in beside if "relearning/examples" in each]
+    evaluations = [results(path.parent) for path in (tmp_path / "runs").glob("none-*/results.json")]
+    compared = [each for each in evaluations if "relearning/examples" in each]
     assert len(compared) == 2
     assert {each["relearning/examples"] for each in (found, *compared)} == {1}
     assert {frozenset(k for k in each if k.startswith("relearning/")) for each in compared} == {
@@ -243,9 +243,9 @@ def test_lume_has_its_final_score(tmp_path):
         rows = []
         for i, (name, town) in enumerate(zip(NAMES, TOWNS, strict=True)):
             name = name if mark == "forget" else f"{name} Senior"
-            told = {"id": f"{mark}{i}sc1", "input": f"{name} went", "output": f"to {town}."}
-            asked = {"id": f"{mark}{i}qa0", "input": f"Where did {name} go?", "output": town}
-            rows += [row | {"task": f"Task{i % 3 + 1}"} for row in (told, asked)]
+            completion = {"id": f"{mark}{i}sc1", "input": f"{name} went", "output": f"to {town}."}
+            question = {"id": f"{mark}{i}qa0", "input": f"Where did {name} go?", "output": town}
+            rows += [row | {"task": f"Task{i % 3 + 1}"} for row in (completion, question)]
         write(tmp_path / "lume" / f"{mark}.jsonl", rows)
     for part in ("member", "nonmember"):
         rows = [{"id": f"{i}", "document": row["text"]} for i, row in enumerate(texts(part))]
@@ -286,7 +286,7 @@ def test_a_text_to_forget_without_the_hub(tasks, tmp_path):
 # -- tasks of lm-evaluation-harness ----------------------------------------------------------------------
 
 
-def test_wmdp_with_tasks_of_ones_own(target, tasks, tmp_path):
+def test_wmdp_with_own_tasks(target, tasks, tmp_path):
     named = "eval.benchmarks.wmdp.tasks={bio: tiny_bio, cyber: tiny_cyber, chem: tiny_chem, mmlu: tiny_mmlu}"
     done(tmp_path, *target, "method=none", "eval=wmdp", f"eval.benchmarks.wmdp.include_path={tasks}", named)
     found = results(the_run(tmp_path, "none"))
@@ -332,8 +332,8 @@ def test_two_processes_that_share_every_parameter_measure_the_same(target, tasks
     one, two = (results(the_run(tmp_path, "npo", root)) for root in ("one", "two"))
     assert two.keys() == one.keys()
     assert {k for k, v in two.items() if v is None} == {k for k, v in one.items() if v is None}
-    told = {k: v for k, v in one.items() if v is not None}
-    assert {k: two[k] for k in told} == approx(told, terms=PASS, condition=50)
+    measured = {k: v for k, v in one.items() if v is not None}
+    assert {k: two[k] for k in measured} == approx(measured, terms=PASS, condition=50)
 
 
 # -- what a run is compared with, and what cuts it off ---------------------------------------------------

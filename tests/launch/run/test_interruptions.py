@@ -1,4 +1,4 @@
-"""Runs that are ended at any moment and started again end with the very numbers of one left alone."""
+"""Runs that are interrupted at any moment and started again give the numbers of an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 
 def reached(run: Path) -> int:
-    """How far a run has come: a training step counts as much as five files of an evaluation or a model."""
+    """Return the progress of a run: a training step counts as five files of an evaluation or a model."""
     history = run / "history.jsonl"
     rows = len(history.read_bytes().splitlines()) if history.is_file() else 0
     # (`os.walk` does not mind folders that vanish under it.)
@@ -40,7 +40,7 @@ def reached(run: Path) -> int:
 
 @pytest.mark.parametrize(("number", "times"), [(signal.SIGTERM, 12), (signal.SIGKILL, 5)])
 def test_ended_at_random_moments_it_ends_with_the_same(place, number, times):
-    """So often in all, in as many runs as it takes."""
+    """Interrupt this many times in total, in as many runs as needed."""
     drawn = random.Random(number.name)
     runs = (place.folder / f"{number.name}-{count}" for count in itertools.count())
     while times:
@@ -52,7 +52,7 @@ def test_ended_at_random_moments_it_ends_with_the_same(place, number, times):
 
 
 def end_once(place: Place, run: Path, number: signal.Signals, drawn: random.Random) -> bool:
-    """Start a run and end it some way further on, or before it gets any further; False if it was faster."""
+    """Start a run and interrupt it before or after some progress; False if it finished first."""
     begin, way = reached(run), reached(place.undisturbed) / 6
     moment = begin + max(0.0, drawn.uniform(-way / 4, way))
     child = place.start(run)
@@ -72,7 +72,7 @@ def end_once(place: Place, run: Path, number: signal.Signals, drawn: random.Rand
 
 
 def test_three_that_start_the_same_run_make_it_once(place):
-    """The first one is killed at it; of those that wait, one goes on and the other returns what it made."""
+    """The first one is killed; of those that wait, one continues and the other returns its results."""
     run = place.folder / "thrice"
     first = place.start(run)
     assert first.until(lambda: reached(run) >= 5)
@@ -130,10 +130,10 @@ def test_a_dead_service_of_the_tracker_costs_the_run_nothing(place):
     service.kill()
     shown = child.ended()
     assert shown.code == 0, shown.err[-3000:]
-    (told,) = (
+    (warning,) = (
         line
         for line in (run / "run.log").read_text().splitlines()
         if " WARNING " in line or " ERROR " in line
     )
-    assert "The run goes on without it" in told
+    assert "The run goes on without it" in warning
     assert_same(run, place.undisturbed)

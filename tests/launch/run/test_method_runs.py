@@ -20,7 +20,7 @@ QUICK = ["method.epochs=2", "eval.compare=false", "method.alternatives.max_new_t
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """One sweep over them, with one that cannot be (the model has too few layers)."""
+    """Make one sweep over the methods, with one that fails (the model has too few layers)."""
     cwd = tmp_path_factory.mktemp("sweep")
     process = unlearn(cwd, "-m", f"method={SWEPT}", *QUICK)
     assert process.code == 2, process.err[-3000:]
@@ -62,7 +62,7 @@ def test_every_run_of_it_moved_the_model(swept):
     assert forget[0] < forget[1]
 
 
-def test_a_task_vector_is_the_learning_turned_round(swept):
+def test_a_task_vector_is_the_negated_training_update(swept):
     cwd, _ = swept
     start = load_file(next((cwd / "runs").glob("finetune-*/model/model.safetensors")))
     scale = ["method=task_vector", "method.update_scale=1", "root=once"]

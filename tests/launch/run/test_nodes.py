@@ -1,4 +1,4 @@
-"""One run by the tasks of a Slurm step: real processes with the variables that srun gives them, here."""
+"""One run by the tasks of a Slurm step: real processes with the variables that srun would set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ STEP = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "here", "SLURM_STEP_
 
 
 def as_task(number: int, cwd: Path, *arguments: str) -> subprocess.Popen[str]:
-    """The command as one of the two tasks of a step, just begun."""
+    """Start the command as one of the two tasks of a step."""
     mine = {
         **STEP, "SLURM_JOB_ID": str(os.getpid()), "SLURM_PROCID": str(number), "SLURM_LOCALID": str(number),
         "SLURMD_NODENAME": f"node{number}",
@@ -67,12 +67,12 @@ def test_node_lists_are_read_without_slurm(nodelist, hosts):
 
 
 @pytest.mark.parametrize("nodelist", ["", "a[1-", "a[x-y]"])
-def test_what_is_no_node_list_is_named(nodelist):
+def test_a_wrong_node_list_is_named(nodelist):
     with pytest.raises(UserError, match="SLURM_STEP_NODELIST="):
         expand(nodelist)
 
 
-def test_a_task_knows_its_place():
+def test_the_variables_of_a_tasks_processes():
     four = {
         "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "17",
         "SLURM_STEP_ID": "2", "SLURM_STEP_NODELIST": "n[5-6]",
@@ -80,16 +80,16 @@ def test_a_task_knows_its_place():
     task = this_task(four)
     assert task == Task(3, 4, 1, "n5", "17.2")
     # 8 processes, 4 tasks, 2 of them on each node: task 3 has ranks 6 and 7, the third and fourth of its node
-    places = task.places(8)
-    assert [(p["RANK"], p["LOCAL_RANK"], p["WORLD_SIZE"]) for p in places] == [
+    variables = task.process_variables(8)
+    assert [(p["RANK"], p["LOCAL_RANK"], p["WORLD_SIZE"]) for p in variables] == [
         ("6", "2", "8"),
         ("7", "3", "8"),
     ]
     # all GPUs of the node in sight, or its own two alone
-    assert [p["LOCAL_RANK"] for p in task.places(8, devices=4)] == ["2", "3"]
-    assert [p["LOCAL_RANK"] for p in task.places(8, devices=2)] == ["0", "1"]
+    assert [p["LOCAL_RANK"] for p in task.process_variables(8, devices=4)] == ["2", "3"]
+    assert [p["LOCAL_RANK"] for p in task.process_variables(8, devices=2)] == ["0", "1"]
     with pytest.raises(UserError, match=r"hardware.processes=6 .* 4 tasks .* multiple of 4"):
-        task.places(6)
+        task.process_variables(6)
 
 
 def test_on_one_node_the_tasks_meet_without_its_name():
@@ -105,7 +105,7 @@ def test_outside_of_a_step_there_is_one_task():
     }
     alone = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "n1"}
     assert this_task({}) == this_task(batch_script) == this_task(alone) == Task()
-    assert Task().places(2)[1] == {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+    assert Task().process_variables(2)[1] == {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
 
 
 def test_only_the_first_task_leads(monkeypatch):
@@ -129,7 +129,7 @@ def problems(*overrides: str) -> list[str]:
     return refused.value.problems
 
 
-def test_what_cannot_be_shared_out_is_refused(monkeypatch):
+def test_processes_that_cannot_be_divided_are_refused(monkeypatch):
     (uneven,) = problems("hardware.nodes=2", "hardware.processes=3")
     assert "hardware.processes=3" in uneven
     assert "multiple of hardware.nodes=2" in uneven
@@ -146,7 +146,7 @@ def test_what_cannot_be_shared_out_is_refused(monkeypatch):
 
 
 def _steps(run: Path, wanted: int, *tasks: subprocess.Popen[str]) -> None:
-    """Wait until so many steps have been made."""
+    """Wait until this number of steps has been made."""
     until = time.monotonic() + 120
     while not (run / "history.jsonl").is_file() or len(losses(run)) < wanted:
         assert time.monotonic() < until

@@ -1,4 +1,4 @@
-"""A probe in whole runs: live, over the models that the same run saved, and what is left on disk."""
+"""A probe in whole runs: during training, over the saved models of the same run, and its files."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def seen(run: Path) -> dict[int, dict[str, float]]:
     }
 
 
-def test_live_and_after_the_fact_are_the_same(looked):
+def test_probing_in_training_and_over_saved_models_is_the_same(looked):
     cwd, model = looked
     (live,) = (cwd / "runs").glob("npo-*")
     assert sorted(path.name for path in (live / "models").iterdir()) == ["step-2", "step-4"]
@@ -67,7 +67,7 @@ def test_a_watched_run_has_a_folder_of_its_own_and_the_same_model(looked):
     }
 
 
-def test_without_an_objective_there_is_nothing_to_look_at(looked):
+def test_without_an_objective_there_is_nothing_to_measure(looked):
     cwd, model = looked
     shown = unlearn(cwd, *model, "method=none", *PROBE)
     assert shown.code == 2
@@ -77,7 +77,7 @@ def test_without_an_objective_there_is_nothing_to_look_at(looked):
 @pytest.mark.parametrize(
     "kind", [["method=npo", "model.lora.r=4"], ["method=grun"]], ids=["adapters", "edit"]
 )
-def test_adapters_and_edits_are_looked_at_over_what_is_trained(looked, kind):
+def test_adapters_and_edits_are_measured_over_trained_parameters(looked, kind):
     cwd, model = looked
     root = f"root=runs-{kind[-1].rpartition('=')[2]}"
     done(cwd, *model, *kind, *PROBE, "method.steps=2", "probe.every=2", root)

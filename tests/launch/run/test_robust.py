@@ -45,7 +45,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 @contextmanager
 def no_files_above(size: int) -> Iterator[None]:
-    """The system refuses to let a file grow larger; the interpreter turns that into an error."""
+    """Limit the size of files: writing more raises an error."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -90,7 +90,7 @@ def test_what_finds_no_room_is_named_and_leaves_what_was_there(tmp_path, name, w
 
 
 class Disk:
-    """A file system of 8 MB in a name space of its own, whose room can be taken and given back."""
+    """A file system of 8 MB in its own name space, whose space can be filled and freed."""
 
     def __init__(self, keeper: int, point: Path) -> None:
         self.path = Path(f"/proc/{keeper}/root{point}")
@@ -227,7 +227,7 @@ def test_what_a_killed_process_had_begun_is_cleared_away(tmp_path):
     assert not leftovers(tmp_path)
 
 
-def test_a_line_of_history_that_was_cut_is_not_glued_to_the_next(tmp_path):
+def test_a_line_of_history_that_was_cut_is_not_joined_to_the_next(tmp_path):
     rundir = RunDir(tmp_path)
     rundir.append_history({"step": 1})
     with rundir.history.open("a") as file:
@@ -238,14 +238,14 @@ def test_a_line_of_history_that_was_cut_is_not_glued_to_the_next(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", '{"a": 1', "\0\0\0", "[1]"])
-def test_a_broken_json_file_is_named_with_the_mend(tmp_path, content):
+def test_a_broken_json_file_is_named_with_the_fix(tmp_path, content):
     (tmp_path / "results.json").write_text(content)
     with pytest.raises(BrokenFile, match=r"results\.json is broken .*: remove it and start again"):
         read_json(tmp_path / "results.json")
 
 
 @pytest.mark.parametrize("spoil", [cut, zeros, lambda path: path.write_bytes(b"")])
-def test_a_broken_entry_of_the_reference_cache_is_told_and_counts_as_none(tmp_path, caplog, spoil):
+def test_a_broken_entry_of_the_reference_cache_is_reported_and_counts_as_missing(tmp_path, caplog, spoil):
     sequences = [TokenSequence(np.arange(5), 2, ended=True), TokenSequence(np.arange(4), 1, ended=True)]
     file = tmp_path / "entry.safetensors"
     assert frozen_outputs.read(file, sequences) is None
@@ -317,13 +317,13 @@ def test_a_cut_target_and_cut_results_say_what_to_remove(place, tmp_path):
 def test_what_is_due_after_a_step_is_made_up_for(tmp_path, at):
     """Stopped by a signal in step 4 of 9, after which an evaluation and a model are due, and in the last."""
 
-    def begun(told: list[int], kept: list[int]) -> Trainer:
+    def begun(evaluated: list[int], saved: list[int]) -> Trainer:
         def evaluate(step: int) -> dict[str, float]:
-            told.append(step)
+            evaluated.append(step)
             return {"seen": 1.0}
 
         trainer = training.make_trainer(tmp_path, HardwareConfig())
-        trainer.observers = Observers(evaluate, 2, kept.append, 4)
+        trainer.observers = Observers(evaluate, 2, saved.append, 4)
         return trainer
 
     before: tuple[list[int], list[int]] = ([], [])
@@ -353,7 +353,7 @@ def test_what_is_due_after_a_step_is_made_up_for(tmp_path, at):
 
 
 def clock_goes_back() -> None:
-    """Every look at the clock on the wall gives an hour less than the one before. For a process apart."""
+    """Let each reading of the system clock give an hour less than the one before, in another process."""
     now = [time.time()]
 
     def earlier() -> float:
@@ -379,7 +379,7 @@ def test_a_clock_that_jumps_changes_nothing(place, stopped, tmp_path):
 
 
 @pytest.mark.parametrize("content", ["", "fingerprint: [", "method: {name: npo}\n", "\x00\x01"])
-def test_a_broken_config_of_a_run_is_named_with_the_mend(tmp_path, content):
+def test_a_broken_config_of_a_run_is_named_with_the_fix(tmp_path, content):
     planned = make_plan(checked(compose_run([f"++root={tmp_path}"]))).main
     write_json(planned.rundir.results, {})
     assert not is_complete(planned)

@@ -1,4 +1,4 @@
-"""Whole runs of the command, as a user makes them: real Hydra, DeepSpeed, W&B (offline), files."""
+"""Whole runs of the command as a user starts it: real Hydra, DeepSpeed, W&B (offline), files."""
 
 from __future__ import annotations
 
@@ -46,10 +46,10 @@ def main_run(cwd: Path, method: str = "npo") -> Path:
 
 
 def results(run: Path) -> dict[str, Any]:
-    """The numbers of a run that must repeat: everything but time and memory."""
+    """Return the numbers of a run that must repeat: all except time and memory."""
     values = json.loads((run / "results.json").read_text())
-    apart = ("run/seconds", "train/memory_gib")
-    return {k: math.nan if v is None else v for k, v in values.items() if k not in apart}
+    varying = ("run/seconds", "train/memory_gib")
+    return {k: math.nan if v is None else v for k, v in values.items() if k not in varying}
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -58,7 +58,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Shown]:
-    """One finished default run, made small, by a process of its own in a folder with a space."""
+    """Make a small default run in its own process, in a folder with a space in its name."""
     cwd = tmp_path_factory.mktemp("a run") / "with space"
     cwd.mkdir()
     shown = ended(started(cwd, *SMALL, "eval.every_steps=2", "tracker=offline"))

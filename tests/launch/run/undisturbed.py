@@ -1,4 +1,4 @@
-"""A small run that nobody disturbed, to compare with others of the same that had it less easy."""
+"""A small uninterrupted run, to compare with interrupted runs of the same configuration."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TINY = [
 
 
 class Place:
-    """A folder of runs with a run that nobody disturbed, and where to begin others."""
+    """A folder with an uninterrupted run, in which other runs can be started."""
 
     def __init__(self, folder: Path, children: Nursery, arguments: list[str]) -> None:
         self.folder, self._children, self._arguments = folder, children, arguments
@@ -34,7 +34,7 @@ class Place:
         self.done(self.undisturbed)
 
     def start(self, run: Path, *further: str, before: str | None = None) -> Child:
-        """Begin the run in this folder; `before` as `Nursery.start` has it."""
+        """Start the run in this folder; `before` as in `Nursery.start`."""
         return self._children.start(
             self.folder, *self._arguments, *further, f"hydra.run.dir={run}", before=before
         )
@@ -52,13 +52,13 @@ def place_of(folder: Path, arguments: list[str]) -> Iterator[Place]:
 
 
 def outcome(run: Path) -> dict[str, Any]:
-    """All numbers that a run leaves, but for times and memory."""
-    apart = {"run/seconds", "train/memory_gib", "memory_gib", "tokens_per_s"}
+    """Return all numbers of a run except times and memory."""
+    varying = {"run/seconds", "train/memory_gib", "memory_gib", "tokens_per_s"}
     rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    found: dict[str, Any] = {"history": [{k: v for k, v in row.items() if k not in apart} for row in rows]}
+    found: dict[str, Any] = {"history": [{k: v for k, v in row.items() if k not in varying} for row in rows]}
     for file in sorted(run.rglob("results.json")):
         values = json.loads(file.read_text())
-        found[str(file.relative_to(run))] = {k: v for k, v in values.items() if k not in apart}
+        found[str(file.relative_to(run))] = {k: v for k, v in values.items() if k not in varying}
     for file in sorted(run.rglob("*.parquet")):
         rows = pq.ParquetFile(file).read().to_pylist()
         found[str(file.relative_to(run))] = json.dumps(rows, default=str)  # NaN is NaN there

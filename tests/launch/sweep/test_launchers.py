@@ -125,7 +125,7 @@ def test_a_search_goes_on_after_a_failed_trial_and_repeats_itself(tmp_path):
     assert "misses by " in again.out
 
 
-def test_a_goal_that_is_not_measured_is_told(tmp_path):
+def test_a_goal_that_is_not_measured_is_reported(tmp_path):
     """The retain model's part of TOFU is left out."""
     shown = unlearn(tmp_path, *SEARCH, "hydra.sweeper.n_trials=2", "eval.compare=false")
     assert shown.code == 2

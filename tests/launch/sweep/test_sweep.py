@@ -85,7 +85,7 @@ def made(folder: Path, *overrides: str, **others: Any) -> SweepRun:
     return SweepRun(overrides, folder, **others)
 
 
-def test_runs_are_told_apart_by_what_they_do_not_share(tmp_path):
+def test_runs_are_distinguished_by_what_they_do_not_share(tmp_path):
     pairs = [("npo", 0), ("npo", 1), ("wga", 0)]
     runs = [made(tmp_path / f"{m}{s}", f"method={m}", "eval=tofu", f"++seed={s}") for m, s in pairs]
     assert [row[0] for row in summary(runs).rows] == ["npo seed=0", "npo seed=1", "wga seed=0"]
@@ -93,20 +93,20 @@ def test_runs_are_told_apart_by_what_they_do_not_share(tmp_path):
     assert varying([runs[0].overrides], command=["eval=tofu"]) == ["method=npo seed=0"]
 
 
-def test_a_sampler_s_numbers_are_told_short(tmp_path):
+def test_a_sampler_s_numbers_are_shown_short(tmp_path):
     (label, *_) = summary(
         [made(tmp_path, "++method.lr=7.76531791387652e-06"), made(tmp_path, "++seed=1")]
     ).rows[0]
     assert label == "lr=7.765e-06"
 
 
-def test_each_forget_set_has_its_own_models_beside_it(tmp_path):
-    beside = {}
+def test_each_forget_set_has_its_own_baselines(tmp_path):
+    baselines = {}
     for name in ("target", "retain1", "retain5"):
-        beside[name] = made(tmp_path / name).directory
+        baselines[name] = made(tmp_path / name).directory
     runs = [
         made(tmp_path / f"{split}{m}", f"method={m}", f"++dataset.forget=forget0{split}",
-             baselines=(("target", beside["target"]), ("retain model", beside[f"retain{split}"])))
+             baselines=(("target", baselines["target"]), ("retain model", baselines[f"retain{split}"])))
         for split in "15" for m in ("npo", "wga")
     ]  # fmt: skip
     names = [row[0] for row in summary(runs).rows]
@@ -228,7 +228,7 @@ def test_what_a_sampler_drew_is_read_as_one_value_again(drawn, handed_on):
 
 
 FOUND = {"q": -2.0, "u": 0.57, "v": 0.2, "gone": None}
-BESIDE = {"target": {"u": 0.6, "v": 0.9}, "retain": {"u": 0.5, "v": 0.1}}
+BASELINES = {"target": {"u": 0.6, "v": 0.9}, "retain": {"u": 0.5, "v": 0.1}}
 
 
 def goal(subject_to: dict[str, float | str], **keys: Any) -> GoalConfig:
@@ -253,7 +253,7 @@ def goal(subject_to: dict[str, float | str], **keys: Any) -> GoalConfig:
     ],
 )
 def test_what_must_hold_comes_before_what_is_sought(subject_to, missed):
-    value, feasible = goal_value(goal(subject_to), FOUND, BESIDE)
+    value, feasible = goal_value(goal(subject_to), FOUND, BASELINES)
     assert feasible == (missed == 0)
     if feasible:
         assert value == -2.0
@@ -263,7 +263,7 @@ def test_what_must_hold_comes_before_what_is_sought(subject_to, missed):
 
 
 def test_the_further_from_feasible_the_lower():
-    low = [goal_value(goal({"u": share}), FOUND, BESIDE)[0] for share in (0.9, 1.0, 1.1, 2.0)]
+    low = [goal_value(goal({"u": share}), FOUND, BASELINES)[0] for share in (0.9, 1.0, 1.1, 2.0)]
     assert low == sorted(low, reverse=True)
     assert len(set(low)) == 4
     # Not even the worst of feasible values is lower.
@@ -271,7 +271,7 @@ def test_the_further_from_feasible_the_lower():
 
 
 def test_a_metric_to_be_small():
-    assert goal_value(goal({}, minimize="v"), FOUND, BESIDE) == (-0.2, True)
+    assert goal_value(goal({}, minimize="v"), FOUND, BASELINES) == (-0.2, True)
 
 
 @pytest.mark.parametrize(
@@ -283,9 +283,9 @@ def test_a_metric_to_be_small():
     ],
 )
 def test_what_was_not_measured_is_named(sought, words):
-    with pytest.raises(UserError) as told:
-        goal_value(sought, FOUND, BESIDE)
-    assert all(word in str(told.value) for word in words)
+    with pytest.raises(UserError) as caught:
+        goal_value(sought, FOUND, BASELINES)
+    assert all(word in str(caught.value) for word in words)
 
 
 def composed(*arguments: str) -> RunConfig:

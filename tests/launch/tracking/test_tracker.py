@@ -214,7 +214,7 @@ def test_resuming_continues_the_same_id_at_the_next_step(tmp_path, caplog):
     assert warnings_of(caplog) == []
 
 
-def test_two_runs_of_one_process_stay_apart(tmp_path):
+def test_two_runs_of_one_process_stay_separate(tmp_path):
     one, two = opened(tmp_path / "one", id="one"), opened(tmp_path / "two", id="two")
     one.log({"loss": 1.0}, step=1)
     two.log({"loss": 2.0}, step=1)
@@ -253,7 +253,7 @@ def test_a_tracker_that_cannot_open_warns_and_the_run_goes_on(tmp_path, caplog, 
     tracker.finish(exit_code=1)
 
 
-def test_a_later_failure_is_said_once_and_ends_the_mirroring(tmp_path, caplog):
+def test_a_later_failure_is_reported_once_and_ends_the_mirroring(tmp_path, caplog):
     tracker = opened(tmp_path)
     tracker.log({"loss": 1.0}, step=1)
     run = tracker.tracker._run
@@ -390,7 +390,7 @@ def test_an_outage_ends_no_run(tmp_path, monkeypatch, caplog):
         tracker = opened(tmp_path, mode="online")
         tracker.log({"loss": 1.0}, step=1)
     tracker.log({"loss": 2.0}, step=2)
-    tracker.finish()  # waits no longer than it was told
+    tracker.finish()  # waits no longer than the timeout
     (file,) = tmp_path.glob("wandb/run-*/*.wandb")
     assert [row["loss"] for row in read_run(file)["history"]] == [1.0, 2.0]  # to be sent another time
     wandb.teardown()
@@ -400,7 +400,7 @@ def test_an_outage_ends_no_run(tmp_path, monkeypatch, caplog):
 def test_without_an_answer_an_online_run_is_logged_offline(tmp_path, monkeypatch, caplog):
     folder = tmp_path / "a run"
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # no server listens there
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "1")
     wandb.teardown()
     with caplog.at_level(logging.WARNING):

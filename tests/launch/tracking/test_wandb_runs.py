@@ -210,10 +210,10 @@ ORDER = ["20260101_000000-two", "20260102_000000-one", "20260103_000000-one"]
 
 def test_a_dry_run_lists_in_order_and_needs_no_key(runs, capsys):
     assert sync.main([str(runs), str(runs / "one"), "--dry-run"]) == 0
-    told = capsys.readouterr().out
-    assert [told.index(name) for name in ORDER] == sorted(told.index(name) for name in ORDER)
-    assert told.count("offline-run-") == 3  # named twice, listed once
-    assert "3 to be sent" in told
+    output = capsys.readouterr().out
+    assert [output.index(name) for name in ORDER] == sorted(output.index(name) for name in ORDER)
+    assert output.count("offline-run-") == 3  # named twice, listed once
+    assert "3 to be sent" in output
 
 
 def test_what_was_sent_and_what_still_runs_is_left_alone(runs):
@@ -230,11 +230,11 @@ def test_without_a_key_a_folder_or_an_answer_nothing_is_tried(runs, tmp_path, mo
     assert "rums: there is no such folder" in capsys.readouterr().err
     wandb.teardown()
     assert sync.main([str(runs)]) == 2
-    told = capsys.readouterr().err
-    assert "wandb login" in told
-    assert "WANDB_API_KEY" in told
+    output = capsys.readouterr().err
+    assert "wandb login" in output
+    assert "WANDB_API_KEY" in output
     monkeypatch.setenv("WANDB_API_KEY", KEY)
-    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # nobody listens there
+    monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")  # no server listens there
     wandb.teardown()
     assert sync.main([str(runs)]) == 2
     assert "http://127.0.0.1:9 cannot be reached" in capsys.readouterr().err
@@ -252,10 +252,10 @@ def test_one_failure_does_not_end_the_rest(runs, monkeypatch, capsys):
     with serving() as service:
         service.refused = {"one"}
         assert _sync(service, runs) == 1
-        told = capsys.readouterr().out
-        assert "2 failed" in told
-        assert "1 sent" in told
-        assert "an earlier piece of this run was not sent" in told
+        output = capsys.readouterr().out
+        assert "2 failed" in output
+        assert "1 sent" in output
+        assert "an earlier piece of this run was not sent" in output
         assert {file.name for file in runs.rglob("*.synced")} == {"run-two.wandb.synced"}
         service.refused = set()
         assert _sync(service, runs) == 0  # a second time sends what is missing

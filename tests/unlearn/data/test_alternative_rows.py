@@ -35,8 +35,8 @@ def groups(
     return ready, ready.groups(None)  # type: ignore[arg-type]  # a target, which refusals do not need
 
 
-def ids(group: Group, kind: str, row: int, meeting: int = 0) -> list[int]:
-    found: list[int] = group.sequence(Unit("forget", row, meeting), kind).ids.tolist()
+def ids(group: Group, kind: str, row: int, visit: int = 0) -> list[int]:
+    found: list[int] = group.sequence(Unit("forget", row, visit), kind).ids.tolist()
     return found
 
 
@@ -51,9 +51,9 @@ def test_each_alternative_is_a_row(nano_tokenizer: PreTrainedTokenizerBase) -> N
     encoded = [s.ids.tolist() for s in ready.encoder.pairs(pairs)]
     for row in range(12):
         example, alternative = divmod(row, 3)
-        for meeting in range(3):  # whichever epoch it is
-            assert ids(forget, "answers", row, meeting) == ids(one, "answers", example)
-            assert ids(forget, "alternatives", row, meeting) == encoded[row]
+        for visit in range(3):  # whichever epoch it is
+            assert ids(forget, "answers", row, visit) == ids(one, "answers", example)
+            assert ids(forget, "alternatives", row, visit) == encoded[row]
         assert ids(one, "alternatives", example, alternative) == encoded[row]
     # What frozen models give is computed once for an answer, not once for a row.
     assert [len(forget.part(kind).sequences) for kind in ("answers", "alternatives")] == [4, 12]

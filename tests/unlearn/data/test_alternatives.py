@@ -274,8 +274,8 @@ def test_samples_of_a_killed_process_are_kept_in_portions(model, encoder, tmp_pa
 def sample_in_process(root: str) -> None:
     dist.init_process_group("gloo")
     rank, encoder, found = dist.get_rank(), Encoder(nano.tokenizer(1536)), []
-    for synced in (False, True):
-        world = World(rank, dist.get_world_size(), synced=synced)
+    for collective_forward in (False, True):
+        world = World(rank, dist.get_world_size(), collective_forward=collective_forward)
         found.append(sample(build_model(), encoder, QUESTIONS, world=world, max_rows=4))
     Path(root, f"{rank}.json").write_text(json.dumps(found))
     dist.destroy_process_group()

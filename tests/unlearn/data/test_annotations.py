@@ -91,7 +91,7 @@ def test_entries_that_do_not_fit(items: Any, message: str, tmp_path: Path) -> No
     assert str(raised.value).startswith(f"dataset.annotations={tmp_path / 'important.json'}: ")
 
 
-def test_all_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     more = [Example(id=f"forget10/{i}", answer="x") for i in range(20, 27)]
     with pytest.raises(UserError) as raised:
         load(tmp_path, {"forget10/12": ["Paris"], "1": ["Rome"]}, [ANN, TEXT, *more])

@@ -26,7 +26,7 @@ def epochs(schedule: Schedule, count: int) -> list[dict[str, list[int]]]:
         rows: dict[str, list[int]] = {group: [] for group in schedule.sizes}
         for step in range(schedule.steps_per_epoch):
             for group, found in schedule.rows(epoch * schedule.steps_per_epoch + step).items():
-                assert {meeting for _, meeting in found} <= {epoch} or group != "forget"
+                assert {visit for _, visit in found} <= {epoch} or group != "forget"
                 rows[group] += [row for row, _ in found]
         result.append(rows)
     return result

@@ -49,10 +49,10 @@ def test_only_named_braces_are_filled_and_once() -> None:
     ],
 )
 def test_a_template_that_asks_nothing(template: str, near: str | None) -> None:
-    told = lacking(template, "question") or ""
-    assert told.startswith("has no {question}")
-    assert ("did you mean" in told) == (near is not None)
-    assert near is None or f"instead of {near}" in told
+    message = lacking(template, "question") or ""
+    assert message.startswith("has no {question}")
+    assert ("did you mean" in message) == (near is not None)
+    assert near is None or f"instead of {near}" in message
     assert lacking("{question} and {question}", "question") is None
 
 
@@ -71,7 +71,7 @@ def test_a_template_without_a_clock_is_rendered_as_it_is(chat: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("template", "form", "said"),
+    ("template", "form", "message"),
     [
         ("{{ raise_exception('not now') }}", PromptFormat(), r"cannot be rendered \(not now\)"),
         (
@@ -92,28 +92,28 @@ def test_a_template_without_a_clock_is_rendered_as_it_is(chat: Any) -> None:
         (ALL + "{{ range(100000) | random }}", PromptFormat(), "another prompt each time"),
     ],
 )
-def test_templates_that_make_no_prompts(template: Any, form: PromptFormat, said: str, chat: Any) -> None:
-    with pytest.raises(DataError, match=said):
+def test_templates_that_make_no_prompts(template: Any, form: PromptFormat, message: str, chat: Any) -> None:
+    with pytest.raises(DataError, match=message):
         form.check(chat(template))
 
 
-def test_what_is_not_used_is_told(chat: Any) -> None:
+def test_what_is_not_used_is_reported(chat: Any) -> None:
     last = chat("{{ messages[-1].content }}{{ day }}")
-    told = PromptFormat(system="Hi", variables={"day": 1, "dya": 2}, date="2020-01-01").check(last)
-    assert [line.split(" is not used")[0] for line in told] == [
+    warnings = PromptFormat(system="Hi", variables={"day": 1, "dya": 2}, date="2020-01-01").check(last)
+    assert [line.split(" is not used")[0] for line in warnings] == [
         "model.prompt.system='Hi'",
         "model.prompt.variables.dya",
         "model.prompt.date=2020-01-01",
     ]
-    assert "did you mean day" in told[1]
+    assert "did you mean day" in warnings[1]
     plain = PromptFormat("{question}{answer}", system="Hi").check(last)
     assert len(plain) == 2
     assert PromptFormat(system="Hi").check(chat(ALL)) == []
 
 
 def test_names_that_the_program_needs() -> None:
-    told = check_variables({"tokenize": 1, "strftime_now": 2, "date_string": 3, "tools": []})
-    assert [line.split(":")[0] for line in told] == [
+    warnings = check_variables({"tokenize": 1, "strftime_now": 2, "date_string": 3, "tools": []})
+    assert [line.split(":")[0] for line in warnings] == [
         "model.prompt.variables.tokenize",
         "model.prompt.variables.strftime_now",
     ]

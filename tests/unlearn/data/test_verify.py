@@ -72,14 +72,14 @@ def test_other_weights_tokens_and_ends_are_found(tmp_path: Path) -> None:
     model = learned("all-linear")
     encoder = saved_as(model, tmp_path / "model")
     live = trial(model, encoder, SETS, CPU)
-    for name, edit, said in (
+    for name, edit, message in (
         ("weights", _other_weights, r"logits differ by .* standard deviations"),
         ("template", lambda f: (f / "chat_template.jinja").write_text("{{ messages }}"), "other tokens"),
         ("ends", lambda f: (f / "generation_config.json").write_text('{"eos_token_id": 7}'), "end at other"),
     ):
         shutil.copytree(tmp_path / "model", tmp_path / name)
         edit(tmp_path / name)
-        with pytest.raises(SavedModelDiffers, match=said):
+        with pytest.raises(SavedModelDiffers, match=message):
             verify(live, tmp_path / name, SMALL, encoder, CPU)
 
 
@@ -110,7 +110,7 @@ def test_compute_precision_leaves_rotary_frequencies_whole(tmp_path: Path) -> No
 def test_targets_of_adapters() -> None:
     model = models.load_model(SMALL)
     assert target_problems(model, LoraConfig(targets=["q_proj", "layers.1.mlp.up_proj"])) == []
-    told = target_problems(model, LoraConfig(targets=["q_proj", "v_porj", "mlp"]))
-    assert ["v_porj is no module" in told[0], "did you mean v_proj" in told[0]] == [True, True]
-    assert "mlp, a LlamaMLP" in told[1]
+    problems = target_problems(model, LoraConfig(targets=["q_proj", "v_porj", "mlp"]))
+    assert ["v_porj is no module" in problems[0], "did you mean v_proj" in problems[0]] == [True, True]
+    assert "mlp, a LlamaMLP" in problems[1]
     assert target_problems(model, LoraConfig(targets=[])) != []

@@ -321,7 +321,7 @@ def test_unfitted_it_is_refused(case: Case, tiny_model: Build) -> None:
         dsg.attach(tiny_model("llama"))
 
 
-def test_features_that_do_not_tell_the_sets_apart(case: Case, tiny_model: Build, tmp_path: Path) -> None:
+def test_features_that_do_not_separate_the_sets(case: Case, tiny_model: Build, tmp_path: Path) -> None:
     arrays = {name: np.zeros_like(array) for name, array in tensors().items()}
     save_file(arrays, tmp_path / "dead.safetensors")
     with pytest.raises(UserError, match="no feature of the autoencoder"):

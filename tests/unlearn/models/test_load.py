@@ -128,7 +128,7 @@ def test_dropout_is_off(name: str, tmp_path: Path, tiny_model: Build) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keys", "source", "said"),
+    ("keys", "source", "message"),
     [
         ({}, None, r"model\.path is not set"),
         ({"path": "/no/such/folder"}, None, r"model\.path=/no/such/folder: there is no such folder"),
@@ -142,9 +142,9 @@ def test_dropout_is_off(name: str, tmp_path: Path, tiny_model: Build) -> None:
         ({"kind": "gguf", "path": "torch"}, None, r"model\.path=torch holds no \.gguf"),
     ],
 )
-def test_missing_models(keys: dict[str, Any], source: str | None, said: str) -> None:
+def test_missing_models(keys: dict[str, Any], source: str | None, message: str) -> None:
     for load in (models.load_model, load_tokenizer, models.identity):
-        with pytest.raises(ModelError, match=said):
+        with pytest.raises(ModelError, match=message):
             load(config(**keys), source)
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with a model folder, told from its files alone."""
+"""Problems of a model folder, found from its files alone."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ def test_a_whole_folder_is_fine(saved: Path) -> None:
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_configurations(name: str, folder: Path) -> None:
-    keys, said = CONFIGS[name]
+    keys, message = CONFIGS[name]
     config = json.loads((folder / "config.json").read_text()) | keys
     (folder / "config.json").write_text(json.dumps(config))
-    assert said_of(folder, said)
+    assert message_matches(folder, message)
 
 
 def test_code_of_the_model_is_run_where_it_is_trusted(folder: Path) -> None:
@@ -48,7 +48,7 @@ def test_code_of_the_model_is_run_where_it_is_trusted(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "said"),
+    ("name", "text", "message"),
     [
         ("config.json", "", "config.json is empty"),
         ("config.json", '{"model', "config.json is broken, perhaps cut short"),
@@ -59,19 +59,19 @@ def test_code_of_the_model_is_run_where_it_is_trusted(folder: Path) -> None:
         ("adapter_config.json", '{"base_model_name_or_path": "base"}', "adapters.*of base.*merge them"),
     ],
 )
-def test_files_that_cannot_be_read(name: str, text: str, said: str, folder: Path) -> None:
+def test_files_that_cannot_be_read(name: str, text: str, message: str, folder: Path) -> None:
     (folder / name).write_text(text)
-    assert said_of(folder, said)
+    assert message_matches(folder, message)
 
 
 def test_weights_cut_short(folder: Path) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    assert said_of(folder, "model.safetensors is broken, perhaps cut short")
+    assert message_matches(folder, "model.safetensors is broken, perhaps cut short")
 
 
 @pytest.mark.parametrize(
-    ("instead", "said"),
+    ("instead", "message"),
     [
         ({}, "has no weights"),
         ({"pytorch_model.bin": "x"}, r"pickled \(pytorch_model.bin\).*convert it once"),
@@ -80,30 +80,30 @@ def test_weights_cut_short(folder: Path) -> None:
         ({"model.safetensors.index.json": '{"weight_map": {"a": "b"}}'}, "of which b is missing"),
     ],
 )
-def test_weights_that_are_elsewhere(instead: dict[str, str], said: str, folder: Path) -> None:
+def test_weights_that_are_elsewhere(instead: dict[str, str], message: str, folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     for name, text in instead.items():
         (folder / name).write_text(text)
-    assert said_of(folder, said)
+    assert message_matches(folder, message)
 
 
 def test_the_folder_of_a_run_names_the_one_in_it(folder: Path) -> None:
-    assert said_of(folder.parent, "no config.json.*did you mean its folder model")
+    assert message_matches(folder.parent, "no config.json.*did you mean its folder model")
 
 
 @pytest.mark.parametrize(
-    ("removed", "text", "said"),
+    ("removed", "text", "message"),
     [
         (("tokenizer.json",), "{}", "no tokenizer.json"),
         ((), "{", "tokenizer_config.json is broken"),
     ],
 )
-def test_tokenizers(removed: tuple[str, ...], text: str, said: str, folder: Path) -> None:
+def test_tokenizers(removed: tuple[str, ...], text: str, message: str, folder: Path) -> None:
     for name in removed:
         (folder / name).unlink()
     (folder / "tokenizer_config.json").write_text(text)
-    assert said in (tokenizer_problem(folder) or "")
+    assert message in (tokenizer_problem(folder) or "")
 
 
-def said_of(folder: Path, pattern: str) -> bool:
+def message_matches(folder: Path, pattern: str) -> bool:
     return re.search(pattern, problem(folder) or "") is not None

@@ -67,9 +67,9 @@ def contrast_row(z, base, reinforced, y, alpha):
 
 
 def quadratic_row(z, teacher, other, y):
-    q, apart = softmax(teacher), z - teacher
-    mean = sum(a * d for a, d in zip(q, apart, strict=True))
-    return sum(a * (d - mean) ** 2 for a, d in zip(q, apart, strict=True)) / 2
+    q, difference = softmax(teacher), z - teacher
+    mean = sum(a * d for a, d in zip(q, difference, strict=True))
+    return sum(a * (d - mean) ** 2 for a, d in zip(q, difference, strict=True)) / 2
 
 
 CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Any]]] = {
@@ -171,7 +171,7 @@ class TestByHand:
 
 
 @pytest.mark.parametrize("form", ["kl", "quadratic"])
-def test_equal_distributions_are_exactly_zero_apart(form):
+def test_equal_distributions_have_a_distance_of_exactly_zero(form):
     z = data()[0].requires_grad_()
     value = proximity(z, z.detach().clone(), form=form)
     value.sum().backward()
@@ -214,7 +214,7 @@ def test_a_shift_of_all_logits_changes_nothing(seed, shift):
     z, r, o, y = data(seed)
     for name in CASES:
         function = CASES[name][0]
-        # A logit beside a shift of fifty has lost what that has no digits for.
+        # A logit plus a shift of fifty has lost the digits that the sum cannot hold.
         wanted, scale = function(z, r, o, y), abs(shift) + float(z.abs().max())
         assert_close(function(z + shift, r, o, y), wanted, terms=V, condition=4, scale=scale, named=name)
 

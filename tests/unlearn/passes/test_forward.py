@@ -31,7 +31,7 @@ def sequences() -> list[TokenSequence]:
 
 
 def plain_inputs(rows: list[TokenSequence]) -> dict[str, Tensor]:
-    """What the documentation of transformers asks for: ids, attention mask, labels with -100."""
+    """Return inputs as documented by transformers: ids, attention mask, labels with -100."""
     shape = (len(rows), max(len(s.ids) for s in rows))
     ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
     labels = torch.full(shape, -100)
@@ -59,7 +59,7 @@ def test_loss_and_gradients_equal_plain_hugging_face(family: str, tiny_model: Bu
         assert_close(p.grad, wanted[name], terms=PASS, scale=largest, named=name)
 
 
-def test_neither_padding_nor_company_changes_an_example(family: str, tiny_model: Build) -> None:
+def test_neither_padding_nor_other_rows_change_an_example(family: str, tiny_model: Build) -> None:
     model, rows = tiny_model(family), sequences()
     alone = [forward(model, collate([s])).logp for s in rows]
     for order in ([0, 1, 2, 3], [3, 2, 1, 0], [1, 3]):
@@ -123,22 +123,22 @@ def test_record_against_float64(block: int, tiny_model: Build, monkeypatch: pyte
     assert found.lengths.tolist() == [6, 4, 4, 1]
 
 
-@pytest.mark.parametrize("most", [0, 41])
+@pytest.mark.parametrize("limit", [0, 41])
 def test_logits_exist_a_budget_at_a_time(
-    most: int, family: str, tiny_model: Build, monkeypatch: pytest.MonkeyPatch
+    limit: int, family: str, tiny_model: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, batch = tiny_model(family), collate(sequences())
     whole = record(model, batch)
     made: list[int] = []
     model.get_output_embeddings().register_forward_hook(lambda _, __, out: made.append(out.numel()))
     monkeypatch.setattr(module, "_LOGITS", 4 * model.config.vocab_size)
-    parts = record(model, batch, most)
+    parts = record(model, batch, limit)
     assert torch.equal(parts.correct, whole.correct)
     for name in ("logp", "mean", "variance"):
         assert_close(getattr(parts, name), getattr(whole, name), terms=PASS)
     # One pass without positions, then four at a time of the 15 here, or of the 41 of another process.
     assert made[0] == 0
-    assert len(made) == 1 + (11 if most else 4)
+    assert len(made) == 1 + (11 if limit else 4)
     assert max(made) == 4 * model.config.vocab_size
 
 
@@ -216,7 +216,7 @@ def test_very_sure_and_very_wrong_stay_finite() -> None:
 
 
 def test_kept_states_give_their_own_models_logits(family: str, tiny_model: Build) -> None:
-    """First put beside the model's own, then, where nothing follows the head, on their own: the same bits."""
+    """Appended to the model's own logits and, where nothing follows the head, separately: the same bits."""
     model, other, batch = tiny_model(family), tiny_model(family), collate(sequences())
     with torch.no_grad():
         for parameter in other.parameters():

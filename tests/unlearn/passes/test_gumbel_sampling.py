@@ -1,4 +1,4 @@
-"""Noise that is a function of its key alone, and is Gumbel's."""
+"""The noise depends only on its key, and has a Gumbel distribution."""
 
 from __future__ import annotations
 

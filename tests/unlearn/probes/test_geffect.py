@@ -269,7 +269,7 @@ def test_implicit_weights_are_those_of_the_paper(tmp_path, term, weight):
 
 
 @pytest.mark.slow
-def test_a_small_step_does_what_is_predicted_and_a_large_one_is_told_apart(tmp_path):
+def test_a_small_step_does_what_is_predicted_and_a_large_one_does_not(tmp_path):
     small = watching.look(tmp_path / "1", GA, step=0.05)
     assert small["geffect/check/explained"] > 0.99
     assert small["geffect/trusted"] == 1.0

@@ -88,7 +88,7 @@ def test_a_rule_with_one_backward_pass_combines_nothing() -> None:
 # -- primal_dual ---------------------------------------------------------------------------------------
 
 
-def heard(rule: PrimalDual, losses: Sequence[float], per_epoch: int, first: int = 0) -> list[float]:
+def observed(rule: PrimalDual, losses: Sequence[float], per_epoch: int, first: int = 0) -> list[float]:
     duals = []
     for step, loss in enumerate(losses, start=first + 1):
         rule.observe({"forget": 9.0, "retain": loss}, step / per_epoch)
@@ -101,7 +101,7 @@ def test_primal_dual_by_hand_on_means_of_epochs() -> None:
     assert rule.factors() == {"retain": 10.0}
     # Epoch 1 changes nothing, and its losses do not count later. At the end of the warm-up, which is that of
     # epoch 2: mean (1 + 2)/2 = 1.5, λ = 10 + 2·1 = 12. Epoch 3: mean 0.25, λ = 12 − 2·0.25 = 11.5.
-    found = heard(rule, [7.0, 7.0, 1.0, 2.0, 0.0, 0.5], per_epoch=2)
+    found = observed(rule, [7.0, 7.0, 1.0, 2.0, 0.0, 0.5], per_epoch=2)
     assert found == [10.0, 10.0, 10.0, 12.0, 12.0, 11.5]
     assert rule.factors() == {"retain": 11.5}
     assert rule.log() == {"rule/dual": 11.5}
@@ -110,25 +110,25 @@ def test_primal_dual_by_hand_on_means_of_epochs() -> None:
 def test_primal_dual_by_hand_at_each_step() -> None:
     rule = PrimalDual(epsilon=0.5, rate=2.0, initial=1.0, warmup_epochs=0.5)
     # Two steps an epoch: the first is warm-up. Then 1 + 2·(1 − 0.5) = 2 and 2 + 2·(0.25 − 0.5) = 1.5.
-    assert heard(rule, [9.0, 1.0, 0.25], per_epoch=2) == [1.0, 2.0, 1.5]
+    assert observed(rule, [9.0, 1.0, 0.25], per_epoch=2) == [1.0, 2.0, 1.5]
 
 
 def test_the_dual_weight_never_falls_below_zero() -> None:
     rule = PrimalDual(epsilon=2.0, rate=5.0, initial=1.0, warmup_epochs=0, every="step")
     # 1 + 5·(0 − 2) = −9 → 0; 0 + 5·(3 − 2) = 5
-    assert heard(rule, [0.0, 0.0, 3.0], per_epoch=4) == [0.0, 0.0, 5.0]
+    assert observed(rule, [0.0, 0.0, 3.0], per_epoch=4) == [0.0, 0.0, 5.0]
 
 
 def test_primal_dual_continues_from_its_state_within_an_epoch() -> None:
     losses = [1.0, 2.0, 4.0, 0.5, 0.25, 3.0, 1.0]
     by_epoch: dict[str, Any] = {"epsilon": 0.3, "warmup_epochs": 0, "every": "epoch"}
     whole = PrimalDual(**by_epoch)
-    wanted = heard(whole, losses, per_epoch=3)
+    wanted = observed(whole, losses, per_epoch=3)
     for cut in range(len(losses)):
         first, second = PrimalDual(**by_epoch), PrimalDual(**by_epoch)
-        begun = heard(first, losses[:cut], per_epoch=3)
+        begun = observed(first, losses[:cut], per_epoch=3)
         second.load(json.loads(json.dumps(first.state())))
-        assert begun + heard(second, losses[cut:], per_epoch=3, first=cut) == wanted
+        assert begun + observed(second, losses[cut:], per_epoch=3, first=cut) == wanted
 
 
 def test_the_trainer_multiplies_the_retain_loss_by_the_dual_weight(tmp_path: Path) -> None:

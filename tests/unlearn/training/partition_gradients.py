@@ -1,4 +1,4 @@
-"""What the engine says of single parameters' gradients, for the tests and their processes, and plain torch.
+"""The engine's gradients of single parameters, for the tests and their processes, and plain torch.
 
 Two losses: `deep` reaches all parameters, `shallow` none behind the first layer. `late` is their sum, with
 the micro-batches of `shallow` first, so that some parameters have no gradient before a later micro-batch.
@@ -47,7 +47,7 @@ def model(trained: str) -> nn.Module:
 
 
 def part_loss(network: Any, part: str, rows: list[int]) -> Tensor:
-    """These rows' share."""
+    """Return these rows' share of the loss."""
     ids = tokens("forget", 0)
     if part == "deep":
         return loss(network, "forget", ids[rows])
@@ -75,7 +75,7 @@ def backward(engine: Engine, kind: str) -> None:
 
 
 def looked(engine: Engine) -> dict[str, Tensor]:
-    """All that is to be had of taken gradients, and the loss after a move down one of them."""
+    """Return every view of taken gradients, and the loss after a step down one of them."""
     taken, copies = [], []
     for kind in PARTS:
         backward(engine, kind)

@@ -3,7 +3,7 @@
 Of any method: alternative answers, annotated spans and what frozen models give are there for all sets.
 
 `run(FILE)` runs the cases in FILE (JSON) as one process of a world given by torchrun's environment variables
-and lets the first process write what came out beside it.
+and lets the first process write the result next to it.
 """
 
 from __future__ import annotations
@@ -126,7 +126,9 @@ def given(name: str, kind: str, output: FrozenOutput) -> list[Tensor]:
     alone = World(0, 1, torch.device("cpu"))
     part = everything()[name].part(kind)
     model = frozen_model(output.model)
-    return frozen_outputs.compute(model, part.sequences, alone, max_tokens=600, synced=False, output=output)
+    return frozen_outputs.compute(
+        model, part.sequences, alone, max_tokens=600, collective_forward=False, output=output
+    )
 
 
 @cache

@@ -125,7 +125,7 @@ def test_state_goes_through_json():
 
 @pytest.mark.parametrize("multipliers", [(-1.0, 1.0), (-1.0, 1.0, 2.0), (0.0, 1.0), (0.0, 0.0, 1.0)], ids=str)
 def test_probes_that_fit_no_parabola_are_refused(multipliers):
-    with pytest.raises(ValueError, match="0 once among them"):
+    with pytest.raises(ValueError, match="exactly one multiplier 0"):
         fit([1.0] * len(multipliers), multipliers)
     with pytest.raises(ValueError, match="2 losses at"):
         fit([1.0, 2.0])

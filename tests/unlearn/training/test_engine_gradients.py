@@ -136,7 +136,7 @@ def test_what_is_not_finite_is_refused_and_forgotten(hardware):
         assert all(torch.equal(a, b) for a, b in zip(before, engine.live_weights(), strict=True))
 
 
-def test_the_order_of_calls_is_watched_over():
+def test_a_wrong_order_of_calls_is_refused():
     with gradients.an_engine(HardwareConfig()) as engine:
         with pytest.raises(RuntimeError, match="no backward since"):
             engine.take_gradients()

@@ -1,4 +1,4 @@
-"""Every preset of configs/method on a tiny model: the same however it is cut, nothing computed in vain."""
+"""Every preset of configs/method on a tiny model: the same for every split, without superfluous passes."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def expected(trainer: Trainer) -> tuple[list[tuple[bool, int, int, bool]], list[
         return {"answer": sum(answers), "attention": sum(ids), "all": max(ids) * len(ids)}[mask]
 
     def some(kind: str) -> list[tuple[bool, int, int, bool]]:
-        """Answers and alternative answers go through the model apart."""
+        """Answers and alternative answers have separate passes."""
         found = []
         for answers in ("answers", "alternatives"):
             parts = [part for part in rows[kind] if part[1] == answers]

@@ -1,4 +1,4 @@
-"""A parameter that was chosen to be trained and that no term's gradient reaches is told by name."""
+"""A selected parameter without a gradient is reported by name."""
 
 from __future__ import annotations
 
@@ -60,11 +60,11 @@ def test_parameters_chosen_by_pattern(keys: dict[str, Any], lost: str | None) ->
         assert found[0].startswith(f"method.train={keys['train'][-1]}: trains {lost}")
 
 
-def test_the_message_says_where_the_terms_look() -> None:
+def test_the_message_says_what_the_terms_use() -> None:
     (found,) = problems(**steer(0.5, train=["*.layers.2.mlp.up_proj.weight"]))
     assert found == (
         "method.train=*.layers.2.mlp.up_proj.weight: trains model.layers.2.mlp.up_proj.weight, and no "
-        "gradient reaches it: the terms look at the hidden states of layer 2 (the output of block 1, counted "
+        "gradient reaches it: the terms use the hidden states of layer 2 (the output of block 1, counted "
         "from 0); name parameters that come before"
     )
 
@@ -91,7 +91,7 @@ def test_edits() -> None:
     assert problems(forget=NPO, **edited) == []
 
 
-def test_it_is_what_autograd_says_of_real_numbers() -> None:
+def test_it_agrees_with_autograd_on_real_numbers() -> None:
     method = MethodConfig(name="x", **steer(1))
     terms, model = training.resolve_layers(bind(method)), training.model_for(method)
     lost = gradient_reach.unreached(model, terms)
@@ -101,7 +101,7 @@ def test_it_is_what_autograd_says_of_real_numbers() -> None:
     assert 0 < len(lost) < len(list(model.parameters()))
 
 
-def test_a_model_whose_code_looks_at_values_is_looked_at_once_it_has_them() -> None:
+def test_a_model_whose_code_reads_values_is_checked_once_it_has_them() -> None:
     method = MethodConfig(name="x", **steer(1, train=["*.layers.1.mlp.up_proj.weight"]))
     terms, model = training.resolve_layers(bind(method)), training.model_for(method)
     model.model.layers[0].register_forward_hook(
@@ -114,7 +114,7 @@ def test_a_model_whose_code_looks_at_values_is_looked_at_once_it_has_them() -> N
     assert gradient_reach.problems(model, method, LoraConfig(), terms) == []
 
 
-def test_what_trains_all_of_the_model_is_not_asked() -> None:
+def test_training_the_whole_model_needs_no_check() -> None:
     whole, part = MethodConfig(name="x", **steer(1)), MethodConfig(name="x", **steer(1, train=["*"]))
     assert not gradient_reach.chosen(whole, LoraConfig())
     assert gradient_reach.chosen(part, LoraConfig())

@@ -1,4 +1,4 @@
-"""Files that several runs need: made by one, whatever becomes of it."""
+"""Files that several runs need: one run makes each, also after a kill."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def test_one_of_several_makes_it_and_the_others_find_it(tmp_path):
     assert found == made * 4
 
 
-def test_what_is_there_is_read_without_waiting(tmp_path):
+def test_an_existing_file_is_read_without_waiting(tmp_path):
     file, made = tmp_path / "a", list[str]()
     assert wanted(file, made, "first", 0) == "first"
     assert wanted(file, made, "second", 0) == "first"
     assert made == ["first"]
 
 
-def test_a_holder_that_is_killed_leaves_its_turn_to_the_next(tmp_path):
+def test_a_killed_holder_of_the_lock_is_succeeded_by_the_next(tmp_path):
     code = (
         "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); "
         "print('held', flush=True); time.sleep(60)"
@@ -63,7 +63,7 @@ def test_a_holder_that_is_killed_leaves_its_turn_to_the_next(tmp_path):
     holder.wait()
 
 
-def test_an_error_gives_the_turn_away(tmp_path):
+def test_an_error_releases_the_lock(tmp_path):
     def fail() -> str:
         raise ValueError("no model")
 
@@ -79,11 +79,12 @@ def test_an_error_gives_the_turn_away(tmp_path):
 def test_a_pass_of_a_frozen_model_that_is_killed_goes_on_after_its_portions(tmp_path):
     model, alone = training.tiny_llama(), World(0, 1, torch.device("cpu"))
     sequences = training.sequences(70, seed=3)
-    most = max(len(s.ids) for s in sequences)  # so that few share a forward
+    longest = max(len(s.ids) for s in sequences)  # so that few share a forward
     for kept in (frozen_outputs.LOGP, frozen_outputs.FrozenOutput("reference", "layer-1")):
         compute = partial(
-            frozen_outputs.compute, model, sequences, alone, max_tokens=most, synced=False, output=kept
-        )
+            frozen_outputs.compute, model, sequences, alone, max_tokens=longest, collective_forward=False,
+            output=kept,
+        )  # fmt: skip
         whole = compute()
         parts, calls = tmp_path / kept.what, list[int]()
 

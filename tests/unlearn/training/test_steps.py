@@ -1,4 +1,4 @@
-"""What a term is given: whatever else is in the batch, after an interruption, and what is refused."""
+"""The values of terms: independent of the batch, the same after an interruption; and refused settings."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def values(trainer: Trainer, units: Sequence[Unit], pad_id: int = 0) -> dict[tup
 
 
 @pytest.mark.parametrize("trainer", sorted(METHODS), indirect=True)
-def test_neither_company_nor_order_nor_padding_changes_a_value(trainer: Trainer) -> None:
+def test_neither_other_rows_nor_order_nor_padding_changes_a_value(trainer: Trainer) -> None:
     units = list(trainer.plan(0).units)
     units = [unit for group in trainer.data.groups for unit in units if unit.group == group][::2]
     together = values(trainer, units)
@@ -169,8 +169,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, name: str, zer
     assert len({row[telling[name]] for row in wanted if telling[name] in row}) > 1
 
 
-def test_a_resumed_run_needs_what_it_is_said_to_need(tmp_path: Path) -> None:
-    """The teacher is not the model: a run that started its average anew would end elsewhere."""
+def test_a_resumed_run_needs_the_saved_teacher(tmp_path: Path) -> None:
+    """The teacher is not the model: restarting its average would change the result."""
     keys: dict[str, Any] = {"method": RESUMED["teacher"], "spread": 0.2}
     training.train(tmp_path, HardwareConfig(), stop_after=3, **keys)
     trainer = training.make_trainer(tmp_path, HardwareConfig(), **keys)
@@ -245,13 +245,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("keys", "message"), REFUSED, ids=[m[:60] for _, m in REFUSED])
-def test_refused_with_the_place_and_the_mend(keys: dict[str, Any], message: str) -> None:
+def test_refused_with_place_and_fix(keys: dict[str, Any], message: str) -> None:
     found = problems(**keys)
     assert len(found) == 1, found
     assert found[0].startswith(message)
 
 
-def test_all_that_is_wrong_is_said_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     found = problems(
         forget={"objective": "npo"}, retain={"objective": "nl"}, rule={"name": "primal_dual"},
         further=[{"slot": "forget", "objective": "gate", "label": 1, "labels": 0}],

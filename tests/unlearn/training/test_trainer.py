@@ -1,4 +1,4 @@
-"""The loop on real DeepSpeed: how a run is executed never changes what comes out."""
+"""The loop on real DeepSpeed: the result does not depend on how a run is executed."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def test_two_processes_give_the_same_at_every_zero_stage(plain, tmp_path):
 
 @pytest.mark.slow
 def test_more_processes_than_examples_in_the_last_batch(tmp_path):
-    # 21 forget examples in batches of 10: the last batch of an epoch has 1, with 1 of retain beside it.
+    # 21 forget examples in batches of 10: the last batch of an epoch has 1, with 1 of retain.
     method = {"hardware": {"processes": 3, "zero": 2, "micro_tokens": 40}}
     in_processes(tmp_path, {"three": method}, 3)
     assert_same(load_file(tmp_path / "three.safetensors"), training.train(tmp_path / "one", HardwareConfig()))
@@ -221,13 +221,13 @@ def test_warmup_by_hand(keys, steps):
         (
             {"steps": 6, "warmup_epochs": 1},
             "method.warmup_epochs=1 is 13 steps (13 steps an epoch) and the training has 6: none would be "
-            "left at the peak learning rate. Give method.warmup_epochs=0 or fewer than 6 steps, or train "
+            "left at the peak learning rate. Set method.warmup_epochs=0 or fewer than 6 steps, or train "
             "longer",
         ),
         ({"warmup_steps": 130}, "method.warmup_steps=130 is 130 steps and the training has 130"),
         (
             {"warmup_epochs": 1, "warmup_share": 0.1},
-            "method.warmup_epochs=1 and method.warmup_share=0.1: the warm-up is given more than once; keep "
+            "method.warmup_epochs=1 and method.warmup_share=0.1: the warm-up is set more than once; keep "
             "one, with method.warmup_epochs=null or method.warmup_share=null for the others",
         ),
     ],

@@ -47,7 +47,7 @@ def under(found: Tensors, prefix: str) -> dict[str, torch.Tensor]:
 
 
 def assert_near(found: Tensors, wanted: Tensors, share: float) -> None:
-    """Tensor by tensor within a share of the norm of all; zero only where that is wanted."""
+    """Compare tensor by tensor, within a share of the norm of all; zeros only where expected."""
     assert found.keys() == wanted.keys()
     norm = torch.stack([t.norm() for t in wanted.values()]).norm()
     for name, tensor in wanted.items():
@@ -117,7 +117,7 @@ def test_the_case_is_one_where_a_mistake_shows():
 
 
 @pytest.mark.parametrize("hardware", fast(1, [*STAGES, *OFFLOADED[1:], HALF[1]]), ids=str)
-def test_looking_leaves_no_trace(hardware):
+def test_measuring_changes_nothing(hardware):
     assert_same(*(shares.trained_on(hardware, look=look) for look in (True, False)))
 
 

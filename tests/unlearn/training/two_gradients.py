@@ -1,7 +1,7 @@
 """Training by two gradients on the engine, and the same in plain float64, for the tests and their processes.
 
 `run(FILE)` runs the cases in FILE (JSON) as one process of a world given by torchrun's environment variables
-and lets the first process write what came out beside it.
+and lets the first process write the result next to it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def difference(forget: list[Tensor], retain: list[Tensor], gram: Tensor) -> list
 
 
 def full(engine: Engine, key: str) -> dict[str, Tensor]:
-    """What `Engine.state` says of each parameter; empty on all but the first process."""
+    """Return `Engine.state` of each parameter; empty except on the first process."""
     return {name: tensors[key] for name, tensors in engine.state() if tensors}
 
 

@@ -111,7 +111,7 @@ def test_nlul_over_ascent_has_the_gradient_of_the_log_unlikelihood():
     logp = logits.log_softmax(-1)[:, 0]
     (wanted,) = torch.autograd.grad(-torch.log1p(-logp.exp()).sum(), logits, retain_graph=True)
     (found,) = torch.autograd.grad((nlul(logp, tolerance=1e-9) * logp).sum(), logits)
-    # A weight is in fp32; the tolerance of 1e-9 beside 1 − p is less.
+    # A weight is in fp32; the tolerance of 1e-9 is less than its resolution.
     assert_close(found, wanted, dtype=torch.float32, each=True)
     assert_close(found[:, 0], logp.exp(), dtype=torch.float32, each=True)  # p on the gold logit
 

@@ -45,19 +45,19 @@ class Options(Section):
 
 def available(cfg: DatasetConfig) -> dict[str, str]:
     """Return a description of each set; `forget_eval` and `retain_eval` are the training sets."""
-    given = {name: str(file) for name in _OWN if (file := getattr(cfg, name)) is not None}
+    files = {name: str(file) for name in _OWN if (file := getattr(cfg, name)) is not None}
     forget = f"passages of {Path(cfg.path or '').name}"
-    found = {"full": f"all of {Path(cfg.path or '').name}", **given, "forget": forget, "forget_eval": forget}
-    return found | ({"retain_eval": found["retain"]} if "retain" in found else {})
+    sets = {"full": f"all of {Path(cfg.path or '').name}", **files, "forget": forget, "forget_eval": forget}
+    return sets | ({"retain_eval": sets["retain"]} if "retain" in sets else {})
 
 
 def load(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, list[Example]]:
     options, wanted = Options(**cfg.options), set(names)
     sets: dict[str, list[Example]] = {}
     for name in ("forget", *_OWN):
-        asked = {name, f"{name}_eval"} & wanted & available(cfg).keys()
-        if asked:
-            sets |= dict.fromkeys(asked, _set(cfg, name, options))
+        names_of_set = {name, f"{name}_eval"} & wanted & available(cfg).keys()
+        if names_of_set:
+            sets |= dict.fromkeys(names_of_set, _set(cfg, name, options))
     return sets
 
 
@@ -121,13 +121,13 @@ def passages(text: str, options: Options, name: str) -> list[Example]:
             f"{name} has {len(words)} words, in which {max(places, 0)} passages of "
             f"{options.chunk_words} words begin: lower dataset.options.chunks={options.chunks} or chunk_words"
         )
-    found = []
+    examples = []
     for first in sorted(random.Random(options.seed).sample(range(places), options.chunks)):
         own = words[first : first + options.chunk_words]
         question = text[own[0][0] : own[options.prompt_words - 1][1]]
         answer = text[own[options.prompt_words][0] : own[-1][1]]
-        found.append(Example(id=f"{name}/{first}", question=question, answer=answer))
-    return found
+        examples.append(Example(id=f"{name}/{first}", question=question, answer=answer))
+    return examples
 
 
 def whole(text: str, options: Options, name: str) -> list[Example]:
@@ -149,8 +149,8 @@ def _set(cfg: DatasetConfig, name: str, options: Options) -> list[Example]:
 
 def _file(cfg: DatasetConfig, name: str) -> Path | None:
     """Return the set's own file, None for a set from the text itself."""
-    given = getattr(cfg, name) if name in _OWN else None
-    return None if given is None else user_path(parse_split(given)[0])
+    file = getattr(cfg, name) if name in _OWN else None
+    return None if file is None else user_path(parse_split(file)[0])
 
 
 def _text(file: Path, key: str) -> str:
@@ -162,4 +162,4 @@ def _text(file: Path, key: str) -> str:
 
 def _words(text: str) -> list[tuple[int, int]]:
     """Return where each word begins and ends; words are separated by white space."""
-    return [found.span() for found in re.finditer(r"\S+", text)]
+    return [match.span() for match in re.finditer(r"\S+", text)]

@@ -41,8 +41,8 @@ class Options(Section):
 def files(cfg: DatasetConfig) -> dict[str, Path]:
     """Return the file of each configured set."""
     base = user_path(cfg.path or ".")
-    given = {name: file for name in SETS if (file := getattr(cfg, name)) is not None}
-    return {name: base / user_path(parse_split(file)[0]) for name, file in given.items()}
+    configured = {name: file for name in SETS if (file := getattr(cfg, name)) is not None}
+    return {name: base / user_path(parse_split(file)[0]) for name, file in configured.items()}
 
 
 def load(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, list[Example]]:

@@ -45,9 +45,9 @@ def load(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, list[Example]]:
     wanted = set(names)
     sets: dict[str, list[Example]] = {}
     for name, split in _splits(cfg).items():
-        asked = {name, f"{name}_eval"} & wanted
-        if asked or (name in ("forget", "retain") and "full" in wanted and cfg.full is None):
-            sets |= dict.fromkeys({name, *asked}, _read(cfg, split))
+        names_of_set = {name, f"{name}_eval"} & wanted
+        if names_of_set or (name in ("forget", "retain") and "full" in wanted and cfg.full is None):
+            sets |= dict.fromkeys({name, *names_of_set}, _read(cfg, split))
     if "full" in wanted:
         sets["full"] = _read(cfg, cfg.full) if cfg.full is not None else sets["forget"] + sets["retain"]
     return {name: rows for name, rows in sets.items() if name in wanted}
@@ -72,8 +72,10 @@ def check(cfg: DatasetConfig) -> list[str]:
             problems.append(
                 f"dataset.{name}={base}: no such split{slice_hint(split) or did_you_mean(base, HUB_SPLITS)}"
             )
-    if len(there := [name for name in ATTACK if name in splits]) == 1:
-        problems.append(f"{folder} has {there[0]} alone: the membership attack needs {' and '.join(ATTACK)}")
+    if len(present := [name for name in ATTACK if name in splits]) == 1:
+        problems.append(
+            f"{folder} has {present[0]} alone: the membership attack needs {' and '.join(ATTACK)}"
+        )
     return problems
 
 

@@ -30,8 +30,8 @@ def available(cfg: DatasetConfig) -> dict[str, str]:
     Without a holdout split in a local folder there is no such set.
     """
     forget = cfg.forget or "forget10"
-    found = re.match(r"forget(\d\d)\b", forget)
-    percent = int(found.group(1)) if found else None
+    match = re.match(r"forget(\d\d)\b", forget)
+    percent = int(match.group(1)) if match else None
     retain = f"retain{100 - percent:02}" if percent is not None else None
     if cfg.retain:
         retain = f"{retain}{cfg.retain}" if retain and cfg.retain.startswith("@") else cfg.retain

@@ -1,8 +1,8 @@
-"""Where the trained parameters of a model meet the examples of a batch, from one forward and one backward.
+"""Capture the uses of a model's trained parameters by each example of a batch, in one forward and backward.
 
-The examples of a batch share nothing but the weights, so the gradient at a row of some operation's output
-belongs to the example that the row is of. With the rows that went in, it gives that example's gradient by
-the operation's parameters (arXiv 1510.01799; for sequences arXiv 2110.05679, section 4).
+The examples of a batch share only the weights, so the gradient at a row of an operation's output belongs to
+the example of that row. Together with the input rows it gives that example's gradient by the operation's
+parameters (arXiv 1510.01799; for sequences arXiv 2110.05679, section 4).
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ _BLOCK = 1 << 22
 
 @dataclass(frozen=True)
 class Capture:
-    """All uses of trained parameters: by parameter the sites, whose gradients add up.
+    """The uses of trained parameters.
 
-    `missed` are parameters that are used where it cannot be told which rows are of which example.
+    `sites` has a list for each parameter, the sum of whose gradients is the parameter's. `missed` are
+    parameters with a use whose rows cannot be assigned to examples.
     """
 
     sites: list[list[Site]]
@@ -35,13 +36,14 @@ class Capture:
 
 
 def captured(model: nn.Module, batch: Batch) -> Capture:
-    """Every use of every trained parameter in the mean negative log-likelihood of each answer.
+    """Return every use of every trained parameter in the mean negative log-likelihood of each answer.
 
-    Leaves the parameters, their gradients and flags alone, and needs no weights outside of the modules'
-    own calls: they may be partitioned. Holds the inputs and output gradients of the whole batch.
+    The parameters, their gradients and flags stay as they are. No weights are needed outside of the modules'
+    own calls, so they may be partitioned. The result holds the inputs and output gradients of the whole
+    batch.
     """
     recorder = Recorder(model, batch)
-    with torch.enable_grad(), recorder.watching():
+    with torch.enable_grad(), recorder.recording():
         logits = answer_logits(model, batch)
     if not logits.requires_grad:
         return Capture([], [])
@@ -61,10 +63,10 @@ def captured(model: nn.Module, batch: Batch) -> Capture:
 
 @torch.no_grad()
 def slope(logits: Tensor, batch: Batch) -> Tensor:
-    """The gradient [N, V] of Σ over examples of the mean negative log-likelihood of their answer tokens.
+    """Return the gradient [N, V] of the examples' mean negative log-likelihoods, summed over examples.
 
-    At the label it is −Σ of the other tokens' probabilities, rather than p − 1, of which fp32 leaves little
-    where the model is sure.
+    At the label it is minus the sum of the other tokens' probabilities, instead of p − 1, which loses its
+    digits in fp32 for a likely label.
     """
     share = (1 / batch.lengths.double()).repeat_interleave(batch.lengths)
     out = torch.empty_like(logits)
@@ -78,18 +80,18 @@ def slope(logits: Tensor, batch: Batch) -> Tensor:
     return out
 
 
-def alone(
+def gradients_one_by_one(
     model: nn.Module, batch: Batch, parameters: Sequence[nn.Parameter]
 ) -> Iterator[Sequence[Tensor | None]]:
-    """Example after example, the gradients by these parameters, each by a pass of its own.
+    """Yield the gradients by these parameters of one example after the other, with one pass for each.
 
     Raises:
-        NotImplementedError: ZeRO 3 partitions one.
+        NotImplementedError: ZeRO 3 partitions one of the parameters.
     """
     if any(hasattr(p, "ds_id") for p in parameters):
         names = ", ".join(n for n, p in model.named_parameters() if any(p is q for q in parameters))
         raise NotImplementedError(
-            f"gradients of single examples by {names}: the rows at its use cannot be told apart by example, "
+            f"gradients of single examples by {names}: the rows at its use cannot be assigned to examples, "
             "and ZeRO partitions it; use the saved model in one process instead"
         )
     for one in _singles(batch):
@@ -99,15 +101,15 @@ def alone(
 
 
 def _singles(batch: Batch) -> Iterator[Batch]:
-    """Batches of one example each, without padding."""
+    """Yield batches of one example each, without padding."""
     width, start = batch.input_ids.shape[1], 0
     for row, (count, own) in enumerate(zip(batch.lengths.tolist(), batch.widths.tolist(), strict=True)):
-        here = slice(start, start := start + count)
+        tokens = slice(start, start := start + count)
         one = slice(row, row + 1)
         yield Batch(
             input_ids=batch.input_ids[one, :own],
-            index=batch.index[here] - row * width,
-            labels=batch.labels[here],
+            index=batch.index[tokens] - row * width,
+            labels=batch.labels[tokens],
             lengths=batch.lengths[one],
             prompt_end=batch.prompt_end[one],
             widths=batch.widths[one],
@@ -115,11 +117,11 @@ def _singles(batch: Batch) -> Iterator[Batch]:
 
 
 def _outside(logits: Tensor, calls: Sequence[Call], trained: Collection[int]) -> list[int]:
-    """Parameters, by identity, that the graph reaches other than through the calls."""
+    """Return the ids of parameters that the graph reaches other than through the calls."""
     inside: dict[Any, list[Any]] = {call.edge.node: call.inputs for call in calls}
     todo: list[Any] = [logits.grad_fn]
     seen: set[Any] = set()
-    found: dict[int, bool] = {}
+    reached: dict[int, bool] = {}
     while todo:
         node = todo.pop()
         if node is None or node in seen:
@@ -130,6 +132,6 @@ def _outside(logits: Tensor, calls: Sequence[Call], trained: Collection[int]) ->
             continue
         leaf = id(getattr(node, "variable", None))
         if leaf in trained:
-            found[leaf] = True
+            reached[leaf] = True
         todo += [following for following, _ in node.next_functions]
-    return list(found)
+    return list(reached)

@@ -1,7 +1,7 @@
-"""How single answer tokens change along a direction in the weights, from one forward.
+"""Derivatives of single answer tokens along a direction in the weights, by one forward.
 
-Forward-mode differentiation: beside every value goes its derivative along the direction. Each trained weight
-is exchanged for one with the direction beside it where it is used, so that nothing is kept for a backward.
+Forward-mode differentiation: every value carries its derivative along the direction. Each trained weight is
+replaced, where it is used, by a dual tensor of weight and direction, so that nothing is kept for a backward.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from unlearn.passes.token_logp import token_logp
 
 # Elements of one fp32 block of logits.
 _BLOCK = 1 << 22
-# What is read of a tensor and is differentiable; all else that is read of one says something about it.
+# Attributes of a tensor that are differentiable; reading any other attribute needs no tangent.
 _VIEWS = {getattr(torch.Tensor, name).__get__ for name in ("T", "mT", "H", "mH")}
 
 Direction = Callable[[str], Tensor | None]
@@ -35,8 +35,10 @@ Direction = Callable[[str], Tensor | None]
 
 @dataclass(frozen=True)
 class Tangents:
-    """Per answer token, each [N], in fp32: `logp` in nats, `effect` = <∇(−logp), direction> (float64 of a
-    model in float64)."""
+    """Values per answer token, each [N], in fp32; float64 of a model in float64.
+
+    `logp` in nats, and `effect` = <∇(−logp), direction>.
+    """
 
     logp: Tensor
     effect: Tensor
@@ -44,19 +46,20 @@ class Tangents:
 
 @torch.no_grad()
 def token_effects(model: nn.Module, batch: Batch, direction: Direction) -> Tangents:
-    """The derivative of each answer token's negative log-likelihood along a direction in the weights.
+    """Return the derivative of each answer token's negative log-likelihood along a direction in the weights.
 
-    `direction` gives the whole tensor for a trained parameter by its name, or None for zero. It is asked at
-    each use, in the order of the forward: under ZeRO 3, where every call is a collective, it may be one too.
-    The model has to be in eval mode; attention runs in torch's plain form, which holds [B, heads, T, T].
+    `direction` maps the name of a trained parameter to a whole tensor, or to None for zero. It is called at
+    each use, in the order of the forward: under ZeRO 3, where every call of the model is a collective, it may
+    be one too. The model must be in eval mode; attention runs in torch's math form, which holds
+    [B, heads, T, T].
 
     Raises:
         ValueError: the model is in training mode, or a tensor of the direction has another shape.
     """
     if model.training:
-        raise ValueError("token_effects is of a model in eval mode: call model.eval() before")
+        raise ValueError("token_effects needs a model in eval mode: call model.eval() before")
     with dual_level(), sdpa_kernel(SDPBackend.MATH):
-        with _Carrier(model, direction).watching():
+        with _DualWeights(model, direction).active():
             dual = answer_logits(model, batch)
         logits, tangent = unpack_dual(dual)
         effect = torch.zeros(len(logits), device=logits.device)
@@ -66,22 +69,22 @@ def token_effects(model: nn.Module, batch: Batch, direction: Direction) -> Tange
 
 
 def _along(logits: Tensor, tangent: Tensor, labels: Tensor) -> Tensor:
-    """Σ_v p_v·(ż_v − ż_label), [N]: exact where the model is sure, unlike Σ_v p_v·ż_v − ż_label."""
+    """Return Σ_v p_v·(ż_v − ż_label), [N]; for likely labels Σ_v p_v·ż_v − ż_label loses its digits."""
     size = max(1, _BLOCK // logits.shape[-1])
-    out = []
-    for rows, moves, wanted in zip(*(x.split(size) for x in (logits, tangent, labels)), strict=True):
+    effects = []
+    for rows, change, wanted in zip(*(x.split(size) for x in (logits, tangent, labels)), strict=True):
         wide = torch.promote_types(rows.dtype, torch.float32)
-        moves = moves.to(wide)
-        relative = moves - moves.gather(-1, wanted[:, None])
-        out.append(torch.linalg.vecdot(rows.to(wide).softmax(-1), relative))
-    return torch.cat(out)
+        change = change.to(wide)
+        relative = change - change.gather(-1, wanted[:, None])
+        effects.append(torch.linalg.vecdot(rows.to(wide).softmax(-1), relative))
+    return torch.cat(effects)
 
 
-class _Carrier(TorchFunctionMode):
-    """Puts the direction beside trained parameters, wherever torch is given one.
+class _DualWeights(TorchFunctionMode):
+    """Replaces trained parameters, wherever torch uses one, by dual tensors with the direction.
 
-    Parameters that ZeRO 3 partitions are whole only while their modules run, and only then exchanged: what
-    uses one elsewhere sees no direction (`inner_products` refuses such a model).
+    Parameters that ZeRO 3 partitions are whole only while their modules run, and are replaced only then: a
+    use elsewhere sees no direction (`inner_products` refuses such a model).
     """
 
     def __init__(self, model: nn.Module, direction: Direction) -> None:
@@ -91,17 +94,17 @@ class _Carrier(TorchFunctionMode):
         self._whole = {id(p) for p in model.parameters() if not hasattr(p, "ds_id")}
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def active(self) -> Iterator[None]:
         with ExitStack() as stack:
             for module in self._model.modules():
                 for hook in self._hooks(module):
                     stack.callback(hook.remove)
                 for name in ("pre_bwd_fn", "post_bwd_fn"):
-                    # Through these ZeRO 3 passes all that goes in and out of a module, to hear of the
-                    # backward; there is none, and they know no forward mode.
+                    # ZeRO 3 passes a module's inputs and outputs through these functions to notice the
+                    # backward. There is no backward here, and they do not support forward mode.
                     if name in module.__dict__:
-                        stack.enter_context(_instead(module, name, SimpleNamespace(apply=_same)))
-            stack.enter_context(_instead(nn.functional, "linear", LINEAR))  # nor does ZeRO 3's own
+                        stack.enter_context(_replaced(module, name, SimpleNamespace(apply=_same)))
+            stack.enter_context(_replaced(nn.functional, "linear", LINEAR))  # ZeRO 3's does not either
             stack.enter_context(self)
             yield
 
@@ -115,12 +118,12 @@ class _Carrier(TorchFunctionMode):
             return self._look_up(args, kwargs)
         if func is LINEAR:
             return self._product(*bound(("input", "weight", "bias"), args, kwargs))
-        return func(*self._exchanged(args), **self._exchanged(kwargs))
+        return func(*self._with_tangents(args), **self._with_tangents(kwargs))
 
     def _product(self, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """(x + ẋ)(W + Ẇ)ᵀ + (b + ḃ) to first order."""
-        (x, dx), (w, dw) = unpack_dual(rows), unpack_dual(self._exchanged(weight))
-        b, db = (None, None) if bias is None else unpack_dual(self._exchanged(bias))
+        """Return (x + ẋ)(W + Ẇ)ᵀ + (b + ḃ) to first order."""
+        (x, dx), (w, dw) = unpack_dual(rows), unpack_dual(self._with_tangents(weight))
+        b, db = (None, None) if bias is None else unpack_dual(self._with_tangents(bias))
         moves = [linear(side, by) for side, by in ((dx, w), (x, dw)) if side is not None and by is not None]
         if db is not None:
             moves.append(db.expand(*x.shape[:-1], -1))
@@ -128,7 +131,7 @@ class _Carrier(TorchFunctionMode):
         return cast(Tensor, make_dual(out, sum(moves[1:], moves[0]))) if moves else out
 
     def _look_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """As it is trained: the vector of the padding has no gradient."""
+        """Return the embeddings with their tangents; the padding's vector has none, as in training."""
         ids, weight, padding = bound(("input", "weight", "padding_idx"), args, kwargs)
         out = embedding(*args, **kwargs)
         tangent = self._tangent(weight)
@@ -139,11 +142,11 @@ class _Carrier(TorchFunctionMode):
             moves = moves.masked_fill((ids == padding)[..., None], 0.0)
         return cast(Tensor, make_dual(out, moves))
 
-    def _exchanged(self, value: Any) -> Any:
+    def _with_tangents(self, value: Any) -> Any:
         if isinstance(value, (tuple, list)):
-            return type(value)(map(self._exchanged, value)) if type(value) in (tuple, list) else value
+            return type(value)(map(self._with_tangents, value)) if type(value) in (tuple, list) else value
         if isinstance(value, dict):
-            return {key: self._exchanged(each) for key, each in value.items()}
+            return {key: self._with_tangents(each) for key, each in value.items()}
         if not self._name(value):
             return value
         tangent = self._tangent(value)
@@ -174,12 +177,12 @@ class _Carrier(TorchFunctionMode):
         def leave(*_: Any) -> None:
             self._whole.difference_update(own)
 
-        # After the hook that gathers, before the one that lets go.
+        # After the hook that gathers the parameters, before the one that partitions them again.
         return [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, prepend=True)]
 
 
 @contextmanager
-def _instead(owner: Any, name: str, value: Any) -> Iterator[None]:
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
     former = getattr(owner, name)
     setattr(owner, name, value)
     try:

@@ -13,51 +13,51 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from unlearn.data.batching import Batch
-from unlearn.passes.per_example.capture import alone, captured
+from unlearn.passes.per_example.capture import captured, gradients_one_by_one
 from unlearn.passes.per_example.parameter_uses import Outer, Own, Site
 
-# Elements held for one parameter at a time, beside what the pass itself keeps.
+# Elements held for one parameter at a time, in addition to the capture.
 _BUDGET = 1 << 23
 
 
 def gradient_norms(model: nn.Module, batch: Batch) -> Tensor:
-    """[B], fp32: the mean over the trained parameter tensors of the norm of an example's gradient.
+    """Return the mean over the trained parameter tensors of the norm of each example's gradient, [B] fp32.
 
     The gradient is that of the mean negative log-likelihood of the example's answer tokens; a tensor that is
-    used in several places counts once (OpenUnlearning's GradNorm with p = 2). The model has to be in eval
-    mode; its gradients and flags stay as they are, so that it may be in the middle of a training step.
-    Under ZeRO 3 every call is a collective.
+    used in several places counts once (OpenUnlearning's GradNorm with p = 2). The model must be in eval mode;
+    its gradients and flags stay as they are, so that a training step may be in progress. Under ZeRO 3 every
+    call is a collective.
 
     Raises:
-        ValueError: the model is in training mode, or nothing of it is trained.
+        ValueError: the model is in training mode, or has no trained parameter.
         NotImplementedError: ZeRO 3 partitions a parameter that is used outside of the modules' own calls.
     """
     if model.training:
-        raise ValueError("gradient_norms is of a model in eval mode: call model.eval() before")
+        raise ValueError("gradient_norms needs a model in eval mode: call model.eval() before")
     tensors = sum(p.requires_grad for p in model.parameters())
     if not tensors:
         raise ValueError("gradient_norms: no parameter of the model has requires_grad")
-    found = captured(model, batch)
+    capture = captured(model, batch)
     total = torch.zeros(len(batch.lengths), dtype=torch.float64, device=batch.lengths.device)
-    for sites in found.sites:
+    for sites in capture.sites:
         total += _norms(sites, len(batch.lengths))
-    if found.missed:
-        total += _alone(model, batch, found.missed)
+    if capture.missed:
+        total += _one_by_one(model, batch, capture.missed)
     return (total / tensors).float()
 
 
 @torch.no_grad()
 def _norms(sites: Sequence[Site], count: int) -> Tensor:
-    """[B]: the norm of each example's gradient by one parameter, over all the sites that use it."""
-    squares, held = _way(sites)
+    """Return the norm of each example's gradient by one parameter, over all the sites that use it, [B]."""
+    squares, held = _cheaper(sites)
     size = max(1, _BUDGET // held)
     chunks = (slice(i, min(i + size, count)) for i in range(0, count, size))
-    # Rounding may leave a sum that should be zero a little below it.
+    # Rounding may make a sum that should be zero slightly negative.
     return torch.cat([squares(sites, examples) for examples in chunks]).clamp(min=0).sqrt()
 
 
-def _way(sites: Sequence[Site]) -> tuple[Callable[[Sequence[Any], slice], Tensor], int]:
-    """The cheaper of two ways to the squared norms, and the elements that one example takes."""
+def _cheaper(sites: Sequence[Site]) -> tuple[Callable[[Sequence[Any], slice], Tensor], int]:
+    """Return the cheaper function for squared norms, and the elements that it holds for one example."""
     if any(isinstance(site, Own) for site in sites):
         return _summed, max(site.call.size for site in sites if isinstance(site, Own))
     outer = [site for site in sites if isinstance(site, Outer)]
@@ -72,7 +72,7 @@ def _way(sites: Sequence[Site]) -> tuple[Callable[[Sequence[Any], slice], Tensor
 
 
 def _gram(sites: Sequence[Outer], examples: slice) -> Tensor:
-    """‖Σ_t l_t ⊗ r_t‖² = Σ_{t,s} (l_t·l_s)(r_t·r_s), without the gradient itself."""
+    """Return ‖Σ_t l_t ⊗ r_t‖² = Σ_{t,s} (l_t·l_s)(r_t·r_s) without forming the gradient."""
     sides = [(site.left.of(examples), site.right.of(examples)) for site in sites]
     total = torch.zeros(len(sides[0][0]), dtype=torch.float64, device=sides[0][1].device)
     for i, (left, right) in enumerate(sides):
@@ -83,7 +83,7 @@ def _gram(sites: Sequence[Outer], examples: slice) -> Tensor:
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
-    """Inner products [b, T, S] of rows [b, T, D] and [b, S, D]; token numbers [b, T] are one-hot rows."""
+    """Return inner products [b, T, S] of rows [b, T, D] and [b, S, D]; token ids [b, T] are one-hot rows."""
     if a.ndim == 3 and b.ndim == 3:
         return a @ b.mT
     if a.ndim == 3:
@@ -94,7 +94,7 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _summed(sites: Sequence[Site], examples: slice) -> Tensor:
-    """By the gradients themselves."""
+    """Return squared norms by forming the gradients."""
     own = [site.gradient(examples) for site in sites if isinstance(site, Own)]
     total = sum(gradient.flatten(1) for gradient in own)
     for site in sites:
@@ -106,10 +106,10 @@ def _summed(sites: Sequence[Site], examples: slice) -> Tensor:
     return cast(Tensor, total).double().square().sum(1)
 
 
-def _alone(model: nn.Module, batch: Batch, parameters: Sequence[nn.Parameter]) -> Tensor:
-    """[B]: the sum of the norms over these parameters, by one pass for each example."""
+def _one_by_one(model: nn.Module, batch: Batch, parameters: Sequence[nn.Parameter]) -> Tensor:
+    """Return the sum of the norms over these parameters, [B], by one pass for each example."""
     totals = []
-    for gradients in alone(model, batch, parameters):
+    for gradients in gradients_one_by_one(model, batch, parameters):
         norms = [torch.linalg.vector_norm(g, dtype=torch.float64) for g in gradients if g is not None]
         totals.append(torch.stack(norms).sum())
     return torch.stack(totals)

@@ -1,4 +1,4 @@
-"""Large products on CPUs in fp32 by oneDNN: on some CPUs twice as fast as PyTorch's choice."""
+"""Large fp32 matrix products on CPUs by oneDNN: on some CPUs twice as fast as PyTorch's choice."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-LINEAR = torch._C._nn.linear  # what functional.linear is, whoever has put something else in its place
+LINEAR = torch._C._nn.linear  # the original of functional.linear, which ZeRO 3 replaces
 
-# Multiplications below which finding oneDNN's way for a new shape costs more than it saves.
+# Multiplications below which setting up oneDNN for a new shape costs more than it saves.
 _LEAST = 1 << 23
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """rows [..., I] · weight [O, I]ᵀ + bias, where nobody wants the gradients by weight and bias."""
+    """Return rows [..., I] · weight [O, I]ᵀ + bias, without gradients by weight and bias."""
     if not _suits(rows, weight):
         return LINEAR(rows, weight, bias)
     if torch.is_grad_enabled():

@@ -1,4 +1,4 @@
-"""What is known of one use of a parameter, by example: enough for each example's gradient by it."""
+"""One use of a parameter, by example: what each example's gradient by the parameter is computed from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 @dataclass(frozen=True)
 class Rows:
-    """Vectors [R, D], or token numbers [R] that stand for one-hot vectors, example after example."""
+    """Vectors [R, D], or token ids [R] that stand for one-hot vectors, one example after the other."""
 
     values: Tensor
     lengths: tuple[int, ...]
@@ -28,7 +28,7 @@ class Rows:
         return 1 if self.looked_up else self.values.shape[1]
 
     def of(self, examples: slice) -> Tensor:
-        """[b, T, D] or [b, T] of some examples, filled up with zeros; in fp32 at least."""
+        """Return the rows of some examples, [b, T, D] or [b, T], padded with zeros; at least in fp32."""
         lengths = self.lengths[examples]
         start = sum(self.lengths[: examples.start])
         values = self.values[start : start + sum(lengths)]
@@ -52,8 +52,8 @@ class Outer:
 class OwnCall:
     """A call of a module: the values of its parameters and the arguments, tensors by example [B, ...].
 
-    `shared` are the positions of arguments that are the same for all examples. The last arguments are those
-    by `names`.
+    `shared` are the positions of arguments that are the same for all examples. The last arguments are the
+    keyword arguments, called `names`.
     """
 
     module: nn.Module
@@ -64,19 +64,19 @@ class OwnCall:
 
     @property
     def size(self) -> int:
-        """Elements of one example."""
-        given = [v for i, v in enumerate(self.arguments) if i not in self.shared]
-        return sum(v[0].numel() for v in given) + sum(v.numel() for v in self.values.values())
+        """Return the number of elements of one example."""
+        separate = [v for i, v in enumerate(self.arguments) if i not in self.shared]
+        return sum(v[0].numel() for v in separate) + sum(v.numel() for v in self.values.values())
 
     @classmethod
     def of(
         cls, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any],
         by_example: Callable[[Tensor], Tensor | None],
     ) -> OwnCall | None:  # fmt: skip
-        """None where it cannot be told which part of an argument is of which example."""
+        """Return the call; None where an argument cannot be divided into examples."""
         arguments: list[Any] = []
         shared = set()
-        for place, value in enumerate((*args, *kwargs.values())):
+        for position, value in enumerate((*args, *kwargs.values())):
             if isinstance(value, (tuple, list, dict)):
                 return None
             if isinstance(value, Tensor) and (own := by_example(value.detach())) is not None:
@@ -85,21 +85,21 @@ class OwnCall:
             if isinstance(value, Tensor) and value.shape[:1] not in ((), (1,)):
                 return None
             arguments.append(value.detach() if isinstance(value, Tensor) else value)
-            shared.add(place)
+            shared.add(position)
         values = {name: p.detach() for name, p in module.named_parameters(recurse=False)}
         return cls(module, values, arguments, frozenset(shared), tuple(kwargs))
 
 
 @dataclass(frozen=True)
 class Own:
-    """One use of a parameter, of any kind, in a module; `grads` [B, ...] are those at the module's output."""
+    """One use of a parameter in any operation of a module; `grads` [B, ...] are at the module's output."""
 
     parameter: nn.Parameter
     call: OwnCall
     grads: Tensor
 
     def gradient(self, examples: slice) -> Tensor:
-        """The gradients of some examples [b, *shape of the parameter], in fp32 at least."""
+        """Return the gradients of some examples [b, *shape of the parameter], at least in fp32."""
         call = self.call
         name = next(n for n, p in call.module.named_parameters(recurse=False) if p is self.parameter)
         values = {key: _wide(value) for key, value in call.values.items()}
@@ -116,16 +116,16 @@ class Own:
             out, back = vjp(run, values[name])  # type: ignore[misc]
             return cast(Tensor, back(grads.to(out.dtype))[0])
 
-        places = [None if i in call.shared else 0 for i in range(len(call.arguments))]
-        given = [
-            _wide(value if place is None else value[examples])
-            for value, place in zip(call.arguments, places, strict=True)
+        dims = [None if i in call.shared else 0 for i in range(len(call.arguments))]
+        arguments = [
+            _wide(value if dim is None else value[examples])
+            for value, dim in zip(call.arguments, dims, strict=True)
         ]
         grads = _wide(self.grads[examples])
         try:
-            return vmap(one, in_dims=(0, *places))(grads, *given)
-        except RuntimeError:  # what the module does depends on values
-            split = [[v] * len(grads) if at is None else v for v, at in zip(given, places, strict=True)]
+            return vmap(one, in_dims=(0, *dims))(grads, *arguments)
+        except RuntimeError:  # vmap refuses control flow that depends on values
+            split = [[v] * len(grads) if dim is None else v for v, dim in zip(arguments, dims, strict=True)]
             return torch.stack([one(*row) for row in zip(grads, *split, strict=True)])
 
 

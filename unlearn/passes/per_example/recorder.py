@@ -1,4 +1,4 @@
-"""Which calls inside a model's forward use trained parameters, and on which rows of which example."""
+"""Record which calls in a model's forward use trained parameters, and on which rows of which example."""
 
 from __future__ import annotations
 
@@ -23,8 +23,10 @@ from unlearn.passes.per_example.parameter_uses import Outer, Own, OwnCall, Rows,
 
 @dataclass(frozen=True)
 class Call:
-    """One call that uses parameters: where its output and its inputs are in the graph, and, given the
-    gradient at its output, what is known of each use."""
+    """One call that uses parameters: the graph edge of its output, and the graph nodes of its inputs.
+
+    `sites` returns each use of a parameter, from the gradient at the output.
+    """
 
     edge: GradientEdge
     inputs: list[Any]
@@ -34,10 +36,10 @@ class Call:
 
 @dataclass
 class Recorder(TorchFunctionMode):
-    """Notes calls that use trained parameters.
+    """Records calls that use trained parameters.
 
-    Products with a weight and look-ups are noted where torch computes them, whatever module that is in. A
-    module that does anything else with its own parameters is noted as a whole.
+    Products with a weight and embedding look-ups are recorded where torch computes them, in any module. A
+    module that uses its own parameters otherwise is recorded as a whole.
     """
 
     model: nn.Module
@@ -52,7 +54,7 @@ class Recorder(TorchFunctionMode):
         self._headed = False  # from the head on, rows are those of the answer tokens
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def recording(self) -> Iterator[None]:
         with ExitStack() as stack:
             head = unwrap(self.model).get_output_embeddings()
             hooks = [head.register_forward_pre_hook(self._enter_head)]
@@ -82,27 +84,27 @@ class Recorder(TorchFunctionMode):
         used = [cast(nn.Parameter, p) for p in (weight, bias) if self._is_trained(p)]
         lengths = None
         if used:
-            rows = self._spread(rows, rows.ndim - 1)
+            rows = self._expanded(rows, rows.ndim - 1)
             lengths = self._lengths(rows.shape[:-1])
         out = cast(Tensor, func(rows, weight, bias))
         if lengths is None:
             return out
-        kept = rows.detach()
+        inputs = rows.detach()
 
         def sites(grad: Tensor) -> list[Site]:
             at_output = Rows(grad.reshape(-1, grad.shape[-1]), lengths)
-            at_input = Rows(kept.reshape(-1, kept.shape[-1]), lengths)
+            at_input = Rows(inputs.reshape(-1, inputs.shape[-1]), lengths)
             ones = Rows(grad.new_ones(1, 1).expand(len(at_output.values), 1), lengths)
             sides = (at_input, at_output) if transposed else (at_output, at_input)
             return [Outer(p, *(sides if p is weight else (at_output, ones))) for p in used]
 
-        self._note(out, [rows], used, sites)
+        self._record(out, [rows], used, sites)
         return out
 
     def _look_up(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         names = ("input", "weight", "padding_idx", "max_norm", "norm_type", "scale_grad_by_freq")
         ids, weight, padding, renormed, _, scaled = bound(names, args, kwargs)
-        ids = self._spread(ids, ids.ndim)
+        ids = self._expanded(ids, ids.ndim)
         lengths = None if renormed is not None or scaled else self._lengths(ids.shape)
         out = embedding(ids, *args[1:], **kwargs)
         if lengths is None:
@@ -110,15 +112,15 @@ class Recorder(TorchFunctionMode):
 
         def sites(grad: Tensor) -> list[Site]:
             right, flat = grad.reshape(-1, grad.shape[-1]), ids.reshape(-1)
-            if padding is not None:  # its vector has no gradient
+            if padding is not None:  # the padding's vector has no gradient
                 right = right.masked_fill((flat == padding)[:, None], 0.0)
             return [Outer(weight, Rows(flat, lengths), Rows(right, lengths))]
 
-        self._note(out, [], [weight], sites)
+        self._record(out, [], [weight], sites)
         return out
 
     def _hooks(self, module: nn.Module) -> list[Any]:
-        """Only on modules that call no other ones with parameters."""
+        """Hook a module that has trained parameters and no submodules with parameters."""
         own = [p for p in module.parameters(recurse=False) if self._is_trained(p)]
         if not own or len(list(module.parameters())) > len(list(module.parameters(recurse=False))):
             return []
@@ -129,33 +131,35 @@ class Recorder(TorchFunctionMode):
 
         def leave(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], out: Any) -> Any:
             first = started.pop()
-            noted = {id(p) for call in self.calls[first:] for p in call.parameters}
-            if all(id(p) in noted for p in own) or not isinstance(out, Tensor):
+            recorded = {id(p) for call in self.calls[first:] for p in call.parameters}
+            if all(id(p) in recorded for p in own) or not isinstance(out, Tensor):
                 return out
-            out = self._spread(out, out.ndim)
-            self._note_whole(module, own, args, kwargs, out, first)
+            out = self._expanded(out, out.ndim)
+            self._record_whole(module, own, args, kwargs, out, first)
             return out
 
-        # First among the hooks on the output: what the module itself gave, while its weights are whole.
+        # First among the output hooks: it gets the module's own output, while the weights are whole.
         return [
             module.register_forward_pre_hook(enter),
             module.register_forward_hook(leave, prepend=True, with_kwargs=True),
         ]
 
-    def _note_whole(
+    def _record_whole(
         self, module: nn.Module, own: list[nn.Parameter], args: tuple[Any, ...], kwargs: dict[str, Any],
         out: Tensor, first: int,
     ) -> None:  # fmt: skip
-        """In place of the calls from the `first` on, which were inside it."""
-        apart = self._by_answer if self._headed else self._by_row
-        call = OwnCall.of(module, args, kwargs, apart)
-        if call is None or apart(out) is None:
+        """Record the call of a module in place of the calls inside it, from the `first` on."""
+        by_example = self._by_answer if self._headed else self._by_row
+        call = OwnCall.of(module, args, kwargs, by_example)
+        if call is None or by_example(out) is None:
             return
         del self.calls[first:]
         inputs = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
-        self._note(out, inputs, own, lambda grad: [Own(p, call, cast(Tensor, apart(grad))) for p in own])
+        self._record(
+            out, inputs, own, lambda grad: [Own(p, call, cast(Tensor, by_example(grad))) for p in own]
+        )
 
-    def _note(
+    def _record(
         self, out: Tensor, inputs: Sequence[Tensor], used: list[nn.Parameter],
         sites: Callable[[Tensor], list[Site]],
     ) -> None:  # fmt: skip
@@ -169,24 +173,24 @@ class Recorder(TorchFunctionMode):
     def _is_trained(self, parameter: Any) -> bool:
         return id(parameter) in self.trained
 
-    def _spread(self, value: Tensor, dims: int) -> Tensor:
-        """What is made once for all examples (learned positions), made for each."""
+    def _expanded(self, value: Tensor, dims: int) -> Tensor:
+        """Expand a value that is computed once for all examples (learned positions) to every example."""
         if self._headed or dims < 2 or value.shape[0] != 1:
             return value
         return value.expand(self._size, *value.shape[1:])
 
     def _lengths(self, lead: torch.Size) -> tuple[int, ...] | None:
-        """How many of the rows in these dimensions each example has; None where that cannot be told."""
+        """Return how many of the rows in these dimensions each example has; None where that is unclear."""
         rows = math.prod(lead)
         if self._headed:
             return self._answers if rows == sum(self._answers) else None
-        told = len(lead) >= 2 and lead[0] == self._size
-        if self._size == 1 or told or tuple(lead) == (self._size * self._width,):
+        by_example = len(lead) >= 2 and lead[0] == self._size
+        if self._size == 1 or by_example or tuple(lead) == (self._size * self._width,):
             return (rows // self._size,) * self._size
         return None
 
     def _by_row(self, value: Tensor) -> Tensor | None:
-        """[B, ...], each what the module would have been given for that example alone."""
+        """Split a value into [B, ...], for each example what the module would get or return for it alone."""
         if value.ndim >= 2 and value.shape[0] == self._size:
             return value.unsqueeze(1)
         if value.ndim >= 1 and value.shape[0] == self._size * self._width:
@@ -194,7 +198,7 @@ class Recorder(TorchFunctionMode):
         return None
 
     def _by_answer(self, value: Tensor) -> Tensor | None:
-        """The same from the head on, filled up with zeros."""
+        """Split a value from the head on into [B, ...], padded with zeros."""
         if value.ndim < 2 or value.shape[:2] != (1, sum(self._answers)):
             return None
         return pad_sequence(list(value[0].split(self._answers)), batch_first=True).unsqueeze(1)
@@ -205,6 +209,6 @@ def _transposed(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def bound(names: Sequence[str], args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
-    """The arguments of a call in this order, None where not given."""
-    given = dict(zip(names, args, strict=False)) | kwargs
-    return [given.get(name) for name in names]
+    """Return the arguments of a call in the order of the names, None for those left out."""
+    arguments = dict(zip(names, args, strict=False)) | kwargs
+    return [arguments.get(name) for name in names]

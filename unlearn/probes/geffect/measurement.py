@@ -117,23 +117,23 @@ class Measurement:
         """Compute the terms' gradients one at a time, and combine them as the gradient rule does."""
         rule = copy.deepcopy(context.rule)
         weights = {term.name: term.weight * rule.factors().get(term.name, 1.0) for term in self.terms}
-        kept: dict[str, Share] = {}
+        by_term: dict[str, Share] = {}
         total: Share = []
         for term in self.terms:
             group = own_view(term).group
             plain = group in self.risks and _alike(term, self.risks[group])
             gradient = risks[group] if plain else gradients.of(term, context.step)[0]
             if rule.separate:
-                kept[term.name] = gradient
+                by_term[term.name] = gradient
                 continue
             compare(gradient, term.name, weights[term.name])
             _add(total, gradient, weights[term.name])
         if rule.separate:
-            combined = rule.combine(self.engine.gram(list(kept.values()))).tolist()
-            for name, factor in zip(kept, combined, strict=True):
+            combined = rule.combine(self.engine.gram(list(by_term.values()))).tolist()
+            for name, factor in zip(by_term, combined, strict=True):
                 weights[name] *= factor
-                compare(kept[name], name, weights[name])
-                _add(total, kept[name], weights[name])
+                compare(by_term[name], name, weights[name])
+                _add(total, by_term[name], weights[name])
         return _Objective(total, weights)
 
     # -- single examples -------------------------------------------------------------------------------

@@ -38,7 +38,7 @@ def parameter_groups(model: Any, boundaries: Sequence[float]) -> dict[str, Param
     `boundaries` are where the middle and the deep layers begin: shares of the depth (below 1), or numbers of
     layers. A third and two thirds are those of arXiv 2502.19301, section 4.1 (of 33: 1–11, 12–22, 23–33); the
     code released with it has 10 and 20. Norms outside of the blocks belong to the head, a head tied to the
-    embedding is the embedding, and edits beside the model are the other.
+    embedding is the embedding, and edits of the model are `other`.
     """
     named = dict(model.named_parameters())
     blocks = {name: _block(name, model) for name in named}

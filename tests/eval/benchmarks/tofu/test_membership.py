@@ -1,4 +1,4 @@
-"""TOFU's membership attacks: scores and areas by hand, and what is said where there is nothing to compare."""
+"""TOFU's membership attacks: scores and areas by hand, and the problem where nothing can be compared."""
 
 from __future__ import annotations
 
@@ -51,10 +51,10 @@ def write(directory, rows, sets=SETS, options=OPTIONS, cut=()) -> Records:
             name: Ragged(np.full_like(logp.values, value), logp.offsets)
             for name, value in (("mean", -2.0), ("variance", 4.0))
         }
-        told = LikelihoodRecords(
+        records = LikelihoodRecords(
             ids, slots, none, **tokens, ended=np.array([bool(rows[i]) and i not in cut for i in ids])
         )
-        write_records(directory, request, CODE, told)
+        write_records(directory, request, CODE, records)
     return Records(directory)
 
 
@@ -68,8 +68,8 @@ def log_of(**changes) -> PublishedLog:
         )
     }
     mia = {"loss": AttackScores(np.array([2.0, 2.0]), np.array([1.0, 9.0]))}
-    told = PublishedLog(Path("log.json"), "openunlearning", sets, mia, {"min_k": 0.5}, {})
-    return replace(told, **changes)
+    log = PublishedLog(Path("log.json"), "openunlearning", sets, mia, {"min_k": 0.5}, {})
+    return replace(log, **changes)
 
 
 def test_scores_and_areas_by_hand(tmp_path):
@@ -134,7 +134,7 @@ def test_options_leave_out_what_they_say(tmp_path):
     assert result.problems == []
 
 
-def test_a_holdout_set_without_examples_is_told(tmp_path):
+def test_a_holdout_set_without_examples_is_reported(tmp_path):
     sets = SETS | {"holdout": []}
     own = write(tmp_path, ROWS, sets)
     result = score(own, own, sets, OPTIONS)
@@ -145,7 +145,7 @@ def test_a_holdout_set_without_examples_is_told(tmp_path):
     assert [row["id"] for row in result.examples] == ["a", "b"]
 
 
-def test_a_set_that_no_attack_can_measure_is_told(tmp_path):
+def test_a_set_that_no_attack_can_measure_is_reported(tmp_path):
     own = write(tmp_path, ROWS | {"c": [], "d": []})
     result = score(own, None, SETS, OPTIONS)
     for attack in ("loss", "zlib", "min_k", "min_k_plus_plus"):
@@ -165,7 +165,7 @@ def test_one_example_that_cannot_be_measured_is_left_out_and_counted(tmp_path):
     assert result.problems == []
 
 
-def test_a_retain_model_that_lacks_the_holdout_set_is_told_and_one_of_other_examples_refused(tmp_path):
+def test_a_retain_model_that_lacks_the_holdout_set_is_reported_and_one_of_other_examples_refused(tmp_path):
     own = write(tmp_path / "own", ROWS)
     for name, sets in (
         ("bare", {"forget": SETS["forget"]}),
@@ -204,7 +204,7 @@ def test_a_published_log_serves_as_retain_model(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "lost", "told"),
+    ("changes", "lost", "expected"),
     [
         ({"auc": {"min_k": 1.0}}, {"tofu/privleak"}, "AUC 1"),
         ({"auc": {}}, {"tofu/privleak"}, "log.json has no AUC of the attack min_k"),
@@ -221,7 +221,7 @@ def test_a_published_log_serves_as_retain_model(tmp_path):
         ),
     ],
 )
-def test_what_a_published_log_lacks_is_told(tmp_path, changes, lost, told):
+def test_what_a_published_log_lacks_is_reported(tmp_path, changes, lost, expected):
     options = OPTIONS.model_copy(update={"min_k": 0.4})
     sets = SETS | {
         "forget": [replace(e, paraphrased_answer="x", perturbed_answers=("y",)) for e in SETS["forget"]]
@@ -229,7 +229,7 @@ def test_what_a_published_log_lacks_is_told(tmp_path, changes, lost, told):
     result = score(write(tmp_path, ROWS, sets, options), log_of(**changes), sets, options)
     assert {key for key, value in result.metrics.items() if math.isnan(value)} == lost
     (problem,) = result.problems
-    assert told in problem
+    assert expected in problem
 
 
 def of_answers(*answers):
@@ -243,7 +243,7 @@ LONG = " Quito" * 20  # a tokenizer's spaces
 
 
 @pytest.mark.parametrize(
-    ("answers", "told"),
+    ("answers", "expected"),
     [
         (("Oslo", LONG), None),
         (("Oslo",), None),  # the first of ours, as the original logs have the first 300
@@ -254,16 +254,16 @@ LONG = " Quito" * 20  # a tokenizer's spaces
         (("Graz", "Bern"), "log.json is of another forget set, of which the first answer is 'Graz' and in"),
     ],
 )
-def test_a_log_of_another_split_is_told_by_its_answers(tmp_path, answers, told):
+def test_a_log_of_another_split_is_recognised_by_its_answers(tmp_path, answers, expected):
     sets = {"forget": [replace(e, paraphrased_answer="x", perturbed_answers=("y",)) for e in SETS["forget"]]}
     result = score(write(tmp_path, ROWS, sets), log_of(sets=of_answers(*answers)), sets, OPTIONS)
-    assert len(result.problems) == (told is not None)
-    assert (told or "") in " ".join(result.problems)
-    compared = told is None or "another forget set" not in told
+    assert len(result.problems) == (expected is not None)
+    assert (expected or "") in " ".join(result.problems)
+    compared = expected is None or "another forget set" not in expected
     assert ("tofu/forget_quality" in result.metrics) is compared
 
 
-def test_without_answers_a_log_of_another_number_is_told(tmp_path):
+def test_without_answers_a_log_of_another_number_is_reported(tmp_path):
     sets = {"forget": [replace(e, paraphrased_answer="x", perturbed_answers=("y",)) for e in SETS["forget"]]}
     rows = of_answers("", "", "")
     log = log_of(sets={"forget": replace(rows["forget"], answers=None)})
@@ -287,7 +287,7 @@ def test_a_whole_evaluation_with_a_holdout_set(tmp_path):
     rows = pq.read_table(tmp_path / "run" / "tofu" / "examples.parquet").to_pylist()
     assert [row["set"] for row in rows] == ["forget"] * 11 + ["retain"] * 11 + ["holdout"] * 11
     for attack in ATTACKS:
-        # The same questions and answers in both sets: no attack can tell them apart.
+        # The same questions and answers in both sets: no attack can distinguish them.
         assert metrics[f"tofu/mia/{attack}"] == 0.5
         scores = np.array([row[f"mia_{attack}"] for row in rows])
         assert np.isnan(scores[11:22]).all()

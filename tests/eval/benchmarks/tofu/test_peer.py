@@ -172,15 +172,15 @@ def test_paraphrased_answers_and_their_texts(run, peer):
 def test_an_attack_on_every_example(run, peer, attack):
     metrics, _, records = run
     rows = pq.read_table(records.directory / "examples.parquet").to_pylist()
-    told = LOSSES | FURTHER.get(attack, {})
+    bounds = LOSSES | FURTHER.get(attack, {})
     forget, holdout = (
         np.array([row[f"mia_{attack}"] for row in rows if row["set"] == name]) for name in MIA_SETS
     )
     for name, ours in zip(MIA_SETS, (forget, holdout), strict=True):
         theirs = values(peer, f"mia_{attack}", "score", name)
-        assert_close(ours, theirs, dtype=torch.float32, named=name, **told)
+        assert_close(ours, theirs, dtype=torch.float32, named=name, **bounds)
     # Of two scores that are as near as rounding, either may be the higher one.
-    either = swapped(forget, holdout, 2 * relative(terms=told["terms"]) * told["scale"])
+    either = swapped(forget, holdout, 2 * relative(terms=bounds["terms"]) * bounds["scale"])
     assert either < 1e-3
     assert metrics[f"tofu/mia/{attack}"] == pytest.approx(peer[f"mia_{attack}"]["auc"], abs=either + 1e-12)
 

@@ -165,7 +165,10 @@ REFUSED = {
     "not json": ("{", r"log\.json, line 1: not JSON"),
     "a list": ([1], r"neither an original TOFU log .* found a JSON list"),
     "no known key": ({"a": {}}, r"neither .* nor OpenUnlearning's .* found the keys a"),
-    "a summary": ({"forget_Q_A_Prob": 0.5, "model_utility": 0.4}, r"give the TOFU_EVAL\.json beside it"),
+    "a summary": (
+        {"forget_Q_A_Prob": 0.5, "model_utility": 0.4},
+        r"give the TOFU_EVAL\.json in the same folder",
+    ),
     "a part without its name": (tofu_part(), r"call it one of eval_log_forget\.json, "),
     "a column": (broken(rougeL_recall=None), FORGET + r": has no 'rougeL_recall'; it has: avg_gt_loss, "),
     "no rows": (broken(avg_gt_loss={}), FORGET + r": avg_gt_loss: expected rows .* found none"),
@@ -214,14 +217,14 @@ def test_a_retain_log_without_truth_ratios_is_refused(tmp_path, tofu):
 def test_table_and_json_hold_the_same(tofu, capsys):
     arguments = [str(tofu), "--retain", str(tofu), "--check"]
     assert main([*arguments, "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["metrics"] == rescore(read_log(tofu), read_log(tofu))
-    assert (told["origin"], told["truth_ratio"], told["epsilon"]) == ("tofu", "geometric", 0)
+    report = json.loads(capsys.readouterr().out)
+    assert report["metrics"] == rescore(read_log(tofu), read_log(tofu))
+    assert (report["origin"], report["truth_ratio"], report["epsilon"]) == ("tofu", "geometric", 0)
     # "yes" is found once in each text: recall 1/1 as stored; of "yes yes" in "Answer: no" 0, not 0.5.
-    assert told["rouge"] == {"forget/rougeL_recall": {"equal": 1, "rows": 2}}
+    assert report["rouge"] == {"forget/rougeL_recall": {"equal": 1, "rows": 2}}
     assert main(arguments) == 0
     table = capsys.readouterr().out
-    assert all(key in table for key in told["metrics"])
+    assert all(key in table for key in report["metrics"])
     assert "forget/rougeL_recall: 1 of 2 from the generations equal the stored" in table
 
 

@@ -142,13 +142,13 @@ def test_what_cannot_be_measured_is_counted_and_left_out(tmp_path):
 
 def test_no_text_is_not_an_empty_one(tmp_path):
     nll = {"answer": [1], "rephrased": [1], "paraphrased": [1], "perturbed": [3, 3, 3]}
-    for said, value in (("", 0.0), (None, math.nan)):
-        write(tmp_path / str(said), {"forget": [EXAMPLE]}, nll, said)
-        result = score(Records(tmp_path / str(said)), None, {"forget": [EXAMPLE]}, Options())
+    for generated, value in (("", 0.0), (None, math.nan)):
+        write(tmp_path / str(generated), {"forget": [EXAMPLE]}, nll, generated)
+        result = score(Records(tmp_path / str(generated)), None, {"forget": [EXAMPLE]}, Options())
         for metric in ("rougeL_recall", "rouge1_recall", "rougeL_f1"):
             assert result.metrics[f"tofu/forget/{metric}"] == pytest.approx(value, nan_ok=True)
-            assert (f"tofu/forget/{metric}/missing" in result.metrics) is (said is None)
-        assert result.examples[0]["generation"] == said
+            assert (f"tofu/forget/{metric}/missing" in result.metrics) is (generated is None)
+        assert result.examples[0]["generation"] == generated
 
 
 def test_a_whole_evaluation_and_its_files(tmp_path):
@@ -184,8 +184,9 @@ def test_a_whole_evaluation_and_its_files(tmp_path):
         )
     }  # fmt: skip
     wanted |= {"forget/extraction_strength_paraphrased"}  # the retain set has no questions in other words
-    told = {key for key in metrics if not key.endswith("distinct_4/missing")}  # some generations are short
-    assert told == {f"tofu/{key}" for key in wanted}
+    # Some generations are short.
+    reported = {key for key in metrics if not key.endswith("distinct_4/missing")}
+    assert reported == {f"tofu/{key}" for key in wanted}
     files = tmp_path / "run" / "tofu"
     assert json.loads((files / "results.json").read_text()) == finite(metrics)
     rows = pq.ParquetFile(files / "examples.parquet").read().to_pylist()
@@ -257,26 +258,26 @@ def test_a_retain_model_evaluated_on_another_forget_set_is_refused(tmp_path):
 
 
 def test_what_does_not_exist_is_refused_with_what_does():
-    for name, said in {
+    for name, message in {
         "tofoo": r"no such benchmark \(did you mean tofu",
         "records": r"no such benchmark \(known: .*tofu",
         "../tofu": "cannot be imported",
         "no.such": r"cannot be imported \(No module named 'no'",
         "eval.benchmark": "benchmark has no Options, SETS, METRICS",
     }.items():
-        with pytest.raises(ConfigError, match=said):
+        with pytest.raises(ConfigError, match=message):
             find(name)
     with pytest.raises(BenchmarkError, match="scores no set 'forget_eval'"):
         requests({"forget_eval": []}, Options())
     with pytest.raises(BenchmarkError, match="the set forget has no examples"):
         requests({"forget": []}, Options())
-    for wrong, told in (
+    for wrong, message in (
         ({"max_tokens": 3}, r"no option max_tokens \(did you mean max_new_tokens"),
         ({"min_k": 0}, "min_k=0.0: the share"),
         ({"truth_ratio": "mean"}, "'geometric' or 'arithmetic'"),
         ({"max_new_tokens": 0}, "generation=false"),
     ):
-        with pytest.raises(ConfigError, match=told):
+        with pytest.raises(ConfigError, match=message):
             score_directory("tofu", {}, Path("nowhere"), options=wrong)
     with pytest.raises(BenchmarkError, match="forget/0 has no question"):
         requests({"forget": [Example("forget/0", "a plain text")]}, Options())

@@ -147,7 +147,7 @@ def test_what_is_not_there_is_refused_before_anything_loads(folder):
     assert "not set" in problems(DatasetConfig(name="lume", source="lume"))[0]
 
 
-def test_a_hub_that_does_not_answer_is_told_with_the_mend(monkeypatch):
+def test_a_hub_that_does_not_answer_is_reported_with_the_fix(monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match=r"forget_train.*registered at .* log in with `hf auth login`"):
         load_sets(config(HUB), ["forget"])

@@ -1,4 +1,4 @@
-"""MUSE's splits, its sequential requests, long texts, and a text of one's own (the copyright source)."""
+"""MUSE's splits, its sequential requests, long texts, and an own text (the copyright source)."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ def test_training_reads_a_split_as_one_text(news: DatasetConfig) -> None:
     assert (whole.id, whole.question) == ("raw/forget", None)
     assert whole.answer == "raw/forget says 0.\n\nraw/forget says 1.\n\nraw/forget says 2."
     assert [e.id for e in load_sets(news, ["full"])["full"]] == ["raw/forget", "raw/retain1", "raw/retain2"]
-    apart = changed(news, options={"joined": False})
-    assert [e.id for e in load_sets(apart, ["retain"])["retain"]] == [f"raw/retain1/{i}" for i in range(3)]
-    assert len(load_sets(apart, ["full"])["full"]) == 9
+    separate = changed(news, options={"joined": False})
+    assert [e.id for e in load_sets(separate, ["retain"])["retain"]] == [f"raw/retain1/{i}" for i in range(3)]
+    assert len(load_sets(separate, ["full"])["full"]) == 9
     cut = changed(news, forget="raw/forget@1:", limit=1)
     assert load_sets(cut, ["forget"])["forget"][0].answer == "raw/forget says 1."
 
@@ -198,7 +198,7 @@ def test_identity_follows_the_content(news: DatasetConfig) -> None:
     assert identity(news, ["forget", "verbmem"]) != before
 
 
-# -- a text of one's own -------------------------------------------------------------------------------------
+# -- an own text ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ def test_the_holdout_split_follows_where_there_is_one(tofu, tmp_path):
     assert [(e.id, e.answer) for e in load_sets(tofu, ["holdout"])["holdout"]] == [("holdout10/0", "yes")]
     assert identity(tofu, ["forget", "holdout"]) != before
     assert check(tofu) == []
-    # a split of one's own goes before, and has to be there
+    # an own split goes before, and must exist
     own = tofu.model_copy(update={"holdout": "holdout20"})
     assert available(own)["holdout"] == "holdout20"
     assert check(own) == [f"dataset.holdout=holdout20: no such split in {tmp_path} (did you mean holdout10?)"]

@@ -1,4 +1,4 @@
-"""Small models of many families and sequences for them: what the tests of gradients share."""
+"""Small models of many families, and sequences for them, for the tests of gradients."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ IN_ITS_DTYPE = ("gpt2", "opt", "phi")
 
 
 def exactness(name, dtype):
-    """The format that a family's float64 results are exact to."""
+    """Return the format to which a family's float64 results are exact."""
     return dtype if name in IN_ITS_DTYPE else torch.float32
 
 

@@ -24,7 +24,7 @@ def along(directions, number=0):
 
 
 def plain(model, some, directions):
-    """A backward for each token, without padding, hooks or chosen positions."""
+    """Return effects by a backward for each token, without padding, hooks or chosen positions."""
     parameters = trained(model)
     found = []
     for s in some:
@@ -91,8 +91,8 @@ def test_zero_is_exactly_zero():
         assert torch.equal(effect, torch.zeros(len(batch.labels)))
 
 
-def test_what_it_is_asked_for():
-    """Trained parameters, in the order of the forward; a frozen one has no part."""
+def test_the_direction_is_called_for_trained_parameters():
+    """It is called in the order of the forward; a frozen parameter has no tangent."""
     model, asked = made("llama"), []
     model.model.norm.requires_grad_(False)
 
@@ -130,7 +130,7 @@ def test_parameters_outside_of_modules():
 
 
 def test_a_sure_model_keeps_its_digits():
-    """Effects of tokens that are all but certain: 1 − p is about 1e-9, below what fp32 holds beside 1."""
+    """Effects of tokens that are all but certain: 1 − p is about 1e-9, below the resolution of fp32 at 1."""
     model = made("llama tied")
     batch = collate(SOME)
     with torch.no_grad():

@@ -19,12 +19,12 @@ from tests.unlearn.passes.per_example.gradient_models import CONFIGS, adapted, m
 from unlearn.data.batching import collate
 from unlearn.data.tokenization import Encoder, TokenSequence
 from unlearn.passes.per_example.capture import captured
-from unlearn.passes.per_example.gradient_norms import _gram, _summed, _way, gradient_norms
+from unlearn.passes.per_example.gradient_norms import _cheaper, _gram, _summed, gradient_norms
 from unlearn.passes.per_example.parameter_uses import Outer
 
 
 def plain(model, some):
-    """One example at a time, without padding, hooks or a head on chosen positions."""
+    """Return norms by one example at a time, without padding, hooks or a head on chosen positions."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     found = []
     for s in some:
@@ -37,10 +37,10 @@ def plain(model, some):
     return torch.stack(found)
 
 
-def close(found, expected, **told):
-    """Each norm for itself: a sum of squares cancels nothing."""
+def close(found, expected, **options):
+    """Compare each norm by its own size: a sum of squares has no cancellation."""
     assert found.dtype == torch.float32
-    assert_close(found, expected, each=True, **({"terms": PASS} | told))
+    assert_close(found, expected, each=True, **({"terms": PASS} | options))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -99,7 +99,7 @@ def test_both_ways_give_the_same(name, way):
     seen = 0
     for sites in captured(model, collate(sequences())).sites:
         if isinstance(sites[0], Outer) and not sites[0].left.looked_up:
-            chosen, _ = _way(sites)
+            chosen, _ = _cheaper(sites)
             everyone = slice(0, 7)
             assert_close(way(sites, everyone), chosen(sites, everyone), terms=PASS)
             seen += 1
@@ -149,7 +149,7 @@ def test_lora():
 
 
 class Asking(nn.Module):
-    """It looks at a number before it goes on, which `vmap` refuses."""
+    """A module with control flow that depends on a value, which `vmap` refuses."""
 
     def __init__(self):
         super().__init__()

@@ -50,7 +50,7 @@ def random(model, count=2):
 
 
 def gradients(model, some):
-    """By parameter [B, *shape]: a backward for each example, without padding, hooks or chosen positions."""
+    """Return gradients [B, *shape] by parameter, from a backward for each example, without padding."""
     parameters = trained(model)
     found: dict[str, list[Tensor]] = {name: [] for name in parameters}
     for s in some:
@@ -194,7 +194,7 @@ def test_lora():
 
 
 def outside(model):
-    """One used by hand, where it cannot be told whose the rows are, and one by its module as well."""
+    """One parameter is used directly, where rows have no example, and one in its module as well."""
     model.steer = nn.Parameter(drawn("steer", 16, dtype=model.dtype))
     layer = model.model.layers[0]
     again = layer.self_attn.o_proj.weight
@@ -283,7 +283,7 @@ def both(model, some):
 
 
 def partitioned(root):
-    """What two processes find, each of its own examples; and the weights after a step with and without."""
+    """Write a process's products of its examples, and the weights after a step with and without them."""
     world = start_world("cpu")
     mkldnn_linear._LEAST = 0  # which reads weights in the backward too
     for name in PARTITIONED:
