@@ -39,8 +39,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     count(launch.resolve, "check", lambda *_: "check")
     count(launch.resolve, "make_plan", lambda *_: "plan")
     count(launch.resolve, "inspect", lambda *_: "inspect")
-    count(unlearn.terms, "_bind", lambda method: f"bind {method.name}")
-    monkeypatch.setattr(unlearn.terms, "_TERMS", {})
+    count(unlearn.terms, "make_terms", lambda method: f"bind {method.name}")
+    monkeypatch.setattr(unlearn.terms, "KNOWN_TERMS", {})
     return counted
 
 
