@@ -124,7 +124,7 @@ def score_directory(
     elif retain_log is not None and reads_baseline(module):
         retain = module.read_baseline(retain_log)
     result = module.score(read, retain, sets, chosen)
-    _write(directory / benchmark, result, problems)
+    write_result(directory / benchmark, result, problems)
     return result.metrics
 
 
@@ -147,7 +147,7 @@ def _measure(module: LiveBenchmark, name: str, live: Live, sets: Sets, options: 
         return {k: np.nan if v is None else v for k, v in stored.items()}
 
     def write() -> None:
-        _write(live.directory, result, [])
+        write_result(live.directory, result, [])
         write_json(mark, {"key": key})
 
     metrics = live.world.on_main(known)
@@ -172,7 +172,7 @@ def _problems(read: Records, request: Request) -> list[str]:
     return [f"{request.name}, {few(examples)}: {problem}" for problem, examples in by_problem.items()]
 
 
-def _write(directory: Path, result: Result, problems: Sequence[str]) -> None:
+def write_result(directory: Path, result: Result, problems: Sequence[str]) -> None:
     every = [*problems, *result.problems]
     for problem in every:
         log.warning("%s: %s", directory.name, problem)

@@ -87,9 +87,10 @@ def pause_collection() -> None:
 
 
 def resume_collection() -> None:
-    """Collect garbage from now on, but do not look at what is there: DeepSpeed collects for each engine."""
-    gc.freeze()
-    gc.enable()
+    """Collect garbage again, but leave out what was imported: DeepSpeed collects for each engine."""
+    if not gc.isenabled():  # once in a process: of what is frozen, no cycle is ever freed
+        gc.freeze()
+        gc.enable()
 
 
 def given_path(text: str) -> Path:

@@ -94,3 +94,8 @@ def _cause(path: Path, error: OSError, kind: Kind) -> str:
             f"there is no such {kind}: the symbolic link leads to {os.readlink(path)}, which does not exist"
         )
     return f"it cannot be read ({error.strerror})"
+
+
+def is_local(path: str) -> bool:
+    """Whether a path means a file or folder on this machine, not an id of the hub."""
+    return user_path(path).is_absolute() or path.startswith(".") or is_folder(path) or is_file(path)

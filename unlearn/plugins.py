@@ -176,6 +176,7 @@ def split(function: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, insp
     return tuple(p.name for p in parameters if p.kind is not p.KEYWORD_ONLY), keyword
 
 
+@cache
 def keywords(function: Callable[..., Any]) -> type[BaseModel]:
     """Return the keyword-only parameters of a function or a class as a model of its options.
 
@@ -195,7 +196,7 @@ _AS_WRITTEN = ConfigDict(
 
 
 def parsed(model: type[T], given: Mapping[str, Any], key: str, owner: str, near: Iterable[str] = ()) -> T:
-    """Return options with the given values converted to their types.
+    """Return options with the given values converted to their types. Each is parsed once in a process.
 
     key: where they stand in the configuration. owner: whose options they are, for messages. near: other names
     that may be meant there.
@@ -203,6 +204,24 @@ def parsed(model: type[T], given: Mapping[str, Any], key: str, owner: str, near:
     Raises:
         ConfigError: every key that does not exist, with near misses, every one that is lacking, and every
             value that does not fit, by dotted name.
+    """
+    stated = model, repr(given), key  # all of its values
+    if stated not in KNOWN_OPTIONS:
+        KNOWN_OPTIONS[stated] = parse(model, given, key, owner, near)
+    options = KNOWN_OPTIONS[stated]
+    assert isinstance(options, model)
+    return options
+
+
+KNOWN_OPTIONS: dict[tuple[type[BaseModel], str, str], BaseModel] = {}
+"""The options that this process has parsed."""
+
+
+def parse(model: type[T], given: Mapping[str, Any], key: str, owner: str, near: Iterable[str] = ()) -> T:
+    """Parse options anew, as `parsed` does once.
+
+    Raises:
+        ConfigError: see `parsed`.
     """
     known = list(model.model_fields)
     problems = [

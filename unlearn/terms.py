@@ -141,15 +141,21 @@ def bind(method: MethodConfig) -> list[Term]:
         ConfigError: everything that is wrong, by dotted name.
     """
     stated = repr(method)  # all of its values
-    if stated not in _TERMS:
-        _TERMS[stated] = _bind(method)
-    return list(_TERMS[stated])
+    if stated not in KNOWN_TERMS:
+        KNOWN_TERMS[stated] = make_terms(method)
+    return list(KNOWN_TERMS[stated])
 
 
-_TERMS: dict[str, list[Term]] = {}
+KNOWN_TERMS: dict[str, list[Term]] = {}
+"""The terms of methods that this process has bound."""
 
 
-def _bind(method: MethodConfig) -> list[Term]:
+def make_terms(method: MethodConfig) -> list[Term]:
+    """Bind a method anew, as `bind` does once.
+
+    Raises:
+        ConfigError: everything that is wrong, by dotted name.
+    """
     problems: list[str] = []
     terms: list[Term] = []
     stated: list[tuple[str, str, str, float, dict[str, Any]]] = [

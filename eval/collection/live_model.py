@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,13 +31,14 @@ from unlearn.passes.per_example.gradient_norms import gradient_norms
 T = TypeVar("T")
 
 
-@dataclass(frozen=True)
+@dataclass
 class Live:
     """A transformers model (not its engine), its encoder, and the settings of passes over it.
 
     `max_tokens` bounds rows × longest of a forward, `max_rows` the number of sequences generated together.
     Inputs are moved to `device`. The methods are collectives: every process calls them with the same
-    arguments and gets all results.
+    arguments and gets all results. `shares_prompts` says whether answers to one prompt share its computation;
+    None until the first answers that could, which try it.
     """
 
     model: nn.Module
@@ -49,7 +50,8 @@ class Live:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     progress: bool = False
     static_cache: bool = False
-    _known: dict[str, Any] = field(default_factory=dict, repr=False)
+    shares_prompts: bool | None = field(default=None, init=False)
+    _weights: tuple[list[int], Packed] | None = field(default=None, init=False, repr=False)
 
     def read(self, sequences: Sequence[TokenSequence], *, label: str = "answers") -> dict[str, Ragged]:
         """Compute the columns of `unlearn.passes.forward.TokenRecord` per answer token, a row per sequence.
@@ -134,9 +136,9 @@ class Live:
     @property
     def _packed(self) -> Packed:
         state = [parameter._version for parameter in self.model.parameters()]
-        if self._known.get("state") != state:
-            self._known.update(state=state, packed={} if self.world.collective_forward else pack(self.model))
-        return cast(Packed, self._known["packed"])
+        if self._weights is None or self._weights[0] != state:
+            self._weights = state, {} if self.world.collective_forward else pack(self.model)
+        return self._weights[1]
 
     def _passes(
         self, widths: Sequence[int], answers: Sequence[int], call: Callable[[list[int], int], T], label: str
@@ -171,14 +173,14 @@ class Live:
         window = getattr(config, "sliding_window", None)
         if window is not None and max(len(s.ids) for s in sequences) > window:
             return False
-        if "branches" not in self._known:
+        if self.shares_prompts is None:
             able = (
                 not interventions.attached(base)
                 and config._attn_implementation in ("sdpa", "eager")
                 and {"position_ids", "attention_mask"} <= set(inspect.signature(base.forward).parameters)
             )
-            self._known["branches"] = able and self._tried(sequences, max(rows, key=lambda row: row.width))
-        return bool(self._known["branches"])
+            self.shares_prompts = able and self._tried(sequences, max(rows, key=lambda row: row.width))
+        return self.shares_prompts
 
     def _tried(self, sequences: Sequence[TokenSequence], row: Row) -> bool:
         with evaluating(self.model):

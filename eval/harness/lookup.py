@@ -35,13 +35,13 @@ def problems(tasks: Sequence[str], include_path: str | None) -> list[str]:
         if problem := folder_problem(include_path):
             return [f"include_path={include_path}: {problem}"]
         try:
-            own = _index(include_path, False).task_index
+            own = task_manager(include_path, False).task_index
         except Exception as error:  # the library raises any error of YAML
             why = " ".join(str(error).split())[:200]
             return [f"include_path={include_path}: lm_eval cannot read its task files ({why})"]
     unknown = _unmentioned([task for task in tasks if task not in own])
     if unknown:  # names composed from several files are only in the whole index, which takes seconds
-        known = _index(include_path, True).all_tasks
+        known = task_manager(include_path, True).all_tasks
         unknown = [task for task in unknown if task not in known]
     return [f"lm_eval has no task {task!r}{_near(task, known)}" for task in unknown]
 
@@ -73,10 +73,10 @@ def manager(tasks: Sequence[str], include_path: str | None) -> Any:
     if causes := problems(tasks, include_path):
         raise HarnessError("; ".join(causes))
     if include_path is not None:
-        own = _index(include_path, False)
+        own = task_manager(include_path, False)
         if _complete(own, tasks):
             return own
-    return _index(include_path, True)
+    return task_manager(include_path, True)
 
 
 def _package_problem() -> str | None:
@@ -89,7 +89,8 @@ def _package_problem() -> str | None:
 
 
 @lru_cache(maxsize=8)
-def _index(include_path: str | None, library: bool) -> Any:
+def task_manager(include_path: str | None, library: bool) -> Any:
+    """Return the manager of a folder's tasks; with `library` also of lm_eval's own, which takes seconds."""
     from lm_eval.tasks import TaskManager
 
     own = None if include_path is None else str(user_path(include_path))

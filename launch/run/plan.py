@@ -10,7 +10,6 @@ from eval.benchmark import find, is_live, options_of
 from eval.configuration import benchmark_options, evaluation_sets
 from launch.compose import yaml_of_defaults
 from launch.job import Baselines, Job
-from launch.validate import is_local
 from unlearn import interventions, probes
 from unlearn.config import EvalConfig, LoraConfig, MethodConfig, ProbeConfig, RunConfig
 from unlearn.data import alternatives
@@ -20,7 +19,7 @@ from unlearn.data.sources import BASE, available, before, identity, retain_model
 from unlearn.files import digest, folder_name
 from unlearn.models import load as models
 from unlearn.models.weights import Weights
-from unlearn.paths import user_path
+from unlearn.paths import is_local, user_path
 from unlearn.run_dir import RunDir
 from unlearn.terms import bind, needs_alternatives, training_sets, watched_sets
 

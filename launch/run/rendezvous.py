@@ -27,7 +27,7 @@ HEARTBEAT_TIMEOUT = 60.0
 """Seconds without a heartbeat after which a task counts as lost."""
 _HEARTBEAT = 0.5  # seconds between heartbeats
 _BOOTSTRAP_TIMEOUT = 5.0  # bootstrap socket timeout, seconds
-_PORTS = range(20000, 32000)  # below the ports that Linux gives to outgoing connections
+PORTS = range(20000, 32000)  # below the ports that Linux gives to outgoing connections
 
 
 class TaskLost(UserError):
@@ -150,9 +150,9 @@ def team_of(task: Task) -> Team:
     return Team(task)
 
 
-def _ports(step: str) -> list[int]:
+def ports(step: str) -> list[int]:
     """Return the bootstrap ports of a step, the same in every task; several, since one may be in use."""
-    return [_PORTS[zlib.crc32(f"{step}/{each}".encode()) % len(_PORTS)] for each in range(4)]
+    return [PORTS[zlib.crc32(f"{step}/{each}".encode()) % len(PORTS)] for each in range(4)]
 
 
 def _host(task: Task) -> Any:
@@ -161,7 +161,7 @@ def _host(task: Task) -> Any:
 
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     if task.count > 1:
-        server = _listen(_ports(task.step))
+        server = _listen(ports(task.step))
         Thread(target=_send_port, args=(server, task, store.port), daemon=True).start()
     return store
 
@@ -194,14 +194,14 @@ def _join(task: Task) -> Any:
 
     deadline = time.monotonic() + RENDEZVOUS_TIMEOUT
     while time.monotonic() < deadline:
-        for bootstrap in _ports(task.step):
+        for bootstrap in ports(task.step):
             if (port := _ask_port(task, bootstrap)) is not None:
                 timeout = timedelta(seconds=HEARTBEAT_TIMEOUT)
                 return TCPStore(task.leader, port, is_master=False, wait_for_workers=False, timeout=timeout)
         time.sleep(0.2)
     raise TaskLost(
         f"{task.name} cannot connect to task 0 of step {task.step} at {task.leader}, ports "
-        f"{_ports(task.step)}, within {RENDEZVOUS_TIMEOUT:.0f} s: task 0 ended early (see its output), or a "
+        f"{ports(task.step)}, within {RENDEZVOUS_TIMEOUT:.0f} s: task 0 ended early (see its output), or a "
         "firewall is between the nodes"
     )
 

@@ -17,7 +17,7 @@ import submitit  # noqa: F401
 from launch.cli import command
 from tests.paths import ROOT
 
-_ENVIRONMENT = {"WANDB_MODE": "offline", "COLUMNS": "200"}
+ENVIRONMENT = {"WANDB_MODE": "offline", "COLUMNS": "200"}
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def unlearn(cwd: Path, *arguments: str) -> Shown:
     """The command in this process, whose environment stays as it was."""
     out, err, argv, before = io.StringIO(), io.StringIO(), sys.argv, dict(os.environ)
     try:
-        os.environ |= _ENVIRONMENT
+        os.environ |= ENVIRONMENT
         with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             code = command([*arguments])
     finally:
@@ -53,7 +53,7 @@ def started(cwd: Path, *arguments: str) -> subprocess.Popen[str]:
     """The command in a process of its own, just begun."""
     return subprocess.Popen(
         [sys.executable, "-m", "launch.cli", *arguments], cwd=cwd, text=True,
-        env=os.environ | _ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
+        env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 

@@ -118,7 +118,7 @@ def test_variables_that_are_refused(name, tmp_path, monkeypatch):
     given, says = VARIABLES[name]
     for key, value in given.items():
         monkeypatch.setenv(key, value)
-    monkeypatch.setattr("tests.launch.commands._ENVIRONMENT", {})
+    monkeypatch.setattr("tests.launch.commands.ENVIRONMENT", {})
     check_refusal(tmp_path, Refused(("model.nano.layers=1",), (says,)))
 
 
@@ -249,7 +249,7 @@ def test_a_run_survives_its_terminal_and_its_surroundings(tmp_path):
 
 @pytest.mark.slow
 def test_warnings_of_a_run_come_to_the_terminal_and_one_name_is_one_folder(tmp_path, monkeypatch):
-    monkeypatch.setattr("tests.launch.commands._ENVIRONMENT", {"WANDB_MODE": "offline", "COLUMNS": "200"})
+    monkeypatch.setattr("tests.launch.commands.ENVIRONMENT", {"WANDB_MODE": "offline", "COLUMNS": "200"})
     online = [one for one in TINY if one != "tracker=disabled"]
     given = [*online, "model.name=org/mine", "tracker.project=a/b"]
     shown = done(tmp_path, *given)

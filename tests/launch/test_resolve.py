@@ -11,6 +11,7 @@ import pytest
 
 import launch.compose
 import launch.resolve
+import unlearn.plugins
 import unlearn.terms
 from tests.launch.commands import done
 
@@ -23,7 +24,7 @@ TINY = (
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each was called; `bind` by the method's name."""
+    """How often each was called: `bind` by the method's name, `parse` by owner, key and values."""
     counted: Counter[str] = Counter()
 
     def count(module: Any, function: str, name: Callable[..., str]) -> None:
@@ -39,22 +40,32 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     count(launch.resolve, "check", lambda *_: "check")
     count(launch.resolve, "make_plan", lambda *_: "plan")
     count(launch.resolve, "inspect", lambda *_: "inspect")
-    count(unlearn.terms, "_bind", lambda method: f"bind {method.name}")
-    monkeypatch.setattr(unlearn.terms, "_TERMS", {})
+    count(unlearn.terms, "make_terms", lambda method: f"bind {method.name}")
+    count(unlearn.plugins, "parse", lambda _, given, key, owner, *near: f"{owner}, {key} {given}")
+    monkeypatch.setattr(unlearn.terms, "KNOWN_TERMS", {})
+    monkeypatch.setattr(unlearn.plugins, "KNOWN_OPTIONS", {})
     return counted
 
 
 METHODS = ("grad_diff", "finetune", "none", "reinforce")  # the last is checked as `method.reinforced`
+OPTIONS = ("source authors, dataset.options {", "benchmark tofu, eval.benchmarks.tofu {")
 ONCE = {"compose": 1, "check": 1, "plan": 1, "inspect": 1} | {f"bind {name}": 1 for name in METHODS}
+
+
+def assert_once(calls: Counter[str]) -> None:
+    parsed = {name: count for name, count in calls.items() if "{" in name}
+    assert {name: calls[name] for name in calls.keys() - parsed} == ONCE
+    assert all(any(name.startswith(options) for name in parsed) for options in OPTIONS), parsed
+    assert set(parsed.values()) == {1}, parsed
 
 
 def test_a_dry_run(calls: Counter[str], tmp_path: Path) -> None:
     done(tmp_path, *TINY, "method=grad_diff", "dry_run=true")
-    assert calls == ONCE
+    assert_once(calls)
 
 
 @pytest.mark.slow
 def test_a_run_with_all_that_it_needs(calls: Counter[str], tmp_path: Path) -> None:
     shown = done(tmp_path, *TINY, "method=grad_diff")
     assert "5/5 run" in shown.out
-    assert calls == ONCE
+    assert_once(calls)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from eval.benchmark import Result
-from eval.evaluate import _write
+from eval.evaluate import write_result
 from launch.report.page import write_report
 from tests.unlearn.training import small_training as training
 from unlearn.config import HardwareConfig
@@ -43,7 +43,7 @@ def test_all_outputs_follow_the_umask(masked, tmp_path, nano_tokenizer):
     trainer.engine.close()
     save_pretrained(training.tiny_llama(), nano_tokenizer, run / "model")
     frozen_outputs.write(tmp_path / "runs" / "cache" / "reference" / "entry.safetensors", [torch.zeros(3)])
-    _write(
+    write_result(
         run / "eval" / "tofu", Result({"tofu/x": 1.0}, [{"set": "forget", "id": "a"}], words={"a": "b"}), []
     )
     write_report(run)

@@ -39,12 +39,12 @@ class Wandb(Tracker):
     def __init__(self, options: WandbOptions, run: TrackedRun) -> None:
         super().__init__(options, run)
         earlier = any(run.directory.glob(f"wandb/*run-*-{run.id}"))
-        self._run = open_run(options.mode, run.directory, _identity(options, run), run.config)
+        self.wandb_run = open_run(options.mode, run.directory, _identity(options, run), run.config)
         self._logged: dict[int, set[str]] = {}
         for row in run.history if earlier else ():
             self._logged.setdefault(int(row["step"]), set()).update(row)
         self._step = max(self._logged, default=0)
-        self._first = int(self._run.step)  # online, a continued run begins after its last row
+        self._first = int(self.wandb_run.step)  # online, a continued run begins after its last row
 
     @classmethod
     def check(cls, options: Any) -> list[str]:
@@ -68,14 +68,14 @@ class Wandb(Tracker):
         new = {key: value for key, value in row.items() if value is not None and key not in known}
         if new.keys() - {"step"}:
             self._step = max(self._step, step)
-            self._run.log({**new, "step": step}, step=step)
+            self.wandb_run.log({**new, "step": step}, step=step)
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         import wandb
 
         # Mixed types: a column of numbers may hold None or an int among floats.
         table = wandb.Table(columns=[*columns], data=rows, allow_mixed_types=True)
-        with staged_with(self._run):
+        with staged_with(self.wandb_run):
             self._file(name, table)
 
     def figure(self, name: str, figure: Mapping[str, Any]) -> None:
@@ -91,18 +91,18 @@ class Wandb(Tracker):
         artifact = wandb.Artifact(plain, type="model", metadata=_finite(facts))
         # Immutable: W&B uploads the files themselves, without a copy.
         artifact.add_dir(str(folder.absolute()), policy="immutable")
-        self._run.log_artifact(artifact)
+        self.wandb_run.log_artifact(artifact)
 
     def summary(self, values: Row) -> None:
-        self._run.summary.update(_finite(values))
+        self.wandb_run.summary.update(_finite(values))
 
     def finish(self, exit_code: int = 0) -> None:
-        self._run.finish(exit_code=exit_code)
+        self.wandb_run.finish(exit_code=exit_code)
 
     def _file(self, name: str, value: Any) -> None:
         """Log at the last step, or at the next one if an earlier process logged the last."""
         step = max(self._first, self._step + (self._step in self._logged))
-        self._run.log({name: value, "step": step}, step=step)
+        self.wandb_run.log({name: value, "step": step}, step=step)
 
 
 def _identity(options: WandbOptions, run: TrackedRun) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def test_every_family_gives_what_one_answer_at_a_time_gives(family, tmp_path):
     sequences = encoder().pairs(answers_of_all())
     reader = live(net, tmp_path)
     found = reader.read(sequences)
-    assert reader._known["branches"] is (family in SHARING)
+    assert reader.shares_prompts is (family in SHARING)
     for i, sequence in enumerate(sequences):
         alone = record(net, collate([sequence]))
         for name in ("logp", "mean", "variance"):

@@ -460,9 +460,9 @@ def test_options_that_cannot_be(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_librarys_names_are_found_without_its_index() -> None:
     asked = (*general.Options().tasks, *wmdp.Options().asked.values(), "gsm8k", "ifeval", "triviaqa")
-    before = harness.lookup._index.cache_info().currsize
+    before = harness.lookup.task_manager.cache_info().currsize
     assert harness.problems(asked, None) == []
-    assert harness.lookup._index.cache_info().currsize == before
+    assert harness.lookup.task_manager.cache_info().currsize == before
 
 
 def test_without_the_package_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from launch.compose import checked, compose_run, force_overrides
-from launch.run.rendezvous import _PORTS, _ports
+from launch.run.rendezvous import PORTS, ports
 from launch.run.slurm_task import Task, expand, leads, this_task
 from launch.validate import check
-from tests.launch.commands import _ENVIRONMENT, ended
+from tests.launch.commands import ENVIRONMENT, ended
 from tests.paths import ROOT
 from unlearn.errors import ConfigError, UserError
 
@@ -42,7 +42,7 @@ def as_task(number: int, cwd: Path, *arguments: str) -> subprocess.Popen[str]:
     }  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "-m", "launch.cli", *SMALL, *arguments], cwd=cwd, text=True,
-        env=os.environ | _ENVIRONMENT | {"PYTHONPATH": str(ROOT)} | mine,
+        env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)} | mine,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -119,8 +119,8 @@ def test_only_the_first_task_leads(monkeypatch):
 
 
 def test_ports_follow_from_the_step():
-    assert _ports("17.0") == _ports("17.0") != _ports("17.1")
-    assert all(port in _PORTS for port in _ports("17.0"))
+    assert ports("17.0") == ports("17.0") != ports("17.1")
+    assert all(port in PORTS for port in ports("17.0"))
 
 
 def problems(*overrides: str) -> list[str]:

@@ -256,7 +256,7 @@ def test_a_tracker_that_cannot_open_warns_and_the_run_goes_on(tmp_path, caplog, 
 def test_a_later_failure_is_reported_once_and_ends_the_mirroring(tmp_path, caplog):
     tracker = opened(tmp_path)
     tracker.log({"loss": 1.0}, step=1)
-    run = tracker.tracker._run
+    run = tracker.tracker.wandb_run
     with caplog.at_level(logging.WARNING):
         tracker.table("broken", ["one", "two"], [["three", "cells", "here"]])
         tracker.log({"loss": 2.0}, step=2)

@@ -49,17 +49,17 @@ def gradient_norms(model: nn.Module, batch: Batch) -> Tensor:
 @torch.no_grad()
 def _norms(sites: Sequence[Site], count: int) -> Tensor:
     """Return the norm of each example's gradient by one parameter, over all the sites that use it, [B]."""
-    squares, held = _cheaper(sites)
+    squares, held = cheaper(sites)
     size = max(1, _BUDGET // held)
     chunks = (slice(i, min(i + size, count)) for i in range(0, count, size))
     # Rounding may make a sum that should be zero slightly negative.
     return torch.cat([squares(sites, examples) for examples in chunks]).clamp(min=0).sqrt()
 
 
-def _cheaper(sites: Sequence[Site]) -> tuple[Callable[[Sequence[Any], slice], Tensor], int]:
+def cheaper(sites: Sequence[Site]) -> tuple[Callable[[Sequence[Any], slice], Tensor], int]:
     """Return the cheaper function for squared norms, and the elements that it holds for one example."""
     if any(isinstance(site, Own) for site in sites):
-        return _summed, max(site.call.size for site in sites if isinstance(site, Own))
+        return by_sums, max(site.call.size for site in sites if isinstance(site, Own))
     outer = [site for site in sites if isinstance(site, Outer)]
     rows = [max(site.left.lengths) for site in outer]
     widths = [(site.left.width, site.right.width) for site in outer]
@@ -67,11 +67,11 @@ def _cheaper(sites: Sequence[Site]) -> tuple[Callable[[Sequence[Any], slice], Te
     area = max(left * right for left, right in widths)
     products = sum(rows) ** 2 * max(left + right for left, right in widths)
     if any(site.left.looked_up for site in outer) or products < sum(rows) * area:
-        return _gram, inputs + 3 * max(rows) ** 2
-    return _summed, inputs + 2 * area
+        return by_gram_matrices, inputs + 3 * max(rows) ** 2
+    return by_sums, inputs + 2 * area
 
 
-def _gram(sites: Sequence[Outer], examples: slice) -> Tensor:
+def by_gram_matrices(sites: Sequence[Outer], examples: slice) -> Tensor:
     """Return ‖Σ_t l_t ⊗ r_t‖² = Σ_{t,s} (l_t·l_s)(r_t·r_s) without forming the gradient."""
     sides = [(site.left.of(examples), site.right.of(examples)) for site in sites]
     total = torch.zeros(len(sides[0][0]), dtype=torch.float64, device=sides[0][1].device)
@@ -93,7 +93,7 @@ def _inner(a: Tensor, b: Tensor) -> Tensor:
     return b.mT.gather(1, a[:, :, None].expand(-1, -1, b.shape[1]))
 
 
-def _summed(sites: Sequence[Site], examples: slice) -> Tensor:
+def by_sums(sites: Sequence[Site], examples: slice) -> Tensor:
     """Return squared norms by forming the gradients."""
     own = [site.gradient(examples) for site in sites if isinstance(site, Own)]
     total = sum(gradient.flatten(1) for gradient in own)

@@ -19,7 +19,7 @@ from tests.unlearn.passes.per_example.gradient_models import CONFIGS, adapted, m
 from unlearn.data.batching import collate
 from unlearn.data.tokenization import Encoder, TokenSequence
 from unlearn.passes.per_example.capture import captured
-from unlearn.passes.per_example.gradient_norms import _cheaper, _gram, _summed, gradient_norms
+from unlearn.passes.per_example.gradient_norms import by_gram_matrices, by_sums, cheaper, gradient_norms
 from unlearn.passes.per_example.parameter_uses import Outer
 
 
@@ -92,14 +92,14 @@ def test_small_chunks(name, monkeypatch):
     close(gradient_norms(model, collate(some)), whole)
 
 
-@pytest.mark.parametrize("way", [_gram, _summed])
+@pytest.mark.parametrize("way", [by_gram_matrices, by_sums])
 @pytest.mark.parametrize("name", ["phi", "gpt2"])
 def test_both_ways_give_the_same(name, way):
     model = made(name, torch.float64)
     seen = 0
     for sites in captured(model, collate(sequences())).sites:
         if isinstance(sites[0], Outer) and not sites[0].left.looked_up:
-            chosen, _ = _cheaper(sites)
+            chosen, _ = cheaper(sites)
             everyone = slice(0, 7)
             assert_close(way(sites, everyone), chosen(sites, everyone), terms=PASS)
             seen += 1

@@ -1,0 +1,101 @@
+"""Check a configuration beyond its schema: files, names and combinations. Nothing is loaded."""
+
+from __future__ import annotations
+
+import os
+
+from launch.tracking import trackers
+from launch.validate.machine import hardware_problems
+from launch.validate.model import model_problems
+from launch.validate.training import dataset_problems, method_problems, preset_problems, probe_problems
+from unlearn.config import GoalConfig, RunConfig
+from unlearn.data.sources import available
+from unlearn.errors import ConfigError
+
+
+def check(config: RunConfig) -> None:
+    """Check that a configuration can run.
+
+    Raises:
+        ConfigError: all problems at once, by dotted name.
+    """
+    problems = [
+        *model_problems(config),
+        *dataset_problems(config),
+        *hardware_problems(config),
+        *method_problems(config),
+        *preset_problems("model.finetune", "finetune", config.model.finetune),
+        *preset_problems("method.reinforced", "reinforce", config.method.reinforced),
+        *_evaluation(config),
+        *probe_problems(config),
+        *_tracker(config),
+    ]
+    if problems:
+        raise ConfigError(problems)
+
+
+def doubts(config: RunConfig, *, searched: bool = False) -> list[str]:
+    """Return warnings about settings that have no effect or are probably not intended.
+
+    searched: whether a sweeper that optimises has chosen the run.
+    """
+    from eval import variants
+    from eval.configuration import baseline_doubts
+
+    warnings = variants.doubts(config) + baseline_doubts(config)
+    if config.eval.every_steps is not None and not config.eval.benchmarks:
+        warnings.append("eval.every_steps: measures nothing, since no benchmark is chosen (eval=none)")
+    if config.goal != GoalConfig() and not searched:
+        warnings.append("goal: used in a search only (-m hydra/sweeper=optuna, see docs/sweeps.md)")
+    cores = os.cpu_count() or 1
+    hardware = config.hardware
+    if hardware.device == "cpu" and hardware.processes > cores * hardware.nodes:
+        warnings.append(
+            f"hardware.processes={hardware.processes}: more than the {cores} cores of this machine; "
+            "processes share cores, and each has the model in memory"
+        )
+    return warnings
+
+
+def _tracker(config: RunConfig) -> list[str]:
+    problems = trackers.check(config.tracker)
+    if config.tracker.model and config.method.makes_model and not config.save_model:
+        problems.append("tracker.model=True: save_model=False keeps no model to upload; set save_model=true")
+    return problems
+
+
+def _evaluation(config: RunConfig) -> list[str]:
+    from eval import variants
+    from eval.benchmark import find, is_live, options_of
+    from eval.configuration import baseline_problems, benchmark_options
+
+    problems = []
+    try:
+        existing = set(available(config.dataset))
+    except ConfigError:  # reported by another check
+        return []
+    for name in config.eval.benchmarks:
+        try:
+            benchmark = find(name)
+            options = options_of(benchmark, benchmark_options(config, name), name)
+        except ConfigError as error:
+            problems += error.problems
+            continue
+        if benchmark.SETS and not benchmark.SETS.keys() & existing:
+            problems.append(
+                f"eval.benchmarks.{name}: scores {', '.join(benchmark.SETS)}, but dataset "
+                f"{config.dataset.name} has none of these (it has {', '.join(sorted(existing))}); choose "
+                "another eval=… or dataset=…"
+            )
+        if is_live(benchmark):
+            problems += [f"eval.benchmarks.{name}: {problem}" for problem in benchmark.check(options)]
+    problems += variants.check(config.eval.variants, config)
+    if config.eval.variants and not config.eval.benchmarks:
+        chosen = ",".join(config.eval.variants)
+        problems.append(
+            f"eval.variants: no benchmark scores the modified models; choose one too: eval=[tofu,{chosen}]"
+        )
+    log = config.model.retain_log
+    if log is not None and config.model.retain is not None:
+        problems.append(f"model.retain_log={log}: replaces model.retain; set only one of the two")
+    return problems + baseline_problems(config)

