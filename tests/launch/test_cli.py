@@ -234,6 +234,7 @@ def test_a_refusal_of_the_schema_loads_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
+@pytest.mark.slow
 def test_a_dry_run_of_the_default_imports_no_models(tmp_path):
     """Those of transformers take longer to import than the rest of a dry run."""
     code = (

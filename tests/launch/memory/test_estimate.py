@@ -221,7 +221,7 @@ def test_the_table_of_the_documentation_is_the_functions():
 
 REAL = [
     "method=finetune", "eval=none", "tracker=disabled", "save_model=false", "hardware.threads=1",
-    "method.steps=2", "method.batch=48", "hardware.micro_tokens=1024", "checkpoint.every_steps=1000",
+    "method.steps=2", "method.batch=24", "hardware.micro_tokens=1024", "checkpoint.every_steps=1000",
     "model.nano.hidden_size=384", "model.nano.heads=6", "model.nano.layers=6",
 ]  # fmt: skip
 

@@ -119,12 +119,12 @@ def test_edits_are_loaded_with_the_model_and_add_up(swept):
 def test_a_guardrail_is_fitted_on_a_given_autoencoder(swept):
     cwd, _ = swept
     torch.manual_seed(0)
-    encode = torch.randn(128, 64)
+    encode = torch.randn(64, 96)
     sae = {
         "W_enc": encode,
-        "b_enc": torch.zeros(64),
+        "b_enc": torch.zeros(96),
         "W_dec": encode.T.contiguous(),
-        "b_dec": torch.zeros(128),
+        "b_dec": torch.zeros(64),
     }
     save_file(sae, cwd / "sae.safetensors")
     process = unlearn(

@@ -48,7 +48,7 @@ def records(cwd: Path) -> list[dict[str, Any]]:
 
 def test_a_killed_process_loses_no_job_and_frees_its_lock(tmp_path):
     """One job builds the target, the other waits; a pool that loses one process ends the other too."""
-    process = started(tmp_path, *POOL, "method=grad_ascent,npo", "method.steps=2", "model.finetune.epochs=30")
+    process = started(tmp_path, *POOL, "method=grad_ascent,npo", "method.steps=2", "model.finetune.epochs=15")
     checkpoint = "runs/finetune-*/checkpoints/step-*/state.json"
     until(lambda: list(tmp_path.glob(checkpoint)) and len(records(tmp_path)) == 2, process)
     os.kill(records(tmp_path)[0]["process"], signal.SIGKILL)
