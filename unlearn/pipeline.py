@@ -23,7 +23,7 @@ from unlearn.errors import ConfigError, UserError
 from unlearn.models import adapt, export
 from unlearn.models import load as models
 from unlearn.models.verify import Trial, trial, verify
-from unlearn.models.weights import Weights
+from unlearn.models.weights import WeightsSource
 from unlearn.probes._measure_saved import measure_saved
 from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
@@ -50,8 +50,8 @@ class Pipeline:
     """
 
     config: RunConfig
-    start: Weights
-    reinforced: Weights | None
+    start: WeightsSource
+    reinforced: WeightsSource | None
     rundir: RunDir
     tracker: Logger
     world: World

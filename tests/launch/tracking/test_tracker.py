@@ -28,7 +28,7 @@ from launch.tracking.wandb_session import key_configured
 from tests.launch.tracking.wandb_files import finished_records, read_run
 from tests.launch.tracking.wandb_server import KEY, serving
 from unlearn.config import TrackerConfig
-from unlearn.models.weights import Weights
+from unlearn.models.weights import WeightsSource
 from unlearn.run_dir import RunDir
 
 
@@ -161,7 +161,7 @@ def test_files_that_cannot_be_read_fail_no_run(tmp_path, caplog):
     tracker = opened(tmp_path)
     with caplog.at_level(logging.WARNING):
         send_results(
-            tracker, Job(config, "abc123", Weights(None, "k")), "run", RunDir(tmp_path), {"loss": 1.0}
+            tracker, Job(config, "abc123", WeightsSource(None, "k")), "run", RunDir(tmp_path), {"loss": 1.0}
         )
     tracker.finish()
     (path,) = run_files(tmp_path)
