@@ -1,8 +1,9 @@
 """The contract of a benchmark, a module `eval/benchmarks/<name>.py` or of your own.
 
 A benchmark that asks a model through requests has `Options`, `SETS`, `METRICS`, `requests` and `score`, and
-perhaps `read_baseline`. One that leaves its questions to a library has `measure`, which gets the live model,
-in place of the last two.
+may have `read_baseline` (`Benchmark`, `BaselineBenchmark`). A benchmark whose questions a library has defines
+`check`, `identity` and `measure` in place of `requests` and `score`; `measure` gets the live model
+(`LiveBenchmark`).
 """
 
 from __future__ import annotations
@@ -156,9 +157,10 @@ class LiveBenchmark(Protocol):
         """Return the metrics of the live model."""
 
 
-BENCHMARKS = plugins.Kind(
-    "eval.benchmarks", "benchmark", parts=("Options", "SETS", "METRICS", "requests|measure", "score|measure")
-)
+_PARTS = (
+    "Options", "SETS", "METRICS", "requests|measure", "score|measure", "requests|check", "requests|identity",
+)  # fmt: skip
+BENCHMARKS = plugins.Kind("eval.benchmarks", "benchmark", parts=_PARTS)
 
 
 def find(name: str) -> Benchmark | LiveBenchmark:

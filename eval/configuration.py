@@ -39,7 +39,7 @@ def benchmark_options(config: RunConfig, name: str) -> dict[str, Any]:
     return common | dict(config.eval.benchmarks[name] or {})
 
 
-def requests_of(benchmark: str, sets: Sets, options: Mapping[str, Any] | None = None) -> list[Request]:
+def requests_of(benchmark: str, sets: Sets, options: Mapping[str, Any]) -> list[Request]:
     """Return the benchmark's requests to a model. No model is needed, so it can be called before loading one.
 
     A benchmark that calls the model itself has no requests; its options are checked.
@@ -49,7 +49,7 @@ def requests_of(benchmark: str, sets: Sets, options: Mapping[str, Any] | None = 
         ConfigError: no such benchmark or option.
     """
     module = find(benchmark)
-    chosen = options_of(module, options or {}, benchmark)
+    chosen = options_of(module, options, benchmark)
     if is_live(module):
         problems = module.check(chosen)
         if problems:
@@ -85,7 +85,7 @@ def baseline_problems(config: RunConfig) -> list[str]:
     return problems
 
 
-def baseline_doubts(config: RunConfig) -> list[str]:
+def baseline_warnings(config: RunConfig) -> list[str]:
     """Say that a published log of the retain model is set, but no benchmark of the run reads one."""
     log = config.model.retain_log
     if log is None or _baseline_readers(config.eval.benchmarks):

@@ -1,7 +1,7 @@
 """Look up metrics by key, in the `METRICS` of the benchmark that declares them.
 
 A key is `<benchmark>/<set>/<metric>` or `<benchmark>/<metric>`; for a variant of the model it begins with
-`<variant>/<label>/`, as the variant's `KEYS` says.
+what the variant's `KEYS` matches (`relearning/10/`, `calibrated/`).
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from unlearn.config import RunConfig
-from unlearn.models.weights import Weights
+from unlearn.models.weights import WeightsSource
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,6 @@ class Job:
 
     config: RunConfig
     fingerprint: str
-    start: Weights
+    start: WeightsSource
     baselines: Baselines = Baselines()
-    reinforced: Weights | None = None
+    reinforced: WeightsSource | None = None

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from launch.inspection import inspect
 from launch.run.plan import Plan, make_plan
-from launch.validate import check, doubts
+from launch.validate import check, warnings_of
 from unlearn.config import RunConfig
 
 
@@ -37,4 +37,4 @@ def resolve(config: RunConfig, directory: Path | None = None, *, searched: bool 
 
         check_goal(config)
     plan = make_plan(config, directory)
-    return Resolved(config, plan, (*doubts(config, searched=searched), *inspect(config, plan)))
+    return Resolved(config, plan, (*warnings_of(config, searched=searched), *inspect(config, plan)))

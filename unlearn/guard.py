@@ -88,12 +88,12 @@ def pause_collection() -> None:
 
 def resume_collection() -> None:
     """Collect garbage again, but leave out what was imported: DeepSpeed collects for each engine."""
-    if not gc.isenabled():  # once in a process: of what is frozen, no cycle is ever freed
+    if not gc.isenabled():  # once per process: a cycle that is frozen is never freed
         gc.freeze()
         gc.enable()
 
 
-def given_path(text: str) -> Path:
+def path_argument(text: str) -> Path:
     """Parse a path argument (a `type` of argparse); `~` is the home directory."""
     return Path(text).expanduser()
 

@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-Kind: TypeAlias = Literal["file", "folder"]
+PathKind: TypeAlias = Literal["file", "folder"]
 
 _HUB_ID = re.compile(r"\w[\w.-]{0,95}(/[\w.-]{1,96})?", re.ASCII)
 
@@ -60,7 +60,7 @@ def _exists(path: str | Path, kind: object) -> bool:
         return False
 
 
-def _problem(named: str | Path, kind: Kind) -> str | None:
+def _problem(named: str | Path, kind: PathKind) -> str | None:
     path = user_path(named)
     try:
         mode = path.stat().st_mode
@@ -77,7 +77,7 @@ def _problem(named: str | Path, kind: Kind) -> str | None:
     return None
 
 
-def _cause(path: Path, error: OSError, kind: Kind) -> str:
+def _cause(path: Path, error: OSError, kind: PathKind) -> str:
     if error.errno == errno.ENAMETOOLONG:
         return f"there is no such {kind}: the name is longer than the file system allows"
     if error.errno == errno.ELOOP:

@@ -23,8 +23,8 @@ from unlearn.errors import ConfigError, UserError
 from unlearn.models import adapt, export
 from unlearn.models import load as models
 from unlearn.models.verify import Trial, trial, verify
-from unlearn.models.weights import Weights
-from unlearn.probes._saved_models import measure_saved
+from unlearn.models.weights import WeightsSource
+from unlearn.probes._measure_saved import measure_saved
 from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
 from unlearn.terms import WATCHED, Term, bind, training_sets
@@ -50,8 +50,8 @@ class Pipeline:
     """
 
     config: RunConfig
-    start: Weights
-    reinforced: Weights | None
+    start: WeightsSource
+    reinforced: WeightsSource | None
     rundir: RunDir
     tracker: Logger
     world: World
@@ -91,7 +91,7 @@ class Pipeline:
         engine = holder.take({} if checkpoint is None else checkpoint[1])
         probe = None
         if config.probe.on:
-            probe = self._probe(config, engine, self.terms, ready.watched(groups, WATCHED))
+            probe = self._probe(config, engine, self.terms, self._watched(ready, groups))
             if checkpoint is None:
                 probe.begin()
         rate = config.method.rate(config.model.lr_scale)
@@ -120,7 +120,7 @@ class Pipeline:
         return engine
 
     def probe_saved_models(self) -> None:
-        """The probe of a run that trains nothing: over models that were saved."""
+        """Measure the models of `probe.models`, or the target, with the probe (`method=none`)."""
         assert self.config.probe.method is not None
         config = self.config.model_copy(update={"method": self.config.probe.method})
         terms = models.resolve_layers(bind(config.method), config.model, self.start.source)
@@ -135,7 +135,7 @@ class Pipeline:
         sources = {"reference": FrozenModel(self.start.key, holder.hold, holder.whole_head)}
         groups, heads = ready.with_frozen_outputs(ready.groups(sources["reference"]), sources)
         holder.close()
-        watched = ready.watched(groups, WATCHED)
+        watched = self._watched(ready, groups)
         measure_saved(
             config, probes.saved_models(config.probe.models), engine_of,
             lambda engine: self._probe(config, engine, terms, watched), Frozen(heads),
@@ -201,6 +201,9 @@ class Pipeline:
         assert self.reinforced is not None
         model: Any = models.load_model(self.config.model, self.reinforced.source)
         yield models.in_precision(model, self.world.device, precision(self.config.hardware.dtype)), False
+
+    def _watched(self, ready: Preparation, groups: Mapping[str, Group]) -> dict[str, Group]:
+        return ready.watched(groups, (*WATCHED, *probes.sets(self.config.probe)))
 
     def _probe(
         self, config: RunConfig, engine: Engine, terms: Sequence[Term], groups: Mapping[str, Group]

@@ -1,9 +1,9 @@
 """Find plug-ins by name and check their options: one mechanism for every kind of plug-in.
 
 A plug-in is a module: a file of its kind's package, or of your own. It is named by its file's name or by its
-dotted path, from the working directory or from what is installed. Of a kind that is a function or a class,
-the module holds one with the module's name (`def top_k`, `class TopK`); a dotted path may also end in the
-function or the class itself (`my_losses.bounded`).
+dotted path, from the working directory or from what is installed. If the kind is a function or a class, the
+module defines one named after the module (`def top_k`, `class TopK`); a dotted path may also end in the
+function or class itself (`my_losses.bounded`).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Kind:
         return list(_modules(self.package))
 
     def known(self) -> list[str]:
-        """Return those names, and the ones of your own plug-ins that this process has found."""
+        """Return `names()` and the names of your own plug-ins that this process has imported."""
         return [*self.names(), *(name for package, name in _OWN if package == self.package)]
 
     def find(self, name: str, where: str) -> Any:
@@ -98,7 +98,7 @@ class Kind:
             _Unfit: it is not of this kind.
         """
         if not _IS[self.form](plug_in):
-            raise _Unfit(f"{name} is no {self.form}, and a {self.word} is one")
+            raise _Unfit(f"{name} is not a {self.form}; a {self.word} must be one")
         lacking = [part for part in self.parts if not any(hasattr(plug_in, one) for one in part.split("|"))]
         if lacking:
             parts = ", ".join(part.replace("|", " or ") for part in lacking)
@@ -122,7 +122,7 @@ class _Missing(Exception):
 
 
 class _Unfit(Exception):
-    """What has the name is no plug-in of the kind."""
+    """The object of this name is no plug-in of the kind."""
 
 
 @cache
@@ -207,7 +207,7 @@ def parsed(model: type[T], given: Mapping[str, Any], key: str, owner: str, near:
     """
     stated = model, repr(given), key  # all of its values
     if stated not in KNOWN_OPTIONS:
-        KNOWN_OPTIONS[stated] = parse(model, given, key, owner, near)
+        KNOWN_OPTIONS[stated] = parse_uncached(model, given, key, owner, near)
     options = KNOWN_OPTIONS[stated]
     assert isinstance(options, model)
     return options
@@ -217,7 +217,9 @@ KNOWN_OPTIONS: dict[tuple[type[BaseModel], str, str], BaseModel] = {}
 """The options that this process has parsed."""
 
 
-def parse(model: type[T], given: Mapping[str, Any], key: str, owner: str, near: Iterable[str] = ()) -> T:
+def parse_uncached(
+    model: type[T], given: Mapping[str, Any], key: str, owner: str, near: Iterable[str] = ()
+) -> T:
     """Parse options anew, as `parsed` does once.
 
     Raises:
@@ -238,7 +240,7 @@ def parse(model: type[T], given: Mapping[str, Any], key: str, owner: str, near: 
     return options
 
 
-def parsed_beside(section: BaseModel, model: type[T], key: str, owner: str) -> T:
+def section_options(section: BaseModel, model: type[T], key: str, owner: str) -> T:
     """Return the options of the plug-in that a section names: the section's further keys, as in `parsed`.
 
     Raises:

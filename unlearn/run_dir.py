@@ -31,8 +31,8 @@ class RunDir:
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
         self.models = path / "models"
-        self.probe = path / "geffect"
-        self.probe_start = self.probe / "start.safetensors"
+        self.geffect = path / "geffect"
+        self.geffect_start = self.geffect / "start.safetensors"
         self.eval = path / "eval"
         self.results = path / "results.json"
         self.log = path / "run.log"
@@ -161,9 +161,9 @@ class RunDir:
         return None
 
     def drop_checkpoints(self) -> None:
-        """Remove the checkpoints and the probe's starting weights, which a saved model no longer needs."""
+        """Remove checkpoints and the G-effect's starting weights, which a finished run no longer needs."""
         shutil.rmtree(self.checkpoints, ignore_errors=True)
-        self.probe_start.unlink(missing_ok=True)
+        self.geffect_start.unlink(missing_ok=True)
 
     def newest_checkpoint(self) -> Path | None:
         """Return the checkpoint of the latest step, whatever the times of the files."""

@@ -27,12 +27,12 @@ _RESERVED = ("objective", "weighting", "mask", "skip", "layer")
 
 
 WATCHED = ("forget", "retain")
-"""The sets whose risk a probe measures."""
+"""The sets that every probe gets where the dataset has them; the G-effect measures their risk."""
 
 
 @dataclass(frozen=True)
 class Bound:
-    """A pure function with its hyper-parameters, and the names of what it is given."""
+    """A pure function with its hyper-parameters, and the names of the statistics that it takes."""
 
     function: Callable[..., Tensor]
     needs: tuple[str, ...]
@@ -119,14 +119,14 @@ class Term:
         return frozenset({*self.weighting.bound.needs, "lengths"})
 
     def step_statistic_values(self, named: Mapping[str, Tensor]) -> Tensor:
-        """[B, K] values whose mean over the step is `batch_mean`."""
+        """Return the values [B, K] whose mean over the step is `batch_mean`."""
         if self.step_statistic is not None:
             return self.step_statistic(named)
         assert self.weighting is not None
         return self.weighting.instance(named)
 
     def values(self, named: Mapping[str, Tensor]) -> Tensor:
-        """Un-averaged values, [N] or [B]."""
+        """Return the un-averaged values, [N] or [B]."""
         if self.weighting:
             named = {**named, "weights": self.weighting(named)}
         return self.objective(named)
@@ -182,7 +182,7 @@ def make_terms(method: MethodConfig) -> list[Term]:
 
 
 def training_sets(config: RunConfig) -> set[str]:
-    """The sets of the dataset that the method works on."""
+    """Return the sets of the dataset that the method reads."""
     method = config.method
     fitted: tuple[str, ...] = ()
     if method.intervention is not None:
@@ -195,21 +195,23 @@ def training_sets(config: RunConfig) -> set[str]:
 
 
 def watched_sets(config: RunConfig) -> set[str]:
-    """The sets that a probe looks at, where the dataset has them."""
+    """Return the sets that a run loads for its probe, as far as the dataset has them."""
     if not config.probe.on:
         return set()
+    from unlearn import probes  # which need terms
+
     method = config.probe.method
     own = set() if method is None else training_sets(config.model_copy(update={"method": method}))
-    return own | (set(WATCHED) & set(available(config.dataset)))
+    return own | ({*WATCHED, *probes.sets(config.probe)} & set(available(config.dataset)))
 
 
 def needs_alternatives(term: Term) -> bool:
-    """Whether a term needs alternative answers, to look at or to compare with."""
+    """Return whether a term needs alternative answers, as its data or to compare with."""
     return term.group == "template" or any(each.alternative for each in term.statistics)
 
 
 def row_multiples(method: MethodConfig, terms: Sequence[Term]) -> dict[str, int]:
-    """How many rows of an epoch each example makes, by set; 1 for sets that are not named."""
+    """Return how many rows of an epoch each example makes, by set; sets that are not named have 1."""
     if method.alternatives.rows == "one":
         return {}
     sets = (

@@ -17,8 +17,18 @@ from unlearn.errors import ConfigError
 from unlearn.files import digest, read_json, write_json
 
 __all__ = [
-    "ROLES", "VARIANTS", "Score", "Variant", "Workbench", "check", "doubts", "find", "measure", "options_of",
-    "prefixed", "sets",
+    "ROLES",
+    "VARIANTS",
+    "Score",
+    "Variant",
+    "Workbench",
+    "check",
+    "find",
+    "measure",
+    "options_of",
+    "prefixed",
+    "sets",
+    "warnings_of",
 ]  # fmt: skip
 
 KEY = "eval.variants"
@@ -58,13 +68,13 @@ def check(chosen: Mapping[str, Mapping[str, Any] | None], config: RunConfig) -> 
     return problems
 
 
-def doubts(config: RunConfig) -> list[str]:
-    """Return what the chosen variants can do for this run, and perhaps were not meant to do."""
+def warnings_of(config: RunConfig) -> list[str]:
+    """Return the warnings of the chosen variants: settings that are allowed but probably not intended."""
     sentences = []
     for name, given in config.eval.variants.items():
-        own = getattr(find(name), "doubts", None)
+        own = getattr(find(name), "warnings", None)
         sentences += (
-            [f"{KEY}.{name}: {doubt}" for doubt in own(options_of(name, given), config)] if own else []
+            [f"{KEY}.{name}: {warning}" for warning in own(options_of(name, given), config)] if own else []
         )
     return sentences
 

@@ -68,7 +68,7 @@ class Workbench:
 class Variant(Protocol):
     """A module of this package, or of your own.
 
-    It may also have `doubts(options, config)`: what it can do, and perhaps was not meant to do, in sentences.
+    It may also have `warnings(options, config)`: sentences on settings that are allowed but doubtful.
     """
 
     Options: type[Section]
@@ -87,7 +87,7 @@ class Variant(Protocol):
         """Return what distinguishes the models it makes from those of other options, as JSON."""
 
     def measure(self, bench: Workbench, options: Any) -> dict[str, float]:
-        """Return flat metrics, `<variant>/<label>/<benchmark key>` and its own; a collective."""
+        """Return flat metrics, `<what KEYS matches>/<benchmark key>` and the variant's own; a collective."""
 
 
 def prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:

@@ -80,7 +80,7 @@ def _metric(options: Options, config: RunConfig) -> list[str]:
     return []
 
 
-def doubts(options: Options, config: RunConfig) -> list[str]:
+def warnings(options: Options, config: RunConfig) -> list[str]:
     """Say that a run without an unlearned model has nothing to mix."""
     if config.method.makes_model and config.method.start == "target":
         return []

@@ -83,7 +83,7 @@ def _gradients(config: RunConfig) -> None:
     if not gradient_reach.chosen(method, lora):
         return
     try:
-        model = models.blueprint(config.model, method)
+        model = models.trainable_skeleton(config.model, method)
     except UserError:
         raise
     except Exception:  # remote code may need the weights

@@ -1,7 +1,11 @@
-"""Write the pages that are made from code and presets: `python -m launch.report.docs`, or `make docs`."""
+"""Write docs/methods.md, docs/metrics.md and README's table of groups from code and presets.
+
+`python -m launch.report.docs`, or `make docs`.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 
@@ -10,8 +14,9 @@ from unlearn.guard import tool
 
 
 @tool
-def main(_: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `python -m launch.report.docs`."""
+    argparse.ArgumentParser(prog="python -m launch.report.docs", description=__doc__).parse_args(arguments)
     for module in (methods_page, groups_table, metrics_page):
         module.PAGE.write_text(module.page(), encoding="utf-8")
 

@@ -102,7 +102,7 @@ def needs(method: MethodConfig) -> list[str]:
 
 def training(method: MethodConfig) -> list[str]:
     """Write learning rate, length and batch, and every key that differs from its default."""
-    texts = [f"edit {markdown.call(method.intervention)}"] if method.intervention else []
+    texts = [f"intervention {markdown.call(method.intervention)}"] if method.intervention else []
     if method.sets:
         length = f"{method.steps} steps" if method.steps else f"{method.epochs:g} epochs"
         texts.append(f"lr {markdown.scientific(method.lr)} · {length} · batch {method.batch}")

@@ -16,7 +16,8 @@ _HEAD = """\
 
 Every key of `results.json`, in the order in which tables show them. `*` stands for a set, a task or a
 number. Next to a key there may be `<key>_low` and `<key>_high` (an interval) and `<key>/missing` (examples
-that could not be measured). Metrics of a variant of the model have `<variant>/<label>/` before their key.
+that could not be measured). Keys of a modified copy of the model begin with its variant and, where the
+variant makes several models, a label: `relearning/10/…`, `calibrated/…`.
 
 ↑ higher is better or more forgotten · ↓ lower is better or more forgotten · → best near the value named ·
 "counts in" names the aspect of the judgement (`judged/…`). A metric that a benchmark gives without declaring

@@ -20,7 +20,7 @@ from launch.redact import expanded, portable
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
 from unlearn.files import BrokenFile, replacing
-from unlearn.models.weights import Weights
+from unlearn.models.weights import WeightsSource
 from unlearn.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -113,8 +113,8 @@ def read_job(rundir: RunDir) -> tuple[Job, str]:
     config = RunConfig.model_validate({k: v for k, v in stored.items() if k in RunConfig.model_fields})
     job: dict[str, Any] = stored["job"]
     baselines = Baselines(**{name: Path(path) if path else None for name, path in job["beside"].items()})
-    reinforced = Weights(**job["reinforced"]) if job["reinforced"] else None
-    start = Weights(**job["start"])
+    reinforced = WeightsSource(**job["reinforced"]) if job["reinforced"] else None
+    start = WeightsSource(**job["start"])
     return Job(config, stored["fingerprint"], start, baselines, reinforced), str(job["role"])
 
 

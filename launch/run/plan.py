@@ -18,7 +18,7 @@ from unlearn.data.readers import content_hash
 from unlearn.data.sources import BASE, available, before, identity, retain_model
 from unlearn.files import digest, folder_name
 from unlearn.models import load as models
-from unlearn.models.weights import Weights
+from unlearn.models.weights import WeightsSource
 from unlearn.paths import is_local, user_path
 from unlearn.run_dir import RunDir
 from unlearn.terms import bind, needs_alternatives, training_sets, watched_sets
@@ -79,7 +79,7 @@ def make_plan(config: RunConfig, directory: Path | None = None) -> Plan:
     """Return the plan of a checked configuration; `directory` replaces the default one of the main run."""
     runs: list[Planned] = []
     method = config.method
-    base = Weights(None, _key(config, None))
+    base = WeightsSource(None, _key(config, None))
     if method.start == "base" and method.terms:
         return Plan((_planned("run", config, base, directory=directory),))
     target = _target(config, base, runs)
@@ -99,7 +99,7 @@ def make_plan(config: RunConfig, directory: Path | None = None) -> Plan:
     return Plan(tuple(runs))
 
 
-def fingerprint(config: RunConfig, start: Weights, reinforced: Weights | None = None) -> str:
+def fingerprint(config: RunConfig, start: WeightsSource, reinforced: WeightsSource | None = None) -> str:
     """Return the hash of what changes the numbers: weights, data, method, seed; not hardware or eval."""
     method = config.method
     makes = method.makes_model
@@ -158,7 +158,7 @@ def needs_reinforced(method: MethodConfig) -> bool:
     return edit or any(each.source == "reinforced" for term in bind(method) for each in term.statistics)
 
 
-def _reinforced(config: RunConfig, target: Weights, runs: list[Planned]) -> Weights:
+def _reinforced(config: RunConfig, target: WeightsSource, runs: list[Planned]) -> WeightsSource:
     keys = {**yaml_of_defaults("method", "reinforce"), **config.method.reinforced}
     made = config.model_copy(
         update={
@@ -171,10 +171,10 @@ def _reinforced(config: RunConfig, target: Weights, runs: list[Planned]) -> Weig
     )
     run = _planned("build the reinforced model", made, target)
     runs.append(run)
-    return Weights(str(run.rundir.model), f"run:{run.job.fingerprint}")
+    return WeightsSource(str(run.rundir.model), f"run:{run.job.fingerprint}")
 
 
-def _unlearned(config: RunConfig, split: str, start: Weights, runs: list[Planned]) -> Weights:
+def _unlearned(config: RunConfig, split: str, start: WeightsSource, runs: list[Planned]) -> WeightsSource:
     """Plan the unlearning of an earlier request by the same method; return the weights for the next one."""
     made = config.model_copy(
         update={
@@ -186,7 +186,7 @@ def _unlearned(config: RunConfig, split: str, start: Weights, runs: list[Planned
     )
     run = _planned(f"unlearn {split}", made, start)
     runs.append(run)
-    return Weights(str(run.rundir.model), f"run:{run.job.fingerprint}")
+    return WeightsSource(str(run.rundir.model), f"run:{run.job.fingerprint}")
 
 
 def finetune_config(config: RunConfig, split: str | None) -> RunConfig:
@@ -205,35 +205,35 @@ def finetune_config(config: RunConfig, split: str | None) -> RunConfig:
     )
 
 
-def _target(config: RunConfig, base: Weights, runs: list[Planned]) -> Weights:
+def _target(config: RunConfig, base: WeightsSource, runs: list[Planned]) -> WeightsSource:
     if config.model.is_target:
         return base
     published = config.model.published.get(config.dataset.name, {}).get("target")
     if published:
-        return Weights(published, _key(config, published))
+        return WeightsSource(published, _key(config, published))
     return _build("target", config, config.dataset.full, runs)
 
 
-def _retain(config: RunConfig, runs: list[Planned]) -> Weights | None:
+def _retain(config: RunConfig, runs: list[Planned]) -> WeightsSource | None:
     """Return the retain model; None if it is not configured and cannot be built for lack of a base model."""
     known = retain_model(config.dataset)
     published = config.model.published.get(config.dataset.name, {})
     splits = (available(config.dataset).get("retain"), known)
     source = config.model.retain or next((published[s] for s in splits if s in published), None)
     if source:
-        return Weights(source, _key(config, source))
+        return WeightsSource(source, _key(config, source))
     if config.model.is_target or known is None:
         return None
     if known == BASE:
-        return Weights(None, _key(config, None))
+        return WeightsSource(None, _key(config, None))
     return _build("retain model", config, known, runs)
 
 
-def _build(role: str, config: RunConfig, split: str | None, runs: list[Planned]) -> Weights:
+def _build(role: str, config: RunConfig, split: str | None, runs: list[Planned]) -> WeightsSource:
     made = finetune_config(config, split)
-    run = _planned(f"build the {role}", made, Weights(None, _key(made, None)))
+    run = _planned(f"build the {role}", made, WeightsSource(None, _key(made, None)))
     runs.append(run)
-    return Weights(str(run.rundir.model), f"run:{run.job.fingerprint}")
+    return WeightsSource(str(run.rundir.model), f"run:{run.job.fingerprint}")
 
 
 def _evaluation_of(config: RunConfig) -> RunConfig:
@@ -241,8 +241,8 @@ def _evaluation_of(config: RunConfig) -> RunConfig:
 
 
 def _planned(
-    role: str, config: RunConfig, weights: Weights, baselines: Baselines | None = None,
-    reinforced: Weights | None = None, directory: Path | None = None,
+    role: str, config: RunConfig, weights: WeightsSource, baselines: Baselines | None = None,
+    reinforced: WeightsSource | None = None, directory: Path | None = None,
 ) -> Planned:  # fmt: skip
     mark = fingerprint(config, weights, reinforced)
     job = Job(config, mark, weights, baselines or Baselines(), reinforced)

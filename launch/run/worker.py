@@ -36,9 +36,11 @@ def work(directory: Path, *, progress: bool = True) -> dict[str, float]:
         try:
             summary = execute(job, rundir, tracker, progress=progress)
             if not isinstance(tracker, NullTracker):
-                from launch.tracking.upload import show  # imports plotly and scipy, which takes a second
+                from launch.tracking.upload import (
+                    send_results,  # imports plotly and scipy, which takes a second
+                )
 
-                show(tracker, job, role, rundir, summary)
+                send_results(tracker, job, role, rundir, summary)
             code = 0
             return summary
         except Stopped as stopped:
@@ -80,7 +82,7 @@ def logging_to(file: Path | None) -> Iterator[None]:
 
 
 def main() -> None:
-    """Entry point of the processes that `launch.run.ensure` starts."""
+    """Entry point of the processes that `launch.run.worker_processes` starts."""
     main_process = os.environ.get("RANK", "0") == "0"
     lasting_output()
     pause_collection()

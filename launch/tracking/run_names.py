@@ -9,13 +9,13 @@ from typing import Any, Literal
 from launch.compose import groups, yaml_of_defaults
 from unlearn.config import MethodConfig, RunConfig
 
-Kind = Literal["unlearn", "finetune", "evaluate", "probe"]
+JobType = Literal["unlearn", "finetune", "evaluate", "probe"]
 WANTED = "run"
 """The role of the run that the command asks for; runs of other roles are made because it needs them."""
 _MAX_SETTINGS = 4  # in a title
 
 
-def kind(config: RunConfig, role: str) -> Kind:
+def kind(config: RunConfig, role: str) -> JobType:
     """Return what the run does, W&B's job type."""
     if not config.method.makes_model:
         return "probe" if config.probe.on else "evaluate"
@@ -47,7 +47,7 @@ def split(config: RunConfig) -> str:
 
 
 def _changed(method: MethodConfig) -> list[str]:
-    """The settings in which a method differs from the preset of its name, as `lr=2e-05`."""
+    """Return the settings in which a method differs from the preset of its name, as `lr=2e-05`."""
     if method.name not in groups()["method"]:
         return []
     preset = MethodConfig.model_validate(yaml_of_defaults("method", method.name))
@@ -61,7 +61,7 @@ def _changed(method: MethodConfig) -> list[str]:
 
 
 def _replaced(key: str, now: Mapping[str, Any]) -> bool:
-    """Whether the whole section of a key has another value, which the title has in its place."""
+    """Return whether the title already has the value of the key's whole section."""
     parent = key.rpartition(".")[0]
     return parent in now or f"{parent}.objective" in now
 

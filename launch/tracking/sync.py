@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from launch.tracking.wandb_session import PROGRAM, key_configured, session, without_mode_variables
 from unlearn.errors import UserError
-from unlearn.guard import given_path, tool
+from unlearn.guard import path_argument, tool
 
 _CONNECT_TIMEOUT = 15.0  # seconds for the service to answer
 _TO_SEND, _SENT, _THERE, _RUNNING, _FAILED = "to be sent", "sent", "already there", "still running", "failed"
@@ -177,7 +177,7 @@ def _print_states(console: Console, pieces: Sequence[Piece], *, every: bool) -> 
 
 def _parser() -> argparse.ArgumentParser:
     parser: Any = argparse.ArgumentParser(prog="python -m launch.sync", description=__doc__)
-    parser.add_argument("runs", nargs="*", type=given_path, default=[Path("runs")], metavar="RUNS",
+    parser.add_argument("runs", nargs="*", type=path_argument, default=[Path("runs")], metavar="RUNS",
                         help="run directories, or folders of them (default: runs)")  # fmt: skip
     parser.add_argument("--dry-run", action="store_true", help="show what would be sent, and in what order")
     parser.add_argument("--project", help="send to this project, whatever the runs say")
@@ -185,7 +185,3 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--timeout", type=float, default=3600, help="seconds for each folder (default: 3600)")
     typed: argparse.ArgumentParser = parser
     return typed
-
-
-if __name__ == "__main__":
-    sys.exit(main())

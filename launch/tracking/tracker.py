@@ -56,7 +56,7 @@ class GuardedTracker(Tracker):
 
 
 def open_tracker(settings: TrackerConfig, run: TrackedRun) -> Tracker:
-    """Open the tracker of one run; it ignores everything if it is off or cannot be opened."""
+    """Return the tracker of a run, guarded; a NullTracker if it is off or cannot be opened."""
     try:
         tracker = make(settings, run)
     except Exception as error:

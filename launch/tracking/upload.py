@@ -26,7 +26,7 @@ _TEXTS = ("set", "id", "group", "question", "answer", "generation", "prediction"
 _COLOURS = {"unlearned": "#2563eb", "target": "#d97706", "retain model": "#059669", "path": "#93b4f5"}
 
 
-def show(tracker: Tracker, job: Job, role: str, rundir: RunDir, summary: Mapping[str, float]) -> None:
+def send_results(tracker: Tracker, job: Job, role: str, rundir: RunDir, summary: Mapping[str, float]) -> None:
     """Send the results of a finished run, its tables and figures and, with tracker.model, its model.
 
     Errors are logged: the run's own files are complete.
@@ -34,8 +34,8 @@ def show(tracker: Tracker, job: Job, role: str, rundir: RunDir, summary: Mapping
     try:
         tracker.summary(summary)
         tracker.table("results", ["metric", "value"], [[key, value] for key, value in summary.items()])
-        show_files(tracker, rundir)
-        show_figures(tracker, job.baselines, rundir, summary)
+        send_tables(tracker, rundir)
+        send_figures(tracker, job.baselines, rundir, summary)
         if job.config.tracker.model and role == run_names.WANTED and job.config.method.makes_model:
             _show_model(tracker, job, rundir, summary)
     except Exception as error:
@@ -50,8 +50,8 @@ def _show_model(tracker: Tracker, job: Job, rundir: RunDir, summary: Mapping[str
     tracker.model(rundir.path.name, rundir.model, facts | {key: summary[key] for key in shown(summary)})
 
 
-def show_files(tracker: Tracker, rundir: RunDir) -> None:
-    """Send examples of each benchmark, and the tables of the last step that was probed."""
+def send_tables(tracker: Tracker, rundir: RunDir) -> None:
+    """Send examples of each benchmark, and the G-effect's tables of its last measured step."""
     for benchmark, examples in example_rows(rundir.path, _columns):
         if not examples:
             continue
@@ -66,7 +66,7 @@ def show_files(tracker: Tracker, rundir: RunDir) -> None:
         tracker.table(name, columns, rows)
 
 
-def show_figures(
+def send_figures(
     tracker: Tracker, baselines: Baselines, rundir: RunDir, summary: Mapping[str, float]
 ) -> None:
     """Send charts of forgetting against utility with target, retain model and path."""
@@ -82,7 +82,7 @@ def show_figures(
 
 
 def _plain(figure: Figure) -> dict[str, Any]:
-    """A figure as plotly knows it: a colour in place of the role of a trace."""
+    """Return the figure as plotly takes it: a colour for each trace's role."""
     data = []
     for trace in figure.data:
         colour = {"color": _COLOURS.get(trace["role"], "#64748b")}

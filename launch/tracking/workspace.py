@@ -20,7 +20,7 @@ from launch.report.traces import label
 from launch.tracking.wandb_session import key_configured, session
 from unlearn.errors import UserError
 from unlearn.files import check_writable, folder_name, write_json
-from unlearn.guard import given_path, tool
+from unlearn.guard import path_argument, tool
 from unlearn.run_dir import RunDir
 
 RUNS = Path("runs")
@@ -195,16 +195,12 @@ def _saved(view: Any) -> Any:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m launch.workspace", description=__doc__)
     shows = "run directories whose metrics the view shows, or folders of them (default: runs)"
-    parser.add_argument("runs", nargs="*", type=given_path, default=[RUNS], metavar="RUNS", help=shows)
+    parser.add_argument("runs", nargs="*", type=path_argument, default=[RUNS], metavar="RUNS", help=shows)
     parser.add_argument(
         "--project", required=True, help="the project of the study: tracker.project of its runs"
     )
     parser.add_argument("--entity", required=True, help="the user or team that owns the project")
     parser.add_argument(
-        "--out", type=given_path, metavar="FILE.json", help="write the view to a file instead"
+        "--out", type=path_argument, metavar="FILE.json", help="write the view to a file instead"
     )
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

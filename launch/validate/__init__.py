@@ -34,15 +34,15 @@ def check(config: RunConfig) -> None:
         raise ConfigError(problems)
 
 
-def doubts(config: RunConfig, *, searched: bool = False) -> list[str]:
+def warnings_of(config: RunConfig, *, searched: bool = False) -> list[str]:
     """Return warnings about settings that have no effect or are probably not intended.
 
     searched: whether a sweeper that optimises has chosen the run.
     """
     from eval import variants
-    from eval.configuration import baseline_doubts
+    from eval.configuration import baseline_warnings
 
-    warnings = variants.doubts(config) + baseline_doubts(config)
+    warnings = variants.warnings_of(config) + baseline_warnings(config)
     if config.eval.every_steps is not None and not config.eval.benchmarks:
         warnings.append("eval.every_steps: measures nothing, since no benchmark is chosen (eval=none)")
     if config.goal != GoalConfig() and not searched:

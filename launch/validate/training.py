@@ -141,7 +141,7 @@ def _intervention(config: RunConfig, terms: Sequence[Term]) -> list[str]:
 
 
 def probe_problems(config: RunConfig) -> list[str]:
-    """Return what is wrong with the probe, and with the method and models that it measures after training."""
+    """Return what is wrong with the probe, and with the method and models it measures at `method=none`."""
     probe, method = config.probe, config.method
     problems = probes.check(config)
     if not probe.on:

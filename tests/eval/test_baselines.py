@@ -13,7 +13,7 @@ from eval import configuration
 from eval import evaluate as evaluation
 from eval.benchmark import Benchmark, Result
 from eval.collection.records import Records
-from eval.configuration import baseline_doubts, baseline_problems
+from eval.configuration import baseline_problems, baseline_warnings
 from unlearn.config import DatasetConfig, EvalConfig, MethodConfig, ModelConfig, RunConfig, Section
 from unlearn.errors import UserError
 
@@ -66,7 +66,7 @@ def test_only_benchmarks_that_read_a_log_get_it(tmp_path: Path, compared: list[A
         evaluation.score_directory(name, {}, tmp_path, retain_log=log)
     assert compared == [0.5, None]
     both = config(log, "ignores", "reads")
-    assert baseline_problems(both) == baseline_doubts(both) == []
+    assert baseline_problems(both) == baseline_warnings(both) == []
 
 
 def test_a_log_is_checked_by_those_that_read_it(tmp_path: Path, compared: list[Any]) -> None:
@@ -77,9 +77,9 @@ def test_a_log_is_checked_by_those_that_read_it(tmp_path: Path, compared: list[A
     ]
     alone = config(log, "ignores")
     assert baseline_problems(alone) == []
-    (doubt,) = baseline_doubts(alone)
+    (warning,) = baseline_warnings(alone)
     assert (
-        doubt == f"model.retain_log={log}: no benchmark of this run reads a published log (these do: reads)"
+        warning == f"model.retain_log={log}: no benchmark of this run reads a published log (these do: reads)"
     )
     (problem,) = baseline_problems(config(tmp_path / "gone.json", "ignores"))
     assert f"model.retain_log={tmp_path / 'gone.json'}: " in problem

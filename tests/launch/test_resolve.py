@@ -24,7 +24,7 @@ TINY = (
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each was called: `bind` by the method's name, `parse` by owner, key and values."""
+    """How often each was called: `bind` by the method's name, `parse_uncached` by owner, key and values."""
     counted: Counter[str] = Counter()
 
     def count(module: Any, function: str, name: Callable[..., str]) -> None:
@@ -41,7 +41,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     count(launch.resolve, "make_plan", lambda *_: "plan")
     count(launch.resolve, "inspect", lambda *_: "inspect")
     count(unlearn.terms, "make_terms", lambda method: f"bind {method.name}")
-    count(unlearn.plugins, "parse", lambda _, given, key, owner, *near: f"{owner}, {key} {given}")
+    count(unlearn.plugins, "parse_uncached", lambda _, given, key, owner, *near: f"{owner}, {key} {given}")
     monkeypatch.setattr(unlearn.terms, "KNOWN_TERMS", {})
     monkeypatch.setattr(unlearn.plugins, "KNOWN_OPTIONS", {})
     return counted

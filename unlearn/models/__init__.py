@@ -1,5 +1,5 @@
 """Models: locate, load, adapt, save.
 
-Classes of transformers are named through the package where they are used: to import those of models takes a
-second or two, which commands that load none need not wait for.
+Write `transformers.Name` here instead of importing `Name`: transformers imports its model classes at their
+first use, which takes one to two seconds, and commands that load no model save them.
 """

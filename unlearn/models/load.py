@@ -127,9 +127,9 @@ def identity(cfg: ModelConfig, source: str | None = None) -> dict[str, Any]:
     return {"nano": cfg.nano.model_dump()} if checkpoint is None else fingerprint(checkpoint)
 
 
-def blueprint(cfg: ModelConfig, method: MethodConfig) -> nn.Module | None:
-    """Build the model without its weights (on the meta device), with the edits, adapters and frozen
-    parameters that training has; None where its configuration is not on this machine.
+def trainable_skeleton(cfg: ModelConfig, method: MethodConfig) -> nn.Module | None:
+    """Build the skeleton of the model as training has it: with edits, adapters and frozen parameters; None
+    where its configuration is not on this machine.
 
     Raises:
         UserError: `model.lora` or `method.train` does not match the model.
@@ -154,8 +154,8 @@ def blueprint(cfg: ModelConfig, method: MethodConfig) -> nn.Module | None:
 
 
 def _dequantised() -> dict[str, Any]:
-    """Options of `from_pretrained` for GGUF weights, which newer releases may keep packed: nothing can train
-    those."""
+    """Return the options of `from_pretrained` that unpack GGUF weights: newer releases may keep them packed,
+    and packed weights cannot be trained."""
     if not hasattr(transformers, "GgufConfig"):
         return {}
     return {"quantization_config": transformers.GgufConfig(dequantize=True)}

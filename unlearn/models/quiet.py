@@ -21,7 +21,7 @@ _downloads_shown = not huggingface_hub.utils.are_progress_bars_disabled()
 logging.disable_progress_bar()
 if _downloads_shown:  # downloads take long enough for a progress bar
     huggingface_hub.utils.enable_progress_bars()
-# Of PEFT; for the second see adapter_targets.py.
+# Warnings of PEFT. The second is of tied embeddings with adapters, which `export.exportable` saves untied.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
 warnings.filterwarnings(
     "ignore", message="Model has `tie_word_embeddings=True`"

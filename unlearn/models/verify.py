@@ -70,7 +70,7 @@ def verify(live: Trial, folder: Path, cfg: ModelConfig, encoder: Encoder, device
     The model is loaded on the device, or on the CPU where the device has no room for a second model.
 
     Raises:
-        SavedModelDiffers: the two differ. The folder stays.
+        SavedModelDiffers: the two differ. The caller removes the folder.
     """
     again = replace(encoder, tokenizer=load_tokenizer(cfg, str(folder)))
     if _tokens(again, live) != _tokens(encoder, live):

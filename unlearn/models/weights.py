@@ -1,4 +1,4 @@
-"""The weights that a model is loaded with."""
+"""Where the weights of a model come from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Weights:
+class WeightsSource:
     """A hub id or folder with weights (None: `model.path`), and a key that identifies them."""
 
     source: str | None

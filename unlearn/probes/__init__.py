@@ -9,9 +9,9 @@ from unlearn import plugins
 from unlearn.config import ProbeConfig, RunConfig, Section
 from unlearn.errors import ConfigError, did_you_mean
 from unlearn.probes._base import Probe, WatchedRun
-from unlearn.probes._saved import numbered, saved_models
+from unlearn.probes._model_folders import saved_models
 
-__all__ = ["PROBES", "Probe", "WatchedRun", "check", "completed", "make", "numbered", "saved_models", "sets"]
+__all__ = ["PROBES", "Probe", "WatchedRun", "check", "completed", "make", "saved_models", "sets"]
 
 KEY = "probe"
 PROBES = plugins.Kind(__name__, "probe", "class", ("Options", "sets", "check", "begin", "due", "measure"))
@@ -57,9 +57,9 @@ def make(run: WatchedRun) -> Probe:
 
 
 def _find(cfg: ProbeConfig) -> type[Probe]:
-    kind: type[Probe] = PROBES.find(cfg.name, f"{KEY}.name={cfg.name}")
-    return kind
+    probe: type[Probe] = PROBES.find(cfg.name, f"{KEY}.name={cfg.name}")
+    return probe
 
 
 def _options(cfg: ProbeConfig) -> Section:
-    return plugins.parsed_beside(cfg, _find(cfg).Options, KEY, f"probe {cfg.name}")
+    return plugins.section_options(cfg, _find(cfg).Options, KEY, f"probe {cfg.name}")

@@ -25,8 +25,9 @@ class WatchedRun:
     - `config`: the run's; over saved models with `probe.method` as its method.
     - `engine`: the model that is trained, or one that was saved.
     - `terms`: those of the method, bound.
-    - `groups`: the tokens of the forget and the retain set, where the dataset has them, and of all sets that
-      the terms are on, with what frozen models computed for the terms. `sets`: the examples they come from.
+    - `groups`: the tokens of the forget and the retain set and of the probe's own `sets`, where the dataset
+      has them, and of all sets that the terms are on, with what frozen models computed for the terms.
+    - `sets`: the examples they come from.
     - `directory`: the run's.
     """
 
@@ -47,10 +48,11 @@ class Probe:
     makes these calls at the same time, so that a probe may use collectives; an error ends the run.
 
     1. `check`, before anything is loaded.
-    2. The constructor, with the model in its engine; once more when a run is continued, and for each saved
-       model (`method=none`).
-    3. `begin`, at the weights from which training starts, and not when a run is continued; over saved models
-       once, at the target.
+    2. The constructor, with the model in its engine: once per process in training; with `method=none` for the
+       target and again for each saved model.
+    3. `begin`, at the weights from which training starts, not when a training is continued; with
+       `method=none` at the target, each time the command is started. The instance that measures may be
+       another one: what `measure` needs of `begin` must be written to a file.
     4. `due`, before the first step and after each one, with the number of steps made and of all steps. Saved
        models are all measured.
     5. `measure`, where it is due.
@@ -79,7 +81,7 @@ class Probe:
         """Take note of the weights before training."""
 
     def due(self, step: int, total: int) -> bool:
-        """Return whether to measure after this step: the first, the last, and every so many between."""
+        """Return whether to measure after so many steps: 0, the last, and every `probe.every` between."""
         every = self.run.config.probe.every or max(1, total // 10)
         return step % every == 0 or step == total
 

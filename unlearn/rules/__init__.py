@@ -78,7 +78,8 @@ def check(config: RuleConfig, terms: Sequence[str], clip: float | None = None) -
     Raises:
         ConfigError: everything that is wrong, by dotted name.
     """
-    rule, owner = _find(config.name), f"rule {config.name}"
+    rule: Any = _find(config.name)
+    owner = f"rule {config.name}"
     problems = []
     try:
         plugins.parsed(plugins.keywords(rule), config.model_extra or {}, "method.rule", owner)

@@ -47,8 +47,8 @@ class ProbeContext:
     frozen: Frozen
 
 
-class Probe(Protocol):
-    """What the trainer calls of a probe; the whole contract is `unlearn.probes.Probe`."""
+class StepProbe(Protocol):
+    """The part of `unlearn.probes.Probe` that the trainer calls."""
 
     def due(self, step: int, total: int) -> bool: ...
 
@@ -67,4 +67,4 @@ class Observers:
     evaluate_every: int | None = None
     keep_model: Callable[[int], None] | None = None
     keep_every: int | None = None
-    probe: Probe | None = None
+    probe: StepProbe | None = None

@@ -32,7 +32,7 @@ from eval.metrics.likelihood import (
 )
 from eval.metrics.mia import auc, privleak
 from unlearn.files import finite
-from unlearn.guard import given_path, tool
+from unlearn.guard import path_argument, tool
 
 if TYPE_CHECKING:
     from eval.metrics.text import Rouge
@@ -192,10 +192,10 @@ def _parser() -> argparse.ArgumentParser:
         "ratios of models that give the answers less than that; its logs are rescored likewise, so that its "
         "numbers come out. Our runs add nothing: compare with them at --epsilon 0.",
     )
-    parser.add_argument("log", type=given_path, metavar="LOG", help="the log of the model to score")
+    parser.add_argument("log", type=path_argument, metavar="LOG", help="the log of the model to score")
     parser.add_argument(
         "--retain",
-        type=given_path,
+        type=path_argument,
         metavar="LOG",
         help="the retain model's log, for forget quality and PrivLeak",
     )

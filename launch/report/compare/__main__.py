@@ -14,13 +14,13 @@ from launch.report.compare import export, tables
 from launch.report.compare.discover import Discovered, find
 from launch.report.compare.page import page
 from launch.report.compare.rows import Comparison, compared
-from launch.report.compare.runs import Kind, measured
+from launch.report.compare.runs import RunRole, measured
 from launch.report.compare.selection import chosen_keys, chosen_metrics, narrowed, ordered
 from launch.report.discover import left_out_lines
 from launch.report.output import write_files
 from launch.report.results_table import LEGEND
 from unlearn.files import check_writable
-from unlearn.guard import given_path, tool
+from unlearn.guard import path_argument, tool
 
 _MAX_NAMES = 8  # of runs that are left out for one reason, in the terminal
 _DESCRIPTION = """\
@@ -45,7 +45,7 @@ KEY is a key of config.yaml, or enough of its end: method.forget.beta, forget.be
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `python -m launch.compare`."""
     options = _parser().parse_args(arguments)
-    named: dict[Kind, str] = {}
+    named: dict[RunRole, str] = {}
     if options.target:
         named["target"] = options.target
     if options.retain:
@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUNS", help="run directories, folders of them, patterns, exports of W&B")
-    add("--out", type=given_path, required=True, metavar="DIR", help="where the files go; made if missing")
+    add("--out", type=path_argument, required=True, metavar="DIR", help="where the files go; made if missing")
     add("--metrics", nargs="+", metavar="METRIC",
         help="columns of the tables: keys, their ends or patterns ('tofu/forget/*'); else the main ones. "
         "compare.csv and the page have all of them in any case")  # fmt: skip

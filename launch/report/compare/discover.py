@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from launch.report.compare.runs import ANCHORS, ComparedRun, Kind, read_run
+from launch.report.compare.runs import ANCHORS, ComparedRun, RunRole, read_run
 from launch.report.compare.wandb_exports import ENDINGS, read_export
 from launch.report.compare.wandb_offline import read_offline
 from launch.report.discover import LeftOut, paths_of, run_directories
@@ -16,7 +16,7 @@ from unlearn.run_dir import RunDir
 
 _NAMED = 10  # reasons in the message of a comparison without runs
 
-BaselineDir = tuple[Kind, Path]
+BaselineDir = tuple[RunRole, Path]
 """The directory of a target's or a retain model's evaluation."""
 
 
@@ -29,7 +29,7 @@ class Discovered:
     left_out: list[LeftOut] = field(default_factory=list)
 
 
-def find(arguments: Sequence[str], named: dict[Kind, str] | None = None) -> Discovered:
+def find(arguments: Sequence[str], named: dict[RunRole, str] | None = None) -> Discovered:
     """Return the runs under these directories, patterns and exports.
 
     named: directory or name of the run that is the target or the retain model, by kind.
@@ -102,7 +102,7 @@ def _read(source: Path) -> Iterator[ComparedRun | tuple[str, str]]:
         yield source.name, str(reason)
 
 
-def _named_directories(named: dict[Kind, str], every: Sequence[ComparedRun]) -> list[ComparedRun]:
+def _named_directories(named: dict[RunRole, str], every: Sequence[ComparedRun]) -> list[ComparedRun]:
     """The anchors that were named by a directory outside of the given runs."""
     anchors = []
     for kind, name in named.items():
@@ -122,7 +122,7 @@ def _is(run: ComparedRun, name: str) -> bool:
     return run.name == name or (run.path is not None and run.path == Path(name).resolve())
 
 
-def _kind(run: ComparedRun, baselines: Collection[BaselineDir], named: Mapping[Kind, str]) -> Kind:
+def _kind(run: ComparedRun, baselines: Collection[BaselineDir], named: Mapping[RunRole, str]) -> RunRole:
     """The kind that an option names, else that of a baseline of other runs, else the run's own."""
     for kind, name in named.items():
         if _is(run, name):

@@ -8,7 +8,7 @@ from typing import Any
 
 from eval.judgement.aspects import PREFIX
 from eval.judgement.judge import with_judgement
-from launch.report.compare.runs import ANCHORS, TASK, ComparedRun, Kind
+from launch.report.compare.runs import ANCHORS, TASK, ComparedRun, RunRole
 from launch.report.labels import distinguishing, label, numbered
 from launch.report.run_files import Results
 from launch.report.run_groups import Mark, differing, grouped, mark
@@ -20,7 +20,7 @@ from launch.report.statistics import Mean, mean
 class Row:
     """Runs that are averaged. `varied`: its values of the settings in which rows differ."""
 
-    kind: Kind
+    kind: RunRole
     method: str
     label: str
     task: str

@@ -15,8 +15,8 @@ from launch.report.settings import flat, settings_of
 from unlearn.files import BrokenFile
 from unlearn.run_dir import RunDir
 
-Kind = Literal["run", "target", "retain model"]
-ANCHORS: tuple[Kind, ...] = ("target", "retain model")
+RunRole = Literal["run", "target", "retain model"]
+ANCHORS: tuple[RunRole, ...] = ("target", "retain model")
 
 TASK = re.compile(r"(model|dataset|data|eval)(\.(?!lora\.|lr_scale).+)?|hardware\.dtype")
 """Settings that a target and a retain model have too: runs compare where these are the same."""
@@ -33,7 +33,7 @@ class ComparedRun(RunSettings):
     """
 
     results: Results = field(repr=False)
-    kind: Kind = "run"
+    kind: RunRole = "run"
     baselines: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     rows: Sequence[Mapping[str, Any]] = field(default=(), kw_only=True)
 
@@ -69,13 +69,13 @@ def read_run(path: Path) -> ComparedRun:
     )
 
 
-def kind_of(role: Any) -> Kind:
+def kind_of(role: Any) -> RunRole:
     """Return what a run is in a comparison, by its role in the plan.
 
     Raises:
         Unusable: the run was made for other runs alone.
     """
-    kind: Kind = next((name for name in ANCHORS if role == f"evaluate the {name}"), "run")
+    kind: RunRole = next((name for name in ANCHORS if role == f"evaluate the {name}"), "run")
     if role != "run" and kind == "run":
         raise Unusable(f"made for other runs ({role})")
     return kind

@@ -15,7 +15,7 @@ from launch.report.output import csv_text, write_files
 from launch.report.render import render
 from unlearn.errors import UserError
 from unlearn.files import check_writable
-from unlearn.guard import given_path, tool
+from unlearn.guard import path_argument, tool
 
 _NOTE = (
     "Effects and cosines are means over the steps that were probed, risks are those of the last one; then "
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--out",
-        type=given_path,
+        type=path_argument,
         required=True,
         metavar="DIR",
         help="where geffect.html, geffect.md and geffect.csv go; made if missing",

@@ -29,7 +29,7 @@ def effect_rows(history: Sequence[Row]) -> list[Row]:
 def probed_steps(run_dir: Path) -> dict[int, Path]:
     """Return the folder of each step with tables, by step."""
     folders = {}
-    for folder in RunDir(run_dir).probe.glob("step-*"):
+    for folder in RunDir(run_dir).geffect.glob("step-*"):
         name = re.fullmatch(r"step-(\d+)", folder.name)
         if name is not None and folder.is_dir():
             folders[int(name[1])] = folder

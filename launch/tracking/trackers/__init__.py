@@ -46,9 +46,9 @@ def make(cfg: TrackerConfig, run: TrackedRun) -> Tracker | None:
 
 
 def _find(cfg: TrackerConfig) -> type[Tracker]:
-    kind: type[Tracker] = TRACKERS.find(cfg.name, f"{KEY}.name={cfg.name}")
-    return kind
+    tracker: type[Tracker] = TRACKERS.find(cfg.name, f"{KEY}.name={cfg.name}")
+    return tracker
 
 
 def _options(cfg: TrackerConfig) -> Section:
-    return plugins.parsed_beside(cfg, _find(cfg).Options, KEY, f"tracker {cfg.name}")
+    return plugins.section_options(cfg, _find(cfg).Options, KEY, f"tracker {cfg.name}")

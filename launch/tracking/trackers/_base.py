@@ -19,7 +19,7 @@ class TrackedRun:
     - `id`: the fingerprint; a run that is continued has the same one.
     - `name`: a readable title. `kind`: what the run does (`unlearn`, `finetune`, `evaluate`, `probe`).
     - `project`: the study. `group`: the sweep, None without one.
-    - `tags`: some may be empty, or there twice.
+    - `tags`: may hold empty or repeated entries.
     - `config`: the configuration without home paths and secrets, so that it may leave the machine.
     - `directory`: the run's.
     - `history`: the rows that earlier processes of this run logged, each with its `step`.
@@ -45,7 +45,7 @@ class Tracker:
 
     1. `check`, before anything is loaded.
     2. `off`; where it says so, nothing else is called.
-    3. The constructor, when the run begins. A run that is continued has the rows of before in `run.history`.
+    3. The constructor, when the run begins. The rows that earlier processes logged are in `run.history`.
     4. `log` after each training step, evaluation and measurement of a probe. Steps do not go back; a run that
        is continued logs those after its last checkpoint again.
     5. When the run has its results: `summary`, `table`, `figure`, and `model` with `tracker.model=true`.

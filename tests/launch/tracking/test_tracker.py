@@ -23,12 +23,12 @@ from launch.compose import checked, compose_run
 from launch.job import Job
 from launch.tracking.tracker import GuardedTracker, NullTracker, open_tracker
 from launch.tracking.trackers import TrackedRun
-from launch.tracking.upload import show, show_files
+from launch.tracking.upload import send_results, send_tables
 from launch.tracking.wandb_session import key_configured
 from tests.launch.tracking.wandb_files import finished_records, read_run
 from tests.launch.tracking.wandb_server import KEY, serving
 from unlearn.config import TrackerConfig
-from unlearn.models.weights import Weights
+from unlearn.models.weights import WeightsSource
 from unlearn.run_dir import RunDir
 
 
@@ -124,7 +124,7 @@ def test_examples_of_every_benchmark_are_a_table_of_the_columns_it_has(tmp_path)
         (tmp_path / "eval" / name).mkdir(parents=True)
         pq.write_table(pa.Table.from_pylist(own), tmp_path / f"eval/{name}/examples.parquet")
     tracker = opened(tmp_path)
-    show_files(tracker, RunDir(tmp_path))
+    send_tables(tracker, RunDir(tmp_path))
     tracker.finish()
     (path,) = run_files(tmp_path)
     finished_records(path)
@@ -160,7 +160,9 @@ def test_files_that_cannot_be_read_fail_no_run(tmp_path, caplog):
     config = checked(compose_run(["method=none"]))
     tracker = opened(tmp_path)
     with caplog.at_level(logging.WARNING):
-        show(tracker, Job(config, "abc123", Weights(None, "k")), "run", RunDir(tmp_path), {"loss": 1.0})
+        send_results(
+            tracker, Job(config, "abc123", WeightsSource(None, "k")), "run", RunDir(tmp_path), {"loss": 1.0}
+        )
     tracker.finish()
     (path,) = run_files(tmp_path)
     assert read_run(path)["summary"]["loss"] == 1.0

@@ -21,7 +21,8 @@ from tests.unlearn.probes import small_probes as watching
 from tests.unlearn.training import small_training as training
 from tests.worlds import together
 from unlearn.config import HardwareConfig, MethodConfig
-from unlearn.probes import numbered, saved_models
+from unlearn.probes import saved_models
+from unlearn.probes._model_folders import steps_of
 from unlearn.probes.geffect.example_effects import Points, implicit_weights
 from unlearn.probes.geffect.parameter_groups import parameter_groups
 from unlearn.training.frozen_outputs import LOGP
@@ -430,8 +431,8 @@ def test_saved_models_in_the_order_of_their_numbers(tmp_path):
             (tmp_path / name / "config.json").write_text("{}")
     found = saved_models([str(tmp_path / "*")])
     assert [path.name for path in found] == ["step-5", "step-10", "step-100"]
-    assert numbered(found) == [5, 10, 100]
-    assert numbered([Path("a"), Path("b")]) == [1, 2]
+    assert steps_of(found) == [5, 10, 100]
+    assert steps_of([Path("a"), Path("b")]) == [1, 2]
 
 
 def test_weights_of_a_term_that_looks_elsewhere_are_none(tmp_path):

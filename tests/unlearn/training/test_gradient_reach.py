@@ -9,7 +9,7 @@ import torch
 
 from tests.unlearn.training import small_training as training
 from unlearn.config import LoraConfig, MethodConfig, ModelConfig, NanoConfig
-from unlearn.models.load import blueprint, resolve_layers
+from unlearn.models.load import resolve_layers, trainable_skeleton
 from unlearn.terms import bind
 from unlearn.training import gradient_reach
 
@@ -24,7 +24,7 @@ def problems(lora: LoraConfig | None = None, **keys: Any) -> list[str]:
     shape = NanoConfig(layers=4, hidden_size=8, heads=1)
     cfg = ModelConfig(name="x", kind="nano", nano=shape, lora=lora)
     method = MethodConfig(name="x", **keys)
-    model = blueprint(cfg, method)
+    model = trainable_skeleton(cfg, method)
     assert model is not None
     assert all(p.is_meta for p in model.parameters())
     return gradient_reach.problems(model, method, lora, resolve_layers(bind(method), cfg))

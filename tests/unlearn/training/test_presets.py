@@ -23,7 +23,7 @@ from unlearn import interventions
 from unlearn.config import LoraConfig, ModelConfig, NanoConfig
 from unlearn.data.batching import Schedule, collate
 from unlearn.data.tokenization import TokenSequence
-from unlearn.models.load import blueprint, resolve_layers
+from unlearn.models.load import resolve_layers, trainable_skeleton
 from unlearn.passes.forward import ForwardRequest, read
 from unlearn.rules import clip_norm
 from unlearn.terms import bind, row_multiples
@@ -258,7 +258,7 @@ def test_only_presets_with_a_layer_look_at_hidden_states() -> None:
 def test_what_is_chosen_to_be_trained_gets_a_gradient(name: str) -> None:
     blocks = 32 if name in WITH_LAYER else 4
     cfg = ModelConfig(name="x", kind="nano", nano=NanoConfig(layers=blocks, hidden_size=8, heads=1))
-    model = blueprint(cfg, PRESETS[name])
+    model = trainable_skeleton(cfg, PRESETS[name])
     assert model is not None
     assert (
         gradient_reach.problems(model, PRESETS[name], cfg.lora, resolve_layers(bind(PRESETS[name]), cfg))

@@ -16,13 +16,13 @@ from unlearn.passes.forward import forward
 from unlearn.passes.per_example.forward_mode import token_effects
 from unlearn.passes.per_example.inner_products import inner_products
 from unlearn.probes.geffect.parameter_groups import ParameterGroup
+from unlearn.probes.geffect.set_gradients import Partition
 from unlearn.terms import Term
 from unlearn.training.engine import Engine
 from unlearn.training.step import Steps
 from unlearn.training.step_data import Group, Unit, own_view
 
 T = TypeVar("T")
-Share = list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,10 @@ class ExampleEffects:
     parameter_groups: Mapping[str, ParameterGroup]
     max_tokens: int
 
-    def by_example(self, points: Points, directions: Sequence[Share]) -> list[dict[str, np.ndarray]]:
+    def by_example(self, points: Points, directions: Sequence[Partition]) -> list[dict[str, np.ndarray]]:
         """Return for each example ⟨∇ of its mean NLL, direction⟩ [K] in each group of layers."""
 
-        def look(batch: Batch) -> list[dict[str, np.ndarray]]:
+        def compute(batch: Batch) -> list[dict[str, np.ndarray]]:
             whole = self.engine.whole_gradients(directions)
             sums: dict[str, Tensor] = {}
             for name, values in inner_products(self.engine.module, batch, whole).items():
@@ -63,7 +63,7 @@ class ExampleEffects:
                 for place in range(len(batch.lengths))
             ]
 
-        return self._each(points, look)
+        return self._each(points, compute)
 
     def by_token(
         self, points: Points, direction: Mapping[str, Tensor], groups: Sequence[str] | None = None
@@ -79,37 +79,37 @@ class ExampleEffects:
             value = direction.get(name)
             return None if value is None else value.to(self.engine.world.device)
 
-        def look(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
+        def compute(batch: Batch) -> list[tuple[np.ndarray, np.ndarray]]:
             effects = token_effects(self.engine.module, batch, along)
             sizes = batch.lengths.tolist()
             pairs = zip(effects.logp.split(sizes), effects.effect.split(sizes), strict=True)
             return [(logp.cpu().numpy(), effect.cpu().numpy()) for logp, effect in pairs]
 
-        return self._each(points, look)
+        return self._each(points, compute)
 
     def risks(self, points: Points) -> np.ndarray:
         """Return the mean NLL of each example's answer tokens, [E], float64."""
 
         @torch.no_grad()
-        def look(batch: Batch) -> list[float]:
+        def compute(batch: Batch) -> list[float]:
             parts = forward(self.engine.module, batch).logp.double().split(batch.lengths.tolist())
             return [-float(part.mean()) for part in parts]
 
-        return np.array(self._each(points, look))
+        return np.array(self._each(points, compute))
 
-    def whole(self, direction: Share) -> dict[str, Tensor]:
+    def whole(self, direction: Partition) -> dict[str, Tensor]:
         """Return a direction by parameter; under ZeRO 3 on the CPU, as no device holds a whole model."""
         offload = self.engine.zero == 3
         return {n: t.cpu() if offload else t for n, (t,) in self.engine.whole_gradients([direction])}
 
-    def _each(self, points: Points, look: Callable[[Batch], Sequence[T]]) -> list[T]:
-        """Return `look` of each example on all processes; all processes call it equally often."""
+    def _each(self, points: Points, compute: Callable[[Batch], Sequence[T]]) -> list[T]:
+        """Return `compute` of each example on all processes; all processes call it equally often."""
         world = self.engine.world
         lengths = [len(s.ids) - 1 for s in points.sequences]
         mine: list[tuple[int, T]] = []
         for part in deal(lengths, world.size, max_tokens=self.max_tokens)[world.rank]:
             batch = collate([points.sequences[i] for i in part or [0]]).to(world.device)
-            mine += list(zip(part, look(batch), strict=False))
+            mine += list(zip(part, compute(batch), strict=False))
         results = dict(world.gather(mine))
         return [results[i] for i in range(len(points.sequences))]
 

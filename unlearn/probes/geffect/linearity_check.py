@@ -14,7 +14,8 @@ from unlearn.probes.geffect.example_effects import ExampleEffects, Points
 from unlearn.training.engine import Engine
 
 _NEAR = 0.1
-"""Where curvature is measured, in steps: small against the third order, large against rounding."""
+"""Distance of the points between which curvature is measured, in steps: small for the third order, large for
+rounding."""
 
 
 @dataclass(frozen=True)

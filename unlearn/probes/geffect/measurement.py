@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from unlearn.passes.module_modes import kept_modes
 from unlearn.probes._base import WatchedRun
@@ -26,7 +26,7 @@ from unlearn.probes.geffect import GeffectOptions
 from unlearn.probes.geffect.example_effects import ExampleEffects, Points, implicit_weights
 from unlearn.probes.geffect.linearity_check import Change, changes
 from unlearn.probes.geffect.parameter_groups import parameter_groups
-from unlearn.probes.geffect.set_gradients import Gradients, risk_terms, sampled
+from unlearn.probes.geffect.set_gradients import Gradients, Partition, risk_terms, sampled
 from unlearn.probes.geffect.tables import WAYS, Example, Measured, Pair, Tensors, numbers, write
 from unlearn.probes.geffect.weight_distance import Start
 from unlearn.terms import WATCHED, Term
@@ -36,14 +36,13 @@ from unlearn.training.step import Steps
 from unlearn.training.step_data import TrainingData, own_view
 
 log = logging.getLogger(__name__)
-Share = list[Tensor]
 
 
 @dataclass(frozen=True)
 class _Objective:
     """The gradient of a training step, and the factor of each term's gradient in it."""
 
-    gradient: Share
+    gradient: Partition
     factors: Mapping[str, float]
 
 
@@ -82,13 +81,13 @@ class Measurement:
 
     def _measured(self, context: ProbeContext) -> Measured:
         gradients = self._gradients(context)
-        risks: dict[str, Share] = {}
+        risks: dict[str, Partition] = {}
         levels: dict[str, float] = {}
         for name, term in self.risks.items():
             risks[name], levels[name] = gradients.of(term, context.step)
         tensors: list[Tensors] = []
 
-        def compare(gradient: Share, name: str, factor: float) -> None:
+        def compare(gradient: Partition, name: str, factor: float) -> None:
             grams = self.engine.gram_by_parameter([gradient, *risks.values()])
             tensors.append(Tensors(name, factor, tuple(risks), grams))
 
@@ -112,13 +111,17 @@ class Measurement:
         return Gradients(steps, self.rows, self.batch if self.options.mode == "running" else None)
 
     def _objective(
-        self, gradients: Gradients, risks: Mapping[str, Share], context: ProbeContext, compare: Any
+        self,
+        gradients: Gradients,
+        risks: Mapping[str, Partition],
+        context: ProbeContext,
+        compare: Any,
     ) -> _Objective:
         """Compute the terms' gradients one at a time, and combine them as the gradient rule does."""
         rule = copy.deepcopy(context.rule)
         weights = {term.name: term.weight * rule.factors().get(term.name, 1.0) for term in self.terms}
-        by_term: dict[str, Share] = {}
-        total: Share = []
+        by_term: dict[str, Partition] = {}
+        total: Partition = []
         for term in self.terms:
             group = own_view(term).group
             plain = group in self.risks and _alike(term, self.risks[group])
@@ -148,7 +151,11 @@ class Measurement:
         return ExampleEffects(self.engine, self.parameter_groups, self.hardware.micro_tokens)
 
     def _examples(
-        self, gradients: Gradients, objective: _Objective, risks: Mapping[str, Share], context: ProbeContext
+        self,
+        gradients: Gradients,
+        objective: _Objective,
+        risks: Mapping[str, Partition],
+        context: ProbeContext,
     ) -> list[Example]:
         directions = {"objective": objective.gradient}
         directions |= {WAYS[name]: share for name, share in risks.items()}
@@ -179,7 +186,7 @@ class Measurement:
                 )
         return examples
 
-    def _tokens(self, points: Points, directions: Mapping[str, Share]) -> list[dict[str, Any]]:
+    def _tokens(self, points: Points, directions: Mapping[str, Partition]) -> list[dict[str, Any]]:
         """Return for each example the columns of its token table: log p and effects."""
         tables: list[dict[str, Any]] = [{} for _ in points.ids]
         if not self.options.tokens:
@@ -232,7 +239,7 @@ class Measurement:
         means = {term.name: gradients.means(term, context.step) for term in own}
         pairs = []
         for row, key in zip(forget.rows[:size], forget.ids[:size], strict=True):
-            alone: Share = []
+            alone: Partition = []
             for term in own:
                 gradient, _ = gradients.over(term, [row], context.step, means[term.name])
                 _add(alone, gradient, objective.factors[term.name])
@@ -252,7 +259,7 @@ def _alike(term: Term, risk: Term) -> bool:
     return (term.objective, term.mask, term.skip, term.weighting) == (risk.objective, "answer", 0, None)
 
 
-def _add(total: Share, gradient: Share, factor: float) -> None:
+def _add(total: Partition, gradient: Partition, factor: float) -> None:
     if not total:
         total += [factor * each for each in gradient]
         return

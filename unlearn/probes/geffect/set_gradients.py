@@ -14,6 +14,8 @@ from unlearn.terms import Term, bind
 from unlearn.training.step import Steps
 from unlearn.training.step_data import Group, own_view
 
+Partition = list[Tensor]
+"""This process's partition of the gradient of each trained parameter."""
 OLD, NEW = 0.6, 0.4
 """Weights of the running mean over mini-batches in the code released with arXiv 2502.19301."""
 
@@ -71,7 +73,7 @@ class Gradients:
     def over(
         self, term: Term, rows: Sequence[int], step: int, means: Mapping[str, Tensor] | None = None
     ) -> tuple[list[Tensor], float]:
-        """Return the same over these rows of the term's group, each as on its first visit.
+        """Return the gradient and value over these rows of the term's group, each as on its first visit.
 
         `means`: averages over more than these rows that the term needs.
         """

@@ -19,7 +19,7 @@ from unlearn.probes.geffect.linearity_check import Change, agreement
 from unlearn.probes.geffect.parameter_groups import GROUPS, KINDS, ParameterGroup
 
 WAYS = {"forget": "unlearn", "retain": "retain"}
-"""The name of an effect on a set's risk."""
+"""Names of effects in keys and columns, by the set whose risk they are on."""
 
 
 @dataclass(frozen=True)

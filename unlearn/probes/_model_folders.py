@@ -19,7 +19,7 @@ def saved_models(patterns: Sequence[str]) -> list[Path]:
     return list(folders)
 
 
-def numbered(folders: Sequence[Path]) -> list[int]:
+def steps_of(folders: Sequence[Path]) -> list[int]:
     """Return the steps of saved models: the number that ends each name (`checkpoint-15`), or 1, 2, 3 …"""
     ends = [re.search(r"(\d+)$", folder.name) for folder in folders]
     steps = [int(end[1]) for end in ends if end]

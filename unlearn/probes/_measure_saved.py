@@ -8,7 +8,7 @@ from pathlib import Path
 
 from unlearn.config import RunConfig
 from unlearn.probes._base import Probe
-from unlearn.probes._saved import numbered
+from unlearn.probes._model_folders import steps_of
 from unlearn.rules import make_rule
 from unlearn.run_dir import RunDir
 from unlearn.training.engine import Engine
@@ -26,7 +26,7 @@ def measure_saved(
     """
     models: list[tuple[int, str | None]] = [(0, None)]
     if folders:
-        models = list(zip(numbered(folders), (str(folder) for folder in folders), strict=True))
+        models = list(zip(steps_of(folders), (str(folder) for folder in folders), strict=True))
     target = engine_of(None)
     known = target.world.on_main(lambda: [row["step"] for row in rundir.read_history()])
     probe_of(target).begin()
