@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import replace
+from typing import TypeAlias
 
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -28,6 +30,7 @@ _SHOWN = (
     "parameters", "gradients", "optimizer", "activations", "peak", "buffers", "extras",
     "device", "host", "cache",
 )  # fmt: skip
+Pair: TypeAlias = tuple[str | None, str]  # a question, if there is one, and its answer
 _LOOKED_AT = 64  # steps: what a micro-batch holds hardly changes after that
 
 
@@ -43,11 +46,12 @@ def show_plan(resolved: Resolved, console: Console) -> None:
         table.add_column(column)
     memory = Table("", title="memory of each process, GiB")
     taken = []
+    known: dict[Pair, TokenSequence] = {}  # the plan's runs have one tokenizer, and most texts in common
     for run in plan.runs:
         state = "complete" if is_complete(run) else "to resume" if run.rundir.history.is_file() else "to make"
         one = run.job.config
         try:
-            sets = _sequences(one)
+            sets = _sequences(one, known)
             training, load = _training(one, sets), _largest(one, sets)
         except UserError as error:
             training, load = ("?", f"? ({str(error).splitlines()[0]})"), bound(one)
@@ -79,7 +83,7 @@ def deepspeed_yaml(config: RunConfig) -> str:
 def load_of(config: RunConfig) -> Load:
     """Return the largest micro-batch of the run's first steps, or a bound where its texts cannot be read."""
     try:
-        return _largest(config, _sequences(config))
+        return _largest(config, _sequences(config, {}))
     except UserError:
         return bound(config)
 
@@ -115,8 +119,8 @@ def _answers(sequence: TokenSequence) -> int:
     return len(sequence.ids) - max(1, sequence.answer_start)
 
 
-def _sequences(config: RunConfig) -> dict[str, list[TokenSequence]]:
-    """Tokenise the training sets with their own answers."""
+def _sequences(config: RunConfig, known: dict[Pair, TokenSequence]) -> dict[str, list[TokenSequence]]:
+    """Tokenise the training sets with their own answers, but for pairs that are `known`; adds to these."""
     names = config.method.sets
     if not names:
         return {}
@@ -124,7 +128,11 @@ def _sequences(config: RunConfig) -> dict[str, list[TokenSequence]]:
     encoder = make_encoder(config.model, tokenizer, config.dataset.max_length)
     sets = {name: encoder.chunks(rows) for name, rows in load_sets(config.dataset, names).items()}
     multiples = row_multiples(config.method, bind(config.method))
-    made = {name: encoder.pairs([(e.question, e.answer) for e in sets[name]]) for name in names}
+    new = list(
+        dict.fromkeys(p for name in names for e in sets[name] if (p := (e.question, e.answer)) not in known)
+    )
+    known |= zip(new, encoder.pairs(new), strict=True)
+    made = {name: [copy(known[e.question, e.answer]) for e in sets[name]] for name in names}
     return {name: [s for s in made[name] for _ in range(multiples.get(name, 1))] for name in names}
 
 

@@ -2,6 +2,9 @@
 
 NLL is the mean over an answer's tokens, with the end token, in nats. Values stay in log space until the last
 step, so that answers of vanishing probability can be compared. NaN means "could not be measured".
+
+SciPy, which takes a fifth of a second, is imported where it is used: commands that score nothing import this
+module too.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
-from scipy.special import expit, logsumexp
 
 from eval.collection.ragged import Ragged
 
@@ -87,6 +89,8 @@ def truth_probability(
     The aggregator `prob_mean` of OpenUnlearning, a part of its memorisation score; `form` is as in
     `log_truth_ratio`. NaN where an example has no perturbed answer.
     """
+    from scipy.special import expit
+
     return np.asarray(expit(-log_truth_ratio(paraphrased_nll, perturbed_nll, form)))
 
 
@@ -192,4 +196,6 @@ def _exp_ratio(total: float, count: int) -> float:
 
 
 def _logsumexp(values: np.ndarray) -> float:
+    from scipy.special import logsumexp
+
     return float(logsumexp(values)) if len(values) else math.nan

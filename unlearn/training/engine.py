@@ -38,9 +38,9 @@ from unlearn.training.zero_partitions import Shares
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
-# The shared-memory collectives would take minutes to compile on first use; gloo works without them.
-if hasattr(deepspeed.ops, "__compatible_ops__"):
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+# The shared-memory collectives would take minutes to compile on first use; gloo works without them. Not by
+# reading the attribute: DeepSpeed would start compilers then to find out what else could be compiled.
+vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
 
 
 class NonFiniteGradient(UserError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,25 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Shown]:
     """Make a small default run in its own process, in a folder with a space in its name."""
     cwd = tmp_path_factory.mktemp("a run") / "with space"
     cwd.mkdir()
-    shown = ended(started(cwd, *SMALL, "eval.every_steps=2", "tracker=offline"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", f"{compilers(cwd)}{os.pathsep}{os.environ['PATH']}")
+        shown = ended(started(cwd, *SMALL, "eval.every_steps=2", "tracker=offline"))
     assert shown.code == 0, shown.err[-3000:]
     return cwd, shown
+
+
+def compilers(cwd: Path) -> Path:
+    """Compilers that do nothing but note that they were started."""
+    folder = cwd.with_name("compilers")
+    folder.mkdir()
+    for name in ("cc", "gcc", "c++", "g++", "clang", "nvcc"):
+        (folder / name).write_text(f"#!/bin/sh\necho {name} >> '{folder}/started'\nexit 1\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def test_no_compiler_is_started(done):
+    assert not (done[0].with_name("compilers") / "started").exists()
 
 
 def test_the_run_leaves_what_the_design_promises(done):
