@@ -55,10 +55,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def imported_for_good() -> None:
-    """What is there now is left out when garbage is collected: DeepSpeed and Accelerate do that with every
-    engine, half a second each time for the modules of all packages alone."""
+def collected() -> None:
+    """Free what the module before has left in cycles."""
     gc.collect()
+
+
+@pytest.fixture(autouse=True)
+def frozen(collected: None) -> None:
+    """Leave out what is there now when garbage is collected: DeepSpeed and Accelerate do that with every
+    engine, half a second each time for the modules of all packages alone."""
     gc.freeze()
 
 
