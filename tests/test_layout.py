@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from functools import cache
 
 import pytest
 
@@ -14,25 +14,25 @@ FLOORS = ("unlearn", "eval", "launch")
 """Each may import itself and those before it."""
 
 
-def imports() -> Iterator[tuple[str, str]]:
-    """Every (file, imported module) of the packages."""
+@cache
+def imports() -> list[tuple[str, str]]:
+    """Return every (file, imported module) of the packages."""
+    found = []
     for floor in FLOORS:
         for path in sorted((ROOT / floor).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.ImportFrom) and node.module:
-                    yield str(path.relative_to(ROOT)), node.module
+                    found.append((str(path.relative_to(ROOT)), node.module))
                 elif isinstance(node, ast.Import):
-                    yield from ((str(path.relative_to(ROOT)), each.name) for each in node.names)
-
-
-IMPORTS = list(imports())
+                    found += [(str(path.relative_to(ROOT)), each.name) for each in node.names]
+    return found
 
 
 def test_packages_import_only_themselves_and_those_below():
-    assert len(IMPORTS) > 1000
+    assert len(imports()) > 1000
     upward = [
         f"{file} imports {module}"
-        for file, module in IMPORTS
+        for file, module in imports()
         if (top := module.split(".")[0]) in FLOORS and FLOORS.index(top) > FLOORS.index(file.split("/")[0])
     ]
     assert upward == []
@@ -42,7 +42,7 @@ def test_no_benchmark_and_no_variant_is_imported_outside_its_own_files():
     """`eval/rescore.py` is the name of a command of TOFU's."""
     others = [
         f"{file} imports {module}"
-        for file, module in IMPORTS
+        for file, module in imports()
         if (plug_in := re.match(r"eval\.benchmarks(\.\w+)?|eval\.variants\.(?!_)\w+", module))
         and not file.startswith(plug_in[0].replace(".", "/"))
         and file != "eval/rescore.py"
@@ -51,7 +51,7 @@ def test_no_benchmark_and_no_variant_is_imported_outside_its_own_files():
 
 
 def test_of_eval_only_relearning_trains():
-    users = {file for file, module in IMPORTS if file.startswith("eval/") and "unlearn.training" in module}
+    users = {file for file, module in imports() if file.startswith("eval/") and "unlearn.training" in module}
     assert users == {"eval/variants/relearning.py"}
 
 
@@ -59,7 +59,7 @@ def test_of_eval_only_relearning_trains():
     ("library", "folder"), [("deepspeed", "unlearn/training/engine.py"), ("wandb", "launch/tracking/")]
 )
 def test_a_large_library_is_imported_in_one_place(library, folder):
-    users = {file for file, module in IMPORTS if module.split(".")[0] == library}
+    users = {file for file, module in imports() if module.split(".")[0] == library}
     assert users
     assert {file for file in users if not file.startswith(folder)} <= {
         "launch/report/compare/wandb_offline.py"  # reads the format of its files, not the service

@@ -1,4 +1,6 @@
-"""A training whose memory is measured: `python -m tests.launch.memory.memory_run OVERRIDE…` prints bytes.
+"""Trainings whose memory is measured, one after the other: prints their bytes, a line for each.
+
+`python -m tests.launch.memory.memory_run COMMON… -- OVERRIDE… -- OVERRIDE…`
 
 What is measured is the resident memory that comes on top of what is there right before the model is made.
 """
@@ -8,6 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +65,12 @@ def _run(*overrides: str) -> dict[str, Any]:
 
 
 def main() -> None:
-    given = sys.argv[1:]
-    # What is imported and compiled at first use is no part of a training's memory.
-    _run(*given, "model.nano.hidden_size=32", "model.nano.layers=1", "model.nano.heads=2")
-    sys.stdout.write(json.dumps(_run(*given)) + "\n")
+    common, *each = " ".join(sys.argv[1:]).split(" -- ")
+    for given in each:
+        overrides = [*common.split(), *given.split(), f"root={tempfile.mkdtemp()}"]
+        # What is imported and compiled at first use is no part of a training's memory.
+        _run(*overrides, "model.nano.hidden_size=32", "model.nano.layers=1", "model.nano.heads=2")
+        sys.stdout.write(json.dumps(_run(*overrides)) + "\n")
 
 
 if __name__ == "__main__":

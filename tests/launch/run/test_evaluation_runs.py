@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.launch import commands
 from tests.launch.commands import Shown
 from tests.paths import SHARED
-from tests.tolerance import PASS, approx
+from tests.tolerance import PASS, approx, assert_trained_alike
+from unlearn.run_dir import RunDir
 
 pytestmark = pytest.mark.slow
 
@@ -320,7 +322,7 @@ def test_a_benchmark_that_fails_loses_no_other(target, tasks, tmp_path):
     assert found["general/accuracy"] == found["general/tiny_late/accuracy"]
 
 
-def test_two_processes_that_share_every_parameter_measure_the_same(target, tasks, tmp_path):
+def test_two_processes_that_share_every_parameter_need_no_launcher_and_agree(target, tasks, tmp_path):
     given = (
         *target, "eval=[tofu,general,relearning]", "eval.variants.relearning.steps=[1]",
         f"eval.benchmarks.general.include_path={tasks}",
@@ -329,7 +331,14 @@ def test_two_processes_that_share_every_parameter_measure_the_same(target, tasks
     )  # fmt: skip
     done(tmp_path, *given, "root=one")
     done(tmp_path, *given, "root=two", "hardware=cpu-2p", "hardware.zero=3")
-    one, two = (results(the_run(tmp_path, "npo", root)) for root in ("one", "two"))
+    runs = [the_run(tmp_path, "npo", root) for root in ("one", "two")]
+    (first,), (second,) = ([row for row in RunDir(run).read_history() if "loss" in row] for run in runs)
+    assert second["loss"] == approx(first["loss"], terms=PASS)
+    # NPO weighs an answer by the difference of two sums of some tens of nats.
+    assert second["grad_norm"] == approx(first["grad_norm"], terms=PASS, condition=32)
+    alone, shared = (load_file(run / "model" / "model.safetensors") for run in runs)
+    assert_trained_alike(shared, alone, lr=first["lr"], steps=1)
+    one, two = map(results, runs)
     assert two.keys() == one.keys()
     assert {k for k, v in two.items() if v is None} == {k for k, v in one.items() if v is None}
     measured = {k: v for k, v in one.items() if v is not None}

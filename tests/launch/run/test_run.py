@@ -18,7 +18,6 @@ from tests.launch import commands
 from tests.launch.commands import Shown, ended, started
 from tests.launch.tracking.wandb_files import read_run
 from tests.paths import SHARED
-from tests.tolerance import PASS, approx, assert_trained_alike
 
 pytestmark = pytest.mark.slow
 
@@ -175,32 +174,6 @@ def test_evaluating_on_the_way_changes_nothing(done, tmp_path):
     assert process.code == 0, process.err[-3000:]
     evaluated = weights(main_run(cwd))  # by a run that evaluated after every second step
     assert all(torch.equal(evaluated[name], t) for name, t in weights(tmp_path / "plain").items())
-
-
-def test_two_processes_need_no_launcher_and_agree(done, tmp_path):
-    cwd, _ = done
-    process = unlearn(
-        tmp_path,
-        f"root={cwd}/runs",
-        f"hydra.run.dir={tmp_path}/two",
-        "eval.every_steps=8",
-        "eval.limit=4",
-        "eval.compare=false",
-        "hardware.processes=2",
-        "hardware.zero=3",
-    )
-    assert process.code == 0, process.err[-3000:]
-    one, two = weights(main_run(cwd)), weights(tmp_path / "two")
-    rows, others = (
-        [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-        for run in (main_run(cwd), tmp_path / "two")
-    )
-    trained = [row for row in rows if "loss" in row]
-    assert_trained_alike(two, one, lr=max(row["lr"] for row in trained), steps=len(trained))
-    first, second = rows[0], others[0]
-    assert second["loss"] == approx(first["loss"], terms=PASS)
-    # NPO weighs an answer by the difference of two sums of some tens of nats.
-    assert second["grad_norm"] == approx(first["grad_norm"], terms=PASS, condition=32)
 
 
 def test_adapters_are_trained_alone_and_merged(done, tmp_path):
