@@ -27,7 +27,7 @@ from unlearn.models.weights import WeightsSource
 from unlearn.probes._measure_saved import measure_saved
 from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
-from unlearn.terms import WATCHED, Term, bind, training_sets
+from unlearn.terms import Term, bind, training_sets
 from unlearn.training import gradient_reach
 from unlearn.training.deepspeed_config import deepspeed_config
 from unlearn.training.engine import Engine, precision
@@ -203,7 +203,7 @@ class Pipeline:
         yield models.in_precision(model, self.world.device, precision(self.config.hardware.dtype)), False
 
     def _watched(self, ready: Preparation, groups: Mapping[str, Group]) -> dict[str, Group]:
-        return ready.watched(groups, (*WATCHED, *probes.sets(self.config.probe)))
+        return ready.watched(groups, (*probes.WATCHED, *probes.sets(self.config.probe)))
 
     def _probe(
         self, config: RunConfig, engine: Engine, terms: Sequence[Term], groups: Mapping[str, Group]

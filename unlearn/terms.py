@@ -15,7 +15,6 @@ from torch import Tensor
 import unlearn.rules
 from unlearn import plugins
 from unlearn.config import Mask, MethodConfig, RunConfig, Section
-from unlearn.data.sources import available
 from unlearn.errors import ConfigError, did_you_mean
 from unlearn.statistics import CONFIDENCES, STATISTICS, Statistic, statistics_of
 from unlearn.weightings._granularity import GRANULARITIES, instance_weights, token_weights
@@ -24,10 +23,6 @@ OBJECTIVES = plugins.Kind("unlearn.objectives", "objective", "function")
 WEIGHTINGS = plugins.Kind("unlearn.weightings", "weighting", "function")
 
 _RESERVED = ("objective", "weighting", "mask", "skip", "layer")
-
-
-WATCHED = ("forget", "retain")
-"""The sets that every probe gets where the dataset has them; the G-effect measures their risk."""
 
 
 @dataclass(frozen=True)
@@ -192,17 +187,6 @@ def training_sets(config: RunConfig) -> set[str]:
     paired = any(needs_alternatives(term) for term in bind(method))
     mismatched = ("retain",) if paired and method.alternatives_from_retain else ()
     return {*method.sets, *fitted, *mismatched}
-
-
-def watched_sets(config: RunConfig) -> set[str]:
-    """Return the sets that a run loads for its probe, as far as the dataset has them."""
-    if not config.probe.on:
-        return set()
-    from unlearn import probes  # which need terms
-
-    method = config.probe.method
-    own = set() if method is None else training_sets(config.model_copy(update={"method": method}))
-    return own | ({*WATCHED, *probes.sets(config.probe)} & set(available(config.dataset)))
 
 
 def needs_alternatives(term: Term) -> bool:

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
 from eval.benchmark import Role
-from eval.judgement.aspects import PREFIX
-from eval.metric_catalog import info
 from unlearn.config import RunConfig, Section
 from unlearn.data.example import Example
 
@@ -93,12 +91,3 @@ class Variant(Protocol):
 def prefixed(prefix: str, metrics: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics with a prefix before each key."""
     return {f"{prefix}/{key}": value for key, value in metrics.items()}
-
-
-def benchmark_metrics(results: Mapping[str, float]) -> dict[str, float]:
-    """Return those of a run's flat results that its benchmarks gave for the model as it is."""
-    return {
-        key: value
-        for key, value in results.items()
-        if info(key).is_metric and not info(key).variant and info(key).benchmark != PREFIX
-    }

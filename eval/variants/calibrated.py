@@ -16,8 +16,9 @@ import torch
 from torch import nn
 
 from eval.benchmark import Role
-from eval.metric_catalog import can_be, metrics_of
-from eval.variants._base import ROLES, Workbench, benchmark_metrics, prefixed
+from eval.judgement.aspects import PREFIX
+from eval.metric_catalog import can_be, info, metrics_of
+from eval.variants._base import ROLES, Workbench, prefixed
 from unlearn.config import RunConfig, Section
 from unlearn.data.sources import available
 from unlearn.errors import UserError, did_you_mean
@@ -106,7 +107,7 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
     if bench.target is None:
         log.info("calibrated: there is no target to mix this model with")
         return {}
-    known = {1.0: benchmark_metrics(bench.results), 0.0: benchmark_metrics(bench.target_results)}
+    known = {1.0: _of_benchmarks(bench.results), 0.0: _of_benchmarks(bench.target_results)}
     if not known[0.0]:
         known[0.0] = _probe(bench, 0.0, options.metric)
         whole = {}
@@ -212,3 +213,12 @@ def _value(metrics: Mapping[str, float], metric: str) -> float:
 
 def _shape(tensor: torch.Tensor | None) -> Any:
     return None if tensor is None else tensor.shape
+
+
+def _of_benchmarks(results: Mapping[str, float]) -> dict[str, float]:
+    """Return those of a run's flat results that its benchmarks gave for the model as it is."""
+    return {
+        key: value
+        for key, value in results.items()
+        if info(key).is_metric and not info(key).variant and info(key).benchmark != PREFIX
+    }

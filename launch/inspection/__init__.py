@@ -14,8 +14,9 @@ from unlearn.data.verify import check_companions, overlaps
 from unlearn.errors import ConfigError, UserError
 from unlearn.models import load as models
 from unlearn.models.tokenizer import load_tokenizer, make_encoder
+from unlearn.probes import watched_sets
 from unlearn.rules import make_rule
-from unlearn.terms import bind, row_multiples, training_sets, two_warmups, watched_sets
+from unlearn.terms import bind, row_multiples, training_sets, two_warmups
 from unlearn.training import gradient_reach
 from unlearn.training.learning_rate import warmup_steps
 

@@ -13,7 +13,8 @@ from unlearn.data.example import Example
 from unlearn.data.sources import load_sets
 from unlearn.data.templates import filled
 from unlearn.errors import UserError
-from unlearn.terms import training_sets, watched_sets
+from unlearn.probes import watched_sets
+from unlearn.terms import training_sets
 
 
 @dataclass(frozen=True, order=True)

@@ -36,9 +36,10 @@ from unlearn.models.adapter_targets import unties
 from unlearn.models.skeleton import limits
 from unlearn.models.tokenizer import load_tokenizer, make_encoder
 from unlearn.pipeline import Pipeline
+from unlearn.probes import watched_sets
 from unlearn.run_dir import RunDir
 from unlearn.signals import Stopped, on_stop
-from unlearn.terms import training_sets, watched_sets
+from unlearn.terms import training_sets
 from unlearn.training.engine import Engine
 from unlearn.training.observers import Logger
 

@@ -21,7 +21,7 @@ from unlearn.models import load as models
 from unlearn.models.weights import WeightsSource
 from unlearn.paths import is_local, user_path
 from unlearn.run_dir import RunDir
-from unlearn.terms import bind, needs_alternatives, training_sets, watched_sets
+from unlearn.terms import bind, needs_alternatives, training_sets
 
 _FORMAT = 2
 """Increased when a change of the program gives the same configuration other numbers."""
@@ -136,7 +136,7 @@ def _probe(config: RunConfig) -> dict[str, Any]:
     return {
         **probes.completed(config.probe).model_dump(mode="json", exclude={"models"}),
         "models": saved,
-        "data": identity(config.dataset, watched_sets(config)),
+        "data": identity(config.dataset, probes.watched_sets(config)),
     }
 
 

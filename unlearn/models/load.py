@@ -20,7 +20,6 @@ from unlearn.config import MethodConfig, ModelConfig
 from unlearn.errors import ConfigError, UserError
 from unlearn.models import adapt, nano
 from unlearn.models.locate import ModelError, find, fingerprint
-from unlearn.models.quiet import quiet
 from unlearn.models.skeleton import read_config, skeleton
 from unlearn.terms import Term
 
@@ -43,7 +42,7 @@ def load_model(cfg: ModelConfig, source: str | None = None, *, seed: int = 0) ->
     checkpoint = find(cfg, source)
     if checkpoint is None:
         return nano.model(cfg.nano, seed=seed, attention=cfg.attention)
-    with checkpoint.explained(), quiet(checkpoint):
+    with checkpoint.explained(), checkpoint.quiet():
         config = read_config(cfg, source)
         _without_dropout(config)
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
@@ -85,7 +84,7 @@ def depth(cfg: ModelConfig, source: str | None = None) -> int | None:
         checkpoint = find(cfg, source)
         if checkpoint is None:
             return cfg.nano.layers
-        with quiet(checkpoint):
+        with checkpoint.quiet():
             config = read_config(cfg, source, local_files_only=True)
     except UserError:
         return None
@@ -136,7 +135,7 @@ def trainable_skeleton(cfg: ModelConfig, method: MethodConfig) -> nn.Module | No
     """
     checkpoint = find(cfg, None)
     try:
-        with contextlib.nullcontext() if checkpoint is None else quiet(checkpoint):
+        with contextlib.nullcontext() if checkpoint is None else checkpoint.quiet():
             model: Any = skeleton(cfg, local_files_only=True)
     except (UserError, OSError, ValueError, ImportError):
         return None

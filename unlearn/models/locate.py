@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import importlib.util
+import io
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,12 @@ class CheckpointSource:
             if cause := self._cause():
                 raise ModelError(f"{self.label} cannot be loaded: {cause}{self._remake()}") from error
             raise ModelError(f"{self.label} cannot be loaded: {text}\n{self._fix(error)}") from error
+
+    @contextmanager
+    def quiet(self) -> Iterator[None]:
+        """Hide the progress bar of the reader of GGUF files, which no setting turns off."""
+        with redirect_stderr(io.StringIO()) if self.package else nullcontext():
+            yield
 
     def _cause(self) -> str | None:
         """Return the cause that the folder's files or the repository's configuration show; None: none."""

@@ -2,18 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import os
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
-from typing import TYPE_CHECKING
 
 import huggingface_hub
 from transformers.utils import logging
-
-if TYPE_CHECKING:
-    from unlearn.models.locate import CheckpointSource
 
 if "TRANSFORMERS_VERBOSITY" not in os.environ:
     logging.set_verbosity_error()  # the one warning that matters, missing weights, is an error here
@@ -26,11 +19,3 @@ warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", categor
 warnings.filterwarnings(
     "ignore", message="Model has `tie_word_embeddings=True`"
 )  # of PEFT; see adapter_targets.py
-
-
-@contextmanager
-def quiet(checkpoint: CheckpointSource) -> Iterator[None]:
-    """Hide the progress bar of the reader of GGUF files, which no setting turns off."""
-    hidden = redirect_stderr(io.StringIO()) if checkpoint.package else nullcontext()
-    with hidden:
-        yield

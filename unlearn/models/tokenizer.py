@@ -13,7 +13,6 @@ from unlearn.data.tokenization import Encoder, Limits, PromptFormat
 from unlearn.models import nano
 from unlearn.models.locate import CheckpointSource, ModelError, find
 from unlearn.models.model_files import tokenizer_problem
-from unlearn.models.quiet import quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +31,7 @@ def load_tokenizer(cfg: ModelConfig, source: str | None = None) -> PreTrainedTok
         checkpoint = find(cfg, None)
     if checkpoint is None:
         return nano.tokenizer(cfg.nano.vocabulary)
-    with checkpoint.explained(), quiet(checkpoint):
+    with checkpoint.explained(), checkpoint.quiet():
         tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.name, **checkpoint.options)
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         cause = None if checkpoint.folder is None else tokenizer_problem(checkpoint.folder)

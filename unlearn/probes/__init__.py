@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from unlearn import plugins
 from unlearn.config import ProbeConfig, RunConfig, Section
+from unlearn.data.sources import available
 from unlearn.errors import ConfigError, did_you_mean
-from unlearn.probes._base import Probe, WatchedRun
+from unlearn.probes._base import WATCHED, Probe, WatchedRun
 from unlearn.probes._model_folders import saved_models
 
-__all__ = ["PROBES", "Probe", "WatchedRun", "check", "completed", "make", "saved_models", "sets"]
+__all__ = [
+    "PROBES", "WATCHED", "Probe", "WatchedRun", "check", "completed", "make", "saved_models", "sets",
+    "watched_sets",
+]  # fmt: skip
 
 KEY = "probe"
 PROBES = plugins.Kind(__name__, "probe", "class", ("Options", "sets", "check", "begin", "due", "measure"))
@@ -24,6 +28,17 @@ def sets(cfg: ProbeConfig) -> tuple[str, ...]:
         ConfigError: there is no such probe.
     """
     return _find(cfg).sets
+
+
+def watched_sets(config: RunConfig) -> set[str]:
+    """Return the sets that a run loads for its probe, as far as the dataset has them."""
+    from unlearn.terms import training_sets  # with torch, which refusals do without
+
+    if not config.probe.on:
+        return set()
+    method = config.probe.method
+    own = set() if method is None else training_sets(config.model_copy(update={"method": method}))
+    return own | ({*WATCHED, *sets(config.probe)} & set(available(config.dataset)))
 
 
 def check(config: RunConfig) -> list[str]:

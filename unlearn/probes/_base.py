@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from unlearn.training.step_data import Group
 
 
+WATCHED = ("forget", "retain")
+"""The sets that every probe gets where the dataset has them; the G-effect measures their risk."""
+
+
 @dataclass(frozen=True)
 class WatchedRun:
     """A run as its probe gets it; the same on every process, except for what the engine holds.

@@ -14,8 +14,9 @@ from unlearn.data.batching import Schedule
 from unlearn.data.example import Example
 from unlearn.data.tokenization import Encoder
 from unlearn.distributed import World
+from unlearn.probes import WATCHED
 from unlearn.probes.geffect.set_gradients import sampled
-from unlearn.terms import WATCHED, bind, row_multiples
+from unlearn.terms import bind, row_multiples
 from unlearn.training.prepare import Preparation
 from unlearn.training.step_data import Group, Unit
 

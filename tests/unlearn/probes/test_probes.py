@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from launch.compose import checked, compose_run
+from unlearn.probes import watched_sets
 from unlearn.probes.geffect import Geffect
-from unlearn.terms import watched_sets
 
 
 def test_sets_that_a_probe_needs_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from unlearn.passes.module_modes import kept_modes
-from unlearn.probes._base import WatchedRun
+from unlearn.probes._base import WATCHED, WatchedRun
 from unlearn.probes.geffect import GeffectOptions
 from unlearn.probes.geffect.example_effects import ExampleEffects, Points, implicit_weights
 from unlearn.probes.geffect.linearity_check import Change, changes
@@ -29,7 +29,7 @@ from unlearn.probes.geffect.parameter_groups import parameter_groups
 from unlearn.probes.geffect.set_gradients import Gradients, Partition, risk_terms, sampled
 from unlearn.probes.geffect.tables import WAYS, Example, Measured, Pair, Tensors, numbers, write
 from unlearn.probes.geffect.weight_distance import Start
-from unlearn.terms import WATCHED, Term
+from unlearn.terms import Term
 from unlearn.training.engine import NonFiniteGradient
 from unlearn.training.observers import ProbeContext
 from unlearn.training.step import Steps
