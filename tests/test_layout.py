@@ -17,15 +17,15 @@ FLOORS = ("unlearn", "eval", "launch")
 @cache
 def imports() -> list[tuple[str, str]]:
     """Return every (file, imported module) of the packages."""
-    found = []
+    pairs = []
     for floor in FLOORS:
         for path in sorted((ROOT / floor).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 if isinstance(node, ast.ImportFrom) and node.module:
-                    found.append((str(path.relative_to(ROOT)), node.module))
+                    pairs.append((str(path.relative_to(ROOT)), node.module))
                 elif isinstance(node, ast.Import):
-                    found += [(str(path.relative_to(ROOT)), each.name) for each in node.names]
-    return found
+                    pairs += [(str(path.relative_to(ROOT)), each.name) for each in node.names]
+    return pairs
 
 
 def test_packages_import_only_themselves_and_those_below():

@@ -17,18 +17,8 @@ from unlearn.errors import ConfigError
 from unlearn.files import digest, read_json, write_json
 
 __all__ = [
-    "ROLES",
-    "VARIANTS",
-    "Score",
-    "Variant",
-    "Workbench",
-    "check",
-    "find",
-    "measure",
-    "options_of",
-    "prefixed",
-    "sets",
-    "warnings_of",
+    "ROLES", "VARIANTS", "Score", "Variant", "Workbench", "check", "find", "measure", "options_of",
+    "prefixed", "sets", "warnings_of",
 ]  # fmt: skip
 
 KEY = "eval.variants"

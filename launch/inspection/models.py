@@ -70,7 +70,7 @@ def _inspect(runs: Sequence[Planned], source: str | None) -> list[str]:
     cfg = runs[-1].job.config.model
     checkpoint, warnings = find(cfg, source), []
     limits, learned = None, None
-    if checkpoint is None and all(is_plain_nano(cfg, run.job.config.method) for run in runs):
+    if checkpoint is None and all(is_plain_nano(run.job.config) for run in runs):
         nano.check(cfg.nano)
         limits, learned = Limits(cfg.nano.vocabulary), nano.POSITIONS
     elif checkpoint is None or checkpoint.package is None:

@@ -211,7 +211,7 @@ def _cache(shape: Shape, method: MethodConfig, load: Load) -> float:
 
 def shape_of(config: RunConfig) -> Shape | None:
     """Return the shape of the run's model with adapters or edits; None if it is not on this machine."""
-    if is_plain_nano(config.model, config.method):
+    if is_plain_nano(config):
         return _nano_shape(config.model)
     model = models.trainable_skeleton(config.model, config.method)
     return None if model is None else read_shape(model)

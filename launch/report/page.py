@@ -43,8 +43,9 @@ def write_report(run_dir: Path, *, target_dir: Path | None = None, retain_dir: P
     runs = [run for run in runs if run.results or run.examples] + [load(run_dir, role)]
     columns: dict[str, Results] = {run.role: run.results for run in runs}
     judged = judged_columns(columns, own_target=method == "none")
+    complete = with_judgement(columns, own_target=method == "none")
     for run in runs:
-        run.results = with_judgement(columns, own_target=method == "none")[run.role]
+        run.results = complete[run.role]
     keys = in_order(key for run in runs for key in run.results if not info(key).is_detail)
     rows = files.history_by_step()
     effects, tables = geffect(run_dir, rows)

@@ -36,9 +36,8 @@ def work(directory: Path, *, progress: bool = True) -> dict[str, float]:
         try:
             summary = execute(job, rundir, tracker, progress=progress)
             if not isinstance(tracker, NullTracker):
-                from launch.tracking.upload import (
-                    send_results,  # imports plotly and scipy, which takes a second
-                )
+                # With plotly and SciPy, which takes a second.
+                from launch.tracking.upload import send_results
 
                 send_results(tracker, job, role, rundir, summary)
             code = 0

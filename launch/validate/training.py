@@ -119,7 +119,7 @@ def _intervention(config: RunConfig, terms: Sequence[Term]) -> list[str]:
     if method.intervention is None:
         names = interventions.INTERVENTIONS.names()
         hint = " or ".join(f"{{name: {name}}}" for name in names if interventions.is_gated({"name": name}))
-        return [f"method.intervention is not set: a term looks at gates; set {hint}"] if gated else []
+        return [f"method.intervention is not set: a term uses gates; set {hint}"] if gated else []
 
     problems = interventions.check(method.intervention)
     if problems:

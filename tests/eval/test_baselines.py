@@ -1,4 +1,4 @@
-"""A published log in place of a retain model, for benchmarks that read one and beside those that do not."""
+"""A published log in place of a retain model, with benchmarks that read one and with others."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from unlearn.errors import UserError
 
 
 def own_benchmark(compared: list[Any], **more: Any) -> Any:
-    """A benchmark of one's own without questions, which notes what it is compared with."""
+    """Return a benchmark without questions that appends the baseline it gets to `compared`."""
 
     def score(read: Records, retain: Any, sets: Any, options: Any) -> Result:
         compared.append(retain)

@@ -10,7 +10,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from unlearn.config import MethodConfig, ModelConfig
+from unlearn.config import ModelConfig, RunConfig
 from unlearn.data.tokenization import Limits
 from unlearn.errors import did_you_mean
 from unlearn.models import model_files, nano
@@ -75,9 +75,12 @@ def skeleton(cfg: ModelConfig, source: str | None = None, **options: Any) -> Pre
     return model
 
 
-def is_plain_nano(cfg: ModelConfig, method: MethodConfig) -> bool:
-    """Whether the model is a nano one without changes: its sizes follow from `model.nano`, and it need not be
-    built (which imports the models of transformers) to know them."""
+def is_plain_nano(config: RunConfig) -> bool:
+    """Return whether a run's model is a nano one without adapters, edits or frozen parameters.
+
+    Its sizes follow from `model.nano`, so that it need not be built, which imports transformers' models.
+    """
+    cfg, method = config.model, config.method
     changed = cfg.lora.r or method.train is not None or method.intervention is not None
     return cfg.kind == "nano" and cfg.attention in _ATTENTION and not changed
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from launch.tracking.trackers._base import Row, TrackedRun, Tracker
 from launch.tracking.wandb_session import Mode, mode_of_variables, open_run, staged_with
 from unlearn.config import Section
 from unlearn.errors import UserError
+from unlearn.files import finite
 
 _LONGEST = {"name": 128, "group": 128, "job_type": 64, "tag": 64}  # characters that W&B takes
 
@@ -88,13 +88,13 @@ class Wandb(Tracker):
         import wandb
 
         plain = re.sub(r"[^\w.-]+", "-", name, flags=re.ASCII)[-128:]
-        artifact = wandb.Artifact(plain, type="model", metadata=_finite(facts))
+        artifact = wandb.Artifact(plain, type="model", metadata=finite(facts))
         # Immutable: W&B uploads the files themselves, without a copy.
         artifact.add_dir(str(folder.absolute()), policy="immutable")
         self.wandb_run.log_artifact(artifact)
 
     def summary(self, values: Row) -> None:
-        self.wandb_run.summary.update(_finite(values))
+        self.wandb_run.summary.update(finite(values))
 
     def finish(self, exit_code: int = 0) -> None:
         self.wandb_run.finish(exit_code=exit_code)
@@ -114,7 +114,3 @@ def _identity(options: WandbOptions, run: TrackedRun) -> dict[str, Any]:
         "id": run.id,
         "tags": list(dict.fromkeys(tag[: _LONGEST["tag"]] for tag in run.tags if tag)),
     }
-
-
-def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}

@@ -32,16 +32,16 @@ def write(directory: Path, texts: list[str | None]) -> Records:
         ids = [item.example for item in request.items]
         none: list[str | None] = [None] * len(ids)
         zeros = np.zeros(len(ids), np.int32)
-        found: AnyRecords
+        records: AnyRecords
         if isinstance(request, Generation):
-            found = GenerationRecords(ids, zeros, none, texts, none)
+            records = GenerationRecords(ids, zeros, none, texts, none)
         else:
             assert isinstance(request, Likelihood)
             rows = Ragged.of([LOGP[i] for i in ids])
             tokens = dict.fromkeys(("logp", "correct", "mean", "variance"), rows)
             ended = np.array([i != "book/9" for i in ids])
-            found = LikelihoodRecords(ids, zeros, none, **tokens, ended=ended)
-        write_records(directory, request, CODE, found)
+            records = LikelihoodRecords(ids, zeros, none, **tokens, ended=ended)
+        write_records(directory, request, CODE, records)
     return Records(directory)
 
 

@@ -45,19 +45,19 @@ def write(directory, sets, texts):
     for request in requests(sets, Options()):
         ids = [item.example for item in request.items]
         none: list[str | None] = [None] * len(ids)
-        found: AnyRecords
+        records: AnyRecords
         if isinstance(request, Generation):
             assert request.raw
             given = texts[request.name]
             generated = [given[i % len(given)] for i in range(len(ids))]
-            found = GenerationRecords(ids, np.zeros(len(ids), np.int32), none, generated, none)
+            records = GenerationRecords(ids, np.zeros(len(ids), np.int32), none, generated, none)
         else:
             assert isinstance(request, Likelihood)
             rows = Ragged.of([ROWS[i] for i in ids])
             tokens = dict.fromkeys(("logp", "correct", "mean", "variance"), rows)
             ended = np.array([i != "member/1" for i in ids])
-            found = LikelihoodRecords(ids, np.zeros(len(ids), np.int32), none, **tokens, ended=ended)
-        write_records(directory, request, CODE, found)
+            records = LikelihoodRecords(ids, np.zeros(len(ids), np.int32), none, **tokens, ended=ended)
+        write_records(directory, request, CODE, records)
 
 
 HALF = {
@@ -166,8 +166,8 @@ def test_the_real_rows_known_by_heart(tmp_path):
         ids = [item.example for item in request.items]
         none: list[str | None] = [None] * len(ids)
         generated: list[str | None] = [answers[i] + " " for i in ids]
-        found = GenerationRecords(ids, np.zeros(len(ids), np.int32), none, generated, none)
-        write_records(tmp_path, request, CODE, found)
+        records = GenerationRecords(ids, np.zeros(len(ids), np.int32), none, generated, none)
+        write_records(tmp_path, request, CODE, records)
     result = score(Records(tmp_path), None, sets, Options())
     assert {key: value for key, value in result.metrics.items() if value != 1} == {"lume/task_aggregate": 0}
     assert len(result.metrics) == 2 * 8 + 1

@@ -51,17 +51,17 @@ def write(
         ids = [item.example for item in request.items]
         none: list[str | None] = [None] * len(ids)
         zeros = np.zeros(len(ids), np.int32)
-        found: AnyRecords
+        records: AnyRecords
         if isinstance(request, Generation):
             text, truth = generated[request.name]
-            found = GenerationRecords(ids, zeros, none, [text] * len(ids), [truth] * len(ids))
+            records = GenerationRecords(ids, zeros, none, [text] * len(ids), [truth] * len(ids))
         else:
             assert isinstance(request, Likelihood)
             rows = Ragged.of([LOGP[i] for i in ids])
             tokens = dict.fromkeys(("logp", "correct", "mean", "variance"), rows)
             ended = np.array([i != "h/1" for i in ids])
-            found = LikelihoodRecords(ids, zeros, none, **tokens, ended=ended)
-        write_records(directory, request, CODE, found)
+            records = LikelihoodRecords(ids, zeros, none, **tokens, ended=ended)
+        write_records(directory, request, CODE, records)
     return Records(directory)
 
 

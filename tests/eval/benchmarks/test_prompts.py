@@ -31,17 +31,17 @@ def write(directory, sets, options, texts, logp, correct):
         ids = [item.example for item in request.items]
         none: list[str | None] = [None] * len(ids)
         what = request.name.removeprefix("forget/")
-        found: AnyRecords
+        records: AnyRecords
         if isinstance(request, Generation):
             generated = [texts[what.removesuffix("/generation")]] * len(ids)
-            found = GenerationRecords(ids, np.zeros(len(ids), np.int32), none, generated, none)
+            records = GenerationRecords(ids, np.zeros(len(ids), np.int32), none, generated, none)
         else:
             rows = Ragged.of([logp[what]] * len(ids))
             hits = Ragged(np.array(correct.get(what, [False] * len(logp[what])) * len(ids)), rows.offsets)
-            found = LikelihoodRecords(
+            records = LikelihoodRecords(
                 ids, np.zeros(len(ids), np.int32), none, rows, hits, rows, rows, np.ones(len(ids), bool)
             )
-        write_records(directory, request, CODE, found)
+        write_records(directory, request, CODE, records)
 
 
 TEXTS = {

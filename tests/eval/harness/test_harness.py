@@ -182,11 +182,11 @@ def theirs(
         pretrained=loaded, tokenizer=AutoTokenizer.from_pretrained(directory), batch_size=4, device="cpu"
     )
     manager = TaskManager(include_path=str(include), include_defaults=False)
-    found = simple_evaluate(
+    evaluated = simple_evaluate(
         model=their, tasks=list(tasks), task_manager=manager, bootstrap_iters=0, **options
     )
-    assert found is not None
-    return dict(found)
+    assert evaluated is not None
+    return dict(evaluated)
 
 
 def same(ours: harness.Outcome, found: dict[str, Any], task: str, names: dict[str, str]) -> None:
@@ -223,9 +223,9 @@ def answers_of(lm: Any, folder: Path, task: str, **options: Any) -> list[Any]:
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_path=str(folder), include_defaults=False)
-    found = simple_evaluate(model=lm, tasks=[task], task_manager=manager, bootstrap_iters=0, **options)
-    assert found is not None
-    return [answer[0] for sample in found["samples"][task] for answer in sample["resps"]]
+    evaluated = simple_evaluate(model=lm, tasks=[task], task_manager=manager, bootstrap_iters=0, **options)
+    assert evaluated is not None
+    return [answer[0] for sample in evaluated["samples"][task] for answer in sample["resps"]]
 
 
 @pytest.mark.slow

@@ -50,8 +50,8 @@ def write(directory, sets, nll, text, correct=(True, True), options=None):
         ids = [item.example for item in request.items]
         none = [None] * len(ids)
         if isinstance(request, Generation):
-            found = GenerationRecords(ids, np.zeros(len(ids), int), none, [text] * len(ids), none)
-            write_records(directory, request, CODE, found)
+            generations = GenerationRecords(ids, np.zeros(len(ids), int), none, [text] * len(ids), none)
+            write_records(directory, request, CODE, generations)
             continue
         slots = np.array([item.slot for item in request.items])
         if isinstance(request, GradientNorm):
