@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from scipy.stats import hmean
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from eval.benchmark import find, scored
@@ -32,8 +33,10 @@ from unlearn.data.tokenization import Encoder
 
 pytestmark = [pytest.mark.slow, needs_shared]
 PREFIX = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_facts": "wf"}
+OPTIONS = ("real_authors", "world_facts")
 PEER = SHARED / "peer" / "nano-tofu-full.TOFU_EVAL.json"
 MIA_SETS = ("forget", "holdout")
+RETAIN = 100  # rows of the retain set that are evaluated; `test_published_logs.py` has the scores of all 400
 # One divides by 50 bytes or more, the other by a deviation that is small where the model is sure.
 FURTHER: Any = {
     "zlib": {"scale": 10 / 50}, "min_k_plus_plus": {"scale": 0.1, "condition": 16, "each": True}
@@ -58,6 +61,7 @@ def run(tmp_path_factory):
     # Without the questions in other words, of which the peer has nothing.
     loaded = load_sets(cfg, SETS)
     sets = {name: [replace(e, paraphrased_question=None) for e in own] for name, own in loaded.items()}
+    sets["retain_eval"] = sets["retain_eval"][:RETAIN]
     gold, options = directory / "gold", {"generation": False, "gradients": False}
     attacked = {name: sets[name] for name in ("forget_eval", "holdout")}
     net, code = load("nano-tofu-retain90")
@@ -76,8 +80,28 @@ def peer():
 
 
 def values(peer, key, field, part=None):
-    found = (peer[key] if part is None else peer[key][part])["value_by_index"]
-    return [found[str(i)][field] for i in range(len(found))]
+    rows = (peer[key] if part is None else peer[key][part])["value_by_index"]
+    return [rows[str(i)][field] for i in range(RETAIN if key.startswith("retain") else len(rows))]
+
+
+def probability(peer, name):
+    """The peer's mean over the rows that are evaluated here."""
+    key = f"{PREFIX[name]}_Q_A_Prob"
+    if name == "retain":
+        return np.mean(values(peer, key, "prob"))
+    return peer[key + ("_normalised" if name in OPTIONS else "")]["agg_value"]
+
+
+def truth_ratio(peer, name):
+    """The peer's mean over the rows that are evaluated here."""
+    key = "forget_truth_ratio" if name == "forget" else f"{PREFIX[name]}_Truth_Ratio"
+    if name == "retain":
+        return np.clip(1 - np.array(values(peer, key, "score")), 0, None).mean()
+    return peer[key]["agg_value"]
+
+
+def recall(peer, name):
+    return np.mean(values(peer, f"{PREFIX[name]}_Q_A_ROUGE", "rougeL_recall"))
 
 
 def nll(records, name, examples):
@@ -90,7 +114,8 @@ def test_headline_numbers(run, peer):
     assert metrics["tofu/forget_quality"] == pytest.approx(peer["forget_quality"]["agg_value"], rel=1e-6)
     assert metrics["tofu/forget_quality_log10"] == pytest.approx(-39.1329, abs=1e-4)
     # The peer adds 1e−10 to probabilities that it divides by, and reads them in fp32.
-    assert metrics["tofu/model_utility"] == approx(peer["model_utility"]["agg_value"], terms=PASS)
+    nine = [of(peer, name) for of in (probability, truth_ratio, recall) for name in ("retain", *OPTIONS)]
+    assert metrics["tofu/model_utility"] == approx(hmean(nine), terms=PASS)
     assert metrics["tofu/forget/probability"] == approx(peer["forget_Q_A_Prob"]["agg_value"], **LOSSES)
 
 
@@ -142,24 +167,19 @@ def test_memorization_of_every_example(run, peer):
 @pytest.mark.parametrize("name", PREFIX)
 def test_every_set(run, peer, name):
     metrics, _, _ = run
-    key = PREFIX[name]
-    ratio = "forget_truth_ratio" if name == "forget" else f"{key}_Truth_Ratio"
-    assert metrics[f"tofu/{name}/truth_ratio"] == approx(peer[ratio]["agg_value"], terms=PASS)
-    assert metrics[f"tofu/{name}/rougeL_recall"] == pytest.approx(
-        np.mean(values(peer, f"{key}_Q_A_ROUGE", "rougeL_recall")), abs=1e-9
-    )
+    assert metrics[f"tofu/{name}/truth_ratio"] == approx(truth_ratio(peer, name), terms=PASS)
+    assert metrics[f"tofu/{name}/rougeL_recall"] == pytest.approx(recall(peer, name), abs=1e-9)
     assert metrics[f"tofu/{name}/rouge1_recall"] == pytest.approx(
-        np.mean(values(peer, f"{key}_Q_A_ROUGE", "rouge1_recall")), abs=1e-9
+        np.mean(values(peer, f"{PREFIX[name]}_Q_A_ROUGE", "rouge1_recall")), abs=1e-9
     )
-    normalised = f"{key}_Q_A_Prob" + ("_normalised" if key in ("ra", "wf") else "")
-    assert metrics[f"tofu/{name}/probability"] == approx(peer[normalised]["agg_value"], **LOSSES)
+    assert metrics[f"tofu/{name}/probability"] == approx(probability(peer, name), **LOSSES)
 
 
 def test_paraphrased_answers_and_their_texts(run, peer):
     metrics, _, records = run
     for name in ("forget", "retain"):
         assert metrics[f"tofu/{name}/paraphrased_probability"] == approx(
-            peer[f"{name}_Q_A_PARA_Prob"]["agg_value"], **LOSSES
+            np.mean(values(peer, f"{name}_Q_A_PARA_Prob", "prob")), **LOSSES
         )
     rows = pq.read_table(records.directory / "examples.parquet").to_pylist()
     for name, key in PREFIX.items():
