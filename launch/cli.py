@@ -7,7 +7,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,34 +23,32 @@ from rich.console import Console
 from launch import help as helptext
 from launch import slurm
 from launch.compose import (
-    CONFIGS,
+    PRIMARY,
     check_plugins,
     checked,
     compose_run,
     force_overrides,
     given_values,
     refuse_sweep,
-    yaml_of,
+    search_own_folders,
 )
+from launch.config_groups import CONFIGS
+from launch.flags import parse, prints, show_job, stored_run
 from launch.run import foreign_launchers
+from launch.run.config_file import read_job
 from launch.run.slurm_task import leads
 from launch.sweep.hydra_hooks import job_count, record_launched_jobs
 from launch.sweep.job import INTERRUPTED, SweepJob, dry_run, interrupt, one_run, process
 from launch.sweep.job_records import Records, sweep_name
 from launch.sweep.sweep_run import SweepRun
 from unlearn.config import RunConfig
-from unlearn.errors import UserError, did_you_mean
+from unlearn.errors import UserError
 from unlearn.files import check_writable, folder_name
 from unlearn.guard import guarded, lasting_output, outcome, pause_collection
+from unlearn.run_dir import RunDir
 from unlearn.signals import STOPPED, on_stop
 
 _RUN_DIRECTORY = "${unlearn_run_dir:}"  # hydra.run.dir in configs/config.yaml
-_FLAGS = {
-    "help": ("-h", "--help"),
-    "sweep": ("-m", "--multirun"),
-    "show": ("-c", "--cfg", "--cfg=job"),
-    "version": ("--version",),
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -72,27 +69,27 @@ def _command(arguments: list[str]) -> int:
     Raises:
         UserError: what is asked for cannot be done.
     """
-    if set(_FLAGS["help"]) & set(arguments):
+    if {"-h", "--help"} & set(arguments):
         helptext.show(Console())
         return 0
     foreign_launchers.settle()  # a launcher may have put flags of its own before the arguments
-    flags, rest = _split(arguments)
-    if "version" in flags:
-        sys.stdout.write(f"unlearn-lab {version('unlearn-lab')}\n")
+    flags = parse(arguments)
+    if prints(flags):
         return 0
-    overrides, sweep = force_overrides(given_values(rest)), "sweep" in flags
+    if flags.experimental_rerun:
+        return _again(stored_run(flags.experimental_rerun))
+    name, sweep = flags.config_name or PRIMARY, flags.multirun
+    overrides = force_overrides(flags.overrides)
     if not sweep:
         refuse_sweep(overrides)
-    composed = compose_run(overrides, hydra=True)
+    composed = compose_run(overrides, hydra=True, name=name)
     if home := _home_in(composed):
         overrides += home
-        composed = compose_run(overrides, hydra=True)
-    config = checked(composed, overrides, composed.hydra.runtime.choices)
-    if "show" in flags:
-        from launch.dry_run import deepspeed_yaml
-
-        sys.stdout.write(yaml_of(config) + deepspeed_yaml(config))
+        composed = compose_run(overrides, hydra=True, name=name)
+    if flags.cfg:
+        show_job(composed, overrides, flags.package)
         return 0
+    config = checked(composed, overrides, composed.hydra.runtime.choices)
     if composed.hydra.job.chdir:
         raise UserError(
             "hydra.job.chdir=true: paths are meant from where the command is started; leave this out"
@@ -117,27 +114,9 @@ def _command(arguments: list[str]) -> int:
                 check_goal(config)
             if queue:
                 slurm.check_submission(composed, job_count(composed, overrides))
-            return _sweep(["-m", *_search(composed), *overrides], composed)
+            return _sweep(["-m", f"--config-name={name}", *_search(composed), *overrides], composed)
         _tell_of_one_run(composed, overrides)
         return _one(composed, config)
-
-
-def _split(arguments: Sequence[str]) -> tuple[set[str], list[str]]:
-    """What the flags ask for, and the other arguments.
-
-    Raises:
-        UserError: an unknown flag.
-    """
-    known = {flag: name for name, flags in _FLAGS.items() for flag in flags}
-    flags = [argument for argument in arguments if argument.startswith("-")]
-    for flag in flags:
-        if flag not in known:
-            raise UserError(
-                f"{flag}: there is no such flag{did_you_mean(flag, known)}; unlearn --help has them all"
-            )
-    names = {known[flag] for flag in flags}
-    rest = [argument for argument in arguments if argument not in flags]
-    return names, [one for one in rest if one != "job"] if "show" in names else rest
 
 
 def _home_in(composed: DictConfig) -> list[str]:
@@ -184,15 +163,21 @@ def _search(composed: DictConfig) -> list[str]:
     return ["hydra.sweeper.direction=maximize", *(["hydra.sweeper.sampler.seed=0"] if unseeded else [])]
 
 
-def _one(composed: DictConfig, config: RunConfig) -> int:
+def _again(folder: Path) -> int:
+    """Make the run of a folder again as its config.yaml says: continue it, or show what is complete."""
+    return _one(compose_run([], hydra=True), read_job(RunDir(folder))[0].config, folder)
+
+
+def _one(composed: DictConfig, config: RunConfig, directory: Path | None = None) -> int:
     """One run, with the folder, logging, environment and callbacks of Hydra's configuration."""
     from launch.resolve import resolve
 
     chosen = OmegaConf.to_container(composed.hydra.run, resolve=False)
-    own = isinstance(chosen, dict) and chosen["dir"] != _RUN_DIRECTORY
+    if directory is None and isinstance(chosen, dict) and chosen["dir"] != _RUN_DIRECTORY:
+        directory = Path(composed.hydra.run.dir)
     try:
         with on_stop(interrupt):
-            resolved = resolve(config, Path(composed.hydra.run.dir).absolute() if own else None)
+            resolved = resolve(config, None if directory is None else directory.absolute())
     except KeyboardInterrupt:
         sys.stderr.write(f"{INTERRUPTED}\n")
         return STOPPED
@@ -201,11 +186,11 @@ def _one(composed: DictConfig, config: RunConfig) -> int:
         composed.hydra.run.dir = str(resolved.plan.main.directory)
     callbacks = Callbacks(composed)
     context = HydraContext(ConfigLoaderImpl(create_config_search_path(str(CONFIGS))), callbacks)
-    callbacks.on_run_start(config=composed, config_name="config")
+    callbacks.on_run_start(config=composed, config_name=PRIMARY)
     ended = run_job(
         lambda science: one_run(science, resolved=resolved), composed, "hydra.run.dir", None, context
     )
-    callbacks.on_run_end(config=composed, config_name="config", job_return=ended)
+    callbacks.on_run_end(config=composed, config_name=PRIMARY, job_return=ended)
     run: SweepRun = ended.return_value
     return run.code or 0
 
@@ -237,11 +222,12 @@ def _sweep(arguments: list[str], composed: DictConfig) -> int:
 
 
 def _launch(job: Callable[[DictConfig], Any], arguments: list[str]) -> None:
+    search_own_folders()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # else Hydra prints its errors and exits
     before = sys.argv
     sys.argv = [before[0], *arguments]
     try:
-        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name="config")(job)()
+        hydra.main(version_base="1.3", config_path=str(CONFIGS), config_name=PRIMARY)(job)()
     finally:
         sys.argv = before
 

@@ -9,24 +9,31 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, Quote, QuotedString
-from hydra.errors import HydraException
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException, MissingConfigException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
+from launch.config_groups import CONFIGS, groups, option_files, own_folders, values_of
 from launch.tracking import trackers
 from unlearn import probes
 from unlearn.config import RunConfig
 from unlearn.errors import ConfigError, did_you_mean
+
+if TYPE_CHECKING:
+    from hydra._internal.hydra import Hydra
 
 # configs/hydra has options with the names of plugins, whose schemas apply to them.
 warnings.filterwarnings("ignore", r"\s*'hydra/[a-z/]+' is validated against ConfigStore schema", UserWarning)
@@ -36,53 +43,31 @@ _PLUGINS = {
     "hydra/launcher/slurm": "hydra-submitit-launcher, of the extra `slurm`",
     "hydra/sweeper/optuna": "hydra-optuna-sweeper, of the extra `sweeps`",
 }
-
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-
-
-def own_configs() -> list[Path]:
-    """Return the folder `configs` of the working directory, if there is one: options of your own."""
-    folder = Path.cwd() / "configs"
-    return [folder] if folder.is_dir() and folder.resolve() != CONFIGS else []
+PRIMARY = "config"
+"""The primary file of the project, which `--config-name` replaces."""
 
 
-def _search_path() -> list[str]:
-    """Return what Hydra searches for options after the project's (`hydra.searchpath`)."""
-    return [f"file://{folder}" for folder in own_configs()]
+class OwnFolders(SearchPathPlugin):
+    """Lets Hydra search the folders of your own, after the project's."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for folder in own_folders():
+            search_path.append("yours", f"file://{folder}")
 
 
-OmegaConf.register_new_resolver("unlearn_search_path", _search_path, replace=True)
+def search_own_folders() -> None:
+    """Let Hydra search the folders of your own from now on, wherever it composes."""
+    Plugins.instance().register(OwnFolders)
 
 
-def groups() -> dict[str, list[str]]:
-    """Return the configuration groups with their options, your own included, without Hydra's groups."""
-    names = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir() and path.name != "hydra")
-    folders = [CONFIGS, *own_configs()]
-    return {
-        name: sorted({file.stem for folder in folders for file in (folder / name).glob("*.yaml")})
-        for name in names
-    }
-
-
-def option_file(group: str, option: str) -> Path:
-    """Return the YAML file of an option of a group: the project's, or your own."""
-    files = [folder / group / f"{option}.yaml" for folder in (CONFIGS, *own_configs())]
-    return next((file for file in files if file.is_file()), files[0])
-
-
-def comment(group: str, option: str, key: str) -> str:
-    """Return the value of a comment line `# key: value` of an option's file, "" without it."""
-    text = option_file(group, option).read_text(encoding="utf-8")
-    line = re.search(rf"^# {key}: *(.+?) *$", text, re.MULTILINE)
-    return line[1] if line else ""
-
-
-def describe(group: str, option: str) -> str:
-    """Return the first comment of an option's file that is not a Hydra directive."""
-    for line in option_file(group, option).read_text(encoding="utf-8").splitlines():
-        if line.startswith("#") and not line.startswith("# @"):
-            return line.lstrip("# ").strip()
-    return ""
+@contextmanager
+def initialized() -> Iterator[Hydra]:
+    """Initialise Hydra for one composition."""
+    search_own_folders()
+    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        yield hydra
 
 
 def force_overrides(arguments: Sequence[str]) -> list[str]:
@@ -106,11 +91,9 @@ def force_overrides(arguments: Sequence[str]) -> list[str]:
                 if option not in known[key] and option != "null"
             ]
             problems += [
-                f"{key}={option}: {folder / key / option}.yaml has the name of one of the project's options; "
-                "choose another name"
+                f"{key}={option}: {files[1]} has the name of {files[0]}; choose another name"
                 for option in _options(value)
-                for folder in own_configs()
-                if all((each / key / f"{option}.yaml").is_file() for each in (CONFIGS, folder))
+                if len(files := option_files(key, option)) > 1
             ]
             forced.append(argument)
         else:
@@ -164,18 +147,22 @@ def refuse_sweep(overrides: Sequence[str]) -> None:
         raise ConfigError(problems)
 
 
-def compose_run(overrides: Sequence[str], *, hydra: bool = False) -> DictConfig:
+def compose_run(overrides: Sequence[str], *, hydra: bool = False, name: str = PRIMARY) -> DictConfig:
     """Compose the configuration of forced overrides; of a sweep, its first element.
+
+    hydra: whether to return Hydra's section too. name: of the primary file, without `.yaml`.
 
     Raises:
         ConfigError: an override cannot be parsed or composed.
     """
     try:
         single = [_first(override) for override in _parsed(overrides)]
-        with initialize_config_dir(str(CONFIGS), version_base="1.3"):
-            return compose("config", overrides=single, return_hydra_config=hydra)
+        with initialized():
+            return compose(name, overrides=single, return_hydra_config=hydra)
     except (HydraException, OmegaConfBaseException) as error:
         message = " ".join(str(error).split())
+        if isinstance(error, MissingConfigException) and error.missing_cfg_file == name:
+            raise ConfigError([f"--config-name={name}: {_no_primary(name)}"]) from None
         if (key := re.search(r"Could not override '([\w.]+)'", message)) is not None:
             raise ConfigError([f"{key[1]}: there is no such key{_near(key[1], overrides)}"]) from None
         if option := re.search(
@@ -186,6 +173,12 @@ def compose_run(overrides: Sequence[str], *, hydra: bool = False) -> DictConfig:
         missing = next((kind for kind in _PLUGINS if kind in message), None)
         cause = f": {str(error.__cause__).splitlines()[0]}" if str(error.__cause__ or "") else ""
         raise ConfigError([message + cause + (f" ({_install(missing)})" if missing else "")]) from None
+
+
+def _no_primary(name: str) -> str:
+    folders = [CONFIGS, *own_folders()]
+    near = did_you_mean(name, {file.stem for folder in folders for file in folder.glob("*.yaml")})
+    return f"there is no {name}.yaml in {', '.join(map(str, folders))}{near}"
 
 
 def _near(key: str, overrides: Sequence[str]) -> str:
@@ -240,7 +233,7 @@ def checked(
             raise ConfigError(
                 [f"probe.method={name}: there is no configs/method/{name}.yaml{did_you_mean(name, known)}"]
             )
-        probe["method"] = yaml_of_defaults("method", name)
+        probe["method"] = values_of("method", name)
     try:
         run = RunConfig.model_validate(plain)
     except ValidationError as error:
@@ -256,13 +249,6 @@ def checked(
 def yaml_of(config: BaseModel) -> str:
     """Return the whole configuration as YAML."""
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
-
-
-def yaml_of_defaults(group: str, option: str) -> dict[str, Any]:
-    """The keys of one option's file."""
-    values = OmegaConf.to_container(OmegaConf.load(option_file(group, option)))
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
 
 
 def _parsed(overrides: Sequence[str]) -> list[Override]:

@@ -9,9 +9,10 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from rich.console import Console
 
-from launch.compose import describe, groups
+from launch.config_groups import describe, groups
 from launch.tracking.trackers import TRACKERS
 from unlearn.config import ProbeConfig, RunConfig, TrackerConfig
+from unlearn.errors import ConfigError
 from unlearn.plugins import Kind
 from unlearn.probes import PROBES
 
@@ -61,13 +62,15 @@ def _rows(model: type[BaseModel], prefix: str) -> list[tuple[str, str, str]]:
 
 
 def _options(kind: Kind, prefix: str) -> list[tuple[str, str, str]]:
-    """Return the options of each plug-in of a kind that ships with the project, with its name."""
-    plug_ins = {name: kind.find(name, name) for name in kind.names()}
-    return [
-        (key, default, f"{name}: {text}")
-        for name, plug_in in plug_ins.items()
-        for key, default, text in _rows(plug_in.Options, prefix)
-    ]
+    """Return the options of each plug-in of a kind, with its name."""
+    rows = []
+    for name in kind.listed():
+        try:
+            options = _rows(kind.find(name, f"{prefix}name={name}").Options, prefix)
+        except ConfigError as error:  # of an installed package: the others are shown all the same
+            options = [(f"{prefix}name", name, "; ".join(error.problems))]
+        rows += [(key, default, f"{name}: {text}") for key, default, text in options]
+    return rows
 
 
 def _kind(annotation: Any) -> str:

@@ -21,6 +21,7 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from unlearn import entry_points
 from unlearn.errors import ConfigError, did_you_mean
 
 S = TypeVar("S", bound=BaseModel)
@@ -49,6 +50,10 @@ class Kind:
         """Return `names()` and the names of your own plug-ins that this process has imported."""
         return [*self.names(), *(name for package, name in _OWN if package == self.package)]
 
+    def listed(self) -> list[str]:
+        """Return `names()` and the names of those of installed packages; imports none of them."""
+        return [*self.names(), *entry_points.names(self.word)]
+
     def find(self, name: str, where: str) -> Any:
         """Return the plug-in with this short name or dotted path.
 
@@ -59,20 +64,38 @@ class Kind:
         """
         try:
             if name in _modules(self.package):
+                self._refuse_same_name(name)
                 return self._of_module(importlib.import_module(f"{self.package}.{name}"))
             if (self.package, name) not in _OWN:
                 _OWN[self.package, name] = self._imported(name)
             return _OWN[self.package, name]
         except _Missing:
-            near = did_you_mean(name, self.names(), _own_files())
+            near = did_you_mean(name, self.listed(), _own_files())
             raise ConfigError([f"{where}: no such {self.word}{near}"]) from None
         except _Unfit as error:
             raise ConfigError([f"{where}: {error}"]) from None
+        except ConfigError as error:
+            raise ConfigError([f"{where}: {problem}" for problem in error.problems]) from None
         except Exception as error:  # a module of your own may raise anything
             why = f"{type(error).__name__}: {error}" if not isinstance(error, _WHYS) else str(error)
             raise ConfigError([f"{where}: cannot be imported ({why})"]) from error
 
+    def _refuse_same_name(self, name: str) -> None:
+        """
+        Raises:
+            _Unfit: an installed package has a plug-in with the name of one of the project's.
+        """
+        if (entry := entry_points.find(self.word, name)) is not None:
+            package = entry_points.package_of(entry)
+            raise _Unfit(
+                f"{package} has a {self.word} of this name too: uninstall it, or give its own by the dotted "
+                f"path {entry.module}"
+            )
+
     def _imported(self, name: str) -> Any:
+        if (entry := entry_points.find(self.word, name)) is not None:
+            plug_in = entry.load()
+            return self._member(plug_in, name) if inspect.ismodule(plug_in) else self._checked(plug_in, name)
         _search_working_directory()
         above, _, last = name.rpartition(".")
         if not above and not _is_own(name):
@@ -86,7 +109,10 @@ class Kind:
         return self._of_module(plug_in) if isinstance(plug_in, ModuleType) else self._checked(plug_in, name)
 
     def _of_module(self, module: ModuleType) -> Any:
-        last = module.__name__.rpartition(".")[2]
+        return self._member(module, module.__name__.rpartition(".")[2])
+
+    def _member(self, module: ModuleType, last: str) -> Any:
+        """Return the plug-in of a module: itself, or its member with this name."""
         if self.form == "module":
             return self._checked(module, last)
         member = last if self.form == "function" else "".join(part.capitalize() for part in last.split("_"))

@@ -268,7 +268,7 @@ def _cross_check(key: str, term: Term, name: str) -> list[str]:
 
 def _objective(key: str, name: Any, keys: dict[str, Any]) -> tuple[Bound, Literal["token", "example"]]:
     if not isinstance(name, str):
-        raise ConfigError([f"{key}.objective is not set (known: {', '.join(OBJECTIVES.names())})"])
+        raise ConfigError([f"{key}.objective is not set (known: {', '.join(OBJECTIVES.listed())})"])
     function = OBJECTIVES.find(name, f"{key}.objective={name}")
     bound, problems = _bound(key, f"objective {name}", function, keys, _RESERVED)
     returns = getattr(inspect.signature(function, eval_str=True).return_annotation, "dim_str", "").strip()
@@ -283,7 +283,7 @@ def _weighting(key: str, stated: Any) -> Weighting:
     keys = {"name": stated} if isinstance(stated, str) else dict(stated)
     name = keys.pop("name", None)
     if not isinstance(name, str):
-        raise ConfigError([f"{key}.name is not set (known: {', '.join(WEIGHTINGS.names())})"])
+        raise ConfigError([f"{key}.name is not set (known: {', '.join(WEIGHTINGS.listed())})"])
     granularity = keys.pop("granularity", "token")
     options = {k: keys.pop(k) for k in _Granularity.model_fields if k in keys}
     function, owner = WEIGHTINGS.find(name, f"{key}.name={name}"), f"weighting {name}"

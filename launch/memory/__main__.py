@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from launch.compose import checked, compose_run, force_overrides, given_values, groups, refuse_sweep
+from launch.compose import checked, compose_run, force_overrides, given_values, refuse_sweep
+from launch.config_groups import groups
 from launch.dry_run import load_of
 from launch.memory.estimate import GIB, Load, Memory, Shape, estimate, read_shape, shape_of
 from unlearn.config import LoraConfig, RunConfig

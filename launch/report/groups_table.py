@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launch.compose import CONFIGS, groups
+from launch.config_groups import CONFIGS, groups
 from launch.report import markdown
 
 PAGE = CONFIGS.parent / "README.md"
@@ -14,6 +14,7 @@ def page() -> str:
     before, _, rest = PAGE.read_text(encoding="utf-8").partition(START)
     _, _, after = rest.partition(END)
     rows = [
-        (f"`{group}`", ", ".join(f"`{option}`" for option in options)) for group, options in groups().items()
+        (f"`{group}`", ", ".join(f"`{option}`" for option in options))
+        for group, options in groups(own=False).items()
     ]
     return f"{before}{START}{markdown.table(('group', 'options'), rows)}\n{END}{after}"

@@ -13,7 +13,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from launch.compose import CONFIGS, comment, describe, groups, yaml_of_defaults
+from launch.config_groups import CONFIGS, comment, describe, groups, values_of
 from launch.report import markdown
 from unlearn import interventions
 from unlearn.config import SLOTS, AlternativesConfig, AutoLRConfig, MethodConfig
@@ -59,8 +59,8 @@ def page() -> str:
 
 def presets() -> dict[str, MethodConfig]:
     """Return every `method=…` by name."""
-    names = groups()["method"]
-    return {name: MethodConfig.model_validate(yaml_of_defaults("method", name)) for name in names}
+    names = groups(own=False)["method"]
+    return {name: MethodConfig.model_validate(values_of("method", name)) for name in names}
 
 
 def terms(method: MethodConfig) -> list[str]:
@@ -186,7 +186,7 @@ def _unset(edit: Mapping[str, Any]) -> list[str]:
 
 
 def _scaled() -> str:
-    scales = {name: yaml_of_defaults("model", name).get("lr_scale", 1) for name in groups()["model"]}
+    scales = {name: values_of("model", name).get("lr_scale", 1) for name in groups()["model"]}
     return ", ".join(f"`model={name}` has {scale:g}" for name, scale in scales.items() if scale != 1)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from eval.benchmark import Metric
 from eval.metric_catalog import declarations
-from launch.compose import CONFIGS
+from launch.config_groups import CONFIGS
 from launch.report import markdown
 
 PAGE = CONFIGS.parent / "docs" / "metrics.md"

@@ -8,7 +8,7 @@ from typing import Any
 
 from eval.benchmark import find, is_live, options_of
 from eval.configuration import benchmark_options, evaluation_sets
-from launch.compose import yaml_of_defaults
+from launch.config_groups import values_of
 from launch.job import Baselines, Job
 from unlearn import interventions, probes
 from unlearn.config import EvalConfig, LoraConfig, MethodConfig, ProbeConfig, RunConfig
@@ -159,7 +159,7 @@ def needs_reinforced(method: MethodConfig) -> bool:
 
 
 def _reinforced(config: RunConfig, target: WeightsSource, runs: list[Planned]) -> WeightsSource:
-    keys = {**yaml_of_defaults("method", "reinforce"), **config.method.reinforced}
+    keys = {**values_of("method", "reinforce"), **config.method.reinforced}
     made = config.model_copy(
         update={
             "method": MethodConfig.model_validate(keys),
@@ -191,7 +191,7 @@ def _unlearned(config: RunConfig, split: str, start: WeightsSource, runs: list[P
 
 def finetune_config(config: RunConfig, split: str | None) -> RunConfig:
     """Return the configuration of a run that trains the base model on a split (None: all examples)."""
-    keys = {**yaml_of_defaults("method", "finetune"), **config.model.finetune}
+    keys = {**values_of("method", "finetune"), **config.model.finetune}
     return config.model_copy(
         update={
             "model": config.model.model_copy(update={"lora": LoraConfig()}),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from launch.compose import groups, yaml_of_defaults
+from launch.config_groups import groups, values_of
 from unlearn.config import MethodConfig, RunConfig
 
 JobType = Literal["unlearn", "finetune", "evaluate", "probe"]
@@ -50,7 +50,7 @@ def _changed(method: MethodConfig) -> list[str]:
     """Return the settings in which a method differs from the preset of its name, as `lr=2e-05`."""
     if method.name not in groups()["method"]:
         return []
-    preset = MethodConfig.model_validate(yaml_of_defaults("method", method.name))
+    preset = MethodConfig.model_validate(values_of("method", method.name))
     before, now = (_flat(each.model_dump(exclude={"name", "source"})) for each in (preset, method))
     changed = [
         f"{_brief(key)}={_text(now.get(key))}"

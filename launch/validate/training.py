@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from launch.compose import yaml_of_defaults
+from launch.config_groups import values_of
 from unlearn import plugins, probes
 from unlearn.config import MethodConfig, ProbeConfig, RunConfig
 from unlearn.data import alternatives, sources
@@ -90,7 +90,7 @@ def preset_problems(key: str, option: str, changed: Mapping[str, Any]) -> list[s
     from unlearn.terms import bind
 
     try:
-        keys = {**yaml_of_defaults("method", option), **changed}
+        keys = {**values_of("method", option), **changed}
         method = plugins.parsed(MethodConfig, keys, key, f"method {option}")
     except ConfigError as error:
         return error.problems

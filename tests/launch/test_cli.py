@@ -16,7 +16,8 @@ from omegaconf import OmegaConf
 from safetensors.torch import save_file
 
 from launch.cli import command
-from launch.compose import checked, compose_run, describe, force_overrides, groups, yaml_of, yaml_of_defaults
+from launch.compose import checked, compose_run, force_overrides, yaml_of
+from launch.config_groups import describe, groups, values_of
 from launch.run.plan import make_plan
 from launch.validate import check
 from tests.worlds import together
@@ -290,7 +291,7 @@ def test_every_method_binds(method, tmp_path, plain):
     needs: dict[str, dict[str, Any]] = {
         "dsg": {"method.intervention.sae": str(sae)}, "rmu-wmdp": {"model.nano.layers": 8}
     }  # fmt: skip
-    stated = MethodConfig.model_validate(yaml_of_defaults("method", method))
+    stated = MethodConfig.model_validate(values_of("method", method))
     config = with_values(plain.model_copy(update={"method": stated}), needs.get(method, {}))
     check(config)
     assert config.method.name == method

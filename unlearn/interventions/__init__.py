@@ -60,7 +60,7 @@ def check(options: Mapping[str, Any]) -> list[str]:
     Needs no model; the number of a layer is checked against the model's depth in `make`.
     """
     if options.get("name") is None:
-        return [f"method.intervention.name is not set (known: {', '.join(INTERVENTIONS.names())})"]
+        return [f"method.intervention.name is not set (known: {', '.join(INTERVENTIONS.listed())})"]
     try:
         _options(options)
         named = files(options)

@@ -11,8 +11,9 @@ from typing import get_args
 import pytest
 from omegaconf import OmegaConf
 
-from launch import compose
-from launch.compose import CONFIGS, checked, compose_run, force_overrides, groups
+from launch import config_groups
+from launch.compose import checked, compose_run, force_overrides
+from launch.config_groups import CONFIGS, groups
 from launch.report import groups_table, methods_page
 from launch.report.markdown import anchor
 from launch.report.methods_page import OTHER, PAGE, family, needs, page, presets, terms, training
@@ -73,7 +74,7 @@ def test_a_new_method_is_in_both_pages_by_its_yaml_alone(tmp_path, monkeypatch):
     shutil.copytree(CONFIGS, tmp_path / "configs")
     for name, comment in (("first", "# family: Brand new\n"), ("second", "")):
         (tmp_path / f"configs/method/{name}.yaml").write_text(f"# an idea\n{comment}name: {name}\n")
-    monkeypatch.setattr(compose, "CONFIGS", tmp_path / "configs")
+    monkeypatch.setattr(config_groups, "CONFIGS", tmp_path / "configs")
     sections = re.split(r"^### ", methods_page.page(), flags=re.M)
     assert [s.split("\n")[0] for s in sections if s.startswith(("Brand new", OTHER))] == ["Brand new", OTHER]
     assert "| `first` |" in next(s for s in sections if s.startswith("Brand new"))

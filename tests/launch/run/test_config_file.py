@@ -7,7 +7,8 @@ import re
 import pytest
 from omegaconf import OmegaConf
 
-from launch.compose import CONFIGS, checked, compose_run
+from launch.compose import checked, compose_run
+from launch.config_groups import CONFIGS
 from launch.run.config_file import read_config, read_job, write_config
 from launch.run.plan import make_plan
 from unlearn.errors import UserError

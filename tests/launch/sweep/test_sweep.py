@@ -16,7 +16,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 from omegaconf import OmegaConf
 
-from launch.compose import CONFIGS, checked, compose_run, force_overrides, groups
+from launch.compose import checked, compose_run, force_overrides
+from launch.config_groups import CONFIGS, groups
 from launch.sweep.hydra_hooks import job_count, quoted
 from launch.sweep.job_records import Records, sweep_name
 from launch.sweep.objective import FLOOR, check_goal, goal_value, missed_by

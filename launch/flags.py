@@ -1,0 +1,267 @@
+"""The flags of the command: Hydra's own, read by Hydra's parser, and what those that run nothing print."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+from omegaconf import Container, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from launch.compose import PRIMARY, checked, compose_run, force_overrides, given_values, initialized, yaml_of
+from launch.config_groups import CONFIGS, add_folders
+from unlearn.errors import ConfigError, UserError, did_you_mean
+
+_MODE = "hydra.mode="
+_SEARCH_PATH = "hydra.searchpath="
+_VERSIONS = ("torch", "transformers", "deepspeed")
+
+
+class _Parser(ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"{message}; unlearn --help has all flags")
+
+
+def parse(arguments: Sequence[str]) -> Namespace:
+    """Read flags and overrides, and search the folders of options that they name.
+
+    Returns:
+        Hydra's attributes; `version` says whether the version is asked for, `overrides` has no
+        `hydra.searchpath` and no `hydra.mode`, which are among the attributes.
+
+    Raises:
+        UserError: an unknown flag, a wrong value, two flags that exclude each other, or a folder that
+            does not exist.
+    """
+    parser = get_args_parser()
+    parser.__class__ = _Parser
+    parser.allow_abbrev = False
+    asked = "--version" in arguments  # Hydra's parser would print Hydra's version and exit
+    flags, others = parser.parse_known_args([each for each in arguments if each != "--version"])
+    known = parser._option_string_actions
+    for flag in others:
+        if flag.startswith("-"):
+            raise UserError(
+                f"{flag}: there is no such flag{did_you_mean(flag, known)}; unlearn --help has them all"
+            )
+    given = [*flags.overrides, *others]
+    flags.version = asked
+    flags.overrides = [each for each in arguments if each in given]  # in their order
+    _check(flags)
+    _settle(flags)
+    flags.overrides = given_values(flags.overrides)
+    return flags
+
+
+def _check(flags: Namespace) -> None:
+    """
+    Raises:
+        UserError: flags that cannot be together, or that this command does not have.
+    """
+    if flags.config_path:
+        raise UserError(
+            f"--config-path={flags.config_path}: the project's own options are always searched; add yours "
+            "with --config-dir, and choose a primary file among them with --config-name"
+        )
+    if (flags.resolve or flags.package) and not flags.cfg:
+        name = "--resolve" if flags.resolve else "--package"
+        raise UserError(f"{name}: is of --cfg; add --cfg job")
+    asked = {
+        "--cfg": flags.cfg, "--info": flags.info, "--multirun": flags.multirun, "--run": flags.run,
+        "--shell-completion": flags.shell_completion, "--experimental-rerun": flags.experimental_rerun,
+    }  # fmt: skip
+    if len(both := [name for name, value in asked.items() if value]) > 1:
+        raise UserError(f"{' and '.join(both)}: give one of them")
+    if flags.experimental_rerun and flags.overrides:
+        raise UserError(
+            f"--experimental-rerun: makes a run again as it was, without changes ({flags.overrides[0]}); "
+            "to change it, give the whole command"
+        )
+
+
+def _settle(flags: Namespace) -> None:
+    """Take the folders of options and the mode of Hydra out of the overrides.
+
+    Raises:
+        ConfigError: a folder that does not exist.
+    """
+    folders = [(f"--config-dir={flags.config_dir}", flags.config_dir)] if flags.config_dir else []
+    for override in [each for each in flags.overrides if each.lstrip("+").startswith((_SEARCH_PATH, _MODE))]:
+        key, _, value = override.lstrip("+").partition("=")
+        flags.overrides.remove(override)
+        if f"{key}=" == _MODE:
+            if value not in ("RUN", "MULTIRUN"):
+                raise ConfigError([f"{override}: give RUN or MULTIRUN"])
+            flags.multirun = flags.multirun or value == "MULTIRUN"
+        else:
+            folders += [(f"hydra.searchpath: {name}", name) for name in _listed(override, value)]
+    add_folders(folders)
+
+
+def _listed(override: str, value: str) -> list[str]:
+    """Return the texts of a list as Hydra's grammar has it.
+
+    Raises:
+        ConfigError: it is no list.
+    """
+    try:
+        parsed = OverridesParser.create().parse_override(f"folders={value}").value()
+    except HydraException:
+        parsed = None
+    if not isinstance(parsed, list):
+        raise ConfigError([f"{override}: give a list, hydra.searchpath=[file:///folder]"])
+    return [str(each) for each in parsed]
+
+
+# -- what runs nothing ------------------------------------------------------------------------------------
+
+
+def prints(flags: Namespace) -> bool:
+    """Print what the flags ask for in place of a run; False where they ask for a run.
+
+    Raises:
+        UserError: what they ask for does not exist, or the configuration cannot be composed.
+    """
+    name = flags.config_name or PRIMARY
+    if flags.version:
+        ours = {"unlearn-lab": version("unlearn-lab"), **{each: version(each) for each in _VERSIONS}}
+        sys.stdout.write("".join(f"{package} {number}\n" for package, number in ours.items()))
+    elif flags.hydra_help:
+        with initialized() as hydra, _explained():
+            hydra.hydra_help(None, get_args_parser(), flags)
+    elif flags.info:
+        with initialized() as hydra, _explained(), _own_logging():
+            hydra.show_info(flags.info, name, force_overrides(flags.overrides))
+    elif flags.shell_completion:
+        _complete(flags.overrides, name)
+    elif flags.cfg in ("hydra", "all"):
+        _show(flags, name)
+    else:
+        return False
+    return True
+
+
+def show_job(composed: DictConfig, overrides: Sequence[str], package: str | None) -> None:
+    """Print the typed configuration of a run, or one part of it.
+
+    Raises:
+        UserError: it does not fit the schema, or has no such part.
+    """
+    from launch.dry_run import deepspeed_yaml
+
+    config = checked(composed, overrides, composed.hydra.runtime.choices)
+    if package in (None, "_global_"):
+        sys.stdout.write(yaml_of(config) + deepspeed_yaml(config))
+    else:
+        _write(OmegaConf.create(config.model_dump(mode="json")), str(package))
+
+
+def _show(flags: Namespace, name: str) -> None:
+    """Print Hydra's section, with `--cfg all` after the typed configuration."""
+    overrides = force_overrides(flags.overrides)
+    composed = compose_run(overrides, hydra=True, name=name)
+    config = checked(composed, overrides, composed.hydra.runtime.choices)
+    HydraConfig.instance().set_config(composed)
+    if flags.resolve:
+        with _explained():
+            OmegaConf.resolve(composed)
+    section = Hydra.get_sanitized_hydra_cfg(composed)
+    job = OmegaConf.create(config.model_dump(mode="json"))
+    shown = section if flags.cfg == "hydra" else OmegaConf.unsafe_merge(job, section)
+    _write(shown, flags.package if flags.package != "_global_" else None)
+
+
+def _write(values: DictConfig | Any, package: str | None) -> None:
+    part = values if package is None else OmegaConf.select(values, package)
+    if part is None:
+        above, _, last = (package or "").rpartition(".")
+        near = OmegaConf.select(values, above) if above else values
+        known = map(str, near) if isinstance(near, DictConfig) else ()
+        raise UserError(f"--package {package}: there is no such part{did_you_mean(last, known)}")
+    head = f"# @package {package}\n" if package else ""
+    sys.stdout.write(head + (OmegaConf.to_yaml(part) if isinstance(part, Container) else f"{part}\n"))
+
+
+class _SchemaLoader(ConfigLoaderImpl):
+    """Loads what completion offers: every key of the schema, also those that no YAML names."""
+
+    def load_configuration(self, config_name: Any, overrides: list[str], *_: Any, **__: Any) -> DictConfig:
+        forced = force_overrides(overrides)
+        composed = compose_run(forced, hydra=True, name=config_name or PRIMARY)
+        config = checked(composed, forced, composed.hydra.runtime.choices)
+        values = {**config.model_dump(mode="json"), "hydra": composed.hydra}
+        return OmegaConf.create(values, flags={"allow_objects": True})
+
+
+def _complete(given: Sequence[str], name: str) -> None:
+    """Install, remove or answer the completion of a shell."""
+    words = [each.partition("=")[0] for each in given]
+    if len(words) != 1 or words[0] not in ("install", "uninstall", "query"):
+        raise UserError("-sc: give install=bash, uninstall=bash or query=bash (or zsh, fish)")
+    with initialized(), _explained():
+        loader = _SchemaLoader(create_config_search_path(str(CONFIGS)))
+        try:
+            Hydra("unlearn", loader).shell_completion(name, list(given))
+        except ConfigError:  # the words so far do not fit: there is nothing to offer
+            if words[0] != "query":
+                raise
+        except ValueError as error:
+            raise UserError(f"-sc {given[0]}: {' '.join(str(error).split())}") from None
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """
+    Raises:
+        UserError: in place of Hydra's and OmegaConf's errors.
+    """
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+@contextmanager
+def _own_logging() -> Iterator[None]:
+    """Undo what Hydra sets up to print its information through the root logger."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:], root.level = handlers, level
+
+
+def stored_run(named: str) -> Path:
+    """Return the folder of a run that `--experimental-rerun` names.
+
+    Raises:
+        UserError: it is no folder of a run; a pickle, which Hydra takes, could hold any program.
+    """
+    path = Path(os.path.expanduser(named))
+    if path.suffix in (".pickle", ".pkl"):
+        raise UserError(
+            f"--experimental-rerun={named}: pickles are not read, since they can hold any program; give the "
+            "folder of a run, which has a config.yaml"
+        )
+    folder = path.parent if path.name == "config.yaml" else path
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"--experimental-rerun={named}: this is no folder of a run (it has no config.yaml)")
+    return folder
