@@ -1,6 +1,6 @@
 # Everything from a fresh clone: `make run` and `make test` set up what they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-portable check format bench docs clean
+.PHONY: help setup run test test-fast test-portable parity check format bench docs clean
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -37,6 +37,9 @@ test: setup  ## all tests
 
 test-fast: setup  ## the tests that need no whole run and one process
 	$(PYTEST) -m "not slow"
+
+parity: setup  ## all of TOFU's rows against OpenUnlearning's values (needs the folder UNLEARN_SHARED)
+	UNLEARN_PEER_ROWS=400 $(PYTEST) tests/eval/benchmarks/tofu/test_peer.py
 
 test-portable: setup  ## test-fast with the kernels of other processors, and with two threads
 	@for variant in $(VARIANTS); do \

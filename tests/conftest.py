@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # the process that deals out the tests runs none: what takes 
 settings.register_profile("shared", deadline=None)  # a first call may import much, and machines are shared
 settings.load_profile("shared")
 gc.set_threshold(100_000, 50, 100)  # tests make many short-lived objects
+gc.disable()  # while tests are collected: what is imported stays
 
 # Large initial weights, so that logits are far from uniform.
 _SHAPE: dict[str, Any] = {
@@ -48,6 +49,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 
 # The longest first, so that no worker is left alone with one of them at the end.
 _FIRST = ("test_run.py", "test_slurm.py", "test_peer.py", "test_evaluation_runs.py", "test_method_runs.py")
+
+
+def pytest_collection_finish() -> None:
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

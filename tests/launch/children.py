@@ -15,8 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,11 +81,25 @@ class Nursery:
             env=_inherited() | _ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         )  # fmt: skip
 
-    def start(self, cwd: Path, *arguments: str, before: str | None = None) -> Child:
-        """Begin the command there; `before` names a function (module:function) to be called first."""
+    def start(
+        self,
+        cwd: Path,
+        *arguments: str,
+        before: str | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Child:
+        """Begin the command there with further variables; `before` names a function (module:function) to be
+        called first."""
         self._count += 1
         out, err = (self._folder / f"{self._count}.{name}" for name in ("out", "err"))
-        asked = {"cwd": str(cwd), "arguments": arguments, "out": str(out), "err": str(err), "before": before}
+        asked: dict[str, Any] = {
+            "cwd": str(cwd),
+            "arguments": arguments,
+            "out": str(out),
+            "err": str(err),
+            "before": before,
+        }
+        asked["environment"] = dict(environment or {})
         return Child(self._ask({"start": asked}), out, err, self._ask)
 
     def close(self) -> None:
@@ -100,15 +113,6 @@ class Nursery:
         self._server.stdin.write(json.dumps(question) + "\n")
         self._server.stdin.flush()
         return json.loads(self._server.stdout.readline())
-
-
-@contextmanager
-def nursery(folder: Path) -> Iterator[Nursery]:
-    made = Nursery(folder)
-    try:
-        yield made
-    finally:
-        made.close()
 
 
 def _serve() -> None:
@@ -132,13 +136,16 @@ def _serve() -> None:
         sys.stdout.flush()
 
 
-def _work(cwd: str, arguments: list[str], out: str, err: str, before: str | None) -> None:
+def _work(
+    cwd: str, arguments: list[str], out: str, err: str, before: str | None, environment: dict[str, str]
+) -> None:
     code = 1
     try:
         for number, name in ((1, out), (2, err)):
             os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.chdir(cwd)
+        os.environ.update(environment)
         if before is not None:
             module, _, function = before.partition(":")
             getattr(importlib.import_module(module), function)()

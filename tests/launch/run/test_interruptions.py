@@ -7,13 +7,13 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
-from tests.launch.run.undisturbed import TINY, Place, assert_same, outcome, place_of, weights
+from tests.launch.children import Nursery
+from tests.launch.run.undisturbed import TINY, Place, assert_same, outcome, weights
 from tests.tolerance import PASS, approx, assert_trained_alike
 from unlearn.run_dir import RunDir
 
@@ -24,9 +24,8 @@ BUSY = [*TINY, "eval.every_steps=8", "checkpoint.models_every=4", "hardware.eval
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with place_of(tmp_path_factory.mktemp("interrupted"), BUSY) as made:
-        yield made
+def place(children: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("interrupted"), children, BUSY)
 
 
 def reached(run: Path) -> int:

@@ -5,21 +5,21 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
 from launch.compose import checked, compose_run, force_overrides
+from launch.run.plan import make_plan
 from launch.run.rendezvous import PORTS, ports
 from launch.run.slurm_task import Task, expand, leads, this_task
+from launch.run.supervisor import RunFailed, judge
+from launch.run.worker_processes import Report, log_of
 from launch.validate import check
-from tests.launch.commands import ENVIRONMENT, ended
-from tests.paths import ROOT
+from tests.launch.children import Child, Nursery
 from unlearn.errors import ConfigError, UserError
+from unlearn.guard import REFUSED
 
 SMALL = [
     "method=finetune",
@@ -34,17 +34,13 @@ SMALL = [
 STEP = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "here", "SLURM_STEP_ID": "0"}
 
 
-def as_task(number: int, cwd: Path, *arguments: str) -> subprocess.Popen[str]:
+def as_task(children: Nursery, number: int, cwd: Path, *arguments: str) -> Child:
     """Start the command as one of the two tasks of a step."""
     mine = {
         **STEP, "SLURM_JOB_ID": str(os.getpid()), "SLURM_PROCID": str(number), "SLURM_LOCALID": str(number),
         "SLURMD_NODENAME": f"node{number}",
     }  # fmt: skip
-    return subprocess.Popen(
-        [sys.executable, "-m", "launch.cli", *SMALL, *arguments], cwd=cwd, text=True,
-        env=os.environ | ENVIRONMENT | {"PYTHONPATH": str(ROOT)} | mine,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+    return children.start(cwd, *SMALL, *arguments, environment=mine)
 
 
 def losses(run: Path) -> list[float]:
@@ -145,24 +141,23 @@ def test_processes_that_cannot_be_divided_are_refused(monkeypatch):
     assert "unset SLURM_STEP_NUM_TASKS" in few
 
 
-def _steps(run: Path, wanted: int, *tasks: subprocess.Popen[str]) -> None:
+def _steps(run: Path, wanted: int, *tasks: Child) -> None:
     """Wait until this number of steps has been made."""
-    until = time.monotonic() + 120
-    while not (run / "history.jsonl").is_file() or len(losses(run)) < wanted:
-        assert time.monotonic() < until
-        assert all(task.poll() is None for task in tasks), "it ended too early"
-        time.sleep(0.02)
+    for task in tasks:
+        assert task.until(lambda: (run / "history.jsonl").is_file() and len(losses(run)) >= wanted), (
+            "it ended"
+        )
 
 
 @pytest.mark.slow
-def test_a_killed_worker_ends_all_and_a_signal_stops_all(tmp_path):
+def test_a_killed_worker_ends_all_and_a_signal_stops_all(children, tmp_path):
     given = ["method.epochs=2000", "checkpoint.every_steps=5", "hydra.run.dir=run"]
     run = tmp_path / "run"
-    tasks = [as_task(number, tmp_path, *given) for number in range(2)]
+    tasks = [as_task(children, number, tmp_path, *given) for number in range(2)]
     _steps(run, 6, *tasks)
     (victim,) = psutil.Process(tasks[1].pid).children()
     victim.send_signal(signal.SIGKILL)
-    leader, follower = (ended(task, limit=60) for task in tasks)
+    leader, follower = (task.ended() for task in tasks)
     assert (leader.code, follower.code) == (2, 2)
     for words in ("process 1 of 2 on node1", "code -9 (SIGKILL)", "run/process-1.log"):
         assert words in leader.err
@@ -170,9 +165,22 @@ def test_a_killed_worker_ends_all_and_a_signal_stops_all(tmp_path):
 
     # Started again it goes on from the checkpoint, until a signal comes to the second task alone.
     made = len(losses(run))
-    tasks = [as_task(number, tmp_path, *given) for number in range(2)]
+    tasks = [as_task(children, number, tmp_path, *given) for number in range(2)]
     _steps(run, made + 2, *tasks)
-    tasks[1].send_signal(signal.SIGTERM)
-    leader, follower = (ended(task, limit=60) for task in tasks)
+    tasks[1].send(signal.SIGTERM)
+    leader, follower = (task.ended() for task in tasks)
     assert (leader.code, follower.code) == (75, 75)
     assert (run / "checkpoints" / f"step-{len(losses(run))}" / "state.json").is_file()
+
+
+def test_what_a_process_refuses_is_said_once_and_a_crash_names_its_log(tmp_path):
+    run = make_plan(checked(compose_run(force_overrides(SMALL))), tmp_path / "run").main
+    run.directory.mkdir()
+    line = "2026-01-01 10:00:00,1 ERROR launch.run.worker: UserError: the loss is nan in step 3\n"
+    log_of(run.directory, 1).write_text(line)
+    with pytest.raises(RunFailed, match=r"^the loss is nan in step 3$"):
+        judge(run, [Report("here", failed={1: REFUSED})])
+    with pytest.raises(
+        RunFailed, match=r"the loss is nan in step 3: process 1 of 2 on here ended with code 1;"
+    ):
+        judge(run, [Report("here", failed={1: 1})])

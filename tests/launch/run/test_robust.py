@@ -22,7 +22,8 @@ import torch
 from launch.compose import checked, compose_run
 from launch.run.ensure import is_complete
 from launch.run.plan import make_plan
-from tests.launch.run.undisturbed import TINY, Place, assert_same, place_of
+from tests.launch.children import Nursery
+from tests.launch.run.undisturbed import TINY, Place, assert_same
 from tests.unlearn.training import small_training as training
 from unlearn.config import HardwareConfig
 from unlearn.data.tokenization import TokenSequence
@@ -35,9 +36,8 @@ from unlearn.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with place_of(tmp_path_factory.mktemp("robust"), TINY) as made:
-        yield made
+def place(children: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return Place(tmp_path_factory.mktemp("robust"), children, TINY)
 
 
 # -- a full disk -------------------------------------------------------------------------------------------

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import pyarrow.parquet as pq
 import torch
 from safetensors.torch import load_file
 
-from tests.launch.children import Child, Nursery, nursery
+from tests.launch.children import Child, Nursery
 from tests.launch.commands import Shown
 
 # 10 questions to forget in batches of 4 are 3 steps an epoch, 12 in all; one thread, so that sums have one
@@ -43,12 +41,6 @@ class Place:
         shown = self.start(run, *further, before=before).ended()
         assert shown.code == 0, shown.err[-3000:]
         return shown
-
-
-@contextmanager
-def place_of(folder: Path, arguments: list[str]) -> Iterator[Place]:
-    with nursery(folder) as children:
-        yield Place(folder, children, arguments)
 
 
 def outcome(run: Path) -> dict[str, Any]:

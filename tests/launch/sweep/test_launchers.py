@@ -5,16 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
 
-from tests.launch.commands import ended, started, unlearn
+from tests.launch.commands import unlearn
 
 pytestmark = pytest.mark.slow
 
@@ -33,26 +30,19 @@ SEARCH = [
 AWKWARD = """a b;$(touch x)&|"q',é=%d`touch y`#.jsonl"""
 
 
-def until(reached: Callable[[], Any], process: subprocess.Popen[str]) -> Any:
-    deadline = time.monotonic() + 120
-    while not (found := reached()):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.01)
-    return found
-
-
 def records(cwd: Path) -> list[dict[str, Any]]:
     return [json.loads(file.read_text()) for file in sorted(cwd.glob("runs/sweeps/*/[0-9].json"))]
 
 
-def test_a_killed_process_loses_no_job_and_frees_its_lock(tmp_path):
+def test_a_killed_process_loses_no_job_and_frees_its_lock(children, tmp_path):
     """One job builds the target, the other waits; a pool that loses one process ends the other too."""
-    process = started(tmp_path, *POOL, "method=grad_ascent,npo", "method.steps=2", "model.finetune.epochs=15")
+    command = children.start(
+        tmp_path, *POOL, "method=grad_ascent,npo", "method.steps=2", "model.finetune.epochs=15"
+    )
     checkpoint = "runs/finetune-*/checkpoints/step-*/state.json"
-    until(lambda: list(tmp_path.glob(checkpoint)) and len(records(tmp_path)) == 2, process)
+    assert command.until(lambda: any(tmp_path.glob(checkpoint)) and len(records(tmp_path)) == 2)
     os.kill(records(tmp_path)[0]["process"], signal.SIGKILL)
-    shown = ended(process, limit=120)
+    shown = command.ended()
     assert shown.code == 0, shown.err[-3000:]
     assert "was killed" in shown.err
     assert "Traceback" not in shown.err
@@ -68,12 +58,12 @@ def trains(folder: Path) -> bool:
     return any(file.stat().st_size for file in folder.glob("runs/finetune-*/history.jsonl"))
 
 
-def test_a_signal_to_the_command_stops_its_jobs_where_they_can_go_on(tmp_path):
+def test_a_signal_to_the_command_stops_its_jobs_where_they_can_go_on(children, tmp_path):
     """One trains the target and the other waits for it; the third is not begun."""
-    process = started(tmp_path, *POOL, "seed=0,1,2", "model.finetune.epochs=2000")
-    until(lambda: len(records(tmp_path)) == 2 and trains(tmp_path), process)
-    process.send_signal(signal.SIGTERM)
-    shown = ended(process, limit=60)
+    command = children.start(tmp_path, *POOL, "seed=0,1,2", "model.finetune.epochs=2000")
+    assert command.until(lambda: len(records(tmp_path)) == 2 and trains(tmp_path))
+    command.send(signal.SIGTERM)
+    shown = command.ended()
     assert shown.code == 75, shown.err[-3000:]
     assert "Traceback" not in shown.err
     assert [r["code"] for r in records(tmp_path)] == [75, 75]

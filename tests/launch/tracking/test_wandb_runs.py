@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from filelock import FileLock
 from launch.tracking import sync, workspace
 from launch.tracking.tracker import open_tracker
 from launch.tracking.trackers import TrackedRun
-from tests.launch.commands import done, ended, started
+from tests.launch.commands import done
 from tests.launch.tracking.wandb_files import read_run
 from tests.launch.tracking.wandb_server import KEY, Service, serving
 from unlearn.config import TrackerConfig
@@ -127,7 +126,7 @@ def test_tables_a_figure_and_the_model_go_with_the_numbers(study):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_stopped_goes_on_in_its_wandb_run(study, tmp_path):
+def test_a_run_that_was_stopped_goes_on_in_its_wandb_run(study, children, tmp_path):
     root = next(iter(study.values()))["directory"].parent
     given = [
         *SMALL,
@@ -137,15 +136,11 @@ def test_a_run_that_was_stopped_goes_on_in_its_wandb_run(study, tmp_path):
         "checkpoint.every_steps=1000",
     ]
     long = [*given, "method.epochs=20", "eval.every_steps=null"]
-    process = started(tmp_path, *long)
+    command = children.start(tmp_path, *long)
     history = tmp_path / "run" / "history.jsonl"
-    deadline = time.monotonic() + 300
-    while not (history.is_file() and len(history.read_text().splitlines()) >= 3):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    assert ended(process).code == 75
+    assert command.until(lambda: history.is_file() and len(history.read_text().splitlines()) >= 3)
+    command.send(signal.SIGTERM)
+    assert command.ended().code == 75
     done(tmp_path, *long)
     files = sorted((tmp_path / "run").glob("wandb/offline-run-*/*.wandb"), key=lambda file: file.parent.name)
     pieces = [read_run(file) for file in files]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import shutil
 from dataclasses import replace
 from typing import Any
@@ -24,6 +25,7 @@ from eval.collection.ragged import Ragged
 from eval.collection.records import Records
 from eval.evaluate import evaluate, score_directory
 from eval.metrics.likelihood import exact_memorization, extraction_strength, mean_nll
+from eval.metrics.mia import auc
 from tests.eval.eval_fixtures import needs_shared
 from tests.paths import SHARED
 from tests.tolerance import PASS, approx, assert_close, relative, swapped
@@ -36,7 +38,8 @@ PREFIX = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_f
 OPTIONS = ("real_authors", "world_facts")
 PEER = SHARED / "peer" / "nano-tofu-full.TOFU_EVAL.json"
 MIA_SETS = ("forget", "holdout")
-RETAIN = 100  # rows of the retain set that are evaluated; `test_published_logs.py` has the scores of all 400
+ROWS = int(os.environ.get("UNLEARN_PEER_ROWS", "100"))  # of each set, of at most 400; `make parity` takes all
+all_rows = pytest.mark.skipif(ROWS < 400, reason="what the peer has of all rows alone: make parity")
 # One divides by 50 bytes or more, the other by a deviation that is small where the model is sure.
 FURTHER: Any = {
     "zlib": {"scale": 10 / 50}, "min_k_plus_plus": {"scale": 0.1, "condition": 16, "each": True}
@@ -60,8 +63,7 @@ def run(tmp_path_factory):
     cfg = DatasetConfig(name="tofu", source="tofu", path=data, forget="forget10", holdout="full@1200:1600")
     # Without the questions in other words, of which the peer has nothing.
     loaded = load_sets(cfg, SETS)
-    sets = {name: [replace(e, paraphrased_question=None) for e in own] for name, own in loaded.items()}
-    sets["retain_eval"] = sets["retain_eval"][:RETAIN]
+    sets = {name: [replace(e, paraphrased_question=None) for e in own[:ROWS]] for name, own in loaded.items()}
     gold, options = directory / "gold", {"generation": False, "gradients": False}
     attacked = {name: sets[name] for name in ("forget_eval", "holdout")}
     net, code = load("nano-tofu-retain90")
@@ -81,23 +83,21 @@ def peer():
 
 def values(peer, key, field, part=None):
     rows = (peer[key] if part is None else peer[key][part])["value_by_index"]
-    return [rows[str(i)][field] for i in range(RETAIN if key.startswith("retain") else len(rows))]
+    return [rows[str(i)][field] for i in range(min(ROWS, len(rows)))]
 
 
 def probability(peer, name):
     """The peer's mean over the rows that are evaluated here."""
-    key = f"{PREFIX[name]}_Q_A_Prob"
-    if name == "retain":
-        return np.mean(values(peer, key, "prob"))
-    return peer[key + ("_normalised" if name in OPTIONS else "")]["agg_value"]
+    return np.mean(values(peer, f"{PREFIX[name]}_Q_A_Prob{'_normalised' * (name in OPTIONS)}", "prob"))
 
 
 def truth_ratio(peer, name):
     """The peer's mean over the rows that are evaluated here."""
-    key = "forget_truth_ratio" if name == "forget" else f"{PREFIX[name]}_Truth_Ratio"
-    if name == "retain":
-        return np.clip(1 - np.array(values(peer, key, "score")), 0, None).mean()
-    return peer[key]["agg_value"]
+    if name == "forget":
+        ratio = np.array(values(peer, "forget_truth_ratio", "score"))
+        return np.minimum(ratio, 1 / ratio).mean()
+    ratio = np.array(values(peer, f"{PREFIX[name]}_Truth_Ratio", "score"))
+    return np.clip(1 - ratio, 0, None).mean()
 
 
 def recall(peer, name):
@@ -109,14 +109,18 @@ def nll(records, name, examples):
     return Ragged.grouped(mean_nll(found.logp), found.example, [e.id for e in examples])
 
 
-def test_headline_numbers(run, peer):
+@all_rows
+def test_forget_quality(run, peer):
     metrics, _, _ = run
     assert metrics["tofu/forget_quality"] == pytest.approx(peer["forget_quality"]["agg_value"], rel=1e-6)
     assert metrics["tofu/forget_quality_log10"] == pytest.approx(-39.1329, abs=1e-4)
+
+
+def test_model_utility(run, peer):
+    metrics, _, _ = run
     # The peer adds 1e−10 to probabilities that it divides by, and reads them in fp32.
     nine = [of(peer, name) for of in (probability, truth_ratio, recall) for name in ("retain", *OPTIONS)]
     assert metrics["tofu/model_utility"] == approx(hmean(nine), terms=PASS)
-    assert metrics["tofu/forget/probability"] == approx(peer["forget_Q_A_Prob"]["agg_value"], **LOSSES)
 
 
 @pytest.mark.parametrize("name", PREFIX)
@@ -150,18 +154,14 @@ def test_memorization_of_every_example(run, peer):
     theirs = np.array(values(peer, "extraction_strength", "score"))
     np.testing.assert_array_equal(1 - first / n, theirs)
     floor = float(((suffix == 0) / n).mean())
-    ours = metrics["tofu/forget/extraction_strength"]
-    assert ours == pytest.approx(peer["extraction_strength"]["agg_value"] - floor, abs=1e-12)
+    assert metrics["tofu/forget/extraction_strength"] == pytest.approx(theirs.mean() - floor, abs=1e-12)
     # The target knows by heart all answers but two, and of these the end: its floor shows in no example here.
     assert floor == 0
-    assert [f"{k:.0f}/{of}" for k, of in zip(suffix, n, strict=True) if k < of] == ["83/104", "15/48"]
     # Its share of right tokens is a mean in fp32.
     hits = np.rint(exact_memorization(found.correct, found.ended) * n).astype(np.float32)
     theirs = np.array(values(peer, "exact_memorization", "score"), dtype=np.float32)
     np.testing.assert_array_equal(hits / n.astype(np.float32), theirs)
-    assert metrics["tofu/forget/exact_memorization"] == pytest.approx(
-        peer["exact_memorization"]["agg_value"], abs=1e-7
-    )
+    assert metrics["tofu/forget/exact_memorization"] == pytest.approx(theirs.mean(), abs=1e-7)
 
 
 @pytest.mark.parametrize("name", PREFIX)
@@ -196,13 +196,13 @@ def test_an_attack_on_every_example(run, peer, attack):
     forget, holdout = (
         np.array([row[f"mia_{attack}"] for row in rows if row["set"] == name]) for name in MIA_SETS
     )
-    for name, ours in zip(MIA_SETS, (forget, holdout), strict=True):
-        theirs = values(peer, f"mia_{attack}", "score", name)
-        assert_close(ours, theirs, dtype=torch.float32, named=name, **bounds)
+    theirs = [np.array(values(peer, f"mia_{attack}", "score", name)) for name in MIA_SETS]
+    for name, ours, scores in zip(MIA_SETS, (forget, holdout), theirs, strict=True):
+        assert_close(ours, scores, dtype=torch.float32, named=name, **bounds)
     # Of two scores that are as near as rounding, either may be the higher one.
     either = swapped(forget, holdout, 2 * relative(terms=bounds["terms"]) * bounds["scale"])
     assert either < 1e-3
-    assert metrics[f"tofu/mia/{attack}"] == pytest.approx(peer[f"mia_{attack}"]["auc"], abs=either + 1e-12)
+    assert metrics[f"tofu/mia/{attack}"] == pytest.approx(auc(*theirs), abs=either + 1e-12)
 
 
 # On the forget set, where losses are near 0.001, the peer's are up to 1.5e-3 off float64: it takes p − 1.
@@ -231,12 +231,14 @@ def exact_norm(net, sequence):
     return np.mean([p.grad.norm().item() for p in net.parameters()])
 
 
+@all_rows
 def test_privleak_as_good_as_the_peers(run, peer):
     metrics, _, _ = run
     # It adds 1e−10 to what it divides by.
     assert metrics["tofu/privleak"] == pytest.approx(peer["privleak"]["agg_value"], rel=1e-9)
 
 
+@all_rows
 def test_its_log_in_place_of_a_retain_model(run, tmp_path):
     """The log is of this very model: nothing is left of Reference and PrivLeak, and forget quality is 1."""
     _, sets, records = run
