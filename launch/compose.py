@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra import compose, initialize_config_dir
@@ -26,7 +27,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
-from launch.config_groups import CONFIGS, groups, option_files, own_folders, values_of
+from launch.config_groups import CONFIGS, groups, option_file, option_files, own_folders, values_of
 from launch.tracking import trackers
 from unlearn import probes
 from unlearn.config import RunConfig
@@ -305,7 +306,8 @@ def _where(key: str, given: set[str], choices: Mapping[str, Any]) -> str:
     if any(key == g or key.startswith(f"{g}.") for g in given):
         return "command line"
     group = key.split(".")[0]
-    return f"configs/{group}/{choices[group]}.yaml" if group in choices else "configs/config.yaml"
+    file = option_file(group, choices[group]) if group in choices else CONFIGS / "config.yaml"
+    return str(file if not file.is_relative_to(CONFIGS) else Path("configs") / file.relative_to(CONFIGS))
 
 
 def _leaves(values: Any, path: str) -> dict[str, str]:

@@ -21,7 +21,16 @@ from hydra.errors import HydraException
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from launch.compose import PRIMARY, checked, compose_run, force_overrides, given_values, initialized, yaml_of
+from launch.compose import (
+    PRIMARY,
+    checked,
+    compose_run,
+    force_overrides,
+    given_values,
+    initialized,
+    search_own_folders,
+    yaml_of,
+)
 from launch.config_groups import CONFIGS, add_folders
 from unlearn.errors import ConfigError, UserError, did_you_mean
 
@@ -180,6 +189,7 @@ def _show(flags: Namespace, name: str) -> None:
     config = checked(composed, overrides, composed.hydra.runtime.choices)
     HydraConfig.instance().set_config(composed)
     if flags.resolve:
+        OmegaConf.set_readonly(composed.hydra, None)
         with _explained():
             OmegaConf.resolve(composed)
     section = Hydra.get_sanitized_hydra_cfg(composed)
@@ -215,7 +225,16 @@ def _complete(given: Sequence[str], name: str) -> None:
     words = [each.partition("=")[0] for each in given]
     if len(words) != 1 or words[0] not in ("install", "uninstall", "query"):
         raise UserError("-sc: give install=bash, uninstall=bash or query=bash (or zsh, fish)")
-    with initialized(), _explained():
+    if words == ["query"]:
+        line = os.environ.get("COMP_LINE", "").split()[1:]
+        try:
+            name = parse(line).config_name or name  # and searches the line's --config-dir
+        except UserError:  # half of a flag
+            known = get_args_parser()._option_string_actions
+            sys.stdout.write(" ".join(flag for flag in known if line and flag.startswith(line[-1])) + "\n")
+            return
+    search_own_folders()
+    with _explained():
         loader = _SchemaLoader(create_config_search_path(str(CONFIGS)))
         try:
             Hydra("unlearn", loader).shell_completion(name, list(given))

@@ -1,0 +1,241 @@
+"""Hydra's flags, one by one, as someone who knows Hydra uses them; folders of one's own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.launch.commands import done
+from tests.paths import ROOT
+from tests.refusals import Refused, check_refusal
+
+MINE = 'name: {name}\nsource: "mine"\nforget: {{objective: ascent}}\n'
+SMALL = (
+    "tracker=disabled", "model.nano.hidden_size=16", "model.nano.layers=1", "model.nano.heads=2",
+    "model.finetune.steps=2", "method.steps=2", "eval=none", "hardware.threads=1",
+    "dataset.options.authors=10",
+)  # fmt: skip
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """A folder with two folders of options, and a primary file in one of them."""
+    for folder, name in (("one", "mine"), ("two", "other")):
+        (tmp_path / folder / "method").mkdir(parents=True)
+        (tmp_path / folder / "method" / f"{name}.yaml").write_text(MINE.format(name=name))
+    (tmp_path / "one" / "study.yaml").write_text(
+        "defaults:\n  - config\n  - override method: mine\n  - _self_\nseed: 3\n"
+    )
+    return tmp_path
+
+
+def shown(cwd: Path, *arguments: str) -> dict:
+    return yaml.safe_load(done(cwd, *arguments).out)
+
+
+def test_version(tmp_path):
+    lines = done(tmp_path, "--version").out.splitlines()
+    assert lines == [
+        f"{name} {version(name)}" for name in ("unlearn-lab", "torch", "transformers", "deepspeed")
+    ]
+
+
+def test_cfg_job_and_package(tmp_path):
+    job = shown(tmp_path, "--cfg", "job", "method=satimp")
+    assert (job["method"]["name"], job["seed"], "hydra" in job) == ("satimp", 0, False)
+    out = done(tmp_path, "-c", "job", "--package", "method.forget", "method=satimp").out
+    assert out.startswith("# @package method.forget\n")
+    assert yaml.safe_load(out) == job["method"]["forget"]
+    assert done(tmp_path, "-c", "job", "-p", "seed", "seed=4").out == "# @package seed\n4\n"
+
+
+def test_cfg_hydra_and_resolve(tmp_path):
+    section = shown(tmp_path, "--cfg", "hydra")["hydra"]
+    assert section["run"]["dir"] == "${unlearn_run_dir:}"
+    assert section["runtime"]["choices"]["method"] == "npo"
+    resolved = shown(tmp_path, "--cfg", "hydra", "--resolve", "root=there", "hydra.job.name=me")["hydra"]
+    assert "there/npo-authors-forget10-nano-" in resolved["run"]["dir"]
+    assert resolved["job"]["name"] == "me"
+
+
+def test_cfg_all(tmp_path):
+    whole = shown(tmp_path, "--cfg", "all", "seed=5")
+    assert (whole["seed"], whole["hydra"]["overrides"]["task"]) == (5, ["++seed=5"])
+
+
+@pytest.mark.parametrize(
+    ("topic", "says"),
+    [
+        ("searchpath", "| main     | file://"),
+        ("defaults", "| method/npo "),
+        ("defaults-tree", "method: npo"),
+        ("config", "Defaults List"),
+        ("plugins", "BashCompletion"),
+        ("all", "Config search path"),
+    ],
+)
+def test_info(tmp_path, topic, says):
+    assert says in done(tmp_path, "--info", topic).out
+
+
+def test_hydra_help(tmp_path):
+    assert "--config-dir,-cd" in done(tmp_path, "--hydra-help").out
+
+
+# -- folders of one's own ---------------------------------------------------------------------------------
+
+
+def name_of(folders: Path, *arguments: str) -> str:
+    return shown(folders, "--cfg", "job", "-p", "method", *arguments)["name"]
+
+
+def test_config_dir(folders):
+    assert name_of(folders, "--config-dir", "one", "method=mine") == "mine"
+    assert name_of(folders, f"--config-dir={folders}/one", "method=mine") == "mine"
+    assert name_of(folders, "-cd", "one", "method=mine") == "mine"
+
+
+def test_config_name(folders):
+    job = shown(folders, "--config-dir", "one", "--config-name", "study", "--cfg", "job", "method.lr=1e-3")
+    assert (job["method"]["name"], job["seed"], job["method"]["lr"], job["model"]["name"]) == (
+        "mine", 3, 1e-3, "nano",
+    )  # fmt: skip
+
+
+def test_search_path(folders):
+    assert name_of(folders, f"hydra.searchpath=[file://{folders}/two]", "method=other") == "other"
+    given = f"hydra.searchpath=['file://{folders}/one','file://{folders}/two']"
+    assert [name_of(folders, given, f"method={name}") for name in ("mine", "other")] == ["mine", "other"]
+    package = "hydra.searchpath=[pkg://eval]"  # any package will do: nothing of it is needed
+    assert name_of(folders, package, "method=npo") == "npo"
+
+
+def test_variable(folders, monkeypatch):
+    monkeypatch.setenv("UNLEARN_CONFIG_PATH", f"{folders}/one{os.pathsep}{folders}/two")
+    assert [name_of(folders, f"method={name}") for name in ("mine", "other")] == ["mine", "other"]
+    here = folders / "configs" / "method"
+    here.mkdir(parents=True)
+    (here / "third.yaml").write_text(MINE.format(name="third"))
+    assert [name_of(folders, f"method={name}") for name in ("mine", "third")] == ["mine", "third"]
+
+
+def test_own_options_are_among_the_others(folders, monkeypatch):
+    monkeypatch.setenv("UNLEARN_CONFIG_PATH", f"{folders}/one")
+    text = (folders / "one/method/mine.yaml").read_text()
+    (folders / "one/method/mine.yaml").write_text(f"# ascent of my own\n{text}")
+    assert "  mine                        ascent of my own" in done(folders, "--help").out
+    check_refusal(folders, Refused(("method=mime",), ("method=mime", "did you mean mine")))
+    check_refusal(
+        folders,
+        Refused(("method=mine", "method.forget.scale=1"), ("method.forget.scale", "ascent has no option")),
+    )
+    assert "mine-authors" in done(folders, "dry_run=true", "method=mine").out
+
+
+REFUSED = {
+    "flag": Refused(("--multi",), ("--multi:", "did you mean --multirun")),
+    "value": Refused(("--cfg", "jobs"), ("--cfg", "'job'", "unlearn --help")),
+    "config dir": Refused(("--config-dir", "nope"), ("--config-dir=nope", "no such folder")),
+    "config name": Refused(
+        ("--config-dir", "one", "--config-name", "studi"), ("studi", "did you mean study")
+    ),
+    "config path": Refused(("--config-path", "one"), ("--config-path=one", "--config-dir")),
+    "search path": Refused(("hydra.searchpath=one",), ("hydra.searchpath=one", "give a list")),
+    "searched folder": Refused(("hydra.searchpath=[file:///nope]",), ("file:///nope", "no such folder")),
+    "searched package": Refused(("hydra.searchpath=[pkg://nope]",), ("pkg://nope", "no package nope")),
+    "scheme": Refused(("hydra.searchpath=[s3://x]",), ("s3://x", "file://")),
+    "part": Refused(("--cfg", "job", "-p", "methd"), ("--package methd", "did you mean method")),
+    "resolve alone": Refused(("--resolve",), ("--resolve", "--cfg")),
+    "package alone": Refused(("-p", "method"), ("--package", "--cfg")),
+    "two at once": Refused(("-m", "--cfg", "job"), ("--cfg and --multirun", "one of them")),
+    "a mode": Refused(("hydra.mode=MANY",), ("hydra.mode=MANY", "MULTIRUN")),
+    "several values": Refused(("seed=0,1", "dry_run=true"), ("seed=0,1", "-m")),
+    "a pickle": Refused(("--experimental-rerun", "config.pickle"), ("config.pickle", "folder of a run")),
+    "no run": Refused(("--experimental-rerun", "one"), ("--experimental-rerun=one", "config.yaml")),
+    "completion": Refused(("-sc", "install=tcsh"), ("install=tcsh", "bash")),
+    "a shell": Refused(("-sc", "bash"), ("install=bash",)),
+    "deletion": Refused(("~method.forgt",), ("method.forgt",)),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused(folders, name):
+    check_refusal(folders, REFUSED[name])
+
+
+def test_signs(tmp_path):
+    job = shown(tmp_path, "--cfg", "job", "++seed=2", "~method.retain", "+method.batch=8")
+    assert (job["seed"], job["method"]["retain"], job["method"]["batch"]) == (2, None, 8)
+
+
+# -- completion -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "offers"),
+    [
+        ("unlearn meth", {"method=", "method."}),
+        ("unlearn method=satim", {"method=satimp", "method=satimp-muse", "method=satimp-wmdp"}),
+        ("unlearn method.forget_", {"method.forget_only=", "method.forget_weight="}),
+        ("unlearn method=satimp method.forget.wei", {"method.forget.weighting."}),
+        ("unlearn -m hardware.z", {"hardware.zero="}),
+        ("unlearn hydra/laun", {"hydra/launcher="}),
+        ("unlearn hydra.run.", {"hydra.run.dir="}),
+        ("unlearn --config-dir one method=mi", {"method=mine"}),
+        ("unlearn --config-d", {"--config-dir"}),
+    ],
+)
+def test_what_completion_offers(folders, monkeypatch, line, offers):
+    monkeypatch.setenv("COMP_LINE", line)
+    assert offers <= set(done(folders, "-sc", "query=bash").out.split())
+
+
+def test_completion_in_bash(tmp_path, monkeypatch):
+    """What a user puts into a profile, and then types."""
+    monkeypatch.setattr("sys.argv", ["unlearn"])
+    script = done(tmp_path, "-sc", "install=bash").out
+    (tmp_path / "unlearn").write_text(f'#!/bin/sh\nexec "{sys.executable}" -m launch.cli "$@"\n')
+    (tmp_path / "unlearn").chmod(0o755)
+    asked = (
+        'COMP_LINE="unlearn method=simn"; COMP_POINT=${#COMP_LINE}; COMP_CWORD=1; hydra_bash_completion; '
+        'echo "${COMPREPLY[@]}"; complete -p unlearn'
+    )
+    shell = subprocess.run(
+        ["bash", "--norc", "-c", f"{script}\n{asked}"], text=True, capture_output=True, check=True,
+        env={"PATH": f"{tmp_path}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    offered, installed = shell.stdout.splitlines()
+    assert {"method=simnpo", "method=simnpo-muse"} <= set(offered.split())
+    assert all(each.startswith("method=simn") for each in offered.split())
+    assert "hydra_bash_completion unlearn" in installed
+    assert "unset hydra_bash_completion" in done(tmp_path, "-sc", "uninstall=bash").out
+
+
+# -- where runs go ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_folders_of_runs_and_sweeps_and_a_run_again(folders):
+    """`hydra.mode`, `hydra.sweep.dir`, `hydra.sweep.subdir`, `hydra.run.dir`, `--experimental-rerun`."""
+    sweep = ("hydra.mode=MULTIRUN", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=s${seed}", "seed=0,1")
+    done(folders, "--config-dir", "one", "--config-name", "study", *SMALL, *sweep)
+    runs = {
+        path.parent.name: yaml.safe_load(path.read_text()) for path in folders.glob("sweep/*/config.yaml")
+    }
+    assert {name: run["method"]["name"] for name, run in runs.items()} == {"s0": "mine", "s1": "mine"}
+    done(folders, *SMALL, "--run", "hydra.run.dir=here", "-cd", "one", "method=mine")
+    again = done(folders, "--experimental-rerun", "here")
+    assert "run: here (complete)" in again.out
+    (folders / "here" / "results.json").unlink()
+    assert "run: here (complete)" not in done(folders, "--experimental-rerun", "here/config.yaml").out
+    assert (folders / "here" / "results.json").is_file()
+    check_refusal(
+        folders,
+        Refused(("--experimental-rerun", "here", "seed=1"), ("--experimental-rerun", "without changes")),
+    )
