@@ -157,6 +157,7 @@ REFUSED = {
     "a mode": Refused(("hydra.mode=MANY",), ("hydra.mode=MANY", "MULTIRUN")),
     "several values": Refused(("seed=0,1", "dry_run=true"), ("seed=0,1", "-m")),
     "a pickle": Refused(("--experimental-rerun", "config.pickle"), ("config.pickle", "folder of a run")),
+    "a run with changes": Refused(("--experimental-rerun", "one", "seed=1"), ("without changes",)),
     "no run": Refused(("--experimental-rerun", "one"), ("--experimental-rerun=one", "config.yaml")),
     "completion": Refused(("-sc", "install=tcsh"), ("install=tcsh", "bash")),
     "a shell": Refused(("-sc", "bash"), ("install=bash",)),
@@ -235,7 +236,3 @@ def test_folders_of_runs_and_sweeps_and_a_run_again(folders):
     (folders / "here" / "results.json").unlink()
     assert "run: here (complete)" not in done(folders, "--experimental-rerun", "here/config.yaml").out
     assert (folders / "here" / "results.json").is_file()
-    check_refusal(
-        folders,
-        Refused(("--experimental-rerun", "here", "seed=1"), ("--experimental-rerun", "without changes")),
-    )
