@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from rich.console import Console
 
+from launch.commands import help_lines
 from launch.compose import describe, groups
 from launch.tracking.trackers import TRACKERS
 from unlearn.config import ProbeConfig, RunConfig, TrackerConfig
@@ -37,7 +38,7 @@ The same command again resumes an interrupted run or sweep, and returns at once 
 
 def show(console: Console) -> None:
     """Print the help."""
-    lines = [_HEAD]
+    lines = [_HEAD, "subcommands (each with --help)", *help_lines(), ""]
     for group, options in groups().items():
         width = max(map(len, options))
         lines += [f"{group}=", *(f"  {option:{width}}  {describe(group, option)}" for option in options), ""]
