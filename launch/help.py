@@ -18,6 +18,8 @@ from unlearn.probes import PROBES
 
 _PLUG_INS: Mapping[type[BaseModel], Kind] = {ProbeConfig: PROBES, TrackerConfig: TRACKERS}
 """The sections whose further keys are options of a plug-in."""
+REQUIRED = "set by the option"
+"""In place of the default of a key that has none."""
 _HEAD = """\
 unlearn [group=option …] [key=value …]
 
@@ -43,22 +45,23 @@ def show(console: Console) -> None:
         width = max(map(len, options))
         lines += [f"{group}=", *(f"  {option:{width}}  {describe(group, option)}" for option in options), ""]
     lines.append("keys (any of them can be set: key=value; in brackets the default of the schema)")
-    lines += [f"  {key} [{default}] {text}" for key, default, text in _rows(RunConfig, "")]
+    lines += [f"  {key} [{default}] {text}" for key, default, text in rows(RunConfig, "")]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
-def _rows(model: type[BaseModel], prefix: str) -> list[tuple[str, str, str]]:
-    rows = []
+def rows(model: type[BaseModel], prefix: str) -> list[tuple[str, str, str]]:
+    """Return name, default and description of each key of a section, and of the sections in it."""
+    found = []
     for name, field in model.model_fields.items():
         annotation: Any = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            rows += _rows(annotation, f"{prefix}{name}.")
+            found += rows(annotation, f"{prefix}{name}.")
             if (kind := _PLUG_INS.get(annotation)) is not None:
-                rows += _options(kind, f"{prefix}{name}.")
+                found += _options(kind, f"{prefix}{name}.")
         else:
-            default = "set by the option" if field.is_required() else json.dumps(field.default)
-            rows.append((f"{prefix}{name}", default, field.description or _kind(annotation)))
-    return rows
+            default = REQUIRED if field.is_required() else json.dumps(field.default)
+            found.append((f"{prefix}{name}", default, field.description or _kind(annotation)))
+    return found
 
 
 def _options(kind: Kind, prefix: str) -> list[tuple[str, str, str]]:
@@ -67,7 +70,7 @@ def _options(kind: Kind, prefix: str) -> list[tuple[str, str, str]]:
     return [
         (key, default, f"{name}: {text}")
         for name, plug_in in plug_ins.items()
-        for key, default, text in _rows(plug_in.Options, prefix)
+        for key, default, text in rows(plug_in.Options, prefix)
     ]
 
 
