@@ -57,8 +57,8 @@ def _problems(value: Any, schema: Any, whole: Mapping[str, Any], path: str) -> I
     if isinstance(value, list):
         items = schema.get("items", True)
         many = items if isinstance(items, list) else [items] * len(value)
-        for number, (each, part) in enumerate(zip(value, many, strict=True)):
-            yield from problems(each, part, whole, f"{path}.{number}")
+        for place, (each, part) in enumerate(zip(value, many, strict=True)):
+            yield from problems(each, part, whole, f"{path}.{place}")
 
 
 def _of_mapping(value: Mapping[str, Any], schema: Any, whole: Mapping[str, Any], path: str) -> Iterator[str]:
