@@ -15,6 +15,9 @@ from launch.compose import CONFIGS, option_file
 from launch.report.settings import flat
 
 
+_PACKAGES = Path(__file__).resolve().parents[2]
+
+
 def places(overrides: Sequence[str]) -> dict[str, Path]:
     """Return the file that sets each key, by dotted name; the last one of several, as Hydra merges them.
 
@@ -43,7 +46,7 @@ def place_of(key: str, files: Mapping[str, Path]) -> Path | None:
 
 def shown(file: Path) -> str:
     """Return the path of a file as a user finds it: from the working directory, or within the project."""
-    for folder in (Path.cwd(), CONFIGS.parent):
+    for folder in (Path.cwd(), CONFIGS.parent, _PACKAGES):
         if file.is_relative_to(folder):
             return str(file.relative_to(folder))
     return str(file)
