@@ -14,7 +14,6 @@ from omegaconf import OmegaConf
 from launch.compose import CONFIGS, option_file
 from launch.report.settings import flat
 
-
 _PACKAGES = Path(__file__).resolve().parents[2]
 
 

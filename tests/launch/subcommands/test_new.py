@@ -39,7 +39,7 @@ def test_the_files_are_named_tidy_and_fit(tmp_path, what):
         f"written: configs/{group}/own-{what}.yaml",
         f"try it: unlearn {group}=own-{what} dry_run=true, then unlearn {group}=own-{what}",
     ]
-    config = ["--config", str(ROOT / "pyproject.toml"), "--config", 'src = ["."]']
+    config = ["--config", str(ROOT / "pyproject.toml")]
     for check in (["check", "--extend-ignore", "I001"], ["format", "--check"]):
         subprocess.run(
             [sys.executable, "-m", "ruff", *check, *config, f"own_{what}.py"], cwd=tmp_path, check=True
