@@ -20,8 +20,8 @@ from hydra.types import HydraContext, RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.console import Console
 
+from launch import commands, slurm
 from launch import help as helptext
-from launch import slurm
 from launch.compose import (
     PRIMARY,
     check_plugins,
@@ -69,6 +69,8 @@ def _command(arguments: list[str]) -> int:
     Raises:
         UserError: what is asked for cannot be done.
     """
+    if (code := commands.run(arguments)) is not None:
+        return code
     if {"-h", "--help"} & set(arguments):
         helptext.show(Console())
         return 0

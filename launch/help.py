@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 from rich.console import Console
 
+from launch.commands import help_lines
 from launch.config_groups import describe, groups
 from launch.tracking.trackers import TRACKERS
 from unlearn.config import ProbeConfig, RunConfig, TrackerConfig
@@ -18,6 +19,8 @@ from unlearn.probes import PROBES
 
 _PLUG_INS: Mapping[type[BaseModel], Kind] = {ProbeConfig: PROBES, TrackerConfig: TRACKERS}
 """The sections whose further keys are options of a plug-in."""
+REQUIRED = "set by the option"
+"""In place of the default of a key that has none."""
 _HEAD = """\
 unlearn [group=option …] [key=value …]
 
@@ -38,39 +41,40 @@ The same command again resumes an interrupted run or sweep, and returns at once 
 
 def show(console: Console) -> None:
     """Print the help."""
-    lines = [_HEAD]
+    lines = [_HEAD, "subcommands (each with --help)", *help_lines(), ""]
     for group, options in groups().items():
         width = max(map(len, options))
         lines += [f"{group}=", *(f"  {option:{width}}  {describe(group, option)}" for option in options), ""]
     lines.append("keys (any of them can be set: key=value; in brackets the default of the schema)")
-    lines += [f"  {key} [{default}] {text}" for key, default, text in _rows(RunConfig, "")]
+    lines += [f"  {key} [{default}] {text}" for key, default, text in rows(RunConfig, "")]
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
-def _rows(model: type[BaseModel], prefix: str) -> list[tuple[str, str, str]]:
-    rows = []
+def rows(model: type[BaseModel], prefix: str) -> list[tuple[str, str, str]]:
+    """Return name, default and description of each key of a section, and of the sections in it."""
+    found = []
     for name, field in model.model_fields.items():
         annotation: Any = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            rows += _rows(annotation, f"{prefix}{name}.")
+            found += rows(annotation, f"{prefix}{name}.")
             if (kind := _PLUG_INS.get(annotation)) is not None:
-                rows += _options(kind, f"{prefix}{name}.")
+                found += _options(kind, f"{prefix}{name}.")
         else:
-            default = "set by the option" if field.is_required() else json.dumps(field.default)
-            rows.append((f"{prefix}{name}", default, field.description or _kind(annotation)))
-    return rows
+            default = REQUIRED if field.is_required() else json.dumps(field.default)
+            found.append((f"{prefix}{name}", default, field.description or _kind(annotation)))
+    return found
 
 
 def _options(kind: Kind, prefix: str) -> list[tuple[str, str, str]]:
     """Return the options of each plug-in of a kind, with its name."""
-    rows = []
+    listed = []
     for name in kind.listed():
         try:
-            options = _rows(kind.find(name, f"{prefix}name={name}").Options, prefix)
+            options = rows(kind.find(name, f"{prefix}name={name}").Options, prefix)
         except ConfigError as error:  # of an installed package: the others are shown all the same
             options = [(f"{prefix}name", name, "; ".join(error.problems))]
-        rows += [(key, default, f"{name}: {text}") for key, default, text in options]
-    return rows
+        listed += [(key, default, f"{name}: {text}") for key, default, text in options]
+    return listed
 
 
 def _kind(annotation: Any) -> str:

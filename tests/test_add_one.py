@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from launch.report.compare.__main__ import main as compare
+from launch.report.compare.command import main as compare
 from tests.launch.commands import done, unlearn
 from tests.paths import ROOT
 from unlearn import plugins

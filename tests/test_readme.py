@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib import import_module
+from itertools import filterfalse
 
 import pytest
 
+from launch.commands import SUBCOMMANDS
 from launch.compose import checked, compose_run, force_overrides
 from launch.report.groups_table import page
 from launch.validate import check
@@ -24,7 +27,16 @@ def commands() -> list[list[str]]:
     return [shlex.split(line) for line in lines if re.match(r"(\.venv/bin/)?unlearn ", line)]
 
 
-@pytest.mark.parametrize("command", commands(), ids=" ".join)
+def is_subcommand(command: list[str]) -> bool:
+    return command[1:2] != [] and command[1] in SUBCOMMANDS
+
+
+@pytest.mark.parametrize("command", [*filter(is_subcommand, commands())], ids=" ".join)
+def test_every_subcommand_takes_its_arguments(command):
+    import_module(SUBCOMMANDS[command[1]].module).parser().parse_args(command[2:])
+
+
+@pytest.mark.parametrize("command", [*filterfalse(is_subcommand, commands())], ids=" ".join)
 def test_every_command_composes(command):
     overrides = force_overrides([word for word in command[1:] if not word.startswith("-")])
     config = checked(compose_run(overrides), overrides)

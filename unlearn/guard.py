@@ -66,7 +66,7 @@ def guarded(call: Callable[[], int | None]) -> int:
 
 
 def tool(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., int]:
-    """Make the entry point of a `python -m …` command, which returns an exit code and raises nothing."""
+    """Make the entry point of a subcommand, which returns an exit code and raises no error."""
 
     @wraps(main)
     def entry(arguments: Sequence[str] | None = None) -> int:
@@ -91,11 +91,6 @@ def resume_collection() -> None:
     if not gc.isenabled():  # once per process: a cycle that is frozen is never freed
         gc.freeze()
         gc.enable()
-
-
-def path_argument(text: str) -> Path:
-    """Parse a path argument (a `type` of argparse); `~` is the home directory."""
-    return Path(text).expanduser()
 
 
 def lasting_output() -> None:

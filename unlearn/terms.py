@@ -285,11 +285,11 @@ def _weighting(key: str, stated: Any) -> Weighting:
     if not isinstance(name, str):
         raise ConfigError([f"{key}.name is not set (known: {', '.join(WEIGHTINGS.listed())})"])
     granularity = keys.pop("granularity", "token")
-    options = {k: keys.pop(k) for k in _Granularity.model_fields if k in keys}
+    options = {k: keys.pop(k) for k in Granularity.model_fields if k in keys}
     function, owner = WEIGHTINGS.find(name, f"{key}.name={name}"), f"weighting {name}"
-    bound, problems = _bound(key, owner, function, keys, ("granularity", *_Granularity.model_fields))
+    bound, problems = _bound(key, owner, function, keys, ("granularity", *Granularity.model_fields))
     try:
-        plugins.parsed(_Granularity, options, key, owner)
+        plugins.parsed(Granularity, options, key, owner)
     except ConfigError as error:
         problems += error.problems
     if granularity not in GRANULARITIES:
@@ -302,7 +302,7 @@ def _weighting(key: str, stated: Any) -> Weighting:
     return Weighting(bound, granularity, options)
 
 
-class _Granularity(Section):
+class Granularity(Section):
     """Options of every weighting, whatever its function."""
 
     model_config = ConfigDict(strict=True)

@@ -1,8 +1,7 @@
-"""`python -m launch.sync runs`: send what was logged offline to W&B, from a machine with a network."""
+"""`unlearn sync runs`: send what was logged offline to W&B, from a machine with a network."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -13,7 +12,6 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 from rich.console import Console
@@ -21,9 +19,11 @@ from rich.table import Table
 from tqdm import tqdm
 
 from launch.tracking.wandb_session import PROGRAM, key_configured, session, without_mode_variables
+from unlearn.arguments import Parser, path_argument
 from unlearn.errors import UserError
-from unlearn.guard import path_argument, tool
+from unlearn.guard import tool
 
+_DESCRIPTION = "Send what was logged offline to W&B, from a machine with a network."
 _CONNECT_TIMEOUT = 15.0  # seconds for the service to answer
 _TO_SEND, _SENT, _THERE, _RUNNING, _FAILED = "to be sent", "sent", "already there", "still running", "failed"
 
@@ -44,7 +44,7 @@ class Piece:
 @tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 1 something was not sent, 2 refused."""
-    parsed = _parser().parse_args(arguments)
+    parsed = parser().parse_args(arguments)
     pieces = offline_pieces(parsed.runs)
     if not parsed.dry_run and any(piece.state == _TO_SEND for piece in pieces):
         refuse_without_service()
@@ -175,13 +175,15 @@ def _print_states(console: Console, pieces: Sequence[Piece], *, every: bool) -> 
     console.print(summary or "there is no offline-run-* folder", highlight=False)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser: Any = argparse.ArgumentParser(prog="python -m launch.sync", description=__doc__)
-    parser.add_argument("runs", nargs="*", type=path_argument, default=[Path("runs")], metavar="RUNS",
-                        help="run directories, or folders of them (default: runs)")  # fmt: skip
-    parser.add_argument("--dry-run", action="store_true", help="show what would be sent, and in what order")
-    parser.add_argument("--project", help="send to this project, whatever the runs say")
-    parser.add_argument("--entity", help="send to this user or team")
-    parser.add_argument("--timeout", type=float, default=3600, help="seconds for each folder (default: 3600)")
-    typed: argparse.ArgumentParser = parser
-    return typed
+def parser() -> Parser:
+    """Return the parser of the arguments."""
+    made = Parser(
+        "sync", ("runs", "runs --dry-run", "runs --project my-study --entity my-team"), _DESCRIPTION
+    )
+    made.add_argument("runs", nargs="*", type=path_argument, default=[Path("runs")], metavar="RUNS",
+                      help="run directories, or folders of them (default: runs)")  # fmt: skip
+    made.add_argument("--dry-run", action="store_true", help="show what would be sent, and in what order")
+    made.add_argument("--project", help="send to this project, whatever the runs say")
+    made.add_argument("--entity", help="send to this user or team")
+    made.add_argument("--timeout", type=float, default=3600, help="seconds for each folder (default: 3600)")
+    return made

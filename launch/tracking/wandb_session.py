@@ -108,8 +108,7 @@ def open_run(mode: Mode, directory: Path, identity: Mapping[str, Any], config: M
         with without_mode_variables():
             run = wandb.init(**arguments, mode="offline")
         log.warning(
-            "W&B did not take the run (%s: %s). It is logged offline; send it later with "
-            "`python -m launch.sync %s`",
+            "W&B did not take the run (%s: %s). It is logged offline; send it later with `unlearn sync %s`",
             type(error).__name__,
             " ".join(str(error).split()),
             shlex.quote(str(directory)),

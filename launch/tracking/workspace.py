@@ -1,8 +1,7 @@
-"""`python -m launch.workspace --project P --entity E`: the saved view of a study in W&B, as code."""
+"""`unlearn workspace --project P --entity E`: the saved view of a study in W&B, as code."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,9 +17,10 @@ from launch.report.results_table import arrow
 from launch.report.statistics import is_logarithmic
 from launch.report.traces import label
 from launch.tracking.wandb_session import key_configured, session
+from unlearn.arguments import Parser, path_argument
 from unlearn.errors import UserError
 from unlearn.files import check_writable, folder_name, write_json
-from unlearn.guard import path_argument, tool
+from unlearn.guard import tool
 from unlearn.run_dir import RunDir
 
 RUNS = Path("runs")
@@ -28,12 +28,18 @@ NAME = "Unlearning: trade-off, dynamics, methods"
 _OF_TRAINING = ("loss", "loss/forget", "loss/retain", "lr", "grad_norm")
 _METHOD = "method.name"
 _MAX_BARS = 12
+_EXAMPLES = (
+    "runs --project my-study --entity my-team",
+    "runs --project my-study --entity my-team --out view.json",
+)
+_DESCRIPTION = """\
+Save the view of a study in W&B: trade-off, dynamics, methods. It shows the metrics that the runs have."""
 
 
 @tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code: 0 done, 2 refused."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     if options.out is not None:
         check_writable(options.out.parent, f"--out {options.out}")
     view = workspace(options.entity, options.project, *keys_of(options.runs))
@@ -192,15 +198,16 @@ def _saved(view: Any) -> Any:
         ) from None
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m launch.workspace", description=__doc__)
+def parser() -> Parser:
+    """Return the parser of the arguments."""
+    made = Parser("workspace", _EXAMPLES, _DESCRIPTION)
     shows = "run directories whose metrics the view shows, or folders of them (default: runs)"
-    parser.add_argument("runs", nargs="*", type=path_argument, default=[RUNS], metavar="RUNS", help=shows)
-    parser.add_argument(
+    made.add_argument("runs", nargs="*", type=path_argument, default=[RUNS], metavar="RUNS", help=shows)
+    made.add_argument(
         "--project", required=True, help="the project of the study: tracker.project of its runs"
     )
-    parser.add_argument("--entity", required=True, help="the user or team that owns the project")
-    parser.add_argument(
+    made.add_argument("--entity", required=True, help="the user or team that owns the project")
+    made.add_argument(
         "--out", type=path_argument, metavar="FILE.json", help="write the view to a file instead"
     )
-    return parser
+    return made

@@ -1,4 +1,4 @@
-"""`python -m eval.rescore LOG`: compute our metrics of a published TOFU log, without a model."""
+"""`unlearn rescore LOG`: compute our metrics of a published TOFU log, without a model."""
 
 from __future__ import annotations
 
@@ -31,14 +31,27 @@ from eval.metrics.likelihood import (
     truth_preference,
 )
 from eval.metrics.mia import auc, privleak
+from unlearn.arguments import Parser, path_argument
 from unlearn.files import finite
-from unlearn.guard import path_argument, tool
+from unlearn.guard import tool
 
 if TYPE_CHECKING:
     from eval.metrics.text import Rouge
 
 EPSILON: dict[Origin, float] = {"tofu": 0.0, "openunlearning": 1e-10}
 """The number that each project adds to a probability before it divides by it."""
+_EXAMPLES = (
+    "TOFU_EVAL.json",
+    "TOFU_EVAL.json --retain RETAIN_EVAL.json --json",
+    "eval_log_aggregated.json --check",
+)
+_DESCRIPTION = """\
+Our metrics of a published TOFU evaluation log: the original eval_log_aggregated.json, or OpenUnlearning's
+TOFU_EVAL.json. No model is needed."""
+_EPILOG = """\
+OpenUnlearning adds 1e-10 to every probability that it divides by, which decides the truth ratios of models
+that give the answers less than that; its logs are rescored likewise, so that its numbers come out. Our runs
+add nothing: compare with them at --epsilon 0."""
 _STORED = ("rougeL_recall", "rouge1_recall", "extraction_strength", "exact_memorization")
 _UTILITY_SETS = ("retain", "real_authors", "world_facts")
 _UTILITY = ("probability", "rougeL_recall", "truth_ratio")
@@ -114,7 +127,7 @@ def check_rouge(log: PublishedLog) -> dict[str, tuple[int, int]]:
 @tool
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code (0 done, 2 refused)."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     log = read_log(options.log)
     retain = read_log(options.retain) if options.retain else None
     epsilon = EPSILON[log.origin] if options.epsilon is None else options.epsilon
@@ -183,23 +196,17 @@ def _format(value: float | None) -> str:
     return f"{value:.6g}"
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m eval.rescore",
-        description="Our metrics of a published TOFU evaluation log: the original eval_log_aggregated.json, "
-        "or OpenUnlearning's TOFU_EVAL.json. No model is needed.",
-        epilog="OpenUnlearning adds 1e-10 to every probability that it divides by, which decides the truth "
-        "ratios of models that give the answers less than that; its logs are rescored likewise, so that its "
-        "numbers come out. Our runs add nothing: compare with them at --epsilon 0.",
-    )
-    parser.add_argument("log", type=path_argument, metavar="LOG", help="the log of the model to score")
-    parser.add_argument(
+def parser() -> Parser:
+    """Return the parser of the arguments."""
+    made = Parser("rescore", _EXAMPLES, _DESCRIPTION, _EPILOG)
+    made.add_argument("log", type=path_argument, metavar="LOG", help="the log of the model to score")
+    made.add_argument(
         "--retain",
         type=path_argument,
         metavar="LOG",
         help="the retain model's log, for forget quality and PrivLeak",
     )
-    parser.add_argument(
+    made.add_argument(
         "--truth-ratio",
         choices=get_args(TruthRatioForm),
         default="geometric",
@@ -207,19 +214,17 @@ def _parser() -> argparse.ArgumentParser:
         "OpenUnlearning) or of probabilities (model utility in the original utils.py, which takes forget "
         "quality geometric all the same)",
     )
-    parser.add_argument(
+    made.add_argument(
         "--epsilon",
         type=_epsilon,
         metavar="E",
         help="added to probabilities that are divided by (default: 1e-10 for OpenUnlearning's logs, else 0)",
     )
-    parser.add_argument(
+    made.add_argument(
         "--check", action="store_true", help="score the stored generations too: is the ROUGE the stored one?"
     )
-    parser.add_argument(
-        "--json", action="store_true", help="JSON in place of the table; null where unmeasured"
-    )
-    return parser
+    made.add_argument("--json", action="store_true", help="JSON in place of the table; null where unmeasured")
+    return made
 
 
 def _epsilon(text: str) -> float:
@@ -230,7 +235,3 @@ def _epsilon(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text!r}: give a number of at least 0 and below 1")
     return value
-
-
-if __name__ == "__main__":
-    sys.exit(main())

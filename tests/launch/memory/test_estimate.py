@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from launch.dry_run import deepspeed_yaml, load_of, show_plan
-from launch.memory.__main__ import composed, fits, llama, main, paper
+from launch.memory.command import composed, fits, llama, main, paper
 from launch.memory.estimate import (
     BUCKET,
     GIB,

@@ -18,7 +18,7 @@ import pytest
 import wandb
 from rich.console import Console
 
-from launch.report.compare.__main__ import main, make, write
+from launch.report.compare.command import main, make, write
 from launch.report.compare.discover import find
 from launch.report.compare.export import escaped, in_csv, in_latex, in_markdown, latex
 from launch.report.compare.page_data import cut, max_examples, max_points
@@ -520,7 +520,7 @@ def test_more_runs_have_less_each():
 
 @pytest.mark.slow
 def test_comparing_does_not_load_torch():
-    modules = "launch.report.compare.__main__, launch.report.geffect.__main__"
+    modules = "launch.report.compare.command, launch.report.geffect.command"
     code = f"import {modules}, sys; print({{'torch', 'transformers', 'wandb'}} & set(sys.modules))"
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "set()"

@@ -18,7 +18,7 @@ import pytest
 
 from launch.report.axes import signed
 from launch.report.charts import training_curves
-from launch.report.geffect.__main__ import main, write_study
+from launch.report.geffect.command import main, write_study
 from launch.report.geffect.example_charts import MAX_PAIRS, check_charts, grid_charts
 from launch.report.geffect.files import MAX_ROWS, effect_rows, probed_steps, tables, thinned, tracked
 from launch.report.geffect.sections import MAX_EXAMPLES, checks, hurt, strongest_examples

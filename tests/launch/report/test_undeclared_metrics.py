@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from eval.metric_catalog import shown
-from launch.report.compare.__main__ import make
+from launch.report.compare.command import make
 from launch.report.compare.discover import find
 from launch.report.compare.export import in_csv, in_markdown
 from launch.report.compare.page import page_data

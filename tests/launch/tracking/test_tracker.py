@@ -411,7 +411,7 @@ def test_without_an_answer_an_online_run_is_logged_offline(tmp_path, monkeypatch
         tracker.finish()
     wandb.teardown()
     (message,) = warnings_of(caplog)
-    assert f"`python -m launch.sync '{folder}'`" in message
+    assert f"`unlearn sync '{folder}'`" in message
     (file,) = run_files(folder)
     assert [row["loss"] for row in read_run(file)["history"]] == [1.0]
 

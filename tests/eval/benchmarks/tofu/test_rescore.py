@@ -239,7 +239,7 @@ def test_json_has_null_for_what_has_no_value(tmp_path, capsys):
 def test_wrong_arguments_exit_with_2(tofu, wrong, capsys):
     with pytest.raises(SystemExit, match="2"):
         main([str(tofu), *wrong] if wrong else [])
-    assert "usage: python -m eval.rescore" in capsys.readouterr().err
+    assert "usage: unlearn rescore" in capsys.readouterr().err
 
 
 def run(*arguments):
@@ -249,11 +249,11 @@ def run(*arguments):
 
 
 @pytest.mark.slow
-def test_the_module_runs_and_refuses_without_a_traceback(tofu):
-    done = run("-m", "eval.rescore", str(tofu))
+def test_the_command_runs_and_refuses_without_a_traceback(tofu):
+    done = run("-m", "launch.cli", "rescore", str(tofu))
     assert (done.returncode, done.stderr) == (0, "")
     assert "tofu/forget/truth_ratio" in done.stdout
-    refused = run("-m", "eval.rescore", str(tofu.with_name("none.json")))
+    refused = run("-m", "launch.cli", "rescore", str(tofu.with_name("none.json")))
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == f"{tofu.with_name('none.json')}: there is no such file\n"
 

@@ -1,8 +1,7 @@
-"""Compare runs by their G-effect: `python -m launch.geffect RUNS… --out DIR`."""
+"""Compare runs by their G-effect: `unlearn geffect RUNS… --out DIR`."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,40 +12,25 @@ from launch.report.geffect.study import Compared, StudyRun, compared, find_runs,
 from launch.report.geffect.study_charts import SPREAD, study_charts, styles
 from launch.report.output import csv_text, write_files
 from launch.report.render import render
+from unlearn.arguments import Parser, path_argument
 from unlearn.errors import UserError
 from unlearn.files import check_writable
-from unlearn.guard import path_argument, tool
+from unlearn.guard import tool
 
 _NOTE = (
     "Effects and cosines are means over the steps that were probed, risks are those of the last one; then "
     "mean over n seeds ± half of the 95 % interval (Student's t). Effects of objectives with different "
     "scales do not compare in size; cosines do."
 )
+_DESCRIPTION = """\
+Compare runs that were made with probe=geffect: effects over the steps by method and by group of layers, by
+setting, implicit weights. Runs that differ in the seed alone are averaged."""
 
 
 @tool
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `python -m launch.geffect`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.geffect",
-        description="Compare runs that were made with probe=geffect: effects over the steps by method and by "
-        "group of layers, by setting, implicit weights. Runs that differ in the seed alone are averaged.",
-    )
-    parser.add_argument(
-        "runs",
-        nargs="+",
-        metavar="RUNS",
-        help="run directories, folders that contain some, or patterns such as 'runs/npo-*'; "
-        "runs that were not probed are left out",
-    )
-    parser.add_argument(
-        "--out",
-        type=path_argument,
-        required=True,
-        metavar="DIR",
-        help="where geffect.html, geffect.md and geffect.csv go; made if missing",
-    )
-    options = parser.parse_args(arguments)
+    """Run `unlearn geffect`."""
+    options = parser().parse_args(arguments)
     check_writable(options.out, f"--out {options.out}")
     runs, left_out = find_runs(options.runs)
     try:
@@ -55,6 +39,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise UserError(str(error)) from error
     sys.stderr.write("".join(f"{line}\n" for line in left_out_lines(left_out)))
     sys.stdout.write("".join(f"{file}\n" for file in files))
+
+
+def parser() -> Parser:
+    """Return the parser of the arguments."""
+    made = Parser("geffect", ("runs --out study", "'runs/npo-*' 'runs/wga-*' --out study"), _DESCRIPTION)
+    made.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUNS",
+        help="run directories, folders that contain some, or patterns such as 'runs/npo-*'; "
+        "runs that were not probed are left out",
+    )
+    made.add_argument(
+        "--out",
+        type=path_argument,
+        required=True,
+        metavar="DIR",
+        help="where geffect.html, geffect.md and geffect.csv go; made if missing",
+    )
+    return made
 
 
 def write_study(runs: Sequence[StudyRun], out: Path) -> list[Path]:
@@ -80,7 +84,3 @@ def _page(groups: Sequence[Compared]) -> str:
         "runs": sum(len(group.runs) for group in groups),
     }  # fmt: skip
     return render("geffectstudy.html.j2", values, study_charts(groups), clean=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

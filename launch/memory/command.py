@@ -1,11 +1,7 @@
-"""Estimate memory with each preset of `hardware`: `python -m launch.memory model=… method=… --card 80`.
-
-`--paper` prints the table of docs/hardware.md, for Llamas of 8B and 70B. No weights are loaded.
-"""
+"""Estimate memory with each preset of `hardware`: `unlearn memory model=… method=… --card 80`."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
@@ -20,6 +16,7 @@ from launch.compose import checked, compose_run, force_overrides, given_values, 
 from launch.config_groups import groups
 from launch.dry_run import load_of
 from launch.memory.estimate import GIB, Load, Memory, Shape, estimate, read_shape, shape_of
+from unlearn.arguments import Parser
 from unlearn.config import LoraConfig, RunConfig
 from unlearn.errors import UserError
 from unlearn.guard import tool
@@ -31,6 +28,9 @@ PAPER = ("gpu", "gpu-offload", "gpu-8", "gpu-8-zero3", "gpu-2x8-zero3")
 CARDS = (24, 40, 80)
 RANK = 16
 _COLUMNS = ("weights", "gradients", "optimizer", "activations", "buffers", "device", "host")
+_EXAMPLES = ("model=llama-3.1-8b-instruct method=npo --card 80", "model.lora.r=16", "--paper")
+_DESCRIPTION = """\
+Estimate the memory of each process while training, with each preset of hardware. No weights are loaded."""
 _COMMON: dict[str, Any] = {"vocab_size": 128256, "num_key_value_heads": 8, "tie_word_embeddings": False}
 _LLAMAS = {
     "8B": LlamaConfig(
@@ -103,14 +103,23 @@ def presets(overrides: Sequence[str]) -> Iterator[tuple[str, Memory]]:
         yield name, estimate(shape, config, load_of(config))
 
 
+def parser() -> Parser:
+    """Return the parser of the arguments."""
+    made = Parser("memory", _EXAMPLES, _DESCRIPTION)
+    made.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="as for unlearn: model=… method=… dataset=…"
+    )
+    made.add_argument(
+        "--card", type=float, default=80.0, metavar="GIB", help="memory of one GPU in GiB (default: 80)"
+    )
+    made.add_argument("--paper", action="store_true", help="Llamas of 8B and 70B instead, as Markdown")
+    return made
+
+
 @tool
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `python -m launch.memory`."""
-    parser = argparse.ArgumentParser(prog="python -m launch.memory", description=__doc__)
-    parser.add_argument("overrides", nargs="*", help="as for unlearn: model=… method=… dataset=…")
-    parser.add_argument("--card", type=float, default=80.0, help="memory of one GPU in GiB")
-    parser.add_argument("--paper", action="store_true", help="Llamas of 8B and 70B instead, as Markdown")
-    options = parser.parse_args(arguments)
+    """Run `unlearn memory`."""
+    options = parser().parse_args(arguments)
     if options.paper:
         sys.stdout.write(paper())
         return 0
@@ -128,7 +137,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _gib(size: float) -> str:
     return f"{size / GIB:.2f}" if size < 10 * GIB else f"{size / GIB:.0f}"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

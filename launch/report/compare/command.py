@@ -1,9 +1,7 @@
-"""Compare runs by their results: `python -m launch.compare RUNS… --out DIR`."""
+"""Compare runs by their results: `unlearn compare RUNS… --out DIR`."""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,8 +17,9 @@ from launch.report.compare.selection import chosen_keys, chosen_metrics, narrowe
 from launch.report.discover import left_out_lines
 from launch.report.output import write_files
 from launch.report.results_table import LEGEND
+from unlearn.arguments import Parser, path_argument
 from unlearn.files import check_writable
-from unlearn.guard import path_argument, tool
+from unlearn.guard import tool
 
 _MAX_NAMES = 8  # of runs that are left out for one reason, in the terminal
 _DESCRIPTION = """\
@@ -30,21 +29,20 @@ RUNS are run directories, folders that contain some, patterns such as 'runs/npo-
 that its table of runs downloads, lines of JSON with name, config and summary, folders of offline runs.
 Runs that differ in the seed alone are one row, with mean and 95 % interval. Runs that cannot be compared are
 listed with the reason."""
-_EXAMPLES = """\
-examples:
-  python -m launch.compare runs --out comparison
-  python -m launch.compare runs --out c --where method=npo,simnpo --where lr=1e-5
-  python -m launch.compare runs --out c --metrics forget_quality model_utility --sort model_utility
-  python -m launch.compare runs --out c --group-by method beta        mean over all other settings, e.g. lr
-  python -m launch.compare wandb_export.csv --out c --retain none-authors-forget10-nano-9bd27784
-
-KEY is a key of config.yaml, or enough of its end: method.forget.beta, forget.beta, beta."""
+_KEYS = "KEY is a key of config.yaml, or enough of its end: method.forget.beta, forget.beta, beta."
+_EXAMPLES = (
+    "runs --out comparison",
+    "runs --out c --where method=npo,simnpo --where lr=1e-5",
+    "runs --out c --metrics forget_quality model_utility --sort model_utility",
+    "runs --out c --group-by method beta",
+    "wandb_export.csv --out c --retain none-authors-forget10-nano-9bd27784",
+)
 
 
 @tool
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `python -m launch.compare`."""
-    options = _parser().parse_args(arguments)
+    """Run `unlearn compare`."""
+    options = parser().parse_args(arguments)
     named: dict[RunRole, str] = {}
     if options.target:
         named["target"] = options.target
@@ -57,12 +55,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     _show(comparison, discovered, files)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m launch.compare", description=_DESCRIPTION, epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    add = parser.add_argument
+def parser() -> Parser:
+    """Return the parser of the arguments."""
+    made = Parser("compare", _EXAMPLES, _DESCRIPTION, _KEYS)
+    add = made.add_argument
     add("runs", nargs="+", metavar="RUNS", help="run directories, folders of them, patterns, exports of W&B")
     add("--out", type=path_argument, required=True, metavar="DIR", help="where the files go; made if missing")
     add("--metrics", nargs="+", metavar="METRIC",
@@ -83,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the run (directory or name) that evaluates the target, if it is not known",
     )
     add("--retain", metavar="RUN", help="the same for the retain model")
-    return parser
+    return made
 
 
 def make(
@@ -132,7 +128,3 @@ def _show(comparison: Comparison, discovered: Discovered, files: Sequence[Path])
         console.print(line, style="yellow", markup=False)
     for file in files:
         console.print(str(file), markup=False, soft_wrap=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
