@@ -21,6 +21,7 @@ from hydra.errors import HydraException
 from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from launch.commands import SUBCOMMANDS
 from launch.compose import (
     PRIMARY,
     checked,
@@ -233,6 +234,8 @@ def _complete(given: Sequence[str], name: str) -> None:
             known = get_args_parser()._option_string_actions
             sys.stdout.write(" ".join(flag for flag in known if line and flag.startswith(line[-1])) + "\n")
             return
+        if len(line) < 2:
+            sys.stdout.write("".join(f"{each} " for each in SUBCOMMANDS if each.startswith((*line, "")[0])))
     search_own_folders()
     with _explained():
         loader = _SchemaLoader(create_config_search_path(str(CONFIGS)))

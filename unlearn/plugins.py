@@ -14,6 +14,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, wraps
 from types import ModuleType
@@ -47,8 +48,14 @@ class Kind:
         return list(_modules(self.package))
 
     def known(self) -> list[str]:
-        """Return `names()` and the names of your own plug-ins that this process has imported."""
-        return [*self.names(), *(name for package, name in _OWN if package == self.package)]
+        """Return `names()`, those of installed packages that can be imported, and those of your own plug-ins
+        that this process has imported."""
+        for name in entry_points.names(self.word):
+            with suppress(ConfigError):  # told to whoever uses it
+                self.find(name, name)
+        return list(
+            dict.fromkeys([*self.names(), *(name for package, name in _OWN if package == self.package)])
+        )
 
     def listed(self) -> list[str]:
         """Return `names()` and the names of those of installed packages; imports none of them."""

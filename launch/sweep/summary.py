@@ -24,6 +24,7 @@ def conclude(records: Records, problem: str = "") -> int:
     root = records.folder.parent.parent
     for left in ("multirun.yaml", "optimization_results.yaml"):  # Hydra's files of this sweep
         if (root / left).is_file():
+            records.folder.mkdir(parents=True, exist_ok=True)  # a sweep may end before its first job
             (root / left).replace(records.folder / left)
     console = Console()
     if len(runs) > 1:

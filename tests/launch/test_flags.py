@@ -182,6 +182,7 @@ def test_signs(tmp_path):
     ("line", "offers"),
     [
         ("unlearn meth", {"method=", "method."}),
+        ("unlearn co", {"compare"}),
         ("unlearn method=satim", {"method=satimp", "method=satimp-muse", "method=satimp-wmdp"}),
         ("unlearn method.forget_", {"method.forget_only=", "method.forget_weight="}),
         ("unlearn method=satimp method.forget.wei", {"method.forget.weighting."}),
