@@ -15,7 +15,7 @@ from unlearn.config import ProbeConfig, RunConfig, TrackerConfig
 from unlearn.plugins import Kind
 from unlearn.probes import PROBES
 
-_PLUG_INS: Mapping[type[BaseModel], Kind] = {ProbeConfig: PROBES, TrackerConfig: TRACKERS}
+PLUG_INS: Mapping[type[BaseModel], Kind] = {ProbeConfig: PROBES, TrackerConfig: TRACKERS}
 """The sections whose further keys are options of a plug-in."""
 _HEAD = """\
 unlearn [group=option …] [key=value …]
@@ -52,7 +52,7 @@ def _rows(model: type[BaseModel], prefix: str) -> list[tuple[str, str, str]]:
         annotation: Any = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             rows += _rows(annotation, f"{prefix}{name}.")
-            if (kind := _PLUG_INS.get(annotation)) is not None:
+            if (kind := PLUG_INS.get(annotation)) is not None:
                 rows += _options(kind, f"{prefix}{name}.")
         else:
             default = "set by the option" if field.is_required() else json.dumps(field.default)
