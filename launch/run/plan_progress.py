@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,12 +49,12 @@ class PlanProgress:
 
     @contextmanager
     def measuring(self, run: Planned) -> Iterator[None]:
-        """Measure the making of a run; one that is complete or continued says nothing about the others."""
+        """Note how long a run takes; one that is complete or continued says nothing about the others."""
         new = not is_complete(run) and not run.rundir.history.is_file()
-        started = time.monotonic()
         yield
-        if new:
-            self.measured.append((self._work(run), time.monotonic() - started))
+        seconds = run.rundir.read_results().get("run/seconds")
+        if new and seconds is not None:
+            self.measured.append((self._work(run), seconds))
 
     def line(self) -> str:
         """Return `2/5 runs done, about 1 min left`, without a time as long as none can be estimated.

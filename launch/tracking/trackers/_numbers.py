@@ -15,7 +15,7 @@ _SAME = 1e-6  # relative: a log may keep fp32
 class NumberTracker(Tracker, ABC):
     """Passes on the finite numbers that the log does not have yet.
 
-    `known`: the numbers that the log has, by key and step. `step`: the last step with a number, 0 without any.
+    `known`: the numbers that the log has, by key and step. `step`: the last one with a number, 0 without any.
     """
 
     def __init__(self, options: Any, run: TrackedRun) -> None:

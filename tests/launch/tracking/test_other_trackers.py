@@ -27,9 +27,9 @@ CHART = {"data": [{"type": "scatter", "name": "target", "x": [0.5], "y": [0.25]}
 
 def opened(directory: Path, **settings: Any) -> GuardedTracker:
     run = TrackedRun(
-        id="abc123", name="npo on tofu", kind="unlearn", project="study", group="a-sweep", tags=["npo", "tofu"],
-        config={"method": {"name": "npo", "lr": 1e-5}, "seed": 7, "model": {"prompt": {"variables": {"a=b": 1}}}},
-        directory=directory,
+        id="abc123", name="npo on tofu", kind="unlearn", project="study", group="a-sweep",
+        tags=["npo", "tofu"], directory=directory,
+        config={"method": {"name": "npo", "lr": 1e-5}, "seed": 7, "model": {"variables": {"a=b": 1}}},
     )  # fmt: skip
     tracker = open_tracker(TrackerConfig.model_validate(settings), run)
     assert isinstance(tracker, GuardedTracker)
@@ -37,7 +37,7 @@ def opened(directory: Path, **settings: Any) -> GuardedTracker:
 
 
 def log_twice(directory: Path, **settings: Any) -> None:
-    """A run that is killed after step 3, continued from a checkpoint of step 2 and evaluated in another way."""
+    """A run that is killed after step 3, continued after step 2, and then evaluated again in another way."""
     tracker = opened(directory, **settings)
     for step in (1, 2, 3):
         tracker.log({"step": step, "loss": float(step), "loss/forget": None, "tokens_per_s": 10.0}, step=step)
@@ -46,7 +46,9 @@ def log_twice(directory: Path, **settings: Any) -> None:
         tracker.log({"step": step, "loss": float(step), "tokens_per_s": 20.0}, step=step)
     tracker.log({"step": 4, "tofu/model_utility": 0.5}, step=4)
     for utility in (0.5, 0.5, 0.75):
-        tracker.summary({"tofu/model_utility": utility, "tofu/forget_quality": 1.2e-16, "tofu/privleak": None})
+        tracker.summary(
+            {"tofu/model_utility": utility, "tofu/forget_quality": 1.2e-16, "tofu/privleak": None}
+        )
         tracker.table("tofu/generations", ["question", "score"], [["Who, |?\nMe", 0.25], ["When?", None]])
         tracker.figure("figures/trade-off", CHART)
         tracker.model("npo-tofu", directory / "model", {"seed": 7})
@@ -116,7 +118,7 @@ def test_mlflow_continues_its_run(tmp_path, model):
     tags = {"fingerprint": "abc123", "kind": "unlearn", "group": "a-sweep", "tags": "npo,tofu"}
     assert run.data.tags == tags | {"mlflow.runName": "npo on tofu"}
     assert run.data.params == {
-        "method.name": "npo", "method.lr": "1e-05", "seed": "7", "model.prompt.variables.a_b": "1"
+        "method.name": "npo", "method.lr": "1e-05", "seed": "7", "model.variables.a_b": "1"
     }  # fmt: skip
     values = {key: client.get_metric_history(run.info.run_id, key) for key in run.data.metrics}
     assert {key: [(each.step, each.value) for each in rows] for key, rows in values.items()} == {
@@ -161,11 +163,15 @@ def test_a_folder_is_no_place_for_mlflow(uri):
     assert problem.startswith(f"tracker.uri={uri}: ")
 
 
-def test_choosing_a_tracker_imports_no_library():
-    """The help shows the options of all trackers."""
+@pytest.mark.slow
+def test_no_library_is_imported_but_that_of_the_tracker():
+    """The help shows the options of all trackers, and DeepSpeed imports MLflow where it is installed."""
     code = (
-        "import sys; from launch.tracking import trackers;"
-        "[trackers.TRACKERS.find(name, name) for name in trackers.TRACKERS.names()];"
-        "sys.exit(bool({'tensorboard', 'mlflow', 'wandb', 'torch', 'plotly'} & sys.modules.keys()))"
+        "import sys; from launch.tracking.trackers import TRACKERS; "
+        "all(TRACKERS.find(name, name) for name in TRACKERS.names()); "
+        "assert not {'tensorboard', 'mlflow', 'wandb', 'torch', 'plotly'} & sys.modules.keys(); "
+        "import unlearn.training.engine; "
+        "assert not {'tensorboard', 'mlflow', 'wandb'} & sys.modules.keys()"
     )
-    assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
