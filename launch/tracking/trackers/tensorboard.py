@@ -60,8 +60,9 @@ class Tensorboard(NumberTracker):
         tagged = {f"summary/{key}": value for key, value in values.items()}
         settings = {"kind": self.run.kind, "group": self.run.group, **settings_of(flat(self.run.config))}
         plain = {key: v if isinstance(v, int | float) else str(v) for key, v in settings.items()}
+        log: Any = self.writer.file_writer
         for part in hparams(plain, dict.fromkeys(tagged, 0.0)):  # the names: the values are scalars
-            self.writer._get_file_writer().add_summary(part)
+            log.add_summary(part)
         super().summary(tagged)
 
     def finish(self, exit_code: int = 0) -> None:
