@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from launch.memory.estimate import GIB, Load, bound, estimate, shape_of
+from launch.memory.estimate import Load, bound, estimate, shape_of, with_unit
 from launch.resolve import Resolved
 from launch.run.ensure import is_complete
 from unlearn.config import RunConfig
@@ -44,7 +44,7 @@ def show_plan(resolved: Resolved, console: Console) -> None:
     table.add_column("directory", overflow="fold")
     for column in ("state", "steps", "tokens"):
         table.add_column(column)
-    memory = Table("", title="memory of each process, GiB")
+    memory = Table("", title="memory of each process")
     taken = []
     known: dict[Pair, TokenSequence] = {}  # the plan's runs have one tokenizer, and most texts in common
     for run in plan.runs:
@@ -158,8 +158,4 @@ def _memory(config: RunConfig, load: Load) -> list[str]:
     if shape is None:
         return ["? (config.json not on this machine)", *("" for _ in _SHOWN[1:])]
     memory = estimate(shape, config, load)
-    return [_gib(getattr(memory, part)) for part in _SHOWN]
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.2f}" if size else "–"
+    return [with_unit(getattr(memory, part)) for part in _SHOWN]

@@ -17,7 +17,7 @@ from unlearn.errors import ConfigError
 from unlearn.plugins import Kind
 from unlearn.probes import PROBES
 
-_PLUG_INS: Mapping[type[BaseModel], Kind] = {ProbeConfig: PROBES, TrackerConfig: TRACKERS}
+PLUG_INS: Mapping[type[BaseModel], Kind] = {ProbeConfig: PROBES, TrackerConfig: TRACKERS}
 """The sections whose further keys are options of a plug-in."""
 REQUIRED = "set by the option"
 """In place of the default of a key that has none."""
@@ -57,7 +57,7 @@ def rows(model: type[BaseModel], prefix: str) -> list[tuple[str, str, str]]:
         annotation: Any = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             found += rows(annotation, f"{prefix}{name}.")
-            if (kind := _PLUG_INS.get(annotation)) is not None:
+            if (kind := PLUG_INS.get(annotation)) is not None:
                 found += _options(kind, f"{prefix}{name}.")
         else:
             default = REQUIRED if field.is_required() else json.dumps(field.default)

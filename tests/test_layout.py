@@ -54,7 +54,13 @@ def test_of_eval_only_relearning_trains():
 
 
 @pytest.mark.parametrize(
-    ("library", "folder"), [("deepspeed", "unlearn/training/engine.py"), ("wandb", "launch/tracking/")]
+    ("library", "folder"),
+    [
+        ("deepspeed", "unlearn/training/engine.py"),
+        ("wandb", "launch/tracking/"),
+        ("tensorboard", "launch/tracking/trackers/tensorboard.py"),
+        ("mlflow", "launch/tracking/trackers/mlflow.py"),
+    ],
 )
 def test_a_large_library_is_imported_in_one_place(library, folder):
     users = {file for file, module in imports() if module.split(".")[0] == library}

@@ -1,8 +1,9 @@
-"""Set environment variables that libraries read when they are imported; import this module before them."""
+"""Set what libraries read when they are imported; import this module before them."""
 
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -15,3 +16,20 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 # DeepSpeed's own calls.
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+
+
+class _WithoutMlflow:
+    """A finder that hides MLflow from DeepSpeed's import.
+
+    DeepSpeed's autotuner, which is not used, imports MLflow where it is installed. That takes a second or
+    more, and MLflow reports its use.
+    """
+
+    @staticmethod
+    def find_spec(name: str, path: object = None, target: object = None) -> None:
+        spec = getattr(sys.modules.get("deepspeed"), "__spec__", None)
+        if name == "mlflow" and getattr(spec, "_initializing", False):
+            raise ModuleNotFoundError("hidden from DeepSpeed", name=name)
+
+
+sys.meta_path.insert(0, _WithoutMlflow)

@@ -124,7 +124,12 @@ def _counts_steps(method: MethodConfig) -> bool:
 
 
 def _steps_per_epoch(config: RunConfig) -> int | None:
-    """Count the optimizer steps of an epoch; None where the data cannot be read, which `_rows` reports."""
+    schedule = schedule_of(config)
+    return None if schedule is None else schedule.steps_per_epoch
+
+
+def schedule_of(config: RunConfig) -> Schedule | None:
+    """Return the schedule of the training set that sets the epochs; None where the data cannot be read."""
     method, anchor = config.method, config.method.sets[0]
     try:
         examples = load_sets(config.dataset, [anchor]).get(anchor)
@@ -136,7 +141,7 @@ def _steps_per_epoch(config: RunConfig) -> int | None:
         tokenizer = load_tokenizer(config.model)
         examples = make_encoder(config.model, tokenizer, config.dataset.max_length).chunks(examples)
     multiple = row_multiples(method, bind(method)).get(anchor, 1)
-    return Schedule({anchor: len(examples) * multiple}, anchor, method.batch, config.seed).steps_per_epoch
+    return Schedule({anchor: len(examples) * multiple}, anchor, method.batch, config.seed)
 
 
 def _idle_rule(method: MethodConfig) -> list[str]:

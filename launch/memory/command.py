@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from launch.compose import checked, compose_run, force_overrides, given_values, refuse_sweep
 from launch.config_groups import groups
 from launch.dry_run import load_of
-from launch.memory.estimate import GIB, Load, Memory, Shape, estimate, read_shape, shape_of
+from launch.memory.estimate import GIB, Load, Memory, Shape, estimate, read_shape, shape_of, with_unit
 from unlearn.arguments import Parser
 from unlearn.config import LoraConfig, RunConfig
 from unlearn.errors import UserError
@@ -81,7 +81,7 @@ def paper() -> str:
                     memory.parameters, memory.gradients, memory.optimizer, memory.activations + memory.peak,
                     memory.buffers + memory.extras, memory.device, memory.host,
                 )  # fmt: skip
-                cells = [name, f"adapters, r={rank}" if rank else "all", preset, *map(_gib, parts)]
+                cells = [name, f"adapters, r={rank}" if rank else "all", preset, *map(with_unit, parts)]
                 cells += ["yes" if fits(memory, card) else "no" for card in CARDS]
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
@@ -124,16 +124,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(paper())
         return 0
     parts = ("parameters", "gradients", "optimizer", "activations", "peak", "buffers", "extras")
-    table = Table(title="memory of each process while training, GiB")
+    table = Table(title="memory of each process while training")
     for column in ("hardware", *parts, "device", "host", f"fits {options.card:g} GiB"):
         table.add_column(column, justify="left" if column == "hardware" else "right")
     for name, memory in presets(options.overrides):
-        numbers = [_gib(getattr(memory, part)) for part in (*parts, "device", "host")]
+        numbers = [with_unit(getattr(memory, part)) for part in (*parts, "device", "host")]
         on_card = "–" if name.startswith("cpu") else "yes" if fits(memory, options.card) else "no"
         table.add_row(name, *numbers, on_card)
     Console().print(table)
     return 0
-
-
-def _gib(size: float) -> str:
-    return f"{size / GIB:.2f}" if size < 10 * GIB else f"{size / GIB:.0f}"

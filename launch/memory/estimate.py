@@ -6,6 +6,7 @@ them. Activations are the tensors of a Llama block that autograd keeps, and the 
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, fields
 from typing import Any
@@ -28,6 +29,14 @@ GATHERED = 1_000_000_000
 _KINDS = {"norm": ("norm", "ln_"), "in": ("q_proj", "k_proj", "v_proj", "qkv", "query_key_value", "c_attn"),
           "up": ("gate_proj", "up_proj", "fc1", "h_to_4h", "c_fc"),
           "down": ("down_proj", "fc2", "4h_to_h")}  # fmt: skip
+
+
+def with_unit(size: float) -> str:
+    """Write bytes in the largest unit of which there is at least one: `3.1 MiB`; `–` for none."""
+    if not size:
+        return "–"
+    power = min(int(math.log2(max(size, 1)) / 10), 4)
+    return f"{size / 1024**power:.{min(power, 1)}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from launch.report.render import render
 from launch.report.robustness_charts import after_attacks
 from launch.report.run_files import Results, Run, load
 from launch.report.sections import attack_tables, cards, judgements, samples
+from launch.report.settings import split_at_keys
 from launch.report.traces import Figure
 from launch.run.config_file import read_config
 from unlearn.run_dir import RunDir
@@ -61,7 +62,7 @@ def write_report(run_dir: Path, *, target_dir: Path | None = None, retain_dir: P
         "changed": [key for key in keys if info(key).variant],
         "samples": list(samples(runs)),
         "problems": runs[-1].problems,
-        "config": files.config.read_text(encoding="utf-8") if config else "",
+        "config": split_at_keys(files.config.read_text(encoding="utf-8")) if config else [],
         "geffect": tables,
     }
     page = render("report.html.j2", values, _charts(runs, rows, effects))

@@ -15,6 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from eval.metric_catalog import info
+from launch.documentation import about, link
 from launch.redact import cleaned
 from launch.report.results_table import format_value
 from launch.report.sections import note
@@ -68,5 +69,10 @@ def _environment() -> Environment:
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     templates = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     templates.filters |= {"value": format_value, "direction": lambda key: info(key).direction, "label": label}
-    templates.globals |= {"slug": lambda role: role.replace(" ", "-"), "note": note}
+    templates.globals |= {
+        "slug": lambda role: role.replace(" ", "-"),
+        "note": note,
+        "docs": link,
+        "about": about,
+    }
     return templates

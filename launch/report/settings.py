@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from launch.run.config_file import key_places
+
 # Settings that change what is trained or measured. The seed is no setting: runs are averaged over it.
 _SETTINGS = re.compile(r"(model|dataset|method)\..+|eval\.(limit|max_new_tokens)|hardware\.dtype")
 _NO_SETTINGS = re.compile(r"method\.(name|source)|model\.(trust_remote_code|attention)|model\.published\..*")
@@ -50,6 +52,15 @@ def shortest(keys: Sequence[str]) -> dict[str, str]:
         unique = (e for e in ends if not any(o == e or o.endswith(f".{e}") for o in others))
         names[key] = next(unique, key)
     return names
+
+
+def split_at_keys(text: str) -> list[tuple[str, str]]:
+    """Split the text of a config.yaml at its keys: its parts, each with its dotted key, `""` between keys."""
+    parts, end = [], 0
+    for start, stop, key in key_places(text):
+        parts += [(text[end:start], ""), (text[start:stop], key)]
+        end = stop
+    return [*parts, (text[end:], "")]
 
 
 def word(value: Any) -> str:

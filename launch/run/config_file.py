@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
@@ -87,6 +87,18 @@ def read_config(rundir: RunDir) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise BrokenFile(rundir.config, "it holds no configuration")
     return values
+
+
+def key_places(text: str) -> Iterator[tuple[int, int, str]]:
+    """Yield where each key of the text of a config.yaml begins and ends, with its dotted name, in order."""
+    yield from _keys_below(yaml.compose(text, Loader=_loader()), "")
+
+
+def _keys_below(node: Any, above: str) -> Iterator[tuple[int, int, str]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            yield key.start_mark.index, key.end_mark.index, f"{above}{key.value}"
+            yield from _keys_below(value, f"{above}{key.value}.")
 
 
 def read_stored(rundir: RunDir) -> dict[str, Any]:

@@ -177,6 +177,7 @@ def _run(
     from launch.report.results_table import LEGEND, result_table
     from launch.report.run_files import problems
     from launch.run.ensure import ensure, is_complete
+    from launch.run.plan_progress import PlanProgress
     from unlearn.files import check_writable
 
     config, plan = resolved.config, resolved.plan
@@ -187,12 +188,15 @@ def _run(
     for run in plan.runs:
         if not is_complete(run):
             check_writable(run.directory)
+    progress = PlanProgress(plan)
     for number, run in enumerate(plan.runs, start=1):
         note = " (complete)" if is_complete(run) else ""
         line = f"[bold]{number}/{len(plan.runs)}[/] {run.role}: {short(run.directory)}{note}"
         console.print(line, soft_wrap=True, highlight=False)
-        with warned.of(run):
+        with warned.of(run), progress.measuring(run):
             ensure(run, progress=not in_child)
+        if run is not plan.main and not note:
+            console.print(progress.line(), style="dim", soft_wrap=True, highlight=False)
     if not leads():  # the first task of the step reports
         return SweepRun(overrides, plan.main.directory)
     target, retain = plan.evaluation("target"), plan.evaluation("retain model")

@@ -389,6 +389,6 @@ def test_the_plan_of_a_dry_run(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert command(["dry_run=true", "method=satimp"]) == 0
     shown = capsys.readouterr().out
-    for role in ("build the", "retain model", "evaluate", "GiB"):
+    for role in ("build the", "retain model", "evaluate", "MiB"):
         assert role in shown
     assert list(tmp_path.iterdir()) == []

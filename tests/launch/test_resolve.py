@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -68,4 +69,6 @@ def test_a_dry_run(calls: Counter[str], tmp_path: Path) -> None:
 def test_a_run_with_all_that_it_needs(calls: Counter[str], tmp_path: Path) -> None:
     shown = done(tmp_path, *TINY, "method=grad_diff")
     assert "5/5 run" in shown.out
+    said = re.findall(r"^(\d)/5 runs done(?:, (about|at least) \d+ s left)?$", shown.out, re.MULTILINE)
+    assert said == [("1", "at least"), ("2", "at least"), ("3", "about"), ("4", "about")]
     assert_once(calls)

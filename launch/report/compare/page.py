@@ -9,6 +9,7 @@ from typing import Any
 from scipy.special import stdtrit
 
 from eval.metric_catalog import info, trade_off_pairs
+from launch.documentation import about, link
 from launch.report.compare import tables
 from launch.report.compare.discover import Discovered
 from launch.report.compare.page_data import curves, generations
@@ -140,7 +141,8 @@ def _keys(comparison: Comparison) -> list[dict[str, Any]]:
         values = {repr(run.value(key)): run.value(key) for run in runs}
         if len(values) > 1:
             keys.append({"key": key, "name": name, "values": sorted(values.values(), key=sortable)})
-            keys[-1]["minor"] = key in comparison.minor
+            setting = "method.name" if key == "method" else key
+            keys[-1] |= {"minor": key in comparison.minor, "docs": link(setting), "about": about(setting)}
     return keys
 
 

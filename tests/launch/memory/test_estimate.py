@@ -28,6 +28,7 @@ from launch.memory.estimate import (
     estimate,
     read_shape,
     shape_of,
+    with_unit,
 )
 from launch.resolve import resolve
 from tests.paths import ROOT
@@ -195,6 +196,11 @@ def test_the_generated_deepspeed_configuration_is_shown():
     shown = OmegaConf.to_container(OmegaConf.create("\n".join(line[2:] for line in lines[1:])))
     assert shown == {"deepspeed": deepspeed_config(config.hardware, clip=0.5)}
     assert shown["deepspeed"]["zero_optimization"]["stage"] == 3
+
+
+def test_a_size_has_the_unit_that_fits_it():
+    sizes = (0, 12, 2048, 3.1 * 2**20, 12.4 * GIB, 2 * 1024 * GIB)
+    assert [with_unit(size) for size in sizes] == ["–", "12 B", "2.0 KiB", "3.1 MiB", "12.4 GiB", "2.0 TiB"]
 
 
 def test_a_card_is_planned_with_nine_tenths_of_it():

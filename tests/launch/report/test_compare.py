@@ -18,6 +18,7 @@ import pytest
 import wandb
 from rich.console import Console
 
+from launch.documentation import SITE
 from launch.report.compare.command import main, make, write
 from launch.report.compare.discover import find
 from launch.report.compare.export import escaped, in_csv, in_latex, in_markdown, latex
@@ -631,6 +632,8 @@ def test_the_page_is_whole_and_asks_nobody(three, tmp_path):
     comparison, every = make(found := find([str(three)]))
     text = write(comparison, every, found, tmp_path)[-1].read_text()
     assert "default-src 'none'" in text
-    assert not re.search(r'(src|href)="(?!data:)', text)
+    assert not re.search(rf'(src|href)="(?!data:|{SITE})', text)  # links to the documentation
+    assert f'<a href="{SITE}configuration/#method-epochs" title="epochs over' in text
+    assert f'"docs": "{SITE}configuration/#method-name"' in text
     assert NASTY not in text
     assert "<img src=x" not in text

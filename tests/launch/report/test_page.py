@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import math
@@ -16,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from eval.metric_catalog import in_order, info
+from launch.documentation import SITE
 from launch.report.charts import training_curves
 from launch.report.page import write_report
 from launch.report.results_table import MISSING, format_value, result_table
@@ -151,7 +153,7 @@ def figures_of(page: str) -> dict:
 
 def test_every_value_is_on_the_page(run):
     page = page_of(run)
-    for part in ("npo", "tofu-forget10", "llama-3.2-1b", "3fa9c1d2", "beta: 0.1"):
+    for part in ("npo", "tofu-forget10", "llama-3.2-1b", "3fa9c1d2", "beta</a>: 0.1"):
         assert part in page
     for name in run:
         for key, value in json.loads((run[name] / "results.json").read_text()).items():
@@ -193,8 +195,25 @@ def test_text_of_models_cannot_become_markup(run):
     assert page.count("<script") == page.count("</script>") == 4
 
 
+def test_each_key_of_the_configuration_links_to_its_description(run):
+    (run["run"] / "config.yaml").write_text(
+        "method:\n  name: 'ü: name'\n  forget: {objective: npo, beta: 0.1}\n  lr: 1.0e-05\n"
+        "eval:\n  benchmarks:\n    tofu: null\nversions:\n  torch: '2'\nseed: 0\n"
+    )
+    page = page_of(run)
+    shown = re.search(r"<pre>(.*?)</pre>", page, flags=re.S)
+    assert shown is not None
+    about = dict(re.findall(r'<a href="[^"]*#([^"]+)" title="([^"]+)">\w+</a>', shown[1]))
+    assert about["method-lr"] == "peak learning rate"
+    assert about["method-forget-beta"] == about["method-forget"] == "objective and its hyper-parameters"
+    assert {"method", "eval-benchmarks-tofu", "seed"} <= about.keys()
+    assert "versions:\n  torch: &#39;2&#39;" in shown[1]
+    plain = html.unescape(re.sub("<[^>]+>", "", shown[1]))
+    assert plain == (run["run"] / "config.yaml").read_text()
+
+
 def test_nothing_is_loaded_from_elsewhere(run):
-    page = without_plotly(page_of(run))
+    page = without_plotly(page_of(run)).replace(f'<a href="{SITE}', "<a")  # opened by a click alone
     assert "http://" not in page
     assert "https://" not in page
     assert not re.findall(
