@@ -79,7 +79,7 @@ def test_a_new_method_is_in_both_pages_by_its_yaml_alone(tmp_path, monkeypatch):
     assert [s.split("\n")[0] for s in sections if s.startswith(("Brand new", OTHER))] == ["Brand new", OTHER]
     assert "| `first` |" in next(s for s in sections if s.startswith("Brand new"))
     assert "| `second` |" in next(s for s in sections if s.startswith(OTHER))
-    assert "`first`, " in groups_table.page()
+    assert "[Brand new](docs/methods.md#brand-new) (1)" in groups_table.page()
 
 
 def test_every_row_of_a_table_has_the_cells_of_its_head():
