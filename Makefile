@@ -1,6 +1,6 @@
 # Everything from a fresh clone: `make run` and `make test` set up what they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-portable check format bench docs clean
+.PHONY: help setup run test test-fast test-portable check format bench docs site clean
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -58,8 +58,11 @@ bench: setup  ## speed and memory against a plain loop and against the floor; wh
 	$(PY) -m benches.evaluation
 	$(PY) -m benches.geffect
 
-docs: setup  ## write docs/methods.md, docs/metrics.md and the table of groups in README.md from presets and code
+docs: setup  ## write the generated pages of docs/ and the table of groups in README.md from presets and code
 	$(PY) -m launch.report.docs
 
+site: setup  ## build the documentation into site/, with warnings as errors
+	$(PY) -m mkdocs build --strict
+
 clean:  ## remove the environment and caches, not the runs
-	rm -rf .venv .slurm .pytest_cache .ruff_cache .mypy_cache .hypothesis .torch_extensions *.egg-info
+	rm -rf .venv site .slurm .pytest_cache .ruff_cache .mypy_cache .hypothesis .torch_extensions *.egg-info

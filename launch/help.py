@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Iterator, Mapping
+from itertools import groupby
 
-from pydantic import BaseModel
 from rich.console import Console
 
 from launch.compose import describe, groups
+from launch.keys import Key, keys_of
 from launch.tracking.trackers import TRACKERS
-from unlearn.config import ProbeConfig, RunConfig, TrackerConfig
+from unlearn.config import RunConfig
 from unlearn.plugins import Kind
 from unlearn.probes import PROBES
 
-_PLUG_INS: Mapping[type[BaseModel], Kind] = {ProbeConfig: PROBES, TrackerConfig: TRACKERS}
+_PLUG_INS: Mapping[str, Kind] = {"probe": PROBES, "tracker": TRACKERS}
 """The sections whose further keys are options of a plug-in."""
 _HEAD = """\
 unlearn [group=option …] [key=value …]
@@ -42,35 +41,19 @@ def show(console: Console) -> None:
         width = max(map(len, options))
         lines += [f"{group}=", *(f"  {option:{width}}  {describe(group, option)}" for option in options), ""]
     lines.append("keys (any of them can be set: key=value; in brackets the default of the schema)")
-    lines += [f"  {key} [{default}] {text}" for key, default, text in _rows(RunConfig, "")]
+    lines += _key_lines()
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
-def _rows(model: type[BaseModel], prefix: str) -> list[tuple[str, str, str]]:
-    rows = []
-    for name, field in model.model_fields.items():
-        annotation: Any = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            rows += _rows(annotation, f"{prefix}{name}.")
-            if (kind := _PLUG_INS.get(annotation)) is not None:
-                rows += _options(kind, f"{prefix}{name}.")
-        else:
-            default = "set by the option" if field.is_required() else json.dumps(field.default)
-            rows.append((f"{prefix}{name}", default, field.description or _kind(annotation)))
-    return rows
+def _key_lines() -> Iterator[str]:
+    """Yield a line for each key of the schema, after those of a section the options of its plug-ins."""
+    for section, keys in groupby(keys_of(RunConfig), key=lambda key: key.name.partition(".")[0]):
+        yield from (_line(key) for key in keys)
+        if (kind := _PLUG_INS.get(section)) is not None:
+            for name in kind.names():
+                options = keys_of(kind.find(name, name).Options, f"{section}.")
+                yield from (_line(key, f"{name}: ") for key in options)
 
 
-def _options(kind: Kind, prefix: str) -> list[tuple[str, str, str]]:
-    """Return the options of each plug-in of a kind that ships with the project, with its name."""
-    plug_ins = {name: kind.find(name, name) for name in kind.names()}
-    return [
-        (key, default, f"{name}: {text}")
-        for name, plug_in in plug_ins.items()
-        for key, default, text in _rows(plug_in.Options, prefix)
-    ]
-
-
-def _kind(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return ", ".join(map(str, get_args(annotation)))
-    return annotation.__name__ if isinstance(annotation, type) else ""
+def _line(key: Key, owner: str = "") -> str:
+    return f"  {key.name} [{key.default or 'set by the option'}] {owner}{key.text or key.type}"
