@@ -28,6 +28,6 @@ RUN pip install -c constraints.txt --extra-index-url "https://download.pytorch.o
 
 RUN useradd --create-home --uid "${UID}" unlearn \
     && install --directory --owner=unlearn /work
-USER unlearn
+USER ${UID}
 WORKDIR /work
 ENTRYPOINT ["unlearn"]

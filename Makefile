@@ -62,7 +62,7 @@ docs: setup  ## write the generated pages of docs/ and the table of groups in RE
 	$(PY) -m launch.report.docs
 
 site: setup  ## build the documentation into site/, with warnings as errors
-	$(PY) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 clean:  ## remove the environment and caches, not the runs
 	rm -rf .venv site .slurm .pytest_cache .ruff_cache .mypy_cache .hypothesis .torch_extensions *.egg-info

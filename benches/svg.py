@@ -33,8 +33,8 @@ class Scale:
         """Return round values between the ends: powers of ten on a logarithmic scale."""
         if self.logarithmic:
             first, last = math.ceil(math.log10(self.low)), math.floor(math.log10(self.high))
-            step = max(1, math.ceil((last - first) / _TICKS))
-            return [10.0**power for power in range(last, first - 1, -step)]
+            apart = max(1, math.ceil((last - first) / _TICKS))
+            return [10.0**power for power in range(last, first - 1, -apart)]
         rough = (self.high - self.low) / _TICKS
         unit = 10.0 ** math.floor(math.log10(rough))
         step = next(unit * factor for factor in (1, 2, 5, 10) if unit * factor >= rough)

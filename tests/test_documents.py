@@ -97,7 +97,7 @@ def test_keys_that_the_documents_name_are_there():
     anchors = set(re.findall(r'<a id="([^"]+)"', text))
     sections = "|".join(name for name in RunConfig.model_fields if name not in ("seed", "root", "dry_run"))
     named = {
-        (page, key)
+        (page, re.sub(r"^(model\.finetune|method\.reinforced|probe\.method)\.", "method.", key))
         for page, span in documents.inline_code()
         for key in re.findall(rf"^((?:{sections})\.[\w.]+\w)(?:=|$)", span)
     }

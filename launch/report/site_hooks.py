@@ -14,7 +14,7 @@ ROOT_PAGES = {
 }
 """Files of the root that are pages of the site, and their names there."""
 _LINK = re.compile(r"\[([^\]]*)\]\(([^)#\s]*)(#[^)\s]*)?\)")
-_TITLED_FENCE = re.compile(r"^(\s*```\w+) (\S+)$", re.MULTILINE)
+_TITLED_FENCE = re.compile(r"^(\s*```\w+) ([^\s=]+)$", re.MULTILINE)
 
 
 def on_files(files: Any, config: Any) -> Any:
