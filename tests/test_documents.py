@@ -26,6 +26,11 @@ from unlearn.config import RunConfig
 
 _STANDS_FOR = re.compile(r"\b(DIR|FILE|ID|LOG|RETAIN_LOG|MODEL|DATA)\b")
 """Something of the reader's: a command with it is composed, but not checked."""
+_WITH_VALUE = {
+    "--cfg", "-c", "--package", "-p", "--info", "-i", "--config-dir", "-cd", "--config-name", "-cn",
+    "--experimental-rerun", "--shell-completion", "-sc",
+}  # fmt: skip
+"""Flags of Hydra that are followed by a value."""
 
 
 @pytest.fixture
@@ -44,7 +49,12 @@ def test_every_command_composes(command, beside):
     arguments = documents.words(command)[1:]
     if any(f"unlearn {arguments[0]}" == name for name in helps() if arguments):
         return  # a subcommand: below
-    overrides = force_overrides([word for word in arguments if not word.startswith("-") and word != "job"])
+    given = [
+        word
+        for before, word in zip(["", *arguments], arguments, strict=False)
+        if not word.startswith("-") and before not in _WITH_VALUE
+    ]
+    overrides = force_overrides(given)
     config = checked(compose_run(overrides), overrides)
     if not _STANDS_FOR.search(command) and config.model.kind != "gguf":  # which is in a package of its own
         elsewhere = config.hardware.device == "cuda" or "hydra/launcher=slurm" in command
@@ -138,6 +148,14 @@ def test_targets_of_make_are_there():
     }
     assert len(named) > 5
     assert named <= targets
+
+
+def test_the_data_of_the_first_page_are_those_of_its_files():
+    page = ROOT / "docs" / "from-zero.md"
+    for name, whole in (("forget", True), ("retain", False)):
+        (shown,) = documents.fences(page, f"json {name}.jsonl")
+        rows = (ROOT / "docs" / "data" / f"{name}.jsonl").read_text(encoding="utf-8")
+        assert rows == shown if whole else rows.startswith(shown)
 
 
 @pytest.mark.slow
