@@ -48,11 +48,11 @@ class Scale:
 def fitted(
     values: Sequence[float], start: float, end: float, *, logarithmic: bool = False, unit: bool = False
 ) -> Scale:
-    """Return a scale with room at both ends of the values; `unit`: from 0 to 1 if they are in there."""
+    """Return a scale with room at both ends of the values; `unit`: from 0 to 1 if they fill half of that."""
     low, high = min(values), max(values)
     if logarithmic:
         return Scale(low / 3, min(high * 3, 2.0), start, end, True)
-    if unit and low >= 0 and high <= 1:
+    if unit and low >= 0 and high <= 1 and high - low > 0.5:
         return Scale(-0.04, 1.04, start, end)
     room = 0.08 * (high - low) or 0.5
     return Scale(low - room, high + room, start, end)
