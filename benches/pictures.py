@@ -1,8 +1,8 @@
 """Draw the runs of a sweep as SVG: the trade-off of its methods, and what was measured on the way.
 
 `python -m benches.pictures RUNS… --out DIR` writes `trade-off.svg` and, of runs with `eval.every_steps`,
-`curves.svg`. The pictures of docs/from-zero.md are of the runs that its commands make; docs/images/trade-off.svg
-is of `unlearn -m method=grad_diff,npo,satimp,simnpo seed=0,1,2 hardware.threads=1`.
+`curves.svg`. The pictures of docs/from-zero.md are of the runs that its commands make, and
+docs/images/trade-off.svg of `unlearn -m method=grad_diff,npo,satimp,simnpo seed=0,1,2 hardware.threads=1`.
 """
 
 from __future__ import annotations
