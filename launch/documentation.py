@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from launch.report.markdown import key_anchor
 from unlearn.config import RunConfig
 
 SITE = "https://unlearn-lab.github.io/unlearn-lab/"
@@ -17,7 +18,7 @@ def link(key: str) -> str:
     """Return the address of a key's description, `""` for what is no key of the schema (`versions.torch`)."""
     if key.partition(".")[0] not in RunConfig.model_fields:
         return ""
-    return f"{SITE}configuration/#{key.replace('.', '-').lower()}"
+    return f"{SITE}configuration/#{key_anchor(key)}"
 
 
 def about(key: str) -> str:
@@ -27,7 +28,7 @@ def about(key: str) -> str:
     for name in key.split("."):
         if not (isinstance(section, type) and issubclass(section, BaseModel)):
             break
-        owners = [section] if name in section.model_fields else _options(section, name)
+        owners = [section] if name in section.model_fields else _options(key.partition(".")[0], name)
         fields = [owner.model_fields[name] for owner in owners]
         if not fields:
             break
@@ -37,7 +38,7 @@ def about(key: str) -> str:
     return text
 
 
-def _options(section: type[BaseModel], name: str) -> Sequence[type[BaseModel]]:
+def _options(section: str, name: str) -> Sequence[type[BaseModel]]:
     """Return the options of those plug-ins of a section that have one of this name."""
     from launch.help import PLUG_INS  # its probes import torch
 

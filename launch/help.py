@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from typing import Any, Literal, get_args, get_origin
+from collections.abc import Iterator, Mapping
+from itertools import groupby
 
-from pydantic import BaseModel
 from rich.console import Console
 
 from launch.commands import help_lines
 from launch.config_groups import describe, groups
+from launch.keys import Key, keys_of
 from launch.tracking.trackers import TRACKERS
-from unlearn.config import ProbeConfig, RunConfig, TrackerConfig
+from unlearn.config import RunConfig
 from unlearn.errors import ConfigError
 from unlearn.plugins import Kind
 from unlearn.probes import PROBES
 
-PLUG_INS: Mapping[type[BaseModel], Kind] = {ProbeConfig: PROBES, TrackerConfig: TRACKERS}
+PLUG_INS: Mapping[str, Kind] = {"probe": PROBES, "tracker": TRACKERS}
 """The sections whose further keys are options of a plug-in."""
-REQUIRED = "set by the option"
-"""In place of the default of a key that has none."""
 _HEAD = """\
 unlearn [group=option …] [key=value …]
 
@@ -46,38 +43,27 @@ def show(console: Console) -> None:
         width = max(map(len, options))
         lines += [f"{group}=", *(f"  {option:{width}}  {describe(group, option)}" for option in options), ""]
     lines.append("keys (any of them can be set: key=value; in brackets the default of the schema)")
-    lines += [f"  {key} [{default}] {text}" for key, default, text in rows(RunConfig, "")]
+    lines += _key_lines()
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
-def rows(model: type[BaseModel], prefix: str) -> list[tuple[str, str, str]]:
-    """Return name, default and description of each key of a section, and of the sections in it."""
-    found = []
-    for name, field in model.model_fields.items():
-        annotation: Any = field.annotation
-        if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-            found += rows(annotation, f"{prefix}{name}.")
-            if (kind := PLUG_INS.get(annotation)) is not None:
-                found += _options(kind, f"{prefix}{name}.")
-        else:
-            default = REQUIRED if field.is_required() else json.dumps(field.default)
-            found.append((f"{prefix}{name}", default, field.description or _kind(annotation)))
-    return found
+def _key_lines() -> Iterator[str]:
+    """Yield a line for each key of the schema, after those of a section the options of its plug-ins."""
+    for section, keys in groupby(keys_of(RunConfig), key=lambda key: key.name.partition(".")[0]):
+        yield from (_line(key) for key in keys)
+        if (kind := PLUG_INS.get(section)) is not None:
+            for name in kind.listed():
+                yield from _option_lines(kind, section, name)
 
 
-def _options(kind: Kind, prefix: str) -> list[tuple[str, str, str]]:
-    """Return the options of each plug-in of a kind, with its name."""
-    listed = []
-    for name in kind.listed():
-        try:
-            options = rows(kind.find(name, f"{prefix}name={name}").Options, prefix)
-        except ConfigError as error:  # of an installed package: the others are shown all the same
-            options = [(f"{prefix}name", name, "; ".join(error.problems))]
-        listed += [(key, default, f"{name}: {text}") for key, default, text in options]
-    return listed
+def _option_lines(kind: Kind, section: str, name: str) -> Iterator[str]:
+    try:
+        options = kind.find(name, f"{section}.name={name}").Options
+    except ConfigError as error:  # of an installed package: the others are shown all the same
+        yield f"  {'; '.join(error.problems)}"
+        return
+    yield from (_line(key, f"{name}: ") for key in keys_of(options, f"{section}."))
 
 
-def _kind(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return ", ".join(map(str, get_args(annotation)))
-    return annotation.__name__ if isinstance(annotation, type) else ""
+def _line(key: Key, owner: str = "") -> str:
+    return f"  {key.name} [{key.default or 'set by the option'}] {owner}{key.text or key.type}"

@@ -77,10 +77,10 @@ class LoraConfig(Section):
 class NanoConfig(Section):
     """Shape of the Llama that is built when `model.kind` is nano."""
 
-    hidden_size: PositiveInt = 128
-    layers: PositiveInt = 4
-    heads: PositiveInt = 4
-    vocabulary: PositiveInt = 1536
+    hidden_size: PositiveInt = Field(128, description="width of the hidden states; a multiple of heads")
+    layers: PositiveInt = Field(4, description="number of blocks")
+    heads: PositiveInt = Field(4, description="attention heads of a block")
+    vocabulary: PositiveInt = Field(1536, description="tokens of the tokenizer that is trained for it")
 
 
 class ModelConfig(Section):
@@ -141,7 +141,7 @@ class RuleConfig(Section):
     """The rule that combines the terms' gradients into one update."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
-    name: str = "weighted_sum"
+    name: str = Field("weighted_sum", description="a module of unlearn.rules, or a dotted path")
 
 
 class FurtherConfig(Section):
@@ -199,17 +199,17 @@ class AutoLRConfig(Section):
 class MethodConfig(Section):
     """An unlearning method: terms, rule and training preset."""
 
-    name: str
+    name: str = Field(description="a label, used in the name of the run's folder")
     source: str = Field("", description="source of the values: paper, section and code")
     start: Literal["target", "base"] = Field("target", description="the model that training starts from")
     forget: dict[str, Any] | None = Field(None, description="objective and its hyper-parameters")
     template: dict[str, Any] | None = Field(None, description="the same, on template answers")
     retain: dict[str, Any] | None = Field(None, description="the same, on the retain set; null: none")
     full: dict[str, Any] | None = Field(None, description="the same, on the split dataset.full")
-    forget_weight: float = 1.0
-    template_weight: float = 1.0
-    retain_weight: float = 1.0
-    full_weight: float = 1.0
+    forget_weight: float = Field(1.0, description="factor of the forget term in the loss")
+    template_weight: float = Field(1.0, description="factor of the template term")
+    retain_weight: float = Field(1.0, description="factor of the retain term")
+    full_weight: float = Field(1.0, description="factor of the term on dataset.full")
     further: list[FurtherConfig] = Field(
         [], description="more terms: {slot: forget, objective: …, weight: …}"
     )
@@ -243,8 +243,8 @@ class MethodConfig(Section):
     )
     warmup_steps: NonNegativeInt | None = Field(None, description="the same in optimizer steps")
     warmup_share: float | None = Field(None, ge=0, lt=1, description="the same as a share of all steps")
-    weight_decay: NonNegativeFloat = 0.01
-    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: NonNegativeFloat = Field(0.01, description="of AdamW")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="decay rates of AdamW's two moments")
     clip: NonNegativeFloat | None = Field(
         None,
         description="largest global gradient norm; 0: no clipping; null: 1, or none with a rule whose update "
@@ -306,7 +306,7 @@ class SlurmConfig(Section):
     constraint: str | None = Field(None, description="features that nodes must have")
     minutes: PositiveInt = Field(240, description="time limit of a job; a run that needs longer is requeued")
     memory_gb: PositiveInt | None = Field(None, description="memory on each node")
-    cpus_per_task: PositiveInt | None = None
+    cpus_per_task: PositiveInt | None = Field(None, description="cores of each task")
     gpus_per_node: NonNegativeInt | None = Field(
         None, description="null: one for each process of a node with device=cuda"
     )
@@ -317,7 +317,7 @@ class SlurmConfig(Section):
     )
     requeues: NonNegativeInt = Field(10, description="how often a job that ran out of time is requeued")
     name: str = Field("unlearn", description="the job's name in the queue")
-    comment: str | None = None
+    comment: str | None = Field(None, description="comment on the job in the queue")
     setup: list[str] = Field([], description="shell lines before the run: load modules, export variables")
     additional: dict[str, Any] = Field(
         {}, description="further options of sbatch: {mail-type: END, reservation: mine}"
@@ -327,8 +327,8 @@ class SlurmConfig(Section):
 class HardwareConfig(Section):
     """How a run is executed. It changes neither the data order nor the averages."""
 
-    name: str = "cpu"
-    device: Literal["cpu", "cuda"] = "cpu"
+    name: str = Field("cpu", description="a label")
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where the model is: cpu or cuda")
     nodes: PositiveInt = Field(
         1, description="machines that share the processes: srun --nodes=2 --ntasks-per-node=1 unlearn …"
     )

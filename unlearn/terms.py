@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, get_args
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 import unlearn.rules
@@ -22,7 +22,22 @@ from unlearn.weightings._granularity import GRANULARITIES, instance_weights, tok
 OBJECTIVES = plugins.Kind("unlearn.objectives", "objective", "function")
 WEIGHTINGS = plugins.Kind("unlearn.weightings", "weighting", "function")
 
-_RESERVED = ("objective", "weighting", "mask", "skip", "layer")
+
+class TermKeys(Section):
+    """The keys of every term, `method.<slot>`; further keys are hyper-parameters of its objective."""
+
+    objective: str = Field(description="a module of unlearn.objectives, or a dotted path")
+    weighting: str | dict[str, Any] | None = Field(
+        None, description="how its tokens are weighted: a name, or {name: …} with options; null: equally"
+    )
+    mask: Mask = Field("answer", description="the positions that the objective is computed on")
+    skip: NonNegativeInt = Field(0, description="so many answer tokens are left out, from the first on")
+    layer: NonNegativeFloat | None = Field(
+        None, description="of objectives on hidden states: a layer's number, or its depth as a fraction"
+    )
+
+
+_RESERVED = tuple(TermKeys.model_fields)
 
 
 @dataclass(frozen=True)
@@ -285,11 +300,11 @@ def _weighting(key: str, stated: Any) -> Weighting:
     if not isinstance(name, str):
         raise ConfigError([f"{key}.name is not set (known: {', '.join(WEIGHTINGS.listed())})"])
     granularity = keys.pop("granularity", "token")
-    options = {k: keys.pop(k) for k in Granularity.model_fields if k in keys}
+    options = {k: keys.pop(k) for k in WeightingOptions.model_fields if k in keys}
     function, owner = WEIGHTINGS.find(name, f"{key}.name={name}"), f"weighting {name}"
-    bound, problems = _bound(key, owner, function, keys, ("granularity", *Granularity.model_fields))
+    bound, problems = _bound(key, owner, function, keys, ("granularity", *WeightingOptions.model_fields))
     try:
-        plugins.parsed(Granularity, options, key, owner)
+        plugins.parsed(WeightingOptions, options, key, owner)
     except ConfigError as error:
         problems += error.problems
     if granularity not in GRANULARITIES:
@@ -302,13 +317,15 @@ def _weighting(key: str, stated: Any) -> Weighting:
     return Weighting(bound, granularity, options)
 
 
-class Granularity(Section):
+class WeightingOptions(Section):
     """Options of every weighting, whatever its function."""
 
     model_config = ConfigDict(strict=True)
-    group_size: int = 10
-    length_norm: bool = False
-    normalise: bool = False
+    group_size: int = Field(10, description="tokens of a group, with granularity=group")
+    length_norm: bool = Field(
+        False, description="with granularity=instance or batch: an answer's probability is its mean per token"
+    )
+    normalise: bool = Field(False, description="scale the weights of each answer to a mean of one")
 
 
 def _bound(

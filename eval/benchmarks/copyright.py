@@ -65,6 +65,7 @@ class Options(Section):
     - `max_new_tokens`: FLAT stops at 600 tokens, 200 of them the prompt.
     - `raw`: the beginning of the passage is the whole prompt. The default is the model's prompt format, as in
       training.
+    - `stemmer`: compare stems of words in ROUGE.
     - `gap`: the scale of the forget quality gap. `percent` adds both in percent. `mixed` adds BLEU from 0 to
       100 to ROUGE from 0 to 1, so that BLEU dominates. FLAT does not say which it uses; its published gap of
       2.73 for a collapsed model is above 2 and far below any ROUGE in percent.

@@ -45,6 +45,7 @@ _TASKS = (
 class Options(Section):
     """Options of the benchmark.
 
+    - `tasks`: names of tasks of the library, or of those of `include_path`.
     - `fewshot`: the number of examples before a question; None keeps each task's own.
     - `limit`: how many examples of each task to use, from the first on.
     - `include_path`: a folder of task files, which replace the library's of the same names.

@@ -59,6 +59,7 @@ Scores: TypeAlias = dict[str, np.ndarray]
 class Options(Section):
     """Options of the benchmark.
 
+    - `max_new_tokens`: longest answers.
     - `prefixes`: lead-ins, each put before the question with a space.
     - `opening_words`: how many words of the answer are given, at most half of it; an answer of one word is
       not opened. In scripts without spaces a character counts as a word.

@@ -47,6 +47,9 @@ METRICS = {
 class Options(Section):
     """Options of the benchmark.
 
+    - `samples`: the number of samples of each question, drawn at `temperature`.
+    - `temperature`: what logits are divided by.
+    - `seed`: of the noise, which follows from it, the example, the sample's number and the position.
     - `ks`: the numbers of samples that are reported.
     - `level`: the coverage of the intervals.
     - `threshold`: 0.8 separates knowledge from guesses. In TOFU's published logs of phi-1.5 (forget10,

@@ -43,6 +43,9 @@ METRICS = {
 class Options(Section):
     """Options of the benchmark.
 
+    - `parts`: which of WMDP's three parts are asked.
+    - `mmlu`: also ask MMLU.
+    - `limit`: how many examples of each task to use, from the first on.
     - `tasks`: by part or `mmlu`, the name of a task that replaces the harness's own.
     - `fewshot`: for MMLU; the harness always asks WMDP without examples.
     - `include_path`: a folder of task files, which replace the library's of the same names.

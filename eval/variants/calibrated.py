@@ -40,7 +40,8 @@ class Options(Section):
 
     - `share`: of the target's `metric`, the share to keep. 0.95 keeps nearly all, so that only forgetting is
       left to compare; the code of the G-effect's authors has 0.9 (arXiv 2502.19301).
-    - `metric`: higher is better; None: the first of `PREFERRED`.
+    - `metric`: the key of one that is better if higher. None: the first that is measured of
+      retain/extraction_strength, retain/probability and retain/knowmem.
     - `passes`: each halves the interval that contains α. Six find it to 1/64; forgetting hardly differs
       within it.
     """

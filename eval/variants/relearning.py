@@ -50,6 +50,8 @@ class Options(Section):
     - `share`: of the forget set, drawn by `seed`, the same for every model.
     - `text`: instead of a share, a file of other, related data (json, jsonl or parquet as for
       dataset.source=custom, or txt: one plain text).
+    - `batch`: examples of a step.
+    - `seed`: of the draw and of the order of the data.
     - `lr`: constant, times `model.lr_scale`; by default that of TOFU's target (arXiv 2401.06121, §3), which
       sufficed to learn it.
     """

@@ -105,11 +105,11 @@ def _defaults() -> dict[str, Any]:
 
 def _method(parts: dict[str, Any]) -> None:
     """Describe terms, rule and intervention of a method, and where keys of a method stand elsewhere."""
-    from unlearn.terms import Granularity  # with torch
+    from unlearn.terms import WeightingOptions  # with torch
     from unlearn.weightings._granularity import GRANULARITIES
 
     method = parts["MethodConfig"]["properties"]
-    of_weightings = Granularity.model_json_schema()["properties"]
+    of_weightings = WeightingOptions.model_json_schema()["properties"]
     of_weightings["granularity"] = {"enum": [*GRANULARITIES]}
     weighting = {"anyOf": [{"$ref": "#/$defs/Weighting"}, _one_of(_names("weighting"))]}
     own = {**_OF_TERMS, "weighting": weighting}

@@ -16,7 +16,7 @@ from launch.commands.places import place_of, places, shown
 from launch.commands.plug_ins import KINDS, Named, documentation, named, options_of
 from launch.compose import checked, compose_run, force_overrides, refuse_sweep
 from launch.config_groups import comment, describe, groups, option_file
-from launch.help import REQUIRED, rows
+from launch.keys import Key, keys_of
 from launch.report.settings import flat
 from unlearn import plugins
 from unlearn.arguments import Parser
@@ -103,10 +103,10 @@ def _plug_in(word: str, name: str) -> Iterator[str]:
     yield from columns(facts.items())
     yield ""
     yield from _indented(documentation(plug_in))
-    options = rows(options_of(plug_in), "")
+    options = list(keys_of(options_of(plug_in)))
     if options:
         yield from ("", "options, with their defaults")
-        yield from columns(options)
+        yield from columns((key.name, key.default or "not set", key.text or key.type) for key in options)
     yield from _papers(documentation(plug_in))
 
 
@@ -131,19 +131,19 @@ def _values(
     places_of = {key: place_of(key, files) for key in values}
     stated = [(key, _text(value), shown(file)) for key, value in values.items() if (file := places_of[key])]
     defaults = [
-        _default(name, default, f"{each.word} {each.name}")
+        _default(option, f"{each.word} {each.name}")
         for each in plug_ins
-        for name, default, _ in rows(options_of(each.plug_in), f"{each.above}.")
-        if not any(f"{key}.".startswith(f"{name}.") for key in values)
+        for option in keys_of(options_of(each.plug_in), f"{each.above}.")
+        if not any(f"{key}.".startswith(f"{option.name}.") for key in values)
     ]
     rest = [(key, _text(value), _SCHEMA) for key, value in values.items() if not places_of[key]]
     return [*stated, *defaults, *rest]
 
 
-def _default(key: str, default: str, owner: str) -> tuple[str, str, str]:
-    if default == REQUIRED:
-        return key, "not set", f"{owner} needs it"
-    return key, _text(json.loads(default)), f"the default of {owner}"
+def _default(option: Key, owner: str) -> tuple[str, str, str]:
+    if option.default is None:
+        return option.name, "not set", f"{owner} needs it"
+    return option.name, _text(json.loads(option.default)), f"the default of {owner}"
 
 
 def _of_experiment(file: Path) -> Iterator[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Write docs/methods.md, docs/metrics.md and README's table of groups from code and presets.
+"""Write the generated pages of docs/ and README's table of groups from code and presets.
 
 `python -m launch.report.docs`, or `make docs`.
 """
@@ -9,15 +9,25 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from launch.report import groups_table, methods_page, metrics_page
+from launch.report import (
+    command_line_page,
+    configuration_page,
+    groups_table,
+    methods_page,
+    metrics_page,
+    presets_page,
+)
 from unlearn.guard import tool
+
+PAGES = (command_line_page, configuration_page, groups_table, methods_page, metrics_page, presets_page)
+"""The modules that make a page: `page()` returns it, `PAGE` is its file."""
 
 
 @tool
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of `python -m launch.report.docs`."""
     argparse.ArgumentParser(prog="python -m launch.report.docs", description=__doc__).parse_args(arguments)
-    for module in (methods_page, groups_table, metrics_page):
+    for module in PAGES:
         module.PAGE.write_text(module.page(), encoding="utf-8")
 
 

@@ -22,6 +22,11 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
 
 
+def key_anchor(key: str) -> str:
+    """Return the anchor of a configuration key in docs/configuration.md: `method-forget-weighting-name`."""
+    return key.lower().replace(".", "-")
+
+
 def linked(text: str) -> str:
     """Turn arXiv numbers into links, and escape the stars of formulas."""
     return re.sub(r"\b(\d{4}\.\d{5})\b", r"[\1](https://arxiv.org/abs/\1)", text.replace("*", r"\*"))

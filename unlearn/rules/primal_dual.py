@@ -11,11 +11,16 @@ from unlearn.rules import Stateless
 class PrimalDual(Stateless):
     """Minimise the forget term subject to L_retain ≤ ε: the Lagrangian γ·F + λ·(L_retain − ε).
 
-    λ is the factor of the retain term. After `warmup_epochs` it is updated by gradient ascent, λ ← max(0, λ +
-    rate·(L_retain − ε)): after every step or (`every=epoch`) at the end of an epoch with its mean loss, first
-    at the end of the warm-up. `epsilon` should be above the retain loss at the start. Source: OpenUnlearning
-    src/trainer/unlearn/pdu.py, which updates λ in every micro-batch of every process, and by epoch measures
-    the retain loss again.
+    λ is the factor of the retain term. It is updated by gradient ascent, λ ← max(0, λ + rate·(L_retain − ε)).
+    Source: OpenUnlearning src/trainer/unlearn/pdu.py, which updates λ in every micro-batch of every process,
+    and by epoch measures the retain loss again.
+
+    - `epsilon`: the bound ε on the retain loss; give more than the loss at the start.
+    - `rate`: how far λ moves for each unit by which the retain loss differs from ε.
+    - `initial`: λ at the start.
+    - `warmup_epochs`: for so many epochs λ stays as it is.
+    - `every`: when λ is updated: after a step, or at the end of an epoch with its mean loss, first at the end
+      of the warm-up.
     """
 
     terms = ("forget", "retain")

@@ -50,6 +50,8 @@ _NINE = [
 class Options(Section):
     """Options of the benchmark.
 
+    - `max_new_tokens`: longest answers.
+    - `truth_ratio`: how the wrong answers are averaged: over their losses (`geometric`) or probabilities.
     - `generation`: generate answers of up to `max_new_tokens`; without them there is no ROUGE and no model
       utility.
     - `gibberish`: hub id or folder of a classifier of whether answers to the forget and the retain set are
@@ -57,6 +59,7 @@ class Options(Section):
     - `words`: the tokenizer of ROUGE (`eval.metrics.words`).
     - `mia`: membership attacks, forget against holdout; two of them use the share `min_k` of the tokens.
     - `gradients`: with the attack by gradient norm, which costs a backward pass of both sets.
+    - `min_k`: share of the least likely tokens in Min-K and Min-K++.
     """
 
     max_new_tokens: int = 200

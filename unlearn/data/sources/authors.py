@@ -14,7 +14,12 @@ from unlearn.data.synthetic_authors import author_sets
 
 
 class Options(Section):
-    """Keys of `dataset.options`."""
+    """Keys of `dataset.options`.
+
+    - `authors`: how many authors there are.
+    - `questions`: questions about each of them.
+    - `seed`: of what is drawn: names, places, books.
+    """
 
     authors: PositiveInt = 20
     questions: PositiveInt = 10

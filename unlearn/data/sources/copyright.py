@@ -35,7 +35,13 @@ _OWN = ("retain", "full", "holdout")
 
 
 class Options(Section):
-    """Keys of `dataset.options`."""
+    """Keys of `dataset.options`.
+
+    - `chunks`: how many passages are drawn from the text to forget.
+    - `chunk_words`: the length of a passage.
+    - `prompt_words`: how many of its first words are the prompt.
+    - `seed`: of the draw.
+    """
 
     chunks: PositiveInt = 400
     chunk_words: PositiveInt = 380

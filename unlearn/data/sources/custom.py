@@ -24,7 +24,13 @@ SETS = ("forget", "retain", "full", "holdout")
 
 
 class Columns(Section):
-    """Names of the columns in the files."""
+    """Names of the columns in the files.
+
+    - `question`: column of the questions.
+    - `answer`: column of the answers.
+    - `text`: column of plain texts, in a file without questions.
+    - `template`: column of stand-in answers, for methods that train on one.
+    """
 
     question: str = "question"
     answer: str = "answer"

@@ -60,7 +60,10 @@ _JOINED = ("forget", "retain", "full")
 
 
 class Options(Section):
-    """Keys of `dataset.options`."""
+    """Keys of `dataset.options`.
+
+    - `joined`: train on each split as one long text; otherwise its articles stay separate.
+    """
 
     joined: bool = True
 
