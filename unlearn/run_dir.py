@@ -30,6 +30,7 @@ class RunDir:
         self.history = path / "history.jsonl"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
+        self.adapter = path / "adapter"
         self.models = path / "models"
         self.geffect = path / "geffect"
         self.geffect_start = self.geffect / "start.safetensors"
@@ -168,6 +169,11 @@ class RunDir:
     def newest_checkpoint(self) -> Path | None:
         """Return the checkpoint of the latest step, whatever the times of the files."""
         return next((self.checkpoints / f"step-{step}" for step in self._steps()), None)
+
+    def drop_model(self) -> None:
+        """Remove the model and its adapter."""
+        for folder in (self.model, self.adapter):
+            shutil.rmtree(folder, ignore_errors=True)
 
     def clear_leftovers(self) -> None:
         """Remove the temporary files of killed processes."""

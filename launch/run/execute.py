@@ -9,7 +9,6 @@ import gc
 import logging
 import math
 import os
-import shutil
 import signal
 import time
 from collections.abc import Mapping
@@ -121,7 +120,7 @@ class _Run:
             self.rundir.write_results(summary)
             # From here on the run is complete: model and checkpoints are needed no longer.
             if made and not self.config.save_model:
-                shutil.rmtree(self.rundir.model, ignore_errors=True)
+                self.rundir.drop_model()
             self.rundir.drop_checkpoints()
         self.world.barrier()
         return summary
