@@ -13,6 +13,7 @@ from unlearn.data.tokenization import Encoder, Limits, PromptFormat
 from unlearn.models import nano
 from unlearn.models.locate import CheckpointSource, ModelError, resolve
 from unlearn.models.model_files import tokenizer_problem
+from unlearn.models.skeleton import read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,12 +32,15 @@ def load_tokenizer(cfg: ModelConfig, source: str | None = None) -> PreTrainedTok
     checkpoint = resolve(cfg, source)
     if checkpoint is None:
         return nano.tokenizer(cfg.nano.vocabulary)
+    model = {}
     if checkpoint.adapter is not None and _has_tokenizer(checkpoint.adapter):
+        # Transformers looks at the model's configuration too, which an adapter does not have.
+        model["config"] = read_config(cfg, source)
         checkpoint = checkpoint.adapter
     elif source is not None and not _has_tokenizer(checkpoint):
         return load_tokenizer(cfg)
     with checkpoint.explained(), checkpoint.quiet():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.name, **checkpoint.options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.name, **checkpoint.options, **model)
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         cause = None if checkpoint.folder is None else tokenizer_problem(checkpoint.folder)
         raise ModelError(
