@@ -24,6 +24,7 @@ from eval.judgement.judge import judge
 from eval.suite import Scoring
 from eval.variants._base import ROLES, Workbench
 from launch.job import Job
+from launch.report.model_card import write_cards
 from unlearn.config import RunConfig
 from unlearn.data.example import Example
 from unlearn.data.sources import load_sets
@@ -117,6 +118,7 @@ class _Run:
         metrics |= self._judged(metrics)
         summary = {**self._training_summary(), **metrics, "run/seconds": time.monotonic() - self.started}
         if self.world.main:
+            write_cards(self.rundir, summary)
             self.rundir.write_results(summary)
             # From here on the run is complete: model and checkpoints are needed no longer.
             if made and not self.config.save_model:

@@ -192,7 +192,7 @@ def _run(
         line = f"[bold]{number}/{len(plan.runs)}[/] {run.role}: {short(run.directory)}{note}"
         console.print(line, soft_wrap=True, highlight=False)
         with warned.of(run):
-            ensure(run, progress=not in_child)
+            ensure(run, command=overrides, progress=not in_child)
     if not leads():  # the first task of the step reports
         return SweepRun(overrides, plan.main.directory)
     target, retain = plan.evaluation("target"), plan.evaluation("retain model")
