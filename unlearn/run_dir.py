@@ -177,7 +177,8 @@ class RunDir:
 
     def clear_leftovers(self) -> None:
         """Remove the temporary files of killed processes."""
-        folders = [self.path, self.checkpoints, self.models, *(p for p in self.eval.rglob("*") if p.is_dir())]
+        models = [self.model, self.adapter, self.models, *self.models.glob("step-*")]
+        folders = [self.path, self.checkpoints, *models, *(p for p in self.eval.rglob("*") if p.is_dir())]
         for path in [path for folder in folders for path in leftovers(folder)]:
             log.info("removing the temporary file of a killed process: %s", path)
             if path.is_dir():

@@ -22,7 +22,7 @@ from unlearn.config import RunConfig
 from unlearn.data.sources import available
 from unlearn.files import replacing
 from unlearn.interventions import is_edited
-from unlearn.paths import is_local, repository_problem, user_path
+from unlearn.paths import below_home, is_local, repository_problem, user_path
 from unlearn.run_dir import RunDir
 from unlearn.terms import training_sets
 
@@ -137,11 +137,11 @@ def _base_model(config: RunConfig) -> str:
 
 
 def _model(name: str) -> str:
-    """Link a model of the hub; name a folder, that of a run by the run."""
+    """Link a model of the hub; name a folder by the end of its path."""
     if _is_hub_id(name):
         return f"[{name}](https://huggingface.co/{name})"
-    folder = user_path(name)
-    return f"`{folder.parent.name if folder.name == 'model' else folder.name}`"
+    parts = Path(below_home(str(user_path(name).absolute()))).parts
+    return f"`{'/'.join(parts[-2:])}`"
 
 
 def _dataset(config: RunConfig) -> str:

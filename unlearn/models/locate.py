@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+from huggingface_hub import _CACHED_NO_EXIST as NONE
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, StrictDataclassError
-from transformers.utils import cached_file, find_adapter_config_file
+from transformers.utils import cached_file
 
 import unlearn.models.quiet  # noqa: F401 (turns off output of the hub and transformers)
 from unlearn.config import ModelConfig
@@ -180,7 +182,8 @@ def resolve(
         checkpoint = _base(cfg, checkpoint, files)
         if checkpoint.folder is not None and cfg.base is None:  # a fingerprint has the hub's names alone
             raise ModelError(f"{checkpoint.label} is a folder of this machine: name it, model.base=/folder")
-    if checkpoint.adapter is None and cfg.base is not None and source is None and cfg.retain is None:
+    unused = cfg.base is not None and source is None and cfg.retain is None
+    if checkpoint.adapter is None and unused and _is_whole(checkpoint):
         raise ModelError(
             f"model.base={cfg.base}: {checkpoint.label} is a whole model, no adapter: leave it out"
         )
@@ -269,13 +272,22 @@ def _base(cfg: ModelConfig, adapter: CheckpointSource, files: Path) -> Checkpoin
 def _hub_adapter(checkpoint: CheckpointSource, local_files_only: bool) -> Path | None:
     """Return the folder with the configuration of the adapter that a hub repository holds; None: it holds
     none, or the hub does not answer."""
-    if checkpoint.folder is not None:
+    if _is_whole(checkpoint):
         return None
     with checkpoint.explained():
-        file = find_adapter_config_file(
-            checkpoint.name, local_files_only=local_files_only, **checkpoint.revision
-        )
-    return None if file is None else Path(file).parent
+        config = cached_file(
+            checkpoint.name, model_files.ADAPTER, local_files_only=local_files_only,
+            _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False, **checkpoint.revision,
+        )  # fmt: skip
+    return None if config is None else Path(config).parent
+
+
+def _is_whole(checkpoint: CheckpointSource) -> bool:
+    """Whether it is a folder without an adapter, or the hub has said that the repository holds none."""
+    if checkpoint.folder is not None:
+        return True
+    return try_to_load_from_cache(checkpoint.name, model_files.ADAPTER, **checkpoint.revision) is NONE
 
 
 def _packaged(package: str, label: str) -> Path:

@@ -192,6 +192,12 @@ def test_one_of_the_hub(adapter: Path, base: Path, tmp_path: Path, monkeypatch: 
     assert models.identity(cfg) == {"hub": "lab/adapter@main"}
     assert models.identity(config(path=str(files)))["hub"] == "lab/base@main"
 
+    absent = tmp_path / "models--lab--base" / ".no_exist" / "0a1b" / "adapter_config.json"
+    absent.parent.mkdir(parents=True)
+    absent.touch()  # as after an answer of the hub
+    with pytest.raises(ModelError, match=r"model\.base=x/y: .*lab/base is a whole model"):
+        models.load_model(config(path="lab/base", base="x/y"))
+    absent.unlink()
     shutil.copy(adapter / "adapter_config.json", tmp_path / "models--lab--base" / "snapshots" / "0a1b")
     with pytest.raises(ModelError, match="its base lab/base is an adapter itself"):
         models.load_model(cfg)
