@@ -55,10 +55,11 @@ def unties(model: nn.Module) -> bool:
 def untie(model: Any) -> None:
     """Give the head of an adapted model weights of its own, equal to those that it shares."""
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
 
     head = model.get_base_model().get_output_embeddings()
-    plain: Any = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
-    if isinstance(getattr(plain, "weight", None), nn.Parameter):
+    if not isinstance(head, AuxiliaryTrainingWrapper):  # which has replaced the head by a copy
+        plain: Any = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
         plain.weight = nn.Parameter(plain.weight.detach().clone())
 
 

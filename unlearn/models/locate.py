@@ -102,7 +102,10 @@ class CheckpointSource:
         if self.folder is not None and isinstance(error, StrictDataclassError):
             return "Correct config.json, or copy it again from the model's source."
         if self.folder is not None:
-            return f"A model folder holds config.json, *.safetensors and tokenizer files.{self._remake()}"
+            files = "config.json, *.safetensors and tokenizer files"
+            if adapter_files.is_adapter(self.folder):
+                files = f"{model_files.ADAPTER} and {adapter_files.WEIGHTS}"
+            return f"A model folder holds {files}.{self._remake()}"
         causes = list(_chain(error))
         if any(isinstance(cause, GatedRepoError) for cause in causes):
             return "Accept its licence on the hub and log in (hf auth login, or the variable HF_TOKEN)."

@@ -135,6 +135,13 @@ def test_licence_and_base_are_taken_from_the_model_that_training_starts_from(
     assert "license" not in card(planned(home, *start, "++seed=1")).data.to_dict()
 
 
+def test_a_model_with_an_edit_says_what_loads_it(home: Path) -> None:
+    rundir = planned(home)
+    assert "interventions.json" not in card(rundir).text
+    (rundir.model / "interventions.json").write_text("{}")
+    assert "(interventions.json): load it with Unlearn Lab" in card(rundir).text
+
+
 def test_a_run_without_a_model_has_no_card(home: Path) -> None:
     plan = make_plan(checked(compose_run([f"++root={home}/runs", "method=none"])))
     plan.main.directory.mkdir(parents=True)

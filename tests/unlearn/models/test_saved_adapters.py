@@ -11,7 +11,8 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig as PeftLora
+from peft import PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -96,6 +97,22 @@ def test_a_saved_adapter_is_the_merged_model(
     export.save_pretrained(loaded, nano.tokenizer(SHAPE.vocabulary), tmp_path / "merged")
     again = models.load_model(config(path=str(tmp_path / "merged")))
     assert torch.equal(again(IDS).logits, loaded(IDS).logits)
+
+
+@pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings")
+@pytest.mark.parametrize(
+    "keys", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"init_lora_weights": "pissa"}], ids=str
+)
+def test_an_adapter_that_peft_has_saved(keys: dict[str, Any], base: Path, tmp_path: Path) -> None:
+    settings = PeftLora(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", **keys)
+    model: Any = get_peft_model(models.load_model(config(path=str(base))), settings)
+    with nano.seeded(9):
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "magnitude" not in name:
+                parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path)
+    loaded = models.load_model(config(path=str(tmp_path)))
+    assert_close(loaded(IDS).logits, model.eval()(IDS).logits, terms=PASS)
 
 
 def test_it_is_described_by_its_base(adapter: Path) -> None:
