@@ -22,8 +22,9 @@ from launch.report.compare.rows import Comparison, Row
 from launch.report.output import write_files
 from launch.report.statistics import is_logarithmic, mean
 from launch.report.traces import SMALLEST_P, label, number
+from unlearn.arguments import path_argument
 from unlearn.errors import UserError
-from unlearn.guard import path_argument, tool
+from unlearn.guard import tool
 
 CURVES = ("tofu/forget/probability", "tofu/retain/probability")
 _UNIT = "0 to 1"

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any, TextIO
 
+from unlearn.paths import below_home, home_folders
+
 _SECRET = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
 _SHORTEST = 12  # a shorter value may be a word like any other
 
@@ -18,7 +20,7 @@ def scrubbed(text: str) -> str:
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and _SECRET.search(name):
             text = text.replace(value, f"[{name}]")
-    for home in _homes():
+    for home in home_folders():
         text = re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", text)
     return text
 
@@ -30,7 +32,7 @@ def cleaned(value: Any) -> Any:
 
 def portable(value: Any) -> Any:
     """Write paths below the home directory as `~/…`; `expanded` undoes it."""
-    return _through(value, _short)
+    return _through(value, below_home)
 
 
 def expanded(value: Any) -> Any:
@@ -70,20 +72,6 @@ class ScrubbedStream:
 def scrub_output() -> None:
     """Scrub standard output and error of this process from now on."""
     sys.stdout, sys.stderr = ScrubbedStream(sys.stdout), ScrubbedStream(sys.stderr)
-
-
-def _homes() -> list[str]:
-    """Return the home directory's path and, where it is a link, also the link's target; longest first."""
-    home = os.path.expanduser("~")  # "~" where neither HOME nor the system's users define it
-    paths = {home, os.path.realpath(home)} if home != "~" else set()
-    return sorted((path for path in paths if len(path) > 1), key=len, reverse=True)
-
-
-def _short(text: str) -> str:
-    for home in _homes():
-        if text == home or text.startswith(f"{home}/"):
-            return f"~/{text[len(home) :].lstrip('/')}"
-    return text
 
 
 def _through(value: Any, change: Any) -> Any:

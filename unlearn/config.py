@@ -90,7 +90,14 @@ class ModelConfig(Section):
     kind: Literal["hf", "gguf", "nano"] = Field(
         "hf", description="hub or folder, pip-packaged GGUF, built by this program"
     )
-    path: str | None = Field(None, description="hub id or folder; for gguf: the Python package")
+    path: str | None = Field(
+        None, description="hub id or folder, of a model or an adapter; for gguf: the Python package"
+    )
+    base: str | None = Field(
+        None,
+        description="if path is an adapter (PEFT), its base model: hub id or folder; null: the one named in "
+        "its adapter_config.json",
+    )
     revision: str | None = Field(None, description="hub revision (branch, tag, commit)")
     is_target: bool = Field(False, description="path is the target itself, not a base model to train it from")
     retain: str | None = Field(

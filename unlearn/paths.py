@@ -25,6 +25,21 @@ def user_path(path: str | Path) -> Path:
         return Path(path)
 
 
+def home_folders() -> list[str]:
+    """Return the home directory's path and, where it is a link, also the link's target; longest first."""
+    home = os.path.expanduser("~")  # "~" where neither HOME nor the system's users define it
+    paths = {home, os.path.realpath(home)} if home != "~" else set()
+    return sorted((path for path in paths if len(path) > 1), key=len, reverse=True)
+
+
+def below_home(path: str) -> str:
+    """Write a path below the home directory as `~/…`; `user_path` expands it. Other paths are unchanged."""
+    for home in home_folders():
+        if path == home or path.startswith(f"{home}/"):
+            return f"~/{path[len(home) :].lstrip('/')}"
+    return path
+
+
 def file_problem(path: str | Path) -> str | None:
     """Say why a path cannot be read as a file; None where it can."""
     return _problem(path, "file")

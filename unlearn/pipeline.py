@@ -20,7 +20,7 @@ from unlearn.data.example import Example
 from unlearn.data.tokenization import Encoder
 from unlearn.distributed import World
 from unlearn.errors import ConfigError, UserError
-from unlearn.models import adapt, export
+from unlearn.models import adapt, export, locate
 from unlearn.models import load as models
 from unlearn.models.verify import Trial, trial, verify
 from unlearn.models.weights import WeightsSource
@@ -222,6 +222,8 @@ class Pipeline:
     def _save_model(self, engine: Engine, folder: Path) -> None:
         """Save the whole model, and load it again: on the main process, the rest wait.
 
+        Before the run's own model its adapter is saved, if it has one.
+
         Raises:
             SavedModelDiffers: it does not compute what the live one does; on every process.
         """
@@ -235,6 +237,9 @@ class Pipeline:
                 start = models.load_model(self.config.model, self.start.source, seed=self.config.seed)
                 weights = export.extrapolated(start.state_dict(), weights, scale)
             own, _ = interventions.split(weights)
+            if self.config.model.lora.r and folder == self.rundir.model:
+                base = locate.find(self.config.model, self.start.source)
+                export.save_adapter(engine.module, own, self.tokenizer, self.rundir.adapter, base=base)
             plain = export.exportable(engine.module, own)
             save_edits = partial(interventions.save, engine.module, weights=weights)
             export.save_pretrained(plain, self.tokenizer, folder, write_extra=save_edits)

@@ -30,6 +30,7 @@ class RunDir:
         self.history = path / "history.jsonl"
         self.checkpoints = path / "checkpoints"
         self.model = path / "model"
+        self.adapter = path / "adapter"
         self.models = path / "models"
         self.geffect = path / "geffect"
         self.geffect_start = self.geffect / "start.safetensors"
@@ -169,9 +170,15 @@ class RunDir:
         """Return the checkpoint of the latest step, whatever the times of the files."""
         return next((self.checkpoints / f"step-{step}" for step in self._steps()), None)
 
+    def drop_model(self) -> None:
+        """Remove the model and its adapter."""
+        for folder in (self.model, self.adapter):
+            shutil.rmtree(folder, ignore_errors=True)
+
     def clear_leftovers(self) -> None:
         """Remove the temporary files of killed processes."""
-        folders = [self.path, self.checkpoints, self.models, *(p for p in self.eval.rglob("*") if p.is_dir())]
+        models = [self.model, self.adapter, self.models, *self.models.glob("step-*")]
+        folders = [self.path, self.checkpoints, *models, *(p for p in self.eval.rglob("*") if p.is_dir())]
         for path in [path for folder in folders for path in leftovers(folder)]:
             log.info("removing the temporary file of a killed process: %s", path)
             if path.is_dir():

@@ -19,7 +19,7 @@ from unlearn.data.tokenization import DataError, Encoder, Limits
 from unlearn.errors import ConfigError
 from unlearn.models import adapt, nano
 from unlearn.models.adapter_targets import target_problems
-from unlearn.models.locate import ModelError, find
+from unlearn.models.locate import ModelError, find, resolve
 from unlearn.models.skeleton import check_weights, is_plain_nano, limits_of, positions, skeleton
 from unlearn.models.tokenizer import load_tokenizer, make_encoder
 
@@ -68,7 +68,7 @@ def _is_on_disk(config: RunConfig, source: str | None) -> bool:
 
 def _inspect(runs: Sequence[Planned], source: str | None) -> list[str]:
     cfg = runs[-1].job.config.model
-    checkpoint, warnings = find(cfg, source), []
+    checkpoint, warnings = resolve(cfg, source), []
     limits, learned = None, None
     if checkpoint is None and all(is_plain_nano(run.job.config) for run in runs):
         nano.check(cfg.nano)
@@ -83,6 +83,8 @@ def _inspect(runs: Sequence[Planned], source: str | None) -> list[str]:
             limits, learned = limits_of(model), positions(model.config)
             if checkpoint is not None:
                 warnings += check_weights(model, checkpoint)
+                if checkpoint.adapter is not None:
+                    warnings += adapt.check_saved(model, checkpoint.adapter)
             for run in runs:
                 _check_adapters(run.job.config, model)
     label = "model.nano" if checkpoint is None else checkpoint.label

@@ -5,7 +5,7 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from launch.job import Baselines, Job
-from launch.redact import expanded, portable
+from launch.redact import expanded, portable, scrubbed
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
 from unlearn.files import BrokenFile, replacing
@@ -26,11 +26,13 @@ from unlearn.run_dir import RunDir
 if TYPE_CHECKING:
     from launch.run.plan import Planned
 
-_PACKAGES = ("unlearn-lab", "torch", "transformers", "accelerate", "deepspeed", "numpy", "wandb")
+_PACKAGES = ("unlearn-lab", "torch", "transformers", "accelerate", "deepspeed", "peft", "numpy", "wandb")
 
 
-def write_config(run: Planned) -> None:
+def write_config(run: Planned, command: Sequence[str] | None = None) -> None:
     """Write the resolved configuration with its fingerprint, job, git revision and package versions.
+
+    `command`: the arguments of the command that makes the run, as typed; None where there is none.
 
     Raises:
         BrokenFile: an existing config.yaml cannot be read.
@@ -58,6 +60,7 @@ def write_config(run: Planned) -> None:
             "beside": {name: str(path) if path else None for name, path in vars(job.baselines).items()},
             "evaluation_key": run.evaluation_key,
         },
+        "command": None if command is None else [scrubbed(word.lstrip("+")) for word in command],
         "versions": _versions(),
         "git": _git_revision(),
         "host": {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
@@ -35,8 +35,10 @@ def is_complete(run: Planned) -> bool:
     return bool(stored["job"]["evaluation_key"] == run.evaluation_key)
 
 
-def ensure(run: Planned, *, progress: bool = True) -> dict[str, float | None]:
-    """Make or continue a run unless it is complete, and return its results.
+def ensure(
+    run: Planned, *, command: Sequence[str] | None = None, progress: bool = True
+) -> dict[str, float | None]:
+    """Make or continue a run unless it is complete, and return its results. `command` as in `write_config`.
 
     One command at a time works on a run; others wait. The lock is the operating system's, so it ends with its
     process. The tasks of a Slurm step share the work: the first task decides, the others follow.
@@ -47,17 +49,17 @@ def ensure(run: Planned, *, progress: bool = True) -> dict[str, float | None]:
     """
     team = team_of(this_task())
     team.begin()
-    return _lead(run, team, progress) if team.task.leads else follow(run, team)
+    return _lead(run, team, command, progress) if team.task.leads else follow(run, team)
 
 
-def _lead(run: Planned, team: Team, progress: bool) -> dict[str, float | None]:
+def _lead(run: Planned, team: Team, command: Sequence[str] | None, progress: bool) -> dict[str, float | None]:
     if not team.others:
         with _locked(run):
-            return _decide(run, team, progress)
+            return _decide(run, team, command, progress)
     try:
         with on_stop(_before_workers), _locked(run):
             gather(run, team)
-            results = _decide(run, team, progress)
+            results = _decide(run, team, command, progress)
     except BaseException as error:
         stopped = isinstance(error, Stopped | KeyboardInterrupt)
         publish_outcome(team, {"stopped": stopped, "error": str(error) or type(error).__name__})
@@ -70,9 +72,11 @@ def _before_workers(number: int) -> None:
     raise Stopped(f"stopped by {signal.Signals(number).name} before it began")
 
 
-def _decide(run: Planned, team: Team, progress: bool) -> dict[str, float | None]:
+def _decide(
+    run: Planned, team: Team, command: Sequence[str] | None, progress: bool
+) -> dict[str, float | None]:
     if not is_complete(run):
-        write_config(run)
+        write_config(run, command)
         if run.job.config.hardware.processes == 1 and not team.others:
             from launch.run.worker import work  # imports DeepSpeed, which a complete run does not need
 

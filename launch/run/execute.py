@@ -9,7 +9,6 @@ import gc
 import logging
 import math
 import os
-import shutil
 import signal
 import time
 from collections.abc import Mapping
@@ -25,6 +24,7 @@ from eval.judgement.judge import judge
 from eval.suite import Scoring
 from eval.variants._base import ROLES, Workbench
 from launch.job import Job
+from launch.report.model_card import write_cards
 from unlearn.config import RunConfig
 from unlearn.data.example import Example
 from unlearn.data.sources import load_sets
@@ -118,10 +118,11 @@ class _Run:
         metrics |= self._judged(metrics)
         summary = {**self._training_summary(), **metrics, "run/seconds": time.monotonic() - self.started}
         if self.world.main:
+            write_cards(self.rundir, summary)
             self.rundir.write_results(summary)
             # From here on the run is complete: model and checkpoints are needed no longer.
             if made and not self.config.save_model:
-                shutil.rmtree(self.rundir.model, ignore_errors=True)
+                self.rundir.drop_model()
             self.rundir.drop_checkpoints()
         self.world.barrier()
         return summary

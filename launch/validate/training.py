@@ -172,7 +172,7 @@ def probe_problems(config: RunConfig) -> list[str]:
         if not problems:
             problems += _unsaved(probe.method, probe.name)
     problems += [
-        f"probe.models: {pattern} matches no folder with a model (no config.json)"
+        f"probe.models: {pattern} matches no folder with a model or an adapter (no config.json)"
         for pattern in probe.models
         if not probes.saved_models([pattern])
     ]

@@ -93,7 +93,8 @@ def left_by(run: Path) -> dict[str, bytes]:
 @pytest.mark.slow
 def test_no_secret_is_in_any_file(run):
     files = left_by(run)
-    assert {"config.yaml", "report.html", "run.log", "history.jsonl", "process-1.log"} <= files.keys()
+    must = {"config.yaml", "report.html", "run.log", "history.jsonl", "process-1.log", "model/README.md"}
+    assert must <= files.keys()
     assert any(name.endswith(".wandb") for name in files)
     assert any(name.endswith("debug.log") for name in files)
     for name, secret in {**SECRETS, "netrc": NETRC_KEY}.items():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INTERVENTIONS", "Intervention", "Pass", "attached", "blocks", "check", "files", "gates", "host",
-    "is_gated", "load", "make", "save", "sets", "split", "trains", "wants_reinforced",
+    "is_edited", "is_gated", "load", "make", "save", "sets", "split", "trains", "wants_reinforced",
 ]  # fmt: skip
 
 INTERVENTIONS = plugins.Kind(__name__, "intervention", "class", ("Options", "trains", "facts", "hooks"))
@@ -150,6 +150,11 @@ def save(model: nn.Module, folder: Path, weights: Mapping[str, Tensor] | None = 
     write_json(folder / _FACTS, {"interventions": facts})
 
 
+def is_edited(folder: Path) -> bool:
+    """Return whether `save` wrote interventions to the folder."""
+    return (folder / _FACTS).is_file()
+
+
 def load(model: PreTrainedModel, folder: Path) -> list[Intervention]:
     """Attach the interventions that `save` wrote to the folder, frozen, and return them.
 
@@ -158,7 +163,7 @@ def load(model: PreTrainedModel, folder: Path) -> list[Intervention]:
     Raises:
         UserError: the files do not belong together or to the model.
     """
-    if not (folder / _FACTS).is_file():
+    if not is_edited(folder):
         return []
     shape: Any = host(model).config.get_text_config(decoder=True)
     try:

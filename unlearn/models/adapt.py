@@ -1,18 +1,21 @@
-"""Choose the parameters of a model that train, and add or merge low-rank adapters."""
+"""Choose the parameters of a model that train; add, merge and check low-rank adapters."""
 
 from __future__ import annotations
 
 import fnmatch
+import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import transformers
 from torch import nn
 
 from unlearn.config import LoraConfig
 from unlearn.errors import UserError
-from unlearn.models import nano
-from unlearn.models.locate import ModelError
+from unlearn.models import adapter_files, nano
+from unlearn.models.adapter_targets import untie, untied, unties
+from unlearn.models.locate import CheckpointSource, ModelError, adapter_folder
+from unlearn.models.model_files import header
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -62,3 +65,68 @@ def merge_lora(model: PeftModel) -> PreTrainedModel:
     merged = model.merge_and_unload()
     assert isinstance(merged, transformers.PreTrainedModel)
     return merged
+
+
+def merge_saved(model: PreTrainedModel, adapter: CheckpointSource) -> PreTrainedModel:
+    """Merge a saved adapter into the weights of its base model, and return the plain model.
+
+    Raises:
+        ModelError: the adapter cannot be read, or does not fit the model.
+    """
+    from peft import PeftModel
+
+    check_saved(model, adapter)
+    # Initial adapters are drawn, and then replaced; what the warnings are about has been checked.
+    with adapter.explained(), nano.seeded(0), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        adapted = PeftModel.from_pretrained(model, str(adapter_folder(adapter)), torch_device="cpu")
+        if separate := unties(adapted):
+            untie(adapted)
+        merged = merge_lora(adapted)
+    if separate:
+        merged.config = untied(merged.config)
+        merged.all_tied_weights_keys = {}
+    return merged.requires_grad_(True)  # PEFT has frozen it
+
+
+def check_saved(model: PreTrainedModel, adapter: CheckpointSource) -> list[str]:
+    """Compare the header of a saved adapter with its base model, which may be on the meta device.
+
+    Returns:
+        Warnings about tensors that are not used.
+
+    Raises:
+        ModelError: the adapter cannot be read, or does not fit the model.
+    """
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+
+    folder = adapter_folder(adapter)
+    with adapter.explained(), nano.seeded(0), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        config: Any = PeftConfig.from_pretrained(str(folder))
+        config.init_lora_weights = True  # other ways compute with the weights
+        try:
+            adapted: Any = get_peft_model(model, config, low_cpu_mem_usage=True)
+        except ValueError as error:
+            reason = " ".join(str(error).split())
+            raise ModelError(f"{adapter.label}: the adapter does not fit its base: {reason}") from error
+        needed = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        usable = needed | get_peft_model_state_dict(adapted, save_embedding_layers=True)
+        adapted.unload()
+    model.requires_grad_(True)
+    stored = header(folder / adapter_files.WEIGHTS)
+    if missing := sorted(needed.keys() - stored.keys()):
+        raise ModelError(
+            f"{adapter.label}: the adapter has no weights for {missing[0]} ({len(missing)} in all): its "
+            "files are of two adapters, or its base is another model (model.base)"
+        )
+    for name in sorted(usable.keys() & stored.keys()):
+        if list(usable[name].shape) != stored[name]:
+            raise ModelError(
+                f"{adapter.label}: {name} has shape {stored[name]} in the adapter, and "
+                f"{list(usable[name].shape)} for its base: the base is another model (model.base)"
+            )
+    extra = sorted(stored.keys() - usable.keys())
+    if not extra:
+        return []
+    return [f"{adapter.label}: {len(extra)} tensors of the adapter are not used, such as {extra[0]}"]

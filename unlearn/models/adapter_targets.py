@@ -39,15 +39,28 @@ def target_problems(model: nn.Module, cfg: LoraConfig) -> list[str]:
 
 
 def unties(model: nn.Module) -> bool:
-    """Whether adapters untie the head: they are on only one of the tied embeddings and head."""
+    """Whether adapters untie the head: they are on one of the tied embeddings and head, or replace one."""
     from peft import PeftModel  # a second of imports, for adapters alone
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
 
     if not isinstance(model, PeftModel):
         return False
     base: Any = model.get_base_model()
     ends = (base.get_input_embeddings(), base.get_output_embeddings())
-    return _is_tied(base.config) and any(isinstance(end, BaseTunerLayer) for end in ends)
+    changed = (BaseTunerLayer, AuxiliaryTrainingWrapper)
+    return _is_tied(base.config) and any(isinstance(end, changed) for end in ends)
+
+
+def untie(model: Any) -> None:
+    """Give the head of an adapted model weights of its own, equal to those that it shares."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils import AuxiliaryTrainingWrapper
+
+    head = model.get_base_model().get_output_embeddings()
+    if not isinstance(head, AuxiliaryTrainingWrapper):  # which has replaced the head by a copy
+        plain: Any = head.get_base_layer() if isinstance(head, BaseTunerLayer) else head
+        plain.weight = nn.Parameter(plain.weight.detach().clone())
 
 
 def untied(config: PreTrainedConfig) -> PreTrainedConfig:

@@ -1,17 +1,23 @@
-"""Save a trained model as a plain Hugging Face folder."""
+"""Save a trained model as a plain Hugging Face folder, and its adapter as a folder of PEFT's."""
 
 from __future__ import annotations
 
+import copy
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from unlearn.files import replacing
+from unlearn.models import adapter_files
 from unlearn.models.adapt import merge_lora
 from unlearn.models.adapter_targets import untied, unties
+from unlearn.models.locate import CheckpointSource
+from unlearn.paths import below_home
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -65,3 +71,33 @@ def save_pretrained(
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         write_extra(part)
+
+
+def save_adapter(
+    model: PeftModel, weights: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase, directory: Path, *,
+    base: CheckpointSource | None,
+) -> None:  # fmt: skip
+    """Save the adapter of a model, with the tokenizer, in PEFT's format, atomically.
+
+    `weights` is a full state dict of `model`. `base` is the model that was adapted, which the adapter's
+    configuration names if it is a folder or on the hub.
+    """
+    from peft import get_peft_model_state_dict
+
+    config: Any = copy.deepcopy(model.active_peft_config)
+    config.base_model_name_or_path = config.revision = None
+    if base is not None and base.package is None:
+        named = base.adapter or base
+        config.base_model_name_or_path = (
+            below_home(os.path.abspath(named.name)) if named.folder else named.name
+        )
+        config.revision = named.options.get("revision")
+    config.inference_mode = True
+    if not isinstance(config.target_modules, str):  # a set, whose order is another in each process
+        config.target_modules = sorted(config.target_modules)
+    tensors = get_peft_model_state_dict(model, state_dict=dict(weights), save_embedding_layers=False)
+    with replacing(directory) as part:
+        config.save_pretrained(part)
+        whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_file(whole, part / adapter_files.WEIGHTS, metadata={"format": "pt"})
+        tokenizer.save_pretrained(part)

@@ -19,7 +19,8 @@ from unlearn import interventions
 from unlearn.config import MethodConfig, ModelConfig
 from unlearn.errors import ConfigError, UserError
 from unlearn.models import adapt, nano
-from unlearn.models.locate import ModelError, find, fingerprint
+from unlearn.models.fingerprint import fingerprint
+from unlearn.models.locate import ModelError, find, named_base, resolve
 from unlearn.models.skeleton import read_config, skeleton
 from unlearn.terms import Term
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def load_model(cfg: ModelConfig, source: str | None = None, *, seed: int = 0) -> PreTrainedModel:
-    """Load the causal model in fp32 on the CPU, with every dropout set to 0.
+    """Load the causal model in fp32 on the CPU, with its adapter merged and every dropout set to 0.
 
     `source` (a folder or hub id: a finished run's model, a published checkpoint) replaces `cfg.path`.
     `seed` draws the fresh weights of a nano model and is unused otherwise.
@@ -39,7 +40,7 @@ def load_model(cfg: ModelConfig, source: str | None = None, *, seed: int = 0) ->
     Raises:
         ModelError: the checkpoint cannot be loaded or lacks weights of the model.
     """
-    checkpoint = find(cfg, source)
+    checkpoint = resolve(cfg, source)
     if checkpoint is None:
         return nano.model(cfg.nano, seed=seed, attention=cfg.attention)
     with checkpoint.explained(), checkpoint.quiet():
@@ -61,6 +62,8 @@ def load_model(cfg: ModelConfig, source: str | None = None, *, seed: int = 0) ->
         )
     if getattr(model, "hf_quantizer", None) is not None:  # a saved copy must not be marked as GGUF
         model.hf_quantizer.remove_quantization_config(model)
+    if checkpoint.adapter is not None:
+        model = adapt.merge_saved(model, checkpoint.adapter)
     assert isinstance(model, transformers.PreTrainedModel)
     if (folder := Path(checkpoint.name)).is_dir():
         interventions.load(model, folder)
@@ -123,7 +126,13 @@ def _layer_number(layer: float, layers: int | None) -> int:
 def identity(cfg: ModelConfig, source: str | None = None) -> dict[str, Any]:
     """Return what identifies these weights, without loading them: JSON without any path."""
     checkpoint = find(cfg, source)
-    return {"nano": cfg.nano.model_dump()} if checkpoint is None else fingerprint(checkpoint)
+    if checkpoint is None:
+        return {"nano": cfg.nano.model_dump()}
+    marks = fingerprint(checkpoint)
+    unread = checkpoint.folder is None and checkpoint.adapter is None  # of the hub: perhaps an adapter
+    if unread and (base := named_base(cfg)) is not None:
+        marks["base"] = fingerprint(base)
+    return marks
 
 
 def trainable_skeleton(cfg: ModelConfig, method: MethodConfig) -> nn.Module | None:

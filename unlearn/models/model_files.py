@@ -35,7 +35,7 @@ def problem(folder: Path, *, trust: bool = False) -> str | None:
     `trust`: run the folder's own code where transformers does not know the model.
     """
     try:
-        return _adapters(folder) or _configuration(folder, trust) or _weights(folder) or _generation(folder)
+        return _two_kinds(folder) or _configuration(folder, trust) or _weights(folder) or _generation(folder)
     except Broken as error:
         return str(error)
 
@@ -45,7 +45,7 @@ def tokenizer_problem(folder: Path) -> str | None:
     try:
         for name in _TOKENIZER:
             if (folder / name).exists():
-                _object(folder / name)
+                read_object(folder / name)
     except Broken as error:
         return str(error)
     if not any(next(folder.glob(pattern), None) for pattern in _VOCABULARIES):
@@ -99,7 +99,7 @@ def weight_files(folder: Path) -> list[Path]:
         return [folder / WEIGHTS]
     if not (folder / INDEX).is_file():
         raise Broken(_without_weights(folder))
-    weight_map = _object(folder / INDEX).get("weight_map")
+    weight_map = read_object(folder / INDEX).get("weight_map")
     if not (
         isinstance(weight_map, dict) and weight_map and all(isinstance(n, str) for n in weight_map.values())
     ):
@@ -121,29 +121,56 @@ def shapes(folder: Path) -> dict[str, list[int]]:
     """
     stored: dict[str, list[int]] = {}
     for file in weight_files(folder):
-        try:
-            with safe_open(file, framework="pt") as tensors:
-                stored |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise Broken(_unreadable(file, str(error))) from error
+        stored |= header(file)
     return stored
 
 
-def _adapters(folder: Path) -> str | None:
+def header(file: Path) -> dict[str, list[int]]:
+    """Return the shape of each tensor of a safetensors file.
+
+    Raises:
+        Broken: it cannot be read.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {name: tensors.get_slice(name).get_shape() for name in tensors.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise Broken(_unreadable(file, str(error))) from error
+
+
+def read_object(file: Path) -> dict[str, Any]:
+    """Return the JSON object of a file.
+
+    Raises:
+        Broken: it cannot be read, or is not a JSON object.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise Broken(_unreadable(file, str(error))) from error
+    if not isinstance(content, dict):
+        raise Broken(f"{file.name} is broken (not a JSON object): {_AGAIN}")
+    return content
+
+
+def has_weights(folder: Path) -> bool:
+    """Return whether the folder has the weights of a whole model."""
+    return (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
+
+
+def _two_kinds(folder: Path) -> str | None:
     if not (folder / ADAPTER).is_file():
         return None
-    base = _object(folder / ADAPTER).get("base_model_name_or_path")
+    base = read_object(folder / ADAPTER).get("base_model_name_or_path")
     return (
-        f"the folder holds adapters ({ADAPTER}) of {base or 'another model'}, not a whole model: merge them "
-        "once with PEFT (PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(new)) "
-        "and copy the tokenizer's files"
-        + (f"; if they are merged already, remove {ADAPTER}" if _has_weights(folder) else "")
+        f"the folder holds the weights of a whole model and an adapter ({ADAPTER}) of {base or 'a model'}: "
+        f"if the adapter is merged already, remove {ADAPTER}; otherwise give the adapter a folder of its own"
     )
 
 
 def _configuration(folder: Path, trust: bool) -> str | None:
     if (folder / CONFIG).is_file():
-        return configuration_problem(_object(folder / CONFIG), trust=trust)
+        return configuration_problem(read_object(folder / CONFIG), trust=trust)
     if next(folder.glob("*.gguf"), None):
         return (
             "the folder holds a GGUF file and no config.json: convert it once with transformers "
@@ -163,7 +190,7 @@ def _weights(folder: Path) -> str | None:
 
 def _generation(folder: Path) -> str | None:
     if (file := folder / "generation_config.json").is_file():
-        _object(file)
+        read_object(file)
     return None
 
 
@@ -176,25 +203,6 @@ def _without_weights(folder: Path) -> str:
     if pickled := sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern)):
         return f"its weights are pickled ({listed(pickled)}), and {CONVERT}"
     return f"the folder has no weights (no {WEIGHTS}): copy or download them"
-
-
-def _has_weights(folder: Path) -> bool:
-    return (folder / WEIGHTS).is_file() or (folder / INDEX).is_file()
-
-
-def _object(file: Path) -> dict[str, Any]:
-    """Return the JSON object of a file.
-
-    Raises:
-        Broken: it cannot be read, or is not a JSON object.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise Broken(_unreadable(file, str(error))) from error
-    if not isinstance(content, dict):
-        raise Broken(f"{file.name} is broken (not a JSON object): {_AGAIN}")
-    return content
 
 
 def _unreadable(file: Path, reason: str) -> str:

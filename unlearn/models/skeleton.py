@@ -14,7 +14,7 @@ from unlearn.config import ModelConfig, RunConfig
 from unlearn.data.tokenization import Limits
 from unlearn.errors import did_you_mean
 from unlearn.models import model_files, nano
-from unlearn.models.locate import CheckpointSource, ModelError, find
+from unlearn.models.locate import CheckpointSource, ModelError, find, resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -35,29 +35,36 @@ def attention_problem(name: str) -> str | None:
     return f"model.attention={name}: transformers has no such attention{did_you_mean(name, known)}"
 
 
-def read_config(cfg: ModelConfig, source: str | None = None, **options: Any) -> PreTrainedConfig:
-    """Read the configuration of the model; `options` go to `from_pretrained`.
+def read_config(
+    cfg: ModelConfig, source: str | None = None, *, local_files_only: bool = False
+) -> PreTrainedConfig:
+    """Read the configuration of the model, of an adapter that of its base.
 
     Raises:
         ModelError: it cannot be read, or does not describe a causal language model.
     """
-    checkpoint = find(cfg, source)
+    checkpoint = resolve(cfg, source, local_files_only=local_files_only)
     if checkpoint is None:
         return nano.config(cfg.nano)
     with checkpoint.explained():
-        config = transformers.AutoConfig.from_pretrained(checkpoint.name, **checkpoint.options, **options)
+        config = transformers.AutoConfig.from_pretrained(
+            checkpoint.name, **checkpoint.options, local_files_only=local_files_only
+        )
     if checkpoint.package is None:
         _check_config(checkpoint, config)
     return config
 
 
-def skeleton(cfg: ModelConfig, source: str | None = None, **options: Any) -> PreTrainedModel:
-    """Build the model on the meta device: all modules and shapes, no weights; `options` go to `read_config`.
+def skeleton(
+    cfg: ModelConfig, source: str | None = None, *, local_files_only: bool = False
+) -> PreTrainedModel:
+    """Build the model on the meta device: all modules and shapes, no weights.
 
     Raises:
         ModelError: it cannot be built as configured.
     """
-    config, checkpoint = read_config(cfg, source, **options), find(cfg, source)
+    config = read_config(cfg, source, local_files_only=local_files_only)
+    checkpoint = find(cfg, source)
     try:
         with torch.device("meta"):
             model = transformers.AutoModelForCausalLM.from_config(

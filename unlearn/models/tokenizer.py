@@ -11,8 +11,9 @@ from transformers.utils import cached_file
 from unlearn.config import ModelConfig
 from unlearn.data.tokenization import Encoder, Limits, PromptFormat
 from unlearn.models import nano
-from unlearn.models.locate import CheckpointSource, ModelError, find
+from unlearn.models.locate import CheckpointSource, ModelError, resolve
 from unlearn.models.model_files import tokenizer_problem
+from unlearn.models.skeleton import read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -23,16 +24,23 @@ log = logging.getLogger(__name__)
 def load_tokenizer(cfg: ModelConfig, source: str | None = None) -> PreTrainedTokenizerBase:
     """Load the tokenizer of `source`, or that of `cfg` where a published checkpoint has none.
 
+    The tokenizer of an adapter is its own, or where it has none that of its base.
+
     Raises:
         ModelError: it cannot be loaded, has no tokens, or gives no character offsets.
     """
-    checkpoint = find(cfg, source)
-    if checkpoint is not None and source is not None and not _has_tokenizer(checkpoint):
-        checkpoint = find(cfg, None)
+    checkpoint = resolve(cfg, source)
     if checkpoint is None:
         return nano.tokenizer(cfg.nano.vocabulary)
+    model = {}
+    if checkpoint.adapter is not None and _has_tokenizer(checkpoint.adapter):
+        # Transformers looks at the model's configuration too, which an adapter does not have.
+        model["config"] = read_config(cfg, source)
+        checkpoint = checkpoint.adapter
+    elif source is not None and not _has_tokenizer(checkpoint):
+        return load_tokenizer(cfg)
     with checkpoint.explained(), checkpoint.quiet():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.name, **checkpoint.options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.name, **checkpoint.options, **model)
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         cause = None if checkpoint.folder is None else tokenizer_problem(checkpoint.folder)
         raise ModelError(
@@ -75,9 +83,9 @@ def _without_random_merges(tokenizer: Any, checkpoint: CheckpointSource) -> None
 
 
 def _has_tokenizer(checkpoint: CheckpointSource) -> bool:
-    options = {key: value for key, value in checkpoint.options.items() if key == "revision"}
     with checkpoint.explained():
         file = cached_file(
-            checkpoint.name, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False, **options
-        )
+            checkpoint.name, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False,
+            **checkpoint.revision,
+        )  # fmt: skip
     return file is not None

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from unlearn.models.model_files import ADAPTER, CONFIG
 from unlearn.paths import is_file, user_path
 
 
@@ -15,7 +16,7 @@ def saved_models(patterns: Sequence[str]) -> list[Path]:
     folders: dict[Path, None] = {}
     for pattern in patterns:
         paths = [Path(path) for path in glob.glob(str(user_path(pattern)))]
-        folders |= dict.fromkeys(sorted((p for p in paths if is_file(p / "config.json")), key=_by_number))
+        folders |= dict.fromkeys(sorted(filter(_has_model, paths), key=_by_number))
     return list(folders)
 
 
@@ -26,6 +27,10 @@ def steps_of(folders: Sequence[Path]) -> list[int]:
     if len(set(steps)) == len(folders):
         return steps
     return list(range(1, len(folders) + 1))
+
+
+def _has_model(path: Path) -> bool:
+    return is_file(path / CONFIG) or is_file(path / ADAPTER)
 
 
 def _by_number(path: Path) -> list[tuple[int, str]]:

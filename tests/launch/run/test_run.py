@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from launch.report.results_table import format_value
 from tests.launch import commands
 from tests.launch.commands import Shown, ended, started
 from tests.launch.tracking.wandb_files import read_run
@@ -176,18 +180,51 @@ def test_evaluating_on_the_way_changes_nothing(done, tmp_path):
     assert all(torch.equal(evaluated[name], t) for name, t in weights(tmp_path / "plain").items())
 
 
-def test_adapters_are_trained_alone_and_merged(done, tmp_path):
-    cwd, _ = done
+@pytest.fixture(scope="module")
+def adapted(done: tuple[Path, Shown], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run that trains adapters."""
+    folder = tmp_path_factory.mktemp("lora")
     process = unlearn(
-        tmp_path, f"root={cwd}/runs", f"hydra.run.dir={tmp_path}/lora", "model.lora.r=4", "eval.limit=5"
+        folder, f"root={done[0]}/runs", f"hydra.run.dir={folder}/run", "model.lora.r=4", "eval.limit=5"
     )
     assert process.code == 0, process.err[-3000:]
+    return folder / "run"
+
+
+def test_adapters_are_trained_alone_and_merged(done, adapted):
+    cwd, _ = done
     (target,) = cwd.glob("runs/finetune-authors-full-*")
-    before, after = weights(target), weights(tmp_path / "lora")
+    before, after = weights(target), weights(adapted)
     assert before.keys() == after.keys()
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed
     assert all("proj" in name for name in changed)
+
+
+def test_the_models_of_a_run_have_cards(done, adapted):
+    cwd, _ = done
+    command = shlex.join(["unlearn", *SMALL, f"root={cwd}/runs", "model.lora.r=4", "eval.limit=5"])
+    cards = {name: ModelCard.load(adapted / name / "README.md") for name in ("model", "adapter")}
+    for name, library in (("model", "transformers"), ("adapter", "peft")):
+        known = cards[name].data
+        assert (known["library_name"], known["tags"][:2]) == (library, ["unlearning", "npo"])
+        assert command in cards[name].text
+        assert "| metric | target | retain model | this model | better |" in cards[name].text
+    measured = format_value(results(adapted)["tofu/model_utility"])
+    assert re.search(rf"`tofu/model_utility` .* {measured} \| ↑", cards["model"].text)
+    (target,) = cwd.glob("runs/finetune-authors-full-*")
+    assert "as its part “build the target”" in (target / "model" / "README.md").read_text()
+
+
+def test_a_saved_adapter_has_the_numbers_of_the_merged_model(adapted, tmp_path):
+    path = f"model.path={adapted}/adapter"
+    process = unlearn(tmp_path, "method=none", "model=local", path, "eval.limit=5", "eval.compare=false")
+    assert process.code == 0, process.err[-3000:]
+    loaded, merged = results(main_run(tmp_path, "none")), results(adapted)
+    shared = [key for key in loaded if key.startswith("tofu/") and key in merged]
+    assert len(shared) > 20
+    for key in shared:
+        assert loaded[key] == pytest.approx(merged[key], rel=1e-3, abs=1e-6, nan_ok=True), key
 
 
 def test_a_directory_of_another_run_is_refused(done, tmp_path):

@@ -41,8 +41,8 @@ def test_identity_follows_the_content_and_not_the_place(saved: Path, tmp_path: P
 
 
 def test_large_weights_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unlearn.models.locate._WHOLE", 1 << 20)
-    monkeypatch.setattr("unlearn.models.locate._BLOCK", 1 << 10)
+    monkeypatch.setattr("unlearn.models.fingerprint._WHOLE", 1 << 20)
+    monkeypatch.setattr("unlearn.models.fingerprint._BLOCK", 1 << 10)
     (tmp_path / "config.json").write_text("{}")
     content = bytearray(2 << 20)
 

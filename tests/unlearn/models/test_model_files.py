@@ -56,7 +56,11 @@ def test_code_of_the_model_is_run_where_it_is_trusted(folder: Path) -> None:
         ("generation_config.json", "{", "generation_config.json is broken"),
         ("model.safetensors", "", "model.safetensors is empty"),
         ("model.safetensors", "version https://git-lfs.github.com/spec/v1", "pointer of Git LFS"),
-        ("adapter_config.json", '{"base_model_name_or_path": "base"}', "adapters.*of base.*merge them"),
+        (
+            "adapter_config.json",
+            '{"base_model_name_or_path": "base"}',
+            "an adapter .*of base.*merged already",
+        ),
     ],
 )
 def test_files_that_cannot_be_read(name: str, text: str, message: str, folder: Path) -> None:
