@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launch.report.compare.__main__ import make
+from launch.report.compare.command import make
 
 from benches.svg import COLOURS, GREY, INK, Picture, Point, Scale, fitted
 from eval.metric_catalog import info, trade_off_pairs

@@ -23,7 +23,7 @@ def test_a_key_has_a_place_on_the_site():
         ("method.lr", "peak learning rate"),
         ("method.forget.beta", "objective and its hyper-parameters"),
         ("method.rule.mix", "The rule that combines the terms' gradients into one update."),
-        ("model.nano.layers", "Shape of the Llama that is built when `model.kind` is nano."),
+        ("model.nano.layers", "number of blocks"),
         ("tracker.mode", "auto: online with a key, else offline"),
         ("dataset.options.authors", "further options of the source"),
         ("versions.torch", ""),
