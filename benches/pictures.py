@@ -13,10 +13,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from launch.report.compare.command import make
-
 from benches.svg import COLOURS, GREY, INK, Picture, Point, Scale, fitted
 from eval.metric_catalog import info, trade_off_pairs
+from launch.report.compare.command import make
 from launch.report.compare.discover import find
 from launch.report.compare.rows import Comparison, Row
 from launch.report.output import write_files
