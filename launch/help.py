@@ -33,6 +33,8 @@ The same command again resumes an interrupted run or sweep, and returns at once 
   unlearn -m experiment=optuna-npo              a search: Optuna chooses the trials (hydra/sweeper=optuna)
   unlearn dry_run=true method=npo               show the plan with steps, tokens and memory
   unlearn --cfg job                             print the whole configuration, run nothing
+  unlearn --config-dir DIR method=mine          with options of your own, in DIR/method/mine.yaml
+  eval "$(unlearn -sc install=bash)"            let the shell complete groups, options and keys
 """
 
 
