@@ -48,7 +48,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 """Of each family the configuration's class in transformers, and its values."""
 
 # The longest first, so that no worker is left alone with one of them at the end.
-_FIRST = ("test_run.py", "test_slurm.py", "test_peer.py", "test_evaluation_runs.py", "test_method_runs.py")
+_FIRST = (
+    "test_slurm.py", "test_launchers.py", "test_run.py", "test_install.py", "test_interruptions.py",
+    "test_evaluation_runs.py", "test_zero_partitions.py", "test_nodes.py", "test_geffect.py",
+    "test_secrets.py", "test_peer.py", "test_method_runs.py", "test_estimate.py",
+)  # fmt: skip
 
 
 def pytest_collection_finish() -> None:

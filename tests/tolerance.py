@@ -120,7 +120,7 @@ def swapped(first: Any, second: Any, tolerance: float) -> float:
 
 
 def _tensor(values: Any) -> Tensor:
-    return values.detach() if isinstance(values, Tensor) else torch.from_numpy(np.asarray(values))
+    return values.detach() if isinstance(values, Tensor) else torch.from_numpy(np.array(values))
 
 
 def _coarser(*tensors: Tensor) -> torch.dtype:

@@ -15,7 +15,10 @@ from tests.tolerance import PASS, approx, assert_close
 pytestmark = pytest.mark.slow
 
 SWEPT = "altpo,ngdiff,nlul,pdu,task_vector,reinforce,whp,whp-distilled,grun,rmu-wmdp"
-QUICK = ["method.epochs=2", "eval.compare=false", "method.alternatives.max_new_tokens=6", "tracker=disabled"]
+QUICK = [
+    "method.epochs=2", "eval.compare=false", "method.alternatives.max_new_tokens=6", "tracker=disabled",
+    "eval.max_new_tokens=2",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -301,9 +301,10 @@ def test_satimp_on_real_tofu_with_given_target_and_retain_model(tmp_path):
         "dataset.forget=forget10",
         "method=satimp",
         "hardware.threads=1",
-        "eval.limit=8",
-        "eval.max_new_tokens=20",
+        "eval.limit=4",
+        "eval.max_new_tokens=4",
         "method.steps=3",
+        "method.batch=4",
         "tracker=disabled",
         small=False,
     )

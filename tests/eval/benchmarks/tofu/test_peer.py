@@ -38,7 +38,7 @@ PREFIX = {"forget": "forget", "retain": "retain", "real_authors": "ra", "world_f
 OPTIONS = ("real_authors", "world_facts")
 PEER = SHARED / "peer" / "nano-tofu-full.TOFU_EVAL.json"
 MIA_SETS = ("forget", "holdout")
-ROWS = int(os.environ.get("UNLEARN_PEER_ROWS", "100"))  # of each set, of at most 400; `make parity` takes all
+ROWS = int(os.environ.get("UNLEARN_PEER_ROWS", "40"))  # of each set, of at most 400; `make parity` takes all
 all_rows = pytest.mark.skipif(ROWS < 400, reason="what the peer has of all rows alone: make parity")
 # One divides by 50 bytes or more, the other by a deviation that is small where the model is sure.
 FURTHER: Any = {
