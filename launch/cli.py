@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from rich.console import Console
 
 from launch import commands, slurm
-from launch import help as helptext
+from launch.commands import help as helptext
 from launch.compose import (
     PRIMARY,
     check_plugins,

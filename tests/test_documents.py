@@ -15,9 +15,9 @@ import yaml
 
 from eval.metric_catalog import can_be, declarations, split_variant
 from launch.commands import SUBCOMMANDS
+from launch.commands.keys import keys_of
 from launch.compose import checked, compose_run, force_overrides
 from launch.config_groups import groups
-from launch.keys import keys_of
 from launch.report import docs
 from launch.report.markdown import key_anchor
 from launch.report.site_hooks import rewritten

@@ -11,12 +11,12 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from launch.commands import papers
+from launch.commands.keys import Key, keys_of
 from launch.commands.output import columns, write
 from launch.commands.places import place_of, places, shown
 from launch.commands.plug_ins import KINDS, Named, documentation, named, options_of
 from launch.compose import checked, compose_run, force_overrides, refuse_sweep
 from launch.config_groups import comment, describe, groups, option_file
-from launch.keys import Key, keys_of
 from launch.report.settings import flat
 from unlearn import plugins
 from unlearn.arguments import Parser

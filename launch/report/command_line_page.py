@@ -10,8 +10,8 @@ from importlib import import_module
 
 from rich.console import Console
 
-from launch import help as helptext
 from launch.commands import SUBCOMMANDS
+from launch.commands import help as helptext
 from launch.config_groups import CONFIGS, groups
 
 PAGE = CONFIGS.parent / "docs" / "command-line.md"

@@ -10,8 +10,8 @@ from pydantic import BaseModel
 
 from eval.benchmark import BENCHMARKS
 from eval.variants import VARIANTS
+from launch.commands.keys import Key, keys_of, section_in
 from launch.config_groups import CONFIGS
-from launch.keys import Key, keys_of, section_in
 from launch.report import markdown
 from launch.tracking.trackers import TRACKERS
 from unlearn import plugins

@@ -15,8 +15,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from plotly.offline import get_plotlyjs
 
 from eval.metric_catalog import info
-from launch.documentation import about, link
 from launch.redact import cleaned
+from launch.report.documentation import about, link
 from launch.report.results_table import format_value
 from launch.report.sections import note
 from launch.report.traces import Figure, label

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -146,14 +145,6 @@ def test_special_characters_reach_the_jobs_unharmed(swept):
 TOGETHER = [*SMALL, "method.steps=8", "hardware.processes=2"]
 
 
-@pytest.fixture(scope="module")
-def stepped(slurm, tmp_path_factory) -> tuple[Path, str]:
-    """A run by two tasks of `srun`, and what they printed."""
-    cwd = tmp_path_factory.mktemp("srun")
-    command = [sys.executable, "-m", "launch.cli", *TOGETHER, "tracker=disabled"]
-    return cwd, slurm.ask("srun", "--ntasks=2", *command, cwd=cwd)
-
-
 def only_run(cwd: Path) -> Path:
     (config,) = cwd.glob("runs/*/config.yaml")
     return config.parent
@@ -164,19 +155,15 @@ def assert_same(run: Path, wanted: Path) -> None:
     assert all(torch.equal(tensor, weights(wanted)[name]) for name, tensor in weights(run).items())
 
 
-def test_two_tasks_of_srun_make_one_run(stepped, tmp_path):
-    cwd, shown = stepped
-    run = only_run(cwd)
-    assert shown.count("report:") == 1  # the task that follows prints nothing
-    assert (run / "process-1.log").is_file()
-    done(tmp_path, *TOGETHER, "tracker=disabled", "hardware.processes=1")
-    assert losses(run) == approx(losses(only_run(tmp_path)), terms=8 * PASS)
-
-
-def test_two_tasks_of_a_job_of_the_launcher_make_one_run(slurm, stepped, tmp_path):
+def test_two_tasks_of_a_job_make_one_run(slurm, tmp_path):
     done(tmp_path, "-m", *TOGETHER, *ASKED, "hardware.slurm.tasks_per_node=2", "tracker=offline", TAGS)
     run = only_run(tmp_path)
-    assert_same(run, only_run(stepped[0]))
+    assert (run / "process-1.log").is_file()
+    logs = [log.read_text() for log in tmp_path.glob("runs/.submitit/*/*_log.out")]
+    assert sum(log.count("report:") for log in logs) == 1  # the task that follows prints nothing
+    done(tmp_path, *TOGETHER, "tracker=disabled", "hardware.processes=1", "root=alone")
+    (alone,) = tmp_path.glob("alone/*/history.jsonl")
+    assert losses(run) == approx(losses(alone.parent), terms=8 * PASS)
     (file,) = run.glob("wandb/offline-run-*/*.wandb")
     (sweep,) = tmp_path.glob("runs/sweeps/*/jobs.json")
     assert read_run(file)["run"].run_group == sweep.parent.name  # as all jobs of the sweep

@@ -9,13 +9,13 @@ from typing import Any
 from scipy.special import stdtrit
 
 from eval.metric_catalog import info, trade_off_pairs
-from launch.documentation import about, link
 from launch.report.compare import tables
 from launch.report.compare.discover import Discovered
 from launch.report.compare.page_data import curves, generations
 from launch.report.compare.rows import Comparison, Row, sortable
 from launch.report.compare.runs import ComparedRun
 from launch.report.discover import LeftOut, left_out_lines
+from launch.report.documentation import about, link
 from launch.report.labels import short
 from launch.report.render import render
 from launch.report.results_table import arrow

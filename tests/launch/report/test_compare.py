@@ -18,7 +18,6 @@ import pytest
 import wandb
 from rich.console import Console
 
-from launch.documentation import SITE
 from launch.report.compare.command import main, make, write
 from launch.report.compare.discover import find
 from launch.report.compare.export import escaped, in_csv, in_latex, in_markdown, latex
@@ -28,6 +27,7 @@ from launch.report.compare.rows import Comparison, Row, compared
 from launch.report.compare.runs import ComparedRun, read_run
 from launch.report.compare.tables import lines, terminal
 from launch.report.compare.wandb_exports import read_export
+from launch.report.documentation import SITE
 from launch.report.run_groups import Unusable
 from launch.report.statistics import mean
 from tests.launch.report.browser import drawn

@@ -16,9 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from launch.documentation import SITE
 from launch.report.axes import signed
 from launch.report.charts import training_curves
+from launch.report.documentation import SITE
 from launch.report.geffect.command import main, write_study
 from launch.report.geffect.example_charts import MAX_PAIRS, check_charts, grid_charts
 from launch.report.geffect.files import MAX_ROWS, effect_rows, probed_steps, tables, thinned, tracked

@@ -17,8 +17,8 @@ import pytest
 from rich.console import Console
 
 from eval.metric_catalog import in_order, info
-from launch.documentation import SITE
 from launch.report.charts import training_curves
+from launch.report.documentation import SITE
 from launch.report.page import write_report
 from launch.report.results_table import MISSING, format_value, result_table
 from launch.report.sections import SAMPLES_PER_SET

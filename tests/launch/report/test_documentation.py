@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 
-from launch.documentation import SITE, about, link
+from launch.report.documentation import SITE, about, link
 from tests.paths import ROOT
 
 

@@ -40,7 +40,7 @@ def about(key: str) -> str:
 
 def _options(section: str, name: str) -> Sequence[type[BaseModel]]:
     """Return the options of those plug-ins of a section that have one of this name."""
-    from launch.help import PLUG_INS  # its probes import torch
+    from launch.commands.help import PLUG_INS  # its probes import torch
 
     if section not in PLUG_INS:
         return []

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveInt
 
-from launch.keys import Key, keys_of
+from launch.commands.keys import Key, keys_of
 from unlearn.config import Section
 
 

@@ -8,8 +8,8 @@ from itertools import groupby
 from rich.console import Console
 
 from launch.commands import help_lines
+from launch.commands.keys import Key, keys_of
 from launch.config_groups import describe, groups
-from launch.keys import Key, keys_of
 from launch.tracking.trackers import TRACKERS
 from unlearn.config import RunConfig
 from unlearn.errors import ConfigError
