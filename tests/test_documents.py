@@ -26,6 +26,7 @@ from tests import documents
 from tests.paths import ROOT
 from unlearn.config import RunConfig
 
+pytestmark = pytest.mark.slow  # a hundred commands
 _STANDS_FOR = re.compile(r"\b(DIR|FILE|ID|LOG|RETAIN_LOG|MODEL|DATA)\b")
 """Something of the reader's: a command with it is composed, but not checked."""
 _WITH_VALUE = {
@@ -145,7 +146,6 @@ def test_the_data_of_the_first_page_are_those_of_its_files():
         assert rows == shown if whole else rows.startswith(shown)
 
 
-@pytest.mark.slow
 def test_the_site_is_built_without_a_warning(tmp_path):
     """Every page is in the navigation, every link leads somewhere, and nothing comes from elsewhere."""
     done = subprocess.run(
