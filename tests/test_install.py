@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -59,7 +60,8 @@ def programs(dist: Path) -> Path:
     (wheel,) = dist.glob("*.whl")
     pip = (sys.executable, "-m", "pip", "--python", folder / "bin" / "python", "install", "--quiet")
     alone = ("--no-deps", "--no-index", "--no-build-isolation", "--ignore-installed")
-    call(*pip, *alone, wheel, EXAMPLE, cwd=dist)
+    shutil.copytree(EXAMPLE, dist / "example")  # pip builds it where it lies
+    call(*pip, *alone, wheel, dist / "example", cwd=dist)
     return folder / "bin"
 
 

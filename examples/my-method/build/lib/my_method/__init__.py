@@ -1,1 +1,0 @@
-"""Plug-ins for Unlearn Lab."""
