@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from importlib import import_module
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -177,3 +178,11 @@ def test_files_of_the_habits_are_yaml_with_the_commands_of_ci():
     steps = [step["run"] for step in workflow["jobs"]["test"]["steps"] if "run" in step]
     script = (ROOT / ".ci/run").read_text(encoding="utf-8")
     assert [step for step in steps if step != "make setup"] == re.findall(r"^make .*$", script, re.MULTILINE)
+
+
+def test_the_version_is_that_of_the_package():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == version("unlearn-lab")
+    newest = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] in (version("unlearn-lab"), "Unreleased")
