@@ -95,7 +95,7 @@ class Kind:
         if (entry := entry_points.find(self.word, name)) is not None:
             package = entry_points.package_of(entry)
             raise _Unfit(
-                f"{package} has a {self.word} of this name too: uninstall it, or give its own by the dotted "
+                f"{package} has an entry point {entry.name} too: uninstall it, or give its own by the dotted "
                 f"path {entry.module}"
             )
 
