@@ -33,7 +33,7 @@ from launch.compose import (
     search_own_folders,
 )
 from launch.config_groups import CONFIGS
-from launch.flags import parse, prints, show_job, stored_run
+from launch.flags import parse, prints, show_job, stored_run, take_folders
 from launch.run import foreign_launchers
 from launch.run.config_file import read_job
 from launch.run.slurm_task import leads
@@ -69,6 +69,7 @@ def _command(arguments: list[str]) -> int:
     Raises:
         UserError: what is asked for cannot be done.
     """
+    arguments = take_folders(arguments)
     if (code := commands.run(arguments)) is not None:
         return code
     if {"-h", "--help"} & set(arguments):
@@ -82,6 +83,7 @@ def _command(arguments: list[str]) -> int:
         return _again(stored_run(flags.experimental_rerun))
     name, sweep = flags.config_name or PRIMARY, flags.multirun
     overrides = force_overrides(flags.overrides)
+    _refuse_other_folders(overrides, sweep=sweep)
     if not sweep:
         refuse_sweep(overrides)
     composed = compose_run(overrides, hydra=True, name=name)
@@ -119,6 +121,21 @@ def _command(arguments: list[str]) -> int:
             return _sweep(["-m", f"--config-name={name}", *_search(composed), *overrides], composed)
         _tell_of_one_run(composed, overrides)
         return _one(composed, config)
+
+
+def _refuse_other_folders(overrides: Sequence[str], *, sweep: bool) -> None:
+    """
+    Raises:
+        UserError: the folder of a sweep for a single run, or that of a run for a sweep.
+    """
+    for override in overrides:
+        key = override.lstrip("+").partition("=")[0]
+        if sweep and key == "hydra.run.dir":
+            raise UserError(
+                f"{override}: is of a single run; a sweep has hydra.sweep.dir and hydra.sweep.subdir"
+            )
+        if not sweep and key in ("hydra.sweep.dir", "hydra.sweep.subdir"):
+            raise UserError(f"{override}: is of a sweep; add -m, or set hydra.run.dir")
 
 
 def _home_in(composed: DictConfig) -> list[str]:

@@ -26,6 +26,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
+from yaml import YAMLError
 
 from launch.config_groups import CONFIGS, groups, option_file, option_files, own_folders, values_of
 from launch.tracking import trackers
@@ -65,7 +66,7 @@ def search_own_folders() -> None:
 def initialized() -> Iterator[Hydra]:
     """Initialise Hydra for one composition."""
     search_own_folders()
-    with initialize_config_dir(str(CONFIGS), version_base="1.3"):
+    with initialize_config_dir(str(CONFIGS), job_name="unlearn", version_base="1.3"):
         hydra = GlobalHydra.instance().hydra
         assert hydra is not None
         yield hydra
@@ -87,7 +88,7 @@ def force_overrides(arguments: Sequence[str]) -> list[str]:
             forced.append(argument)
         elif key in known:
             problems += [
-                f"{key}={option}: there is no configs/{key}/{option}.yaml{did_you_mean(option, known[key])}"
+                f"{key}={option}: there is no configs/{key}/{option}.yaml{_instead(key, option, known[key])}"
                 for option in _options(value)
                 if option not in known[key] and option != "null"
             ]
@@ -102,6 +103,20 @@ def force_overrides(arguments: Sequence[str]) -> list[str]:
     if problems:
         raise ConfigError(problems)
     return forced
+
+
+def _instead(group: str, option: str, known: Sequence[str]) -> str:
+    """Return what may be meant by an option that does not exist, and the folders of your own that lack it."""
+    folders = own_folders()
+    for file in (
+        folder / place for folder in folders for place in (f"{option}.yaml", f"{group}/{option}.yml")
+    ):
+        if file.is_file() and file.suffix == ".yml":
+            return f"; name {file} {option}.yaml"
+        if file.is_file():
+            return f"; put {file} into a folder {group}, or name the folder above {file.parent}"
+    searched = f" (nor in {', '.join(map(str, folders))})" if folders else ""
+    return f"{searched}{did_you_mean(option, known)}"
 
 
 def given_values(arguments: Sequence[str]) -> list[str]:
@@ -160,6 +175,8 @@ def compose_run(overrides: Sequence[str], *, hydra: bool = False, name: str = PR
         single = [_first(override) for override in _parsed(overrides)]
         with initialized():
             return compose(name, overrides=single, return_hydra_config=hydra)
+    except YAMLError as error:
+        raise ConfigError([f"an option is no valid YAML: {' '.join(str(error).split())}"]) from None
     except (HydraException, OmegaConfBaseException) as error:
         message = " ".join(str(error).split())
         if isinstance(error, MissingConfigException) and error.missing_cfg_file == name:
@@ -303,7 +320,8 @@ def _explain(error: Any, given: set[str], choices: Mapping[str, Any], values: Ma
 
 
 def _where(key: str, given: set[str], choices: Mapping[str, Any]) -> str:
-    if any(key == g or key.startswith(f"{g}.") for g in given):
+    own = {name for name in given if name not in choices}  # a choice of an option says nothing of its keys
+    if any(key == g or key.startswith(f"{g}.") or g.startswith(f"{key}.") for g in own):
         return "command line"
     group = key.split(".")[0]
     file = option_file(group, choices[group]) if group in choices else CONFIGS / "config.yaml"

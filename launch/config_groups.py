@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from unlearn import entry_points
 from unlearn.errors import ConfigError
+from unlearn.plugins import FOLDERS as VARIABLE
 
 CONFIGS = (Path(__file__).parent / "configs").resolve()
 """The project's options: in a wheel a folder of this package, in a checkout a link to the one above."""
-VARIABLE = "UNLEARN_CONFIG_PATH"
-"""Folders of your own, separated as in PATH."""
 
 
 def own_folders() -> list[Path]:
@@ -76,7 +76,7 @@ def add_folders(folders: Iterable[tuple[str, str]]) -> None:
 def _folder(name: str) -> Path:
     scheme, separator, rest = name.partition("://")
     if not separator or scheme == "file":
-        return Path(rest or name).expanduser().absolute()
+        return Path(os.path.abspath(Path(rest or name).expanduser()))
     if scheme == "pkg":
         return entry_points.package_folder(rest.strip("/").replace("/", "."))
     raise ImportError(f"{scheme}:// is not supported; give file:// with a folder, or pkg:// with a package")
@@ -119,7 +119,15 @@ def describe(group: str, option: str) -> str:
 
 
 def values_of(group: str, option: str) -> dict[str, Any]:
-    """Return the keys of an option's file."""
-    values = OmegaConf.to_container(OmegaConf.load(option_file(group, option)))
+    """Return the keys of an option's file.
+
+    Raises:
+        ConfigError: it is no YAML.
+    """
+    file = option_file(group, option)
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(file))
+    except YAMLError as error:
+        raise ConfigError([f"{file}: no valid YAML: {' '.join(str(error).split())}"]) from None
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}

@@ -22,6 +22,7 @@ from omegaconf import Container, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from launch.commands import SUBCOMMANDS
+from launch.commands.plug_ins import KINDS
 from launch.compose import (
     PRIMARY,
     checked,
@@ -32,7 +33,7 @@ from launch.compose import (
     search_own_folders,
     yaml_of,
 )
-from launch.config_groups import CONFIGS, add_folders
+from launch.config_groups import CONFIGS, add_folders, groups, own_folders
 from unlearn.errors import ConfigError, UserError, did_you_mean
 
 _MODE = "hydra.mode="
@@ -49,8 +50,27 @@ class _Parser(ArgumentParser):
         raise UserError(f"{message}; unlearn --help has all flags")
 
 
+def take_folders(arguments: Sequence[str]) -> list[str]:
+    """Search the folders that `--config-dir` names, and return the other arguments.
+
+    Raises:
+        UserError: a folder that does not exist, or the flag without one.
+    """
+    folders, others, words = [], [], iter(arguments)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag not in ("--config-dir", "-cd"):
+            others.append(word)
+        elif folder := value if equals else next(words, ""):
+            folders.append((f"--config-dir={folder}", folder))
+        else:
+            raise UserError(f"{word}: name a folder, {flag} DIR")
+    add_folders(folders)
+    return others
+
+
 def parse(arguments: Sequence[str]) -> Namespace:
-    """Read flags and overrides, and search the folders of options that they name.
+    """Read flags and overrides, and search the folders of `hydra.searchpath`.
 
     Returns:
         Hydra's attributes; `version` says whether the version is asked for, `overrides` has no
@@ -99,6 +119,14 @@ def _check(flags: Namespace) -> None:
     }  # fmt: skip
     if len(both := [name for name, value in asked.items() if value]) > 1:
         raise UserError(f"{' and '.join(both)}: give one of them")
+    if flags.config_name:
+        file = f"{flags.config_name}.yaml"
+        if (CONFIGS / file).is_file() and (
+            same := [each / file for each in own_folders() if (each / file).is_file()]
+        ):
+            raise UserError(
+                f"--config-name={flags.config_name}: {same[0]} has the name of the project's; rename it"
+            )
     if flags.experimental_rerun and flags.overrides:
         raise UserError(
             f"--experimental-rerun: makes a run again as it was, without changes ({flags.overrides[0]}); "
@@ -107,12 +135,12 @@ def _check(flags: Namespace) -> None:
 
 
 def _settle(flags: Namespace) -> None:
-    """Take the folders of options and the mode of Hydra out of the overrides.
+    """Take the folders of `hydra.searchpath` and the mode of Hydra out of the overrides.
 
     Raises:
         ConfigError: a folder that does not exist.
     """
-    folders = [(f"--config-dir={flags.config_dir}", flags.config_dir)] if flags.config_dir else []
+    folders = []
     for override in [each for each in flags.overrides if each.lstrip("+").startswith((_SEARCH_PATH, _MODE))]:
         key, _, value = override.lstrip("+").partition("=")
         flags.overrides.remove(override)
@@ -136,7 +164,7 @@ def _listed(override: str, value: str) -> list[str]:
     except HydraException:
         parsed = None
     if not isinstance(parsed, list):
-        raise ConfigError([f"{override}: give a list, hydra.searchpath=[file:///folder]"])
+        raise ConfigError([f"{override}: give a list, \"hydra.searchpath=['~/folder']\""])
     return [str(each) for each in parsed]
 
 
@@ -229,7 +257,11 @@ def _complete(given: Sequence[str], name: str) -> None:
     if words == ["query"]:
         line = os.environ.get("COMP_LINE", "").split()[1:]
         try:
-            name = parse(line).config_name or name  # and searches the line's --config-dir
+            line = take_folders(line)
+            if line and line[0] in SUBCOMMANDS:
+                sys.stdout.write(" ".join(_of_subcommand(*line)) + "\n")
+                return
+            name = parse(line).config_name or name
         except UserError:  # half of a flag
             known = get_args_parser()._option_string_actions
             sys.stdout.write(" ".join(flag for flag in known if line and flag.startswith(line[-1])) + "\n")
@@ -246,6 +278,17 @@ def _complete(given: Sequence[str], name: str) -> None:
                 raise
         except ValueError as error:
             raise UserError(f"-sc {given[0]}: {' '.join(str(error).split())}") from None
+
+
+def _of_subcommand(name: str, *words: str) -> list[str]:
+    """Return what may follow in place of the last word."""
+    known = groups()
+    offers = {
+        "list": [*known, *KINDS],
+        "show": [f"{group}={option}" for group, options in known.items() for option in options],
+        "new": ["method", "benchmark", "dataset"],
+    }.get(name, [])
+    return [offer for offer in offers if offer.startswith(words[-1] if words else "")]
 
 
 @contextmanager

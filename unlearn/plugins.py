@@ -78,7 +78,8 @@ class Kind:
             return _OWN[self.package, name]
         except _Missing:
             near = did_you_mean(name, self.listed(), _own_files())
-            raise ConfigError([f"{where}: no such {self.word}{near}"]) from None
+            own = f"; one of your own is {name}.py in {' or '.join(own_folders())}, or has a dotted path"
+            raise ConfigError([f"{where}: no such {self.word}{near}{own}"]) from None
         except _Unfit as error:
             raise ConfigError([f"{where}: {error}"]) from None
         except ConfigError as error:
@@ -103,7 +104,7 @@ class Kind:
         if (entry := entry_points.find(self.word, name)) is not None:
             plug_in = entry.load()
             return self._member(plug_in, name) if inspect.ismodule(plug_in) else self._checked(plug_in, name)
-        _search_working_directory()
+        _search_own_folders()
         above, _, last = name.rpartition(".")
         if not above and not _is_own(name):
             raise _Missing
@@ -179,24 +180,40 @@ def cached(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def _search_working_directory() -> None:
-    """Let Python import modules of the working directory, after all others.
+FOLDERS = "UNLEARN_CONFIG_PATH"
+"""The variable with folders of options of your own, separated as in PATH; plug-ins may lie beside them."""
 
-    A run's worker processes have the working directory of the command.
+
+def own_folders() -> list[str]:
+    """Return the folders where plug-ins of your own are looked for: the working directory, and FOLDERS.
+
+    A run's worker processes have the working directory and the variables of the command.
     """
-    here = os.getcwd()
-    if here not in sys.path and "" not in sys.path:
-        sys.path.append(here)
+    return [
+        os.getcwd(),
+        *(os.path.expanduser(each) for each in os.environ.get(FOLDERS, "").split(os.pathsep) if each),
+    ]
+
+
+def _search_own_folders() -> None:
+    """Let Python import modules of your own folders, after all others."""
+    for folder in map(os.path.abspath, own_folders()):
+        if folder not in sys.path and not (folder == os.getcwd() and "" in sys.path):
+            sys.path.append(folder)
     importlib.invalidate_caches()
 
 
 def _own_files() -> dict[str, str]:
-    """Return the names of modules in the working directory, for near misses."""
-    return {name: name for name in (file.removesuffix(".py") for file in os.listdir()) if _is_own(name)}
+    """Return the names of modules in your own folders, for near misses."""
+    files = (file for folder in own_folders() if os.path.isdir(folder) for file in os.listdir(folder))
+    return {name: name for name in (file.removesuffix(".py") for file in files) if _is_own(name)}
 
 
 def _is_own(name: str) -> bool:
-    return os.path.isfile(f"{name}.py") or os.path.isfile(os.path.join(name, "__init__.py"))
+    places = [os.path.join(folder, name) for folder in own_folders()]
+    return any(
+        os.path.isfile(f"{each}.py") or os.path.isfile(os.path.join(each, "__init__.py")) for each in places
+    )
 
 
 # -- options ---------------------------------------------------------------------------------------------
