@@ -41,7 +41,7 @@ REFUSED = {
     "probe.example=1": "probe.example=1: probe confidence has no option example (did you mean examples?)",
     "tracker.name=bounded": "tracker.name=bounded: cannot be imported (module 'bounded' has no attribute",
     "tracker.fil=x": "tracker.fil=x: tracker lines has no option fil (did you mean file?)",
-    "eval=[weakest,nois]": "eval=nois: there is no configs/eval/nois.yaml (did you mean noisy?)",
+    "eval=[weakest,nois]": "(did you mean noisy?)",
 }
 
 

@@ -50,7 +50,9 @@ def run(arguments: Sequence[str]) -> int | None:
         if name in {*RunConfig.model_fields, *groups()}:
             return None  # a setting without its value
         near = did_you_mean(name, SUBCOMMANDS)
-        raise UserError(f"{name}: there is no such subcommand{near}; write a setting as key=value")
+        raise UserError(
+            f"{name}: there is no such subcommand{near}; write a setting as key=value; unlearn --help has all"
+        )
     main: Callable[[Sequence[str]], int] = import_module(SUBCOMMANDS[name].module).main
     resume_collection()
     try:

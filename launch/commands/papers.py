@@ -22,10 +22,12 @@ def entries() -> dict[str, str]:
     return {_EPRINT.findall(entry)[0]: entry for entry in text.strip().split("\n\n")}
 
 
-def bibtex(text: str) -> str:
-    """Return the entries of the papers that a text cites; a link where there is no entry."""
-    known = entries()
+def bibtex(text: str, before: str = "") -> str:
+    """Return the entries of the papers that a text cites, without those of a text before it; a link where
+    there is no entry."""
+    known, earlier = entries(), cited(before)
     return "\n\n".join(
         known.get(number, f"% https://arxiv.org/abs/{number} has no entry in papers.bib")
         for number in cited(text)
+        if number not in earlier
     )

@@ -62,6 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stdout.write(f"{json.dumps(schema, indent=2, ensure_ascii=False)}\n")
     else:
         write_json(options.out, schema)
+        sys.stdout.write(f"written: {options.out}\n")
 
 
 def whole() -> dict[str, Any]:

@@ -86,7 +86,10 @@ def _option(group: str, option: str) -> Iterator[str]:
     for each in {(each.word, each.name): each for each in plug_ins}.values():
         yield from ("", f"{each.word} {each.name}, {_file(each.plug_in)}")
         yield from _indented(documentation(each.plug_in))
-    yield from _papers("\n".join([text, *(documentation(each.plug_in) for each in plug_ins)]))
+    yield from _papers(text)
+    described = "\n".join(documentation(each.plug_in) for each in plug_ins)
+    further = "further papers, which the texts above name" if papers.cited(text) else "papers"
+    yield from _papers(described, further, text)
 
 
 def _plug_in(word: str, name: str) -> Iterator[str]:
@@ -179,6 +182,7 @@ def _indented(text: str) -> list[str]:
     return [f"  {line}".rstrip() for line in text.splitlines()]
 
 
-def _papers(text: str) -> list[str]:
-    entries = papers.bibtex(text)
-    return ["", "papers", *entries.splitlines(), ""] if entries else [""]
+def _papers(text: str, head: str = "papers", before: str = "") -> list[str]:
+    """Return a head and the BibTeX entries of the papers that a text names, without those named `before`."""
+    entries = papers.bibtex(text, before)
+    return ["", head, *entries.splitlines(), ""] if entries else []

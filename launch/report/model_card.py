@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from eval.judgement.judge import with_judgement
 from eval.metric_catalog import shown
@@ -21,10 +21,11 @@ from launch.tracking.run_names import WANTED
 from unlearn.config import RunConfig
 from unlearn.data.sources import available
 from unlearn.files import replacing
-from unlearn.interventions import is_edited
+from unlearn.interventions import INTERVENTIONS, is_edited
 from unlearn.paths import below_home, is_local, repository_problem, user_path
+from unlearn.rules import RULES
 from unlearn.run_dir import RunDir
-from unlearn.terms import training_sets
+from unlearn.terms import OBJECTIVES, WEIGHTINGS, training_sets
 
 TEMPLATE = Path(__file__).parent / "templates" / "model-card.md.j2"
 _LICENCE = ("license", "license_name", "license_link")
@@ -68,6 +69,8 @@ def _card(
             library_name="peft" if adapter else "transformers",
             pipeline_tag="text-generation",
             tags=[*(["unlearning"] if unlearns else []), method.name, config.dataset.name, "unlearn-lab"],
+            model_name=config.model.name,
+            eval_results=_index(config, measured),
             **licence,
         ),
         template_path=str(TEMPLATE),
@@ -76,10 +79,12 @@ def _card(
         what=_what(job, folder, unlearns=unlearns, adapter=adapter),
         facts=markdown.table(("", ""), _facts(job)),
         results=_results(job.baselines, measured, config),
+        measured=_measured_on(config),
         legend=LEGEND.replace("   ", " · "),
         step=step,
         part="" if role == WANTED else role,
         source=markdown.linked(method.source),
+        own=", ".join(f"`{name}`" for name in _own_code(config)),
         values=_values(config),
         command=None if command is None else shlex.join(["unlearn", *command]),
         versions=", ".join(f"{name} {stored['versions'][name]}" for name in packages),
@@ -99,6 +104,11 @@ def _what(job: Job, folder: Path, *, unlearns: bool, adapter: bool) -> str:
             " `PeftModel.from_pretrained(base, this)` adds it to its base model; Unlearn Lab takes it as "
             "`model.path`."
         )
+        if job.start.source is not None and not _is_hub_id(job.start.source):
+            text += (
+                " Its base is a local model: publish that one too, and put its id in place of the path that "
+                "adapter_config.json has as `base_model_name_or_path`."
+            )
     if is_edited(folder):
         text += (
             " What it computes is edited (interventions.json): load it with Unlearn Lab, `model=local "
@@ -111,7 +121,10 @@ def _facts(job: Job) -> list[tuple[str, str]]:
     config, start = job.config, job.start.source
     sets, lora = available(config.dataset), config.model.lora
     used = training_sets(config)
-    splits = [(f"{name} set", f"`{split}`") for name, split in sets.items() if name in used]
+    stated = {"forget": config.dataset.forget, "retain": config.dataset.retain, "full": config.dataset.full}
+    splits = [
+        (f"{name} set", f"`{stated.get(name) or split}`") for name, split in sets.items() if name in used
+    ]
     if lora.r:
         splits.append(
             ("adapters", f"LoRA, r {lora.r}, alpha {lora.alpha}, on {markdown.written(lora.targets)}")
@@ -168,13 +181,58 @@ def _results(baselines: Baselines, measured: Mapping[str, float | None], config:
     return markdown.table(("metric", *columns, "better"), rows)
 
 
+def _index(config: RunConfig, measured: Mapping[str, float | None]) -> list[EvalResult] | None:
+    """Return the headline metrics for the hub's table of results; None without any."""
+    data = config.dataset.name
+    known = {key: value for key in shown(measured) if (value := measured.get(key)) is not None}
+    return [
+        EvalResult("text-generation", data, data, metric_type=key, metric_value=value)
+        for key, value in known.items()
+    ] or None
+
+
+def _measured_on(config: RunConfig) -> str:
+    """Say where an evaluation was cut short; "" for a whole one."""
+    rows = {"dataset.limit": config.dataset.limit, "eval.limit": config.eval.limit}
+    parts = [f"on {rows} examples of each set ({key})" for key, rows in rows.items() if rows]
+    if config.eval.max_new_tokens:
+        parts.append(f"with answers of at most {config.eval.max_new_tokens} tokens (eval.max_new_tokens)")
+    return f"Measured {', '.join(parts)}: not comparable with a whole evaluation." if parts else ""
+
+
+def _own_code(config: RunConfig) -> list[str]:
+    """Return the plug-ins of the method that do not ship with Unlearn Lab."""
+    method = config.method
+    terms = [
+        *method.terms.values(),
+        *({"objective": each.objective, **(each.model_extra or {})} for each in method.further),
+    ]
+    weightings = [term["weighting"] for term in terms if term.get("weighting")]
+    named = [
+        *((OBJECTIVES, term["objective"]) for term in terms),
+        *((WEIGHTINGS, each if isinstance(each, str) else each["name"]) for each in weightings),
+        (RULES, method.rule.name),
+        *([(INTERVENTIONS, method.intervention["name"])] if method.intervention else []),
+    ]
+    return [name for kind, name in dict.fromkeys(named) if name not in kind.names()]
+
+
 def _values(config: RunConfig) -> str:
     """Write every value that changes the weights."""
-    model = {"prompt", "lr_scale", *(["lora"] if config.model.lora.r else [])}
+    model = {
+        "path",
+        "revision",
+        "base",
+        "prompt",
+        "lr_scale",
+        "lora",
+        *(["nano", "finetune"] * (config.model.kind == "nano")),
+    }
     values = {
         "method": config.method.model_dump(mode="json"),
         "model": config.model.model_dump(mode="json", include=model),
         "dataset": config.dataset.model_dump(mode="json"),
+        "hardware": {"dtype": config.hardware.dtype},
         "seed": config.seed,
     }
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100).rstrip()

@@ -14,6 +14,7 @@ import yaml
 from tests.launch.commands import done
 from tests.paths import ROOT
 from tests.refusals import Refused, check_refusal
+from unlearn import plugins
 
 MINE = 'name: {name}\nsource: "mine"\nforget: {{objective: ascent}}\n'
 SMALL = (
@@ -138,6 +139,30 @@ def test_own_options_are_among_the_others(folders, monkeypatch):
     assert "mine-authors" in done(folders, "dry_run=true", "method=mine").out
 
 
+def test_plug_ins_lie_beside_the_options(folders, monkeypatch):
+    monkeypatch.setattr(plugins, "_OWN", {})
+    (folders / "one" / "beside_the_options.py").write_text(
+        "from jaxtyping import Float\nfrom torch import Tensor\n"
+        'def beside_the_options(logp: Float[Tensor, " N"]) -> Float[Tensor, " N"]:\n    return logp\n'
+    )
+    (folders / "one/method/mine.yaml").write_text(
+        MINE.format(name="mine").replace("ascent", "beside_the_options")
+    )
+    (folders / "work").mkdir()
+    assert (
+        "mine-authors"
+        in done(folders / "work", "-cd", "../one", "-cd", "../two", "method=mine", "dry_run=true").out
+    )
+    wrong = ("-cd", "../one", "method=mine", "method.forget.objective=beside_the_option", "dry_run=true")
+    says = ("did you mean beside_the_options", f"beside_the_option.py in {folders}/work or {folders}/one")
+    check_refusal(folders / "work", Refused(wrong, says))
+
+
+def test_the_folder_also_counts_for_help_and_subcommands(folders):
+    for arguments in (("--help",), ("list", "method"), ("show", "method=mine")):
+        assert "mine" in done(folders, "--config-dir", "one", *arguments).out.split()
+
+
 REFUSED = {
     "flag": Refused(("--multi",), ("--multi:", "did you mean --multirun")),
     "value": Refused(("--cfg", "jobs"), ("--cfg", "'job'", "unlearn --help")),
@@ -150,6 +175,21 @@ REFUSED = {
     "searched folder": Refused(("hydra.searchpath=[file:///nope]",), ("file:///nope", "no such folder")),
     "searched package": Refused(("hydra.searchpath=[pkg://nope]",), ("pkg://nope", "no package nope")),
     "scheme": Refused(("hydra.searchpath=[s3://x]",), ("s3://x", "file://")),
+    "own primary with the project's name": Refused(
+        ("-cd", "two", "--config-name", "config"),
+        ("two/config.yaml", "has the name of the project's"),
+    ),
+    "no YAML": Refused(
+        ("-cd", "two", "method=broken"), ("no valid YAML", "two/method/broken.yaml", "line 2")
+    ),
+    "key of an own option": Refused(
+        ("-cd", "two", "method=typo"), ("method.forgt=", "two/method/typo.yaml)", "did you mean forget")
+    ),
+    "key inside a key": Refused(("dataset.optoins.authors=3",), ("dataset.optoins", "(command line)")),
+    "a folder too deep": Refused(("-cd", "one/method", "method=mine"), ("method=mine", "the folder above")),
+    "an ending": Refused(("-cd", "two", "method=why"), ("why.yml why.yaml",)),
+    "folder of a sweep": Refused(("hydra.sweep.dir=x",), ("hydra.sweep.dir=x", "hydra.run.dir")),
+    "folder of a run": Refused(("-m", "hydra.run.dir=x", "seed=0,1"), ("hydra.run.dir=x", "hydra.sweep.dir")),
     "part": Refused(("--cfg", "job", "-p", "methd"), ("--package methd", "did you mean method")),
     "resolve alone": Refused(("--resolve",), ("--resolve", "--cfg")),
     "package alone": Refused(("-p", "method"), ("--package", "--cfg")),
@@ -167,6 +207,10 @@ REFUSED = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_refused(folders, name):
+    (folders / "two" / "config.yaml").write_text("defaults: []\n")
+    (folders / "two" / "method" / "broken.yaml").write_text("name: broken\nforget: {objective: ascent\n")
+    (folders / "two" / "method" / "typo.yaml").write_text(MINE.format(name="typo").replace("forget", "forgt"))
+    (folders / "two" / "method" / "why.yml").write_text(MINE.format(name="why"))
     check_refusal(folders, REFUSED[name])
 
 
@@ -183,6 +227,8 @@ def test_signs(tmp_path):
     [
         ("unlearn meth", {"method=", "method."}),
         ("unlearn co", {"compare"}),
+        ("unlearn list obj", {"objective"}),
+        ("unlearn show method=npo-k", {"method=npo-kl"}),
         ("unlearn method=satim", {"method=satimp", "method=satimp-muse", "method=satimp-wmdp"}),
         ("unlearn method.forget_", {"method.forget_only=", "method.forget_weight="}),
         ("unlearn method=satimp method.forget.wei", {"method.forget.weighting."}),

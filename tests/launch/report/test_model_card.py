@@ -53,6 +53,11 @@ def test_what_the_hub_reads(home: Path) -> None:
     rundir = planned(home, "model=llama-3.2-1b-instruct", "dataset=tofu", "++model.lora.r=8")
     rundir.adapter.mkdir()
     known = card(rundir).data.to_dict()
+    (shown,) = known.pop("model-index")
+    (about,) = shown["results"]
+    assert {each["type"]: each["value"] for each in about["metrics"]} == {
+        "tofu/forget_quality": 0.25, "tofu/model_utility": 0.5,
+    }  # fmt: skip
     assert known == {
         "base_model": "open-unlearning/tofu_Llama-3.2-1B-Instruct_full",
         "base_model_relation": "finetune",
@@ -63,7 +68,7 @@ def test_what_the_hub_reads(home: Path) -> None:
     }
     adapter = ModelCard.load(rundir.adapter / "README.md")
     own = {"library_name": "peft", "base_model_relation": "adapter"}
-    assert adapter.data.to_dict() == known | own
+    assert {k: v for k, v in adapter.data.to_dict().items() if k != "model-index"} == known | own
     assert "PeftModel.from_pretrained" in adapter.text
     assert re.search(r"peft \d", adapter.text)
 
@@ -84,6 +89,22 @@ def test_what_a_reader_sees(home: Path) -> None:
     assert "method.forget.beta=0.3" in text
     assert re.search(r"unlearn-lab \d.*torch \d.*transformers \d.*deepspeed \d", text)
     assert "## Licence" in text
+
+
+def test_what_was_cut_short_and_what_is_not_in_it_is_said(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (home / "card_objective.py").write_text(
+        "from jaxtyping import Float\nfrom torch import Tensor\n"
+        'def card_objective(logp: Float[Tensor, " N"]) -> Float[Tensor, " N"]:\n    return logp\n'
+    )
+    monkeypatch.chdir(home)
+    short = ("++eval.limit=2", "++eval.max_new_tokens=3")
+    text = card(planned(home, "method=grad_ascent", "++method.forget.objective=card_objective", *short)).text
+    assert "Measured on 2 examples of each set (eval.limit), with answers of at most 3 tokens" in text
+    assert "Its parts `card_objective` are code of their own" in text
+    assert "| forget set | `forget10` |" in text
+    assert "Measured on" not in card(planned(home, "++seed=7")).text
 
 
 def test_nothing_private_is_in_it(home: Path) -> None:

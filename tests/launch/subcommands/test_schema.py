@@ -103,7 +103,7 @@ def test_a_plug_in_of_ones_own_has_any_options(own):
 def test_it_goes_to_a_file_or_to_standard_output(tmp_path: Path):
     shown = done(tmp_path, "schema", "method")
     assert json.loads(shown.out)["properties"]["lr"]["description"] == "peak learning rate"
-    assert done(tmp_path, "schema", "--out", "whole.json").out == ""
+    assert done(tmp_path, "schema", "--out", "whole.json").out == "written: whole.json\n"
     assert json.loads((tmp_path / "whole.json").read_text()) == json.loads(json.dumps(whole()))
 
 
