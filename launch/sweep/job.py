@@ -63,11 +63,17 @@ class SweepJob:
             return None
         if not leads():  # the first task of the step writes the records
             return guarded(composed, in_child=not here).value
-        self.records.begin(number, overrides)
-        title = self.records.title(number)
-        Console().print(title, style="bold", soft_wrap=True, highlight=False, markup=False)
-        sys.stdout.flush()  # the log may be read meanwhile
-        run = guarded(composed, in_child=not here)
+        try:
+            if not here and _of_pool():  # from its record on, a job that is stopped says so
+                for stopping in STOPPING:
+                    signal.signal(stopping, lambda received, _: interrupt(received))
+            self.records.begin(number, overrides)
+            title = self.records.title(number)
+            Console().print(title, style="bold", soft_wrap=True, highlight=False, markup=False)
+            sys.stdout.flush()  # the log may be read meanwhile
+            run = guarded(composed, in_child=not here)
+        except KeyboardInterrupt:
+            run = SweepRun(overrides, None, INTERRUPTED, code=STOPPED)
         self.records.end(number, run)
         if run.code == STOPPED:
             try:
