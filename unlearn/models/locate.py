@@ -287,13 +287,10 @@ def _hub_adapter(checkpoint: CheckpointSource, local_files_only: bool) -> Path |
 
 
 def _is_whole(checkpoint: CheckpointSource) -> bool:
-    """Whether it is a folder without an adapter, or a repository of which the cache has a whole model's
-    weights, or knows that it holds no adapter."""
+    """Whether it is a folder without an adapter, or the hub has said that the repository holds none."""
     if checkpoint.folder is not None:
         return True
-    names = (model_files.ADAPTER, model_files.WEIGHTS, model_files.INDEX)
-    adapter, *weights = (try_to_load_from_cache(checkpoint.name, n, **checkpoint.revision) for n in names)
-    return adapter is NONE or any(isinstance(file, str) for file in weights)
+    return try_to_load_from_cache(checkpoint.name, model_files.ADAPTER, **checkpoint.revision) is NONE
 
 
 def _packaged(package: str, label: str) -> Path:
