@@ -93,6 +93,17 @@ def _command(arguments: list[str]) -> int:
     if flags.cfg:
         show_job(composed, overrides, flags.package)
         return 0
+    return _execute(composed, overrides, name, sweep=sweep)
+
+
+def _execute(composed: DictConfig, overrides: list[str], name: str, *, sweep: bool) -> int:
+    """Check a composed configuration, and make its run, its sweep or its dry run.
+
+    name: of the primary file.
+
+    Raises:
+        UserError: what is asked for cannot be done.
+    """
     config = checked(composed, overrides, composed.hydra.runtime.choices)
     if composed.hydra.job.chdir:
         raise UserError(
