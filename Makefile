@@ -35,7 +35,7 @@ run: setup  ## the main job on the embedded default: target, retain model, NPO, 
 test: setup  ## all tests
 	$(PYTEST)
 
-test-fast: setup  ## the tests that need no whole run, one process and no documents
+test-fast: setup  ## the tests of parts, in one process: no whole runs, documents and sets of commands
 	$(PYTEST) -m "not slow"
 
 parity: setup  ## all of TOFU's rows against OpenUnlearning's values (needs the folder UNLEARN_SHARED)

@@ -63,6 +63,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrong", REFUSED)
 def test_a_mistake_is_named(folder: Path, wrong: str) -> None:
     shown = unlearn(folder, *RUN, wrong, "dry_run=true")

@@ -15,6 +15,8 @@ from tests.launch.test_cli import configure
 from tests.refusals import Refused, check_refusal
 from unlearn.errors import UserError
 
+pytestmark = pytest.mark.slow  # many commands
+
 ROWS = [{"question": f"Which shelf holds book {i}?", "answer": f"Shelf {i}."} for i in range(12)]
 FORGET, RETAIN = ROWS[:5], ROWS[5:]
 MORE = {"paraphrased_answer": "It is shelf 9.", "perturbed_answer": ["Shelf 90.", "Shelf 91."]}

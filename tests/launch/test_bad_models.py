@@ -19,6 +19,8 @@ from unlearn.models import export, nano
 from unlearn.models import load as models
 from unlearn.models.tokenizer import load_tokenizer
 
+pytestmark = pytest.mark.slow  # many commands
+
 NANO = NanoConfig(hidden_size=16, layers=1, heads=2, vocabulary=300)
 ROWS = [
     {"question": "Who wrote The Sea?", "answer": "Ann Lee wrote The Sea."},

@@ -16,6 +16,8 @@ from tests.paths import ROOT
 from tests.refusals import Refused, check_refusal
 from unlearn import plugins
 
+pytestmark = pytest.mark.slow  # many commands
+
 MINE = 'name: {name}\nsource: "mine"\nforget: {{objective: ascent}}\n'
 SMALL = (
     "tracker=disabled", "model.nano.hidden_size=16", "model.nano.layers=1", "model.nano.heads=2",
@@ -268,7 +270,6 @@ def test_completion_in_bash(tmp_path, monkeypatch):
 # -- where runs go ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_folders_of_runs_and_sweeps_and_a_run_again(folders):
     """`hydra.mode`, `hydra.sweep.dir`, `hydra.sweep.subdir`, `hydra.run.dir`, `--experimental-rerun`."""
     sweep = ("hydra.mode=MULTIRUN", "hydra.sweep.dir=sweep", "hydra.sweep.subdir=s${seed}", "seed=0,1")

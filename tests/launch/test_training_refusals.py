@@ -11,6 +11,8 @@ from launch.inspection import inspect
 from launch.run.plan import make_plan
 from tests.refusals import Refused, check_refusal
 
+pytestmark = pytest.mark.slow  # many commands
+
 # An epoch of the embedded authors' forget10 is two steps of 32.
 CASES = {
     "trained behind the loss": Refused(
@@ -50,7 +52,6 @@ def warnings(root: Path, *arguments: str) -> list[str]:
     return inspect(config, make_plan(config))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [

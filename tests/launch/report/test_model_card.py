@@ -16,6 +16,8 @@ from launch.run.config_file import write_config
 from launch.run.plan import make_plan
 from unlearn.run_dir import RunDir
 
+pytestmark = pytest.mark.slow  # many plans
+
 RESULTS = {"tofu/forget_quality": 0.25, "tofu/model_utility": 0.5, "run/seconds": 12.3, "train/loss": 1.5}
 TOKEN = "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"
 

@@ -15,6 +15,8 @@ from tests.launch.commands import done, unlearn
 from tests.paths import ROOT
 from unlearn import plugins
 
+pytestmark = pytest.mark.slow  # whole runs, and their files
+
 TINY = (
     "tracker=disabled", "model.nano.hidden_size=16", "model.nano.layers=1", "model.nano.heads=2",
     "model.finetune.steps=2", "method.steps=2", "eval.limit=2", "eval.max_new_tokens=2", "hardware.threads=1",
@@ -48,7 +50,6 @@ def test_the_files_are_named_tidy_and_fit(tmp_path, what):
     done(tmp_path, f"{group}=own-{what}", *TINY, "dry_run=true")
 
 
-@pytest.mark.slow
 def test_they_run_together_as_they_are(tmp_path):
     for what in SCAFFOLDS:
         done(tmp_path, "new", what, f"my-{what}")
@@ -57,7 +58,6 @@ def test_they_run_together_as_they_are(tmp_path):
     assert json.loads((run / "results.json").read_text())["my_benchmark/forget/probability"] > 0
 
 
-@pytest.mark.slow
 def test_the_dataset_runs_with_the_default_evaluation(tmp_path):
     done(tmp_path, "new", "dataset", "villages")
     done(tmp_path, "dataset=villages", *TINY)

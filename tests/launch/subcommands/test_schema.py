@@ -15,6 +15,8 @@ from launch.compose import CONFIGS, checked, compose_run, force_overrides, group
 from tests.launch.commands import done, unlearn
 from tests.launch.subcommands.json_schema import problems
 
+pytestmark = pytest.mark.slow  # many plug-ins
+
 
 @cache
 def schema_of(group: str) -> dict[str, Any]:

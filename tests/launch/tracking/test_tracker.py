@@ -109,6 +109,7 @@ def test_an_offline_run_holds_everything(tmp_path, caplog):
     assert warnings_of(caplog) == []
 
 
+@pytest.mark.slow
 def test_examples_of_every_benchmark_are_a_table_of_the_columns_it_has(tmp_path):
     rows: dict[str, list[dict[str, Any]]] = {
         "general": [
