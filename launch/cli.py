@@ -33,7 +33,7 @@ from launch.compose import (
     search_own_folders,
 )
 from launch.config_groups import CONFIGS
-from launch.flags import parse, prints, show_job, stored_run, take_folders
+from launch.flags import parse, prints, show, stored_run, take_folders
 from launch.run import foreign_launchers
 from launch.run.config_file import read_job
 from launch.run.slurm_task import leads
@@ -83,7 +83,8 @@ def _command(arguments: list[str]) -> int:
         return _again(stored_run(flags.experimental_rerun))
     name, sweep = flags.config_name or PRIMARY, flags.multirun
     overrides = force_overrides(flags.overrides)
-    _refuse_other_folders(overrides, sweep=sweep)
+    if not flags.cfg:
+        _refuse_other_folders(overrides, sweep=sweep)
     if not sweep:
         refuse_sweep(overrides)
     composed = compose_run(overrides, hydra=True, name=name)
@@ -91,7 +92,7 @@ def _command(arguments: list[str]) -> int:
         overrides += home
         composed = compose_run(overrides, hydra=True, name=name)
     if flags.cfg:
-        show_job(composed, overrides, flags.package)
+        show(flags, composed, overrides)
         return 0
     return _execute(composed, overrides, name, sweep=sweep)
 

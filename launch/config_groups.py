@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from unlearn import entry_points
 from unlearn.errors import ConfigError
-from unlearn.plugins import FOLDERS as VARIABLE
+from unlearn.plugins import FOLDERS, named_folders
 
 CONFIGS = (Path(__file__).parent / "configs").resolve()
 """The project's options: in a wheel a folder of this package, in a checkout a link to the one above."""
@@ -30,10 +30,8 @@ def own_folders() -> list[Path]:
     Raises:
         ConfigError: UNLEARN_CONFIG_PATH or an installed package names a folder that does not exist.
     """
-    named = [
-        Path(name).expanduser().absolute() for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name
-    ]
-    if problems := [f"{VARIABLE}: there is no folder {path}" for path in named if not path.is_dir()]:
+    named = named_folders()
+    if problems := [f"{FOLDERS}: there is no folder {path}" for path in named if not path.is_dir()]:
         raise ConfigError(problems)
     here = Path.cwd() / "configs"
     every = [*named, *([here] if here.is_dir() else []), *entry_points.config_folders()]
@@ -68,9 +66,8 @@ def add_folders(folders: Iterable[tuple[str, str]]) -> None:
             problems.append(f"{place}: there is no such folder")
     if problems:
         raise ConfigError(problems)
-    known = [name for name in os.environ.get(VARIABLE, "").split(os.pathsep) if name]
     if paths:
-        os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*paths, *known]))
+        os.environ[FOLDERS] = os.pathsep.join(dict.fromkeys([*paths, *map(str, named_folders())]))
 
 
 def _folder(name: str) -> Path:

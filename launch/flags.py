@@ -31,7 +31,6 @@ from launch.compose import (
     given_values,
     initialized,
     search_own_folders,
-    yaml_of,
 )
 from launch.config_groups import CONFIGS, add_folders, groups, own_folders
 from unlearn.errors import ConfigError, UserError, did_you_mean
@@ -39,6 +38,7 @@ from unlearn.errors import ConfigError, UserError, did_you_mean
 _MODE = "hydra.mode="
 _SEARCH_PATH = "hydra.searchpath="
 _VERSIONS = ("torch", "transformers", "deepspeed")
+_ABSENT = object()
 
 
 class _Parser(ArgumentParser):
@@ -189,15 +189,13 @@ def prints(flags: Namespace) -> bool:
             hydra.show_info(flags.info, name, force_overrides(flags.overrides))
     elif flags.shell_completion:
         _complete(flags.overrides, name)
-    elif flags.cfg in ("hydra", "all"):
-        _show(flags, name)
     else:
         return False
     return True
 
 
-def show_job(composed: DictConfig, overrides: Sequence[str], package: str | None) -> None:
-    """Print the typed configuration of a run, or one part of it.
+def show(flags: Namespace, composed: DictConfig, overrides: Sequence[str]) -> None:
+    """Print a composed configuration as `--cfg`, `--package` and `--resolve` say.
 
     Raises:
         UserError: it does not fit the schema, or has no such part.
@@ -205,37 +203,36 @@ def show_job(composed: DictConfig, overrides: Sequence[str], package: str | None
     from launch.dry_run import deepspeed_yaml
 
     config = checked(composed, overrides, composed.hydra.runtime.choices)
-    if package in (None, "_global_"):
-        sys.stdout.write(yaml_of(config) + deepspeed_yaml(config))
-    else:
-        _write(OmegaConf.create(config.model_dump(mode="json")), str(package))
+    package = None if flags.package == "_global_" else flags.package
+    shown: Any = OmegaConf.create(config.model_dump(mode="json"))
+    if flags.cfg != "job":
+        section = _section(composed, resolve=flags.resolve)
+        shown = section if flags.cfg == "hydra" else OmegaConf.unsafe_merge(shown, section)
+    _write(shown, package)
+    if flags.cfg == "job" and package is None:
+        sys.stdout.write(deepspeed_yaml(config))
 
 
-def _show(flags: Namespace, name: str) -> None:
-    """Print Hydra's section, with `--cfg all` after the typed configuration."""
-    overrides = force_overrides(flags.overrides)
-    composed = compose_run(overrides, hydra=True, name=name)
-    config = checked(composed, overrides, composed.hydra.runtime.choices)
+def _section(composed: DictConfig, *, resolve: bool) -> DictConfig:
+    """Return Hydra's section of a composed configuration."""
     HydraConfig.instance().set_config(composed)
-    if flags.resolve:
+    if resolve:
         OmegaConf.set_readonly(composed.hydra, None)
         with _explained():
             OmegaConf.resolve(composed)
-    section = Hydra.get_sanitized_hydra_cfg(composed)
-    job = OmegaConf.create(config.model_dump(mode="json"))
-    shown = section if flags.cfg == "hydra" else OmegaConf.unsafe_merge(job, section)
-    _write(shown, flags.package if flags.package != "_global_" else None)
+    return Hydra.get_sanitized_hydra_cfg(composed)
 
 
 def _write(values: DictConfig | Any, package: str | None) -> None:
-    part = values if package is None else OmegaConf.select(values, package)
-    if part is None:
+    part = values if package is None else OmegaConf.select(values, package, default=_ABSENT)
+    if part is _ABSENT:
         above, _, last = (package or "").rpartition(".")
         near = OmegaConf.select(values, above) if above else values
         known = map(str, near) if isinstance(near, DictConfig) else ()
         raise UserError(f"--package {package}: there is no such part{did_you_mean(last, known)}")
     head = f"# @package {package}\n" if package else ""
-    sys.stdout.write(head + (OmegaConf.to_yaml(part) if isinstance(part, Container) else f"{part}\n"))
+    plain = "null" if part is None else part
+    sys.stdout.write(head + (OmegaConf.to_yaml(part) if isinstance(part, Container) else f"{plain}\n"))
 
 
 class _SchemaLoader(ConfigLoaderImpl):

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, wraps
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, ParamSpec, TypeVar
 
@@ -78,7 +79,7 @@ class Kind:
             return _OWN[self.package, name]
         except _Missing:
             near = did_you_mean(name, self.listed(), _own_files())
-            own = f"; one of your own is {name}.py in {' or '.join(own_folders())}, or has a dotted path"
+            own = f"; one of your own is {name}.py in {' or '.join(_own_folders())}, or has a dotted path"
             raise ConfigError([f"{where}: no such {self.word}{near}{own}"]) from None
         except _Unfit as error:
             raise ConfigError([f"{where}: {error}"]) from None
@@ -184,20 +185,23 @@ FOLDERS = "UNLEARN_CONFIG_PATH"
 """The variable with folders of options of your own, separated as in PATH; plug-ins may lie beside them."""
 
 
-def own_folders() -> list[str]:
-    """Return the folders where plug-ins of your own are looked for: the working directory, and FOLDERS.
+def named_folders() -> list[Path]:
+    """Return the folders that the variable names, as absolute paths; they may be missing."""
+    named = (each for each in os.environ.get(FOLDERS, "").split(os.pathsep) if each)
+    return [Path(each).expanduser().absolute() for each in named]
+
+
+def _own_folders() -> list[str]:
+    """Return the folders where plug-ins of your own are looked for: the working directory, and those named.
 
     A run's worker processes have the working directory and the variables of the command.
     """
-    return [
-        os.getcwd(),
-        *(os.path.expanduser(each) for each in os.environ.get(FOLDERS, "").split(os.pathsep) if each),
-    ]
+    return [os.getcwd(), *map(str, named_folders())]
 
 
 def _search_own_folders() -> None:
     """Let Python import modules of your own folders, after all others."""
-    for folder in map(os.path.abspath, own_folders()):
+    for folder in _own_folders():
         if folder not in sys.path and not (folder == os.getcwd() and "" in sys.path):
             sys.path.append(folder)
     importlib.invalidate_caches()
@@ -205,12 +209,12 @@ def _search_own_folders() -> None:
 
 def _own_files() -> dict[str, str]:
     """Return the names of modules in your own folders, for near misses."""
-    files = (file for folder in own_folders() if os.path.isdir(folder) for file in os.listdir(folder))
+    files = (file for folder in _own_folders() if os.path.isdir(folder) for file in os.listdir(folder))
     return {name: name for name in (file.removesuffix(".py") for file in files) if _is_own(name)}
 
 
 def _is_own(name: str) -> bool:
-    places = [os.path.join(folder, name) for folder in own_folders()]
+    places = [os.path.join(folder, name) for folder in _own_folders()]
     return any(
         os.path.isfile(f"{each}.py") or os.path.isfile(os.path.join(each, "__init__.py")) for each in places
     )

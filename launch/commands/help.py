@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import groupby
 
 from rich.console import Console
 
 from launch.commands import help_lines
 from launch.commands.keys import Key, keys_of
+from launch.commands.plug_ins import KINDS, SECTIONS
 from launch.config_groups import describe, groups
-from launch.tracking.trackers import TRACKERS
 from unlearn.config import RunConfig
 from unlearn.errors import ConfigError
 from unlearn.plugins import Kind
-from unlearn.probes import PROBES
 
-PLUG_INS: Mapping[str, Kind] = {"probe": PROBES, "tracker": TRACKERS}
-"""The sections whose further keys are options of a plug-in."""
 _HEAD = """\
 unlearn [group=option …] [key=value …]
 
@@ -53,7 +50,8 @@ def _key_lines() -> Iterator[str]:
     """Yield a line for each key of the schema, after those of a section the options of its plug-ins."""
     for section, keys in groupby(keys_of(RunConfig), key=lambda key: key.name.partition(".")[0]):
         yield from (_line(key) for key in keys)
-        if (kind := PLUG_INS.get(section)) is not None:
+        if section in SECTIONS:
+            kind = KINDS[section].kind
             for name in kind.listed():
                 yield from _option_lines(kind, section, name)
 

@@ -40,6 +40,8 @@ KINDS: Mapping[str, KindEntry] = {
     "tracker": KindEntry("launch.tracking.trackers", "TRACKERS", "tracker.name"),
 }
 """By the word for them."""
+SECTIONS = ("probe", "tracker")
+"""Kinds whose options are further keys of the section of that name."""
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 from launch.commands.plug_ins import KINDS, options_of
 from launch.config_groups import groups
 from unlearn.arguments import Parser, path_argument
-from unlearn.config import SLOTS, Mask, RunConfig
+from unlearn.config import SLOTS, RunConfig
 from unlearn.errors import UserError, did_you_mean
 from unlearn.files import check_writable, write_json
 from unlearn.guard import tool
@@ -30,12 +30,6 @@ or in the settings of VS Code, for all files of a group:
 
   "yaml.schemas": {"method.schema.json": "configs/method/*.yaml",
                    "experiment.schema.json": "configs/experiment/*.yaml"}"""
-_OF_TERMS: Mapping[str, Any] = {
-    "mask": {"enum": [*get_args(Mask)]},
-    "skip": {"type": "integer", "minimum": 0},
-    "layer": {"type": "number", "minimum": 0},
-}
-"""Keys of every term, whatever its objective, besides its weighting."""
 
 
 def parser() -> Parser:
@@ -106,14 +100,15 @@ def _defaults() -> dict[str, Any]:
 
 def _method(parts: dict[str, Any]) -> None:
     """Describe terms, rule and intervention of a method, and where keys of a method stand elsewhere."""
-    from unlearn.terms import WeightingOptions  # with torch
+    from unlearn.terms import TermKeys, WeightingOptions  # with torch
     from unlearn.weightings._granularity import GRANULARITIES
 
     method = parts["MethodConfig"]["properties"]
     of_weightings = WeightingOptions.model_json_schema()["properties"]
     of_weightings["granularity"] = {"enum": [*GRANULARITIES]}
     weighting = {"anyOf": [{"$ref": "#/$defs/Weighting"}, _one_of(_names("weighting"))]}
-    own = {**_OF_TERMS, "weighting": weighting}
+    own = {**TermKeys.model_json_schema()["properties"], "weighting": weighting}
+    del own["objective"]
     parts["Weighting"] = _open("weighting", "name")
     parts["Weighting"]["allOf"] = _cases(parts, "weighting", "name", of_weightings)
     parts["Term"] = _open("objective", "objective")

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pydantic import BaseModel
 
-from eval.benchmark import BENCHMARKS
-from eval.variants import VARIANTS
 from launch.commands.keys import Key, keys_of, section_in
+from launch.commands.plug_ins import KINDS, options_of
 from launch.config_groups import CONFIGS
 from launch.report import markdown
-from launch.tracking.trackers import TRACKERS
 from unlearn import plugins
 from unlearn.config import SLOTS, RunConfig
-from unlearn.data.sources import SOURCES
-from unlearn.interventions import INTERVENTIONS
 from unlearn.plugins import Kind
-from unlearn.probes import PROBES
-from unlearn.rules import RULES
 from unlearn.terms import OBJECTIVES, WEIGHTINGS, TermKeys, WeightingOptions
 from unlearn.weightings._granularity import GRANULARITIES
 
@@ -99,30 +92,25 @@ def _weighting_keys() -> list[Key]:
 
 def _plug_ins(table: _Tables) -> Iterator[str]:
     """Yield a heading for each kind of plug-in with options of its own, and a table for each plug-in."""
-    kinds: list[tuple[str, Kind, Callable[[str], str], Callable[[Any], type[BaseModel] | None]]] = [
-        ("Rules", RULES, lambda name: "method.rule.", plugins.keywords),
-        ("Interventions", INTERVENTIONS, lambda name: "method.intervention.", _options),
-        ("Data sources", SOURCES, lambda name: "dataset.options.", _options),
-        ("Benchmarks", BENCHMARKS, lambda name: f"eval.benchmarks.{name}.", _options),
-        ("Variants", VARIANTS, lambda name: f"eval.variants.{name}.", _options),
-        ("Probes", PROBES, lambda name: "probe.", _options),
-        ("Trackers", TRACKERS, lambda name: "tracker.", _options),
-    ]
-    for heading, kind, prefix, options in kinds:
+    kinds = {
+        "Rules": ("rule", "method.rule."),
+        "Interventions": ("intervention", "method.intervention."),
+        "Data sources": ("source", "dataset.options."),
+        "Benchmarks": ("benchmark", "eval.benchmarks.{name}."),
+        "Variants": ("variant", "eval.variants.{name}."),
+        "Probes": ("probe", "probe."),
+        "Trackers": ("tracker", "tracker."),
+    }
+    for heading, (word, above) in kinds.items():
         yield f"## {heading}"
+        kind = KINDS[word].kind
         for name in kind.names():
             plug_in = kind.find(name, name)
-            section = options(plug_in)
-            documented = plug_in if kind is RULES else section
-            keys = list(keys_of(section, prefix(name), documented)) if section is not None else []
-            if keys:
-                yield f"### {kind.word} {name}\n\n{markdown.summary(plug_in)}"
+            section = options_of(plug_in)
+            documented = plug_in if word == "rule" else section
+            if keys := list(keys_of(section, above.format(name=name), documented)):
+                yield f"### {word} {name}\n\n{markdown.summary(plug_in)}"
                 yield table.of(keys)
-
-
-def _options(plug_in: Any) -> type[BaseModel] | None:
-    options: type[BaseModel] | None = getattr(plug_in, "Options", None)
-    return options
 
 
 class _Tables:

@@ -12,6 +12,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from eval.judgement.judge import with_judgement
 from eval.metric_catalog import shown
+from launch.commands.plug_ins import KINDS, named
 from launch.job import Baselines, Job
 from launch.redact import scrubbed
 from launch.report import markdown
@@ -21,11 +22,10 @@ from launch.tracking.run_names import WANTED
 from unlearn.config import RunConfig
 from unlearn.data.sources import available
 from unlearn.files import replacing
-from unlearn.interventions import INTERVENTIONS, is_edited
+from unlearn.interventions import is_edited
 from unlearn.paths import below_home, is_local, repository_problem, user_path
-from unlearn.rules import RULES
 from unlearn.run_dir import RunDir
-from unlearn.terms import OBJECTIVES, WEIGHTINGS, training_sets
+from unlearn.terms import training_sets
 
 TEMPLATE = Path(__file__).parent / "templates" / "model-card.md.j2"
 _LICENCE = ("license", "license_name", "license_link")
@@ -202,19 +202,8 @@ def _measured_on(config: RunConfig) -> str:
 
 def _own_code(config: RunConfig) -> list[str]:
     """Return the plug-ins of the method that do not ship with Unlearn Lab."""
-    method = config.method
-    terms = [
-        *method.terms.values(),
-        *({"objective": each.objective, **(each.model_extra or {})} for each in method.further),
-    ]
-    weightings = [term["weighting"] for term in terms if term.get("weighting")]
-    named = [
-        *((OBJECTIVES, term["objective"]) for term in terms),
-        *((WEIGHTINGS, each if isinstance(each, str) else each["name"]) for each in weightings),
-        (RULES, method.rule.name),
-        *([(INTERVENTIONS, method.intervention["name"])] if method.intervention else []),
-    ]
-    return [name for kind, name in dict.fromkeys(named) if name not in kind.names()]
+    plug_ins = named("method", config.method.model_dump(mode="json"))
+    return [each.name for each in plug_ins if each.name not in KINDS[each.word].kind.names()]
 
 
 def _values(config: RunConfig) -> str:

@@ -18,7 +18,7 @@ _HEAD = """\
 
 Every option of every group, `group=option`, each a YAML in `configs/<group>/`. An option sets keys of the
 [configuration](configuration.md); what the command line says goes before it. Options of your own, in a folder
-`configs` beside the run, work the same.
+`configs` of the working directory, work the same ([extend](extend.md)).
 """
 _ABOUT = {
     "method": "Terms, values and sources of each: [methods](methods.md).",

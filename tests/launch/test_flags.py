@@ -56,6 +56,7 @@ def test_cfg_job_and_package(tmp_path):
     assert out.startswith("# @package method.forget\n")
     assert yaml.safe_load(out) == job["method"]["forget"]
     assert done(tmp_path, "-c", "job", "-p", "seed", "seed=4").out == "# @package seed\n4\n"
+    assert done(tmp_path, "-c", "job", "-p", "method.clip").out == "# @package method.clip\nnull\n"
 
 
 def test_cfg_hydra_and_resolve(tmp_path):
@@ -197,6 +198,7 @@ REFUSED = {
     "package alone": Refused(("-p", "method"), ("--package", "--cfg")),
     "two at once": Refused(("-m", "--cfg", "job"), ("--cfg and --multirun", "one of them")),
     "a mode": Refused(("hydra.mode=MANY",), ("hydra.mode=MANY", "MULTIRUN")),
+    "several values to be shown": Refused(("--cfg", "hydra", "seed=0,1"), ("seed=0,1", "-m")),
     "several values": Refused(("seed=0,1", "dry_run=true"), ("seed=0,1", "-m")),
     "a pickle": Refused(("--experimental-rerun", "config.pickle"), ("config.pickle", "folder of a run")),
     "a run with changes": Refused(("--experimental-rerun", "one", "seed=1"), ("without changes",)),
