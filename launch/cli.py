@@ -224,8 +224,9 @@ def _sweep(arguments: list[str], composed: DictConfig) -> int:
     check_plugins(composed)
     chosen = folder_name(os.environ.get("UNLEARN_SWEEP", ""))
     name = chosen or sweep_name([a for a in arguments if not a.startswith("-")])
-    records = Records(Path(composed.hydra.sweep.dir).absolute() / "sweeps" / name)
-    records.stop.unlink(missing_ok=True)
+    folder = Path(composed.hydra.sweep.dir).absolute() / "sweeps" / name
+    records = Records(folder, "-".join(map(str, process())))
+    records.all_stop.unlink(missing_ok=True)
     problem = ""
     try:
         with hooked(records):
@@ -237,6 +238,7 @@ def _sweep(arguments: list[str], composed: DictConfig) -> int:
         problem = " ".join(str(error).split())
     except Exception as error:  # whatever a launcher's library has
         problem = outcome(error)[0]
+    records.own_stop.unlink(missing_ok=True)
     return conclude(records, problem) if leads() else 0
 
 

@@ -95,7 +95,7 @@ class RecordingLauncher:
         jobs = {number: [quoted(override) for override in job] for number, job in jobs.items()}
         self.records.announce(jobs, total, self._command, anew=anew and 0 in jobs)
         self._launch({number: [*job, f"hydra.sweeper.trial={number}"] for number, job in jobs.items()})
-        if self.records.stop.exists() or any(self.records.stopped(number) for number in jobs):
+        if self.records.stopping() or any(self.records.stopped(number) for number in jobs):
             raise KeyboardInterrupt
         return {number: self.records.value(number) for number in jobs}
 
@@ -123,7 +123,7 @@ class RecordingLauncher:
         try:
             return self._through(jobs)
         except BrokenProcessPool:
-            if self.records.stop.exists():
+            if self.records.stopping():
                 return [_completed(job) for job in jobs.values()]
             if not self.records.begun(next(iter(jobs))):
                 raise  # no job began: it would break again
@@ -170,7 +170,7 @@ def _forwarding(records: Records) -> Iterator[None]:
     """On a signal, stop the jobs in child processes, and let no other job begin."""
 
     def stop(_: int) -> None:
-        records.stop.touch()
+        records.stop()
         children = {child.pid for child in psutil.Process().children(recursive=True)}
         for process in children.intersection(records.running()):
             os.kill(process, signal.SIGTERM)

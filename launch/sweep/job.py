@@ -58,7 +58,7 @@ class SweepJob:
             lasting_output()
             pause_collection()
         os.environ["UNLEARN_SWEEP"] = self.records.folder.name  # the tracker's group
-        if self.records.stop.exists():
+        if self.records.stopping():
             if here:
                 raise KeyboardInterrupt  # otherwise Hydra continues with the next job
             return None

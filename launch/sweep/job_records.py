@@ -1,7 +1,8 @@
 """The records that the jobs of a sweep write into one folder, wherever they run.
 
 `jobs.json` lists the launched jobs. `<job number>.json` exists from the start of the job, and has its exit
-code from its end. While `stop` exists, no further job begins.
+code from its end. While `stop` exists, no further job begins; while `stop-<command>` does, none of that
+command.
 """
 
 from __future__ import annotations
@@ -36,13 +37,29 @@ def sweep_name(overrides: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Records:
-    """The folder of one sweep, `<folder of all runs>/sweeps/<id>`."""
+    """The folder of one sweep, `<folder of all runs>/sweeps/<id>`.
+
+    `command`: names the command among several that search together.
+    """
 
     folder: Path
+    command: str = ""
+
+    def stop(self) -> None:
+        """Let no further job of this command begin."""
+        self.own_stop.touch()
+
+    def stopping(self) -> bool:
+        """Tell whether no further job begins."""
+        return self.all_stop.exists() or self.own_stop.exists()
 
     @property
-    def stop(self) -> Path:
+    def all_stop(self) -> Path:
         return self.folder / "stop"
+
+    @property
+    def own_stop(self) -> Path:
+        return self.folder / f"stop-{self.command}"
 
     def announce(
         self, jobs: Mapping[int, Sequence[str]], total: int, command: Sequence[str], *, anew: bool

@@ -79,8 +79,7 @@ class SharedStudy:
         claimed: dict[int, Trial] = {}
         with self._lock:
             fail_stale_trials(self._study)
-            self._offer()
-            while len(claimed) < most and self._in_state(TrialState.WAITING):
+            while len(claimed) < most and self._offer(most - len(claimed)):
                 trial = self._study.ask(dict(self._space.distributions))
                 job = trial.user_attrs.get(_JOB)
                 first = min((t.number for t in self._counted() if t.user_attrs.get(_JOB) == job), default=-1)
@@ -137,14 +136,18 @@ class SharedStudy:
             ended.set()
             thread.join()
 
-    def _offer(self) -> None:
-        """Let each job wait that has no trial, with the parameters of a freed one."""
-        trials = self._study.get_trials(deepcopy=False)
-        known = {t.user_attrs.get(_JOB) for t in [*self._counted(), *self._in_state(TrialState.WAITING)]}
-        before = {t.user_attrs.get(_JOB): t.params for t in trials if t.params}
-        for job, point in enumerate(self._points):
-            if job not in known:
-                self._study.enqueue_trial(before.get(job, point), user_attrs={_JOB: job})
+    def _offer(self, most: int) -> bool:
+        """Let up to `most` jobs wait, the first without a trial, with the parameters of a freed one.
+
+        Returns whether a job waits.
+        """
+        waiting = self._in_state(TrialState.WAITING)
+        known = {trial.user_attrs.get(_JOB) for trial in [*self._counted(), *waiting]}
+        missing = [job for job in range(self.jobs) if job not in known][: max(0, most - len(waiting))]
+        before = {trial.user_attrs.get(_JOB): trial.params for trial in self._in_state(TrialState.FAIL)}
+        for job in missing:
+            self._study.enqueue_trial(before.get(job) or self._points[job], user_attrs={_JOB: job})
+        return bool(waiting or missing)
 
     def _counted(self) -> list[FrozenTrial]:
         """The trials that run, have a value or failed by themselves."""

@@ -136,7 +136,7 @@ def take_part(where: str, n_trials: int) -> None:
 @pytest.mark.parametrize("storage", ["sqlite:///{}/study.db", "{}/journal.log"])
 def test_processes_share_exactly_the_trials_of_a_study(storage, tmp_path):
     """They begin at once, so that they also create it together."""
-    where, n_trials = storage.format(tmp_path), 12
+    where, n_trials = storage.format(tmp_path), 8
     commands = [FORKS.Process(target=take_part, args=(where, n_trials)) for _ in range(3)]
     for command in commands:
         command.start()
