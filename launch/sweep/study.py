@@ -87,6 +87,7 @@ class SharedStudy:
                     self.free(trial)
                 else:
                     claimed[job] = trial
+                    self._beat([trial])
         return claimed
 
     def tell(self, trial: Trial, value: float | None) -> None:
@@ -104,7 +105,9 @@ class SharedStudy:
 
     def elsewhere(self) -> int:
         """Return how many trials other commands run that will end or be freed; 0 without heartbeats."""
-        return len(self._in_state(TrialState.RUNNING)) if isinstance(self._storage, RDBStorage) else 0
+        if not isinstance(self._storage, RDBStorage):
+            return 0
+        return sum(_JOB in trial.user_attrs for trial in self._in_state(TrialState.RUNNING))
 
     def best(self) -> FrozenTrial | None:
         """Return the trial with the largest value, if one has a value."""
@@ -112,22 +115,17 @@ class SharedStudy:
 
     @contextmanager
     def heartbeats(self, trials: Sequence[Trial]) -> Iterator[None]:
-        """Tell the database that these trials run."""
-        storage, ended = self._storage, Event()
-        if not isinstance(storage, RDBStorage):
+        """Tell the database again and again that these trials run."""
+        if not isinstance(self._storage, RDBStorage):
             yield
             return
-
-        def beat() -> None:
-            for trial in trials:
-                storage.record_heartbeat(trial._trial_id)
+        ended, interval = Event(), self._storage.get_heartbeat_interval()
 
         def keep_beating() -> None:
-            while not ended.wait(storage.get_heartbeat_interval()):
+            while not ended.wait(interval):
                 with suppress(SQLAlchemyError, StorageInternalError):  # it may be back for the next one
-                    beat()
+                    self._beat(trials)
 
-        beat()
         thread = Thread(target=keep_beating, daemon=True)
         thread.start()
         try:
@@ -135,6 +133,11 @@ class SharedStudy:
         finally:
             ended.set()
             thread.join()
+
+    def _beat(self, trials: Sequence[Trial]) -> None:
+        if isinstance(self._storage, RDBStorage):
+            for trial in trials:
+                self._storage.record_heartbeat(trial._trial_id)
 
     def _offer(self, most: int) -> bool:
         """Let up to `most` jobs wait, the first without a trial, with the parameters of a freed one.

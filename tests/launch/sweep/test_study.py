@@ -164,10 +164,12 @@ def test_a_trial_is_freed_when_its_process_is_killed_and_not_before(tmp_path):
     command.start()
     wait_until((tmp_path / "begun").exists)
     mine = study(2, where, heartbeat_s=1)
-    assert [*mine.claim(1)] == [1]
-    time.sleep(4)  # longer than a heartbeat may be missing
-    assert mine.claim(1) == {}
-    assert mine.elsewhere() == 2
+    own = mine.claim(1)
+    with mine.heartbeats([own[1]]):
+        time.sleep(4)  # longer than a heartbeat may be missing
+        assert mine.claim(1) == {}
+        assert mine.elsewhere() == 2
+        mine.tell(own[1], 0.5)
     command.kill()
     command.join(LIMIT)
     freed: dict[int, Any] = {}
