@@ -22,8 +22,9 @@ from unlearn import interventions
 from unlearn.data.batching import Batch, collate, deal
 from unlearn.data.tokenization import Encoder, TokenSequence
 from unlearn.distributed import ALONE, World
-from unlearn.passes.forward import TokenRecord, record, unwrap
+from unlearn.passes.forward import TokenRecord, record
 from unlearn.passes.generate import Perturb, end_tokens, generate
+from unlearn.passes.head import unwrap
 from unlearn.passes.module_modes import evaluating
 from unlearn.passes.per_example.gradient_norms import gradient_norms
 from unlearn.passes.products import fast_linear_layers

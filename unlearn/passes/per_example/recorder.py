@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode
 
 from unlearn.data.batching import Batch
-from unlearn.passes.forward import unwrap
+from unlearn.passes.head import unwrap
 from unlearn.passes.per_example.parameter_uses import Outer, Own, OwnCall, Rows, Site
 from unlearn.passes.products import LINEAR, linear, plain_linear_layers
 
