@@ -97,9 +97,16 @@ def preferred(sizes: Iterable[Size]) -> set[Size]:
     return {size for size in wanted if prefers_onednn(size)}
 
 
+def bf16_gain() -> float:
+    """Return how many times as fast products are in bf16 as in fp32; this CPU emulates bf16 below 1."""
+    table = _of_threads(torch.get_num_threads())
+    table.learn_bf16()
+    return table.bf16_gain
+
+
 def describe() -> list[str]:
     """Return lines on this processor and on what was measured on it, with any number of threads."""
-    tables = [table for threads in range(1, 1 + (os.cpu_count() or 1)) if (table := _Table(threads)).known]
+    tables = [table for threads in range(1, 1 + (os.cpu_count() or 1)) if (table := _Table(threads)).lines()]
     lines = [", ".join(f"{name} {value}" for name, value in machine().items())]
     for table in tables:
         lines += [f"kernels of linear layers, threads: {table.threads} ({table.file})", *table.lines()]
@@ -134,6 +141,7 @@ class _Table:
 
     threads: int
     known: dict[Size, Times] = field(default_factory=dict)
+    bf16_gain: float = 0.0  # 0: not measured
     spent: float = 0.0
 
     def __post_init__(self) -> None:
@@ -164,8 +172,19 @@ class _Table:
             if len(self.known) > before:
                 self._write()
 
+    def learn_bf16(self) -> None:
+        """Measure the gain of bf16, unless another process has."""
+        if self.bf16_gain:
+            return
+        with self._locked():
+            self._read()
+            if not self.bf16_gain:
+                measure_bf16()  # sets up the library
+                self.bf16_gain = measure_bf16()
+                self._write()
+
     def lines(self) -> list[str]:
-        lines = []
+        lines = [f"  bf16: {self.bf16_gain:.2f}× as fast as fp32"] if self.bf16_gain else []
         for size, times in sorted(self.known.items()):
             found = "oneDNN not usable" if times.onednn is None else f"oneDNN {times.gain:.2f}× as fast"
             lines.append(f"  {size}: {found}, {'oneDNN' if times.prefers_onednn else 'PyTorch'} is used")
@@ -173,14 +192,16 @@ class _Table:
 
     def _read(self) -> None:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-            for key, pair in read_json(self.file)["seconds"].items():
+            stored = read_json(self.file)
+            self.bf16_gain = float(stored["bf16_gain"])
+            for key, pair in stored["seconds"].items():
                 kind, rows, inputs, outputs = key.split()
                 self.known[Size(kind, rows, int(inputs), int(outputs))] = Times(*pair)
 
     def _write(self) -> None:
         seconds = {" ".join(map(str, size)): list(times) for size, times in sorted(self.known.items())}
         with contextlib.suppress(OSError, NoRoom):  # without a cache every process measures
-            write_json(self.file, {**self._facts, "seconds": seconds})
+            write_json(self.file, {**self._facts, "bf16_gain": self.bf16_gain, "seconds": seconds})
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -209,13 +230,30 @@ def measure(size: Size) -> Times:
     ways: dict[str, Callable[[], Any]] = {"pytorch": lambda: torch.mm(left, right.mT)}
     if agrees:
         ways["onednn"] = lambda: onednn(left, right)
+    best = _seconds(ways)
+    return Times(best["pytorch"], best.get("onednn"))
+
+
+@torch.no_grad()
+def measure_bf16() -> float:
+    """Return how many times as fast a product of a linear layer is in bf16 as in fp32."""
+    left, right = _operands(Size("forward", "many", *_WIDTHS))
+    low = left.bfloat16(), right.bfloat16()
+    seconds = _seconds(
+        {"fp32": lambda: torch.mm(left, right.mT), "bf16": lambda: torch.mm(low[0], low[1].mT)}
+    )
+    return seconds["fp32"] / seconds["bf16"]
+
+
+def _seconds(ways: dict[str, Callable[[], Any]]) -> dict[str, float]:
+    """Return the least CPU seconds of each call, in turns: not disturbed by other work on the machine."""
     best = dict.fromkeys(ways, float("inf"))
     for _ in range(_TURNS):
         for name, call in ways.items():
-            started = time.thread_time()  # not disturbed by other work on the machine
+            started = time.thread_time()
             call()
             best[name] = min(best[name], time.thread_time() - started)
-    return Times(best["pytorch"], best.get("onednn"))
+    return best
 
 
 def _operands(size: Size) -> tuple[Tensor, Tensor]:

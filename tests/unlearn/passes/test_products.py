@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
+from launch.memory.command import composed
+from launch.validate.machine import hardware_problems
 from tests.tolerance import PASS, assert_close
 from unlearn.passes import product_times, products
-from unlearn.passes.product_times import Size, Times, measure, preferred
+from unlearn.passes.product_times import Size, Times, bf16_gain, measure, preferred
 from unlearn.passes.products import fast_linear_layers, plain_linear_layers
 
 SIZE = Size("forward", "many", 64, 96)
@@ -127,6 +129,18 @@ def test_a_wrong_kernel_is_not_used(kind, monkeypatch):
     times = measure(Size(kind, "few", 64, 96))
     assert times.onednn is None
     assert not times.prefers_onednn
+
+
+def test_the_gain_of_bf16_is_kept_too(cache, monkeypatch):
+    gain = bf16_gain()
+    assert gain > 0
+    product_times._of_threads.cache_clear()
+    monkeypatch.setattr(product_times, "measure_bf16", lambda: pytest.fail("measured a second time"))
+    assert bf16_gain() == gain
+    problems = hardware_problems(composed("hardware=cpu-bf16"))
+    assert bool(problems) == (gain < 1)
+    assert all("emulates bf16" in problem for problem in problems)
+    assert not hardware_problems(composed("hardware=cpu-bf16", "dry_run=true"))  # may be of another machine
 
 
 def test_noise_does_not_decide():
