@@ -73,7 +73,8 @@ def parse(arguments: Sequence[str]) -> Namespace:
     """Read flags and overrides, and search the folders of `hydra.searchpath`.
 
     Returns:
-        Hydra's attributes; `version` says whether the version is asked for, `overrides` has no
+        Hydra's attributes; `version` says whether the version is asked for (`verbose`: with the kernels
+        that were measured on this machine), `overrides` has no
         `hydra.searchpath` and no `hydra.mode`, which are among the attributes.
 
     Raises:
@@ -84,7 +85,8 @@ def parse(arguments: Sequence[str]) -> Namespace:
     parser.__class__ = _Parser
     parser.allow_abbrev = False
     asked = "--version" in arguments  # Hydra's parser would print Hydra's version and exit
-    flags, others = parser.parse_known_args([each for each in arguments if each != "--version"])
+    own = ("--version", "-v") if asked else ()
+    flags, others = parser.parse_known_args([each for each in arguments if each not in own])
     known = parser._option_string_actions
     for flag in others:
         if flag.startswith("-"):
@@ -92,7 +94,7 @@ def parse(arguments: Sequence[str]) -> Namespace:
                 f"{flag}: there is no such flag{did_you_mean(flag, known)}; unlearn --help has them all"
             )
     given = [*flags.overrides, *others]
-    flags.version = asked
+    flags.version, flags.verbose = asked, "-v" in arguments
     flags.overrides = [each for each in arguments if each in given]  # in their order
     _check(flags)
     _settle(flags)
@@ -181,6 +183,10 @@ def prints(flags: Namespace) -> bool:
     if flags.version:
         ours = {"unlearn-lab": version("unlearn-lab"), **{each: version(each) for each in _VERSIONS}}
         sys.stdout.write("".join(f"{package} {number}\n" for package, number in ours.items()))
+        if flags.verbose:
+            from unlearn.passes.product_times import describe  # imports torch
+
+            sys.stdout.write("".join(f"{line}\n" for line in describe()))
     elif flags.hydra_help:
         with initialized() as hydra, _explained():
             hydra.hydra_help(None, get_args_parser(), flags)

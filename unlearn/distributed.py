@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 
 from unlearn.errors import UserError
-from unlearn.passes.per_example.mkldnn_linear import LINEAR
+from unlearn.passes.products import LINEAR
 
 T = TypeVar("T")
 

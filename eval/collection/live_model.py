@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from eval.collection.mkldnn import Packed, pack, packed_in
 from eval.collection.ragged import Ragged
 from eval.collection.records import TOKEN_COLUMNS
 from eval.collection.shared_prompts import Row, collate_rows, rows_of
@@ -23,10 +22,12 @@ from unlearn import interventions
 from unlearn.data.batching import Batch, collate, deal
 from unlearn.data.tokenization import Encoder, TokenSequence
 from unlearn.distributed import ALONE, World
-from unlearn.passes.forward import TokenRecord, record, unwrap
+from unlearn.passes.forward import TokenRecord, record
 from unlearn.passes.generate import Perturb, end_tokens, generate
+from unlearn.passes.head import unwrap
 from unlearn.passes.module_modes import evaluating
 from unlearn.passes.per_example.gradient_norms import gradient_norms
+from unlearn.passes.products import fast_linear_layers
 
 T = TypeVar("T")
 
@@ -51,7 +52,6 @@ class Live:
     progress: bool = False
     static_cache: bool = False
     shares_prompts: bool | None = field(default=None, init=False)
-    _weights: tuple[list[int], Packed] | None = field(default=None, init=False, repr=False)
 
     def read(self, sequences: Sequence[TokenSequence], *, label: str = "answers") -> dict[str, Ragged]:
         """Compute the columns of `unlearn.passes.forward.TokenRecord` per answer token, a row per sequence.
@@ -65,7 +65,7 @@ class Live:
             return record(self.model, batch, limit, inputs)
 
         answers = [sum(sequences[i].answer_length for i in row.members) for row in rows]
-        with packed_in(self._packed):
+        with fast_linear_layers(self.model):
             records = self._passes([row.width for row in rows], answers, forward, label)
         order = [i for part, _ in records for j in part for i in rows[j].members]
         # Copied from the device once, at the end: a copy per batch would make the host wait for each.
@@ -112,7 +112,11 @@ class Live:
         perturb: Perturb | None = None,
     ) -> list[list[int]]:
         """Generate tokens for each prompt, until the first end token: greedily, unless `perturb` is set."""
-        with evaluating(self.model), packed_in(self._packed), self._bar(label, len(prompts)) as advance:
+        with (
+            evaluating(self.model),
+            fast_linear_layers(self.model),
+            self._bar(label, len(prompts)) as advance,
+        ):
             return generate(
                 self.model,
                 prompts,
@@ -132,13 +136,6 @@ class Live:
         """The model's context length in tokens; None where its configuration does not name one."""
         config: Any = unwrap(self.model).config.get_text_config(decoder=True)
         return getattr(config, "max_position_embeddings", None)
-
-    @property
-    def _packed(self) -> Packed:
-        state = [parameter._version for parameter in self.model.parameters()]
-        if self._weights is None or self._weights[0] != state:
-            self._weights = state, {} if self.world.collective_forward else pack(self.model)
-        return self._weights[1]
 
     def _passes(
         self, widths: Sequence[int], answers: Sequence[int], call: Callable[[list[int], int], T], label: str

@@ -50,6 +50,14 @@ def _machine(hardware: HardwareConfig) -> list[str]:
         share = len(task.process_variables(hardware.processes))
     except UserError as error:
         return [str(error)]
+    if hardware.device == "cpu" and hardware.dtype == "bf16":
+        from unlearn.passes.product_times import bf16_gain  # imports torch
+
+        if (gain := bf16_gain()) < 1:
+            return [
+                f"hardware.dtype=bf16: this processor emulates bf16, {gain:.2f} times as fast as fp32: "
+                "hardware=cpu is faster"
+            ]
     if hardware.device == "cuda":
         import torch
 

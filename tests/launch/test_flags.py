@@ -47,6 +47,10 @@ def test_version(tmp_path):
     assert lines == [
         f"{name} {version(name)}" for name in ("unlearn-lab", "torch", "transformers", "deepspeed")
     ]
+    more = done(tmp_path, "-v", "--version").out.splitlines()
+    assert more[: len(lines)] == lines
+    assert more[len(lines)].startswith("processor ")
+    assert more[len(lines) + 1].startswith("kernels of linear layers")
 
 
 def test_cfg_job_and_package(tmp_path):

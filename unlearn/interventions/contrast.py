@@ -16,7 +16,7 @@ from torch.utils.hooks import RemovableHandle
 from unlearn.config import Section
 from unlearn.errors import UserError
 from unlearn.interventions._base import Intervention
-from unlearn.passes.forward import head_on
+from unlearn.passes.head import head_on
 
 if TYPE_CHECKING:
     from transformers import DynamicCache, PreTrainedModel

@@ -33,7 +33,7 @@ from unlearn.interventions._sae import (
     share_so_far,
     suppress,
 )
-from unlearn.passes.forward import head_on
+from unlearn.passes.head import head_on
 from unlearn.passes.prompt_layout import laid_out, right_padded
 
 # Tokens whose activations of all features are in memory at once.

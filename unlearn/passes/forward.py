@@ -8,16 +8,24 @@ fast attention kernels apply.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from unlearn.data.batching import Batch
+from unlearn.passes.head import (
+    ExtraLogits,
+    Head,
+    head_gives_logp,
+    head_is_plain,
+    head_on,
+    logits_are_plain,
+    unwrap,
+)
 from unlearn.passes.prompt_layout import laid_out, right_padded
 from unlearn.passes.token_logp import block_rows, blocks, token_logp
 
@@ -30,20 +38,6 @@ class AnswerLogp:
 
     logp: Tensor
     lengths: Tensor
-
-
-@dataclass(frozen=True)
-class Head:
-    """A frozen output head, which computes a model's logits from its cached hidden states."""
-
-    weight: Tensor
-    bias: Tensor | None = None
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Head:
-        return Head(self.weight.to(device, dtype), None if self.bias is None else self.bias.to(device, dtype))
-
-    def __call__(self, hidden: Tensor) -> Tensor:
-        return nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias)
 
 
 @dataclass(frozen=True)
@@ -125,20 +119,17 @@ def _in_pieces(
         return
     head: Any = inner.get_output_embeddings()
     seen: list[Tensor] = []
-    outputs: list[tuple[Tensor, int]] = []
-    handle = head.register_forward_hook(lambda _, __, out: outputs.append((out, out._version)))
     with _laid_out(batch, batch.index[:0]), head_on(model, batch.index[:0], watch=seen):
-        logits = model(input_ids=batch.input_ids, use_cache=False, **inputs).logits
-    handle.remove()
-    plain = logits is outputs[0][0] and logits._version == outputs[0][1]
+        model(input_ids=batch.input_ids, use_cache=False, **inputs)
+    plain = logits_are_plain(model)
     size = -(-limit // pieces)
     for start in range(0, size * pieces, size):
         hidden = seen[0].flatten(0, 1)[batch.index[start : start + size]]
-        piece = head(hidden) if plain else _after_backbone(model, batch, hidden)
+        piece = head(hidden) if plain else _after_backbone(model, hidden)
         yield piece, batch.labels[start : start + size]
 
 
-def _after_backbone(model: nn.Module, batch: Batch, hidden: Tensor) -> Tensor:
+def _after_backbone(model: nn.Module, hidden: Tensor) -> Tensor:
     """Return logits [N, V] from hidden states [N, D] by the part of the model after its backbone."""
     base = unwrap(model)
     base = base.get_base_model() if hasattr(base, "get_base_model") else base
@@ -146,7 +137,8 @@ def _after_backbone(model: nn.Module, batch: Batch, hidden: Tensor) -> Tensor:
     own = backbone.__dict__.get("forward")
     backbone.forward = lambda *_, **__: BaseModelOutputWithPast(last_hidden_state=hidden[None])
     try:
-        logits = model(input_ids=batch.input_ids[:1], use_cache=False).logits
+        ids = torch.zeros(1, 1, dtype=torch.long, device=hidden.device)
+        logits = model(input_ids=ids, use_cache=False).logits
     finally:
         del backbone.forward
         if own is not None:
@@ -172,23 +164,26 @@ def read(model: nn.Module, batch: Batch, requests: Sequence[ForwardRequest]) -> 
     """
     headed = [each for each in requests if each.logp or each.logits or each.states]
     own = [each for each in headed if each.logp or each.logits]
+    fused = bool(own) and not any(each.logits or each.states for each in headed) and head_is_plain(model)
     index = torch.cat([each.index for each in own]) if own else batch.index[:0]
     extra = [(each, name) for each in headed for name in each.states]
     deep = any(each.layers for each in requests)
-    extra_logits = ExtraLogits([each.states[name] for each, name in extra])
-    with _laid_out(batch, index), head_on(model, index, extra_logits):
+    extra_logits = ExtraLogits(model, [each.states[name] for each, name in extra])
+    labels = torch.cat([each.labels for each in own]) if own else batch.labels[:0]
+    head = head_gives_logp(model, labels) if fused else nullcontext()
+    with _laid_out(batch, index), head_on(model, index, extra_logits), head:
         output = model(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False,
             **({"output_hidden_states": True} if deep else {}),
         )  # fmt: skip
     answers: dict[int, dict[str, Tensor]] = {id(each): {} for each in requests}
-    logits, others = extra_logits.split(model, output.logits, len(index)) if headed else (batch.index[:0], [])
+    logits, others = extra_logits.split(output.logits, len(index)) if headed else (batch.index[:0], [])
     for (each, name), values in zip(extra, others, strict=True):
         answers[id(each)][name] = values
     sizes = [len(each.index) for each in own]
     if own and not any(each.logits for each in own):  # no need to split the logits
-        labels = torch.cat([each.labels for each in own])
-        for each, logp in zip(own, token_logp(logits, labels).split(sizes), strict=True):
+        found = logits[:, 0] if fused else token_logp(logits, labels)
+        for each, logp in zip(own, found.split(sizes), strict=True):
             answers[id(each)]["logp"] = logp
     elif own:
         for each, values in zip(own, logits.split(sizes) if len(own) > 1 else [logits], strict=True):
@@ -215,84 +210,6 @@ def states(model: nn.Module, batch: Batch, index: Tensor, layer: int | None) -> 
     return whole.flatten(0, 1)[index]
 
 
-_PLAIN: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
-"""By model, whether it returns the output of its head unchanged; a model is added after its first pass."""
-
-
-class ExtraLogits:
-    """Logits of other models' states, with everything that this model does to logits after its head.
-
-    Some families cap or scale logits there, so the others' logits are appended to the output of the head.
-    Appending copies both; it is left out for a model that is known to do nothing after its head.
-    """
-
-    def __init__(self, states: Sequence[tuple[Head, Tensor]] = ()) -> None:
-        self._states = states
-        self._joined: Tensor | None = None
-        self._version = 0
-
-    def append(self, logits: Tensor) -> Tensor:
-        """Return the head's output [1, N, V] followed by the others' logits."""
-        joined = torch.cat([logits, *(each.unsqueeze(0) for each in self._computed(logits.dtype))], dim=1)
-        self._joined, self._version = joined, joined._version
-        return joined
-
-    def split(self, model: nn.Module, logits: Tensor, rows: int) -> tuple[Tensor, list[Tensor]]:
-        """Split the model's output into its own `rows` of logits and those of the others."""
-        if self._joined is None:
-            return logits.squeeze(0), self._computed(logits.dtype)
-        untouched = logits is self._joined and logits._version == self._version
-        _PLAIN[unwrap(model)] = untouched
-        own, *others = logits.squeeze(0).split([rows, *(len(hidden) for _, hidden in self._states)])
-        return own, others
-
-    def needed(self, model: nn.Module) -> bool:
-        """Return whether the others' logits must be appended to the output of the head."""
-        return bool(self._states) and not _PLAIN.get(unwrap(model), False)
-
-    @torch.no_grad()
-    def _computed(self, dtype: torch.dtype) -> list[Tensor]:
-        return [head(hidden).to(dtype) for head, hidden in self._states]
-
-
-@contextmanager
-def head_on(
-    model: nn.Module,
-    index: Tensor | None,
-    extra: ExtraLogits | None = None,
-    watch: list[Tensor] | None = None,
-) -> Iterator[None]:
-    """Run the head only on these positions [N] of the flattened batch: logits [1, N, V]; None: on all.
-
-    The head's whole input is appended to `watch`.
-    """
-
-    # A hook on the head's input works for every causal model of transformers and keeps the operations of a
-    # family after the head.
-    def select(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        hidden = args[0]
-        if watch is not None:
-            watch.append(hidden)
-        if index is None:
-            return args
-        return (hidden.reshape(-1, hidden.shape[-1]).index_select(0, index).unsqueeze(0), *args[1:])
-
-    head = unwrap(model).get_output_embeddings()
-    handles = [head.register_forward_pre_hook(select)]
-    if extra is not None and extra.needed(model):
-        handles.append(head.register_forward_hook(lambda _, __, logits: extra.append(logits)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _laid_out(batch: Batch, index: Tensor) -> AbstractContextManager[None]:
     """Set the batch's layout for the edits inside the model."""
     return laid_out(right_padded(batch.prompt_end, batch.widths, batch.input_ids.shape[1], index))
-
-
-def unwrap(model: nn.Module) -> Any:
-    """Return the transformers (or PEFT) model inside a DeepSpeed engine, or the model itself."""
-    return getattr(model, "module", model)

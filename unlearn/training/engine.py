@@ -11,7 +11,7 @@ import unlearn.environment  # noqa: F401 (before DeepSpeed)
 # isort: split
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import deepspeed
@@ -33,6 +33,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from unlearn.distributed import World
 from unlearn.errors import UserError
+from unlearn.passes.products import fast_linear_layers
 from unlearn.passes.prompt_layout import all_prompt, laid_out
 from unlearn.training.zero_partitions import Shares
 
@@ -81,6 +82,8 @@ class Engine:
         if not isinstance(prepared, deepspeed.DeepSpeedEngine):
             raise RuntimeError(f"Accelerate prepared a {type(prepared).__name__}, not a DeepSpeedEngine")
         self.model: Any = prepared
+        self._kernels = ExitStack()
+        self._kernels.enter_context(fast_linear_layers(prepared.module))
         self._shares = Shares(world, self.zero, prepared)
         self._adamw.register_step_pre_hook(self._before_update)
 
@@ -280,6 +283,7 @@ class Engine:
 
     def close(self) -> None:
         """Free the optimizer's state and the gradients, so that another engine can be made."""
+        self._kernels.close()
         self.model.destroy()
         self._accelerator.free_memory()
         nn.functional.linear = self._linear  # ZeRO 3 replaced it for all models of the process

@@ -26,7 +26,8 @@ from unlearn.data.batching import collate, count, deal, positions
 from unlearn.data.tokenization import TokenSequence
 from unlearn.distributed import World
 from unlearn.files import replacing
-from unlearn.passes.forward import Head, forward, states, unwrap
+from unlearn.passes.forward import forward, states
+from unlearn.passes.head import Head, unwrap
 from unlearn.passes.module_modes import evaluating
 
 log = logging.getLogger(__name__)

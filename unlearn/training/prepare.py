@@ -20,7 +20,7 @@ from unlearn.data.templates import filled
 from unlearn.data.tokenization import Encoder
 from unlearn.distributed import World
 from unlearn.errors import UserError
-from unlearn.passes.forward import Head
+from unlearn.passes.head import Head
 from unlearn.terms import Term, row_multiples
 from unlearn.training import frozen_outputs, sampled_alternatives
 from unlearn.training.engine import precision

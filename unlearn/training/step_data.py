@@ -14,7 +14,7 @@ from torch import Tensor
 
 from unlearn.config import Mask
 from unlearn.data.tokenization import TokenSequence
-from unlearn.passes.forward import Head
+from unlearn.passes.head import Head
 from unlearn.statistics import Statistic, statistics_of
 from unlearn.terms import Term
 from unlearn.training.frozen_outputs import FrozenOutput

@@ -21,8 +21,8 @@ from torch.overrides import TorchFunctionMode
 
 from unlearn.data.batching import Batch
 from unlearn.passes.forward import answer_logits
-from unlearn.passes.per_example.mkldnn_linear import LINEAR, linear
 from unlearn.passes.per_example.recorder import bound
+from unlearn.passes.products import LINEAR, linear, plain_linear_layers
 from unlearn.passes.token_logp import token_logp
 
 # Elements of one fp32 block of logits.
@@ -96,6 +96,7 @@ class _DualWeights(TorchFunctionMode):
     @contextmanager
     def active(self) -> Iterator[None]:
         with ExitStack() as stack:
+            stack.enter_context(plain_linear_layers(self._model))
             for module in self._model.modules():
                 for hook in self._hooks(module):
                     stack.callback(hook.remove)

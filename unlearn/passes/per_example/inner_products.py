@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from unlearn.data.batching import Batch
 from unlearn.passes.per_example.capture import captured, gradients_one_by_one
-from unlearn.passes.per_example.mkldnn_linear import linear
 from unlearn.passes.per_example.parameter_uses import Outer, Own, Site
+from unlearn.passes.products import linear
 
 # Elements held for one parameter at a time, in addition to the capture: a GPU is faster with larger blocks.
 _BUDGET = {"cpu": 1 << 21, "cuda": 1 << 26}

@@ -16,9 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.overrides import TorchFunctionMode
 
 from unlearn.data.batching import Batch
-from unlearn.passes.forward import unwrap
-from unlearn.passes.per_example.mkldnn_linear import LINEAR, linear
+from unlearn.passes.head import unwrap
 from unlearn.passes.per_example.parameter_uses import Outer, Own, OwnCall, Rows, Site
+from unlearn.passes.products import LINEAR, linear, plain_linear_layers
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Recorder(TorchFunctionMode):
     @contextmanager
     def recording(self) -> Iterator[None]:
         with ExitStack() as stack:
+            stack.enter_context(plain_linear_layers(self.model))
             head = unwrap(self.model).get_output_embeddings()
             hooks = [head.register_forward_pre_hook(self._enter_head)]
             for module in self.model.modules():

@@ -19,7 +19,7 @@ from tests.worlds import together
 from unlearn.config import HardwareConfig
 from unlearn.data.batching import collate
 from unlearn.distributed import start_world, stop_world
-from unlearn.passes.per_example import mkldnn_linear
+from unlearn.passes import product_times, products
 from unlearn.passes.per_example.capture import captured
 from unlearn.passes.per_example.forward_mode import token_effects
 from unlearn.passes.per_example.inner_products import inner_products
@@ -95,7 +95,8 @@ def test_every_family(name, dtype):
 
 @pytest.mark.parametrize("name", ["llama tied", "gpt2", "gemma2"])
 def test_products_by_onednn(name, monkeypatch):
-    monkeypatch.setattr(mkldnn_linear, "_LEAST", 0)
+    monkeypatch.setattr(products, "_LEAST", 0)
+    monkeypatch.setattr(product_times, "_CLEARLY", 1e-9)
     model, batch = made(name), collate(SOME)
     directions, exact = random(model, 1), made(name, torch.float64)
     found = inner_products(model, batch, directions.items())
@@ -285,7 +286,7 @@ def both(model, some):
 def partitioned(root):
     """Write a process's products of its examples, and the weights after a step with and without them."""
     world = start_world("cpu")
-    mkldnn_linear._LEAST = 0  # which reads weights in the backward too
+    products._LEAST, product_times._CLEARLY = 0, 1e-9  # oneDNN's, which reads weights in the backward too
     for name in PARTITIONED:
         nets = [made(name), made(name)]
         kept: dict[str, Any] = {}
@@ -304,7 +305,7 @@ def partitioned(root):
             for key, tensor in engine.weights().items():
                 kept[f"{key}/{probed}"] = tensor
             engine.close()
-            assert nn.functional.linear is mkldnn_linear.LINEAR  # ZeRO 3 replaces it
+            assert nn.functional.linear is products.LINEAR  # ZeRO 3 replaces it
         save_file({k: t.contiguous() for k, t in kept.items()}, Path(root, f"{name}-{world.rank}"))
     stop_world()
 
