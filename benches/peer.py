@@ -141,12 +141,12 @@ def measure(turns: Mapping[str, Turn], rounds: int, console: Console) -> dict[st
     measured: dict[str, list[tuple[Measured, Measured]]] = {name: [] for name in turns}
     for number in range(rounds):
         for name, turn in turns.items():
-            first, second = (turn.ours, turn.peer) if number % 2 else (turn.peer, turn.ours)
-            one, two = first(), second()
-            pair = (two, one) if number % 2 else (one, two)
-            measured[name].append(pair)
-            theirs, own = (median(_timed(each)) for each in pair)
-            console.print(f"round {number + 1}, {name}: peer {theirs:.2f} s, ours {own:.2f} s")
+            sides = {"peer": turn.peer, "ours": turn.ours}
+            pair = {}
+            for side in reversed(sides) if number % 2 else sides:
+                pair[side] = sides[side]()
+                console.print(f"round {number + 1}, {name}, {side}: {median(_timed(pair[side])):.2f} s")
+            measured[name].append((pair["peer"], pair["ours"]))
     return {name: figures(pairs, turns[name].difference(*pairs[0])) for name, pairs in measured.items()}
 
 

@@ -92,8 +92,8 @@ class Ours:
             ],
             {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
-        (results,) = root.rglob("results.json")
-        return child, RunDir(results.parent)
+        (config,) = root.rglob("config.yaml")  # of one run: no other model was built
+        return child, RunDir(config.parent)
 
 
 def copy_for_peer(model: Path, copy: Path) -> str:
