@@ -21,8 +21,9 @@ from unlearn.distributed import start_world
 from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
 from unlearn.terms import bind
-from unlearn.training.engine import Engine, decay_groups
+from unlearn.training.engine import Engine
 from unlearn.training.observers import History
+from unlearn.training.optimizers import decay_groups
 from unlearn.training.step_data import TrainingData
 from unlearn.training.trainer import Trainer, TrainSettings
 

@@ -364,13 +364,14 @@ class HardwareConfig(Section):
     )
     optimizer: Literal["adamw", "adamw-8bit"] = Field(
         "adamw",
-        description="adamw-8bit: moments in 8 bits (torchao), a quarter of the memory; like dtype, it changes "
-        "numbers by more than rounding",
+        description="adamw-8bit: moments in 8 bits (torchao); like dtype, it changes numbers by more than "
+        "rounding",
     )
     gradients: Literal["fp32", "bf16"] = Field(
         "fp32",
-        description="how a step's gradient is summed; bf16 needs dtype=bf16, and with zero=0 master weights are "
-        "bf16 weights and 16-bit remainders",
+        description="what a step's gradient is summed in; bf16 needs dtype=bf16, and with zero=0 master "
+        "weights are bf16 weights and 16-bit remainders; like dtype, it changes numbers by more than "
+        "rounding",
     )
     slurm: SlurmConfig = SlurmConfig()
 

@@ -25,9 +25,9 @@ def settle(
 ) -> tuple[RunConfig, str]:
     """Return the configuration with what is `auto` decided, and why, in a line; "" where nothing is.
 
-    Activation checkpointing is on where the largest possible micro-batch does not fit without it, or where the
-    model's size is not known. `card_gib`: of one GPU; None: of those of this machine. `known`: the model's
-    shape and the micro-batch, instead of those of the configuration.
+    Activation checkpointing is on where the largest possible micro-batch does not fit without it, or where
+    the model's size is not known. `card_gib`: of one GPU; None: of those of this machine. `known`: the
+    model's shape and the micro-batch, instead of those of the configuration.
     """
     if config.hardware.activation_checkpointing != "auto":
         return config, ""

@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin
+from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -28,12 +29,13 @@ from unlearn.errors import UserError
 from unlearn.passes.prompt_layout import all_prompt, laid_out
 from unlearn.training.deepspeed_config import deepspeed_config
 from unlearn.training.optimizer_state import OptimizerState
-from unlearn.training.optimizers import make_optimizer
+from unlearn.training.optimizers import ChunkedAdamW, make_optimizer
 from unlearn.training.zero_partitions import Shares
 
 # The shared-memory collectives would take minutes to compile on first use; gloo works without them. Not by
 # reading the attribute: DeepSpeed would start compilers then to find out what else could be compiled.
 vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+ZERO_SUPPORTED_OPTIMIZERS.append(ChunkedAdamW)  # otherwise it warns of an untested one
 
 
 class NonFiniteGradient(UserError):
@@ -50,10 +52,12 @@ class Engine:
 
     def __init__(
         self, model: nn.Module, world: World, hardware: HardwareConfig, *,
-        clip: float, weight_decay: float, betas: tuple[float, float],
+        clip: float, weight_decay: float, betas: tuple[float, float], zero: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
+        """Prepare a model for training; `zero`: further keys of DeepSpeed's `zero_optimization`."""
         self.world = world
         config = deepspeed_config(hardware, clip=clip)
+        config["zero_optimization"] |= zero or {}
         self._clip = clip
         self._norm = float("nan")
         self.zero: int = config["zero_optimization"]["stage"]
@@ -113,8 +117,8 @@ class Engine:
 
         DeepSpeed reduces the gradient as for a step; a hook of AdamW then removes it, and AdamW skips
         parameters without a gradient: weights, moments and step counts stay. Nothing is copied, except on the
-        CPU with CPU offload, and gradients in bf16. For each parameter of the model a share takes 4 bytes without ZeRO, 4/processes
-        with ZeRO.
+        CPU with CPU offload, and gradients in bf16. For each parameter of the model a share takes 4 bytes
+        without ZeRO, 4/processes with ZeRO.
 
         Raises:
             NonFiniteGradient: on all processes, if the gradient of any process is not finite.

@@ -1,4 +1,4 @@
-"""The optimizer's state by parameter, for checkpoints: the same at every ZeRO stage and number of processes."""
+"""The optimizer's state by parameter, for checkpoints: the same however processes share it."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """AdamW, and what its state is stored in: fp32, or 8 bits a moment; whole masters, or 16-bit remainders.
 
 `make_optimizer` is the only place where a training's optimizer is made. Moments in 8 bits are those of
-block-wise quantisation (arXiv 2110.02861) as torchao stores them: a code for each number and a scale, the largest
-magnitude, for each block of 256. The second moment is stored as its root, which needs half the range.
+block-wise quantisation (arXiv 2110.02861) as torchao stores them: a code for each number and a scale, the
+largest magnitude, for each block of 256. The second moment is stored as its root: squares of gradients of
+very different sizes in a block would leave the range of the codes.
 
 A bf16 weight and a signed 16-bit remainder together are an fp32 master weight, bit for bit.
 """
@@ -34,7 +35,7 @@ CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class Span:
-    """`length` numbers of a parameter, from `at` in it; they begin at `start` in the tensor that holds them."""
+    """`length` numbers of a parameter, from `at`; they begin at `start` in the tensor that holds them."""
 
     start: int
     at: int
@@ -118,7 +119,7 @@ class ChunkedAdamW(torch.optim.Optimizer):
         self._spans = {tensor: list(each) for tensor, each in spans.items()}
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every tensor that has a gradient."""
         for group in self.param_groups:
             for tensor in group["params"]:
@@ -220,8 +221,9 @@ class ChunkedAdamW(torch.optim.Optimizer):
 
 def whole_blocks(span: Span) -> Span:
     """Return the blocks that a span holds whole, counted in blocks of the parameter."""
-    first, last = -(-span.at // BLOCK), (span.at + span.length) // BLOCK
-    return Span(0, first, max(0, last - first))
+    last = (span.at + span.length) // BLOCK
+    first = min(-(-span.at // BLOCK), last)
+    return Span(0, first, last - first)
 
 
 def _join(weights: Tensor, remainder: Tensor) -> Tensor:
@@ -230,7 +232,7 @@ def _join(weights: Tensor, remainder: Tensor) -> Tensor:
 
 
 def _split(master: Tensor, weights: Tensor, remainder: Tensor) -> None:
-    """Store fp32 masters [n] as the nearest bf16 weights [n] and what is missing, in units of the last bit."""
+    """Store fp32 masters [n] as the nearest bf16 weights [n] and what is missing, in the last bit."""
     bits = master.view(torch.int32)
     high = (bits + (1 << 15)) >> 16
     weights.copy_(high.to(torch.int16).view(torch.bfloat16))
@@ -238,7 +240,7 @@ def _split(master: Tensor, weights: Tensor, remainder: Tensor) -> None:
 
 
 def _quantise(values: Tensor, into: Any, scale: Tensor | None) -> None:
-    """Store fp32 [n] as the nearest codes of torchao's map; `scale` [n / 256] instead of the largest sizes."""
+    """Store fp32 [n] as the nearest codes of torchao's map; `scale` [n / 256]: of the blocks, if known."""
     blocks = values.view(-1, BLOCK)
     # torchao's own search for the codes gives the same ones in 2.7 times the time.
     largest = blocks.abs().amax(-1)

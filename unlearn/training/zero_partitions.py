@@ -93,7 +93,7 @@ class Shares:
         whole = torch.zeros((len(parts), shape.numel()), dtype=torch.float32, device=self.world.device)
         for row, part in zip(whole, parts, strict=True):
             row.narrow(0, at, part.numel()).copy_(part)
-        return list(self.world.sum(whole).view(-1, *shape))
+        return list(self.world.sum(whole).view(len(parts), *shape))
 
     def masters(self) -> list[Tensor]:
         """Return the tensors that the optimizer updates here, by the index `share` of a slice."""

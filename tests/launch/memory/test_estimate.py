@@ -287,7 +287,7 @@ SMALLEST = ["hardware.dtype=bf16", "hardware.gradients=bf16", "hardware.optimize
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_process_takes_what_was_estimated(tmp_path: Path):
-    """In bf16 with master weights, or remainders and 8-bit AdamW; and adapters with recomputed activations."""
+    """In bf16 with masters, or remainders and 8-bit AdamW; and adapters with recomputed activations."""
     adapters = ["model.lora.r=8", "hardware.activation_checkpointing=true", "model.nano.layers=6"]
     # glibc keeps small freed blocks for later, in the midst of others; what is to be measured is what is in
     # use, as on a GPU. From 64 KiB on, each tensor has pages of its own, which go back when it is freed.

@@ -58,8 +58,9 @@ def part_loss(network: Any, part: str, rows: list[int]) -> Tensor:
 @contextmanager
 def an_engine(hardware: HardwareConfig, trained: str, zero: Mapping[str, Any]) -> Iterator[Engine]:
     world = start_world("cpu")
-    config["zero_optimization"] |= zero
-    engine = Engine(model(trained), world, hardware, clip=0.0, weight_decay=DECAY, betas=BETAS)
+    engine = Engine(
+        model(trained), world, hardware, clip=0.0, weight_decay=DECAY, betas=BETAS, zero=zero
+    )  # fmt: skip
     try:
         yield engine
     finally:

@@ -1,9 +1,8 @@
-"""8-bit moments and 16-bit remainders: exact where they claim it, near fp32 AdamW elsewhere, on real engines."""
+"""8-bit moments and 16-bit remainders: exact where they claim it, elsewhere near fp32 AdamW."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +108,7 @@ def test_stored_moments_come_back_bit_for_bit_however_they_are_divided(whole):
 
 
 def test_small_gradients_among_large_ones_do_not_take_larger_steps():
-    """A constant gradient moves a weight by lr, whatever its size: here 10,000 times smaller ones in a block."""
+    """A constant gradient moves a weight by lr, whatever its size: here 1 to 1/10,000 in each block."""
     made = chunked((32 * BLOCK,))
     parameter = only(made)
     gradient = torch.logspace(0, -4, 32 * BLOCK).view(32, BLOCK).T.reshape(-1)  # every block has all sizes
@@ -171,7 +170,7 @@ def apart(found: Tensor, wanted: Tensor) -> float:
 
 @pytest.mark.parametrize("hardware", [EIGHT[0], *slow([*EIGHT[1:], {**EIGHT[1], "offload": True}])], ids=str)
 def test_eight_bits_stay_near_the_path_of_fp32(plain, hardware):
-    """Codes are 1.4 % of a block's largest number apart and more for smaller ones; steps average. Seen: 1.6 %."""
+    """Codes are 1.4 % of a block's largest number apart, small ones more; steps average. Seen: 1.6 %."""
     distance = apart(updates(hardware), plain)
     assert 1e-3 < distance < 0.05
 
@@ -197,10 +196,10 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path, hardware):
 
 
 @pytest.fixture
-def states(tmp_path: Path) -> Iterator[dict[str, Tensor]]:
+def states(tmp_path: Path) -> dict[str, Tensor]:
     """What a checkpoint of one process holds after four steps."""
     training.train(tmp_path / "one", HardwareConfig(micro_batch=4, **SMALLEST), stop_after=4)
-    yield load_file(next(tmp_path.glob("one/checkpoints/*/state-0000.safetensors")))
+    return load_file(next(tmp_path.glob("one/checkpoints/*/state-0000.safetensors")))
 
 
 @pytest.mark.usefixtures("quantised")

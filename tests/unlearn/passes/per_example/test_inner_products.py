@@ -23,8 +23,6 @@ from unlearn.passes.per_example import mkldnn_linear
 from unlearn.passes.per_example.capture import captured
 from unlearn.passes.per_example.forward_mode import token_effects
 from unlearn.passes.per_example.inner_products import inner_products
-from unlearn.training import engine as engines
-from unlearn.training.deepspeed_config import deepspeed_config
 from unlearn.training.engine import Engine
 
 SOME = sequences()
@@ -283,23 +281,19 @@ def both(model, some):
     return found | {"tokens": tokens.effect, "logp": tokens.logp}
 
 
-def all_partitioned(hardware, *, clip):
-    config = deepspeed_config(hardware, clip=clip)
-    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # small ones as well
-    return config
-
-
 def partitioned(root):
     """Write a process's products of its examples, and the weights after a step with and without them."""
     world = start_world("cpu")
     mkldnn_linear._LEAST = 0  # which reads weights in the backward too
-    engines.deepspeed_config = all_partitioned
     for name in PARTITIONED:
         nets = [made(name), made(name)]
         kept: dict[str, Any] = {}
         for probed, net in enumerate(nets):
             hardware = HardwareConfig(zero=3, processes=2)
-            engine = Engine(net, world, hardware, clip=0.0, weight_decay=0.1, betas=(0.9, 0.95))
+            engine = Engine(
+                net, world, hardware, clip=0.0, weight_decay=0.1, betas=(0.9, 0.95),
+                zero={"stage3_param_persistence_threshold": 0},  # small ones as well
+            )  # fmt: skip
             engine.module.eval()
             assert not any(p.numel() for p in engine.module.parameters())
             for number in range(2):
