@@ -47,12 +47,12 @@ def show_plan(resolved: Resolved, console: Console) -> None:
         table.add_column(column)
     memory = Table("", title="memory of each process")
     taken = []
-    decided: dict[str, None] = {}
+    decided: list[str] = []
     known: dict[Pair, TokenSequence] = {}  # the plan's runs have one tokenizer, and most texts in common
     for run in plan.runs:
         state = "complete" if is_complete(run) else "to resume" if run.rundir.history.is_file() else "to make"
         one, why = settle(run.job.config)
-        decided |= {why: None} if why else {}
+        decided += [f"{run.role}: {why}"] if why else []
         try:
             sets = _sequences(one, known)
             training, load = _training(one, sets), _largest(one, sets)

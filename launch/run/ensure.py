@@ -94,7 +94,10 @@ def _settled(run: Planned) -> Planned:
 
     config, why = settle(run.job.config)
     if why:
-        log.info("%s", why)
+        from launch.run.worker import logging_to
+
+        with logging_to(run.rundir.log):
+            log.info("%s", why)
     return replace(run, job=replace(run.job, config=config))
 
 

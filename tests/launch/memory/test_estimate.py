@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,6 +33,7 @@ from launch.memory.estimate import (
     with_unit,
 )
 from launch.resolve import resolve
+from launch.validate.machine import hardware_problems
 from tests.paths import ROOT
 from unlearn.config import LoraConfig, NanoConfig
 from unlearn.models import adapt, nano
@@ -108,6 +110,15 @@ def test_activations_are_recomputed_where_they_do_not_fit(card, on):
     )
     assert fits(estimate(llama("8B"), plain, load), card) is not on
     assert settle(settled, 1)[0] is settled  # what was decided stays
+
+
+def test_without_torchao_the_extra_is_named(monkeypatch):
+    config = composed("hardware.optimizer=adamw-8bit", "dry_run=true")  # may be of another machine
+    here = config.model_copy(update={"dry_run": False})
+    monkeypatch.setattr("launch.validate.machine.PathFinder", SimpleNamespace(find_spec=lambda name: None))
+    assert hardware_problems(config) == []
+    (problem,) = hardware_problems(here)
+    assert "hardware.optimizer=adamw-8bit needs torchao: pip install 'unlearn-lab[memory]'" in problem
 
 
 def test_8b_fits_a_card_of_80_gib_and_70b_sixteen():
@@ -231,11 +242,15 @@ def test_the_load_is_of_the_runs_own_texts():
 
 
 def test_a_dry_run_shows_the_parts(tmp_path):
-    config = composed(f"root={tmp_path}", "dataset.options.authors=10", "eval=none", "dry_run=true")
+    config = composed(
+        f"root={tmp_path}", "dataset.options.authors=10", "eval=none", "dry_run=true",
+        "hardware.activation_checkpointing=auto",
+    )  # fmt: skip
     out = io.StringIO()
     show_plan(resolve(config), Console(file=out, width=200))
     for word in ("parameters", "gradients", "optimizer", "activations", "device", "cache", "to make"):
         assert word in out.getvalue()
+    assert "run: hardware.activation_checkpointing=auto: off (" in out.getvalue()
 
 
 def test_the_generated_deepspeed_configuration_is_shown():
