@@ -29,8 +29,8 @@ GATHERED = 1_000_000_000
 """Elements that ZeRO-3 keeps gathered for an early reuse (`stage3_max_reuse_distance`)."""
 SUB_GROUP = 1_000_000_000
 """Elements of a partition that ZeRO-3 updates at a time (`sub_group_size`)."""
-HEAD_BLOCK = 1 << 24
-"""Logits that the fused head computes at a time, forward and backward; there are never more."""
+HEAD_PIECE, HEAD_BLOCK = 1 << 26, 1 << 24
+"""Logits that the fused head has at a time in compute precision, and of these in fp32 (on a CPU fewer)."""
 UPDATED = 32
 """Bytes of an element that is updated in chunks: fp32 weight, gradient, moments, and their codes to be."""
 _KINDS = {"norm": ("norm", "ln_"), "in": ("q_proj", "k_proj", "v_proj", "qkv", "query_key_value", "c_attn"),
@@ -208,17 +208,18 @@ def _norm(shape: Shape, size: int, feeds: bool) -> int:
 
 
 def _head(shape: Shape, hardware: HardwareConfig, method: MethodConfig, load: Load) -> float:
-    """Estimate what the fused head takes at its widest: a block of logits, and its weight's gradient.
+    """Estimate what the fused head takes at its widest: a piece of logits, and its weight's gradient.
 
-    The block: logits and their gradient in compute precision, and log-softmax and its gradient in fp32. The
-    weight's gradient is summed in fp32 and then cast. Objectives on whole distributions hold all logits.
+    Logits become their gradient in place, blocks of them in fp32. The weight's gradient is summed in compute
+    precision. Objectives on whole distributions hold all logits.
     """
     needed = [each for term in bind(method) for each in term.statistics]
     if not any(each.needs_head for each in needed):
         return 0.0
     size, row = _size(hardware), load.answers * shape.vocabulary
-    head: float = (2 * size + 8) * min(row, HEAD_BLOCK)
-    head += (4 if size == 4 else 4 + size) * shape.vocabulary * shape.hidden * shape.head_learned
+    block = HEAD_BLOCK if hardware.device == "cuda" else 1 << 19
+    head: float = size * min(row, HEAD_PIECE) + 8 * min(row, block)
+    head += size * shape.vocabulary * shape.hidden * shape.head_learned
     logits = [each for each in needed if each.quantity == "logits"]
     whole = sum(each.source == "model" for each in logits)
     others = len(logits) - whole
