@@ -121,8 +121,11 @@ class Shares:
     def cut(self, full: Tensor) -> Tensor:
         """Return this process's part of a tensor in ZeRO-3's partition: equal parts, the last one padded."""
         part = -(-full.numel() // self.world.size)
-        flat = nn.functional.pad(full.flatten(), (0, part * self.world.size - full.numel()))
-        return flat[self.world.rank * part : (self.world.rank + 1) * part].to(self.world.device)
+        first = min(self.world.rank * part, full.numel())
+        own = full.flatten()[first : first + part].to(
+            self.world.device
+        )  # of a mapped tensor all that is read
+        return nn.functional.pad(own, (0, part - own.numel()))
 
     def clear(self) -> None:
         """Zero DeepSpeed's gradient buffers of former steps; to be called before a step's first backward.
