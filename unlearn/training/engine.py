@@ -259,8 +259,7 @@ class Engine:
         """Yield names and whole tensors of the state dict in compute precision, to be read at once.
 
         Only those whose name is `wanted`, which must answer the same on all processes. A collective, which
-        every process must exhaust; only the main process gets tensors. At ZeRO 3 a tensor is whole until the
-        next one is asked for.
+        every process must exhaust; only the main process gets tensors, at ZeRO 3 whole ones one at a time.
         """
         if self.zero < 3:
             if self.world.main:
@@ -268,9 +267,7 @@ class Engine:
             return
         for name, parameter in self.module.named_parameters(remove_duplicate=False):
             if wanted(name):
-                with deepspeed.zero.GatheredParameters([parameter]):
-                    if self.world.main:
-                        yield name, parameter.detach()
+                yield from ((name, whole) for whole in self._shares.on_main(parameter))
         if self.world.main:
             yield from ((name, buffer) for name, buffer in self._saved_buffers() if wanted(name))
 

@@ -113,6 +113,20 @@ class Shares:
             shape = _shape(parameter)
             yield name, torch.cat(parts)[: shape.numel()].view(shape).cpu()
 
+    def on_main(self, parameter: nn.Parameter) -> Iterator[Tensor]:
+        """Yield a parameter of ZeRO 3, whole, on the main process; nothing on the others. A collective."""
+        part = parameter.ds_tensor.detach().to(self.world.device)  # type: ignore[attr-defined]
+        if not self.world.main:
+            dist.send(part, dst=0)
+            return
+        whole = part if self.world.size == 1 else part.new_empty(part.numel() * self.world.size)
+        if self.world.size > 1:
+            whole[: part.numel()].copy_(part)
+        for rank in range(1, self.world.size):
+            dist.recv(whole[rank * part.numel() : (rank + 1) * part.numel()], src=rank)
+        shape = _shape(parameter)
+        yield whole[: shape.numel()].view(shape)
+
     def of(self, whole: Mapping[str, Tensor]) -> Iterator[Tensor]:
         """Yield this process's shares of whole tensors by name, in the order of the live weights."""
         for name, _ in self.trained():

@@ -7,6 +7,8 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
+from deepspeed import comm
 from deepspeed.runtime.zero.partition_parameters import is_zero_param
 from torch import nn
 
@@ -40,6 +42,8 @@ class _Sliced(deepspeed.zero.Init):
 
 def partition(model: nn.Module, device: torch.device, config: Mapping[str, Any]) -> None:
     """Partition a model in place as DeepSpeed's engine with this configuration would. A collective."""
+    if not comm.is_initialized():  # else its configuration is of one process
+        comm.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
     _Sliced(module=model, config_dict_or_path=dict(config))
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
