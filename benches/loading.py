@@ -200,6 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             MODELS[name](Path(folder) / "model")
             for case in CASES:
                 hardware = {"processes": PROCESSES, **case}
+                console.print(name, case)
                 for each in both(Path(folder) / "model", hardware, Path(folder) / "out"):
                     table.add_row(name, " ".join(f"{k}={v}" for k, v in case.items()), *_row(each))
                     problems += [f"{name} {case}: {problem}" for problem in each.problems()]

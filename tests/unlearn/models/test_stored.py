@@ -52,7 +52,8 @@ def test_is_what_transformers_loads(tmp_path: Path, dtype: torch.dtype) -> None:
 def test_buffers_are_those_of_fp32(tmp_path: Path) -> None:
     # Its embeddings are scaled by √32, a buffer in the model's dtype: 5.6569 in fp32, 5.65625 in bf16.
     config = transformers.Gemma3TextConfig(**SHAPE, head_dim=16)
-    transformers.Gemma3ForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path)
+    model: Any = transformers.Gemma3ForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
     read = load.read_model(of(tmp_path), torch.float32)
     assert {p.dtype for p in read.parameters()} == {torch.bfloat16}
     assert_same(load.in_precision(read, CPU, torch.float32), whole(tmp_path))
@@ -73,8 +74,8 @@ def test_several_precisions_are_read_in_that_of_the_computation(tmp_path: Path) 
 def test_tensors_of_another_layout(tmp_path: Path) -> None:
     """Experts are stored one by one, and are one tensor in the model."""
     config = transformers.MixtralConfig(**SHAPE, num_local_experts=2)
-    model = transformers.MixtralForCausalLM(config).to(torch.bfloat16)
-    model.save_pretrained(tmp_path / "first")
+    model: Any = transformers.MixtralForCausalLM(config)
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "first")
     read = load.read_model(of(tmp_path / "first"), torch.float32)
     assert_same(load.in_precision(read, CPU, torch.float32), whole(tmp_path / "first"))
     export.save_streamed(model, model.state_dict().items(), nano.tokenizer(300), tmp_path / "second")
