@@ -35,7 +35,7 @@ from unlearn.distributed import World
 from unlearn.errors import UserError
 from unlearn.models import stored
 from unlearn.passes.prompt_layout import all_prompt, laid_out
-from unlearn.training import zero_slices
+from unlearn.training import engine_slices
 from unlearn.training.zero_partitions import Shares
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -74,7 +74,7 @@ class Engine:
         self._linear = nn.functional.linear
         self._adamw = torch.optim.AdamW(decay_groups(model, weight_decay), lr=0.0, betas=betas, fused=True)
         if self.zero == 3:
-            zero_slices.partition(model, world.device, config)
+            engine_slices.partition(model, world.device, config)
         else:
             stored.fill(model, world.device, torch.bfloat16 if config["bf16"]["enabled"] else torch.float32)
         self._accelerator = Accelerator(
