@@ -19,6 +19,8 @@ from unlearn.distributed import World
 
 # Elements of each gradient that are converted to float64 at a time for inner products.
 CHUNK = 1 << 20
+# Elements that are sent at a time: gloo keeps a copy of a message on either side.
+PIECE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -117,13 +119,15 @@ class Shares:
         """Yield a parameter of ZeRO 3, whole, on the main process; nothing on the others. A collective."""
         part = parameter.ds_tensor.detach().to(self.world.device)  # type: ignore[attr-defined]
         if not self.world.main:
-            dist.send(part, dst=0)
+            for piece in part.split(PIECE):
+                dist.send(piece, dst=0)
             return
         whole = part if self.world.size == 1 else part.new_empty(part.numel() * self.world.size)
         if self.world.size > 1:
             whole[: part.numel()].copy_(part)
         for rank in range(1, self.world.size):
-            dist.recv(whole[rank * part.numel() : (rank + 1) * part.numel()], src=rank)
+            for piece in whole[rank * part.numel() : (rank + 1) * part.numel()].split(PIECE):
+                dist.recv(piece, src=rank)
         shape = _shape(parameter)
         yield whole[: shape.numel()].view(shape)
 
