@@ -1,7 +1,7 @@
-"""Loading and saving: peak host memory of each of two processes, on SmolLM2 and on a made Llama of 1B.
+"""Loading and saving: peak host memory of each of two processes, on SmolLM2 and on a made Llama of 1.5B.
 
-`python -m benches.loading [--model smollm2|1b|all] [--out FOLDER]`. The 1B has random weights in bf16, which
-are written shard by shard to FOLDER (2.5 GB, by default the temporary folder) and removed at the end.
+`python -m benches.loading [--model smollm2|1b|all] [--out FOLDER]`. The Llama has random weights in bf16,
+written shard by shard to FOLDER (3 GB, by default the temporary folder) and removed at the end.
 
 Memory is what a process allocates itself: RssAnon of /proc/self/status, read every millisecond by a thread,
 minus its value after the imports. Pages of mapped files are not in it; the system shares and drops them.
@@ -154,7 +154,7 @@ def make_llama(folder: Path, dtype: torch.dtype, **shape: Any) -> None:
         model = transformers.LlamaForCausalLM(config)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
-    shapes = model.state_dict()
+    shapes = {n: t for n, t in model.state_dict().items() if n not in model.all_tied_weights_keys}
     drawn = torch.Generator().manual_seed(0)
     values = (
         (name, torch.empty(t.shape, dtype=dtype).normal_(std=0.02, generator=drawn))
@@ -172,7 +172,7 @@ def _smollm2(folder: Path) -> None:
 def _1b(folder: Path) -> None:
     make_llama(
         folder, torch.bfloat16, vocab_size=128256, hidden_size=2048, intermediate_size=8192,
-        num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8, tie_word_embeddings=True,
+        num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8,
     )  # fmt: skip
 
 

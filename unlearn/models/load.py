@@ -102,6 +102,8 @@ def in_precision(model: nn.Module, device: torch.device, dtype: torch.dtype) -> 
     One parameter at a time, so that of a mapped model no copy is made in the host's memory on the way.
     Buffers stay as they are: rotary frequencies in bf16 would turn far positions by the wrong angle.
     """
+    if device.type == "cpu":  # moving a tensor to `cpu:0` copies it
+        device = torch.device("cpu")
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(device, dtype)

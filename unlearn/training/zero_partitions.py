@@ -117,7 +117,9 @@ class Shares:
 
     def on_main(self, parameter: nn.Parameter) -> Iterator[Tensor]:
         """Yield a parameter of ZeRO 3, whole, on the main process; nothing on the others. A collective."""
-        part = parameter.ds_tensor.detach().to(self.world.device)  # type: ignore[attr-defined]
+        part = parameter.ds_tensor.detach()  # type: ignore[attr-defined]
+        if part.device.type != self.world.device.type:  # `cpu` and `cpu:0` are one, but moving copies
+            part = part.to(self.world.device)
         if not self.world.main:
             for piece in part.split(PIECE):
                 dist.send(piece, dst=0)

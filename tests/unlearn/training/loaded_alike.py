@@ -37,7 +37,8 @@ def stepped(folder: str, hardware: Mapping[str, Any], *, sliced: bool, lora: boo
         model, world, deepspeed_config(settings, clip=1.0), weight_decay=0.1, betas=(0.9, 0.99)
     )  # fmt: skip
     kept = {f"begin/{name}": tensor.clone() for name, tensor in engine.weights()}
-    kept |= {f"buffer/{name}": buffer.clone() for name, buffer in engine.module.named_buffers()}
+    if world.main:
+        kept |= {f"buffer/{name}": buffer.clone() for name, buffer in engine.module.named_buffers()}
     ids = torch.arange(10)[None] + 10 * world.rank
     engine.backward(engine.model(input_ids=ids, use_cache=False).logits.log_softmax(-1)[0, :, 3].sum())
     engine.step(1e-3)
