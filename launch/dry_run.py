@@ -7,10 +7,12 @@ from copy import copy
 from dataclasses import replace
 from typing import TypeAlias
 
+import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from launch.memory.automatic import CARD, free_gib, with_micro_tokens
 from launch.memory.estimate import Load, bound, estimate, shape_of, with_unit
 from launch.resolve import Resolved
 from launch.run.ensure import is_complete
@@ -45,11 +47,13 @@ def show_plan(resolved: Resolved, console: Console) -> None:
     for column in ("state", "steps", "tokens"):
         table.add_column(column)
     memory = Table("", title="memory of each process")
-    taken = []
+    taken, chosen_tokens = [], []
     known: dict[Pair, TokenSequence] = {}  # the plan's runs have one tokenizer, and most texts in common
     for run in plan.runs:
         state = "complete" if is_complete(run) else "to resume" if run.rundir.history.is_file() else "to make"
-        one = run.job.config
+        one = with_micro_tokens(run.job.config, free_gib(run.job.config))
+        if run.job.config.hardware.micro_tokens == "auto":
+            chosen_tokens.append(f"{run.role}: {one.hardware.tokens}")
         try:
             sets = _sequences(one, known)
             training, load = _training(one, sets), _largest(one, sets)
@@ -62,6 +66,12 @@ def show_plan(resolved: Resolved, console: Console) -> None:
         memory.add_row(part, *cells)
     console.print(table)
     console.print(memory)
+    if chosen_tokens:
+        where = "here" if config.hardware.device == "cpu" or torch.cuda.is_available() else f"on {CARD:g} GiB"
+        console.print(
+            f"hardware.micro_tokens=auto, by the free memory {where}: {', '.join(chosen_tokens)}",
+            soft_wrap=True, highlight=False,
+        )  # fmt: skip
     for what in ("benchmarks", "variants"):
         if chosen := getattr(config.eval, what):
             console.print(f"{what}: {', '.join(chosen)}", soft_wrap=True, highlight=False)
@@ -101,7 +111,7 @@ def _largest(config: RunConfig, sets: Mapping[str, Sequence[TokenSequence]]) -> 
         lengths = [passes.get(name, 1) * (len(s.ids) - 1) for name, s in every]
         rows = hardware.micro_batch
         dealt = deal(
-            lengths, hardware.processes, max_tokens=None if rows else hardware.micro_tokens,
+            lengths, hardware.processes, max_tokens=None if rows else hardware.tokens,
             max_rows=rows * len(sets) if rows else None,
         )  # fmt: skip
         for micro in (micro for rank in dealt for micro in rank if micro):

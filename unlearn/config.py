@@ -345,7 +345,10 @@ class HardwareConfig(Section):
     threads: PositiveInt | None = Field(
         None, description="CPU threads of each process; null: cores ÷ processes"
     )
-    micro_tokens: PositiveInt = Field(4096, description="padded tokens per forward while training")
+    micro_tokens: PositiveInt | Literal["auto"] = Field(
+        4096,
+        description="padded tokens per forward while training; auto: as many as the estimated memory allows",
+    )
     micro_batch: PositiveInt | None = Field(
         None, description="sequences per forward and group; must divide the global batch evenly"
     )
@@ -360,6 +363,13 @@ class HardwareConfig(Section):
     offload: bool = Field(False, description="optimizer (and ZeRO-3 parameters) in CPU memory")
     activation_checkpointing: bool = Field(False, description="recompute activations to save memory")
     slurm: SlurmConfig = SlurmConfig()
+
+    @property
+    def tokens(self) -> int:
+        """`micro_tokens`, after `launch.memory.automatic` has chosen a number for `auto`."""
+        if self.micro_tokens == "auto":
+            raise ValueError("hardware.micro_tokens=auto has no number yet")
+        return self.micro_tokens
 
 
 class EvalConfig(Section):

@@ -15,15 +15,14 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from launch.compose import checked, compose_run, force_overrides, given_values, refuse_sweep
 from launch.config_groups import groups
 from launch.dry_run import load_of
-from launch.memory.estimate import GIB, Load, Memory, Shape, estimate, read_shape, shape_of, with_unit
+from launch.memory.automatic import CARD, fits, most_tokens, with_micro_tokens
+from launch.memory.estimate import Load, Memory, Shape, estimate, read_shape, shape_of, with_unit
 from unlearn.arguments import Parser
 from unlearn.config import LoraConfig, RunConfig
 from unlearn.errors import UserError
 from unlearn.guard import tool
 from unlearn.models import adapt
 
-USABLE = 0.9
-"""The share of a GPU's memory that tensors can use; CUDA, fragmentation and kernels take the rest."""
 PAPER = ("gpu", "gpu-offload", "gpu-8", "gpu-8-zero3", "gpu-2x8-zero3")
 CARDS = (24, 40, 80)
 RANK = 16
@@ -49,11 +48,6 @@ def composed(*overrides: str) -> RunConfig:
     return checked(compose_run(forced))
 
 
-def fits(memory: Memory, card_gib: float) -> bool:
-    """Return whether a process fits on a GPU of this size."""
-    return memory.device <= USABLE * card_gib * GIB
-
-
 @cache
 def llama(name: str, rank: int = 0) -> Shape:
     """Return the shape of a Llama 3.1 (arXiv 2407.21783, table 3), trained in full or with adapters."""
@@ -65,7 +59,8 @@ def llama(name: str, rank: int = 0) -> Shape:
 def paper() -> str:
     """Return the table of estimates for NPO with a retain term, as Markdown.
 
-    Micro-batches have the preset's `micro_tokens`, in sequences of 512 tokens, half of them answers.
+    Micro-batches have the `micro_tokens` chosen for the largest card, in sequences of 512, half of them
+    answers; whether a card is large enough is decided with the `micro_tokens` chosen for it.
     """
     lines = [
         f"| model | trained | hardware | {' | '.join(_COLUMNS)} |" + "".join(f" {c} GiB |" for c in CARDS),
@@ -75,20 +70,25 @@ def paper() -> str:
     for name in _LLAMAS:
         for rank in (0, RANK):
             for preset, config in configs.items():
-                tokens = config.hardware.micro_tokens
-                memory = estimate(llama(name, rank), config, Load(tokens, 512, tokens // 2))
+                by_card = [_on_paper(llama(name, rank), config, card) for card in CARDS]
+                memory = by_card[-1]
                 parts = (
                     memory.parameters, memory.gradients, memory.optimizer, memory.activations + memory.peak,
                     memory.buffers + memory.extras, memory.device, memory.host,
                 )  # fmt: skip
                 cells = [name, f"adapters, r={rank}" if rank else "all", preset, *map(with_unit, parts)]
-                cells += ["yes" if fits(memory, card) else "no" for card in CARDS]
+                cells += ["yes" if fits(*each) else "no" for each in zip(by_card, CARDS, strict=True)]
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def presets(overrides: Sequence[str]) -> Iterator[tuple[str, Memory]]:
-    """Estimate a run with each preset of `hardware`, except those for Slurm.
+def _on_paper(shape: Shape, config: RunConfig, card: float) -> Memory:
+    tokens = most_tokens(shape, config, card)
+    return estimate(shape, config, Load(tokens, 512, tokens // 2))
+
+
+def presets(overrides: Sequence[str], card: float = CARD) -> Iterator[tuple[str, Memory]]:
+    """Estimate a run with each preset of `hardware`, except those for Slurm, for GPUs of so many GiB.
 
     Raises:
         UserError: the model's configuration is not on this machine.
@@ -96,7 +96,7 @@ def presets(overrides: Sequence[str]) -> Iterator[tuple[str, Memory]]:
     for name in groups()["hardware"]:
         if name.startswith("slurm"):
             continue
-        config = composed(*overrides, f"hardware={name}", "dry_run=true")
+        config = with_micro_tokens(composed(*overrides, f"hardware={name}", "dry_run=true"), card)
         shape = shape_of(config)
         if shape is None:
             raise UserError(f"model.path={config.model.path}: the model's config.json is not on this machine")
@@ -110,7 +110,7 @@ def parser() -> Parser:
         "overrides", nargs="*", metavar="KEY=VALUE", help="as for unlearn: model=… method=… dataset=…"
     )
     made.add_argument(
-        "--card", type=float, default=80.0, metavar="GIB", help="memory of one GPU in GiB (default: 80)"
+        "--card", type=float, default=CARD, metavar="GIB", help="memory of one GPU in GiB (default: 80)"
     )
     made.add_argument("--paper", action="store_true", help="Llamas of 8B and 70B instead, as Markdown")
     return made
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = Table(title="memory of each process while training")
     for column in ("hardware", *parts, "device", "host", f"fits {options.card:g} GiB"):
         table.add_column(column, justify="left" if column == "hardware" else "right")
-    for name, memory in presets(options.overrides):
+    for name, memory in presets(options.overrides, options.card):
         numbers = [with_unit(getattr(memory, part)) for part in (*parts, "device", "host")]
         on_card = "–" if name.startswith("cpu") else "yes" if fits(memory, options.card) else "no"
         table.add_row(name, *numbers, on_card)

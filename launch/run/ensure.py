@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ from launch.run.plan import Planned
 from launch.run.rendezvous import Team, team_of
 from launch.run.slurm_task import this_task
 from launch.run.supervisor import file_digest, follow, gather, judge, publish_outcome, work_together
-from unlearn.signals import Stopped, on_stop
+from unlearn.signals import StartAgain, Stopped, on_stop
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +49,13 @@ def ensure(
         Stopped: a signal stopped the run; started again, it continues.
     """
     team = team_of(this_task())
-    team.begin()
-    return _lead(run, team, command, progress) if team.task.leads else follow(run, team)
+    while True:
+        team.begin()
+        try:
+            return _lead(run, team, command, progress) if team.task.leads else follow(run, team)
+        except StartAgain as again:
+            log.warning("%s", again)
+        gc.collect()  # what a run in this process has left
 
 
 def _lead(run: Planned, team: Team, command: Sequence[str] | None, progress: bool) -> dict[str, float | None]:
@@ -61,8 +67,14 @@ def _lead(run: Planned, team: Team, command: Sequence[str] | None, progress: boo
             gather(run, team)
             results = _decide(run, team, command, progress)
     except BaseException as error:
-        stopped = isinstance(error, Stopped | KeyboardInterrupt)
-        publish_outcome(team, {"stopped": stopped, "error": str(error) or type(error).__name__})
+        publish_outcome(
+            team,
+            {
+                "stopped": isinstance(error, Stopped | KeyboardInterrupt),
+                "again": isinstance(error, StartAgain),
+                "error": str(error) or type(error).__name__,
+            },
+        )
         raise
     publish_outcome(team, {"results": file_digest(run.rundir.results)})
     return results
@@ -82,7 +94,8 @@ def _decide(
 
             work(run.directory, progress=progress)
         else:
-            judge(run, work_together(run, team).values())
+            _, restarts = run.rundir.read_memory(run.job.config.hardware)
+            judge(run, work_together(run, team).values(), restarts)
     return run.rundir.read_results()
 
 

@@ -127,9 +127,11 @@ def _in_pieces(
     seen: list[Tensor] = []
     outputs: list[tuple[Tensor, int]] = []
     handle = head.register_forward_hook(lambda _, __, out: outputs.append((out, out._version)))
-    with _laid_out(batch, batch.index[:0]), head_on(model, batch.index[:0], watch=seen):
-        logits = model(input_ids=batch.input_ids, use_cache=False, **inputs).logits
-    handle.remove()
+    try:
+        with _laid_out(batch, batch.index[:0]), head_on(model, batch.index[:0], watch=seen):
+            logits = model(input_ids=batch.input_ids, use_cache=False, **inputs).logits
+    finally:
+        handle.remove()
     plain = logits is outputs[0][0] and logits._version == outputs[0][1]
     size = -(-limit // pieces)
     for start in range(0, size * pieces, size):

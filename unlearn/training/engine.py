@@ -97,6 +97,11 @@ class Engine:
         self._summed = True
         self.model.backward(loss * self.world.size)  # DeepSpeed averages over processes
 
+    def discard(self) -> None:
+        """Drop the gradient summed so far, also after a backward that an error ended; not at ZeRO 3."""
+        self._shares.discard()
+        self._summed = False
+
     def step(self, lr: float) -> float:
         """Clip the gradient, update, clear it. Returns the global gradient norm before clipping."""
         self._refuse_borrowed("step")

@@ -175,7 +175,7 @@ def test_the_models_of_the_configuration_are_read():
 def test_the_load_is_of_the_runs_own_texts():
     config = composed("method.batch=4", "dataset.options.authors=10")
     load = load_of(config)
-    assert 0 < load.answers < load.tokens <= config.hardware.micro_tokens
+    assert 0 < load.answers < load.tokens <= config.hardware.tokens
     assert load.width < config.dataset.max_length
     assert load.cached > load.answers
     assert load_of(composed("method.batch=4", "hardware.micro_tokens=64")).tokens <= 64
