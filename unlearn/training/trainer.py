@@ -253,7 +253,7 @@ class Trainer:
         try:
             yield
         except StartAgain:
-            if self.engine.world.size == 1:
+            if self.engine.world.size == 1 and self.steps_made:
                 self.save()
             raise
 

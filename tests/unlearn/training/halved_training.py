@@ -30,28 +30,31 @@ STEPS = 3
 
 
 def train(
-    directory: Path, hardware: HardwareConfig, *, method: str, limited: bool, hungry: float = ROW
-) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """Weights after some steps, and the portions that fitted; {} for those if the training must begin again.
+    directory: Path, hardware: HardwareConfig, *, method: str, limited: bool, hungry: float = ROW,
+    first: int | None = None,
+) -> tuple[dict[str, Tensor], dict[str, int]]:  # fmt: skip
+    """Weights after some steps, and the portions that fitted; no weights if the training must begin again.
 
-    `limited`: this process has room for few rows at a time.
+    `limited`: this process has room for few rows at a time. `first`: tokens of the first step, with room.
     """
     directory.mkdir(parents=True, exist_ok=True)
     world = start_world("cpu")
     chosen = preset(method)
     settings = deepspeed_config(hardware, clip=clip_norm(chosen))
     settings["zero_optimization"] |= {"reduce_bucket_size": 3000, "stage3_prefetch_bucket_size": 3000}
-    engine = Engine(
-        model_for(chosen, 0.2), world, settings, weight_decay=chosen.weight_decay, betas=chosen.betas
-    )
-    rundir = RunDir(directory)
+    rundir, model = RunDir(directory), model_for(chosen, 0.2)
     found = rundir.load_checkpoint()
     if found is not None:
         weights = {n.removeprefix("weight/"): t for n, t in found[1].items() if n.startswith("weight/")}
-        engine.module.load_state_dict(weights, strict=False)
+        model.load_state_dict(weights, strict=False)
+    engine = Engine(model, world, settings, weight_decay=chosen.weight_decay, betas=chosen.betas)
     trainer = trainer_on(engine, chosen, hardware, rundir)
     if found is not None:
         trainer.restore(*found)
+    if first and not trainer.steps_made:
+        trainer.steps.hardware = hardware.model_copy(update={"micro_tokens": first})
+        trainer.step()
+        trainer.steps.hardware = hardware
     make_hungry(engine.module, hungry)
     try:
         with room(ROOM) if limited else nullcontext():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +16,7 @@ from tests.unlearn.training.halved_training import train
 from tests.worlds import together
 from unlearn.config import HardwareConfig
 from unlearn.errors import UserError
+from unlearn.run_dir import RunDir
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the limit is the system's")
 
@@ -55,19 +55,19 @@ def test_a_gradient_of_each_term_is_done_again_alone(tmp_path):
 
 def test_a_sequence_that_does_not_fit_alone_is_refused_with_advice(tmp_path):
     hardware = HardwareConfig(micro_tokens=WIDE)
-    with pytest.raises(UserError, match=r"one forward of a sequence of .* activation_checkpointing=true"):
+    with pytest.raises(UserError, match=r"a sequence of .*hardware.activation_checkpointing=true"):
         train(tmp_path, hardware, method="npo", limited=True, hungry=8 * halved_training.ROW)
 
 
 def test_at_zero_3_the_step_is_saved_before_the_run_begins_again(tmp_path):
-    hardware = HardwareConfig(micro_tokens=WIDE, zero=3)
-    weights, fitting = train(tmp_path / "halved", hardware, method="npo", limited=True)
+    hardware, folder = HardwareConfig(micro_tokens=WIDE, zero=3), tmp_path / "halved"
+    weights, fitting = train(folder, hardware, method="npo", limited=True, first=WIDE)
     assert not weights
-    small = hardware.model_copy(update={"micro_tokens": fitting["micro_tokens"]})
-    while not weights:
-        weights, fitting = train(tmp_path / "halved", small, method="npo", limited=True)
-        small = hardware.model_copy(update={"micro_tokens": fitting.get("micro_tokens", small.tokens)})
-    wanted, _ = train(tmp_path / "small", small, method="npo", limited=False)
+    small = hardware.model_copy(update=fitting)
+    assert RunDir(folder).newest_checkpoint() == folder / "checkpoints" / "step-1"
+    weights, _ = train(folder, small, method="npo", limited=True)
+    wanted, _ = train(tmp_path / "small", small, method="npo", limited=False, first=WIDE)
+    assert weights
     assert all(torch.equal(weights[name], tensor) for name, tensor in wanted.items())
 
 
