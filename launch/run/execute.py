@@ -42,9 +42,9 @@ from unlearn.passes.out_of_memory import MemoryLimits
 from unlearn.pipeline import Pipeline
 from unlearn.probes import watched_sets
 from unlearn.run_dir import RunDir
-from unlearn.signals import Stopped, on_stop
+from unlearn.signals import StartAgain, Stopped, on_stop
 from unlearn.terms import training_sets
-from unlearn.training.engine import Engine
+from unlearn.training.engine import Engine, close_all
 from unlearn.training.observers import Logger
 
 log = logging.getLogger(__name__)
@@ -68,6 +68,9 @@ def execute(job: Job, rundir: RunDir, tracker: Logger, *, progress: bool = True)
             if world.main:
                 rundir.clear_leftovers()
             return _Run(job, rundir, tracker, world, progress, started).execute()
+    except StartAgain:
+        close_all()
+        raise
     finally:
         gc.collect()
         stop_world()

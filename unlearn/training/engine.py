@@ -13,12 +13,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
+from weakref import WeakSet
 
 import deepspeed
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin
+from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from deepspeed.utils import (
     lazy_init_hp_params_optimizer_state,
     safe_get_full_fp32_param,
@@ -41,6 +43,8 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 # The shared-memory collectives would take minutes to compile on first use; gloo works without them. Not by
 # reading the attribute: DeepSpeed would start compilers then to find out what else could be compiled.
 vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+
+_OPEN: WeakSet[Engine] = WeakSet()
 
 
 class NonFiniteGradient(UserError):
@@ -82,6 +86,7 @@ class Engine:
             raise RuntimeError(f"Accelerate prepared a {type(prepared).__name__}, not a DeepSpeedEngine")
         self.model: Any = prepared
         self._shares = Shares(world, self.zero, prepared)
+        _OPEN.add(self)
         self._adamw.register_step_pre_hook(self._before_update)
 
     @property
@@ -286,7 +291,11 @@ class Engine:
     def close(self) -> None:
         """Free the optimizer's state and the gradients, so that another engine can be made."""
         self.model.destroy()
+        if self.zero == 3:  # DeepSpeed keeps the model, and those in whose forward an error was raised
+            own = set(self.module.modules())
+            FWD_MODULE_STACK[:] = [each for each in FWD_MODULE_STACK if each not in own]
         self._accelerator.free_memory()
+        _OPEN.discard(self)
         nn.functional.linear = self._linear  # ZeRO 3 replaced it for all models of the process
         AcceleratorState._reset_state()  # until then Accelerate accepts only one DeepSpeed configuration
 
@@ -356,6 +365,12 @@ class Engine:
             return float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
         norm = float(self.model.optimizer._global_grad_norm)
         return norm if norm >= 0 else float("inf")  # DeepSpeed returns -1 for a norm that is not finite
+
+
+def close_all() -> None:
+    """Close the engines of a run that an error has ended, so that it can begin again in this process."""
+    for engine in list(_OPEN):
+        engine.close()
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
