@@ -56,7 +56,7 @@ def make_hungry(model: Any, mib: float) -> None:
     """
 
     def hook(_: Any, __: Any, out: Tensor) -> Tensor:
-        hungry: Tensor = _Hungry.apply(out, mib, out.requires_grad)  # type: ignore[no-untyped-call]
+        hungry: Tensor = _Hungry.apply(out, mib, out.requires_grad)
         return hungry
 
     model.get_input_embeddings().register_forward_hook(hook)
