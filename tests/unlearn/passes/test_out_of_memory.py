@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -83,7 +84,7 @@ def test_texts_are_generated_in_halves(temperature):
 def test_a_frozen_models_outputs_are_computed_in_halves(tmp_path):
     some, world, hungry = sequences(300, 5), World(), tiny_llama(1, 0.3)
     make_hungry(hungry, ROW)
-    options = {"max_tokens": 200, "collective_forward": False}
+    options: dict[str, Any] = {"max_tokens": 200, "collective_forward": False}
     with room(ROOM):  # in the second portion of a pass, as rows get shorter
         halved = frozen_outputs.compute(hungry, some, world, parts=tmp_path, **options)
     assert world.limits.fitting["eval_tokens"] < 200
