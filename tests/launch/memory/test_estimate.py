@@ -233,7 +233,7 @@ def test_a_dry_run_shows_the_parts(tmp_path):
     show_plan(resolve(config), Console(file=out, width=200))
     for word in ("parameters", "gradients", "optimizer", "activations", "device", "cache", "to make"):
         assert word in out.getvalue()
-    assert "run: hardware.activation_checkpointing=auto: off (" in out.getvalue()
+    assert "run: hardware.activation_checkpointing=false (by the estimate for " in out.getvalue()
 
 
 def test_the_generated_deepspeed_configuration_is_shown():

@@ -100,4 +100,5 @@ def test_a_process_takes_its_share_of_the_memory(tmp_path: Path) -> None:
         measured = Measured(**json.loads((tmp_path / f"out.{rank}.json").read_text()))
         assert 45 * MIB < measured.share < 55 * MIB
         assert measured.largest == 16 * MIB
-        assert not measured.problems(slack=24 * MIB), measured
+        # The first engine on a machine times kernels, whose libraries take memory.
+        assert not measured.problems(slack=40 * MIB), measured
