@@ -1,0 +1,1 @@
+"""A check of this program on one GPU: `python -m benches.gpu`."""

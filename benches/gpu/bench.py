@@ -1,0 +1,143 @@
+"""The machine that is checked, and how a measurement is timed and recorded."""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from tempfile import mkdtemp
+from typing import Any
+
+import torch
+
+from benches.gpu.models import make_model
+from benches.workshop import Workshop
+from launch.memory.command import composed
+from launch.memory.estimate import GIB
+from unlearn.config import HardwareConfig
+from unlearn.passes import product_times
+from unlearn.training.engine import precision
+
+Row = dict[str, Any]
+"""What was measured, by column."""
+PEAKS = {
+    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "H20": 148e12, "B200": 2250e12,
+    "GH200": 989e12, "A100": 312e12, "A800": 312e12, "H800": 989e12, "L40S": 362e12, "L40": 181e12,
+    "L4": 121e12, "A10G": 70e12, "A10": 125e12, "A40": 150e12, "A30": 165e12, "RTX A6000": 155e12,
+    "RTX 6000 Ada": 364e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
+}  # fmt: skip
+"""Dense bf16 operations a second with fp32 sums by a part of the card's name, from NVIDIA's data sheets."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What to measure: a model of `SHAPES` on a device.
+
+    - `folder`: for temporary files.
+    - `deadline`: when the part should end, by `time.monotonic`.
+    - `peak`: operations a second that the card can make; None on the CPU.
+    - `card_gib`: the card's memory.
+    """
+
+    model: str
+    device: str
+    folder: Path
+    deadline: float
+    peak: float | None = None
+    card_gib: float | None = None
+
+    @property
+    def small(self) -> bool:
+        """Whether this is only a trial of the check itself."""
+        return self.model == "tiny"
+
+    @property
+    def left(self) -> float:
+        """Seconds until this part should end."""
+        return self.deadline - time.monotonic()
+
+    def on(self, machine: Row) -> Bench:
+        """Return the same for a machine with these facts."""
+        peak = machine["peak"] or (machine["measured peak"] if self.device == "cuda" else None)
+        return replace(self, peak=peak, card_gib=machine.get("card GiB"))
+
+    def hardware(self, **changes: Any) -> HardwareConfig:
+        """Return the settings of one process on this device."""
+        preset = preset_of("gpu" if self.device == "cuda" else "cpu")
+        return preset.model_copy(update=changes)
+
+    def make(self) -> Any:
+        """Return the model with random weights, always the same ones."""
+        return make_model(self.model, self.device, precision(self.hardware().dtype))
+
+    def shop(self, hardware: HardwareConfig | None = None) -> Workshop:
+        """Return a workshop of this model, with a folder of its own."""
+        return Workshop(Path(mkdtemp(dir=self.folder)), hardware or self.hardware(), self.make)
+
+
+def preset_of(name: str) -> HardwareConfig:
+    """Return an option of `hardware`."""
+    return composed("method=npo", f"hardware={name}", "dry_run=true").hardware
+
+
+def machine(bench: Bench) -> Row:
+    """Return what the machine is, and the operations a second of a large matrix product on it."""
+    row: Row = {name: version(name) for name in ("torch", "transformers", "deepspeed", "unlearn-lab")}
+    on_gpu, side = bench.device == "cuda", 1024 if bench.small else 8192
+    if on_gpu:
+        card = torch.cuda.get_device_properties(0)
+        name: str = card.name
+        row |= {"card": name, "card GiB": card.total_memory / GIB, "CUDA": torch.version.cuda}
+        row |= {"capability": f"{card.major}.{card.minor}", "driver": _driver()}
+        row["peak"] = next((PEAKS[key] for key in sorted(PEAKS, key=len, reverse=True) if key in name), None)
+    else:
+        row |= {"processor": product_times.machine()["processor"], "peak": None}
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    one, two = (torch.randn(side, side, device=bench.device).to(dtype) for _ in range(2))
+    seconds = [timed(bench, lambda: one @ two)[0] for _ in range(10)]
+    return row | {"measured peak": 2 * side**3 / median(seconds[2:])}
+
+
+def timed(bench: Bench, call: Callable[[], Any]) -> tuple[float, Any]:
+    if bench.device == "cuda":
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    result = call()
+    if bench.device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - started, result
+
+
+def tried(bench: Bench, row: Row, call: Callable[[], Row]) -> Row:
+    """Add what is measured to a row, or why it was not; free the memory."""
+    if bench.left <= 0:
+        return row | {"skipped": "no time left"}
+    try:
+        return row | call()
+    except Exception as error:
+        return row | {"error": shown(f"{type(error).__name__}: {error}")}
+    finally:
+        gc.collect()
+        if bench.device == "cuda":
+            torch.cuda.empty_cache()
+
+
+def shown(text: str) -> str:
+    """Return the first line of a message, cut to fit into a table."""
+    return text.strip().partition("\n")[0][:300]
+
+
+def _driver() -> str | None:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return None
+    asked = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    return (
+        subprocess.run(asked, capture_output=True, text=True, check=False).stdout.partition("\n")[0] or None
+    )
