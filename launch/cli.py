@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from launch.flags import parse, prints, show, stored_run, take_folders
 from launch.run import foreign_launchers
 from launch.run.config_file import read_job
 from launch.run.slurm_task import leads
-from launch.sweep.hydra_hooks import job_count, record_launched_jobs
+from launch.sweep.hydra_hooks import hooked, job_count
 from launch.sweep.job import INTERRUPTED, SweepJob, dry_run, interrupt, one_run, process
 from launch.sweep.job_records import Records, sweep_name
 from launch.sweep.sweep_run import SweepRun
@@ -130,7 +129,7 @@ def _execute(composed: DictConfig, overrides: list[str], name: str, *, sweep: bo
                 check_goal(config)
             if queue:
                 slurm.check_submission(composed, job_count(composed, overrides))
-            return _sweep(["-m", f"--config-name={name}", *_search(composed), *overrides], composed)
+            return _sweep(["-m", f"--config-name={name}", *overrides], composed)
         _tell_of_one_run(composed, overrides)
         return _one(composed, config)
 
@@ -183,17 +182,6 @@ def _without_empty(root: Path) -> Iterator[None]:
                 root.rmdir()
 
 
-def _search(composed: DictConfig) -> list[str]:
-    """What a sweeper that optimises is to have by itself: larger is better, and the same trials each time."""
-    sweeper = composed.hydra.sweeper
-    if "n_trials" not in sweeper:
-        return []
-    optuna = import_module("optuna")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    unseeded = "seed" in (sweeper.get("sampler") or {}) and sweeper.sampler.seed is None
-    return ["hydra.sweeper.direction=maximize", *(["hydra.sweeper.sampler.seed=0"] if unseeded else [])]
-
-
 def _again(folder: Path) -> int:
     """Make the run of a folder again as its config.yaml says: continue it, or show what is complete."""
     return _one(compose_run([], hydra=True), read_job(RunDir(folder))[0].config, folder)
@@ -236,11 +224,12 @@ def _sweep(arguments: list[str], composed: DictConfig) -> int:
     check_plugins(composed)
     chosen = folder_name(os.environ.get("UNLEARN_SWEEP", ""))
     name = chosen or sweep_name([a for a in arguments if not a.startswith("-")])
-    records = Records(Path(composed.hydra.sweep.dir).absolute() / "sweeps" / name)
-    records.stop.unlink(missing_ok=True)
+    folder = Path(composed.hydra.sweep.dir).absolute() / "sweeps" / name
+    records = Records(folder, "-".join(map(str, process())))
+    records.all_stop.unlink(missing_ok=True)
     problem = ""
     try:
-        with record_launched_jobs(records):
+        with hooked(records):
             _launch(SweepJob(records, process()), arguments)
     except KeyboardInterrupt:
         queue = slurm.chosen(composed)
@@ -249,6 +238,7 @@ def _sweep(arguments: list[str], composed: DictConfig) -> int:
         problem = " ".join(str(error).split())
     except Exception as error:  # whatever a launcher's library has
         problem = outcome(error)[0]
+    records.own_stop.unlink(missing_ok=True)
     return conclude(records, problem) if leads() else 0
 
 

@@ -43,7 +43,7 @@ warnings.filterwarnings("ignore", r"\s*'hydra/[a-z/]+' is validated against Conf
 _PLUGINS = {
     "hydra/launcher/joblib": "hydra-joblib-launcher, of the extra `sweeps`",
     "hydra/launcher/slurm": "hydra-submitit-launcher, of the extra `slurm`",
-    "hydra/sweeper/optuna": "hydra-optuna-sweeper, of the extra `sweeps`",
+    "hydra/sweeper/optuna": "optuna cmaes, of the extra `sweeps`",
 }
 PRIMARY = "config"
 """The primary file of the project, which `--config-name` replaces."""
@@ -214,15 +214,21 @@ def check_plugins(composed: DictConfig) -> None:
         ConfigError: one is not.
     """
     chosen = {f"hydra/{kind}": composed.hydra[kind]._target_ for kind in ("launcher", "sweeper")}
-    packages = {group: ".".join(target.split(".")[:2]) for group, target in chosen.items()}
     options = {group: composed.hydra.runtime.choices[group] for group in chosen}
     problems = [
         f"{group}={options[group]} is not installed: {_install(f'{group}/{options[group]}')}"
-        for group, package in packages.items()
-        if package.startswith("hydra_plugins.") and find_spec(package) is None
+        for group, target in chosen.items()
+        if (package := _package(target)) and find_spec(package) is None
     ]
     if problems:
         raise ConfigError(problems)
+
+
+def _package(target: str) -> str | None:
+    """The optional package that a launcher or sweeper needs, from the path of its class."""
+    if target.startswith("hydra_plugins."):
+        return ".".join(target.split(".")[:2])
+    return "optuna" if "optuna" in target else None
 
 
 def _install(choice: str) -> str:

@@ -345,6 +345,9 @@ class HardwareConfig(Section):
     threads: PositiveInt | None = Field(
         None, description="CPU threads of each process; null: cores ÷ processes"
     )
+    jobs_per_gpu: PositiveInt = Field(
+        1, description="with hydra/launcher=joblib: small runs of a sweep that share one GPU"
+    )
     micro_tokens: PositiveInt = Field(4096, description="padded tokens per forward while training")
     micro_batch: PositiveInt | None = Field(
         None, description="sequences per forward and group; must divide the global batch evenly"

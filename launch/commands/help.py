@@ -24,7 +24,7 @@ The same command again resumes an interrupted run or sweep, and returns at once 
   unlearn                                       NPO on the embedded authors with the nano model
   unlearn method=satimp dataset.forget=forget05
   unlearn -m method=npo,satimp,wga seed=0,1,2   a sweep: nine runs, one after the other, and their table
-  unlearn -m … hydra/launcher=joblib            the same, two at a time (hydra.launcher.n_jobs=…)
+  unlearn -m … hydra/launcher=joblib            the same, two at a time, or as many as fill the GPUs
   unlearn -m … hydra/launcher=slurm             the same, as one Slurm job array
   unlearn -m experiment=satimp-study            a sweep that a recipe describes
   unlearn -m experiment=optuna-npo              a search: Optuna chooses the trials (hydra/sweeper=optuna)

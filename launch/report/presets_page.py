@@ -25,15 +25,21 @@ _ABOUT = {
     "experiment": "A whole study: with `-m` its runs are made. What is swept may be narrowed or changed on "
     "the command line; see [recipes](sweeps.md#recipes).",
     "hydra/launcher": "Where the runs of a sweep are made (`-m`); without it one after the other.",
+    "hydra/sweeper": "How the runs of a sweep are chosen (`-m`); without it every combination is made. See "
+    "[searching](sweeps.md#searching-instead-of-sweeping).",
+    "hydra/sweeper/sampler": "What chooses the trials of a search. `hydra.sweeper.sampler.seed` and other "
+    "options are those of Optuna's class.",
 }
 _LONGEST = 160  # characters of what an experiment sweeps over, of one key
 
 
 def page() -> str:
     """Return the page as Markdown."""
-    launchers = sorted(file.stem for file in (CONFIGS / "hydra" / "launcher").glob("*.yaml"))
+    hydra: dict[str, list[str]] = {}
+    for file in sorted((CONFIGS / "hydra").rglob("*.yaml")):
+        hydra.setdefault(str(file.parent.relative_to(CONFIGS)), []).append(file.stem)
     parts = [_HEAD]
-    for group, options in {**groups(own=False), "hydra/launcher": launchers}.items():
+    for group, options in {**groups(own=False), **hydra}.items():
         about = f"{_ABOUT[group]}\n\n" if group in _ABOUT else ""
         parts.append(f"## {group}\n\n{about}{_table(group, options)}\n")
     return "\n".join(parts)

@@ -36,9 +36,12 @@ def is_complete(run: Planned) -> bool:
 
 
 def ensure(
-    run: Planned, *, command: Sequence[str] | None = None, progress: bool = True
+    run: Planned, *, command: Sequence[str] | None = None, progress: bool = True, inside: bool = True
 ) -> dict[str, float | None]:
     """Make or continue a run unless it is complete, and return its results. `command` as in `write_config`.
+
+    `inside`: whether a run of one process is made in this one. A process that used CUDA keeps its GPU and
+    some of its memory, so a pool, whose processes make one run after the other, has each made in another.
 
     One command at a time works on a run; others wait. The lock is the operating system's, so it ends with its
     process. The tasks of a Slurm step share the work: the first task decides, the others follow.
@@ -49,17 +52,21 @@ def ensure(
     """
     team = team_of(this_task())
     team.begin()
-    return _lead(run, team, command, progress) if team.task.leads else follow(run, team)
+    if not team.task.leads:
+        return follow(run, team)
+    return _lead(run, team, command, progress=progress, inside=inside)
 
 
-def _lead(run: Planned, team: Team, command: Sequence[str] | None, progress: bool) -> dict[str, float | None]:
+def _lead(
+    run: Planned, team: Team, command: Sequence[str] | None, *, progress: bool, inside: bool
+) -> dict[str, float | None]:
     if not team.others:
         with _locked(run):
-            return _decide(run, team, command, progress)
+            return _decide(run, team, command, progress=progress, inside=inside)
     try:
         with on_stop(_before_workers), _locked(run):
             gather(run, team)
-            results = _decide(run, team, command, progress)
+            results = _decide(run, team, command, progress=progress, inside=inside)
     except BaseException as error:
         stopped = isinstance(error, Stopped | KeyboardInterrupt)
         publish_outcome(team, {"stopped": stopped, "error": str(error) or type(error).__name__})
@@ -73,11 +80,11 @@ def _before_workers(number: int) -> None:
 
 
 def _decide(
-    run: Planned, team: Team, command: Sequence[str] | None, progress: bool
+    run: Planned, team: Team, command: Sequence[str] | None, *, progress: bool, inside: bool
 ) -> dict[str, float | None]:
     if not is_complete(run):
         write_config(run, command)
-        if run.job.config.hardware.processes == 1 and not team.others:
+        if inside and run.job.config.hardware.processes == 1 and not team.others:
             from launch.run.worker import work  # imports DeepSpeed, which a complete run does not need
 
             work(run.directory, progress=progress)

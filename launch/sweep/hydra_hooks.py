@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import count
 from typing import Any
 
 import psutil
@@ -18,7 +17,9 @@ from hydra.core.plugins import Plugins
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig, OmegaConf
+from hydra.plugins.sweeper import Sweeper
+from hydra.utils import instantiate
+from omegaconf import DictConfig
 
 from launch import slurm
 from launch.sweep.job_records import Records
@@ -37,82 +38,115 @@ def job_count(composed: DictConfig, overrides: Sequence[str]) -> int:
 
 
 @contextmanager
-def record_launched_jobs(records: Records) -> Iterator[None]:
-    """Record the jobs before they are launched, for every sweeper and launcher.
+def hooked(records: Records) -> Iterator[None]:
+    """Record the jobs before they are launched, for every sweeper and launcher, and let our sweepers be used.
 
-    Hydra's callbacks do not get the jobs, but every sweeper gets its launcher from `Plugins`.
+    Hydra's callbacks do not get the jobs, but every sweeper gets its launcher from `Plugins`. This makes only
+    sweepers of the package `hydra_plugins`, which an editable installation cannot add to.
     """
     plugins = Plugins.instance()
-    original: Callable[..., Launcher] = plugins.instantiate_launcher
+    launcher: Callable[..., Launcher] = plugins.instantiate_launcher
+    sweeper: Callable[..., Sweeper] = plugins.instantiate_sweeper
 
-    def instantiate(*, config: DictConfig, **others: Any) -> _RecordingLauncher:
-        return _RecordingLauncher(original(config=config, **others), records, config)
+    def recording(*, config: DictConfig, **others: Any) -> RecordingLauncher:
+        return RecordingLauncher(launcher(config=config, **others), records, config)
 
-    vars(plugins)["instantiate_launcher"] = instantiate
+    def own_or_installed(*, config: DictConfig, **others: Any) -> Sweeper:
+        if config.hydra.sweeper._target_.startswith("hydra"):
+            return sweeper(config=config, **others)
+        own: Sweeper = instantiate(config.hydra.sweeper)
+        own.setup(config=config, **others)
+        return own
+
+    vars(plugins).update(instantiate_launcher=recording, instantiate_sweeper=own_or_installed)
     try:
         yield
     finally:
-        del vars(plugins)["instantiate_launcher"]
+        del vars(plugins)["instantiate_launcher"], vars(plugins)["instantiate_sweeper"]
 
 
-class _RecordingLauncher:
-    """A launcher around another one; sweepers call `launch` alone."""
+class RecordingLauncher:
+    """A launcher around another one; sweepers call `launch` alone, except for the one of a search."""
 
     def __init__(self, inner: Launcher, records: Records, config: DictConfig) -> None:
+        self.records = records
         self._inner = inner
-        self._records = records
         self._command = list(config.hydra.overrides.task)
-        self._trials = OmegaConf.select(config, "hydra.sweeper.n_trials") or 0
         self._pool = type(inner).__name__ == "JoblibLauncher"
         self._queue = type(inner).__name__ == "SlurmLauncher"
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        if self._trials:
-            job_overrides = [[quoted(override) for override in job] for job in job_overrides]
-        self._records.announce(initial_job_idx, job_overrides, self._trials, self._command)
-        with _forwarding(self._records) if self._pool else slurm.together() if self._queue else nullcontext():
-            launch = self._through_pool if self._pool else self._inner.launch
-            returned = launch(job_overrides, initial_job_idx)
-        return [self._recorded(*each) for each in zip(count(initial_job_idx), job_overrides, returned)]
+        jobs = dict(enumerate(job_overrides, start=initial_job_idx))
+        self.records.announce(jobs, 0, self._command, anew=initial_job_idx == 0)
+        return self._launch(jobs)
+
+    def launch_trials(
+        self, jobs: Mapping[int, Sequence[str]], total: int, *, anew: bool
+    ) -> dict[int, float | None]:
+        """Launch trials of a search together, and return their values; None for one that failed.
+
+        Args:
+            jobs: overrides by the number in the study. total: trials of the study. anew: whether job 0 begins
+                the sweep anew; otherwise other commands record theirs in the same folder.
+
+        Raises:
+            KeyboardInterrupt: they were stopped.
+        """
+        jobs = {number: [quoted(override) for override in job] for number, job in jobs.items()}
+        self.records.announce(jobs, total, self._command, anew=anew and 0 in jobs)
+        self._launch({number: [*job, f"hydra.sweeper.trial={number}"] for number, job in jobs.items()})
+        if self.records.stopping() or any(self.records.stopped(number) for number in jobs):
+            raise KeyboardInterrupt
+        return {number: self.records.value(number) for number in jobs}
+
+    def _launch(self, jobs: Mapping[int, Sequence[str]]) -> list[JobReturn]:
+        with _forwarding(self.records) if self._pool else slurm.together() if self._queue else nullcontext():
+            returned = self._through_pool(jobs) if self._pool else self._through(jobs)
+        return [self._recorded(*each) for each in zip(jobs, jobs.values(), returned, strict=True)]
+
+    def _through(self, jobs: Mapping[int, Sequence[str]]) -> list[JobReturn]:
+        return [*self._inner.launch([*jobs.values()], min(jobs))]
 
     def _recorded(self, number: int, job: Sequence[str], returned: JobReturn) -> JobReturn:
         """Record a job that failed in the launcher; it counts as completed, so that no other job stops."""
         if returned.status == JobStatus.COMPLETED:
             return returned
-        if not self._records.ended(number):
+        if not self.records.ended(number):
             reason = " ".join(str(returned._return_value).split())
-            self._records.end(number, SweepRun(tuple(job), None, reason, code=1))
+            self.records.end(number, SweepRun(tuple(job), None, reason, code=1))
         return _completed(job)
 
-    def _through_pool(self, jobs: Sequence[Sequence[str]], first: int) -> Sequence[JobReturn]:
+    def _through_pool(self, jobs: Mapping[int, Sequence[str]]) -> list[JobReturn]:
         """The results of a pool. If a process is killed, the pool ends all its jobs, and they start again."""
         from joblib.externals.loky.process_executor import BrokenProcessPool
 
         try:
-            return self._inner.launch(jobs, first)
+            return self._through(jobs)
         except BrokenProcessPool:
-            if self._records.stop.exists():
-                return [_completed(job) for job in jobs]
-            if not self._records.begun(first):
+            if self.records.stopping():
+                return [_completed(job) for job in jobs.values()]
+            if not self.records.begun(next(iter(jobs))):
                 raise  # no job began: it would break again
-        return self._one_by_one(jobs, first)
+        return self._one_by_one(jobs)
 
-    def _one_by_one(self, jobs: Sequence[Sequence[str]], first: int) -> list[JobReturn]:
+    def _one_by_one(self, jobs: Mapping[int, Sequence[str]]) -> list[JobReturn]:
         """Start each job that had begun again, one at a time, so that one that is killed ends no other."""
         from joblib.externals.loky.process_executor import BrokenProcessPool
 
         sys.stderr.write("a process of a job was killed (out of memory?); the jobs of its pool start again\n")
         returned: list[JobReturn] = []
-        for number, job in enumerate(jobs, start=first):
-            if not self._records.begun(number):
-                return [*returned, *self._through_pool(jobs[number - first :], number)]
-            if not self._records.ended(number):
+        left = dict(jobs)
+        for number, job in jobs.items():
+            if not self.records.begun(number):
+                return [*returned, *self._through_pool(left)]
+            del left[number]
+            if not self.records.ended(number):
                 try:
-                    returned += self._inner.launch([job], number)
+                    returned += self._through({number: job})
                     continue
                 except BrokenProcessPool:
                     sys.stderr.write(f"{' '.join(job)}: killed again\n")
-            returned.append(_completed(job, self._records.value(number)))
+            returned.append(_completed(job, self.records.value(number)))
         return returned
 
 
@@ -136,7 +170,7 @@ def _forwarding(records: Records) -> Iterator[None]:
     """On a signal, stop the jobs in child processes, and let no other job begin."""
 
     def stop(_: int) -> None:
-        records.stop.touch()
+        records.stop()
         children = {child.pid for child in psutil.Process().children(recursive=True)}
         for process in children.intersection(records.running()):
             os.kill(process, signal.SIGTERM)

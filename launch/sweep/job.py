@@ -7,7 +7,7 @@ import platform
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from launch import slurm
 from launch.compose import checked
 from launch.run import foreign_launchers
 from launch.run.slurm_task import leads
+from launch.sweep.gpus import dealt
 from launch.sweep.job_records import Records
 from launch.sweep.sweep_run import SweepRun
 from unlearn.config import RunConfig
@@ -51,13 +52,13 @@ class SweepJob:
 
     def __call__(self, composed: DictConfig) -> float | None:
         """Return the value for an optimising sweeper; None without a goal, or if the run failed."""
-        number, overrides = int(HydraConfig.get().job.num), tuple(HydraConfig.get().overrides.task)
+        number, overrides = job_number(), tuple(HydraConfig.get().overrides.task)
         here = process() == self.command
         if not here:
             lasting_output()
             pause_collection()
         os.environ["UNLEARN_SWEEP"] = self.records.folder.name  # the tracker's group
-        if self.records.stop.exists():
+        if self.records.stopping():
             if here:
                 raise KeyboardInterrupt  # otherwise Hydra continues with the next job
             return None
@@ -71,7 +72,7 @@ class SweepJob:
             title = self.records.title(number)
             Console().print(title, style="bold", soft_wrap=True, highlight=False, markup=False)
             sys.stdout.flush()  # the log may be read meanwhile
-            run = guarded(composed, in_child=not here)
+            run = guarded(composed, in_child=not here, gpus=self.records.folder / "gpus")
         except KeyboardInterrupt:
             run = SweepRun(overrides, None, INTERRUPTED, code=STOPPED)
         self.records.end(number, run)
@@ -85,29 +86,43 @@ class SweepJob:
         return run.value
 
 
+def job_number() -> int:
+    """Return the number of this job in its sweep: of a search, that of the trial in the study."""
+    hydra = HydraConfig.get()
+    trial = hydra.sweeper.trial if "trial" in hydra.sweeper else None
+    return int(hydra.job.num if trial is None else trial)
+
+
 def process() -> tuple[str, int]:
     """Return machine and id of this process."""
     return platform.node(), os.getpid()
 
 
-def guarded(composed: DictConfig, *, in_child: bool = False) -> SweepRun:
-    """Make a run of a sweep.
+def guarded(composed: DictConfig, *, in_child: bool = False, gpus: Path | None = None) -> SweepRun:
+    """Make a run of a sweep; `gpus` as in `one_run`.
 
     In a child process of a pool, signals are ignored afterwards: between two jobs there is nothing to stop,
     and the pool would take the process for dead.
     """
     try:
-        return one_run(composed, in_child=in_child)
+        return one_run(composed, in_child=in_child, gpus=gpus)
     finally:
         if in_child and _of_pool():
             for number in STOPPING:
                 signal.signal(number, signal.SIG_IGN)
 
 
-def one_run(composed: DictConfig, *, in_child: bool = False, resolved: Resolved | None = None) -> SweepRun:
+def one_run(
+    composed: DictConfig,
+    *,
+    in_child: bool = False,
+    gpus: Path | None = None,
+    resolved: Resolved | None = None,
+) -> SweepRun:
     """Make one composed run, from check to table; errors are printed and returned, not raised.
 
-    A configuration that was `resolved` before is not resolved again.
+    A configuration that was `resolved` before is not resolved again. `gpus`: the folder in which the jobs of
+    a pool lock their GPUs.
     """
     from launch.run.log_warnings import Warned
     from unlearn.signals import Stopped
@@ -117,7 +132,7 @@ def one_run(composed: DictConfig, *, in_child: bool = False, resolved: Resolved 
     warned, output = Warned(), Path(hydra_config.runtime.output_dir)
     try:
         foreign_launchers.settle()
-        with on_stop(interrupt):
+        with on_stop(interrupt), ExitStack() as held:
             searched = hydra_config.mode == RunMode.MULTIRUN and "n_trials" in hydra_config.sweeper
             if resolved is None:
                 config = checked(composed, overrides, hydra_config.runtime.choices)
@@ -126,6 +141,8 @@ def one_run(composed: DictConfig, *, in_child: bool = False, resolved: Resolved 
                     return SweepRun(overrides, None)
                 if in_child and _of_pool():
                     config = _sharing(config, int(hydra_config.launcher.n_jobs))
+                    if gpus is not None:
+                        held.enter_context(dealt(config.hardware, gpus))
                 resolved = _resolved(config, output, searched=searched)
             run = _run(resolved, overrides, warned, in_child=in_child, searched=searched)
     except (Stopped, KeyboardInterrupt) as stopped:
@@ -195,12 +212,13 @@ def _run(
         if not is_complete(run):
             check_writable(run.directory)
     progress = PlanProgress(plan)
+    inside = not (in_child and _of_pool() and config.hardware.device == "cuda")
     for number, run in enumerate(plan.runs, start=1):
         note = " (complete)" if is_complete(run) else ""
         line = f"[bold]{number}/{len(plan.runs)}[/] {run.role}: {short(run.directory)}{note}"
         console.print(line, soft_wrap=True, highlight=False)
         with warned.of(run), progress.measuring(run):
-            ensure(run, command=overrides, progress=not in_child)
+            ensure(run, command=overrides, progress=not in_child, inside=inside)
         if run is not plan.main and not note:
             console.print(progress.line(), style="dim", soft_wrap=True, highlight=False)
     if not leads():  # the first task of the step reports

@@ -1,7 +1,8 @@
 """The records that the jobs of a sweep write into one folder, wherever they run.
 
 `jobs.json` lists the launched jobs. `<job number>.json` exists from the start of the job, and has its exit
-code from its end. While `stop` exists, no further job begins.
+code from its end. While `stop` exists, no further job begins; while `stop-<command>` does, none of that
+command.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from launch.run.slurm_task import leads
 from launch.sweep.sweep_run import SweepRun, varying
 from unlearn.files import digest, read_json, write_json
+from unlearn.signals import STOPPED
 
 NO_EXIT_CODE = "died without an exit code (killed?); the same sweep started again continues it"
 NOT_ENDED = "has not ended: it runs on {host}, or was killed there"
-_NOT_IN_NAME = ("hydra/launcher", "hydra.launcher", "hardware", "tracker", "dry_run")
+_NOT_IN_NAME = ("hydra/launcher", "hydra.launcher", "hydra.sweeper.n_jobs", "hardware", "tracker", "dry_run")
 
 
 def sweep_name(overrides: Sequence[str]) -> str:
@@ -33,34 +37,56 @@ def sweep_name(overrides: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Records:
-    """The folder of one sweep, `<folder of all runs>/sweeps/<id>`."""
+    """The folder of one sweep, `<folder of all runs>/sweeps/<id>`.
+
+    `command`: names the command among several that search together.
+    """
 
     folder: Path
+    command: str = ""
+
+    def stop(self) -> None:
+        """Let no further job of this command begin."""
+        self.own_stop.touch()
+
+    def stopping(self) -> bool:
+        """Tell whether no further job begins."""
+        return self.all_stop.exists() or self.own_stop.exists()
 
     @property
-    def stop(self) -> Path:
+    def all_stop(self) -> Path:
         return self.folder / "stop"
 
-    def announce(self, first: int, jobs: Sequence[Sequence[str]], total: int, command: Sequence[str]) -> None:
-        """Record that the jobs from number `first` on are about to be launched, of `total` jobs in all.
+    @property
+    def own_stop(self) -> Path:
+        return self.folder / f"stop-{self.command}"
 
-        Records of an earlier start are removed, except those of the same job if it succeeded. `command`: the
-        overrides of the command.
+    def announce(
+        self, jobs: Mapping[int, Sequence[str]], total: int, command: Sequence[str], *, anew: bool
+    ) -> None:
+        """Record that jobs are about to be launched, of `total` jobs in all.
+
+        Records of an earlier start are removed, except those of the same job if it succeeded.
+
+        Args:
+            jobs: overrides by number. command: overrides of the command. anew: whether they begin the sweep;
+                otherwise they follow others, which another command may record at this moment.
         """
         if not leads():
             return
-        listed = self.listed() if first else {}
-        for number, overrides in enumerate(jobs, start=first):
-            listed[number] = tuple(overrides)
-            before = self._read(number)
-            if before and (before["code"] != 0 or tuple(before["overrides"]) != tuple(overrides)):
-                self._file(number).unlink()
-        for file in self.folder.glob("[0-9]*.json"):
-            if int(file.stem) not in listed:
-                file.unlink()
-        jobs_of = {str(number): list(overrides) for number, overrides in listed.items()}
-        total = max(total, len(listed))
-        write_json(self.folder / "jobs.json", {"total": total, "given": list(command), "jobs": jobs_of})
+        with FileLock(self._prepared() / f".{self.folder.name}.lock"):
+            listed = {} if anew else self.listed()
+            for number, overrides in jobs.items():
+                listed[number] = tuple(overrides)
+                before = self._read(number)
+                if before and (before["code"] != 0 or tuple(before["overrides"]) != tuple(overrides)):
+                    self._file(number).unlink()
+            for file in self.folder.glob("[0-9]*.json"):
+                if int(file.stem) not in listed:
+                    file.unlink()
+            jobs_of = {str(number): list(listed[number]) for number in sorted(listed)}
+            total = max(total, len(listed))
+            write_json(self.folder / "jobs.json", {"total": total, "given": list(command), "jobs": jobs_of})
 
     def begin(self, number: int, overrides: Sequence[str]) -> None:
         """Write a record without an exit code, which stays if the job is killed."""
@@ -74,6 +100,11 @@ class Records:
         """Tell whether a job has an exit code."""
         record = self._read(number)
         return record is not None and record["code"] is not None
+
+    def stopped(self, number: int) -> bool:
+        """Tell whether a job was stopped, or has not begun."""
+        record = self._read(number)
+        return record is None or record["code"] == STOPPED
 
     def value(self, number: int) -> float | None:
         """Return the value of a job for a sweeper that optimises."""
@@ -112,6 +143,11 @@ class Records:
         if not file.is_file():
             return {}
         return {int(number): tuple(overrides) for number, overrides in read_json(file)["jobs"].items()}
+
+    def _prepared(self) -> Path:
+        """The folder of all sweeps, made if it is missing."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        return self.folder.parent
 
     def _file(self, number: int) -> Path:
         return self.folder / f"{number}.json"

@@ -22,10 +22,9 @@ def conclude(records: Records, problem: str = "") -> int:
     """
     runs, waiting = records.runs(), records.not_begun()
     root = records.folder.parent.parent
-    for left in ("multirun.yaml", "optimization_results.yaml"):  # Hydra's files of this sweep
-        if (root / left).is_file():
-            records.folder.mkdir(parents=True, exist_ok=True)  # a sweep may end before its first job
-            (root / left).replace(records.folder / left)
+    if (left := root / "multirun.yaml").is_file():  # Hydra's file of this sweep
+        records.folder.mkdir(parents=True, exist_ok=True)  # a sweep may end before its first job
+        left.replace(records.folder / left.name)
     console = Console()
     if len(runs) > 1:
         summed = summary(runs)

@@ -91,6 +91,14 @@ REFUSED = {
     "goal of a search": Refused(
         (*SEARCH, "goal.maximize=tofu/forget_qualit"), ("goal.maximize", "tofu/forget_qualit")
     ),
+    "grid of an interval": Refused(
+        (*SEARCH, "hydra/sweeper/sampler=grid"), ("method.lr: a grid needs values or a range",)
+    ),
+    "search of nothing": Refused(("-m", "hydra/sweeper=optuna"), ("nothing is searched",)),
+    "database of a search": Refused(
+        (*SEARCH, "hydra.sweeper.storage=nosuch://host/study"),
+        ("hydra.sweeper.storage=nosuch://host/study: ",),
+    ),
     "no UTF-8": Refused(("method.name=a\udcff",), ("not UTF-8 text",)),
 }
 

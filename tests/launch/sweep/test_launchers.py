@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from tests.launch.children import Child
 from tests.launch.commands import unlearn
 
 pytestmark = pytest.mark.slow
@@ -121,3 +123,71 @@ def test_a_goal_that_is_not_measured_is_reported(tmp_path):
     assert shown.code == 2
     assert "the run's results have no tofu/forget_quality_log10" in shown.err
     assert "Traceback" not in shown.err
+
+
+SHARED = [
+    *(one for one in SEARCH if "warmup" not in one), "goal.maximize=tofu/forget/truth_ratio",
+    "hydra.sweeper.storage=sqlite:///study.db", "hydra.sweeper.heartbeat_s=1",
+]  # fmt: skip
+
+
+def test_two_commands_search_in_one_database_and_one_is_killed(children, tmp_path):
+    """The other makes what is left, the trial that was cut off too; started again, nothing is left to do."""
+    killed, other = (children.start(tmp_path, *SHARED) for _ in range(2))
+
+    def codes(command: Child) -> list[int | None]:
+        return [record["code"] for record in records(tmp_path) if record["process"] == command.pid]
+
+    # Each has made one, and the first is in the middle of another.
+    assert killed.until(lambda: 0 in codes(other) and codes(killed) == [0, None])
+    (cut_off,) = [
+        record for record in records(tmp_path) if record["code"] is None and record["process"] == killed.pid
+    ]
+    killed.send(signal.SIGKILL)
+    assert killed.ended().code == -signal.SIGKILL
+    shown = other.ended()
+    assert shown.code == 0, shown.err[-3000:]
+    made = records(tmp_path)
+    assert [record["code"] for record in made] == [0] * 4
+    assert len({str(record["overrides"]) for record in made}) == 4
+    assert [record["process"] for record in made].count(killed.pid) == 1
+    assert cut_off["overrides"] in [record["overrides"] for record in made]
+    again = children.start(tmp_path, *SHARED).ended()
+    assert again.code == 0
+    assert "run: " not in again.out
+    for out in (shown.out, again.out):
+        assert len(re.findall(r"^ lr=", out, re.MULTILINE)) == 4
+    best = OmegaConf.load(next(tmp_path.glob("runs/sweeps/*/optimization_results.yaml")))
+    assert best.best_value == max(record["value"] for record in made)
+
+
+def test_a_search_that_is_stopped_goes_on_with_the_same_trial(children, tmp_path):
+    search = [
+        *SHARED,
+        "hydra.sweeper.storage=study.journal",
+        "method.steps=2000",
+        "checkpoint.every_steps=1000",
+    ]
+    command = children.start(tmp_path, *search)
+    unlearning = "runs/grad_ascent-*/history.jsonl"
+    assert command.until(lambda: any(file.stat().st_size for file in tmp_path.glob(unlearning)))
+    (before,) = records(tmp_path)
+    command.send(signal.SIGTERM)
+    assert command.ended().code == 75
+    again = children.start(tmp_path, *search)
+    assert again.until(lambda: [record["process"] for record in records(tmp_path)] == [again.pid])
+    (after,) = records(tmp_path)
+    again.send(signal.SIGKILL)
+    again.ended()
+    assert after["overrides"] == before["overrides"]
+
+
+def test_each_job_of_a_pool_sees_a_gpu_of_its_own(children, tmp_path):
+    """There is none on a machine without: each job is refused, and says which one it saw."""
+    command = children.start(
+        tmp_path, *TINY, "hydra/launcher=joblib", "hardware.device=cuda", "seed=0,1",
+        environment={"CUDA_VISIBLE_DEVICES": "7,8"},
+    )  # fmt: skip
+    assert command.ended().code == 2
+    seen = {re.findall(r"CUDA_VISIBLE_DEVICES=(\S+)", record["reason"])[0] for record in records(tmp_path)}
+    assert seen <= {"7", "8"}  # not "7,8"

@@ -125,7 +125,7 @@ class TestRecords:
 
     def records(self, tmp_path: Path) -> Records:
         found = Records(tmp_path / "runs" / "sweeps" / "sweep-x")
-        found.announce(0, self.JOBS, 0, ["method=npo", "++seed=0,1,2"])
+        found.announce(dict(enumerate(self.JOBS)), 0, ["method=npo", "++seed=0,1,2"], anew=True)
         return found
 
     def test_what_ended_what_was_killed_and_what_never_began(self, tmp_path, capsys, monkeypatch):
@@ -147,20 +147,28 @@ class TestRecords:
         records = self.records(tmp_path)
         records.end(0, made(tmp_path / "a run", *self.JOBS[0]))
         records.end(1, SweepRun(self.JOBS[1], None, "out of memory", code=1))
-        records.announce(0, self.JOBS[:2], 0, [])
+        records.announce(dict(enumerate(self.JOBS[:2])), 0, [], anew=True)
         assert [run.code for run in records.runs()] == [0]
         assert records.not_begun() == [self.JOBS[1]]
         # Another sweep of the same name, whose first job is another one.
-        records.announce(0, [self.JOBS[2]], 0, [])
+        records.announce({0: self.JOBS[2]}, 0, [], anew=True)
         assert records.runs() == []
         assert sorted(file.name for file in records.folder.iterdir()) == ["jobs.json"]
 
     def test_batches_of_a_search_add_up(self, tmp_path):
         records = self.records(tmp_path)
-        records.announce(0, self.JOBS[:1], 20, [])
-        records.announce(1, self.JOBS[1:2], 20, [])
+        records.announce({0: self.JOBS[0]}, 20, [], anew=True)
+        records.announce({1: self.JOBS[1]}, 20, [], anew=False)
         assert list(records.listed()) == [0, 1]
         assert records.title(1) == "[2/20] seed=1"
+
+    def test_commands_that_share_a_search_add_theirs_in_any_order(self, tmp_path):
+        records = Records(tmp_path / "runs" / "sweeps" / "sweep-x")
+        for number in (1, 0, 2):
+            records.announce({number: self.JOBS[number]}, 3, [], anew=False)
+            records.end(number, SweepRun(self.JOBS[number], None))
+        assert list(records.listed().items()) == [*enumerate(self.JOBS)]
+        assert [run.overrides for run in records.runs()] == [*self.JOBS]
 
     def test_the_worst_code_is_that_of_the_sweep(self, tmp_path, capsys):
         records = self.records(tmp_path)
@@ -188,7 +196,7 @@ def test_a_sweep_is_called_the_same_wherever_its_jobs_run():
     name = sweep_name(given)
     assert re.fullmatch("sweep-satimp-study-[0-9a-f]{8}", name)
     assert name == sweep_name(["hydra/launcher=joblib", "hydra.launcher.n_jobs=4", *reversed(given)])
-    assert name == sweep_name([*given, "hardware=gpu", "++tracker.mode=offline"])
+    assert name == sweep_name([*given, "hardware=gpu", "++tracker.mode=offline", "hydra.sweeper.n_jobs=2"])
     assert name != sweep_name(["++seed=0,1,2", "experiment=satimp-study"])
 
 

@@ -18,6 +18,7 @@ from tests.tolerance import PASS, approx, assert_trained_alike, relative
 from tests.unlearn.training import small_training as training
 from tests.unlearn.training.test_trainer import in_processes
 from unlearn.config import HardwareConfig, MethodConfig
+from unlearn.passes.head import logits_are_plain
 from unlearn.run_dir import RunDir
 from unlearn.terms import OBJECTIVES
 from unlearn.training.engine import Engine
@@ -211,6 +212,7 @@ def expected(trainer: Trainer) -> tuple[list[tuple[bool, int, int, bool]], list[
 def test_nothing_is_computed_that_a_method_does_not_name(trainer: Trainer) -> None:
     if trainer.rule.separate:  # one pass for each term, over its own data: the sum of them is looked at
         trainer.rule.separate = False
+    logits_are_plain(trainer.engine.module)  # a call of its own, once for each model
     with counted(trainer.engine.module) as found:
         measure(trainer, micro_batch=8)
     main, without = expected(trainer)
@@ -243,6 +245,7 @@ def test_passes_by_hand(trainer: Trainer, wanted: list[tuple[bool, int, Any, boo
         "answers": answers("forget", "answers") + retain,
         "forget answers": answers("forget", "answers"),
     }  # fmt: skip
+    logits_are_plain(trainer.engine.module)  # a call of its own, once for each model
     with counted(trainer.engine.module) as found:
         measure(trainer, micro_batch=8)
     assert found.passes == [(g, rows, sizes[size], hidden) for g, rows, size, hidden in wanted]
