@@ -15,7 +15,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,14 @@ from benches.gpu.table import markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARES = {
-    "training": 150, "memory": 60, "evaluation": 80, "generation": 50, "effects": 30, "out_of_memory": 30,
-    "largest": 140,
+    "training": 120, "memory": 50, "geffect": 50, "evaluation": 80, "generation": 50, "effects": 30,
+    "out_of_memory": 30, "largest": 130,
 }  # fmt: skip
 """The parts in order, with their shares of the time. What one leaves, the next ones have."""
 LATE = 1.5  # times the time that it has left, and a part is ended
 ALONE = ("largest",)  # needs the whole card for other processes
 LAST = 10.0  # seconds that are kept for writing
+NO_GPU = 4  # exit status of a process that has none
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,13 +44,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     begun = time.time()
     parts = options.parts.split(",")
     write(file, {"model": options.model, "device": options.device, "seconds": options.seconds, "parts": {}})
-    while waiting := [name for name in parts if name not in read(file)["parts"]]:
-        left = options.seconds - LAST - (time.time() - begun)
-        together = waiting[: next((i for i, name in enumerate(waiting) if name in ALONE), None) or 1]
-        ended = "no time left" if left <= 0 else _worker(options, together, waiting, left)
-        still = [name for name in together if name not in read(file)["parts"]]
-        if still and ended:  # it died in the first of these
-            record(file, still[0], {"error": ended})
+    with tempfile.TemporaryDirectory() as folder:
+        while waiting := [name for name in parts if name not in read(file)["parts"]]:
+            left = options.seconds - LAST - (time.time() - begun)
+            together = waiting[:1] if waiting[0] in ALONE else [name for name in waiting if name not in ALONE]
+            ended = "no time left" if left <= 0 else _worker(options, together, waiting, left, folder)
+            still = [name for name in together if name not in read(file)["parts"]]
+            if still and ended:  # it died in the first of these
+                record(file, still[0], {"error": ended})
     result = read(file)
     write(file, result | {"took": time.time() - begun})
     text = markdown(read(file))
@@ -57,15 +60,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return int(not any("rows" in part for part in result["parts"].values()))
 
 
-def _worker(options: argparse.Namespace, parts: Sequence[str], waiting: Sequence[str], left: float) -> str:
+def _worker(
+    options: argparse.Namespace, parts: Sequence[str], waiting: Sequence[str], left: float, folder: str
+) -> str:
     """Run parts in a new process; return why it ended, "" where nothing went wrong."""
     command = [sys.executable, "-m", "benches.gpu", "--worker", ",".join(waiting), "--parts", ",".join(parts)]
     command += ["--out", str(options.out), "--seconds", f"{left:.1f}"]
-    command += ["--device", options.device, "--model", options.model]
+    command += ["--device", options.device, "--model", options.model, "--folder", folder]
     try:
         code = subprocess.run(command, cwd=ROOT, check=False, timeout=left + LAST / 2).returncode
     except subprocess.TimeoutExpired:
         return "no time left: it was ended"
+    if code == NO_GPU:
+        sys.exit(
+            "PyTorch sees no GPU here. `--device cpu --model tiny --seconds 60` tries the check without one"
+        )
     return f"its process ended with {code}" if code else ""
 
 
@@ -73,40 +82,54 @@ def _work(options: argparse.Namespace) -> None:
     """Run parts one after the other; end after one with an error, which may have left the GPU unusable."""
     file, begun = options.out / "gpu.json", time.monotonic()
     waiting = options.worker.split(",")
-    from benches.gpu import parts as measured  # takes seconds, which the other process does not need
+    # These imports take seconds, which the other process does not need.
+    import torch
+
+    from benches.gpu import parts as measured
     from benches.gpu.bench import Bench, machine
     from benches.gpu.largest import largest
 
+    if options.device == "cuda" and not torch.cuda.is_available():
+        sys.exit(NO_GPU)
     calls = {**measured.PARTS, "largest": largest}
-    with tempfile.TemporaryDirectory() as folder:
-        for name in options.parts.split(","):
-            left = options.seconds - (time.monotonic() - begun)
-            own = left * SHARES[name] / sum(SHARES[other] for other in waiting[waiting.index(name) :])
-            state = read(file)
-            bench = Bench(options.model, options.device, Path(folder, name), time.monotonic() + own)
-            bench.folder.mkdir()
-            if "machine" not in state:
-                state["machine"] = machine(bench)
-                write(file, state)
-            bench = bench.on(state["machine"])
-            print(f"{name}: about {own:.0f} s", flush=True)
-            guard = threading.Timer(LATE * own + LAST, _give_up, (file, name, LATE * own + LAST))
-            guard.start()
-            started = time.monotonic()
+    for name in options.parts.split(","):
+        left = options.seconds - (time.monotonic() - begun)
+        own = left * SHARES[name] / sum(SHARES[other] for other in waiting[waiting.index(name) :])
+        state = read(file)
+        bench = Bench(options.model, options.device, Path(options.folder, name), time.monotonic() + own)
+        bench.folder.mkdir()
+        if "machine" not in state:
+            state["machine"] = machine(bench)
+            write(file, state)
+        bench = bench.on(state["machine"])
+        print(f"{name}: about {own:.0f} s", flush=True)
+        started = time.monotonic()
+        with _ended_late(file, name, LATE * own + LAST):
             rows = calls[name](bench)
-            guard.cancel()
-            seconds = time.monotonic() - started
-            failed = [row["error"] for row in rows if "error" in row]
-            print(f"{name}: {seconds:.0f} s{''.join(f', {text}' for text in failed)}", flush=True)
-            record(file, name, {"seconds": seconds, "rows": rows})
-            if failed:
-                return
+        seconds = time.monotonic() - started
+        failed = [row["error"] for row in rows if "error" in row]
+        print(f"{name}: {seconds:.0f} s{''.join(f', {text}' for text in failed)}", flush=True)
+        record(file, name, {"seconds": seconds, "rows": rows})
+        if failed:
+            return
 
 
-def _give_up(file: Path, name: str, seconds: float) -> None:
-    record(file, name, {"error": f"not done in {seconds:.0f} s"})
-    print(f"{name}: not done in {seconds:.0f} s", flush=True)
-    os._exit(0)
+@contextmanager
+def _ended_late(file: Path, name: str, seconds: float) -> Iterator[None]:
+    """End this process if the block takes longer, and record it."""
+
+    def end() -> None:
+        record(file, name, {"error": f"not done in {seconds:.0f} s"})
+        print(f"{name}: not done in {seconds:.0f} s", flush=True)
+        os._exit(0)
+
+    guard = threading.Timer(seconds, end)
+    guard.daemon = True
+    guard.start()
+    try:
+        yield
+    finally:
+        guard.cancel()
 
 
 def record(file: Path, name: str, part: dict[str, Any]) -> None:
@@ -135,7 +158,8 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--parts", default=",".join(SHARES), help="comma-separated, in this order (all)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--model", choices=("1b", "tiny"), default="1b", help="tiny: to try the check itself")
-    parser.add_argument("--worker", default="", help=argparse.SUPPRESS)
+    for hidden in ("--worker", "--folder"):
+        parser.add_argument(hidden, default="", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     options.out = options.out.resolve()
     if unknown := set(options.parts.split(",")) - set(SHARES):

@@ -27,12 +27,12 @@ from unlearn.training.engine import precision
 Row = dict[str, Any]
 """What was measured, by column."""
 PEAKS = {
-    "H100 PCIe": 756e12, "H100 NVL": 835e12, "H100": 989e12, "H200": 989e12, "H20": 148e12, "B200": 2250e12,
-    "GH200": 989e12, "A100": 312e12, "A800": 312e12, "H800": 989e12, "L40S": 362e12, "L40": 181e12,
-    "L4": 121e12, "A10G": 70e12, "A10": 125e12, "A40": 150e12, "A30": 165e12, "RTX A6000": 155e12,
-    "RTX 6000 Ada": 364e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
+    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "H20": 148, "B200": 2250,
+    "GH200": 989, "A100": 312, "A800": 312, "H800": 989, "L40S": 362, "L40": 181,
+    "L4": 121, "A10G": 70, "A10": 125, "A40": 150, "A30": 165, "RTX A6000": 155,
+    "RTX 6000 Ada": 364, "RTX 4090": 165, "RTX 3090": 71,
 }  # fmt: skip
-"""Dense bf16 operations a second with fp32 sums by a part of the card's name, from NVIDIA's data sheets."""
+"""Dense bf16 TFLOP/s with fp32 sums by a part of the card's name, from NVIDIA's data sheets."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,10 @@ class Bench:
 
     def on(self, machine: Row) -> Bench:
         """Return the same for a machine with these facts."""
-        peak = machine["peak"] or (machine["measured peak"] if self.device == "cuda" else None)
-        return replace(self, peak=peak, card_gib=machine.get("card GiB"))
+        peak = machine["peak TFLOP/s"] or machine["measured peak TFLOP/s"]
+        return replace(
+            self, peak=1e12 * peak if self.device == "cuda" else None, card_gib=machine.get("card GiB")
+        )
 
     def hardware(self, **changes: Any) -> HardwareConfig:
         """Return the settings of one process on this device."""
@@ -95,13 +97,14 @@ def machine(bench: Bench) -> Row:
         name: str = card.name
         row |= {"card": name, "card GiB": card.total_memory / GIB, "CUDA": torch.version.cuda}
         row |= {"capability": f"{card.major}.{card.minor}", "driver": _driver()}
-        row["peak"] = next((PEAKS[key] for key in sorted(PEAKS, key=len, reverse=True) if key in name), None)
+        known = (PEAKS[key] for key in sorted(PEAKS, key=len, reverse=True) if key in name)
+        row["peak TFLOP/s"] = next(known, None)
     else:
-        row |= {"processor": product_times.machine()["processor"], "peak": None}
+        row |= {"processor": product_times.machine()["processor"], "peak TFLOP/s": None}
     dtype = torch.bfloat16 if on_gpu else torch.float32
     one, two = (torch.randn(side, side, device=bench.device).to(dtype) for _ in range(2))
     seconds = [timed(bench, lambda: one @ two)[0] for _ in range(10)]
-    return row | {"measured peak": 2 * side**3 / median(seconds[2:])}
+    return row | {"measured peak TFLOP/s": 2e-12 * side**3 / median(seconds[2:])}
 
 
 def timed(bench: Bench, call: Callable[[], Any]) -> tuple[float, Any]:

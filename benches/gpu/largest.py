@@ -31,7 +31,7 @@ SIZES = {"cuda": ("1b", "3b", "8b", "14b", "32b"), "cpu": ("tiny",)}
 PRESETS = {"cuda": ("gpu", "gpu-offload"), "cpu": ("cpu",)}
 METHOD = "grad_diff"  # takes the memory of NPO, whose reference is cached beforehand
 BATCH, TOKENS = 4, 4096  # of each set, of 512 tokens: one micro-batch
-LONGEST, SHORTEST = 150.0, 20.0  # seconds of one trial
+LONGEST, SHORTEST = 150.0, 10.0  # seconds of one trial
 
 
 def largest(bench: Bench) -> list[Row]:

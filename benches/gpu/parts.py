@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -15,7 +14,7 @@ from benches.cases import settings
 from benches.evaluation import SETS
 from benches.geffect import Case
 from benches.gpu.bench import Bench, Row, timed, tried
-from benches.gpu.models import QUESTION, Operations, Tokens, groups, measure_step, sequences
+from benches.gpu.models import Operations, Tokens, groups, measure_step, sequences
 from benches.presets import as_measured
 from eval.collection.live_model import Live
 from eval.evaluate import evaluate
@@ -34,9 +33,17 @@ WARM, LEAST, MOST = 2, 5, 20  # steps
 
 
 def training(bench: Bench) -> list[Row]:
-    """Measure training steps of four methods, and the G-effect, on short answers."""
-    rows = [tried(bench, {"method": name}, partial(_trained, bench, name)) for name in METHODS]
-    return [*rows, tried(bench, {"method": "geffect"}, partial(_geffect, bench))]
+    """Measure training steps of four methods on short answers."""
+    rows = []
+    for number, name in enumerate(METHODS):
+        seconds = bench.left / (len(METHODS) - number) / 2  # the other half prepares
+        rows.append(tried(bench, {"method": name}, partial(_trained, bench, name, seconds)))
+    return rows
+
+
+def geffect(bench: Bench) -> list[Row]:
+    """Measure the G-effect's whole measurement, in the midst of a training with NPO."""
+    return [tried(bench, {"method": "npo"}, partial(_geffect, bench))]
 
 
 def memory(bench: Bench) -> list[Row]:
@@ -45,7 +52,7 @@ def memory(bench: Bench) -> list[Row]:
     for recomputed in (False, True):
         row = {"method": "npo", "activations": "recomputed" if recomputed else "kept"}
         hardware = bench.hardware(activation_checkpointing=recomputed)
-        rows.append(tried(bench, row, partial(_trained, bench, "npo", hardware, long=True)))
+        rows.append(tried(bench, row, partial(_trained, bench, "npo", bench.left / 4, hardware, long=True)))
     return rows
 
 
@@ -77,7 +84,7 @@ def generation(bench: Bench) -> list[Row]:
     """Generate from random prompts with both caches; once before, which compiles what is compiled."""
     shop, model = bench.shop(), bench.make().eval()
     rows, longest = (4, 8) if bench.small else (shop.hardware.generate_rows, 128)
-    prompts = [s.ids[: QUESTION[1]].tolist() for s in sequences(bench.model, rows, 2)]
+    prompts = [s.ids[: s.answer_start].tolist() for s in sequences(bench.model, rows, 2)]
 
     def run(cache: str) -> Row:
         live = Live(
@@ -143,7 +150,8 @@ def out_of_memory(bench: Bench) -> list[Row]:
                 seconds, result = timed(bench, trainer.step)
             finally:
                 torch.cuda.set_per_process_memory_fraction(1.0)
-            fitting: Mapping[str, int] = trainer.engine.world.limits.fitting
+            world: Any = trainer.engine.world
+            fitting: Mapping[str, int] = world.limits.fitting
         return {
             "planned tokens": hardware.micro_tokens, "needed GiB": needed / GIB, "limit GiB": limit / GIB,
             "went on with": fitting.get("micro_tokens"), "seconds": seconds, "loss": result.row["loss"],
@@ -152,17 +160,23 @@ def out_of_memory(bench: Bench) -> list[Row]:
     return [tried(bench, {"method": "npo"}, run)]
 
 
-def _trained(bench: Bench, name: str, hardware: HardwareConfig | None = None, *, long: bool = False) -> Row:
-    """Measure training steps: speed, share of the card's peak, and peak memory against the estimate."""
+def _trained(
+    bench: Bench, name: str, limit: float, hardware: HardwareConfig | None = None, *, long: bool = False
+) -> Row:
+    """Measure training steps: speed, share of the card's peak, and peak memory against the estimate.
+
+    After `LEAST` steps, no more are made than fit in `limit` seconds.
+    """
     hardware = hardware or bench.hardware()
-    until = time.monotonic() + max(1.0, min(20.0, bench.left / len(METHODS)))
     with _trainer(bench, name, hardware, long=long) as trainer:
         for _ in range(WARM):
             trainer.step()
         if bench.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        seconds, steps = [], []
-        while len(seconds) < LEAST or (len(seconds) < MOST and time.monotonic() < until):
+        seconds: list[float] = []
+        steps = []
+        most = LEAST if bench.small else MOST
+        while len(seconds) < LEAST or (len(seconds) < most and sum(seconds) < limit):
             steps.append(measure_step(trainer, trainer.steps_made, hardware.micro_tokens))
             seconds.append(timed(bench, trainer.step)[0])
         config = bench.shop(hardware).config(trainer.settings.method)
@@ -171,7 +185,7 @@ def _trained(bench: Bench, name: str, hardware: HardwareConfig | None = None, *,
     # Steps differ in length: the median is of the time for each token, and for each operation.
     speed = 1 / median(s / step.tokens for s, step in zip(seconds, steps, strict=True))
     rate = 1 / median(s / step.flops for s, step in zip(seconds, steps, strict=True))
-    row: Row = {"steps": len(steps), "s/step": median(seconds), "tokens/s": speed, "FLOP/s": rate}
+    row: Row = {"steps": len(steps), "s/step": median(seconds), "tokens/s": speed, "TFLOP/s": rate / 1e12}
     row |= {"share of peak": rate / bench.peak if bench.peak else None, "estimate GiB": expected / GIB}
     row |= {"peak GiB": None, "peak over estimate": None}
     if bench.device == "cuda":
@@ -197,12 +211,13 @@ def _geffect(bench: Bench) -> Row:
         ))  # fmt: skip
         tokens, operations = Tokens(), Operations()
         with tokens.of(trainer.engine.model), operations:
-            made.measure(trainer.probe_context())
-        seconds, _ = timed(bench, lambda: made.measure(trainer.probe_context()))
+            seconds, _ = timed(bench, lambda: made.measure(trainer.probe_context()))
+        if bench.left > seconds:  # counting and the first calls took time
+            seconds, _ = timed(bench, lambda: made.measure(trainer.probe_context()))
     finally:
         trainer.engine.close()
     rate = operations.total / seconds
-    row: Row = {"steps": 1, "s/step": seconds, "tokens/s": tokens.total / seconds, "FLOP/s": rate}
+    row: Row = {"seconds": seconds, "tokens/s": tokens.total / seconds, "TFLOP/s": rate / 1e12}
     return row | {"share of peak": rate / bench.peak if bench.peak else None}
 
 
@@ -224,6 +239,6 @@ def method_of(bench: Bench, name: str, *, long: bool = False) -> MethodConfig:
 
 
 PARTS: dict[str, Callable[[Bench], list[Row]]] = {
-    "training": training, "memory": memory, "evaluation": evaluation, "generation": generation,
-    "effects": effects, "out_of_memory": out_of_memory,
+    "training": training, "memory": memory, "geffect": geffect, "evaluation": evaluation,
+    "generation": generation, "effects": effects, "out_of_memory": out_of_memory,
 }  # fmt: skip

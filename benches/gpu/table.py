@@ -7,6 +7,7 @@ from typing import Any
 
 TITLES = {
     "training": "Training on short answers", "memory": "Training on texts of 512 tokens",
+    "geffect": "The G-effect, by parameter, example and token",
     "evaluation": "Evaluation: TOFU's suite on the synthetic authors", "generation": "Generation",
     "effects": "Effects of a direction on single examples", "out_of_memory": "Out of memory",
     "largest": "The largest model that fits",
@@ -17,7 +18,7 @@ def markdown(results: Mapping[str, Any]) -> str:
     """Return the document of gpu.json's content."""
     lines = ["# Check on a GPU", ""]
     machine = results.get("machine", {})
-    lines += _table([{"": name, "value": value} for name, value in machine.items()])
+    lines += _table([{"": name, "value": value} for name, value in machine.items() if value])
     for name, part in results["parts"].items():
         lines += ["", f"## {TITLES[name]}", ""]
         lines += _table(part["rows"]) if part.get("rows") else [f"Not measured: {part.get('error')}"]
@@ -38,6 +39,4 @@ def _cell(column: str, value: Any) -> str:
         return str(value).replace("|", "\\|").replace("\n", " ")
     if column.startswith("share"):
         return f"{100 * value:.0f} %"
-    if abs(value) >= 1e9:
-        return f"{value / 1e12:.3g} · 10¹²"
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
