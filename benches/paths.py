@@ -21,9 +21,9 @@ from unlearn.distributed import start_world
 from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
 from unlearn.terms import bind
-from unlearn.training.deepspeed_config import deepspeed_config
-from unlearn.training.engine import Engine, decay_groups
+from unlearn.training.engine import Engine
 from unlearn.training.observers import History
+from unlearn.training.optimizers import decay_groups
 from unlearn.training.step_data import TrainingData
 from unlearn.training.trainer import Trainer, TrainSettings
 
@@ -41,7 +41,7 @@ class Ours:
     def __init__(self, case: Case, folder: Path) -> None:
         method = case.method
         engine = Engine(
-            case.load(), start_world("cpu"), deepspeed_config(case.hardware, clip=clip_norm(method)),
+            case.load(), start_world("cpu"), case.hardware, clip=clip_norm(method),
             weight_decay=method.weight_decay, betas=method.betas,
         )  # fmt: skip
         engine.model.train()

@@ -28,7 +28,6 @@ from unlearn.models.tokenizer import load_tokenizer, make_encoder
 from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
 from unlearn.terms import bind, training_sets
-from unlearn.training.deepspeed_config import deepspeed_config
 from unlearn.training.engine import Engine
 from unlearn.training.observers import History
 from unlearn.training.prepare import FrozenModel, Preparation
@@ -82,7 +81,7 @@ class Workshop:
             groups or ready.groups(target), {"reference": target, "reinforced": target}
         )
         engine = Engine(
-            self._start(method), world, deepspeed_config(self.hardware, clip=clip_norm(method)),
+            self._start(method), world, self.hardware, clip=clip_norm(method),
             weight_decay=method.weight_decay, betas=method.betas,
         )  # fmt: skip
         engine.model.train()

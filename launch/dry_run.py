@@ -11,6 +11,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from launch.memory.automatic import settle
 from launch.memory.estimate import Load, bound, estimate, shape_of, with_unit
 from launch.resolve import Resolved
 from launch.run.ensure import is_complete
@@ -46,10 +47,12 @@ def show_plan(resolved: Resolved, console: Console) -> None:
         table.add_column(column)
     memory = Table("", title="memory of each process")
     taken = []
+    decided: list[str] = []
     known: dict[Pair, TokenSequence] = {}  # the plan's runs have one tokenizer, and most texts in common
     for run in plan.runs:
         state = "complete" if is_complete(run) else "to resume" if run.rundir.history.is_file() else "to make"
-        one = run.job.config
+        one, why = settle(run.job.config)
+        decided += [f"{run.role}: {why}"] if why else []
         try:
             sets = _sequences(one, known)
             training, load = _training(one, sets), _largest(one, sets)
@@ -62,6 +65,8 @@ def show_plan(resolved: Resolved, console: Console) -> None:
         memory.add_row(part, *cells)
     console.print(table)
     console.print(memory)
+    for why in decided:
+        console.print(why, soft_wrap=True, highlight=False)
     for what in ("benchmarks", "variants"):
         if chosen := getattr(config.eval, what):
             console.print(f"{what}: {', '.join(chosen)}", soft_wrap=True, highlight=False)

@@ -1,28 +1,22 @@
-"""What the method bench measures, and its arithmetic."""
+"""What the benches of methods and of the peer measure, and their arithmetic."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 
 import pytest
-import torch
 
+from benches import peer
 from benches.cases import settings
-from benches.gpu.__main__ import SHARES
-from benches.gpu.bench import Bench
-from benches.gpu.models import LONG, Operations, groups, measure_step, shape_of
-from benches.gpu.parts import method_of
-from benches.gpu.table import TITLES
 from benches.methods import compare
+from benches.peer_runs import copy_for_peer
 from benches.presets import BATCH, VARIANTS, Row, as_measured, rows
-from launch.memory.estimate import Load
+from benches.processor import processor
+from eval.benchmarks.tofu import METRICS
 from tests.paths import ROOT
 
 ROWS = rows()
-SPEED = ("training", "memory", "geffect", "evaluation", "generation")
 
 
 def row(name: str) -> Row:
@@ -89,43 +83,88 @@ def test_ratios_are_of_cpu_time_and_of_tokens() -> None:
     assert a.low <= a.per_token <= a.high
 
 
-@pytest.mark.slow
-def test_the_check_on_a_gpu_runs_on_a_cpu_too(tmp_path):
-    command = [sys.executable, "-m", "benches.gpu", "--device", "cpu", "--model", "tiny", "--seconds", "240"]
-    subprocess.run([*command, "--out", str(tmp_path)], cwd=ROOT, check=True)
-    results = json.loads((tmp_path / "gpu.json").read_text())
-    assert list(results["parts"]) == list(SHARES)
-    rows = {name: part["rows"] for name, part in results["parts"].items()}
-    assert not [row for some in rows.values() for row in some if "error" in row]
-    assert [row["method"] for row in rows["training"]] == ["npo", "satimp", "kl_min", "ngdiff"]
-    # Nothing but CUDA knows these.
-    assert {row["share of peak"] for row in rows["training"]} == {None}
-    assert {row["peak GiB"] for row in rows["memory"]} == {None}
-    assert all(row["tokens/s"] > 0 for name in SPEED for row in rows[name])
-    (effects,), (largest,) = rows["effects"], rows["largest"]
-    assert effects["largest difference"] < 1e-3
-    assert (largest["should fit"], largest["did fit"]) == ("yes", "yes")
-    text = (tmp_path / "gpu.md").read_text()
-    assert all(f"## {title}" in text for title in TITLES.values())
+def checkout(folder):
+    for part in ("configs", "src/trainer", "src/evals"):
+        (folder / part).mkdir(parents=True)
+    return folder
 
 
-def test_operations_of_a_step_are_those_of_a_plain_forward_and_backward(tmp_path):
-    bench = Bench("tiny", "cpu", tmp_path, time.monotonic() + 60)
-    data = groups("tiny", 2, long=True)
-    trainer = bench.shop().trainer(method_of(bench, "npo", long=True), data)
-    step = measure_step(trainer, 0, 1024)
-    trainer.engine.close()
-    model, shape = bench.make(), shape_of("tiny")
-    model.set_attn_implementation("eager")
-    with Operations() as counted:
-        for sequence in (s for group in data.values() for s in group.part("answers").sequences):
-            ids = torch.from_numpy(sequence.ids)
-            hidden = model.model(ids[None, :-1]).last_hidden_state[0, sequence.answer_start - 1 :]
-            torch.nn.functional.cross_entropy(model.lm_head(hidden), ids[sequence.answer_start :]).backward()
-    lengths = [LONG - 1] * 4
-    # Eager attention also computes what the causal mask hides.
-    hidden_by_mask = 6 * shape.layers * shape.heads * shape.head_dim * sum(n * n for n in lengths)
-    assert step.flops == counted.total - hidden_by_mask
-    assert step.tokens == sum(lengths)
-    # Two sequences fit into a micro-batch.
-    assert step.load == Load(2 * (LONG - 1), LONG - 1, LONG)
+def measured(seconds: list[float], peak: int = 100, imports: int = 60) -> peer.Measured:
+    return {"seconds": seconds, "peak": peak, "imports": imports}
+
+
+def test_the_peers_bench_names_presets_and_metrics_of_ours() -> None:
+    for method in peer.METHODS.values():
+        assert settings("method", method.preset)["name"] == method.preset
+    assert set(peer.SAME.values()) <= set(METRICS)
+    assert set(peer.AIMS) <= {*peer.METHODS, peer.EVALUATION}
+
+
+def test_without_a_peer_the_bench_points_to_plain_code(capsys: pytest.CaptureFixture[str]) -> None:
+    peer.main([])
+    assert "python -m benches.train" in capsys.readouterr().out
+
+
+def test_the_peers_interpreter(tmp_path) -> None:
+    with pytest.raises(SystemExit, match="no checkout of OpenUnlearning"):
+        peer.interpreter(tmp_path)
+    folder = checkout(tmp_path / "peer")
+    python = tmp_path / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text("#!/bin/sh\n")
+    python.chmod(0o755)
+    assert peer.interpreter(folder) == str(python)
+    with pytest.raises(SystemExit, match="--python=absent-python: no such program"):
+        peer.interpreter(folder, "absent-python")
+
+
+def test_an_unknown_method_of_the_peer_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        peer.main(["--methods", "NPO,Forget"])
+    assert "Forget: there are NPO, SatImp, GradDiff, DPO, UNDIAL" in capsys.readouterr().err
+
+
+def test_ratios_to_the_peer_are_of_the_medians_of_a_round() -> None:
+    rounds = [
+        (measured([90.0, 4.0, 6.0, 8.0]), measured([50.0, 2.0, 2.0, 3.0], peak=50, imports=40)),
+        (measured([90.0, 4.0, 4.0, 4.0]), measured([50.0, 4.0, 4.0, 4.0], peak=70, imports=40)),
+    ]
+    found = peer.figures(rounds, "")
+    assert found["peer_over_ours"] == [1.5, 2.0, 2.5]  # 6/2 and 4/4
+    assert found["seconds"] == {"peer": [4.0, 4.0, 5.5], "ours": [2.25, 3.5, 4.0]}
+    assert (found["memory_ours_over_peer"], found["memory_above_imports_ours_over_peer"]) == (0.6, 0.5)
+    # An evaluation is one number, which counts.
+    assert peer.figures([(measured([9.0]), measured([3.0]))], "")["peer_over_ours"] == [3.0] * 3
+
+
+def test_what_differs_from_the_peer_is_named() -> None:
+    assert peer.other_loss({"loss": 18.0}, {"loss": 18.001}) == ""
+    assert peer.other_loss({"loss": 18.0}, {"loss": 18.01}) == "not the same loss: 18, ours 18.01"
+    ours = dict.fromkeys(peer.SAME.values(), 0.5)
+    theirs = dict.fromkeys(peer.SAME, 0.5)
+    assert peer.other_metrics({"metrics": theirs}, {"metrics": ours}) == ""
+    difference = peer.other_metrics({"metrics": theirs | {"privleak": None}}, {"metrics": ours})
+    assert difference == "not the same metrics: privleak None, ours 0.5"
+
+
+def test_a_model_is_copied_under_the_peers_names(tmp_path) -> None:
+    model = tmp_path / "model"
+    model.mkdir()
+    config = {"rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}, "dtype": "float32"}
+    (model / "config.json").write_text(json.dumps(config))
+    (model / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "TokenizersBackend"}))
+    (model / "chat_template.jinja").write_text("{{ messages }}")
+    copy_for_peer(model, tmp_path / "copy")
+    assert json.loads((tmp_path / "copy" / "config.json").read_text()) == {
+        "rope_theta": 1e4, "torch_dtype": "float32",
+    }  # fmt: skip
+    assert json.loads((tmp_path / "copy" / "tokenizer_config.json").read_text()) == {
+        "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": "{{ messages }}",
+    }  # fmt: skip
+
+
+def test_the_processor_is_named_with_its_caps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert processor().endswith(", ONEDNN_MAX_CPU_ISA=AVX2")
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
+    assert "ONEDNN" not in processor()

@@ -361,7 +361,21 @@ class HardwareConfig(Section):
     dtype: Literal["fp32", "bf16"] = Field("fp32", description="compute precision; master weights are fp32")
     zero: Literal[0, 1, 2, 3] = Field(0, description="DeepSpeed ZeRO stage")
     offload: bool = Field(False, description="optimizer (and ZeRO-3 parameters) in CPU memory")
-    activation_checkpointing: bool = Field(False, description="recompute activations to save memory")
+    activation_checkpointing: bool | Literal["auto"] = Field(
+        False,
+        description="recompute activations to save memory; auto: where the estimate does not fit without it",
+    )
+    optimizer: Literal["adamw", "adamw-8bit"] = Field(
+        "adamw",
+        description="adamw-8bit: moments in 8 bits (torchao); like dtype, it changes numbers by more than "
+        "rounding",
+    )
+    gradients: Literal["fp32", "bf16"] = Field(
+        "fp32",
+        description="what a step's gradient is summed in; bf16 needs dtype=bf16, and with zero=0 master "
+        "weights are bf16 weights and 16-bit remainders; like dtype, it changes numbers by more than "
+        "rounding",
+    )
     slurm: SlurmConfig = SlurmConfig()
 
 

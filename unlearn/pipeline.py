@@ -29,7 +29,6 @@ from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
 from unlearn.terms import Term, bind, training_sets
 from unlearn.training import gradient_reach
-from unlearn.training.deepspeed_config import deepspeed_config
 from unlearn.training.engine import Engine, precision
 from unlearn.training.interruption import Checkpoints
 from unlearn.training.observers import History, Logger, Observers
@@ -213,8 +212,10 @@ class Pipeline:
 
     def _engine(self, model: nn.Module) -> Engine:
         method = self.config.method
-        settings = deepspeed_config(self.config.hardware, clip=clip_norm(method))
-        return Engine(model, self.world, settings, weight_decay=method.weight_decay, betas=method.betas)
+        return Engine(
+            model, self.world, self.config.hardware,
+            clip=clip_norm(method), weight_decay=method.weight_decay, betas=method.betas,
+        )  # fmt: skip
 
     def _keep_model(self, engine: Engine, step: int) -> None:
         self._save_model(engine, self.rundir.models / f"step-{step}")

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
-from benches.gpu.models import make_model
+from benches.gpu.models import LONG, make_model, shape_of
 from benches.workshop import Workshop
+from launch.memory.automatic import settle
 from launch.memory.command import composed
-from launch.memory.estimate import GIB
+from launch.memory.estimate import GIB, Load
 from unlearn.config import HardwareConfig
 from unlearn.passes import product_times
 from unlearn.training.engine import precision
@@ -70,9 +71,13 @@ class Bench:
         )
 
     def hardware(self, **changes: Any) -> HardwareConfig:
-        """Return the settings of one process on this device."""
-        preset = preset_of("gpu" if self.device == "cuda" else "cpu")
-        return preset.model_copy(update=changes)
+        """Return the settings of one process on this device, with what is `auto` decided for the model."""
+        config = composed(
+            "method=npo", f"hardware={'gpu' if self.device == 'cuda' else 'cpu'}", "dry_run=true"
+        )
+        tokens = config.hardware.micro_tokens
+        config, _ = settle(config, self.card_gib, (shape_of(self.model), Load(tokens, LONG, tokens)))
+        return config.hardware.model_copy(update=changes)
 
     def make(self) -> Any:
         """Return the model with random weights, always the same ones."""
@@ -81,11 +86,6 @@ class Bench:
     def shop(self, hardware: HardwareConfig | None = None) -> Workshop:
         """Return a workshop of this model, with a folder of its own."""
         return Workshop(Path(mkdtemp(dir=self.folder)), hardware or self.hardware(), self.make)
-
-
-def preset_of(name: str) -> HardwareConfig:
-    """Return an option of `hardware`."""
-    return composed("method=npo", f"hardware={name}", "dry_run=true").hardware
 
 
 def machine(bench: Bench) -> Row:

@@ -18,17 +18,18 @@ import psutil
 import torch
 
 from benches.cases import ROOT, settings
-from benches.gpu.bench import Bench, Row, preset_of, shown
-from benches.gpu.models import groups, make_model, shape_of
+from benches.gpu.bench import Bench, Row, shown
+from benches.gpu.models import LONG, groups, make_model, shape_of
 from benches.presets import as_measured
 from benches.workshop import Workshop
-from launch.memory.command import USABLE, composed
+from launch.memory.automatic import USABLE, fits
+from launch.memory.command import composed
 from launch.memory.estimate import GIB, Load, estimate
-from unlearn.config import HardwareConfig
+from unlearn.config import RunConfig
 from unlearn.training.engine import precision
 
 SIZES = {"cuda": ("1b", "3b", "8b", "14b", "32b"), "cpu": ("tiny",)}
-PRESETS = {"cuda": ("gpu", "gpu-offload"), "cpu": ("cpu",)}
+PRESETS = {"cuda": ("gpu", "gpu-80gb", "gpu-offload"), "cpu": ("cpu",)}
 METHOD = "grad_diff"  # takes the memory of NPO, whose reference is cached beforehand
 BATCH, TOKENS = 4, 4096  # of each set, of 512 tokens: one micro-batch
 LONGEST, SHORTEST = 150.0, 10.0  # seconds of one trial
@@ -47,20 +48,19 @@ def largest(bench: Bench) -> list[Row]:
 
 
 def _predicted(bench: Bench, size: str, preset: str) -> Row:
-    config = composed(f"method={METHOD}", f"hardware={preset}", "dry_run=true")
-    config = config.model_copy(update={"hardware": _hardware(preset)})
-    memory = estimate(shape_of(size), config, Load(TOKENS, 512, TOKENS // 2))
+    memory = estimate(shape_of(size), _config(preset), Load(TOKENS, LONG, TOKENS // 2))
     host = psutil.virtual_memory().available
-    card = bench.card_gib * GIB if bench.card_gib else host
-    fits = memory.device <= USABLE * card and memory.host <= USABLE * host
+    should = fits(memory, bench.card_gib or host / GIB) and memory.host <= USABLE * host
     return {
         "model": size, "hardware": preset, "estimate GiB": memory.device / GIB,
-        "host GiB": memory.host / GIB, "should fit": "yes" if fits else "no",
+        "host GiB": memory.host / GIB, "should fit": "yes" if should else "no",
     }  # fmt: skip
 
 
-def _hardware(preset: str) -> HardwareConfig:
-    return preset_of(preset).model_copy(update={"activation_checkpointing": True, "micro_tokens": TOKENS})
+def _config(preset: str) -> RunConfig:
+    config = composed(f"method={METHOD}", f"hardware={preset}", "dry_run=true")
+    keys = {"activation_checkpointing": True, "micro_tokens": TOKENS}
+    return config.model_copy(update={"hardware": config.hardware.model_copy(update=keys)})
 
 
 def _edge(rows: Sequence[Row]) -> list[Row]:
@@ -88,7 +88,7 @@ def _in_child(row: Row, device: str, seconds: float) -> Row:
 
 def trial(size: str, preset: str, device: str) -> Row:
     """Make the model and its engine, and a step; return the seconds and the peak memory of the card."""
-    hardware = _hardware(preset)
+    hardware = _config(preset).hardware
     method = as_measured(settings("method", METHOD)).model_copy(update={"batch": BATCH})
 
     def make() -> Any:

@@ -47,7 +47,27 @@ def geffect(bench: Bench) -> list[Row]:
 
 
 def memory(bench: Bench) -> list[Row]:
-    """Measure training steps on texts of 512 tokens, activations kept and recomputed."""
+    """Measure training steps on texts of 512 tokens: activations kept, recomputed, and with small moments."""
+    half = {"gradients": "bf16"} if bench.hardware().dtype == "bf16" else {}
+    cases: dict[str, dict[str, Any]] = {
+        "activations kept": {"activation_checkpointing": False},
+        "recomputed": {"activation_checkpointing": True},
+        "recomputed, AdamW in 8 bits": {"activation_checkpointing": True, "optimizer": "adamw-8bit", **half},
+    }
+    rows = []
+    for title, changes in cases.items():
+        measure = partial(_trained, bench, "npo", bench.left / 6, bench.hardware(**changes), long=True)
+        rows.append(tried(bench, {"npo with": title}, measure))
+    return rows
+
+
+def geffect(bench: Bench) -> list[Row]:
+    """Measure the G-effect's whole measurement, in the midst of a training with NPO."""
+    return [tried(bench, {"method": "npo"}, partial(_geffect, bench))]
+
+
+def memory(bench: Bench) -> list[Row]:
+    """Measure training steps on texts of 512 tokens: activations kept, recomputed, and with small moments."""
     rows = []
     for recomputed in (False, True):
         row = {"method": "npo", "activations": "recomputed" if recomputed else "kept"}

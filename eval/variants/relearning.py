@@ -29,7 +29,6 @@ from unlearn.reading import read_text
 from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
 from unlearn.terms import bind
-from unlearn.training.deepspeed_config import deepspeed_config
 from unlearn.training.engine import Engine
 from unlearn.training.observers import History
 from unlearn.training.step_data import Group, Part, TrainingData
@@ -182,7 +181,7 @@ def _trainer(bench: Workbench, options: Options, examples: Sequence[Example]) ->
         rundir.path.mkdir(parents=True, exist_ok=True)
         rundir.history.unlink(missing_ok=True)
     engine = Engine(
-        _trainable(bench), world, deepspeed_config(config.hardware, clip=clip_norm(method)),
+        _trainable(bench), world, config.hardware, clip=clip_norm(method),
         weight_decay=method.weight_decay, betas=method.betas,
     )  # fmt: skip
     answers = Part(bench.encoder.pairs([(e.question, e.answer) for e in examples]))

@@ -15,16 +15,15 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from launch.compose import checked, compose_run, force_overrides, given_values, refuse_sweep
 from launch.config_groups import groups
 from launch.dry_run import load_of
-from launch.memory.estimate import GIB, Load, Memory, Shape, estimate, read_shape, shape_of, with_unit
+from launch.memory.automatic import CARD, fits, settle
+from launch.memory.estimate import Load, Memory, Shape, estimate, read_shape, shape_of, with_unit
 from unlearn.arguments import Parser
 from unlearn.config import LoraConfig, RunConfig
 from unlearn.errors import UserError
 from unlearn.guard import tool
 from unlearn.models import adapt
 
-USABLE = 0.9
-"""The share of a GPU's memory that tensors can use; CUDA, fragmentation and kernels take the rest."""
-PAPER = ("gpu", "gpu-offload", "gpu-8", "gpu-8-zero3", "gpu-2x8-zero3")
+PAPER = ("gpu", "gpu-80gb", "gpu-offload", "gpu-8", "gpu-8-zero3", "gpu-2x8-zero3", "gpu-2x8-80gb")
 CARDS = (24, 40, 80)
 RANK = 16
 _COLUMNS = ("weights", "gradients", "optimizer", "activations", "buffers", "device", "host")
@@ -49,11 +48,6 @@ def composed(*overrides: str) -> RunConfig:
     return checked(compose_run(forced))
 
 
-def fits(memory: Memory, card_gib: float) -> bool:
-    """Return whether a process fits on a GPU of this size."""
-    return memory.device <= USABLE * card_gib * GIB
-
-
 @cache
 def llama(name: str, rank: int = 0) -> Shape:
     """Return the shape of a Llama 3.1 (arXiv 2407.21783, table 3), trained in full or with adapters."""
@@ -65,30 +59,46 @@ def llama(name: str, rank: int = 0) -> Shape:
 def paper() -> str:
     """Return the table of estimates for NPO with a retain term, as Markdown.
 
-    Micro-batches have the preset's `micro_tokens`, in sequences of 512 tokens, half of them answers.
+    Micro-batches have the preset's `micro_tokens`, in sequences of 512 tokens, half of them answers. Whether
+    activations are recomputed is decided for each card; the row is of `CARD`.
     """
     lines = [
-        f"| model | trained | hardware | {' | '.join(_COLUMNS)} |" + "".join(f" {c} GiB |" for c in CARDS),
-        "| --- | --- | --- |" + " ---: |" * len(_COLUMNS) + " --- |" * len(CARDS),
+        f"| model | trained | hardware | recomputed | {' | '.join(_COLUMNS)} |"
+        + "".join(f" {c} GiB |" for c in CARDS),
+        "| --- | --- | --- | --- |" + " ---: |" * len(_COLUMNS) + " --- |" * len(CARDS),
     ]
     configs = {name: composed("method=npo", f"hardware={name}", "dry_run=true") for name in PAPER}
     for name in _LLAMAS:
         for rank in (0, RANK):
             for preset, config in configs.items():
                 tokens = config.hardware.micro_tokens
-                memory = estimate(llama(name, rank), config, Load(tokens, 512, tokens // 2))
+                shape, load = llama(name, rank), Load(tokens, 512, tokens // 2)
+                memory, on = _on_card(shape, config, load, CARD)
                 parts = (
                     memory.parameters, memory.gradients, memory.optimizer, memory.activations + memory.peak,
                     memory.buffers + memory.extras, memory.device, memory.host,
                 )  # fmt: skip
-                cells = [name, f"adapters, r={rank}" if rank else "all", preset, *map(with_unit, parts)]
-                cells += ["yes" if fits(memory, card) else "no" for card in CARDS]
+                trained = f"adapters, r={rank}" if rank else "all"
+                cells = [name, trained, preset, _yes(on), *map(with_unit, parts)]
+                cells += [_yes(fits(_on_card(shape, config, load, card)[0], card)) for card in CARDS]
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def presets(overrides: Sequence[str]) -> Iterator[tuple[str, Memory]]:
+def _on_card(shape: Shape, config: RunConfig, load: Load, card_gib: float) -> tuple[Memory, bool]:
+    """Estimate a run on a card of this size, and return whether activations are recomputed."""
+    settled, _ = settle(config, card_gib, (shape, load))
+    return estimate(shape, settled, load), bool(settled.hardware.activation_checkpointing)
+
+
+def _yes(true: bool) -> str:
+    return "yes" if true else "no"
+
+
+def presets(overrides: Sequence[str], card_gib: float) -> Iterator[tuple[str, Memory, bool]]:
     """Estimate a run with each preset of `hardware`, except those for Slurm.
+
+    Yields the preset, its memory on a card of this size, and whether activations are recomputed.
 
     Raises:
         UserError: the model's configuration is not on this machine.
@@ -100,7 +110,12 @@ def presets(overrides: Sequence[str]) -> Iterator[tuple[str, Memory]]:
         shape = shape_of(config)
         if shape is None:
             raise UserError(f"model.path={config.model.path}: the model's config.json is not on this machine")
-        yield name, estimate(shape, config, load_of(config))
+        settled, _ = settle(config, card_gib)
+        yield (
+            name,
+            estimate(shape, settled, load_of(settled)),
+            bool(settled.hardware.activation_checkpointing),
+        )
 
 
 def parser() -> Parser:
@@ -110,7 +125,7 @@ def parser() -> Parser:
         "overrides", nargs="*", metavar="KEY=VALUE", help="as for unlearn: model=… method=… dataset=…"
     )
     made.add_argument(
-        "--card", type=float, default=80.0, metavar="GIB", help="memory of one GPU in GiB (default: 80)"
+        "--card", type=float, default=CARD, metavar="GIB", help="memory of one GPU in GiB (default: 80)"
     )
     made.add_argument("--paper", action="store_true", help="Llamas of 8B and 70B instead, as Markdown")
     return made
@@ -125,11 +140,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     parts = ("parameters", "gradients", "optimizer", "activations", "peak", "buffers", "extras")
     table = Table(title="memory of each process while training")
-    for column in ("hardware", *parts, "device", "host", f"fits {options.card:g} GiB"):
+    for column in ("hardware", "recomputed", *parts, "device", "host", f"fits {options.card:g} GiB"):
         table.add_column(column, justify="left" if column == "hardware" else "right")
-    for name, memory in presets(options.overrides):
+    for name, memory, on in presets(options.overrides, options.card):
         numbers = [with_unit(getattr(memory, part)) for part in (*parts, "device", "host")]
-        on_card = "–" if name.startswith("cpu") else "yes" if fits(memory, options.card) else "no"
-        table.add_row(name, *numbers, on_card)
+        on_card = "–" if name.startswith("cpu") else _yes(fits(memory, options.card))
+        table.add_row(name, _yes(on), *numbers, on_card)
     Console().print(table)
     return 0

@@ -19,13 +19,20 @@ from unlearn.models import nano
 from unlearn.models.skeleton import is_plain_nano
 from unlearn.rules import make_rule
 from unlearn.terms import bind
-from unlearn.training.deepspeed_config import deepspeed_config
+from unlearn.training.deepspeed_config import keeps_remainders, stage_of
+from unlearn.training.optimizers import BLOCK, CHUNK
 
 GIB = 2**30
 BUCKET = 500_000_000
 """Elements of DeepSpeed's buffer for reducing gradients (`reduce_bucket_size`); on GPUs it has full size."""
 GATHERED = 1_000_000_000
 """Elements that ZeRO-3 keeps gathered for an early reuse (`stage3_max_reuse_distance`)."""
+SUB_GROUP = 1_000_000_000
+"""Elements of a partition that ZeRO-3 updates at a time (`sub_group_size`)."""
+HEAD_PIECE, HEAD_BLOCK = 1 << 26, 1 << 24
+"""Logits that the fused head has at a time in compute precision, and of these in fp32 (on a CPU fewer)."""
+UPDATED = 32
+"""Bytes of an element that is updated in chunks: fp32 weight, gradient, moments, and their codes to be."""
 _KINDS = {"norm": ("norm", "ln_"), "in": ("q_proj", "k_proj", "v_proj", "qkv", "query_key_value", "c_attn"),
           "up": ("gate_proj", "up_proj", "fc1", "h_to_4h", "c_fc"),
           "down": ("down_proj", "fc2", "4h_to_h")}  # fmt: skip
@@ -105,6 +112,7 @@ def estimate(shape: Shape, config: RunConfig, load: Load) -> Memory:
         return Memory(parameters=shape.parameters * _size(hardware))
     saved, peak = activations(shape, hardware, method, load)
     state = _state(shape, hardware)
+    peak = max(peak, _step(shape, hardware) - saved)  # activations are freed before the step
     return Memory(
         **state, activations=saved, peak=peak, extras=_extras(shape, hardware, method),
         cache=_cache(shape, method, load),
@@ -117,11 +125,11 @@ def _size(hardware: HardwareConfig) -> int:
 
 def _state(shape: Shape, hardware: HardwareConfig) -> dict[str, float]:
     """Estimate weights, gradients, optimizer state and buffers, with the offloaded ones in `host`."""
-    size, share = _size(hardware), hardware.processes
-    stage = deepspeed_config(hardware, clip=0.0)["zero_optimization"]["stage"]
+    size, share, stage = _size(hardware), hardware.processes, stage_of(hardware)
     trained = shape.trained / (share if stage else 1)
     on_gpu = hardware.device == "cuda"
-    bucket = size * (BUCKET if on_gpu else min(BUCKET, shape.trained)) if stage else 0
+    # On a CPU its pages come while activations go.
+    bucket = size * BUCKET if stage and on_gpu else 0
     parameters: float = shape.parameters * size
     host = 0.0
     if stage == 3:
@@ -129,15 +137,38 @@ def _state(shape: Shape, hardware: HardwareConfig) -> dict[str, float]:
         parameters = 0.0 if hardware.offload else parameters / share
         bucket += size * min(shape.parameters, GATHERED) if share > 1 or hardware.offload else 0
     # ZeRO 1 and 2 always update an fp32 copy of the weights; ZeRO 3 only where the weights are not fp32.
-    master = 4 if stage in (1, 2) or (stage and size == 2) else 0
-    gradients, optimizer = 4 * trained, (8 + master) * trained
+    master = 4 if stage in (1, 2) or (stage and size == 2) else 2 if keeps_remainders(hardware) else 0
+    moments = 2 * (1 + 4 / BLOCK) if hardware.optimizer == "adamw-8bit" else 8
+    gradients, optimizer = _gradient_size(hardware) * trained, (moments + master) * trained
     if hardware.offload:  # two copies of the gradient: the sum, and the optimizer's
-        host += gradients * 2 + optimizer
+        host += gradients + 4 * trained + optimizer
         gradients = optimizer = 0.0
     return {
         "parameters": parameters, "gradients": gradients, "optimizer": optimizer, "buffers": bucket,
         "host": host,
     }  # fmt: skip
+
+
+def _gradient_size(hardware: HardwareConfig) -> int:
+    return 2 if hardware.gradients == "bf16" else 4
+
+
+def _step(shape: Shape, hardware: HardwareConfig) -> float:
+    """Estimate what reducing the gradient and updating take for a while, in addition to the state."""
+    stage, size = stage_of(hardware), _gradient_size(hardware)
+    if hardware.offload:
+        return 0.0
+    trained = shape.trained / (hardware.processes if stage else 1)
+    chunked = hardware.optimizer == "adamw-8bit" or keeps_remainders(hardware)
+    # A chunk is of one parameter; the embeddings are the largest.
+    update = UPDATED * min(trained, CHUNK, shape.vocabulary * shape.hidden) if chunked else 0.0
+    if stage == 0:  # a bucket and the parameter that fills it, flattened, and reduced in fp32
+        return max(update, min(trained, 2 * BUCKET) * (size if size == 4 else size + 4))
+    # The optimizer's flat gradient in fp32, and the flattened one that it is made from.
+    flat = 4 if size == 4 else size + 4
+    if stage < 3 and hardware.dtype == "bf16" and size == 4:
+        flat = 0  # summed where the optimizer reads it
+    return update + flat * min(trained, SUB_GROUP if stage == 3 else trained)
 
 
 def activations(
@@ -177,23 +208,27 @@ def _norm(shape: Shape, size: int, feeds: bool) -> int:
 
 
 def _head(shape: Shape, hardware: HardwareConfig, method: MethodConfig, load: Load) -> float:
-    """Estimate the logits and their gradient, the fp32 block of log-softmax, and the head's gradient."""
+    """Estimate what the fused head takes at its widest: a piece of logits, and its weight's gradient.
+
+    Logits become their gradient in place, blocks of them in fp32. The weight's gradient is summed in compute
+    precision. Objectives on whole distributions hold all logits.
+    """
     needed = [each for term in bind(method) for each in term.statistics]
     if not any(each.needs_head for each in needed):
         return 0.0
     size, row = _size(hardware), load.answers * shape.vocabulary
-    head: float = 2 * row * size + 8 * min(row, 1 << (24 if hardware.device == "cuda" else 19))
+    block = HEAD_BLOCK if hardware.device == "cuda" else 1 << 19
+    head: float = size * min(row, HEAD_PIECE) + 8 * min(row, block)
     head += size * shape.vocabulary * shape.hidden * shape.head_learned
     logits = [each for each in needed if each.quantity == "logits"]
     whole = sum(each.source == "model" for each in logits)
     others = len(logits) - whole
-    return head + row * (size * others + 12 * whole)  # objectives on whole distributions compute in fp32
+    return head + row * (size * (others + 2 * bool(whole)) + 12 * whole)  # whole ones are computed in fp32
 
 
 def _extras(shape: Shape, hardware: HardwareConfig, method: MethodConfig) -> float:
     """Estimate the tensors of the gradient rule, the mean teacher, `schedule=auto` and frozen heads."""
-    size, share = _size(hardware), hardware.processes
-    stage = deepspeed_config(hardware, clip=0.0)["zero_optimization"]["stage"]
+    size, share, stage = _size(hardware), hardware.processes, stage_of(hardware)
     terms = bind(method)
     whole, part = shape.trained, shape.trained / share
     extras = 0.0

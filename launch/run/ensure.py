@@ -6,6 +6,7 @@ import logging
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 from filelock import FileLock, Timeout
 
@@ -83,6 +84,7 @@ def _decide(
     run: Planned, team: Team, command: Sequence[str] | None, *, progress: bool, inside: bool
 ) -> dict[str, float | None]:
     if not is_complete(run):
+        run = _settled(run)
         write_config(run, command)
         if inside and run.job.config.hardware.processes == 1 and not team.others:
             from launch.run.worker import work  # imports DeepSpeed, which a complete run does not need
@@ -91,6 +93,19 @@ def _decide(
         else:
             judge(run, work_together(run, team).values())
     return run.rundir.read_results()
+
+
+def _settled(run: Planned) -> Planned:
+    """Decide what is `auto` in `hardware`; the processes of all nodes read it in config.yaml."""
+    from launch.memory.automatic import settle  # imports models, which a complete run does not need
+
+    config, why = settle(run.job.config)
+    if why:
+        from launch.run.worker import logging_to
+
+        with logging_to(run.rundir.log):
+            log.info("%s", why)
+    return replace(run, job=replace(run.job, config=config))
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.machinery import PathFinder
 
 from launch.run.slurm_task import node as this_node
 from launch.run.slurm_task import this_task
@@ -29,6 +30,8 @@ def hardware_problems(config: RunConfig) -> list[str]:
         )
     if hardware.offload and hardware.zero < 2:
         problems.append(f"hardware.offload=True needs hardware.zero=2 or 3, not {hardware.zero}")
+    if hardware.gradients == "bf16" and hardware.dtype != "bf16":
+        problems.append(f"hardware.gradients=bf16 needs hardware.dtype=bf16, not {hardware.dtype}")
     if hardware.processes % hardware.nodes:
         problems.append(
             f"hardware.processes={hardware.processes} is the number on all nodes: it must be a multiple of "
@@ -39,6 +42,8 @@ def hardware_problems(config: RunConfig) -> list[str]:
 
 def _machine(hardware: HardwareConfig) -> list[str]:
     """Check the number of processes against this machine's GPUs and the tasks of the Slurm step, if any."""
+    if hardware.optimizer == "adamw-8bit" and PathFinder.find_spec("torchao") is None:
+        return ["hardware.optimizer=adamw-8bit needs torchao: pip install 'unlearn-lab[memory]'"]
     task = this_task()
     if task.count % hardware.nodes:
         here = "this is not a Slurm step" if task.count == 1 else f"this Slurm step has {task.count} tasks"

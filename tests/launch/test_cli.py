@@ -144,6 +144,10 @@ REFUSED = {
         ["method.batch=2", "processes=4"],
     ),
     "offload without zero": (["hardware.offload=true"], ["hardware.offload=True", "hardware.zero=2 or 3"]),
+    "bf16 gradients in fp32": (
+        ["hardware.gradients=bf16"],
+        ["hardware.gradients=bf16", "hardware.dtype=bf16"],
+    ),
     "no GPU": (["hardware=gpu"], ["hardware.device=cuda", "hardware=cpu"]),
     "local without a path": (["model=local"], ["model.path is not set", "folder"]),
     "no such folder": (["model=local", "model.path=./nowhere"], ["model.path=./nowhere", "no such folder"]),

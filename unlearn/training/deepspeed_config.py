@@ -7,16 +7,31 @@ from typing import Any
 from unlearn.config import HardwareConfig
 
 
+def keeps_remainders(hardware: HardwareConfig) -> bool:
+    """Return whether the optimizer keeps fp32 masters as bf16 weights and remainders, without ZeRO."""
+    return hardware.dtype == "bf16" and hardware.gradients == "bf16" and hardware.zero == 0
+
+
+def stage_of(hardware: HardwareConfig) -> int:
+    """Return the ZeRO stage in use.
+
+    With bf16, stages 0 and 1 become 2 (the same on one process), unless the optimizer keeps remainders: fp32
+    master weights need ZeRO, and for stage 1 with fp32 gradients DeepSpeed uses another optimizer.
+    """
+    if hardware.dtype == "bf16" and not keeps_remainders(hardware):
+        return max(hardware.zero, 2)
+    return hardware.zero
+
+
 def deepspeed_config(hardware: HardwareConfig, *, clip: float) -> dict[str, Any]:
     """Return DeepSpeed's configuration for the `hardware` section.
 
     `managed_gradient_accumulation` is off: the trainer chooses the number of micro-batches in a step, which
-    varies with their lengths. With bf16, stages 0 and 1 become 2 (the same on one process): fp32 master
-    weights need ZeRO, and for stage 1 with fp32 gradients DeepSpeed uses another optimizer, whose moments
-    cannot be read by parameter.
+    varies with their lengths. With remainders, DeepSpeed gets a model in bf16 and an optimizer for it, and is
+    told of no precision: it would make fp32 copies.
     """
-    half = hardware.dtype == "bf16"
-    zero: dict[str, Any] = {"stage": max(hardware.zero, 2 if half else 0), "overlap_comm": False}
+    half = hardware.dtype == "bf16" and not keeps_remainders(hardware)
+    zero: dict[str, Any] = {"stage": stage_of(hardware), "overlap_comm": False}
     if hardware.offload:
         zero["offload_optimizer"] = {"device": "cpu"}
     if zero["stage"] == 3:
@@ -31,7 +46,7 @@ def deepspeed_config(hardware: HardwareConfig, *, clip: float) -> dict[str, Any]
         "gradient_clipping": clip,
         "zero_optimization": zero,
         "bf16": {"enabled": half},
-        **({"data_types": {"grad_accum_dtype": "fp32"}} if half else {}),
+        **({"data_types": {"grad_accum_dtype": hardware.gradients}} if half else {}),
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,

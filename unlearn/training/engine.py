@@ -19,29 +19,24 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin
-from deepspeed.utils import (
-    lazy_init_hp_params_optimizer_state,
-    safe_get_full_fp32_param,
-    safe_get_full_optimizer_state,
-    safe_set_full_fp32_param,
-    safe_set_full_optimizer_state,
-    safe_set_local_fp32_param,
-    safe_set_local_optimizer_state,
-)
+from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from unlearn.config import HardwareConfig
 from unlearn.distributed import World
 from unlearn.errors import UserError
 from unlearn.passes.products import fast_linear_layers
 from unlearn.passes.prompt_layout import all_prompt, laid_out
+from unlearn.training.deepspeed_config import deepspeed_config
+from unlearn.training.optimizer_state import OptimizerState
+from unlearn.training.optimizers import ChunkedAdamW, make_optimizer
 from unlearn.training.zero_partitions import Shares
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
 
 # The shared-memory collectives would take minutes to compile on first use; gloo works without them. Not by
 # reading the attribute: DeepSpeed would start compilers then to find out what else could be compiled.
 vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
+ZERO_SUPPORTED_OPTIMIZERS.append(ChunkedAdamW)  # otherwise it warns of an untested one
 
 
 class NonFiniteGradient(UserError):
@@ -57,11 +52,14 @@ class Engine:
     """A model under DeepSpeed with AdamW: call `model`; `module` is the transformers model inside."""
 
     def __init__(
-        self, model: nn.Module, world: World, config: Mapping[str, Any], *,
-        weight_decay: float, betas: tuple[float, float],
+        self, model: nn.Module, world: World, hardware: HardwareConfig, *,
+        clip: float, weight_decay: float, betas: tuple[float, float], zero: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
+        """Prepare a model for training; `zero`: further keys of DeepSpeed's `zero_optimization`."""
         self.world = world
-        self._clip = float(config["gradient_clipping"])
+        config = deepspeed_config(hardware, clip=clip)
+        config["zero_optimization"] |= zero or {}
+        self._clip = clip
         self._norm = float("nan")
         self.zero: int = config["zero_optimization"]["stage"]
         self._offload = "offload_optimizer" in config["zero_optimization"]
@@ -71,7 +69,7 @@ class Engine:
         self._lent: list[tuple[Tensor, Tensor]] = []
         self._put: Iterator[Tensor] | None = None  # replaces the summed gradient in the next step
         self._linear = nn.functional.linear
-        self._adamw = torch.optim.AdamW(decay_groups(model, weight_decay), lr=0.0, betas=betas, fused=True)
+        self._adamw = make_optimizer(model, hardware, weight_decay=weight_decay, betas=betas)
         self._accelerator = Accelerator(
             # The hook `_before_update` clips instead: taken gradients are unclipped, put ones are clipped.
             deepspeed_plugin=DeepSpeedPlugin(hf_ds_config={**config, "gradient_clipping": 0.0}),
@@ -85,6 +83,7 @@ class Engine:
         self._kernels = ExitStack()
         self._kernels.enter_context(fast_linear_layers(prepared.module))
         self._shares = Shares(world, self.zero, prepared)
+        self._stored = OptimizerState(self._adamw, self._shares)
         self._adamw.register_step_pre_hook(self._before_update)
 
     @property
@@ -121,8 +120,8 @@ class Engine:
 
         DeepSpeed reduces the gradient as for a step; a hook of AdamW then removes it, and AdamW skips
         parameters without a gradient: weights, moments and step counts stay. Nothing is copied, except on the
-        CPU with CPU offload. For each parameter of the model a share takes 4 bytes without ZeRO, 4/processes
-        with ZeRO.
+        CPU with CPU offload, and gradients in bf16. For each parameter of the model a share takes 4 bytes
+        without ZeRO, 4/processes with ZeRO.
 
         Raises:
             NonFiniteGradient: on all processes, if the gradient of any process is not finite.
@@ -209,20 +208,13 @@ class Engine:
             self._borrowed -= 1
 
     def state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
-        """Yield name and full fp32 tensors (`weight`, `exp_avg`, `exp_avg_sq`) of each trained parameter.
+        """Yield name and full tensors (`weight`, `exp_avg`, `exp_avg_sq`) of each trained parameter, in fp32.
 
+        Moments in 8 bits have scales as well (`exp_avg_scale` …), from which `restore` finds the same codes.
         The tensors are on the CPU and do not depend on the number of processes or the ZeRO stage. A
         collective, which every process must exhaust; only the main process gets tensors.
         """
-        self._link_moments()
-        for name, parameter in self._shares.trained():
-            if self.zero == 0:
-                moments = self._adamw.state[parameter]
-                tensors = {"weight": parameter.detach(), **{key: moments[key] for key in MOMENTS}}
-            else:
-                tensors = {"weight": safe_get_full_fp32_param(parameter)}
-                tensors |= {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
-            yield name, {k: t.to("cpu", copy=True) for k, t in tensors.items()} if self.world.main else {}
+        return self._stored.read()
 
     def restore(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], steps: int) -> None:
         """Restore the `state` after `steps` optimizer steps; moments are keyed `exp_avg/<name>`.
@@ -235,22 +227,7 @@ class Engine:
             logits = self.model(input_ids=ids, use_cache=False).logits
         self.backward(logits.float().sum() * 0.0)
         self.step(lr=0.0)
-        self._link_moments()
-        for state in self._adamw.state.values():
-            state["step"].fill_(steps)
-        for name, parameter in self._shares.trained():
-            values = {key: moments[f"{key}/{name}"] for key in MOMENTS}
-            if self.zero == 0:
-                for key, value in values.items():
-                    self._adamw.state[parameter][key].copy_(value)
-            elif self.zero < 3:
-                safe_set_full_fp32_param(parameter, weights[name].to(self.world.device))
-                for key, value in values.items():
-                    safe_set_full_optimizer_state(parameter, value.to(self.world.device), key)
-            else:
-                safe_set_local_fp32_param(parameter, self._shares.cut(weights[name]))
-                for key, value in values.items():
-                    safe_set_local_optimizer_state(parameter, self._shares.cut(value), key)
+        self._stored.write(weights, moments, steps)
 
     def weights(self) -> dict[str, Tensor]:
         """Return the whole state dict in compute precision, on the CPU; empty except on the main process."""
@@ -288,14 +265,6 @@ class Engine:
         self._accelerator.free_memory()
         nn.functional.linear = self._linear  # ZeRO 3 replaced it for all models of the process
         AcceleratorState._reset_state()  # until then Accelerate accepts only one DeepSpeed configuration
-
-    def _link_moments(self) -> None:
-        # ZeRO 1 and 2 link parameters to their moments after the step of the first parameter group; the
-        # moments of the other groups do not exist yet and stay unlinked (DeepSpeed 0.19.8).
-        if self.zero in (1, 2):
-            zero = self.model.optimizer
-            for low, high in zip(zero.bit16_groups, zero.single_partition_of_fp32_groups, strict=True):
-                lazy_init_hp_params_optimizer_state(low, high, self._adamw.state)
 
     def _saved_buffers(self) -> Iterator[tuple[str, Tensor]]:
         saved = self.module.state_dict().keys()
@@ -345,23 +314,15 @@ class Engine:
         elif self._shares.is_reused(parameter.grad):
             self._taken.append(parameter.grad.clone())
         else:
-            self._taken.append(parameter.grad)
+            self._taken.append(parameter.grad.float())
         parameter.grad = None
 
     def _global_norm(self, parameters: Sequence[Tensor]) -> float:
         if self._put is not None:
             return self._put_norm
         if self.zero == 0:
-            return float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            each = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+            return float(torch.linalg.vector_norm(torch.stack(each)))
         norm = float(self.model.optimizer._global_grad_norm)
         return norm if norm >= 0 else float("inf")  # DeepSpeed returns -1 for a norm that is not finite
-
-
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Return parameter groups: matrices decay, biases and norm weights do not (as in HF's Trainer)."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]

@@ -79,18 +79,30 @@ class Shares:
         The tensors are on the device: views of the gradients where this process has the whole parameter. A
         collective.
         """
-        alone = self.stage == 0 or self.world.size == 1
         for own in self.slices():
             parts = [own.of(gradient) for gradient in gradients]
-            if alone:
-                yield own.name, [part.to(self.world.device).view(own.shape) for part in parts]
-                continue
-            whole = torch.zeros(
-                (len(parts), own.shape.numel()), dtype=torch.float32, device=self.world.device
-            )
-            for row, part in zip(whole, parts, strict=True):
-                row.narrow(0, own.at, own.length).copy_(part)
-            yield own.name, list(self.world.sum(whole).view(-1, *own.shape))
+            yield own.name, self.assembled(parts, own.at, own.shape)
+
+    def assembled(self, parts: Sequence[Tensor], at: int, shape: torch.Size) -> list[Tensor]:
+        """Return whole tensors of this shape, on the device; here each has this flat part, from `at`.
+
+        Views where this process has all of it, else in fp32. A collective.
+        """
+        if self.stage == 0 or self.world.size == 1:
+            return [part.to(self.world.device).view(shape) for part in parts]
+        whole = torch.zeros((len(parts), shape.numel()), dtype=torch.float32, device=self.world.device)
+        for row, part in zip(whole, parts, strict=True):
+            row.narrow(0, at, part.numel()).copy_(part)
+        return list(self.world.sum(whole).view(len(parts), *shape))
+
+    def masters(self) -> list[Tensor]:
+        """Return the tensors that the optimizer updates here, by the index `share` of a slice."""
+        zero = self._prepared.optimizer
+        if self.stage == 0:
+            return [p for group in zero.param_groups for p in group["params"]]
+        if self.stage == 3:
+            return list(zero.fp32_partitioned_groups_flat)
+        return list(zero.single_partition_of_fp32_groups)
 
     def as_live(self, gradient: Sequence[Tensor]) -> list[Tensor]:
         """Return a gradient in the shapes and on the devices of the live weights, in fp32. A collective.

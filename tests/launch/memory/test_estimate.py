@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from launch.dry_run import deepspeed_yaml, load_of, show_plan
-from launch.memory.command import composed, fits, llama, main, paper
+from launch.memory.automatic import fits, settle
+from launch.memory.command import composed, llama, main, paper
 from launch.memory.estimate import (
     BUCKET,
     GIB,
@@ -31,6 +33,7 @@ from launch.memory.estimate import (
     with_unit,
 )
 from launch.resolve import resolve
+from launch.validate.machine import hardware_problems
 from tests.paths import ROOT
 from unlearn.config import LoraConfig, NanoConfig
 from unlearn.models import adapt, nano
@@ -67,6 +70,63 @@ def test_one_process_in_fp32_keeps_sixteen_bytes_of_a_trained_parameter():
 def test_zero_shares_out(given, parameters, gradients, optimizer):
     found = memory("hardware.processes=4", f"hardware.{given}")
     assert (found.parameters, found.gradients, found.optimizer) == (parameters, gradients, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("given", "gradients", "optimizer"),
+    [
+        ((), 4, 8),
+        (("optimizer=adamw-8bit",), 4, 2 + 8 / 256),  # codes, and a scale for 256 of them
+        (("optimizer=adamw-8bit", "zero=2"), 4, 6 + 8 / 256),
+        (("dtype=bf16", "zero=3", "gradients=bf16"), 2, 12),
+        (("dtype=bf16", "gradients=bf16"), 2, 10),  # no ZeRO: bf16 weights and 2 bytes are the masters
+        (("dtype=bf16", "gradients=bf16", "optimizer=adamw-8bit"), 2, 4 + 8 / 256),
+    ],
+)
+def test_smaller_state(given, gradients, optimizer):
+    found = memory(*(f"hardware.{key}" for key in given))
+    assert (found.gradients, found.optimizer) == (gradients * 600, optimizer * 600)
+
+
+def test_a_step_takes_memory_when_activations_are_gone():
+    plain, step = memory("hardware.dtype=bf16"), memory("hardware.dtype=bf16", "hardware.zero=3")
+    # the update of a sub-group: its gradient in fp32 twice, flattened and as it is read
+    assert step.activations + step.peak == max(plain.activations + plain.peak, 4 * 600)
+    large = Shape(**{**vars(SHAPE), "parameters": 10**9, "trained": 10**9})
+    step = memory("hardware.dtype=bf16", "hardware.gradients=bf16", "hardware.zero=2", shape=large)
+    assert step.activations + step.peak == (2 + 4) * 10**9
+
+
+@pytest.mark.parametrize(("card", "on"), [(80, True), (300, False)])
+def test_activations_are_recomputed_where_they_do_not_fit(card, on):
+    config = composed("method=npo", "hardware=gpu", "dry_run=true")
+    load = Load(16384, 512, 8192)
+    settled, why = settle(config, card, (llama("8B"), load))
+    assert settled.hardware.activation_checkpointing is on
+    assert ("on" if on else "off") in why
+    assert f"of {card} GiB" in why
+    plain = settled.model_copy(
+        update={"hardware": settled.hardware.model_copy(update={"activation_checkpointing": False})}
+    )
+    assert fits(estimate(llama("8B"), plain, load), card) is not on
+    assert settle(settled, 1)[0] is settled  # what was decided stays
+
+
+def test_without_torchao_the_extra_is_named(monkeypatch):
+    config = composed("hardware.optimizer=adamw-8bit", "dry_run=true")  # may be of another machine
+    here = config.model_copy(update={"dry_run": False})
+    monkeypatch.setattr("launch.validate.machine.PathFinder", SimpleNamespace(find_spec=lambda name: None))
+    assert hardware_problems(config) == []
+    (problem,) = hardware_problems(here)
+    assert "hardware.optimizer=adamw-8bit needs torchao: pip install 'unlearn-lab[memory]'" in problem
+
+
+def test_8b_fits_a_card_of_80_gib_and_70b_sixteen():
+    for name, preset in (("8B", "gpu-80gb"), ("8B", "gpu-offload"), ("70B", "gpu-2x8-80gb")):
+        config = composed("method=npo", f"hardware={preset}", "dry_run=true")
+        load = Load(config.hardware.micro_tokens, 512, config.hardware.micro_tokens // 2)
+        config, _ = settle(config, 80, (llama(name), load))
+        assert fits(estimate(llama(name), config, load), 80), (name, preset)
 
 
 def test_offload_moves_to_the_host():
@@ -182,11 +242,15 @@ def test_the_load_is_of_the_runs_own_texts():
 
 
 def test_a_dry_run_shows_the_parts(tmp_path):
-    config = composed(f"root={tmp_path}", "dataset.options.authors=10", "eval=none", "dry_run=true")
+    config = composed(
+        f"root={tmp_path}", "dataset.options.authors=10", "eval=none", "dry_run=true",
+        "hardware.activation_checkpointing=auto",
+    )  # fmt: skip
     out = io.StringIO()
     show_plan(resolve(config), Console(file=out, width=200))
     for word in ("parameters", "gradients", "optimizer", "activations", "device", "cache", "to make"):
         assert word in out.getvalue()
+    assert "run: hardware.activation_checkpointing=auto: off (" in out.getvalue()
 
 
 def test_the_generated_deepspeed_configuration_is_shown():
@@ -232,10 +296,13 @@ REAL = [
 ]  # fmt: skip
 
 
+SMALLEST = ["hardware.dtype=bf16", "hardware.gradients=bf16", "hardware.optimizer=adamw-8bit"]
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_a_process_takes_what_was_estimated(tmp_path: Path):
-    """In bf16 with master weights, and with adapters in fp32 and recomputed activations."""
+    """In bf16 with masters, or remainders and 8-bit AdamW; and adapters with recomputed activations."""
     adapters = ["model.lora.r=8", "hardware.activation_checkpointing=true", "model.nano.layers=6"]
     # glibc keeps small freed blocks for later, in the midst of others; what is to be measured is what is in
     # use, as on a GPU. From 64 KiB on, each tensor has pages of its own, which go back when it is freed.
@@ -246,13 +313,13 @@ def test_a_process_takes_what_was_estimated(tmp_path: Path):
     made = subprocess.run(
         [
             sys.executable, "-m", "tests.launch.memory.memory_run", *REAL,
-            "--", *adapters, "--", "hardware.dtype=bf16",
+            "--", *adapters, "--", "hardware.dtype=bf16", "--", *SMALLEST,
         ],
         cwd=ROOT, env=os.environ | variables, capture_output=True, text=True,
     )  # fmt: skip
     assert made.returncode == 0, made.stderr[-3000:]
-    both = [json.loads(line) for line in made.stdout.splitlines() if line.startswith("{")]
-    assert len(both) == 2
-    for found in both:
+    each = [json.loads(line) for line in made.stdout.splitlines() if line.startswith("{")]
+    assert len(each) == 3
+    for found in each:
         assert found["measured"] > 50e6  # not only noise
         assert found["estimate"] == pytest.approx(found["measured"], rel=0.2), found

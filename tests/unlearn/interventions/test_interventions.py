@@ -31,7 +31,6 @@ from unlearn.passes.prompt_layout import (
     left_padded,
     right_padded,
 )
-from unlearn.training.deepspeed_config import deepspeed_config
 from unlearn.training.engine import Engine
 
 Build = Callable[[str], PreTrainedModel]
@@ -341,9 +340,7 @@ def trained(zero: int, tiny_model: Build) -> dict[str, Tensor]:
     model = tiny_model("llama")
     with_grun(model)
     hardware = HardwareConfig(zero=zero)
-    engine = Engine(
-        model, start_world("cpu"), deepspeed_config(hardware, clip=1.0), weight_decay=0.0, betas=(0.9, 0.999)
-    )
+    engine = Engine(model, start_world("cpu"), hardware, clip=1.0, weight_decay=0.0, betas=(0.9, 0.999))
     engine.model.train()
     for _ in range(4):
         logp = forward(engine.model, batch()).logp

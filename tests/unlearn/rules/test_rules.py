@@ -22,7 +22,7 @@ from unlearn.rules.normalised import Normalised
 from unlearn.rules.primal_dual import PrimalDual
 from unlearn.rules.weighted_sum import WeightedSum
 from unlearn.terms import bind
-from unlearn.training.engine import decay_groups
+from unlearn.training.optimizers import decay_groups
 from unlearn.training.trainer import Trainer
 
 NGDIFF: dict[str, Any] = {"schedule": "constant", "warmup_epochs": 0, "lr": 1e-3, "weight_decay": 0.1}

@@ -30,7 +30,6 @@ from tests.unlearn.training.two_gradients import (
 )
 from unlearn.config import HardwareConfig
 from unlearn.distributed import start_world, stop_world
-from unlearn.training.deepspeed_config import deepspeed_config
 from unlearn.training.engine import Engine
 
 PARTS = {"deep": ["deep"], "shallow": ["shallow"], "late": ["shallow", "deep"]}
@@ -59,9 +58,9 @@ def part_loss(network: Any, part: str, rows: list[int]) -> Tensor:
 @contextmanager
 def an_engine(hardware: HardwareConfig, trained: str, zero: Mapping[str, Any]) -> Iterator[Engine]:
     world = start_world("cpu")
-    config = deepspeed_config(hardware, clip=0.0)
-    config["zero_optimization"] |= zero
-    engine = Engine(model(trained), world, config, weight_decay=DECAY, betas=BETAS)
+    engine = Engine(
+        model(trained), world, hardware, clip=0.0, weight_decay=DECAY, betas=BETAS, zero=zero
+    )  # fmt: skip
     try:
         yield engine
     finally:

@@ -31,8 +31,7 @@ from unlearn.models.adapt import train_only
 from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
 from unlearn.terms import Term, bind
-from unlearn.training import frozen_outputs
-from unlearn.training.deepspeed_config import deepspeed_config
+from unlearn.training import frozen_outputs, optimizers
 from unlearn.training.engine import Engine
 from unlearn.training.frozen_outputs import LOGP, FrozenOutput
 from unlearn.training.interruption import Checkpoints
@@ -188,7 +187,7 @@ def make_engine(
         weights = {n[7:]: t for n, t in found[1].items() if n.startswith("weight/")}
         model.load_state_dict(weights, strict=False)
     return Engine(
-        model, world, deepspeed_config(hardware, clip=clip_norm(method)),
+        model, world, hardware, clip=clip_norm(method),
         weight_decay=method.weight_decay, betas=method.betas,
     )  # fmt: skip
 
@@ -235,6 +234,7 @@ def case_of(case: Mapping[str, Any]) -> MethodConfig:
 
 def run(file: Path) -> None:
     for name, case in json.loads(file.read_text()).items():
+        optimizers.SMALL = case.pop("small", optimizers.SMALL)
         weights = train(
             file.parent / case.pop("directory", name), HardwareConfig(**case["hardware"]),
             stop_after=case.get("stop_after"), method=case_of(case), minutes=case.get("minutes"),

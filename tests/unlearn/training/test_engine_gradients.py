@@ -23,6 +23,7 @@ STAGES: list[dict[str, Any]] = [{"zero": zero} for zero in (0, 1, 2, 3)]
 ENDS, MIDDLE = [STAGES[0], STAGES[3]], STAGES[1:3]
 OFFLOADED: list[dict[str, Any]] = [{"zero": 2, "offload": True}, {"zero": 3, "offload": True}]
 HALF: list[dict[str, Any]] = [{"zero": zero, "dtype": "bf16"} for zero in (0, 2, 3)]
+HALVED: list[dict[str, Any]] = [{"gradients": "bf16", **hardware} for hardware in HALF]
 
 
 def slow(cases: list[dict[str, Any]]) -> list[Any]:
@@ -90,7 +91,7 @@ def test_steps_by_two_gradients_are_those_of_plain_torch(plain, hardware):
     assert_trained(gradients.train(HardwareConfig(**hardware), clip=CLIP), plain)
 
 
-@pytest.mark.parametrize("hardware", slow(HALF), ids=str)
+@pytest.mark.parametrize("hardware", slow(HALF + HALVED), ids=str)
 def test_bf16_is_as_good_as_bf16(plain, plain_single, hardware):
     found = gradients.train(HardwareConfig(**hardware), clip=CLIP)
     for prefix in ("gram/0", "norm/0", "first/"):
@@ -100,7 +101,7 @@ def test_bf16_is_as_good_as_bf16(plain, plain_single, hardware):
         assert_near(single, plain_single, f"{term}/", HALF_RELATIVE)
 
 
-@pytest.mark.parametrize("hardware", ENDS[:1] + slow(ENDS[1:] + MIDDLE), ids=str)
+@pytest.mark.parametrize("hardware", ENDS[:1] + slow(ENDS[1:] + MIDDLE + HALVED[:1]), ids=str)
 def test_taking_and_putting_back_changes_nothing(hardware):
     ends = []
     for detour in (False, True):
@@ -167,7 +168,7 @@ def assert_left_no_trace(found: Tensors, undisturbed: Tensors, dtype: str) -> No
     assert all(torch.equal(found[name], tensor) for name, tensor in undisturbed.items())
 
 
-@pytest.mark.parametrize("hardware", ENDS[:1] + slow(ENDS[1:] + MIDDLE + HALF[:1]), ids=str)
+@pytest.mark.parametrize("hardware", ENDS[:1] + slow(ENDS[1:] + MIDDLE + HALF[:1] + HALVED[:1]), ids=str)
 def test_forwards_with_other_weights_leave_no_trace(hardware):
     runs = [gradients.probed(HardwareConfig(**hardware), probe=probe) for probe in (True, False)]
     assert_left_no_trace(runs[0], runs[1], hardware.get("dtype", "fp32"))
@@ -182,7 +183,7 @@ def in_two_processes(directory: Path, cases: Mapping[str, Any]) -> dict[str, dic
 
 @pytest.mark.slow
 def test_two_processes_give_the_same(plain, plain_single, tmp_path):
-    hardware = {str(h): {"processes": 2, **h} for h in [*ENDS, STAGES[2], HALF[0]]}
+    hardware = {str(h): {"processes": 2, **h} for h in [*ENDS, STAGES[2], HALF[0], HALVED[0]]}
     cases: dict[str, Any] = {}
     for name, h in hardware.items():
         cases |= {f"train {name}": ["train", h, {"clip": CLIP}], f"single {name}": ["single", h, {}]}

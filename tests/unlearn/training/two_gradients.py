@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from tests.unlearn.training.small_training import tiny_llama
 from unlearn.config import HardwareConfig
 from unlearn.distributed import start_world, stop_world
-from unlearn.training.deepspeed_config import deepspeed_config
-from unlearn.training.engine import Engine, decay_groups
+from unlearn.training.engine import Engine
+from unlearn.training.optimizers import decay_groups
 
 BETAS, DECAY, LR, STEPS = (0.9, 0.95), 0.1, 1e-2, 3
 ROWS = {"forget": 7, "retain": 6}
@@ -51,8 +51,7 @@ def loss(model: Any, term: str, ids: Tensor) -> Tensor:
 @contextmanager
 def an_engine(hardware: HardwareConfig, clip: float = 0.0) -> Iterator[Engine]:
     world = start_world("cpu")
-    config = deepspeed_config(hardware, clip=clip)
-    engine = Engine(tiny_llama(), world, config, weight_decay=DECAY, betas=BETAS)
+    engine = Engine(tiny_llama(), world, hardware, clip=clip, weight_decay=DECAY, betas=BETAS)
     try:
         yield engine
     finally:

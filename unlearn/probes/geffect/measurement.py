@@ -66,7 +66,9 @@ class Measurement:
         The model, its gradients, its modes and all random states are restored afterwards.
         """
         started = time.perf_counter()
-        with _still(self.engine.module, self.hardware.activation_checkpointing, self.engine.world.device):
+        with _still(
+            self.engine.module, bool(self.hardware.activation_checkpointing), self.engine.world.device
+        ):
             try:
                 measured = self._measured(context)
             except NonFiniteGradient as error:

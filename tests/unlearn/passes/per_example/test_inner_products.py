@@ -23,7 +23,6 @@ from unlearn.passes import product_times, products
 from unlearn.passes.per_example.capture import captured
 from unlearn.passes.per_example.forward_mode import token_effects
 from unlearn.passes.per_example.inner_products import inner_products
-from unlearn.training.deepspeed_config import deepspeed_config
 from unlearn.training.engine import Engine
 
 SOME = sequences()
@@ -291,9 +290,11 @@ def partitioned(root):
         nets = [made(name), made(name)]
         kept: dict[str, Any] = {}
         for probed, net in enumerate(nets):
-            config = deepspeed_config(HardwareConfig(zero=3, processes=2), clip=0.0)
-            config["zero_optimization"]["stage3_param_persistence_threshold"] = 0  # small ones as well
-            engine = Engine(net, world, config, weight_decay=0.1, betas=(0.9, 0.95))
+            hardware = HardwareConfig(zero=3, processes=2)
+            engine = Engine(
+                net, world, hardware, clip=0.0, weight_decay=0.1, betas=(0.9, 0.95),
+                zero={"stage3_param_persistence_threshold": 0},  # small ones as well
+            )  # fmt: skip
             engine.module.eval()
             assert not any(p.numel() for p in engine.module.parameters())
             for number in range(2):
