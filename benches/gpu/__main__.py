@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -105,13 +105,20 @@ def _work(options: argparse.Namespace) -> None:
         print(f"{name}: about {own:.0f} s", flush=True)
         started = time.monotonic()
         with _ended_late(file, name, LATE * own + LAST):
-            rows = calls[name](bench)
+            rows = _rows(calls[name], bench)
         seconds = time.monotonic() - started
         failed = [row["error"] for row in rows if "error" in row]
         print(f"{name}: {seconds:.0f} s{''.join(f', {text}' for text in failed)}", flush=True)
         record(file, name, {"seconds": seconds, "rows": rows})
         if failed:
             return
+
+
+def _rows(call: Callable[[Any], list[dict[str, Any]]], bench: Any) -> list[dict[str, Any]]:
+    try:
+        return call(bench)
+    except Exception as error:
+        return [{"error": f"{type(error).__name__}: {error}"[:300]}]
 
 
 @contextmanager

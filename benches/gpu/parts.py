@@ -41,11 +41,6 @@ def training(bench: Bench) -> list[Row]:
     return rows
 
 
-def geffect(bench: Bench) -> list[Row]:
-    """Measure the G-effect's whole measurement, in the midst of a training with NPO."""
-    return [tried(bench, {"method": "npo"}, partial(_geffect, bench))]
-
-
 def memory(bench: Bench) -> list[Row]:
     """Measure training steps on texts of 512 tokens: activations kept, recomputed, and with small moments."""
     half = {"gradients": "bf16"} if bench.hardware().dtype == "bf16" else {}
@@ -64,16 +59,6 @@ def memory(bench: Bench) -> list[Row]:
 def geffect(bench: Bench) -> list[Row]:
     """Measure the G-effect's whole measurement, in the midst of a training with NPO."""
     return [tried(bench, {"method": "npo"}, partial(_geffect, bench))]
-
-
-def memory(bench: Bench) -> list[Row]:
-    """Measure training steps on texts of 512 tokens: activations kept, recomputed, and with small moments."""
-    rows = []
-    for recomputed in (False, True):
-        row = {"method": "npo", "activations": "recomputed" if recomputed else "kept"}
-        hardware = bench.hardware(activation_checkpointing=recomputed)
-        rows.append(tried(bench, row, partial(_trained, bench, "npo", bench.left / 4, hardware, long=True)))
-    return rows
 
 
 def evaluation(bench: Bench) -> list[Row]:
