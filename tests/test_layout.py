@@ -56,7 +56,7 @@ def test_of_eval_only_relearning_trains():
 @pytest.mark.parametrize(
     ("library", "folder"),
     [
-        ("deepspeed", "unlearn/training/engine.py"),
+        ("deepspeed", "unlearn/training/engine"),
         ("wandb", "launch/tracking/"),
         ("tensorboard", "launch/tracking/trackers/tensorboard.py"),
         ("mlflow", "launch/tracking/trackers/mlflow.py"),

@@ -20,7 +20,7 @@ from unlearn.data.example import Example
 from unlearn.data.tokenization import Encoder
 from unlearn.distributed import World
 from unlearn.errors import ConfigError, UserError
-from unlearn.models import adapt, export, locate
+from unlearn.models import adapt, export, locate, stored
 from unlearn.models import load as models
 from unlearn.models.verify import Trial, trial, verify
 from unlearn.models.weights import WeightsSource
@@ -71,11 +71,14 @@ class Pipeline:
 
     def loaded(self, source: str | None) -> nn.Module:
         """Load a whole model, in compute precision, on the device."""
-        model: Any = models.load_model(self.config.model, source, seed=self.config.seed)
         moved: nn.Module = models.in_precision(
-            model, self.world.device, precision(self.config.hardware.dtype)
+            self._read(source), self.world.device, precision(self.config.hardware.dtype)
         )
         return moved
+
+    def _read(self, source: str | None) -> Any:
+        dtype = precision(self.config.hardware.dtype)
+        return models.read_model(self.config.model, dtype, source, seed=self.config.seed)
 
     def train(self, evaluate: Callable[[Engine, int], Mapping[str, float]]) -> Engine:
         """Train and save the model; `evaluate` measures it on the way."""
@@ -112,6 +115,7 @@ class Pipeline:
         if checkpoint is not None:
             log.info("continuing after step %d", checkpoint[0]["step"])
             trainer.restore(*checkpoint)
+            checkpoint = None  # its mapped files will be removed
         elif self.world.main:
             self.rundir.cut_history(0)
         trainer.run()
@@ -127,10 +131,9 @@ class Pipeline:
 
         def engine_of(folder: str | None) -> Engine:
             source = folder or self.start.source
-            return self._engine(models.load_model(config.model, source, seed=config.seed))
+            return self._engine(self._deferred(source))
 
-        holder = _LazyEngine(partial(models.load_model, config.model, self.start.source, seed=config.seed),
-                         self._engine)  # fmt: skip
+        holder = _LazyEngine(partial(self._deferred, self.start.source), self._engine)
         sources = {"reference": FrozenModel(self.start.key, holder.hold, holder.whole_head)}
         groups, heads = ready.with_frozen_outputs(ready.groups(sources["reference"]), sources)
         holder.close()
@@ -171,9 +174,7 @@ class Pipeline:
     def _fresh_model(self) -> Any:
         """The model that training starts from, with adapters or edits if it has them."""
         config = self.config
-        model: Any = models.load_model(config.model, self.start.source, seed=config.seed)
-        if config.method.intervention is not None:
-            self._make_intervention(model, None).attach(model)
+        model: Any = self._deferred(self.start.source, edited=config.method.intervention is not None)
         if config.model.lora.r:
             model = adapt.add_lora(model, config.model.lora, config.seed)
         if config.method.train is not None:
@@ -187,6 +188,13 @@ class Pipeline:
             model.enable_input_require_grads()
         return model
 
+    def _deferred(self, source: str | None, *, edited: bool = False) -> Any:
+        """A model whose parameters are read when its engine is made; with the method's edit."""
+        model = self._read(source)
+        if edited:  # an edit may look at the weights
+            self._make_intervention(model, None).attach(model)
+        return stored.defer(model)
+
     def _make_intervention(self, model: Any, reinforced: Any) -> interventions.Intervention:
         shape = model.config.get_text_config(decoder=True)
         assert self.config.method.intervention is not None
@@ -198,8 +206,7 @@ class Pipeline:
     @contextmanager
     def _reinforced_model(self) -> Iterator[tuple[nn.Module, bool]]:
         assert self.reinforced is not None
-        model: Any = models.load_model(self.config.model, self.reinforced.source)
-        yield models.in_precision(model, self.world.device, precision(self.config.hardware.dtype)), False
+        yield self.loaded(self.reinforced.source), False
 
     def _watched(self, ready: Preparation, groups: Mapping[str, Group]) -> dict[str, Group]:
         return ready.watched(groups, (*probes.WATCHED, *probes.sets(self.config.probe)))
@@ -232,20 +239,20 @@ class Pipeline:
         live = None
         if scale == 1 and (self.world.main or engine.zero == 3):  # otherwise the live model is another
             live = self._trial(engine.module)
+        if self.config.model.lora.r and folder == self.rundir.model:
+            adapter = {n: t.to("cpu", copy=True) for n, t in engine.weights(lambda name: ".lora_" in name)}
+            if self.world.main:
+                base = locate.find(self.config.model, self.start.source)
+                export.save_adapter(
+                    engine.module, adapter, self.tokenizer, self.rundir.adapter, base=base
+                )  # fmt: skip
         weights = engine.weights()
         if self.world.main:
             if scale != 1:
-                start = models.load_model(self.config.model, self.start.source, seed=self.config.seed)
-                weights = export.extrapolated(start.state_dict(), weights, scale)
-            own, _ = interventions.split(weights)
-            if self.config.model.lora.r and folder == self.rundir.model:
-                base = locate.find(self.config.model, self.start.source)
-                export.save_adapter(engine.module, own, self.tokenizer, self.rundir.adapter, base=base)
-            plain = export.exportable(engine.module, own)
-            save_edits = partial(interventions.save, engine.module, weights=weights)
-            export.save_pretrained(plain, self.tokenizer, folder, write_extra=save_edits)
-            del plain, own, save_edits
-        del weights
+                weights = export.extrapolated(self._read(self.start.source).state_dict(), weights, scale)
+            export.save_streamed(engine.module, weights, self.tokenizer, folder)
+        for _ in weights:  # the other processes' part of gathering them
+            pass
 
         def verified() -> None:
             if live is not None:
@@ -296,7 +303,7 @@ class _LazyEngine:
             self.close()
         if self._engine is None:
             model = self._model()
-            model.load_state_dict(weights, strict=False)
+            stored.replace(model, weights)
             self._engine = self._make(model)
         return self._engine
 

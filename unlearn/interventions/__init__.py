@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INTERVENTIONS", "Intervention", "Pass", "attached", "blocks", "check", "files", "gates", "host",
-    "is_edited", "is_gated", "load", "make", "save", "sets", "split", "trains", "wants_reinforced",
+    "is_edited", "is_gated", "is_of_edit", "load", "make", "save", "sets", "split", "trains",
+    "wants_reinforced",
 ]  # fmt: skip
 
 INTERVENTIONS = plugins.Kind(__name__, "intervention", "class", ("Options", "trains", "facts", "hooks"))
@@ -117,10 +119,15 @@ def gates(model: nn.Module) -> Tensor:
     raise RuntimeError("a term looks at gates, but no trainable gated edit is attached to the model")
 
 
+def is_of_edit(name: str) -> bool:
+    """Return whether a tensor of a state dict belongs to an intervention, by its name."""
+    return name.startswith(_PREFIX)
+
+
 def split(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Split a whole state dict into the model's own tensors and those of its interventions, for `save`."""
-    own = {name: t for name, t in weights.items() if not name.startswith(_PREFIX)}
-    return own, {name: t for name, t in weights.items() if name.startswith(_PREFIX)}
+    own = {name: t for name, t in weights.items() if not is_of_edit(name)}
+    return own, {name: t for name, t in weights.items() if is_of_edit(name)}
 
 
 def save(model: nn.Module, folder: Path, weights: Mapping[str, Tensor] | None = None) -> None:
@@ -200,7 +207,7 @@ def _reinforced(place: int) -> str:
 
 def _load_plain(folder: Path, model: Any) -> PreTrainedModel:
     loaded = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=next(model.parameters()).dtype, attn_implementation=model.config._attn_implementation,
+        folder, dtype=torch.float32, attn_implementation=model.config._attn_implementation,
         use_safetensors=True, local_files_only=True,
     )  # fmt: skip
     assert isinstance(loaded, transformers.PreTrainedModel)

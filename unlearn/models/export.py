@@ -3,60 +3,111 @@
 from __future__ import annotations
 
 import copy
+import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers.conversion_mapping import get_model_conversion_mapping
 
+from unlearn import interventions
 from unlearn.files import replacing
 from unlearn.models import adapter_files
-from unlearn.models.adapt import merge_lora
 from unlearn.models.adapter_targets import untied, unties
 from unlearn.models.locate import CheckpointSource
+from unlearn.models.shards import write_shards
 from unlearn.paths import below_home
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+log = logging.getLogger(__name__)
+
 
 def extrapolated(
-    start: Mapping[str, Tensor], learned: Mapping[str, Tensor], scale: float
-) -> dict[str, Tensor]:
-    """Return start + scale·(learned − start) for each floating tensor; a negative scale negates what was
-    learned (task arithmetic, arXiv 2212.04089)."""
-    return {
-        name: tensor + (start[name].to(tensor.dtype) - tensor) * (1 - scale)
-        if tensor.is_floating_point() and name in start
-        else tensor
-        for name, tensor in learned.items()
-    }
+    start: Mapping[str, Tensor], learned: Iterable[tuple[str, Tensor]], scale: float
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield start + scale·(learned − start) for each floating tensor, on the CPU; a negative scale negates
+    what was learned (task arithmetic, arXiv 2212.04089)."""
+    for name, tensor in learned:
+        own = tensor.cpu()
+        if own.is_floating_point() and name in start:
+            own = own + (start[name].to(own.dtype) - own) * (1 - scale)
+        yield name, own
+
+
+def architecture(model: PreTrainedModel | PeftModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Return the plain model on the meta device that a model with its adapters merged is; in `dtype`.
+
+    Where adapters are on one of two tied weights, the two are no longer equal, and the plain model has both.
+    """
+    from peft import PeftModel
+
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
+    with torch.device("meta"):
+        plain: PreTrainedModel = type(base)(untied(base.config) if unties(model) else base.config)
+    if dtype is not None:
+        for parameter in plain.parameters():
+            parameter.data = parameter.data.to(dtype)
+    plain.generation_config = base.generation_config
+    return plain
+
+
+def merged(
+    model: PreTrainedModel | PeftModel, tensors: Iterable[tuple[str, Tensor]]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of the plain model, by name, one adapted module after the other.
+
+    `tensors` is the state dict of `model`, whose order keeps those of a module together. Adapters are merged
+    on the CPU, into copies.
+    """
+    from peft import PeftModel, get_peft_model
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if not isinstance(model, PeftModel):
+        yield from tensors
+        return
+    with torch.device("meta"):
+        shell: Any = get_peft_model(architecture(model), model.active_peft_config)
+    layers = {name: each for name, each in shell.named_modules() if isinstance(each, BaseTunerLayer)}
+
+    def owner(name: str) -> str:
+        parts = name.split(".")
+        parents = (".".join(parts[:end]) for end in range(len(parts) - 1, 0, -1))
+        return next((parent for parent in parents if parent in layers), "")
+
+    def named(name: str) -> str:
+        return name.removeprefix("base_model.model.")
+
+    for prefix, group in groupby(tensors, key=lambda each: owner(each[0])):
+        if not prefix:
+            yield from ((named(name), tensor) for name, tensor in group)
+            continue
+        layer: Any = layers[prefix]
+        own = {name.removeprefix(f"{prefix}."): tensor.to("cpu", copy=True) for name, tensor in group}
+        layer.load_state_dict(own, assign=True)
+        layer.merge()
+        whole = layer.get_base_layer().state_dict()
+        layer.to("meta")
+        yield from ((named(f"{prefix}.{name}"), tensor) for name, tensor in whole.items())
 
 
 def exportable(model: PreTrainedModel | PeftModel, weights: Mapping[str, Tensor]) -> PreTrainedModel:
     """Return a plain model that holds `weights`, a full state dict of `model`, with adapters merged.
 
-    Meant for a model whose own weights are sharded or still needed: only its architecture is used. The
-    tensors of `weights` become the new model's. Where adapters are on one of two tied weights, the two are
-    no longer equal, and the plain model has both.
+    Meant for a model whose own weights are still needed: only its architecture is used. The tensors of
+    `weights` become the new model's.
     """
-    from peft import PeftModel, get_peft_model
-
-    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
-    config = untied(base.config) if unties(model) else base.config
-    with torch.device("meta"):
-        plain = type(base)(config)
-        shell: Any = plain
-        if isinstance(model, PeftModel):
-            shell = get_peft_model(plain, model.active_peft_config)
-    shell.load_state_dict(weights, assign=True)
+    plain = architecture(model)
+    plain.load_state_dict(dict(merged(model, weights.items())), assign=True)
     plain.tie_weights()  # assigning tensors one by one has untied them
-    plain.generation_config = base.generation_config
-    return merge_lora(shell) if isinstance(shell, PeftModel) else plain
+    return plain
 
 
 def save_pretrained(
@@ -73,14 +124,48 @@ def save_pretrained(
         write_extra(part)
 
 
+def save_streamed(
+    model: PreTrainedModel | PeftModel, tensors: Iterable[tuple[str, Tensor]],
+    tokenizer: PreTrainedTokenizerBase, directory: Path,
+) -> None:  # fmt: skip
+    """Do what `save_pretrained` does for other weights, with adapters merged and edits in their files.
+
+    `tensors` is its state dict as in `merged`, of which one module is in memory at a time. All of it is for a
+    model whose tensors transformers saves under other names or in other parts; edits are in memory whole.
+    """
+    edits: dict[str, Tensor] = {}
+
+    def own() -> Iterator[tuple[str, Tensor]]:
+        for name, tensor in tensors:
+            if interventions.is_of_edit(name):
+                edits[name] = tensor.to("cpu", copy=True)
+            else:
+                yield name, tensor
+
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    plain = architecture(model, dtype)
+    with replacing(directory) as part:
+        if get_model_conversion_mapping(plain, add_legacy=False):
+            log.debug("%s is saved from one state dict in memory", type(plain).__name__)
+            copies = {name: tensor.to("cpu", copy=True) for name, tensor in own()}
+            exportable(model, copies).save_pretrained(part)
+        else:
+            plain.save_pretrained(part, state_dict={})  # all but the weights
+            left_out = {*plain.all_tied_weights_keys, *(plain._keys_to_ignore_on_save or ())}
+            shapes = {name: t for name, t in plain.state_dict().items() if name not in left_out}
+            write_shards(part, shapes, merged(model, own()))
+        tokenizer.save_pretrained(part)
+        interventions.save(model, part, weights=edits)
+
+
 def save_adapter(
     model: PeftModel, weights: Mapping[str, Tensor], tokenizer: PreTrainedTokenizerBase, directory: Path, *,
     base: CheckpointSource | None,
 ) -> None:  # fmt: skip
     """Save the adapter of a model, with the tokenizer, in PEFT's format, atomically.
 
-    `weights` is a full state dict of `model`. `base` is the model that was adapted, which the adapter's
-    configuration names if it is a folder or on the hub.
+    `weights` has the adapter's tensors by their names in the state dict of `model`. `base` is the model that
+    was adapted, which the adapter's configuration names if it is a folder or on the hub.
     """
     from peft import get_peft_model_state_dict
 

@@ -6,6 +6,7 @@ import unlearn.environment  # noqa: F401 (before what imports DeepSpeed)
 
 # isort: split
 import contextlib
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import nn
 from unlearn import interventions
 from unlearn.config import MethodConfig, ModelConfig
 from unlearn.errors import ConfigError, UserError
-from unlearn.models import adapt, nano
+from unlearn.models import adapt, nano, stored
 from unlearn.models.fingerprint import fingerprint
 from unlearn.models.locate import ModelError, find, named_base, resolve
 from unlearn.models.skeleton import read_config, skeleton
@@ -27,12 +28,15 @@ from unlearn.terms import Term
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+log = logging.getLogger(__name__)
+
 
 def load_model(cfg: ModelConfig, source: str | None = None, *, seed: int = 0) -> PreTrainedModel:
     """Load the causal model in fp32 on the CPU, with its adapter merged and every dropout set to 0.
 
     `source` (a folder or hub id: a finished run's model, a published checkpoint) replaces `cfg.path`.
-    `seed` draws the fresh weights of a nano model and is unused otherwise.
+    `seed` draws the fresh weights of a nano model and is unused otherwise. Parameters that are stored in fp32
+    are views of the mapped files.
 
     Without dropout the objectives are functions of the weights and the data alone: the same under any split
     into micro-batches and processes, and comparable with a reference computed in evaluation mode.
@@ -40,16 +44,37 @@ def load_model(cfg: ModelConfig, source: str | None = None, *, seed: int = 0) ->
     Raises:
         ModelError: the checkpoint cannot be loaded or lacks weights of the model.
     """
+    model = read_model(cfg, torch.float32, source, seed=seed)
+    loaded: PreTrainedModel = in_precision(model, torch.device("cpu"), torch.float32)
+    return loaded
+
+
+def read_model(
+    cfg: ModelConfig, dtype: torch.dtype, source: str | None = None, *, seed: int = 0
+) -> PreTrainedModel:
+    """Do what `load_model` does, with the parameters as they are stored: mapped, without memory of their own.
+
+    All processes of a machine share the pages of a mapped file, which the system reads when they are used and
+    may drop again. Converted to `dtype`, the compute precision, the parameters equal those of `load_model`
+    bit for bit. Read whole, in fp32, are GGUF files, models with an adapter to merge, and tensors that
+    transformers makes of several stored ones; in `dtype` those of a model stored in more than one precision.
+
+    Raises:
+        ModelError: as for `load_model`.
+    """
     checkpoint = resolve(cfg, source)
     if checkpoint is None:
         return nano.model(cfg.nano, seed=seed, attention=cfg.attention)
     with checkpoint.explained(), checkpoint.quiet():
         config = read_config(cfg, source)
         _without_dropout(config)
+        mapped = None if checkpoint.package or checkpoint.adapter else stored.precision(checkpoint, dtype)
+        if mapped is None:
+            log.debug("%s is read whole by each process", checkpoint.label)
         loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
             checkpoint.name,
             config=config,
-            dtype=torch.float32,
+            dtype=mapped or torch.float32,
             attn_implementation=cfg.attention,
             output_loading_info=True,
             **checkpoint.options,
@@ -65,6 +90,7 @@ def load_model(cfg: ModelConfig, source: str | None = None, *, seed: int = 0) ->
     if checkpoint.adapter is not None:
         model = adapt.merge_saved(model, checkpoint.adapter)
     assert isinstance(model, transformers.PreTrainedModel)
+    stored.widen_buffers(model)
     if (folder := Path(checkpoint.name)).is_dir():
         interventions.load(model, folder)
     return model
@@ -73,11 +99,14 @@ def load_model(cfg: ModelConfig, source: str | None = None, *, seed: int = 0) ->
 def in_precision(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
     """Move the model to a device, with its parameters in compute precision, as an engine does.
 
+    One parameter at a time, so that of a mapped model no copy is made in the host's memory on the way.
     Buffers stay as they are: rotary frequencies in bf16 would turn far positions by the wrong angle.
     """
+    if device.type == "cpu":  # moving a tensor to `cpu:0` copies it
+        device = torch.device("cpu")
     for parameter in model.parameters():
         if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
+            parameter.data = parameter.data.to(device, dtype)
     return model.to(device=device)
 
 

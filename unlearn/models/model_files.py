@@ -138,6 +138,19 @@ def header(file: Path) -> dict[str, list[int]]:
         raise Broken(_unreadable(file, str(error))) from error
 
 
+def dtypes(file: Path) -> set[str]:
+    """Return the dtypes of the tensors of a safetensors file, as its header names them (`BF16`).
+
+    Raises:
+        Broken: it cannot be read.
+    """
+    try:
+        with safe_open(file, framework="pt") as tensors:
+            return {tensors.get_slice(name).get_dtype() for name in tensors.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise Broken(_unreadable(file, str(error))) from error
+
+
 def read_object(file: Path) -> dict[str, Any]:
     """Return the JSON object of a file.
 

@@ -77,20 +77,23 @@ def verify(live: Trial, folder: Path, cfg: ModelConfig, encoder: Encoder, device
         raise SavedModelDiffers(_message(folder, "its tokenizer makes other tokens of the same texts"))
     sequences = short(encoder, live.pairs)
 
-    def loaded(dtype: torch.dtype) -> Tensor:
+    def loaded(dtype: torch.dtype, place: torch.device = device) -> Tensor:
         with torch.random.fork_rng(devices=[]):
-            model: Any = models.load_model(cfg, str(folder))
+            model: Any = models.read_model(cfg, dtype, str(folder))
         if end_tokens(model, again.end_id) != list(live.ends):
             raise SavedModelDiffers(_message(folder, "its answers end at other tokens"))
-        try:
-            return logits_of(models.in_precision(model, device, dtype), sequences, device)
-        except torch.OutOfMemoryError:
-            return logits_of(models.in_precision(model, _CPU, dtype), sequences, _CPU)
+        return logits_of(models.in_precision(model, place, dtype), sequences, place)
 
-    logits = loaded(live.dtype)
+    def computed(dtype: torch.dtype) -> Tensor:
+        try:
+            return loaded(dtype)
+        except torch.OutOfMemoryError:  # on the CPU the weights stay in the mapped files
+            return loaded(dtype, _CPU)
+
+    logits = computed(live.dtype)
     distance, limit = difference(live.logits, logits), _TOLERANCE[live.dtype]
     if not distance <= limit:  # the model may magnify rounding: compare it with itself in a finer precision
-        limit = max(limit, _ROUNDING * difference(loaded(_FINER[live.dtype]), logits))
+        limit = max(limit, _ROUNDING * difference(computed(_FINER[live.dtype]), logits))
     if not distance <= limit:
         raise SavedModelDiffers(
             _message(

@@ -10,7 +10,7 @@ import unlearn.environment  # noqa: F401 (before DeepSpeed)
 
 # isort: split
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
@@ -26,8 +26,10 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from unlearn.config import HardwareConfig
 from unlearn.distributed import World
 from unlearn.errors import UserError
+from unlearn.models import stored
 from unlearn.passes.products import fast_linear_layers
 from unlearn.passes.prompt_layout import all_prompt, laid_out
+from unlearn.training import engine_slices
 from unlearn.training.deepspeed_config import deepspeed_config
 from unlearn.training.optimizer_state import OptimizerState
 from unlearn.training.optimizers import ChunkedAdamW, make_optimizer
@@ -69,7 +71,11 @@ class Engine:
         self._lent: list[tuple[Tensor, Tensor]] = []
         self._put: Iterator[Tensor] | None = None  # replaces the summed gradient in the next step
         self._linear = nn.functional.linear
+        if self.zero < 3:
+            stored.fill(model, world.device, torch.bfloat16 if config["bf16"]["enabled"] else torch.float32)
         self._adamw = make_optimizer(model, hardware, weight_decay=weight_decay, betas=betas)
+        if self.zero == 3:
+            engine_slices.partition(model, world.device, config)
         self._accelerator = Accelerator(
             # The hook `_before_update` clips instead: taken gradients are unclipped, put ones are clipped.
             deepspeed_plugin=DeepSpeedPlugin(hf_ds_config={**config, "gradient_clipping": 0.0}),
@@ -229,19 +235,21 @@ class Engine:
         self.step(lr=0.0)
         self._stored.write(weights, moments, steps)
 
-    def weights(self) -> dict[str, Tensor]:
-        """Return the whole state dict in compute precision, on the CPU; empty except on the main process."""
+    def weights(self, wanted: Callable[[str], bool] = lambda _: True) -> Iterator[tuple[str, Tensor]]:
+        """Yield names and whole tensors of the state dict in compute precision, to be read at once.
+
+        Only those whose name is `wanted`, which must answer the same on all processes. A collective, which
+        every process must exhaust; only the main process gets tensors, at ZeRO 3 whole ones one at a time.
+        """
         if self.zero < 3:
-            full = self.module.state_dict() if self.world.main else {}
-            return {name: tensor.detach().to("cpu", copy=True) for name, tensor in full.items()}
-        weights: dict[str, Tensor] = {}
+            if self.world.main:
+                yield from ((n, t.detach()) for n, t in self.module.state_dict().items() if wanted(n))
+            return
         for name, parameter in self.module.named_parameters(remove_duplicate=False):
-            with deepspeed.zero.GatheredParameters([parameter]):
-                if self.world.main:
-                    weights[name] = parameter.detach().to("cpu", copy=True)
+            if wanted(name):
+                yield from ((name, whole) for whole in self._shares.on_main(parameter))
         if self.world.main:
-            weights |= {name: buffer.to("cpu", copy=True) for name, buffer in self._saved_buffers()}
-        return weights
+            yield from ((name, buffer) for name, buffer in self._saved_buffers() if wanted(name))
 
     def whole(self, shares: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Yield name and whole tensor, on the CPU, of shares in the form of `live_weights`. A collective."""

@@ -19,6 +19,8 @@ from unlearn.distributed import World
 
 # Elements of each gradient that are converted to float64 at a time for inner products.
 CHUNK = 1 << 20
+# Elements that are sent at a time: gloo keeps a copy of a message on either side.
+PIECE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,24 @@ class Shares:
             shape = _shape(parameter)
             yield name, torch.cat(parts)[: shape.numel()].view(shape).cpu()
 
+    def on_main(self, parameter: nn.Parameter) -> Iterator[Tensor]:
+        """Yield a parameter of ZeRO 3, whole, on the main process; nothing on the others. A collective."""
+        part = parameter.ds_tensor.detach()  # type: ignore[attr-defined]
+        if part.device.type != self.world.device.type:  # `cpu` and `cpu:0` are one, but moving copies
+            part = part.to(self.world.device)
+        if not self.world.main:
+            for piece in part.split(PIECE):
+                dist.send(piece, dst=0)
+            return
+        whole = part if self.world.size == 1 else part.new_empty(part.numel() * self.world.size)
+        if self.world.size > 1:
+            whole[: part.numel()].copy_(part)
+        for rank in range(1, self.world.size):
+            for piece in whole[rank * part.numel() : (rank + 1) * part.numel()].split(PIECE):
+                dist.recv(piece, src=rank)
+        shape = _shape(parameter)
+        yield whole[: shape.numel()].view(shape)
+
     def of(self, whole: Mapping[str, Tensor]) -> Iterator[Tensor]:
         """Yield this process's shares of whole tensors by name, in the order of the live weights."""
         for name, _ in self.trained():
@@ -133,8 +153,10 @@ class Shares:
     def cut(self, full: Tensor) -> Tensor:
         """Return this process's part of a tensor in ZeRO-3's partition: equal parts, the last one padded."""
         part = -(-full.numel() // self.world.size)
-        flat = nn.functional.pad(full.flatten(), (0, part * self.world.size - full.numel()))
-        return flat[self.world.rank * part : (self.world.rank + 1) * part].to(self.world.device)
+        first = min(self.world.rank * part, full.numel())
+        # Of a mapped tensor no more is read.
+        own = full.flatten()[first : first + part].to(self.world.device)
+        return nn.functional.pad(own, (0, part - own.numel()))
 
     def clear(self) -> None:
         """Zero DeepSpeed's gradient buffers of former steps; to be called before a step's first backward.

@@ -43,7 +43,7 @@ def _run(*overrides: str) -> dict[str, Any]:
     assert shape is not None
     expected = estimate(shape, config, load_of(config))
     seen: dict[str, int] = {}
-    load, train = models.load_model, Trainer.run
+    load, train = models.read_model, Trainer.run
 
     def watched_load(*arguments: Any, **named: Any) -> Any:
         gc.collect()
@@ -55,11 +55,11 @@ def _run(*overrides: str) -> dict[str, Any]:
         train(trainer)
         seen["peak"] = _status("VmHWM")
 
-    models.load_model, Trainer.run = watched_load, watched_train  # type: ignore[method-assign, assignment]
+    models.read_model, Trainer.run = watched_load, watched_train  # type: ignore[method-assign, assignment]
     try:
         execute(read_job(run.rundir)[0], run.rundir, _Silent(), progress=False)
     finally:
-        models.load_model, Trainer.run = load, train  # type: ignore[method-assign]
+        models.read_model, Trainer.run = load, train  # type: ignore[method-assign]
     measured = seen["peak"] - seen["before"]
     return {**vars(expected), "estimate": expected.device + expected.host, "measured": measured}
 

@@ -346,7 +346,7 @@ def trained(zero: int, tiny_model: Build) -> dict[str, Tensor]:
         logp = forward(engine.model, batch()).logp
         engine.backward(logp.mean() + interventions.gates(engine.model).square().mean())
         engine.step(1e-2)
-    weights = engine.weights()
+    weights = {name: tensor.clone() for name, tensor in engine.weights()}
     engine.close()
     return weights
 

@@ -303,8 +303,8 @@ def partitioned(root):
                 if probed:
                     kept |= both(engine.module, SOME[world.rank :: 2])
             engine.step(1e-3)
-            for key, tensor in engine.weights().items():
-                kept[f"{key}/{probed}"] = tensor
+            for key, tensor in engine.weights():
+                kept[f"{key}/{probed}"] = tensor.clone()
             engine.close()
             assert nn.functional.linear is products.LINEAR  # ZeRO 3 replaces it
         save_file({k: t.contiguous() for k, t in kept.items()}, Path(root, f"{name}-{world.rank}"))

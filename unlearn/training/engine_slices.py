@@ -1,0 +1,50 @@
+"""Give each process of ZeRO 3 its part of a model's parameters, read from the files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed import comm
+from deepspeed.runtime.zero.partition_parameters import is_zero_param
+from torch import nn
+
+from unlearn.models import stored
+
+
+class _Sliced(deepspeed.zero.Init):
+    """DeepSpeed's partitioning, for parameters that every process can read by itself.
+
+    Given a whole module, DeepSpeed moves each parameter to the device, whole, and sends it from the first
+    process to all others. Of a deferred parameter each process reads its part only.
+    """
+
+    def _convert_to_zero_parameters(self, param_list: Iterable[nn.Parameter]) -> None:
+        for parameter in param_list:
+            value = stored.stored(parameter)
+            if value is None:
+                parameter.data = parameter.data.to(self.dtype)
+                super()._convert_to_zero_parameters([parameter])
+            elif not is_zero_param(parameter):
+                self._read(parameter, value)
+
+    def _read(self, parameter: Any, value: torch.Tensor) -> None:
+        parameter.data = value
+        stored.forget(parameter)
+        self._convert_to_deepspeed_param(parameter)
+        parameter.partition()  # copies the part in the file's dtype
+        parameter.ds_tensor.data = parameter.ds_tensor.data.to(self.dtype)
+        parameter.data = torch.empty(0, dtype=self.dtype, device=self.local_device)
+
+
+def partition(model: nn.Module, device: torch.device, config: Mapping[str, Any]) -> None:
+    """Partition a model in place as DeepSpeed's engine with this configuration would. A collective."""
+    if not comm.is_initialized():  # else its configuration is of one process
+        comm.init_distributed(dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+    _Sliced(module=model, config_dict_or_path=dict(config))
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
