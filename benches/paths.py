@@ -126,7 +126,7 @@ class Floor:
         sequences = [s for group in examples(self._case, number).values() for s in group]
         lengths = [len(s.ids) - 1 for s in sequences]
         total = 0.0
-        for rows in deal(lengths, 1, max_tokens=self._case.hardware.micro_tokens)[0]:
+        for rows in deal(lengths, 1, max_tokens=self._case.hardware.tokens)[0]:
             batch = collate([sequences[i] for i in rows])
             hidden = self._model.model(batch.input_ids, use_cache=False).last_hidden_state
             logits = self._model.lm_head(hidden.flatten(0, 1)[batch.index])

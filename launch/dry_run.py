@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from launch.memory.automatic import settle
+from launch.memory.automatic import free_gib, settle
 from launch.memory.estimate import Load, bound, estimate, shape_of, with_unit
 from launch.resolve import Resolved
 from launch.run.ensure import is_complete
@@ -51,7 +51,7 @@ def show_plan(resolved: Resolved, console: Console) -> None:
     known: dict[Pair, TokenSequence] = {}  # the plan's runs have one tokenizer, and most texts in common
     for run in plan.runs:
         state = "complete" if is_complete(run) else "to resume" if run.rundir.history.is_file() else "to make"
-        one, why = settle(run.job.config)
+        one, why = settle(run.job.config, free_gib(run.job.config))
         decided += [f"{run.role}: {why}"] if why else []
         try:
             sets = _sequences(one, known)
@@ -106,7 +106,7 @@ def _largest(config: RunConfig, sets: Mapping[str, Sequence[TokenSequence]]) -> 
         lengths = [passes.get(name, 1) * (len(s.ids) - 1) for name, s in every]
         rows = hardware.micro_batch
         dealt = deal(
-            lengths, hardware.processes, max_tokens=None if rows else hardware.micro_tokens,
+            lengths, hardware.processes, max_tokens=None if rows else hardware.tokens,
             max_rows=rows * len(sets) if rows else None,
         )  # fmt: skip
         for micro in (micro for rank in dealt for micro in rank if micro):

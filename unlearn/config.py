@@ -348,7 +348,10 @@ class HardwareConfig(Section):
     jobs_per_gpu: PositiveInt = Field(
         1, description="with hydra/launcher=joblib: small runs of a sweep that share one GPU"
     )
-    micro_tokens: PositiveInt = Field(4096, description="padded tokens per forward while training")
+    micro_tokens: PositiveInt | Literal["auto"] = Field(
+        4096,
+        description="padded tokens per forward while training; auto: as many as the estimated memory allows",
+    )
     micro_batch: PositiveInt | None = Field(
         None, description="sequences per forward and group; must divide the global batch evenly"
     )
@@ -377,6 +380,13 @@ class HardwareConfig(Section):
         "rounding",
     )
     slurm: SlurmConfig = SlurmConfig()
+
+    @property
+    def tokens(self) -> int:
+        """`micro_tokens`, after `launch.memory.automatic` has chosen a number for `auto`."""
+        if self.micro_tokens == "auto":
+            raise ValueError("hardware.micro_tokens=auto has no number yet")
+        return self.micro_tokens
 
 
 class EvalConfig(Section):

@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import count
 from typing import TypeVar, cast
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 
 from unlearn.errors import UserError
+from unlearn.passes.out_of_memory import MemoryLimits
 from unlearn.passes.products import LINEAR
 
 T = TypeVar("T")
@@ -34,13 +35,14 @@ class World:
     """Process `rank` of `size`, and the device of its tensors.
 
     `collective_forward`: each call of the model is a collective (parameters sharded by ZeRO-3), so every
-    process must make the same number of calls.
+    process must make the same number of calls. `limits`: how much fits in the memory of these processes.
     """
 
     rank: int = 0
     size: int = 1
     device: torch.device = _CPU
     collective_forward: bool = False
+    limits: MemoryLimits = field(default_factory=MemoryLimits, compare=False)
 
     @property
     def main(self) -> bool:

@@ -11,11 +11,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from unlearn.files import BrokenFile, finite, leftovers, read_json, replacing, room_for, write_json
+from unlearn.files import BrokenFile, digest, finite, leftovers, read_json, replacing, room_for, write_json
 from unlearn.reading import lines_of
 
 if TYPE_CHECKING:  # reports and comparisons start without torch
     from torch import Tensor
+
+    from unlearn.config import HardwareConfig
 
 log = logging.getLogger(__name__)
 _SHARD_BYTES = 2 << 30
@@ -37,6 +39,7 @@ class RunDir:
         self.eval = path / "eval"
         self.results = path / "results.json"
         self.log = path / "run.log"
+        self.memory = path / "memory.json"
 
     # -- history ---------------------------------------------------------------------------------------
 
@@ -108,6 +111,22 @@ class RunDir:
             BrokenFile: results.json holds no JSON object.
         """
         return numbers(read_json(self.results)) if self.results.is_file() else {}
+
+    # -- memory ----------------------------------------------------------------------------------------
+
+    def write_memory(self, hardware: HardwareConfig, fitting: Mapping[str, int], restarts: int) -> None:
+        """Write the portions that fit in memory, by key of `hardware`, and how often the run began again."""
+        write_json(self.memory, {"hardware": _key(hardware), "fitting": dict(fitting), "restarts": restarts})
+
+    def read_memory(self, hardware: HardwareConfig) -> tuple[dict[str, int], int]:
+        """Return portions and restarts as they were written; none for other hardware or a broken file."""
+        try:
+            stored = read_json(self.memory)
+            if stored["hardware"] == _key(hardware):
+                return {str(k): int(v) for k, v in stored["fitting"].items()}, int(stored["restarts"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            pass  # they are learnt again
+        return {}, 0
 
     # -- checkpoints -----------------------------------------------------------------------------------
 
@@ -190,6 +209,10 @@ class RunDir:
         """The steps that have a checkpoint, latest first."""
         names = [path.name.removeprefix("step-") for path in self.checkpoints.glob("step-*")]
         return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+
+
+def _key(hardware: HardwareConfig) -> str:
+    return digest(hardware.model_dump(mode="json", exclude={"name", "slurm"}))
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float | None]:

@@ -1,4 +1,4 @@
-"""The signals that ask a run to stop."""
+"""What ends a run that can be continued: signals that ask it to stop, and a start with less memory."""
 
 from __future__ import annotations
 
@@ -14,6 +14,14 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 class Stopped(BaseException):
     """A signal asked the run to stop; it can be resumed. Not an error to catch, like KeyboardInterrupt."""
+
+
+class StartAgain(BaseException):
+    """A pass did not fit in memory and cannot be done again where it is; the run must begin again.
+
+    Raised where a pass has collectives: the other processes may wait in one. The smaller portion is in the
+    run's directory by then. Not an error to catch, like `Stopped`.
+    """
 
 
 @contextmanager

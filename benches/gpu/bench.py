@@ -18,10 +18,10 @@ import torch
 
 from benches.gpu.models import LONG, make_model, shape_of
 from benches.workshop import Workshop
-from launch.memory.automatic import settle
+from launch.memory.automatic import CARD, decide
 from launch.memory.command import composed
 from launch.memory.estimate import GIB, Load
-from unlearn.config import HardwareConfig
+from unlearn.config import HardwareConfig, RunConfig
 from unlearn.passes import product_times
 from unlearn.training.engine import precision
 
@@ -70,14 +70,12 @@ class Bench:
             self, peak=1e12 * peak if self.device == "cuda" else None, card_gib=machine.get("card GiB")
         )
 
-    def hardware(self, **changes: Any) -> HardwareConfig:
-        """Return the settings of one process on this device, with what is `auto` decided for the model."""
-        config = composed(
-            "method=npo", f"hardware={'gpu' if self.device == 'cuda' else 'cpu'}", "dry_run=true"
-        )
-        tokens = config.hardware.micro_tokens
-        config, _ = settle(config, self.card_gib, (shape_of(self.model), Load(tokens, LONG, tokens)))
-        return config.hardware.model_copy(update=changes)
+    def hardware(self, method: str = "npo", **changes: Any) -> HardwareConfig:
+        """Return the settings of one process on this device; what is `auto` is decided for the method."""
+        preset = "gpu" if self.device == "cuda" else "cpu"
+        config = composed(f"method={method}", f"hardware={preset}", "dry_run=true")
+        config = config.model_copy(update={"hardware": config.hardware.model_copy(update=changes)})
+        return decide(shape_of(self.model), config, self.card_gib or CARD, _longest).hardware
 
     def make(self) -> Any:
         """Return the model with random weights, always the same ones."""
@@ -86,6 +84,11 @@ class Bench:
     def shop(self, hardware: HardwareConfig | None = None) -> Workshop:
         """Return a workshop of this model, with a folder of its own."""
         return Workshop(Path(mkdtemp(dir=self.folder)), hardware or self.hardware(), self.make)
+
+
+def _longest(config: RunConfig) -> Load:
+    """Return a micro-batch of long texts, all answers."""
+    return Load(config.hardware.tokens, LONG, config.hardware.tokens)
 
 
 def machine(bench: Bench) -> Row:

@@ -32,6 +32,7 @@ SIZES = {"cuda": ("1b", "3b", "8b", "14b", "32b"), "cpu": ("tiny",)}
 PRESETS = {"cuda": ("gpu", "gpu-80gb", "gpu-offload"), "cpu": ("cpu",)}
 METHOD = "grad_diff"  # takes the memory of NPO, whose reference is cached beforehand
 BATCH, TOKENS = 4, 4096  # of each set, of 512 tokens: one micro-batch
+BEYOND = "not in the host's memory"  # not tried: the system would end other programs
 LONGEST, SHORTEST = 150.0, 10.0  # seconds of one trial
 
 
@@ -50,10 +51,11 @@ def largest(bench: Bench) -> list[Row]:
 def _predicted(bench: Bench, size: str, preset: str) -> Row:
     memory = estimate(shape_of(size), _config(preset), Load(TOKENS, LONG, TOKENS // 2))
     host = psutil.virtual_memory().available
-    should = fits(memory, bench.card_gib or host / GIB) and memory.host <= USABLE * host
+    on_card, in_host = fits(memory, bench.card_gib or host / GIB), memory.host <= USABLE * host
+    should = ("yes" if on_card else "no") if in_host else BEYOND
     return {
         "model": size, "hardware": preset, "estimate GiB": memory.device / GIB,
-        "host GiB": memory.host / GIB, "should fit": "yes" if should else "no",
+        "host GiB": memory.host / GIB, "should fit": should,
     }  # fmt: skip
 
 
@@ -64,10 +66,10 @@ def _config(preset: str) -> RunConfig:
 
 
 def _edge(rows: Sequence[Row]) -> list[Row]:
-    """Return the last row that should fit, if any, and the one after it."""
+    """Return the last row that should fit, if any, and the one after it, if the host has room for it."""
     fitting = [number for number, row in enumerate(rows) if row["should fit"] == "yes"]
     last = max(fitting, default=-1)
-    return list(rows[max(last, 0) : last + 2])
+    return [row for row in rows[max(last, 0) : last + 2] if row["should fit"] != BEYOND]
 
 
 def _in_child(row: Row, device: str, seconds: float) -> Row:
@@ -99,7 +101,9 @@ def trial(size: str, preset: str, device: str) -> Row:
         started = time.perf_counter()
         loss = trainer.step().row["loss"]
         peak = torch.cuda.max_memory_allocated() / GIB if device == "cuda" else None
-        return {"peak GiB": peak, "s/step": time.perf_counter() - started, "loss": loss}
+        seconds = time.perf_counter() - started
+        portion = trainer.engine.world.limits.portion("micro_tokens", TOKENS)
+        return {"tokens of a forward": portion, "peak GiB": peak, "s/step": seconds, "loss": loss}
 
 
 if __name__ == "__main__":

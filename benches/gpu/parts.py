@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from statistics import median
@@ -22,7 +22,6 @@ from launch.memory.estimate import GIB, estimate, read_shape
 from unlearn import probes
 from unlearn.config import HardwareConfig, MethodConfig, ProbeConfig
 from unlearn.data.sources import available, load_sets
-from unlearn.distributed import World
 from unlearn.passes.head import unwrap
 from unlearn.training.trainer import Trainer
 
@@ -136,8 +135,6 @@ def out_of_memory(bench: Bench) -> list[Row]:
     """Lower the allocator's limit until a step does not fit: it should go on in smaller portions."""
     if bench.device != "cuda":
         return [{"skipped": "the limit is of CUDA's allocator"}]
-    if not hasattr(World(), "limits"):
-        return [{"skipped": "not available: a step that does not fit is not made again"}]
 
     def run() -> Row:
         card = torch.cuda.get_device_properties(0).total_memory
@@ -155,11 +152,10 @@ def out_of_memory(bench: Bench) -> list[Row]:
                 seconds, result = timed(bench, trainer.step)
             finally:
                 torch.cuda.set_per_process_memory_fraction(1.0)
-            world: Any = trainer.engine.world
-            fitting: Mapping[str, int] = world.limits.fitting
+            portion = trainer.engine.world.limits.portion("micro_tokens", hardware.tokens)
         return {
-            "planned tokens": hardware.micro_tokens, "needed GiB": needed / GIB, "limit GiB": limit / GIB,
-            "went on with": fitting.get("micro_tokens"), "seconds": seconds, "loss": result.row["loss"],
+            "planned tokens": hardware.tokens, "needed GiB": needed / GIB, "limit GiB": limit / GIB,
+            "went on with": portion, "seconds": seconds, "loss": result.row["loss"],
         }  # fmt: skip
 
     return [tried(bench, {"method": "npo"}, run)]
@@ -172,7 +168,7 @@ def _trained(
 
     After `LEAST` steps, no more are made than fit in `limit` seconds.
     """
-    hardware = hardware or bench.hardware()
+    hardware = hardware or bench.hardware(name)
     with _trainer(bench, name, hardware, long=long) as trainer:
         for _ in range(WARM):
             trainer.step()
@@ -182,8 +178,10 @@ def _trained(
         steps = []
         most = LEAST if bench.small else MOST
         while len(seconds) < LEAST or (len(seconds) < most and sum(seconds) < limit):
-            steps.append(measure_step(trainer, trainer.steps_made, hardware.micro_tokens))
+            number = trainer.steps_made
             seconds.append(timed(bench, trainer.step)[0])
+            portion = trainer.engine.world.limits.portion("micro_tokens", hardware.tokens)
+            steps.append(measure_step(trainer, number, portion))
         config = bench.shop(hardware).config(trainer.settings.method)
         largest = max((step.load for step in steps), key=lambda load: (load.tokens, load.answers))
         expected = estimate(read_shape(unwrap(trainer.engine.model)), config, largest).device
@@ -192,7 +190,7 @@ def _trained(
     rate = 1 / median(s / step.flops for s, step in zip(seconds, steps, strict=True))
     row: Row = {"steps": len(steps), "s/step": median(seconds), "tokens/s": speed, "TFLOP/s": rate / 1e12}
     row |= {"share of peak": rate / bench.peak if bench.peak else None, "estimate GiB": expected / GIB}
-    row |= {"peak GiB": None, "peak over estimate": None}
+    row |= {"tokens of a forward": portion, "peak GiB": None, "peak over estimate": None}
     if bench.device == "cuda":
         peak = torch.cuda.max_memory_allocated()
         off = abs(peak / expected - 1) > WITHIN

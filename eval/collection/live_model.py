@@ -19,13 +19,14 @@ from eval.collection.ragged import Ragged
 from eval.collection.records import TOKEN_COLUMNS
 from eval.collection.shared_prompts import Row, collate_rows, rows_of
 from unlearn import interventions
-from unlearn.data.batching import Batch, collate, deal
+from unlearn.data.batching import Batch, collate
 from unlearn.data.tokenization import Encoder, TokenSequence
 from unlearn.distributed import ALONE, World
 from unlearn.passes.forward import TokenRecord, record
 from unlearn.passes.generate import Perturb, end_tokens, generate
 from unlearn.passes.head import unwrap
 from unlearn.passes.module_modes import evaluating
+from unlearn.passes.out_of_memory import Bins, in_portions
 from unlearn.passes.per_example.gradient_norms import gradient_norms
 from unlearn.passes.products import fast_linear_layers
 
@@ -146,16 +147,22 @@ class Live:
         """
         if not widths:
             return []
-        bins = deal(widths, self.world.size, max_tokens=self.max_tokens)
-        results = []
-        with evaluating(self.model), self._bar(label, len(widths)) as advance:
-            for turn, part in enumerate(self.world.mine(bins)):
-                together = [each[turn] for each in bins] if self.world.collective_forward else [part]
-                limit = max(sum(answers[j] for j in each) for each in together)
-                result = call(part or [0], limit)  # also without a part of its own: a collective
-                results += [(part, result)] if part else []
-                advance(len(part) * self.world.size)
-        return results
+        collective = self.world.collective_forward
+
+        def computed(bins: Bins) -> list[tuple[list[int], T]]:
+            results = []
+            with evaluating(self.model), self._bar(label, len(widths)) as advance:
+                for turn, part in enumerate(self.world.mine(bins)):
+                    together = [each[turn] for each in bins] if collective else [part]
+                    limit = max(sum(answers[j] for j in each) for each in together)
+                    result = call(part or [0], limit)  # also without a part of its own: a collective
+                    results += [(part, result)] if part else []
+                    advance(len(part) * self.world.size)
+            return results
+
+        return in_portions(
+            self.world, "eval_tokens", self.max_tokens, widths, computed, collective=collective
+        )  # fmt: skip
 
     def _shares(self, sequences: Sequence[TokenSequence]) -> bool:
         """Whether answers can share a prompt: the model accepts positions and a tree mask, and a trial gives

@@ -1,18 +1,25 @@
-"""Decide `auto` of `hardware` from the estimate and the memory at hand, once, before the processes start."""
+"""Decide what is `auto` in `hardware` from the memory estimate, before a training begins."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import psutil
+import torch
 
-from launch.memory.estimate import GIB, Load, Memory, Shape, bound, estimate, shape_of, with_unit
+from launch.memory.estimate import GIB, Load, Memory, Shape, bound, estimate, shape_of
 from unlearn.config import HardwareConfig, RunConfig
+from unlearn.distributed import World
 
 USABLE = 0.9
 """The share of a GPU's memory that tensors can use; CUDA, fragmentation and kernels take the rest."""
 CARD = 80.0
-"""The card in GiB that is assumed where there is none: in dry runs, and for tables."""
+"""GiB of the GPU that is assumed where none can be asked."""
+_MOST = {"cuda": 32768, "cpu": 1024}  # tokens: more makes a step no faster, as padding grows
+_ENOUGH = {"cuda": 4096, "cpu": 256}  # tokens: smaller forwards cost more than to recompute activations
+_LEAST = 512  # about one sequence
+_UNKNOWN = 1024  # tokens of a model whose size is not known
 
 
 def fits(memory: Memory, card_gib: float) -> bool:
@@ -20,42 +27,75 @@ def fits(memory: Memory, card_gib: float) -> bool:
     return memory.device <= USABLE * card_gib * GIB
 
 
-def settle(
-    config: RunConfig, card_gib: float | None = None, known: tuple[Shape, Load] | None = None
-) -> tuple[RunConfig, str]:
-    """Return the configuration with what is `auto` decided, and why, in a line; "" where nothing is.
+def decide(
+    shape: Shape, config: RunConfig, gib: float, load_of: Callable[[RunConfig], Load] = bound
+) -> RunConfig:
+    """Return the configuration with values for `auto` with which a process fits in `gib`.
 
-    Activation checkpointing is on where the largest possible micro-batch does not fit without it, or where
-    the model's size is not known. `card_gib`: of one GPU; None: of those of this machine. `known`: the
-    model's shape and the micro-batch, instead of those of the configuration.
+    `micro_tokens` is the largest power of two that fits, and the smallest where none does. Activations are
+    recomputed where it would otherwise be small, or where a given `micro_tokens` would not fit. `load_of`
+    returns the largest micro-batch of a configuration.
     """
-    if config.hardware.activation_checkpointing != "auto":
-        return config, ""
-    plain = _with(config, activation_checkpointing=False)
-    if not config.method.sets:
-        return plain, ""
-    card = card_gib or _memory_gib(config.hardware)
-    shape, load = known or (shape_of(config), bound(config))
-    if shape is None:
-        why = "the model's config.json is not on this machine"
+    hardware = config.hardware
+    chosen = hardware.activation_checkpointing
+    recomputes = [False, True] if chosen == "auto" else [chosen]
+    if hardware.micro_tokens == "auto":
+        powers = range(_MOST[hardware.device].bit_length() - 1, _LEAST.bit_length() - 2, -1)
+        sizes, enough = [1 << power for power in powers], _ENOUGH[hardware.device]
     else:
-        memory = estimate(shape, plain, load)
-        why = f"{with_unit(memory.device)} of {card:.0f} GiB without it"
-        if fits(memory, card):
-            return plain, f"hardware.activation_checkpointing=auto: off ({why})"
-    made = _with(config, activation_checkpointing=True)
-    return made, f"hardware.activation_checkpointing=auto: on ({why})"
+        sizes, enough = [hardware.micro_tokens], 0
+    made = config
+    for recompute in recomputes:
+        for size in sizes:
+            made = _with(config, activation_checkpointing=recompute, micro_tokens=size)
+            if _fits(estimate(shape, made, load_of(made)), gib, hardware):
+                if recompute is recomputes[-1] or made.hardware.tokens >= enough:
+                    return made
+                break
+    return made
+
+
+def settle(config: RunConfig, gib: float) -> tuple[RunConfig, str]:
+    """Return the configuration with `decide`'s values, and a line on them; "" where nothing is `auto`."""
+    keys = [key for key in ("micro_tokens", "activation_checkpointing") if _is_auto(config, key)]
+    if not keys:
+        return config, ""
+    shape = shape_of(config) if config.method.sets else None
+    if shape is not None:
+        made, why = decide(shape, config, gib), f"by the estimate for {gib:.0f} GiB"
+    else:
+        recompute = bool(config.method.sets) and config.hardware.activation_checkpointing
+        tokens = _UNKNOWN if _is_auto(config, "micro_tokens") else config.hardware.micro_tokens
+        made = _with(config, activation_checkpointing=bool(recompute), micro_tokens=tokens)
+        why = "the model's config.json is not on this machine" if config.method.sets else "nothing is trained"
+    values = " ".join(f"hardware.{key}={str(getattr(made.hardware, key)).lower()}" for key in keys)
+    return made, f"{values} ({why})"
+
+
+def free_gib(config: RunConfig) -> float:
+    """Return the GiB that are free for a process: of its GPU, or its share of the host's memory."""
+    hardware = config.hardware
+    if hardware.device == "cpu":
+        return psutil.virtual_memory().available / GIB * hardware.nodes / hardware.processes
+    if not torch.cuda.is_available():
+        return CARD
+    free, total = torch.cuda.mem_get_info()
+    return min(free, total / hardware.jobs_per_gpu) / GIB
+
+
+def agreed(config: RunConfig, world: World) -> tuple[RunConfig, str]:
+    """Return what `settle` gives, the same on every process: what fits on all of them. A collective."""
+    return settle(config, min(world.gather([free_gib(config)])))
+
+
+def _fits(memory: Memory, gib: float, hardware: HardwareConfig) -> bool:
+    in_host = memory.host if hardware.device == "cpu" else 0.0
+    return memory.device + in_host <= USABLE * gib * GIB
+
+
+def _is_auto(config: RunConfig, key: str) -> bool:
+    return getattr(config.hardware, key) == "auto"
 
 
 def _with(config: RunConfig, **keys: Any) -> RunConfig:
     return config.model_copy(update={"hardware": config.hardware.model_copy(update=keys)})
-
-
-def _memory_gib(hardware: HardwareConfig) -> float:
-    """Return the memory of a process in GiB: of this machine's smallest GPU, or its share of the host's."""
-    if hardware.device == "cpu":
-        return psutil.virtual_memory().total / GIB * hardware.nodes / hardware.processes
-    import torch
-
-    cards = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
-    return min(cards) / GIB if cards else CARD

@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 from launch.compose import checked, compose_run, force_overrides, given_values, refuse_sweep
 from launch.config_groups import groups
 from launch.dry_run import load_of
-from launch.memory.automatic import CARD, fits, settle
+from launch.memory.automatic import CARD, decide, fits, settle
 from launch.memory.estimate import Load, Memory, Shape, estimate, read_shape, shape_of, with_unit
 from unlearn.arguments import Parser
-from unlearn.config import LoraConfig, RunConfig
+from unlearn.config import HardwareConfig, LoraConfig, RunConfig
 from unlearn.errors import UserError
 from unlearn.guard import tool
 from unlearn.models import adapt
@@ -59,46 +59,54 @@ def llama(name: str, rank: int = 0) -> Shape:
 def paper() -> str:
     """Return the table of estimates for NPO with a retain term, as Markdown.
 
-    Micro-batches have the preset's `micro_tokens`, in sequences of 512 tokens, half of them answers. Whether
-    activations are recomputed is decided for each card; the row is of `CARD`.
+    Micro-batches are of sequences of 512 tokens, half of them answers. What is `auto` is decided for each
+    card; the row is of the largest.
     """
     lines = [
-        f"| model | trained | hardware | recomputed | {' | '.join(_COLUMNS)} |"
+        f"| model | trained | hardware | tokens | recomputed | {' | '.join(_COLUMNS)} |"
         + "".join(f" {c} GiB |" for c in CARDS),
-        "| --- | --- | --- | --- |" + " ---: |" * len(_COLUMNS) + " --- |" * len(CARDS),
+        "| --- | --- | --- | ---: | --- |" + " ---: |" * len(_COLUMNS) + " --- |" * len(CARDS),
     ]
     configs = {name: composed("method=npo", f"hardware={name}", "dry_run=true") for name in PAPER}
     for name in _LLAMAS:
         for rank in (0, RANK):
             for preset, config in configs.items():
-                tokens = config.hardware.micro_tokens
-                shape, load = llama(name, rank), Load(tokens, 512, tokens // 2)
-                memory, on = _on_card(shape, config, load, CARD)
+                by_card = [_on_card(llama(name, rank), config, card) for card in CARDS]
+                memory, hardware = by_card[-1]
                 parts = (
                     memory.parameters, memory.gradients, memory.optimizer, memory.activations + memory.peak,
                     memory.buffers + memory.extras, memory.device, memory.host,
                 )  # fmt: skip
                 trained = f"adapters, r={rank}" if rank else "all"
-                cells = [name, trained, preset, _yes(on), *map(with_unit, parts)]
-                cells += [_yes(fits(_on_card(shape, config, load, card)[0], card)) for card in CARDS]
+                cells = [name, trained, preset, f"{hardware.tokens}", _recomputed(hardware)]
+                cells += map(with_unit, parts)
+                cells += [_yes(fits(each, card)) for (each, _), card in zip(by_card, CARDS, strict=True)]
                 lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
-def _on_card(shape: Shape, config: RunConfig, load: Load, card_gib: float) -> tuple[Memory, bool]:
-    """Estimate a run on a card of this size, and return whether activations are recomputed."""
-    settled, _ = settle(config, card_gib, (shape, load))
-    return estimate(shape, settled, load), bool(settled.hardware.activation_checkpointing)
+def _on_card(shape: Shape, config: RunConfig, card_gib: float) -> tuple[Memory, HardwareConfig]:
+    """Estimate a run on a card of this size, with what is decided for it."""
+
+    def load_of(made: RunConfig) -> Load:
+        return Load(made.hardware.tokens, 512, made.hardware.tokens // 2)
+
+    made = decide(shape, config, card_gib, load_of)
+    return estimate(shape, made, load_of(made)), made.hardware
+
+
+def _recomputed(hardware: HardwareConfig) -> str:
+    return _yes(bool(hardware.activation_checkpointing))
 
 
 def _yes(true: bool) -> str:
     return "yes" if true else "no"
 
 
-def presets(overrides: Sequence[str], card_gib: float) -> Iterator[tuple[str, Memory, bool]]:
+def presets(overrides: Sequence[str], card_gib: float) -> Iterator[tuple[str, Memory, HardwareConfig]]:
     """Estimate a run with each preset of `hardware`, except those for Slurm.
 
-    Yields the preset, its memory on a card of this size, and whether activations are recomputed.
+    Yields the preset, its memory on a card of this size, and what is decided for it.
 
     Raises:
         UserError: the model's configuration is not on this machine.
@@ -111,11 +119,7 @@ def presets(overrides: Sequence[str], card_gib: float) -> Iterator[tuple[str, Me
         if shape is None:
             raise UserError(f"model.path={config.model.path}: the model's config.json is not on this machine")
         settled, _ = settle(config, card_gib)
-        yield (
-            name,
-            estimate(shape, settled, load_of(settled)),
-            bool(settled.hardware.activation_checkpointing),
-        )
+        yield name, estimate(shape, settled, load_of(settled)), settled.hardware
 
 
 def parser() -> Parser:
@@ -140,11 +144,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     parts = ("parameters", "gradients", "optimizer", "activations", "peak", "buffers", "extras")
     table = Table(title="memory of each process while training")
-    for column in ("hardware", "recomputed", *parts, "device", "host", f"fits {options.card:g} GiB"):
+    for column in (
+        "hardware",
+        "tokens",
+        "recomputed",
+        *parts,
+        "device",
+        "host",
+        f"fits {options.card:g} GiB",
+    ):
         table.add_column(column, justify="left" if column == "hardware" else "right")
-    for name, memory, on in presets(options.overrides, options.card):
+    for name, memory, hardware in presets(options.overrides, options.card):
         numbers = [with_unit(getattr(memory, part)) for part in (*parts, "device", "host")]
         on_card = "–" if name.startswith("cpu") else _yes(fits(memory, options.card))
-        table.add_row(name, _yes(on), *numbers, on_card)
+        table.add_row(name, f"{hardware.tokens}", _recomputed(hardware), *numbers, on_card)
     Console().print(table)
     return 0

@@ -301,6 +301,6 @@ def bound(config: RunConfig) -> Load:
     width = config.dataset.max_length
     kinds = max(1, len({term.group for term in bind(method)}))
     step = -(-method.batch // hardware.processes) * kinds * width
-    limit = hardware.micro_batch * kinds * width if hardware.micro_batch else hardware.micro_tokens
+    limit = hardware.micro_batch * kinds * width if hardware.micro_batch else hardware.tokens
     tokens = max(width, min(step, limit))
     return Load(tokens, width, tokens)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 from filelock import FileLock, Timeout
 
@@ -15,7 +15,7 @@ from launch.run.plan import Planned
 from launch.run.rendezvous import Team, team_of
 from launch.run.slurm_task import this_task
 from launch.run.supervisor import file_digest, follow, gather, judge, publish_outcome, work_together
-from unlearn.signals import Stopped, on_stop
+from unlearn.signals import StartAgain, Stopped, on_stop
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +52,15 @@ def ensure(
         Stopped: a signal stopped the run; started again, it continues.
     """
     team = team_of(this_task())
-    team.begin()
-    if not team.task.leads:
-        return follow(run, team)
-    return _lead(run, team, command, progress=progress, inside=inside)
+    while True:
+        team.begin()
+        try:
+            if not team.task.leads:
+                return follow(run, team)
+            return _lead(run, team, command, progress=progress, inside=inside)
+        except StartAgain as again:
+            log.warning("%s", again)
+        gc.collect()  # what a run in this process has left
 
 
 def _lead(
@@ -69,8 +74,14 @@ def _lead(
             gather(run, team)
             results = _decide(run, team, command, progress=progress, inside=inside)
     except BaseException as error:
-        stopped = isinstance(error, Stopped | KeyboardInterrupt)
-        publish_outcome(team, {"stopped": stopped, "error": str(error) or type(error).__name__})
+        publish_outcome(
+            team,
+            {
+                "stopped": isinstance(error, Stopped | KeyboardInterrupt),
+                "again": isinstance(error, StartAgain),
+                "error": str(error) or type(error).__name__,
+            },
+        )
         raise
     publish_outcome(team, {"results": file_digest(run.rundir.results)})
     return results
@@ -84,28 +95,15 @@ def _decide(
     run: Planned, team: Team, command: Sequence[str] | None, *, progress: bool, inside: bool
 ) -> dict[str, float | None]:
     if not is_complete(run):
-        run = _settled(run)
         write_config(run, command)
         if inside and run.job.config.hardware.processes == 1 and not team.others:
             from launch.run.worker import work  # imports DeepSpeed, which a complete run does not need
 
             work(run.directory, progress=progress)
         else:
-            judge(run, work_together(run, team).values())
+            _, restarts = run.rundir.read_memory(run.job.config.hardware)
+            judge(run, work_together(run, team).values(), restarts)
     return run.rundir.read_results()
-
-
-def _settled(run: Planned) -> Planned:
-    """Decide what is `auto` in `hardware`; the processes of all nodes read it in config.yaml."""
-    from launch.memory.automatic import settle  # imports models, which a complete run does not need
-
-    config, why = settle(run.job.config)
-    if why:
-        from launch.run.worker import logging_to
-
-        with logging_to(run.rundir.log):
-            log.info("%s", why)
-    return replace(run, job=replace(run.job, config=config))
 
 
 @contextmanager

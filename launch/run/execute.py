@@ -13,6 +13,8 @@ import signal
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,8 +26,9 @@ from eval.judgement.judge import judge
 from eval.suite import Scoring
 from eval.variants._base import ROLES, Workbench
 from launch.job import Job
+from launch.memory.automatic import agreed
 from launch.report.model_card import write_cards
-from unlearn.config import RunConfig
+from unlearn.config import HardwareConfig, RunConfig
 from unlearn.data.example import Example
 from unlearn.data.sources import load_sets
 from unlearn.distributed import World, start_world, stop_world
@@ -35,12 +38,13 @@ from unlearn.guard import resume_collection
 from unlearn.models.adapter_targets import unties
 from unlearn.models.skeleton import limits
 from unlearn.models.tokenizer import load_tokenizer, make_encoder
+from unlearn.passes.out_of_memory import MemoryLimits
 from unlearn.pipeline import Pipeline
 from unlearn.probes import watched_sets
 from unlearn.run_dir import RunDir
-from unlearn.signals import Stopped, on_stop
+from unlearn.signals import StartAgain, Stopped, on_stop
 from unlearn.terms import training_sets
-from unlearn.training.engine import Engine
+from unlearn.training.engine import Engine, close_all
 from unlearn.training.observers import Logger
 
 log = logging.getLogger(__name__)
@@ -56,6 +60,7 @@ def execute(job: Job, rundir: RunDir, tracker: Logger, *, progress: bool = True)
     started = time.monotonic()
     _prepare_process(job.config)
     world = start_world(job.config.hardware.device)
+    world = replace(world, limits=_known_limits(job.config.hardware, rundir, world))
     # Of several processes one could stop while the others wait in a collective: there the signal ends all.
     stopping = on_stop(_stop) if world.size == 1 else nullcontext()
     try:
@@ -63,9 +68,18 @@ def execute(job: Job, rundir: RunDir, tracker: Logger, *, progress: bool = True)
             if world.main:
                 rundir.clear_leftovers()
             return _Run(job, rundir, tracker, world, progress, started).execute()
+    except StartAgain:
+        close_all()
+        raise
     finally:
         gc.collect()
         stop_world()
+
+
+def _known_limits(hardware: HardwareConfig, rundir: RunDir, world: World) -> MemoryLimits:
+    """Return the portions that fitted when the run was last started, in its directory; changes go there."""
+    fitting, restarts = world.on_main(lambda: rundir.read_memory(hardware))
+    return MemoryLimits(fitting, restarts, partial(rundir.write_memory, hardware))
 
 
 class _Run:
@@ -85,6 +99,10 @@ class _Run:
         )
         for note in self.encoder.notes():
             log.info("%s", note)
+        self.config, decided = agreed(config, world)
+        config = self.config
+        if decided:
+            log.info("%s", decided)
         for name in trained & self.sets.keys():  # training uses long texts in full
             self.sets[name] = self.encoder.chunks(self.sets[name])
         self.pipeline = Pipeline(

@@ -20,7 +20,8 @@ from launch.run.slurm_task import node as this_node
 from launch.run.worker_processes import Report, Workers, log_of
 from unlearn.errors import UserError
 from unlearn.guard import REFUSED
-from unlearn.signals import Stopped, on_stop
+from unlearn.passes.out_of_memory import warning
+from unlearn.signals import StartAgain, Stopped, on_stop
 
 log = logging.getLogger(__name__)
 
@@ -85,15 +86,21 @@ def _new_reports(team: Team, known: Mapping[int, Report]) -> dict[int, Report]:
     return reports
 
 
-def judge(run: Planned, reports: Iterable[Report]) -> None:
+def judge(run: Planned, reports: Iterable[Report], restarts: int = 0) -> None:
     """Raise the failure of the workers; of several, the most likely first one.
+
+    restarts: how often the run had begun again with smaller portions when the workers were started.
 
     Raises:
         Stopped: a signal stopped them.
+        StartAgain: a worker was out of memory; there is a smaller portion for the next ones.
         RunFailed: a worker failed.
     """
     if any(report.stopped for report in reports):
         raise Stopped(f"{run.directory}: stopped by a signal; start it again to continue")
+    fitting, now = run.rundir.read_memory(run.job.config.hardware)
+    if now > restarts and any(report.broken for report in reports):
+        raise StartAgain(warning(fitting))
     again = "Started again, the run continues from its last checkpoint"
     failed = [(code, rank, report.node) for report in reports for rank, code in report.failed.items()]
     killed = min((each for each in failed if each[0] < 0), default=None)
@@ -139,7 +146,8 @@ def follow(run: Planned, team: Team) -> dict[str, float | None]:
         team.set(f"known/{number}")
     if "results" in outcome:
         return run.rundir.read_results()
-    raise (Stopped if outcome["stopped"] else RunFailed)(f"{team.task.name} ended: {outcome['error']}")
+    ended = StartAgain if outcome["again"] else Stopped if outcome["stopped"] else RunFailed
+    raise ended(f"{team.task.name} ended: {outcome['error']}")
 
 
 def _share_work(run: Planned, team: Team, workers: Workers) -> Report:

@@ -16,9 +16,9 @@ from launch.run.worker_processes import log_of
 from launch.tracking.run_tracker import tracker_of
 from launch.tracking.tracker import NullTracker
 from unlearn.errors import UserError
-from unlearn.guard import is_logged, lasting_output, mark_logged, outcome, pause_collection
+from unlearn.guard import FAILED, is_logged, lasting_output, mark_logged, outcome, pause_collection
 from unlearn.run_dir import RunDir
-from unlearn.signals import STOPPED, Stopped
+from unlearn.signals import STOPPED, StartAgain, Stopped
 
 log = logging.getLogger("launch.run.worker")  # the same name as the main module
 
@@ -42,8 +42,8 @@ def work(directory: Path, *, progress: bool = True) -> dict[str, float]:
                 send_results(tracker, job, role, rundir, summary)
             code = 0
             return summary
-        except Stopped as stopped:
-            log.warning("%s", stopped)
+        except (Stopped, StartAgain) as ended:
+            log.warning("%s", ended)
             raise
         except Exception as error:
             log.error("%s: %s", type(error).__name__, error, exc_info=not isinstance(error, UserError))
@@ -96,6 +96,8 @@ def main() -> None:
         work(Path(sys.argv[1]))
     except Stopped:
         sys.exit(STOPPED)
+    except StartAgain:  # the supervisor sees it by the run's limits: this code may not be the first to arrive
+        sys.exit(FAILED)
     except Exception as error:
         text, code = outcome(error)
         if not is_logged(error):  # the command prints logged errors

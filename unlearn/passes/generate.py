@@ -8,14 +8,15 @@ parallel forward.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from unlearn.data.batching import deal
 from unlearn.distributed import World
+from unlearn.passes.out_of_memory import Bins, in_portions
 from unlearn.passes.prompt_layout import laid_out, left_padded
 
 _FIRST_ROUND = 32
@@ -51,20 +52,14 @@ def generate(
         if not pending:
             break
         rows = [[*prompts[i], *answers[i]] for i in pending]
-        config, so_far = _greedy(tokens, end_ids, pad_id, static_cache), len(answers[pending[0]])
-        mine: list[tuple[int, list[int], bool]] = []
-        bins = deal([len(row) for row in rows], world.size, max_rows=max_rows)
-        for part in world.mine(bins):
-            part_rows = part or [0]
-            noise = _Noise(perturb, [pending[j] for j in part_rows], so_far) if perturb else None
-            starts = [len(prompts[pending[j]]) for j in part_rows]
-            new = _batch(
-                model, [rows[j] for j in part_rows], starts, config, pad_id, world.collective_forward, device,
-                noise,
-            )  # fmt: skip
-            cuts = [_until_end(row, end_ids) for row in new[: len(part)]]
-            mine += [(pending[j], *cut) for j, cut in zip(part, cuts, strict=True)]
-            advance(sum(ended or last for _, ended in cuts))
+        this = _Round(
+            model, [(i, rows[j], len(prompts[i])) for j, i in enumerate(pending)], len(answers[pending[0]]),
+            _greedy(tokens, end_ids, pad_id, static_cache), last, world, device, advance, perturb,
+        )  # fmt: skip
+        mine = in_portions(
+            world, "generate_rows", max_rows, [len(row) for row in rows], this.tokens,
+            collective=world.collective_forward,
+        )  # fmt: skip
         ended = set()
         for i, new_tokens, has_ended in world.gather(mine):
             answers[i] += new_tokens
@@ -117,32 +112,51 @@ class _Noise(LogitsProcessor):
         return cast("torch.FloatTensor", self.perturb(self.prompts, self.step - 1, scores))
 
 
-def _batch(
-    model: nn.Module,
-    rows: Sequence[Sequence[int]],
-    starts: Sequence[int],
-    config: GenerationConfig,
-    pad_id: int,
-    collective_forward: bool,
-    device: torch.device,
-    noise: _Noise | None,
-) -> list[list[int]]:
-    width = max(len(row) for row in rows)
-    ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-    # Edits inside the model act at the end of the prompt, which the answer so far may follow.
-    layout = left_padded(torch.tensor(starts), mask.sum(1), width, device)
-    generator: Any = model
-    with laid_out(layout):
-        out = generator.generate(
-            input_ids=ids.to(device),
-            attention_mask=mask.to(device),
-            generation_config=config,
-            synced_gpus=collective_forward,
-            logits_processor=LogitsProcessorList([noise] if noise else []),
-        )
-    new: list[list[int]] = out[:, width:].tolist()
-    return new
+@dataclass(frozen=True)
+class _Round:
+    """Some more tokens for each of `rows`: the prompt's number, its tokens so far, and the prompt's length.
+
+    `so_far`: tokens that each answer has.
+    """
+
+    model: Any
+    rows: Sequence[tuple[int, Sequence[int], int]]
+    so_far: int
+    config: GenerationConfig
+    last: bool
+    world: World
+    device: torch.device
+    advance: Callable[[int], None]
+    perturb: Perturb | None
+
+    def tokens(self, bins: Bins) -> list[tuple[int, list[int], bool]]:
+        """Return prompt, new tokens, and whether the answer has ended, of this process's rows."""
+        mine: list[tuple[int, list[int], bool]] = []
+        for part in self.world.mine(bins):
+            new = self._batch([self.rows[j] for j in part or [0]])
+            cuts = [_until_end(row, self.config.eos_token_id) for row in new[: len(part)]]
+            mine += [(self.rows[j][0], *cut) for j, cut in zip(part, cuts, strict=True)]
+            self.advance(sum(ended or self.last for _, ended in cuts))
+        return mine
+
+    def _batch(self, rows: Sequence[tuple[int, Sequence[int], int]]) -> list[list[int]]:
+        numbers, given, starts = zip(*rows, strict=True)
+        width, pad_id = max(len(row) for row in given), self.config.pad_token_id
+        ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in given])
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in given])
+        noise = [_Noise(self.perturb, numbers, self.so_far)] if self.perturb else []
+        # Edits inside the model act at the end of the prompt, which the answer so far may follow.
+        layout = left_padded(torch.tensor(starts), mask.sum(1), width, self.device)
+        with laid_out(layout):
+            out = self.model.generate(
+                input_ids=ids.to(self.device),
+                attention_mask=mask.to(self.device),
+                generation_config=self.config,
+                synced_gpus=self.world.collective_forward,
+                logits_processor=LogitsProcessorList(noise),
+            )
+        new: list[list[int]] = out[:, width:].tolist()
+        return new
 
 
 def _until_end(tokens: Sequence[int], end_ids: Sequence[int]) -> tuple[list[int], bool]:

@@ -13,12 +13,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
+from weakref import WeakSet
 
 import deepspeed
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin
+from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -39,6 +41,8 @@ from unlearn.training.zero_partitions import Shares
 # reading the attribute: DeepSpeed would start compilers then to find out what else could be compiled.
 vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
 ZERO_SUPPORTED_OPTIMIZERS.append(ChunkedAdamW)  # otherwise it warns of an untested one
+
+_OPEN: WeakSet[Engine] = WeakSet()
 
 
 class NonFiniteGradient(UserError):
@@ -90,6 +94,7 @@ class Engine:
         self._kernels.enter_context(fast_linear_layers(prepared.module))
         self._shares = Shares(world, self.zero, prepared)
         self._stored = OptimizerState(self._adamw, self._shares)
+        _OPEN.add(self)
         self._adamw.register_step_pre_hook(self._before_update)
 
     @property
@@ -104,6 +109,11 @@ class Engine:
             self._shares.clear()
         self._summed = True
         self.model.backward(loss * self.world.size)  # DeepSpeed averages over processes
+
+    def discard(self) -> None:
+        """Drop the gradient summed so far, also after a backward that an error ended; not at ZeRO 3."""
+        self._shares.discard()
+        self._summed = False
 
     def step(self, lr: float) -> float:
         """Clip the gradient, update, clear it. Returns the global gradient norm before clipping."""
@@ -270,7 +280,11 @@ class Engine:
         """Free the optimizer's state and the gradients, so that another engine can be made."""
         self._kernels.close()
         self.model.destroy()
+        if self.zero == 3:  # DeepSpeed keeps the model, and those in whose forward an error was raised
+            own = set(self.module.modules())
+            FWD_MODULE_STACK[:] = [each for each in FWD_MODULE_STACK if each not in own]
         self._accelerator.free_memory()
+        _OPEN.discard(self)
         nn.functional.linear = self._linear  # ZeRO 3 replaced it for all models of the process
         AcceleratorState._reset_state()  # until then Accelerate accepts only one DeepSpeed configuration
 
@@ -334,3 +348,9 @@ class Engine:
             return float(torch.linalg.vector_norm(torch.stack(each)))
         norm = float(self.model.optimizer._global_grad_norm)
         return norm if norm >= 0 else float("inf")  # DeepSpeed returns -1 for a norm that is not finite
+
+
+def close_all() -> None:
+    """Close the engines of a run that an error has ended, so that it can begin again in this process."""
+    for engine in list(_OPEN):
+        engine.close()

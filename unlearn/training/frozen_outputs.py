@@ -29,6 +29,7 @@ from unlearn.files import replacing
 from unlearn.passes.forward import forward, states
 from unlearn.passes.head import Head, unwrap
 from unlearn.passes.module_modes import evaluating
+from unlearn.passes.out_of_memory import Bins, in_portions
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +96,15 @@ def compute(
     lengths = [widest if output.mask == "all" else len(s.ids) for s in sequences]
     dealt = deal(lengths, world.size, max_tokens=max_tokens)
     rounds = len(dealt[0])
+
+    def values_of(rows: list[int], bins: Bins) -> list[tuple[int, np.ndarray]]:
+        mine: list[tuple[int, np.ndarray]] = []
+        for part in bins[world.rank]:
+            if part or collective_forward:
+                own = [rows[j] for j in part]
+                mine += _values(model, sequences, own, sizes, output, widest, pad_id, world)
+        return mine
+
     with evaluating(model):
         for start in range(0, rounds, _FORWARDS):
             rows = sorted(i for own in dealt for batch in own[start : start + _FORWARDS] for i in batch)
@@ -104,10 +114,10 @@ def compute(
                 file = parts / f"{world.size}-{max_tokens}-{start}.safetensors"
             known = world.on_main(partial(_portion, file, int(cuts[-1])))
             if known is None:
-                mine: list[tuple[int, np.ndarray]] = []
-                for own in dealt[world.rank][start : start + _FORWARDS]:
-                    if own or collective_forward:
-                        mine += _values(model, sequences, own, sizes, output, widest, pad_id, world)
+                mine = in_portions(
+                    world, "eval_tokens", max_tokens, [lengths[i] for i in rows], partial(values_of, rows),
+                    collective=collective_forward,
+                )  # fmt: skip
                 known = np.concatenate(
                     [part for _, part in sorted(world.gather(mine), key=lambda pair: pair[0])]
                 )

@@ -5,21 +5,24 @@ All averages are over the whole step and do not depend on the split into micro-b
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from unlearn.config import HardwareConfig
-from unlearn.data.batching import count, deal
+from unlearn.data.batching import count
+from unlearn.passes.out_of_memory import Key, in_portions
 from unlearn.rules import Rule
 from unlearn.statistics import statistics_of
 from unlearn.terms import Term
 from unlearn.training.engine import Engine
 from unlearn.training.microbatch import MicroBatch, compute_statistics
 from unlearn.training.step_data import Plan, TrainingData, Unit, View, kinds, own_view, views
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -52,23 +55,32 @@ class Steps:
             counts[view, "example"] = len(chosen[view.part])
         return Plan(step, units, widths, counts)
 
-    def deal(self, plan: Plan, terms: Sequence[Term], *, for_means: bool = False) -> list[list[Unit]]:
-        """Return this process's micro-batches; some are empty if there are more processes than units.
+    def in_micro_batches(
+        self, plan: Plan, terms: Sequence[Term], compute: Callable[[list[list[Unit]]], T], *,
+        for_means: bool = False, adding: bool = False,
+    ) -> T:  # fmt: skip
+        """Return `compute` of this process's micro-batches; some are empty if there are more processes than
+        units. Out of memory, it is called again with smaller ones. A collective.
 
-        `for_means`: for the pass that computes `means`.
+        `for_means`: for the pass that computes `means`. `adding`: it adds to the engine's gradient, which had
+        nothing before.
         """
         of_group = kinds((t, t.step_statistic_needs if for_means else t.loss_needs) for t in terms)
         units = [unit for unit in plan.units if unit.group in of_group]
         padded = {own_view(term).part for term in terms if term.mask == "all"}
-        per_forward, world = self.hardware.micro_batch, self.engine.world
-        dealt = deal(
+        hardware, world = self.hardware, self.engine.world
+        key: Key = "micro_batch" if hardware.micro_batch else "micro_tokens"
+        return in_portions(
+            world,
+            key,
+            hardware.micro_batch or hardware.tokens,
             [sum(self._width(plan, u, kind, padded) for kind in of_group[u.group]) for u in units],
-            world.size,
-            max_tokens=None if per_forward else self.hardware.micro_tokens,
-            max_rows=per_forward * len(of_group) if per_forward else None,
+            # Sorted as in the plan, so that rows of one group are adjacent.
+            lambda bins: compute([[units[i] for i in sorted(micro)] for micro in bins[world.rank]]),
+            factor=len(of_group) if hardware.micro_batch else 1,
+            collective=self.engine.zero == 3 or (adding and self.engine.zero == 2 and world.size > 1),
+            discard=self.engine.discard if adding else lambda: None,
         )
-        # Sorted as in the plan, so that rows of one group are adjacent.
-        return [[units[i] for i in sorted(micro)] for micro in dealt[world.rank]]
 
     def values(
         self, plan: Plan, units: Sequence[Unit], terms: Sequence[Term], means: Mapping[str, Tensor]
@@ -102,13 +114,18 @@ class Steps:
         if not terms:
             return {}
         requests = [(term, term.step_statistic_needs) for term in terms]
-        sums: dict[str, Tensor] = {}
-        with torch.no_grad():
-            for units in self.deal(plan, terms, for_means=True):
+
+        @torch.no_grad()
+        def summed(micro_batches: list[list[Unit]]) -> dict[str, Tensor]:
+            sums: dict[str, Tensor] = {}
+            for units in micro_batches:
                 micro = self.statistics(plan, units or self.dummy(plan, terms), requests)
                 for term in (term for term in terms if units and term.name in micro.named):
                     total = term.step_statistic_values(micro.named[term.name]).double().sum(0)
                     sums[term.name] = sums[term.name] + total if term.name in sums else total
+            return sums
+
+        sums = self.in_micro_batches(plan, terms, summed, for_means=True)
         world = self.engine.world
         parts = world.gather([{name: each.cpu() for name, each in sums.items()}])
         return {
@@ -120,29 +137,35 @@ class Steps:
         }
 
     def backward(self, plan: Plan, weights: Mapping[str, float], means: Mapping[str, Tensor]) -> Tensor:
-        """Add the gradient of the weighted sum of these terms to the engine's gradient.
+        """Put the gradient of the weighted sum of these terms into the engine, which must have none.
 
         Returns this process's share of each term's loss without its weight, float64 [T]. A collective.
         """
         terms = [term for term in self.terms if term.name in weights]
-        losses = torch.zeros(len(terms), dtype=torch.float64, device=self.engine.world.device)
-        for units in self.deal(plan, terms):
-            # Without units, this process still takes part in the collectives.
-            shares = self.values(plan, units or self.dummy(plan, terms), terms, means)
-            loss = sum(weights[term.name] * shares[term.name] for term in terms if term.name in shares)
-            assert isinstance(loss, Tensor)
-            self.engine.backward(loss if units else loss * 0.0)
-            for index, term in enumerate(terms):
-                if units and term.name in shares:
-                    losses[index] += shares[term.name].detach()
-        return losses
+
+        def summed(micro_batches: list[list[Unit]]) -> Tensor:
+            losses = torch.zeros(len(terms), dtype=torch.float64, device=self.engine.world.device)
+            for units in micro_batches:
+                # Without units, this process still takes part in the collectives.
+                shares = self.values(plan, units or self.dummy(plan, terms), terms, means)
+                loss = sum(weights[term.name] * shares[term.name] for term in terms if term.name in shares)
+                assert isinstance(loss, Tensor)
+                self.engine.backward(loss if units else loss * 0.0)
+                for index, term in enumerate(terms):
+                    if units and term.name in shares:
+                        losses[index] += shares[term.name].detach()
+            return losses
+
+        return self.in_micro_batches(plan, terms, summed, adding=True)
 
     def loss(self, plan: Plan, weights: Mapping[str, float], means: Mapping[str, Tensor]) -> float:
         """Return the weighted sum of these terms over the whole step, without gradients. A collective."""
         terms = [term for term in self.terms if term.name in weights]
-        total = torch.zeros((), dtype=torch.float64, device=self.engine.world.device)
-        with torch.no_grad():
-            for units in self.deal(plan, terms):
+
+        @torch.no_grad()
+        def summed(micro_batches: list[list[Unit]]) -> Tensor:
+            total = torch.zeros((), dtype=torch.float64, device=self.engine.world.device)
+            for units in micro_batches:
                 shares = self.values(plan, units or self.dummy(plan, terms), terms, means)
                 if units:
                     total += sum(
@@ -150,7 +173,9 @@ class Steps:
                         for term in terms
                         if term.name in shares
                     )
-        return float(self.engine.world.sum(total))
+            return total
+
+        return float(self.engine.world.sum(self.in_micro_batches(plan, terms, summed)))
 
     def losses_along(
         self, plan: Plan, weights: Mapping[str, float], before: Sequence[Tensor], after: Sequence[Tensor],

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from unlearn.config import HardwareConfig, MethodConfig
 from unlearn.data.batching import Schedule
 from unlearn.errors import UserError, listed
 from unlearn.rules import make_rule
-from unlearn.signals import Stopped, on_stop
+from unlearn.signals import StartAgain, Stopped, on_stop
 from unlearn.terms import Term
 from unlearn.training.auto_lr import AutoLR
 from unlearn.training.engine import Engine
@@ -129,7 +130,8 @@ class Trainer:
         """
         started = time.perf_counter()
         plan, weights = self.plan(self.steps_made), self.weights()
-        losses, gradients = self.losses_and_gradients(plan)
+        with self._saving():
+            losses, gradients = self.losses_and_gradients(plan)
         # The main process's clock decides for all processes.
         save = self.checkpoints is not None and self.engine.world.main and self.checkpoints.due_by_time()
         flags = losses.new_tensor([float(save), float(self._stop_request.received)])
@@ -203,12 +205,14 @@ class Trainer:
         """Call the observers that are due between this step and the next, and after the last."""
         step, done, watching = self.steps_made, self.steps_made == self.total, self.observers
         if watching.evaluate and _due(step, watching.evaluate_every) and not done:
-            self.history.add({"step": step, **watching.evaluate(step)})
+            with self._saving():
+                self.history.add({"step": step, **watching.evaluate(step)})
             self.engine.model.train()
         if watching.keep_model and _due(step, watching.keep_every):
             watching.keep_model(step)
         if watching.probe is not None and watching.probe.due(step, self.total):
-            measured = watching.probe.measure(self.probe_context())
+            with self._saving():
+                measured = watching.probe.measure(self.probe_context())
             if measured:
                 epoch = step / self.schedule.steps_per_epoch
                 self.history.add({"step": step, "epoch": epoch, **measured})
@@ -242,6 +246,16 @@ class Trainer:
         if self.teacher is not None:
             self.teacher.restore(tensors)
         self.history.cut(self.steps_made)
+
+    @contextmanager
+    def _saving(self) -> Iterator[None]:
+        """Save before the run begins again, if that needs no other process; between two updates only."""
+        try:
+            yield
+        except StartAgain:
+            if self.engine.world.size == 1 and self.steps_made:
+                self.save()
+            raise
 
     def _save_due(self) -> bool:
         return self.checkpoints is not None and self.checkpoints.due(self.steps_made, self.total)

@@ -178,6 +178,30 @@ class Shares:
             if buffer is not None:
                 buffer.zero_()
 
+    def discard(self) -> None:
+        """Drop gradients, and the state of a backward that an error ended; at ZeRO 0 to 2.
+
+        As DeepSpeed's step leaves it; DeepSpeed has no call for that (0.19.8).
+        """
+        if self.stage == 3:
+            raise RuntimeError("an interrupted pass leaves gathered parameters at ZeRO 3")
+        zero = self._prepared.optimizer
+        zero.zero_grad(set_to_none=True)
+        if self.stage == 0:
+            return
+        for bucket in zero.ipg_buckets.values():
+            bucket.clear()
+        zero.extra_large_param_to_reduce.clear()
+        zero.params_already_reduced = [False] * len(zero.params_already_reduced)
+        zero._release_ipg_buffers()
+        zero.averaged_gradients.clear()
+        zero.all_grad_tensors.clear()
+        zero.micro_step_id = -1
+        zero._backward_active_depth = zero._remaining_grad_acc_hooks = 0
+        if zero.cpu_offload:
+            zero._offload_accumulated_param_ids = set()
+            zero.reset_cpu_buffers()
+
     def is_reused(self, share: Tensor) -> bool:
         """Return whether DeepSpeed will overwrite this gradient with the next one.
 

@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from launch.dry_run import deepspeed_yaml, load_of, show_plan
-from launch.memory.automatic import fits, settle
+from launch.memory.automatic import decide, fits
 from launch.memory.command import composed, llama, main, paper
 from launch.memory.estimate import (
     BUCKET,
@@ -97,21 +97,6 @@ def test_a_step_takes_memory_when_activations_are_gone():
     assert step.activations + step.peak == (2 + 4) * 10**9
 
 
-@pytest.mark.parametrize(("card", "on"), [(80, True), (300, False)])
-def test_activations_are_recomputed_where_they_do_not_fit(card, on):
-    config = composed("method=npo", "hardware=gpu", "dry_run=true")
-    load = Load(16384, 512, 8192)
-    settled, why = settle(config, card, (llama("8B"), load))
-    assert settled.hardware.activation_checkpointing is on
-    assert ("on" if on else "off") in why
-    assert f"of {card} GiB" in why
-    plain = settled.model_copy(
-        update={"hardware": settled.hardware.model_copy(update={"activation_checkpointing": False})}
-    )
-    assert fits(estimate(llama("8B"), plain, load), card) is not on
-    assert settle(settled, 1)[0] is settled  # what was decided stays
-
-
 def test_without_torchao_the_extra_is_named(monkeypatch):
     config = composed("hardware.optimizer=adamw-8bit", "dry_run=true")  # may be of another machine
     here = config.model_copy(update={"dry_run": False})
@@ -123,10 +108,8 @@ def test_without_torchao_the_extra_is_named(monkeypatch):
 
 def test_8b_fits_a_card_of_80_gib_and_70b_sixteen():
     for name, preset in (("8B", "gpu-80gb"), ("8B", "gpu-offload"), ("70B", "gpu-2x8-80gb")):
-        config = composed("method=npo", f"hardware={preset}", "dry_run=true")
-        load = Load(config.hardware.micro_tokens, 512, config.hardware.micro_tokens // 2)
-        config, _ = settle(config, 80, (llama(name), load))
-        assert fits(estimate(llama(name), config, load), 80), (name, preset)
+        config = decide(llama(name), composed("method=npo", f"hardware={preset}", "dry_run=true"), 80)
+        assert fits(estimate(llama(name), config, bound(config)), 80), (name, preset)
 
 
 def test_offload_moves_to_the_host():
@@ -235,7 +218,7 @@ def test_the_models_of_the_configuration_are_read():
 def test_the_load_is_of_the_runs_own_texts():
     config = composed("method.batch=4", "dataset.options.authors=10")
     load = load_of(config)
-    assert 0 < load.answers < load.tokens <= config.hardware.micro_tokens
+    assert 0 < load.answers < load.tokens <= config.hardware.tokens
     assert load.width < config.dataset.max_length
     assert load.cached > load.answers
     assert load_of(composed("method.batch=4", "hardware.micro_tokens=64")).tokens <= 64

@@ -99,7 +99,7 @@ def test_mask_all_is_the_mean_over_all_padded_positions(tmp_path: Path) -> None:
     for split in ({"micro_batch": 8}, {"micro_batch": 2}, {"micro_tokens": 80}):
         trainer.steps.hardware = HardwareConfig(**split)
         with torch.no_grad():
-            dealt = trainer.steps.deal(plan, trainer.terms)
+            dealt = trainer.steps.in_micro_batches(plan, trainer.terms, list)
             shares = [trainer.steps.values(plan, units, trainer.terms, {}) for units in dealt]
         total = sum(float(share["retain"]) for share in shares if "retain" in share)
         assert total == approx(float(wanted.mean()), terms=PASS)

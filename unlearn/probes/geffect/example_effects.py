@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unlearn.data.batching import Batch, collate, deal
+from unlearn.data.batching import Batch, collate
 from unlearn.data.tokenization import TokenSequence
 from unlearn.passes.forward import forward
+from unlearn.passes.out_of_memory import Bins, in_portions
 from unlearn.passes.per_example.forward_mode import token_effects
 from unlearn.passes.per_example.inner_products import inner_products
 from unlearn.probes.geffect.parameter_groups import ParameterGroup
@@ -106,10 +107,19 @@ class ExampleEffects:
         """Return `compute` of each example on all processes; all processes call it equally often."""
         world = self.engine.world
         lengths = [len(s.ids) - 1 for s in points.sequences]
-        mine: list[tuple[int, T]] = []
-        for part in deal(lengths, world.size, max_tokens=self.max_tokens)[world.rank]:
-            batch = collate([points.sequences[i] for i in part or [0]]).to(world.device)
-            mine += list(zip(part, compute(batch), strict=False))
+
+        def computed(bins: Bins) -> list[tuple[int, T]]:
+            mine: list[tuple[int, T]] = []
+            for part in bins[world.rank]:
+                batch = collate([points.sequences[i] for i in part or [0]]).to(world.device)
+                mine += list(zip(part, compute(batch), strict=False))
+            return mine
+
+        # Directions are made whole by collectives, where they are partitioned.
+        collective = self.engine.zero == 3 or (self.engine.zero > 0 and world.size > 1)
+        mine = in_portions(
+            world, "micro_tokens", self.max_tokens, lengths, computed, collective=collective
+        )  # fmt: skip
         results = dict(world.gather(mine))
         return [results[i] for i in range(len(points.sequences))]
 
@@ -126,19 +136,23 @@ def implicit_weights(steps: Steps, term: Term, points: Points, step: int, means:
         return None
     alone = replace(steps, terms=[term])
     plan = alone.plan(step, {view.group: [(row, 0) for row in points.rows]})
-    world = steps.engine.world
-    mine: list[tuple[int, np.ndarray]] = []
-    for units in alone.deal(plan, [term]):
-        micro = alone.statistics(plan, units or alone.dummy(plan, [term]), [(term, term.loss_needs)])
-        inputs = micro.named[term.name]
-        if term.name in means:
-            inputs["batch_mean"] = means[term.name]
-        logp = inputs["logp"].detach().float().requires_grad_()
-        with torch.enable_grad():
-            (slope,) = torch.autograd.grad(term.values({**inputs, "logp": logp}).sum(), logp)
-        sizes = [_length(steps, unit) for unit in units]
-        mine += list(zip([unit.row for unit in units], _cut(slope.cpu().numpy(), sizes), strict=False))
-    weights = dict(world.gather(mine))
+
+    def computed(micro_batches: list[list[Unit]]) -> list[tuple[int, np.ndarray]]:
+        mine: list[tuple[int, np.ndarray]] = []
+        for units in micro_batches:
+            micro = alone.statistics(plan, units or alone.dummy(plan, [term]), [(term, term.loss_needs)])
+            inputs = micro.named[term.name]
+            if term.name in means:
+                inputs["batch_mean"] = means[term.name]
+            logp = inputs["logp"].detach().float().requires_grad_()
+            with torch.enable_grad():
+                (slope,) = torch.autograd.grad(term.values({**inputs, "logp": logp}).sum(), logp)
+            sizes = [_length(steps, unit) for unit in units]
+            mine += list(zip([unit.row for unit in units], _cut(slope.cpu().numpy(), sizes), strict=False))
+        return mine
+
+    mine = alone.in_micro_batches(plan, [term], computed)
+    weights = dict(steps.engine.world.gather(mine))
     return [weights[row] for row in points.rows]
 
 

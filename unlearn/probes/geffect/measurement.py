@@ -150,7 +150,7 @@ class Measurement:
 
     @cached_property
     def _effects(self) -> ExampleEffects:
-        return ExampleEffects(self.engine, self.parameter_groups, self.hardware.micro_tokens)
+        return ExampleEffects(self.engine, self.parameter_groups, self.hardware.tokens)
 
     def _examples(
         self,

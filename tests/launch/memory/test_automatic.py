@@ -1,0 +1,86 @@
+"""`auto` in hardware: values from the estimate, the same on all processes, and no other run."""
+
+from __future__ import annotations
+
+import pytest
+from rich.console import Console
+
+from launch.dry_run import show_plan
+from launch.memory.automatic import agreed, decide, fits, free_gib, settle
+from launch.memory.command import composed, llama
+from launch.memory.estimate import bound, estimate
+from launch.resolve import resolve
+from launch.run.plan import make_plan
+from unlearn.distributed import World
+
+BOTH = ("hardware.micro_tokens=auto", "hardware.activation_checkpointing=auto")
+
+
+def gpu(*overrides):
+    return composed("method=npo", "hardware=gpu", "method.batch=256", *overrides, "dry_run=true")
+
+
+def changed(config, **keys):
+    return config.model_copy(update={"hardware": config.hardware.model_copy(update=keys)})
+
+
+def fitting(config, gib, **keys):
+    made = changed(config, **keys)
+    return fits(estimate(llama("8B", 16), made, bound(made)), gib)
+
+
+@pytest.mark.parametrize("recompute", [True, False])
+@pytest.mark.parametrize("gib", [180, 80, 40])
+def test_it_is_the_largest_power_of_two_whose_estimate_fits(gib, recompute):
+    config = gpu(f"hardware.activation_checkpointing={recompute}")
+    tokens = decide(llama("8B", 16), config, gib).hardware.tokens
+    assert tokens.bit_count() == 1
+    assert 512 <= tokens <= 32768
+    assert fitting(config, gib, micro_tokens=tokens)
+    assert tokens == 32768 or not fitting(config, gib, micro_tokens=2 * tokens)
+    assert decide(llama("8B", 16), config, 10_000).hardware.tokens == 32768
+    assert decide(llama("8B", 16), config, 1).hardware.tokens == 512  # nothing fits: an error will say so
+
+
+@pytest.mark.parametrize(("gib", "on"), [(22, True), (80, False)])
+def test_activations_are_recomputed_where_portions_would_be_small(gib, on):
+    config = gpu()
+    made = decide(llama("8B", 16), config, gib).hardware
+    assert made.activation_checkpointing is on
+    enough = fitting(config, gib, activation_checkpointing=False, micro_tokens=4096)
+    assert enough is not on
+    assert fitting(config, gib, activation_checkpointing=on, micro_tokens=made.tokens)
+
+
+@pytest.mark.parametrize(("gib", "on"), [(40, True), (180, False)])
+def test_a_given_number_stays(gib, on):
+    config = gpu("hardware.micro_tokens=16384")
+    made = decide(llama("8B", 16), config, gib).hardware
+    assert (made.tokens, made.activation_checkpointing) == (16384, on)
+    assert fitting(config, gib, activation_checkpointing=False) is not on
+    fixed = gpu("hardware.micro_tokens=3000", "hardware.activation_checkpointing=false")
+    assert settle(fixed, 80) == (fixed, "")
+
+
+def test_processes_share_the_memory_of_a_host():
+    one, two = composed(*BOTH), composed(*BOTH, "hardware.processes=2")
+    assert 0 < free_gib(two) < 0.8 * free_gib(one)  # about a half: other programs take some
+    made, why = agreed(one, World())
+    assert made.hardware.micro_tokens == 1024  # on a CPU, and nano is small
+    assert made.hardware.activation_checkpointing is False
+    assert why.startswith(
+        "hardware.micro_tokens=1024 hardware.activation_checkpointing=false (by the estimate"
+    )
+
+
+def test_it_is_the_same_run():
+    auto, number = composed(*BOTH), composed("hardware.micro_tokens=64")
+    assert make_plan(auto).main.directory == make_plan(number).main.directory
+
+
+def test_a_dry_run_says_what_is_decided(capsys, tmp_path):
+    config = composed(f"root={tmp_path}", "dataset.options.authors=10", "eval=none", "dry_run=true", *BOTH)
+    show_plan(resolve(config), Console(width=200))
+    shown = capsys.readouterr().out
+    for role in ("build the target", "run"):
+        assert f"{role}: hardware.micro_tokens=1024 hardware.activation_checkpointing=false" in shown

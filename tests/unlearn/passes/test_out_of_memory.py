@@ -1,0 +1,132 @@
+"""Passes without training that run out of memory: halved, done again, with the same numbers."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from eval.collection.live_model import Live
+from tests.allocator import make_hungry, room
+from tests.eval.eval_fixtures import encoder, model
+from tests.tolerance import PASS, assert_close
+from tests.unlearn.training.small_training import sequences, tiny_llama
+from tests.worlds import together
+from unlearn.distributed import World
+from unlearn.passes.generate import generate
+from unlearn.passes.gumbel_sampling import sampling
+from unlearn.passes.out_of_memory import MemoryLimits, in_portions, is_out_of_memory
+from unlearn.signals import StartAgain
+from unlearn.training import frozen_outputs
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the limit is the system's")
+
+ROW = 64  # MiB of each row of a forward
+ROOM = 6.5 * ROW  # the rest of it is for the model
+QUESTIONS = [(f"Who wrote book {i}?", f"The author of book {i} is nobody.") for i in range(12)]
+
+
+def test_only_a_failed_allocation_counts():
+    with room(64), pytest.raises(RuntimeError) as failed:
+        torch.empty(1 << 30, dtype=torch.uint8)
+    assert is_out_of_memory(failed.value)
+    assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+
+
+def live(folder: Path, *, hungry: bool, world: World | None = None, tokens: int = 4096) -> Live:
+    net = model()
+    if hungry:
+        make_hungry(net, ROW)
+    return Live(net, encoder(), folder, world or World(), max_tokens=tokens, max_rows=12)
+
+
+def test_likelihoods_and_gradient_norms_are_computed_in_halves(tmp_path, caplog):
+    some = encoder().pairs(QUESTIONS)
+    small, plain = live(tmp_path, hungry=True), live(tmp_path, hungry=False)
+    with room(ROOM), caplog.at_level(logging.WARNING):
+        columns, norms = small.read(some), small.norms(some)
+    portion = small.world.limits.fitting["eval_tokens"]
+    assert [text for text in caplog.messages if f"hardware.eval_tokens={portion}" in text]
+    # The same portion from the start, and with it the same bits.
+    plain.max_tokens = portion
+    assert np.array_equal(norms, plain.norms(some))
+    for name, values in plain.read(some).items():
+        assert np.array_equal(columns[name].values, values.values), name
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_texts_are_generated_in_halves(temperature):
+    def texts(net: torch.nn.Module, world: World, rows: int) -> list[list[int]]:
+        keys = [str(i).encode() for i in range(12)]
+        return generate(
+            net, encoder().prompts([question for question, _ in QUESTIONS]), max_new_tokens=40, end_ids=[1],
+            pad_id=0, max_rows=rows, world=world, device=torch.device("cpu"),
+            perturb=sampling(keys, temperature) if temperature else None,
+        )  # fmt: skip
+
+    hungry, world = model().eval(), World()
+    make_hungry(hungry, ROW)
+    with room(ROOM):
+        halved = texts(hungry, world, 12)
+    assert world.limits.fitting["generate_rows"] in (3, 6)
+    assert halved == texts(model().eval(), World(), 1)
+
+
+def test_a_frozen_models_outputs_are_computed_in_halves(tmp_path):
+    some, world, hungry = sequences(300, 5), World(), tiny_llama(1, 0.3)
+    make_hungry(hungry, ROW)
+    options: dict[str, Any] = {"max_tokens": 200, "collective_forward": False}
+    with room(ROOM):  # in the second portion of a pass, as rows get shorter
+        halved = frozen_outputs.compute(hungry, some, world, parts=tmp_path, **options)
+    assert world.limits.fitting["eval_tokens"] < 200
+    whole = frozen_outputs.compute(tiny_llama(1, 0.3), some, World(), **options)
+    for mine, theirs in zip(halved, whole, strict=True):
+        assert_close(mine, theirs, terms=PASS, scale=float(theirs.abs().max()))
+
+
+def test_where_a_pass_has_collectives_the_run_begins_again_with_what_was_kept():
+    kept: list[tuple[dict[str, int], int]] = []
+    world = World(limits=MemoryLimits(save=lambda *limits: kept.append(limits)))
+
+    def compute(bins: list[list[list[int]]]) -> None:
+        torch.empty(len(bins[0][0]) << 30, dtype=torch.uint8)
+
+    with room(2500), pytest.raises(StartAgain, match=r"hardware\.eval_tokens=20"):
+        in_portions(world, "eval_tokens", 64, [10] * 4, compute, collective=True)
+    assert kept == [({"eval_tokens": 20}, 1)]
+    with room(2500):
+        in_portions(world, "eval_tokens", 64, [10] * 4, compute, collective=True)
+
+
+def process(root: str) -> None:
+    dist.init_process_group("gloo")
+    world = World(dist.get_rank(), dist.get_world_size())
+    mine = live(Path(root, str(world.rank)), hungry=world.main, world=world)
+    prompts = encoder().prompts([question for question, _ in QUESTIONS])
+    with room(2.5 * ROW if world.main else 4096):
+        norms = mine.norms(encoder().pairs(QUESTIONS))
+        texts = mine.answers(prompts, max_new_tokens=20)
+    known = [norms.tolist(), texts, mine.world.limits.fitting]
+    Path(root, f"{world.rank}.json").write_text(json.dumps(known))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes_halve_alike_where_one_is_out_of_memory(tmp_path):
+    together(2, process, str(tmp_path))
+    (norms, texts, fitting), other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert [norms, texts, fitting] == other
+    assert fitting.keys() == {"eval_tokens", "generate_rows"}
+    alone = live(tmp_path, hungry=False)
+    assert_close(np.array(norms), alone.norms(encoder().pairs(QUESTIONS)), terms=PASS, dtype=torch.float32)
+    prompts = encoder().prompts([question for question, _ in QUESTIONS])
+    assert texts == alone.answers(prompts, max_new_tokens=20)
