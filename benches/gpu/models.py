@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import unlearn.environment  # noqa: F401 (before what imports DeepSpeed)
-
-# isort: split
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
