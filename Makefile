@@ -1,6 +1,6 @@
 # Everything from a fresh clone: `make run` and `make test` set up what they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-portable parity check format bench docs site smollm2 clean
+.PHONY: help setup run test test-fast test-portable parity check format bench bench-gpu docs site smollm2 clean
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -60,6 +60,9 @@ bench: setup  ## speed and memory against a plain loop and against the floor; wh
 	$(PY) -m benches.methods
 	$(PY) -m benches.evaluation
 	$(PY) -m benches.geffect
+
+bench-gpu: setup  ## a check on one GPU in nine minutes: speed, memory, what happens where memory ends
+	$(PY) -m benches.gpu
 
 docs: setup  ## write the generated pages of docs/ and the table of groups in README.md from presets and code
 	$(PY) -m launch.report.docs

@@ -53,28 +53,16 @@ class Unequal(Exception):
 
 
 class Case:
-    """Examples of TOFU's forget set, random directions, and a Llama: of 4.3M, trained, or of 1.2B, random."""
+    """Token sequences, random directions and a model in evaluation mode; `trained`: it is sure of answers."""
 
-    def __init__(self, examples: int, model: str, device: str) -> None:
-        path = SHARED / "models" / "nano-tofu-full"
-        encoder = Encoder(AutoTokenizer.from_pretrained(path))
-        self.device, self.trained = device, model != "1b"
-        if model == "1b":
-            torch.manual_seed(0)
-            with torch.device(device):
-                made: Any = AutoModelForCausalLM.from_config(LlamaConfig(**ONE_B), dtype=torch.float32)
-        else:
-            made = AutoModelForCausalLM.from_pretrained(path)
-        self.model = made.to(device).eval()
-        tofu = DatasetConfig(
-            name="tofu", source="tofu", path=str(SHARED / "data" / "tofu"), forget="forget10", limit=examples
-        )  # fmt: skip
-        rows = load_sets(tofu, ["forget"])["forget"]
-        self.some = encoder.pairs([(e.question, e.answer) for e in rows])
+    def __init__(
+        self, model: Any, sequences: Sequence[TokenSequence], device: str, *, trained: bool, count: int
+    ) -> None:
+        self.model, self.some, self.device, self.trained = model, sequences, device, trained
         (self.bins,) = deal([len(s.ids) - 1 for s in self.some], 1, max_tokens=TOKENS[device])
         drawn = torch.Generator(device).manual_seed(0)
         self.directions = {
-            name: [torch.randn(p.shape, generator=drawn, device=device) for _ in range(DIRECTIONS)]
+            name: [torch.randn(p.shape, generator=drawn, device=device) for _ in range(count)]
             for name, p in self.model.named_parameters()
         }
 
@@ -136,6 +124,24 @@ class Case:
         return collate([self.some[i] for i in part]).to(torch.device(self.device))
 
 
+def make_case(examples: int, model: str, device: str) -> Case:
+    """Make the case of TOFU's forget set, and a Llama: of 4.3M, trained, or of 1.2B, random."""
+    path = SHARED / "models" / "nano-tofu-full"
+    encoder = Encoder(AutoTokenizer.from_pretrained(path))
+    if model == "1b":
+        torch.manual_seed(0)
+        with torch.device(device):
+            made: Any = AutoModelForCausalLM.from_config(LlamaConfig(**ONE_B), dtype=torch.float32)
+    else:
+        made = AutoModelForCausalLM.from_pretrained(path)
+    tofu = DatasetConfig(
+        name="tofu", source="tofu", path=str(SHARED / "data" / "tofu"), forget="forget10", limit=examples
+    )  # fmt: skip
+    rows = load_sets(tofu, ["forget"])["forget"]
+    some = encoder.pairs([(e.question, e.answer) for e in rows])
+    return Case(made.to(device).eval(), some, device, trained=model != "1b", count=DIRECTIONS)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     console = Console()
@@ -156,7 +162,7 @@ def measure(examples: int, model: str, device: str) -> dict[str, float]:
     Raises:
         Unequal: the two implementations differ.
     """
-    case = Case(examples, model, device)
+    case = make_case(examples, model, device)
     _same(case)
     clock = time.process_time if device == "cpu" else _after_all
     ways: dict[str, Callable[[], object]] = {
@@ -239,7 +245,7 @@ def _memory_of(way: str, examples: int, model: str, device: str) -> float:
 
 def _memory(way: str, examples: int, model: str, device: str) -> float:
     """Measure the peak (MiB) that it adds to a process with model and directions, after one forward."""
-    case = Case(examples, model, device)
+    case = make_case(examples, model, device)
     case.forward()
     before = torch.cuda.memory_allocated() if device == "cuda" else psutil.Process().memory_info().rss
     if way == "training":
