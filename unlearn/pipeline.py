@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from unlearn import interventions, probes
@@ -29,6 +31,7 @@ from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
 from unlearn.terms import Term, bind, training_sets
 from unlearn.training import gradient_reach
+from unlearn.training.deepspeed_config import keeps_remainders
 from unlearn.training.engine import Engine, precision
 from unlearn.training.interruption import Checkpoints
 from unlearn.training.observers import History, Logger, Observers
@@ -77,7 +80,9 @@ class Pipeline:
         return moved
 
     def _read(self, source: str | None) -> Any:
-        dtype = precision(self.config.hardware.dtype)
+        hardware = self.config.hardware
+        # Remainders hold what bf16 lacks of a file in fp32.
+        dtype = torch.float32 if keeps_remainders(hardware) else precision(hardware.dtype)
         return models.read_model(self.config.model, dtype, source, seed=self.config.seed)
 
     def train(self, evaluate: Callable[[Engine, int], Mapping[str, float]]) -> Engine:
@@ -295,6 +300,7 @@ class _LazyEngine:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
+            gc.collect()  # hooks make cycles, which would keep it while another is built
 
     def take(self, tensors: Mapping[str, Tensor]) -> Engine:
         """The engine to train with, its model loaded with a checkpoint's tensors where there are any."""

@@ -116,17 +116,35 @@ class RunDir:
 
     def write_memory(self, hardware: HardwareConfig, fitting: Mapping[str, int], restarts: int) -> None:
         """Write the portions that fit in memory, by key of `hardware`, and how often the run began again."""
-        write_json(self.memory, {"hardware": _key(hardware), "fitting": dict(fitting), "restarts": restarts})
+        self._write_memory(hardware, fitting=dict(fitting), restarts=restarts)
 
     def read_memory(self, hardware: HardwareConfig) -> tuple[dict[str, int], int]:
         """Return portions and restarts as they were written; none for other hardware or a broken file."""
+        stored = self._stored_memory(hardware)
+        try:
+            return {str(k): int(v) for k, v in stored["fitting"].items()}, int(stored["restarts"])
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return {}, 0  # they are learnt again
+
+    def write_decided(self, hardware: HardwareConfig, decided: Mapping[str, int | bool]) -> None:
+        """Write what was decided for the keys of `hardware` that are `auto`."""
+        self._write_memory(hardware, decided=dict(decided))
+
+    def read_decided(self, hardware: HardwareConfig) -> dict[str, int | bool]:
+        """Return what was decided when the run began, which its continuation keeps: after a checkpoint."""
+        stored = self._stored_memory(hardware).get("decided") if self.newest_checkpoint() else None
+        return stored if isinstance(stored, dict) else {}
+
+    def _write_memory(self, hardware: HardwareConfig, **values: Any) -> None:
+        stored = self._stored_memory(hardware)
+        write_json(self.memory, {**stored, "hardware": _key(hardware), **values})
+
+    def _stored_memory(self, hardware: HardwareConfig) -> dict[str, Any]:
         try:
             stored = read_json(self.memory)
-            if stored["hardware"] == _key(hardware):
-                return {str(k): int(v) for k, v in stored["fitting"].items()}, int(stored["restarts"])
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            pass  # they are learnt again
-        return {}, 0
+            return stored if stored["hardware"] == _key(hardware) else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            return {}
 
     # -- checkpoints -----------------------------------------------------------------------------------
 

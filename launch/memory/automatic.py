@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +12,13 @@ import torch
 from launch.memory.estimate import GIB, Load, Memory, Shape, bound, estimate, shape_of
 from unlearn.config import HardwareConfig, RunConfig
 from unlearn.distributed import World
+from unlearn.run_dir import RunDir
 
 USABLE = 0.9
 """The share of a GPU's memory that tensors can use; CUDA, fragmentation and kernels take the rest."""
 CARD = 80.0
 """GiB of the GPU that is assumed where none can be asked."""
+_KEYS = ("micro_tokens", "activation_checkpointing")
 _MOST = {"cuda": 32768, "cpu": 1024}  # tokens: more makes a step no faster, as padding grows
 _ENOUGH = {"cuda": 4096, "cpu": 256}  # tokens: smaller forwards cost more than to recompute activations
 _LEAST = 512  # about one sequence
@@ -33,7 +36,7 @@ def decide(
     """Return the configuration with values for `auto` with which a process fits in `gib`.
 
     `micro_tokens` is the largest power of two that fits, and the smallest where none does. Activations are
-    recomputed where it would otherwise be small, or where a given `micro_tokens` would not fit. `load_of`
+    recomputed where it would otherwise be small, or where a number of `micro_tokens` would not fit. `load_of`
     returns the largest micro-batch of a configuration.
     """
     hardware = config.hardware
@@ -57,7 +60,7 @@ def decide(
 
 def settle(config: RunConfig, gib: float) -> tuple[RunConfig, str]:
     """Return the configuration with `decide`'s values, and a line on them; "" where nothing is `auto`."""
-    keys = [key for key in ("micro_tokens", "activation_checkpointing") if _is_auto(config, key)]
+    keys = [key for key in _KEYS if _is_auto(config, key)]
     if not keys:
         return config, ""
     shape = shape_of(config) if config.method.sets else None
@@ -79,13 +82,25 @@ def free_gib(config: RunConfig) -> float:
         return psutil.virtual_memory().available / GIB * hardware.nodes / hardware.processes
     if not torch.cuda.is_available():
         return CARD
+    gc.collect()
+    torch.cuda.empty_cache()  # what earlier runs in this process left to torch is free for this one
     free, total = torch.cuda.mem_get_info()
     return min(free, total / hardware.jobs_per_gpu) / GIB
 
 
-def agreed(config: RunConfig, world: World) -> tuple[RunConfig, str]:
-    """Return what `settle` gives, the same on every process: what fits on all of them. A collective."""
-    return settle(config, min(world.gather([free_gib(config)])))
+def agreed(config: RunConfig, world: World, rundir: RunDir) -> tuple[RunConfig, str]:
+    """Return what `settle` gives, the same on every process: what fits on all of them. A collective.
+
+    A run that goes on from a checkpoint keeps what was decided when it began.
+    """
+    hardware = config.hardware
+    least = min(world.gather([free_gib(config)]))
+    if known := world.on_main(lambda: rundir.read_decided(hardware)):
+        return _with(config, **known), ""
+    made, why = settle(config, least)
+    if why and world.main:
+        rundir.write_decided(hardware, {key: getattr(made.hardware, key) for key in _KEYS})
+    return made, why
 
 
 def _fits(memory: Memory, gib: float, hardware: HardwareConfig) -> bool:

@@ -210,8 +210,9 @@ def _norm(shape: Shape, size: int, feeds: bool) -> int:
 def _head(shape: Shape, hardware: HardwareConfig, method: MethodConfig, load: Load) -> float:
     """Estimate what the fused head takes at its widest: a piece of logits, and its weight's gradient.
 
-    Logits become their gradient in place, blocks of them in fp32. The weight's gradient is summed in compute
-    precision. Objectives on whole distributions hold all logits.
+    Logits become their gradient in place, blocks of them in fp32. The weight's gradient is in compute
+    precision; of several pieces there is their sum in fp32, too. Objectives on whole distributions hold all
+    logits.
     """
     needed = [each for term in bind(method) for each in term.statistics]
     if not any(each.needs_head for each in needed):
@@ -219,7 +220,8 @@ def _head(shape: Shape, hardware: HardwareConfig, method: MethodConfig, load: Lo
     size, row = _size(hardware), load.answers * shape.vocabulary
     block = HEAD_BLOCK if hardware.device == "cuda" else 1 << 19
     head: float = size * min(row, HEAD_PIECE) + 8 * min(row, block)
-    head += size * shape.vocabulary * shape.hidden * shape.head_learned
+    sums = 4 if row > HEAD_PIECE and size == 2 else 0
+    head += (size + sums) * shape.vocabulary * shape.hidden * shape.head_learned
     logits = [each for each in needed if each.quantity == "logits"]
     whole = sum(each.source == "model" for each in logits)
     others = len(logits) - whole

@@ -38,7 +38,7 @@ from unlearn.guard import resume_collection
 from unlearn.models.adapter_targets import unties
 from unlearn.models.skeleton import limits
 from unlearn.models.tokenizer import load_tokenizer, make_encoder
-from unlearn.passes.out_of_memory import MemoryLimits
+from unlearn.passes.out_of_memory import ADVICE, MemoryLimits, is_out_of_memory
 from unlearn.pipeline import Pipeline
 from unlearn.probes import watched_sets
 from unlearn.run_dir import RunDir
@@ -60,17 +60,22 @@ def execute(job: Job, rundir: RunDir, tracker: Logger, *, progress: bool = True)
     started = time.monotonic()
     _prepare_process(job.config)
     world = start_world(job.config.hardware.device)
-    world = replace(world, limits=_known_limits(job.config.hardware, rundir, world))
     # Of several processes one could stop while the others wait in a collective: there the signal ends all.
     stopping = on_stop(_stop) if world.size == 1 else nullcontext()
     try:
         with stopping:
+            world = replace(world, limits=_known_limits(job.config.hardware, rundir, world))
             if world.main:
                 rundir.clear_leftovers()
             return _Run(job, rundir, tracker, world, progress, started).execute()
     except StartAgain:
         close_all()
         raise
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        first, _, _ = str(error).partition("\n")
+        raise UserError(f"out of memory ({first}); what takes less: {ADVICE}") from error
     finally:
         gc.collect()
         stop_world()
@@ -99,7 +104,7 @@ class _Run:
         )
         for note in self.encoder.notes():
             log.info("%s", note)
-        self.config, decided = agreed(config, world)
+        self.config, decided = agreed(config, world, rundir)
         config = self.config
         if decided:
             log.info("%s", decided)
@@ -242,3 +247,5 @@ def _prepare_process(config: RunConfig) -> None:
         threads = hardware.threads or max(1, cores * hardware.nodes // hardware.processes)
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate sets the variable, with a warning
+    elif torch.cuda.is_initialized():  # by an earlier run in this process, whose peak is not this one's
+        torch.cuda.reset_peak_memory_stats()

@@ -26,6 +26,7 @@ from unlearn.signals import StartAgain, Stopped, on_stop
 log = logging.getLogger(__name__)
 
 _VISIBLE_TIMEOUT = 150.0  # seconds until a file of one node must be visible on the others
+_LAG = 10.0  # seconds until a portion that another node wrote is visible, at most
 
 
 class RunFailed(UserError):
@@ -98,8 +99,7 @@ def judge(run: Planned, reports: Iterable[Report], restarts: int = 0) -> None:
     """
     if any(report.stopped for report in reports):
         raise Stopped(f"{run.directory}: stopped by a signal; start it again to continue")
-    fitting, now = run.rundir.read_memory(run.job.config.hardware)
-    if now > restarts and any(report.broken for report in reports):
+    if any(report.broken for report in reports) and (fitting := _smaller(run, restarts)):
         raise StartAgain(warning(fitting))
     again = "Started again, the run continues from its last checkpoint"
     failed = [(code, rank, report.node) for report in reports for rank, code in report.failed.items()]
@@ -118,6 +118,19 @@ def judge(run: Planned, reports: Iterable[Report], restarts: int = 0) -> None:
             f"{what}process {rank} of {count} on {node} ended with code {code}{by}; see "
             f"{log_of(run.directory, rank)} and the other logs there. {again}"
         )
+
+
+def _smaller(run: Planned, restarts: int) -> dict[str, int]:
+    """Return the portions that a worker wrote when it was out of memory; {} where none did."""
+    hardware = run.job.config.hardware
+    ends = time.monotonic() + (_LAG if hardware.nodes > 1 else 0.0)
+    while True:
+        fitting, now = run.rundir.read_memory(hardware)
+        if now > restarts:
+            return fitting
+        if time.monotonic() >= ends:
+            return {}
+        time.sleep(0.5)
 
 
 def follow(run: Planned, team: Team) -> dict[str, float | None]:

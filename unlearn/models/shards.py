@@ -77,4 +77,4 @@ def _write(file: Path, at: int, tensor: Tensor, wanted: Tensor, name: str) -> No
     data = tensor.detach().to("cpu", wanted.dtype).contiguous().flatten().view(torch.uint8)
     with file.open("r+b") as stream:
         stream.seek(at)
-        stream.write(memoryview(data.numpy()))  # its errors name their cause
+        stream.write(data.numpy().data)  # its errors name their cause

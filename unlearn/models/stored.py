@@ -82,7 +82,7 @@ def widen_buffers(model: PreTrainedModel) -> None:
 
 def defer(model: nn.Module) -> nn.Module:
     """Set the values of a model's parameters aside for `stored`, but for those of its edits, which may differ
-    between processes. The model has fp32 zeros without memory instead, and can be given adapters."""
+    between processes. The model has fp32 zeros without memory instead, and adapters can be added to it."""
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and not interventions.is_of_edit(name):
             setattr(parameter, _STORED, parameter.data)

@@ -24,6 +24,7 @@ from unlearn.models.tokenizer import load_tokenizer
 from unlearn.passes.forward import answer_logits
 from unlearn.passes.generate import end_tokens
 from unlearn.passes.module_modes import evaluating
+from unlearn.passes.out_of_memory import is_out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +88,10 @@ def verify(live: Trial, folder: Path, cfg: ModelConfig, encoder: Encoder, device
     def computed(dtype: torch.dtype) -> Tensor:
         try:
             return loaded(dtype)
-        except torch.OutOfMemoryError:  # on the CPU the weights stay in the mapped files
-            return loaded(dtype, _CPU)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        return loaded(dtype, _CPU)  # where the weights stay in the mapped files
 
     logits = computed(live.dtype)
     distance, limit = difference(live.logits, logits), _TOLERANCE[live.dtype]

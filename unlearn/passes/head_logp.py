@@ -12,8 +12,8 @@ from torch.autograd.function import once_differentiable
 from unlearn.passes.products import product
 from unlearn.passes.token_logp import block_rows
 
-# Logits in memory at a time. Those of a pass with fewer are kept for its backward; others are computed again,
-# piece by piece, which costs a third of the head.
+# Logits in memory at a time. Those of a pass with fewer in fp32 are kept for its backward; others are
+# computed again, piece by piece, which costs a third of the head.
 _PIECE = 1 << 26
 
 
@@ -53,10 +53,14 @@ class _HeadLogp(torch.autograd.Function):
         kept, ctx.exponentials = ctx.exponentials, None  # overwritten below
         of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
         by_hidden = torch.empty_like(hidden) if of_hidden else None
-        by_weight = by_bias = None
         grad = grads[0][:, None]
         scale = -grad / total
-        for part in _pieces(len(hidden), len(weight)):
+        pieces = _pieces(len(hidden), len(weight))
+        # Several pieces are summed in fp32, so that their number does not matter; none are zero.
+        wide = torch.promote_types(weight.dtype, torch.float32) if len(pieces) > 1 else weight.dtype
+        by_weight = torch.zeros_like(weight, dtype=wide) if of_weight and len(pieces) != 1 else None
+        by_bias = torch.zeros_like(bias, dtype=wide) if of_bias else None
+        for part in pieces:
             logits = product("forward", hidden[part], weight, bias) if kept is None else kept
             for rows in _blocks(logits):
                 own = slice(part.start + rows.start, part.start + rows.stop)
@@ -70,15 +74,15 @@ class _HeadLogp(torch.autograd.Function):
             if by_hidden is not None:
                 by_hidden[part] = product("input", logits, weight.mT)
             if of_weight:
-                by_weight = _summed(by_weight, logits.mT, hidden[part].mT)
-            if of_bias:
-                by_bias = logits.sum(0) if by_bias is None else by_bias + logits.sum(0)
-        return by_hidden, by_weight, by_bias, None
+                share = product("weight", logits.mT, hidden[part].mT)
+                by_weight = share if by_weight is None else by_weight.add_(share)
+            if by_bias is not None:
+                by_bias += logits.sum(0)
+        return by_hidden, _like(by_weight, weight), _like(by_bias, bias), None
 
 
-def _summed(total: Tensor | None, left: Tensor, right: Tensor) -> Tensor:
-    """Return total + left · rightᵀ, in place from the second piece on."""
-    return product("weight", left, right) if total is None else total.addmm_(left, right.mT)
+def _like(grad: Tensor | None, parameter: Tensor) -> Tensor | None:
+    return None if grad is None else grad.to(parameter.dtype)
 
 
 def _pieces(rows: int, vocabulary: int) -> list[slice]:

@@ -32,12 +32,15 @@ _SAID = (
     "can't allocate memory",  # torch's allocator on the CPU
     "not enough memory: you tried to allocate",  # the same on other systems
     "std::bad_alloc",
+    "Cannot allocate memory",  # of the system
     "CUDA out of memory",
+    "CUDA error: out of memory",
+    "failure 2 'out of memory'",  # of NCCL
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
 )
-_ADVICE = (
-    "what takes less: hardware.activation_checkpointing=true, hardware.zero=3 on several processes, "
+ADVICE = (
+    "hardware.activation_checkpointing=true, hardware.zero=3 on several processes, "
     "hardware.offload=true on a GPU, model.lora.r=16, hardware.dtype=bf16, a smaller dataset.max_length"
 )
 
@@ -97,7 +100,7 @@ def in_portions(
         )  # fmt: skip
         results = _attempt(compute, bins, world)
         failed = not results
-        if not collective:
+        if not collective and world.size > 1:
             failed = bool(world.sum(torch.tensor(float(failed), device=world.device)))
         if not failed:
             if lowered and world.main:
@@ -108,7 +111,8 @@ def in_portions(
         smallest = factor if rows else max(lengths, default=0)
         if max(sizes, default=0) <= smallest:
             what = f"{factor} sequences" if rows else f"a sequence of {smallest} tokens"
-            raise UserError(f"out of memory: one forward of {what} does not fit; {_ADVICE}")
+            advice = f"hardware.micro_batch=null, {ADVICE}" if key == "micro_batch" else ADVICE
+            raise UserError(f"out of memory: one forward of {what} does not fit; what takes less: {advice}")
         world.limits.fitting[key] = max(max(sizes) // 2, smallest) // factor
         if collective:
             world.limits.restarts += 1

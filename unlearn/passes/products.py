@@ -127,6 +127,7 @@ def _sizes(layer: nn.Linear) -> list[Size]:
 def _suits(rows: Tensor, weight: Tensor) -> bool:
     return (
         rows.device.type == "cpu"
+        and rows.dim() > 1
         and rows.dtype == weight.dtype == torch.float32
         and rows.numel() * weight.shape[0] >= _LEAST
         and torch.backends.mkldnn.is_available()

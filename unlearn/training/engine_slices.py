@@ -18,7 +18,7 @@ from unlearn.models import stored
 class _Sliced(deepspeed.zero.Init):
     """DeepSpeed's partitioning, for parameters that every process can read by itself.
 
-    Given a whole module, DeepSpeed moves each parameter to the device, whole, and sends it from the first
+    Of a whole module DeepSpeed moves each parameter to the device, whole, and sends it from the first
     process to all others. Of a deferred parameter each process reads its part only.
     """
 

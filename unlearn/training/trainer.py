@@ -5,6 +5,7 @@ It depends on terms, weights and a rule, not on the name of a method.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ from unlearn.training.mean_teacher import MeanTeacher
 from unlearn.training.observers import History, Observers, ProbeContext
 from unlearn.training.step import Steps, combine_gradients
 from unlearn.training.step_data import Plan, TrainingData, own_view
+
+log = logging.getLogger(__name__)
 
 
 class NonFiniteLoss(UserError):
@@ -254,7 +257,10 @@ class Trainer:
             yield
         except StartAgain:
             if self.engine.world.size == 1 and self.steps_made:
-                self.save()
+                try:
+                    self.save()
+                except UserError as error:  # no room: it begins again from the checkpoint before
+                    log.warning("%s", error)
             raise
 
     def _save_due(self) -> bool:

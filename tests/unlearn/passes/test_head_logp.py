@@ -68,6 +68,31 @@ def test_a_second_backward_gives_the_same() -> None:
         assert_close(two, one, terms=ROWS)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_positions_give_gradients_of_zero(dtype: torch.dtype) -> None:
+    """DeepSpeed waits for the gradient of every parameter."""
+    leaves = {name: each.to(dtype).requires_grad_() for name, each in operands(True).items()}
+    found = head_logp(leaves["hidden"][:0], leaves["weight"], leaves["bias"], LABELS[:0])
+    found.sum().backward()
+    assert found.shape == (0,)
+    for leaf in leaves.values():
+        assert torch.equal(leaf.grad, torch.zeros_like(leaf))  # type: ignore[arg-type]
+
+
+def test_the_number_of_pieces_does_not_matter_in_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, gradients = 512, []
+    drawn = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 16, generator=drawn).bfloat16() for n in (rows, VOCABULARY))
+    labels = torch.randint(0, VOCABULARY, (rows,), generator=drawn)
+    for piece in (1 << 26, 4 * VOCABULARY):
+        monkeypatch.setattr(module, "_PIECE", piece)
+        leaf = weight.clone().requires_grad_()
+        head_logp(hidden, leaf, None, labels).sum().backward()
+        gradients.append(leaf.grad)
+    # One rounding of the sum, and that of each share, whose errors average out: not one for each piece.
+    assert_close(gradients[1], gradients[0], dtype=torch.bfloat16)
+
+
 @pytest.mark.parametrize("learns", ["hidden", "weight", "bias"])
 def test_frozen_parts_get_no_gradient(learns: str) -> None:
     given = operands(True)
