@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,16 @@ from tests.eval.eval_fixtures import encoder, model
 from tests.tolerance import PASS, assert_close
 from tests.unlearn.training.small_training import sequences, tiny_llama
 from tests.worlds import together
-from unlearn.distributed import World
+from unlearn.config import HardwareConfig
+from unlearn.distributed import World, start_world
 from unlearn.passes.generate import generate
 from unlearn.passes.gumbel_sampling import sampling
 from unlearn.passes.out_of_memory import MemoryLimits, in_portions, is_out_of_memory
+from unlearn.probes.geffect.example_effects import ExampleEffects, Points
+from unlearn.probes.geffect.parameter_groups import parameter_groups
 from unlearn.signals import StartAgain
 from unlearn.training import frozen_outputs
+from unlearn.training.engine import Engine
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the limit is the system's")
 
@@ -130,3 +135,30 @@ def test_two_processes_halve_alike_where_one_is_out_of_memory(tmp_path):
     assert_close(np.array(norms), alone.norms(encoder().pairs(QUESTIONS)), terms=PASS, dtype=torch.float32)
     prompts = encoder().prompts([question for question, _ in QUESTIONS])
     assert texts == alone.answers(prompts, max_new_tokens=20)
+
+
+def test_a_probes_effects_on_examples_are_computed_in_halves():
+    some = sequences(20, 6)
+    points = Points("forget", range(len(some)), [str(i) for i in range(len(some))], some)
+    drawn = torch.Generator().manual_seed(0)
+
+    def effects(*, hungry: bool, tokens: int) -> tuple[list[Any], dict[str, int]]:
+        world, net = World(), tiny_llama(1, 0.3).eval()
+        engine = Engine(net, world, HardwareConfig(), clip=0.0, weight_decay=0.0, betas=(0.9, 0.99))
+        if hungry:
+            make_hungry(engine.module, ROW)
+        probed = ExampleEffects(engine, parameter_groups(engine.module, (1 / 3, 2 / 3)), tokens)
+        drawn.manual_seed(0)
+        along = {n: torch.randn(p.shape, generator=drawn) for n, p in engine.module.named_parameters()}
+        with room(ROOM) if hungry else nullcontext():
+            products = probed.by_example(points, [[*along.values()]])
+            found = [probed.risks(points), *(each[group] for each in products for group in sorted(each))]
+        engine.close()
+        return found, world.limits.fitting
+
+    start_world("cpu")
+    halved, fitting = effects(hungry=True, tokens=512)
+    assert fitting["micro_tokens"] < 512
+    plain, _ = effects(hungry=False, tokens=fitting["micro_tokens"])
+    for mine, theirs in zip(halved, plain, strict=True):
+        assert_close(mine, theirs, terms=PASS, scale=float(np.abs(theirs).max()))
