@@ -140,18 +140,17 @@ def test_two_processes_halve_alike_where_one_is_out_of_memory(tmp_path):
 def test_a_probes_effects_on_examples_are_computed_in_halves():
     some = sequences(20, 6)
     points = Points("forget", range(len(some)), [str(i) for i in range(len(some))], some)
-    drawn = torch.Generator().manual_seed(0)
 
     def effects(*, hungry: bool, tokens: int) -> tuple[list[Any], dict[str, int]]:
         world, net = World(), tiny_llama(1, 0.3).eval()
         engine = Engine(net, world, HardwareConfig(), clip=0.0, weight_decay=0.0, betas=(0.9, 0.99))
+        engine.backward(engine.model(input_ids=torch.arange(12)[None]).logits.log_softmax(-1)[..., 3].sum())
+        direction = engine.take_gradients()
         if hungry:
             make_hungry(engine.module, ROW)
         probed = ExampleEffects(engine, parameter_groups(engine.module, (1 / 3, 2 / 3)), tokens)
-        drawn.manual_seed(0)
-        along = {n: torch.randn(p.shape, generator=drawn) for n, p in engine.module.named_parameters()}
         with room(ROOM) if hungry else nullcontext():
-            products = probed.by_example(points, [[*along.values()]])
+            products = probed.by_example(points, [direction])
             found = [probed.risks(points), *(each[group] for each in products for group in sorted(each))]
         engine.close()
         return found, world.limits.fitting
