@@ -103,15 +103,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             console.print(f"{name}: {row['difference']}")
 
 
-def interpreter(checkout: Path, given: str | None = None) -> str:
-    """Return the peer's Python: the given one, that of venv/ in the checkout or next to it, or PATH's.
+def interpreter(checkout: Path, chosen: str | None = None) -> str:
+    """Return the peer's Python: `chosen`, that of venv/ in the checkout or next to it, or PATH's.
 
     Exits where the folder is no checkout of the peer or there is no such program.
     """
     if not all((checkout / part).is_dir() for part in ("configs", "src/trainer", "src/evals")):
         sys.exit(f"--peer={checkout}: no checkout of OpenUnlearning, which has configs/ and src/trainer/")
     candidates = [str(folder / "venv" / "bin" / "python") for folder in (checkout, checkout.parent)]
-    python = given or next((file for file in candidates if Path(file).is_file()), "python")
+    python = chosen or next((file for file in candidates if Path(file).is_file()), "python")
     if shutil.which(python) is None:
         sys.exit(f"--python={python}: no such program; give the interpreter of OpenUnlearning's environment")
     return python
@@ -131,7 +131,7 @@ def training(peer: Peer, ours: Ours, name: str, steps: int) -> Turn:
 
 
 def evaluation(peer: Peer, ours: Ours, retain_log: str | None) -> Turn:
-    """Evaluate the target; the peer makes its log of the retain model first where it is not given."""
+    """Evaluate the target; the peer makes its log of the retain model first without `retain_log`."""
     log = str(Path(retain_log or peer.evaluate(RETAIN, None)["log"]).resolve())
     return Turn(lambda: peer.evaluate(TARGET, log), lambda: ours.evaluate(log), other_metrics)
 
@@ -238,7 +238,9 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=6, help="of each training; the first is not counted")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--retain-log", metavar="FILE", help="its TOFU_EVAL.json of the retain model; made first if not given"
+        "--retain-log",
+        metavar="FILE",
+        help="its TOFU_EVAL.json of the retain model; without it that is made first",
     )
     return parser.parse_args(arguments)
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import hydra
@@ -36,7 +37,7 @@ from launch.flags import parse, prints, show, stored_run, take_folders
 from launch.run import foreign_launchers
 from launch.run.config_file import read_job
 from launch.run.slurm_task import leads
-from launch.sweep.hydra_hooks import hooked, job_count
+from launch.sweep.hydra_hooks import check_search, hooked, job_count
 from launch.sweep.job import INTERRUPTED, SweepJob, dry_run, interrupt, one_run, process
 from launch.sweep.job_records import Records, sweep_name
 from launch.sweep.sweep_run import SweepRun
@@ -105,6 +106,9 @@ def _execute(composed: DictConfig, overrides: list[str], name: str, *, sweep: bo
         UserError: what is asked for cannot be done.
     """
     config = checked(composed, overrides, composed.hydra.runtime.choices)
+    searched = sweep and "n_trials" in composed.hydra.sweeper
+    if searched:
+        check_search(composed.hydra.sweeper)
     if composed.hydra.job.chdir:
         raise UserError(
             "hydra.job.chdir=true: paths are meant from where the command is started; leave this out"
@@ -123,13 +127,17 @@ def _execute(composed: DictConfig, overrides: list[str], name: str, *, sweep: bo
         check_writable(root, f"root={root}")
     with _without_empty(root):
         if sweep:
-            if "n_trials" in composed.hydra.sweeper and not config.dry_run:
+            if searched and not config.dry_run:
                 from launch.sweep.objective import check_goal
 
                 check_goal(config)
             if queue:
                 slurm.check_submission(composed, job_count(composed, overrides))
-            return _sweep(["-m", f"--config-name={name}", *overrides], composed)
+            arguments = ["-m", f"--config-name={name}", *overrides]
+            if not config.dry_run:
+                return _sweep(arguments, composed, Path(composed.hydra.sweep.dir))
+            with TemporaryDirectory() as folder:  # the records of the sweep stay as they are
+                return _sweep(arguments, composed, Path(folder), dry=True)
         _tell_of_one_run(composed, overrides)
         return _one(composed, config)
 
@@ -214,17 +222,22 @@ def _one(composed: DictConfig, config: RunConfig, directory: Path | None = None)
     return run.code or 0
 
 
-def _sweep(arguments: list[str], composed: DictConfig) -> int:
+def _sweep(arguments: list[str], composed: DictConfig, root: Path, *, dry: bool = False) -> int:
     """Let Hydra launch the jobs of a sweep; then summarise their results.
 
     The summary is also made if a launcher raises because one of its processes died.
+
+    Args:
+        root: of the records and Hydra's files. dry: whether jobs only show their plans.
     """
     from launch.sweep.summary import conclude  # with the metrics of all benchmarks
 
     check_plugins(composed)
     chosen = folder_name(os.environ.get("UNLEARN_SWEEP", ""))
     name = chosen or sweep_name([a for a in arguments if not a.startswith("-")])
-    folder = Path(composed.hydra.sweep.dir).absolute() / "sweeps" / name
+    if dry:
+        arguments = [*arguments, f'hydra.sweep.dir="{root}"']
+    folder = root.absolute() / "sweeps" / name
     records = Records(folder, "-".join(map(str, process())))
     records.all_stop.unlink(missing_ok=True)
     problem = ""
@@ -239,7 +252,7 @@ def _sweep(arguments: list[str], composed: DictConfig) -> int:
     except Exception as error:  # whatever a launcher's library has
         problem = outcome(error)[0]
     records.own_stop.unlink(missing_ok=True)
-    return conclude(records, problem) if leads() else 0
+    return conclude(records, problem, dry=dry) if leads() else 0
 
 
 def _launch(job: Callable[[DictConfig], Any], arguments: list[str]) -> None:

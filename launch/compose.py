@@ -184,7 +184,7 @@ def compose_run(overrides: Sequence[str], *, hydra: bool = False, name: str = PR
         if (key := re.search(r"Could not override '([\w.]+)'", message)) is not None:
             raise ConfigError([f"{key[1]}: there is no such key{_near(key[1], overrides)}"]) from None
         if option := re.search(
-            r"Could not find '(hydra/\w+)/(\S+)' Available options in \S+: (.*?) Config", message
+            r"Could not find '(hydra/\S+)/(\S+)' Available options in \S+: (.*?) Config", message
         ):
             near = did_you_mean(option[2], option[3].split())
             raise ConfigError([f"{option[1]}={option[2]}: there is no such option{near}"]) from None
@@ -262,7 +262,7 @@ def checked(
         run = RunConfig.model_validate(plain)
     except ValidationError as error:
         given = {re.sub(r"^\++", "", o.split("=")[0]) for o in overrides}
-        raise ConfigError([_explain(e, given, choices or {}, plain) for e in error.errors()]) from None
+        raise ConfigError(_explained(error.errors(), given, choices or {}, plain)) from None
     with suppress(ConfigError):
         run = run.model_copy(update={"probe": probes.completed(run.probe)})
     with suppress(ConfigError):
@@ -309,7 +309,29 @@ def _first(override: Override) -> str:
     return f"{line.partition('=')[0]}={first}"
 
 
-def _explain(error: Any, given: set[str], choices: Mapping[str, Any], values: Mapping[Any, Any]) -> str:
+def _explained(
+    errors: Sequence[Any], given: set[str], choices: Mapping[str, Any], values: Mapping[Any, Any]
+) -> list[str]:
+    """Return one sentence for each value that does not fit, however many types it was tried as."""
+    reasons: dict[str, list[str]] = {}
+    for error in errors:
+        head, reason = _explain(error, given, choices, values)
+        reasons.setdefault(head, []).extend([reason] if reason else [])
+    return [f"{head}: {_either(whys)}" if whys else head for head, whys in reasons.items()]
+
+
+def _either(reasons: Sequence[str]) -> str:
+    """Join pydantic's reasons: `input should be a valid integer or 'auto'`."""
+    if len(reasons) == 1:
+        return reasons[0]
+    first, *others = dict.fromkeys(reason.partition(", unable to ")[0] for reason in reasons)
+    return " or ".join([first, *(other.removeprefix("input should be ") for other in others)])
+
+
+def _explain(
+    error: Any, given: set[str], choices: Mapping[str, Any], values: Mapping[Any, Any]
+) -> tuple[str, str]:
+    """Return what does not fit, and the reason where the first does not say it."""
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
@@ -317,12 +339,26 @@ def _explain(error: Any, given: set[str], choices: Mapping[str, Any], values: Ma
         deeper = _leaves(values.get(path[0]), path[0]) if len(path) > 1 else {}
         deeper = {name: place for name, place in deeper.items() if name != path[-1]}
         near = did_you_mean(path[-1], known, deeper)
-        return f"{key}={error['input']!r} ({where}): there is no such key{near}"
+        return f"{key}={error['input']!r} ({where})", f"there is no such key{near}"
     if error["type"] == "missing":
-        return f"{key} is not set"
+        return f"{key} is not set", ""
+    key, value = _value_at(error["loc"], values)
     message = error["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
-    return f"{key}={error['input']!r} ({_where(key, given, choices)}): {message}"
+    return f"{key}={value!r} ({_where(key, given, choices)})", message[0].lower() + message[1:]
+
+
+def _value_at(loc: Sequence[str | int], values: Any) -> tuple[str, Any]:
+    """Return the key of an error and its value, without what pydantic appends: the type it was tried as."""
+    path: list[str] = []
+    for part in loc:
+        inside = (
+            part in values if isinstance(values, dict) else isinstance(values, list) and part != str(part)
+        )
+        if not inside:
+            break
+        values = values[part]
+        path.append(str(part))
+    return ".".join(path), values
 
 
 def _where(key: str, given: set[str], choices: Mapping[str, Any]) -> str:

@@ -35,15 +35,7 @@ class _WithoutMlflow:
 sys.meta_path.insert(0, _WithoutMlflow)
 
 
-def hide(package: str) -> None:
-    """Make a package seem absent: transformers and PEFT import torchao, in seconds, where it is installed."""
-    sys.modules.setdefault(package, None)  # type: ignore[arg-type]
-
-
 def unhide(package: str) -> None:
-    """Let a hidden package be imported."""
+    """Let a package be imported that `unlearn/__init__.py` hides."""
     if package in sys.modules and sys.modules[package] is None:
         del sys.modules[package]
-
-
-hide("torchao")

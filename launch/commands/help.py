@@ -31,6 +31,7 @@ The same command again resumes an interrupted run or sweep, and returns at once 
   unlearn dry_run=true method=npo               show the plan with steps, tokens and memory
   unlearn --cfg job                             print the whole configuration, run nothing
   unlearn --config-dir DIR method=mine          with options of your own, in DIR/method/mine.yaml
+  unlearn --version -v                          print versions, and which kernels are used on this processor
   eval "$(unlearn -sc install=bash)"            let the shell complete groups, options and keys
 """
 

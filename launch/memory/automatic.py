@@ -20,7 +20,7 @@ CARD = 80.0
 """GiB of the GPU that is assumed where none can be asked."""
 _KEYS = ("micro_tokens", "activation_checkpointing")
 _MOST = {"cuda": 32768, "cpu": 1024}  # tokens: more makes a step no faster, as padding grows
-_ENOUGH = {"cuda": 4096, "cpu": 256}  # tokens: smaller forwards cost more than to recompute activations
+_ENOUGH = 4096  # tokens on a GPU: smaller forwards cost more than to recompute activations; on a CPU none do
 _LEAST = 512  # about one sequence
 _UNKNOWN = 1024  # tokens of a model whose size is not known
 
@@ -44,7 +44,7 @@ def decide(
     recomputes = [False, True] if chosen == "auto" else [chosen]
     if hardware.micro_tokens == "auto":
         powers = range(_MOST[hardware.device].bit_length() - 1, _LEAST.bit_length() - 2, -1)
-        sizes, enough = [1 << power for power in powers], _ENOUGH[hardware.device]
+        sizes, enough = [1 << power for power in powers], _ENOUGH if hardware.device == "cuda" else 0
     else:
         sizes, enough = [hardware.micro_tokens], 0
     made = config
@@ -59,7 +59,10 @@ def decide(
 
 
 def settle(config: RunConfig, gib: float) -> tuple[RunConfig, str]:
-    """Return the configuration with `decide`'s values, and a line on them; "" where nothing is `auto`."""
+    """Return the configuration with `decide`'s values, and a line on them.
+
+    The line is "" where nothing is `auto` or nothing is trained.
+    """
     keys = [key for key in _KEYS if _is_auto(config, key)]
     if not keys:
         return config, ""
@@ -70,9 +73,9 @@ def settle(config: RunConfig, gib: float) -> tuple[RunConfig, str]:
         recompute = bool(config.method.sets) and config.hardware.activation_checkpointing
         tokens = _UNKNOWN if _is_auto(config, "micro_tokens") else config.hardware.micro_tokens
         made = _with(config, activation_checkpointing=bool(recompute), micro_tokens=tokens)
-        why = "the model's config.json is not on this machine" if config.method.sets else "nothing is trained"
+        why = "the model's config.json is not on this machine"
     values = " ".join(f"hardware.{key}={str(getattr(made.hardware, key)).lower()}" for key in keys)
-    return made, f"{values} ({why})"
+    return made, f"{values} ({why})" if config.method.sets else ""
 
 
 def free_gib(config: RunConfig) -> float:

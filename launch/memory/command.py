@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from rich.console import Console
@@ -27,9 +27,14 @@ PAPER = ("gpu", "gpu-80gb", "gpu-offload", "gpu-8", "gpu-8-zero3", "gpu-2x8-zero
 CARDS = (24, 40, 80)
 RANK = 16
 _COLUMNS = ("weights", "gradients", "optimizer", "activations", "buffers", "device", "host")
+_PARTS = ("parameters", "gradients", "optimizer", "activations", "peak", "buffers", "extras")
+_UNBOUNDED = 1000  # characters
 _EXAMPLES = ("model=llama-3.1-8b-instruct method=npo --card 80", "model.lora.r=16", "--paper")
+Estimated: TypeAlias = tuple[str, Memory, HardwareConfig]
+"""A preset of `hardware`, a run's memory with it, and what is decided for the run."""
 _DESCRIPTION = """\
-Estimate the memory of each process while training, with each preset of hardware. No weights are loaded."""
+Estimate the memory of each process while training, with each preset of hardware. No weights are loaded.
+A terminal that is wide enough (some 150 characters) shows the parts of the device's memory."""
 _COMMON: dict[str, Any] = {"vocab_size": 128256, "num_key_value_heads": 8, "tie_word_embeddings": False}
 _LLAMAS = {
     "8B": LlamaConfig(
@@ -103,7 +108,7 @@ def _yes(true: bool) -> str:
     return "yes" if true else "no"
 
 
-def presets(overrides: Sequence[str], card_gib: float) -> Iterator[tuple[str, Memory, HardwareConfig]]:
+def presets(overrides: Sequence[str], card_gib: float) -> Iterator[Estimated]:
     """Estimate a run with each preset of `hardware`, except those for Slurm.
 
     Yields the preset, its memory on a card of this size, and what is decided for it.
@@ -142,21 +147,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.paper:
         sys.stdout.write(paper())
         return 0
-    parts = ("parameters", "gradients", "optimizer", "activations", "peak", "buffers", "extras")
-    table = Table(title="memory of each process while training")
-    for column in (
-        "hardware",
-        "tokens",
-        "recomputed",
-        *parts,
-        "device",
-        "host",
-        f"fits {options.card:g} GiB",
-    ):
-        table.add_column(column, justify="left" if column == "hardware" else "right")
-    for name, memory, hardware in presets(options.overrides, options.card):
-        numbers = [with_unit(getattr(memory, part)) for part in (*parts, "device", "host")]
-        on_card = "–" if name.startswith("cpu") else _yes(fits(memory, options.card))
-        table.add_row(name, f"{hardware.tokens}", _recomputed(hardware), *numbers, on_card)
-    Console().print(table)
+    _print(Console(), [*presets(options.overrides, options.card)], options.card)
     return 0
+
+
+def _print(console: Console, estimates: Sequence[Estimated], card_gib: float) -> None:
+    """Print a row for each preset, with the parts of the device's memory if the console has the width."""
+    table = _table(estimates, card_gib, parts=_PARTS)
+    if console.measure(table, options=console.options.update(max_width=_UNBOUNDED)).maximum > console.width:
+        table = _table(estimates, card_gib)
+    console.print(table)
+
+
+def _table(estimates: Sequence[Estimated], card_gib: float, parts: Sequence[str] = ()) -> Table:
+    """Return the table with these parts of the device's memory, without columns that are empty."""
+    rows = [
+        {
+            "hardware": name,
+            "tokens": f"{hardware.tokens}",
+            "recomputed": _recomputed(hardware),
+            **{part: with_unit(getattr(memory, part)) for part in (*parts, "device", "host")},
+            f"fits {card_gib:g} GiB": "–" if name.startswith("cpu") else _yes(fits(memory, card_gib)),
+        }
+        for name, memory, hardware in estimates
+    ]
+    heads = [head for head in rows[0] if any(row[head] != "–" for row in rows)]
+    table = Table(title="memory of each process while training")
+    for head in heads:
+        first = head == "hardware"
+        table.add_column(head, justify="left" if first else "right", no_wrap=first)
+    for row in rows:
+        table.add_row(*(row[head] for head in heads))
+    return table

@@ -109,8 +109,8 @@ def _slots(folder: Path, gpus: Sequence[str], needed: int, per_gpu: int) -> Iter
 
 
 def _take(folder: Path, gpus: Sequence[str], needed: int, per_gpu: int) -> dict[str, FileLock] | None:
-    """Take a slot of each of `needed` GPUs at once: two jobs would wait for each other's otherwise."""
-    with FileLock(folder / "dealing.lock"):
+    """Take a slot of each of `needed` GPUs, or none of them."""
+    with FileLock(folder / "dealing.lock"):  # slots that another job only tries would not seem free
         free = {gpu: [*_free_slots(folder, gpu, per_gpu)] for gpu in gpus}
         chosen = choose({gpu: len(slots) for gpu, slots in free.items()}, needed) or []
         taken = {gpu: free[gpu].pop() for gpu in chosen}

@@ -24,6 +24,7 @@ from omegaconf import DictConfig
 from launch import slurm
 from launch.sweep.job_records import Records
 from launch.sweep.sweep_run import SweepRun
+from unlearn.errors import ConfigError
 from unlearn.signals import on_stop
 
 
@@ -35,6 +36,22 @@ def job_count(composed: DictConfig, overrides: Sequence[str]) -> int:
     swept = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
     jobs = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides([*swept, *overrides]), None)
     return len(jobs[0])
+
+
+def check_search(sweeper: DictConfig) -> None:
+    """Check the counts of a search.
+
+    Raises:
+        ConfigError: all that are no whole number of at least 1.
+    """
+    counts = {key: sweeper[key] for key in ("n_trials", "n_jobs", "heartbeat_s") if key in sweeper}
+    problems = [
+        f"hydra.sweeper.{key}={count!r}: a whole number, at least 1"
+        for key, count in counts.items()
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1
+    ]
+    if problems:
+        raise ConfigError(problems)
 
 
 @contextmanager

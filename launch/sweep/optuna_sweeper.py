@@ -65,9 +65,6 @@ class OptunaSweeper(Sweeper):
         from launch.sweep.study import SharedStudy
 
         lines = [*(f"{key}={value}" for key, value in self._params.items()), *arguments]
-        for key, number in {"n_trials": self._n_trials, "n_jobs": self._n_jobs}.items():
-            if number < 1:
-                raise UserError(f"hydra.sweeper.{key}={number}: at least 1")
         space = search_space(lines)
         if not space.distributions:
             raise UserError("hydra/sweeper=optuna: nothing is searched; give a key a range or values")

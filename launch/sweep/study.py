@@ -215,6 +215,8 @@ def open_study(
         elif "://" not in where:
             storage = JournalStorage(JournalFileBackend(where))
         elif (url := make_url(where)).get_backend_name() == "sqlite":
+            if url.database in (None, "", ":memory:"):
+                raise ValueError("null keeps the study in memory")
             lock = FileLock(f"{url.database}.lock")
             with lock:
                 busy = {"connect_args": {"timeout": _BUSY}}

@@ -15,10 +15,12 @@ from launch.sweep.summary_table import summary, table, write_markdown
 _NAMED = 5  # jobs that did not begin
 
 
-def conclude(records: Records, problem: str = "") -> int:
+def conclude(records: Records, problem: str = "", *, dry: bool = False) -> int:
     """Print the table of a sweep, what failed and what did not begin, and return the exit code.
 
-    `problem`: why the sweep ended early, if it did.
+    Args:
+        problem: why the sweep ended early, if it did. dry: whether jobs only showed their plans, which have
+            no table.
     """
     runs, waiting = records.runs(), records.not_begun()
     root = records.folder.parent.parent
@@ -28,15 +30,16 @@ def conclude(records: Records, problem: str = "") -> int:
     console = Console()
     if len(runs) > 1:
         summed = summary(runs)
-        file = root / f"{records.folder.name}.md"
-        write_markdown(file, summed)
         if len(summed.heads) > 1:
             console.print(table(summed))
         if summed.best:
             _print(console, summed.best)
         for label, reason in summed.failed:
             _print(console, f"failed: {label}: {reason}")
-        _print(console, f"sweep: {short(file)}")
+        if not dry:
+            file = root / f"{records.folder.name}.md"
+            write_markdown(file, summed)
+            _print(console, f"sweep: {short(file)}")
     for line in warning_lines(Counter(text for run in runs for text in run.warnings)):
         _print(console, line)
     for overrides in waiting[:_NAMED]:

@@ -41,39 +41,54 @@ def hardware_problems(config: RunConfig) -> list[str]:
 
 
 def _machine(hardware: HardwareConfig) -> list[str]:
-    """Check the number of processes against this machine's GPUs and the tasks of the Slurm step, if any."""
+    """Check the hardware against this machine, its GPUs and the tasks of the Slurm step, if any."""
+    problems = []
     if hardware.optimizer == "adamw-8bit" and PathFinder.find_spec("torchao") is None:
-        return ["hardware.optimizer=adamw-8bit needs torchao: pip install 'unlearn-lab[memory]'"]
-    task = this_task()
-    if task.count % hardware.nodes:
-        here = "this is not a Slurm step" if task.count == 1 else f"this Slurm step has {task.count} tasks"
-        return [
-            f"hardware.nodes={hardware.nodes}: the command must be started on every node, but {here}; inside "
-            f"a job: srun --nodes={hardware.nodes} --ntasks-per-node=1 unlearn …"
-        ]
+        problems.append("hardware.optimizer=adamw-8bit needs torchao: pip install 'unlearn-lab[memory]'")
+    share = 0
     try:
-        share = len(task.process_variables(hardware.processes))
+        share = _share(hardware)
     except UserError as error:
-        return [str(error)]
+        problems.append(str(error))
     if hardware.device == "cpu" and hardware.dtype == "bf16":
         from unlearn.passes.product_times import bf16_gain  # imports torch
 
         if (gain := bf16_gain()) < 1:
-            return [
+            problems.append(
                 f"hardware.dtype=bf16: this processor emulates bf16, {gain:.2f} times as fast as fp32: "
                 "hardware=cpu is faster"
-            ]
+            )
     if hardware.device == "cuda":
-        import torch
+        problems += _gpus(hardware, share)
+    return problems
 
-        if not torch.cuda.is_available():
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            hidden = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible} limits which it sees)"
-            return [f"hardware.device=cuda: torch sees no GPU here{hidden}; hardware=cpu runs without one"]
-        if share > torch.cuda.device_count():
-            each = f" of {task.count} tasks with {share} processes each" if task.count > 1 else ""
-            return [
-                f"hardware.processes={hardware.processes}: {this_node()}{each} has "
-                f"{torch.cuda.device_count()} GPUs"
-            ]
-    return []
+
+def _share(hardware: HardwareConfig) -> int:
+    """Return the number of processes on this node.
+
+    Raises:
+        UserError: the processes cannot be divided among the tasks of the Slurm step.
+    """
+    task = this_task()
+    if task.count % hardware.nodes:
+        here = "this is not a Slurm step" if task.count == 1 else f"this Slurm step has {task.count} tasks"
+        raise UserError(
+            f"hardware.nodes={hardware.nodes}: the command must be started on every node, but {here}; inside "
+            f"a job: srun --nodes={hardware.nodes} --ntasks-per-node=1 unlearn …"
+        )
+    return len(task.process_variables(hardware.processes))
+
+
+def _gpus(hardware: HardwareConfig, share: int) -> list[str]:
+    """Check that there are GPUs for this node's share of the processes."""
+    import torch
+
+    if not torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        hidden = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible} limits which it sees)"
+        return [f"hardware.device=cuda: torch sees no GPU here{hidden}; hardware=cpu runs without one"]
+    if share <= (count := torch.cuda.device_count()):
+        return []
+    tasks = this_task().count
+    each = f" of {tasks} tasks with {share} processes each" if tasks > 1 else ""
+    return [f"hardware.processes={hardware.processes}: {this_node()}{each} has {count} GPUs"]

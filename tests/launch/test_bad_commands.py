@@ -41,6 +41,18 @@ REFUSED = {
     "no key": Refused(("method", "npo"), ("method: write a setting as key=value",)),
     "launcher without a sweep": Refused(("hydra/launcher=joblib",), ("hydra/launcher=joblib", "-m")),
     "no such launcher": Refused(("-m", "hydra/launcher=joblb"), ("joblb", "did you mean joblib")),
+    "no such sampler": Refused(
+        ("-m", "hydra/sweeper=optuna", "hydra/sweeper/sampler=tp"),
+        ("hydra/sweeper/sampler=tp: there is no such option (did you mean tpe?)",),
+    ),
+    "counts of a search": Refused(
+        (*SEARCH, "hydra.sweeper.n_trials=many", "hydra.sweeper.n_jobs=1.5", "hydra.sweeper.heartbeat_s=0"),
+        (
+            "hydra.sweeper.n_trials='many': a whole number",
+            "hydra.sweeper.n_jobs=1.5: a whole number",
+            "hydra.sweeper.heartbeat_s=0: a whole number, at least 1",
+        ),
+    ),
     "key of a launcher": Refused(
         ("-m", "hydra/launcher=joblib", "+hydra.launcher.jobs=3"),
         ("hydra.launcher.jobs", "did you mean n_jobs"),

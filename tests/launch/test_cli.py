@@ -132,6 +132,25 @@ REFUSED = {
     ),
     "unknown rule": (["method.rule.name=sum"], ["method.rule.name=sum", "weighted_sum"]),
     "wrong type": (["method.lr=fast"], ["method.lr='fast'", "command line", "valid number"]),
+    "neither a number nor auto": (
+        ["hardware.micro_tokens=automatic"],
+        [
+            "1 problem",
+            "hardware.micro_tokens='automatic' (command line): input should be a valid integer or 'auto'",
+        ],
+    ),
+    "neither a switch nor auto": (
+        ["hardware.activation_checkpointing=maybe"],
+        ["1 problem", "hardware.activation_checkpointing='maybe'", "valid boolean or 'auto'"],
+    ),
+    "no list of names": (
+        ["model.lora.targets=[1,x]"],
+        [
+            "1 problem",
+            "model.lora.targets=[1, 'x'] (command line): input should be a valid string",
+            "'all-linear'",
+        ],
+    ),
     "negative number": (["method.batch=-3"], ["method.batch=-3", "greater than 0"]),
     "not a choice": (["hardware.zero=4"], ["hardware.zero=4", "0, 1, 2 or 3"]),
     "seed": (["seed=one"], ["seed='one'", "integer"]),

@@ -185,9 +185,14 @@ class _Table:
 
     def lines(self) -> list[str]:
         lines = [f"  bf16: {self.bf16_gain:.2f}× as fast as fp32"] if self.bf16_gain else []
+        gains: dict[str, list[float]] = {}
         for size, times in sorted(self.known.items()):
-            found = "oneDNN not usable" if times.onednn is None else f"oneDNN {times.gain:.2f}× as fast"
-            lines.append(f"  {size}: {found}, {'oneDNN' if times.prefers_onednn else 'PyTorch'} is used")
+            gains.setdefault(f"{size.kind}, {size.rows} rows", []).append(
+                times.gain if times.prefers_onednn else 0.0
+            )
+        for product, each in gains.items():
+            most = f", up to {max(each):.2f}× as fast" if any(each) else ""
+            lines.append(f"  {product}: oneDNN for {sum(map(bool, each))} of {len(each)} sizes{most}")
         return lines
 
     def _read(self) -> None:

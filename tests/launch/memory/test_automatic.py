@@ -99,3 +99,10 @@ def test_a_dry_run_says_what_is_decided(capsys, tmp_path):
     shown = capsys.readouterr().out
     for role in ("build the target", "run"):
         assert f"{role}: hardware.micro_tokens=1024 hardware.activation_checkpointing=false" in shown
+
+
+@pytest.mark.parametrize("method", ["none", "whp"])
+def test_nothing_is_said_where_nothing_is_trained(method):
+    made, why = settle(composed(f"method={method}", *BOTH), 80)
+    assert made.hardware.micro_tokens == 1024
+    assert why == ""

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from launch.dry_run import deepspeed_yaml, load_of, show_plan
 from launch.memory.automatic import decide, fits
-from launch.memory.command import composed, llama, main, paper
+from launch.memory.command import _print, composed, llama, main, paper
 from launch.memory.estimate import (
     BUCKET,
     GIB,
@@ -104,6 +104,11 @@ def test_without_torchao_the_extra_is_named(monkeypatch):
     assert hardware_problems(config) == []
     (problem,) = hardware_problems(here)
     assert "hardware.optimizer=adamw-8bit needs torchao: pip install 'unlearn-lab[memory]'" in problem
+    several = here.model_copy(
+        update={"hardware": here.hardware.model_copy(update={"nodes": 2, "processes": 2})}
+    )
+    _, problem = hardware_problems(several)
+    assert "hardware.nodes=2" in problem
 
 
 def test_8b_fits_a_card_of_80_gib_and_70b_sixteen():
@@ -253,6 +258,36 @@ def test_a_size_has_the_unit_that_fits_it():
 def test_a_card_is_planned_with_nine_tenths_of_it():
     assert fits(Memory(parameters=21 * GIB), 24)
     assert not fits(Memory(parameters=22 * GIB), 24)
+
+
+@pytest.mark.parametrize(
+    ("width", "heads"),
+    [
+        (80, ["hardware", "tokens", "recomputed", "device", "host", "fits 80 GiB"]),
+        (
+            200,  # no column of what no preset takes
+            [
+                "hardware",
+                "tokens",
+                "recomputed",
+                "parameters",
+                "activations",
+                "device",
+                "host",
+                "fits 80 GiB",
+            ],
+        ),
+    ],
+)
+def test_the_table_fits_the_terminal(width, heads):
+    hardware = composed("dry_run=true").hardware
+    large = Memory(parameters=700 * GIB, activations=40 * GIB, host=223 * GIB)
+    shown = io.StringIO()
+    console = Console(width=width, file=shown)
+    _print(console, [("gpu-2x8-zero3", large, hardware), ("cpu", Memory(parameters=GIB), hardware)], 80)
+    lines = shown.getvalue().splitlines()
+    assert [cell.strip() for cell in lines[2].strip("┃").split("┃")] == heads
+    assert [line.split()[1] for line in lines if line.startswith("│")] == ["gpu-2x8-zero3", "cpu"]
 
 
 @pytest.mark.slow

@@ -30,6 +30,7 @@ from launch.report.compare.wandb_exports import read_export
 from launch.report.documentation import SITE
 from launch.report.run_groups import Unusable
 from launch.report.statistics import mean
+from tests.launch.commands import ended, started
 from tests.launch.report.browser import drawn
 from tests.launch.report.compare_files import write_anchors, write_examples, write_run, write_sweep
 from tests.launch.tracking.wandb_files import finished_records
@@ -50,6 +51,16 @@ def row(kind: Any = "run", **results: float | None) -> Row:
 
 def table(*runs: ComparedRun, metrics: tuple[str, ...] = (UTILITY,), anchors: Any = ()) -> Comparison:
     return compared(list(runs), list(anchors), list(metrics))
+
+
+@pytest.mark.slow
+def test_the_command_imports_no_torchao(tmp_path):
+    """In a process of its own; where torchao is installed, its import complains on standard error."""
+    for seed in (0, 1):
+        write_run(tmp_path / f"runs/npo-{seed}", seed=seed, results={UTILITY: 0.5})
+    shown = ended(started(tmp_path, "compare", "runs", "--out", "comparison"), 120)
+    assert shown.code == 0
+    assert "torchao" not in shown.err
 
 
 # -- means and intervals -----------------------------------------------------------------------------------

@@ -97,12 +97,13 @@ def test_a_grid_has_every_point():
 
 def test_a_trial_that_is_given_back_is_made_again_and_a_failed_one_is_not(tmp_path):
     where = f"sqlite:///{tmp_path}/study.db"
-    first = study(3, where).claim(3)
-    one = study(3, where)
+    drawing = partial(RandomSampler, seed=None)  # draws no parameters twice
+    first = study(3, where, drawing).claim(3)
+    one = study(3, where, drawing)
     one.tell(first[0], None)
     one.free(first[1])
     one.tell(first[2], 0.5)
-    again = study(4, where).claim(4)  # of a longer search
+    again = study(4, where, drawing).claim(4)  # of a longer search
     assert sorted(again) == [1, 3]
     assert again[1].params == first[1].params
     best = one.best()
@@ -116,10 +117,27 @@ def test_a_storage_that_cannot_be_opened_is_named(where):
         study(1, where)
 
 
+@pytest.mark.parametrize("where", ["sqlite://", "sqlite:///:memory:"])
+def test_memory_is_no_database(where, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="null keeps the study in memory"):
+        study(1, where)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_a_password_is_not_shown():
     with pytest.raises(UserError) as caught:
         study(1, "nosuchdriver://me:secret@host/study")
     assert "secret" not in str(caught.value)
+
+
+def test_a_job_that_two_commands_offer_at_once_is_claimed_once(tmp_path):
+    where = f"sqlite:///{tmp_path}/study.db"
+    one, other = study(1, where), study(1, where)
+    for command in (one, other):
+        command._study.enqueue_trial({}, user_attrs={"job": 0})
+    assert [*one.claim(1)] == [0]
+    assert other.claim(1) == {}
 
 
 # -- several processes -------------------------------------------------------------------------------

@@ -24,6 +24,7 @@ from launch.sweep.objective import FLOOR, check_goal, goal_value, missed_by
 from launch.sweep.summary import conclude
 from launch.sweep.summary_table import summary
 from launch.sweep.sweep_run import SweepRun, varying
+from tests.launch.commands import done
 from unlearn.config import GoalConfig, RunConfig
 from unlearn.errors import ConfigError, UserError
 from unlearn.files import write_json
@@ -189,6 +190,32 @@ class TestRecords:
         monkeypatch.setenv("SLURM_PROCID", "0")
         records.begin(0, self.JOBS[0])
         assert records.begun(0)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["method.lr=1e-5,1e-4"],
+        [
+            "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", "method.lr=interval(1e-5,1e-3)",
+            "hydra.sweeper.storage=sqlite:///study.db",
+        ],
+    ],
+)  # fmt: skip
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_a_dry_run_leaves_the_records_of_the_sweep(arguments, tmp_path, monkeypatch):
+    monkeypatch.setenv("UNLEARN_SWEEP", "mine")
+    records = Records(tmp_path / "runs" / "sweeps" / "mine")
+    records.announce({0: ["++method.lr=2e-5"]}, 0, [], anew=True)
+    records.end(0, SweepRun(("++method.lr=2e-5",), tmp_path / "a run"))
+    (tmp_path / "runs" / "mine.md").write_text("the table")
+    (records.folder / "stop").touch()
+    before = {file: file.is_file() and file.read_text() for file in tmp_path.rglob("*")}
+    small = ("dataset.options.authors=10", "model.nano.layers=1", "eval=none", "dry_run=true")
+    shown = done(tmp_path, "-m", *small, *arguments)
+    assert "[2/2] method.lr=" in shown.out
+    assert "sweep: " not in shown.out
+    assert {file: file.is_file() and file.read_text() for file in tmp_path.rglob("*")} == before
 
 
 def test_a_sweep_is_called_the_same_wherever_its_jobs_run():

@@ -100,7 +100,6 @@ def test_the_choice_is_kept_for_the_machine(cache, monkeypatch):
     product_times._of_threads.cache_clear()
     monkeypatch.setattr(product_times, "measure", lambda _: pytest.fail("measured a second time"))
     assert preferred([SIZE]) == first
-    assert any("forward, many rows, 64 to 96" in line for line in product_times.describe())
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"seconds": {"forward": 1}}', '{"seconds": [1]}'])
@@ -146,3 +145,15 @@ def test_the_gain_of_bf16_is_kept_too(cache, monkeypatch):
 def test_noise_does_not_decide():
     assert not Times(1.0, 0.95).prefers_onednn
     assert Times(1.0, 0.5).prefers_onednn
+
+
+def test_what_was_measured_is_told_in_a_line_for_each_kind(cache):
+    table = product_times._of_threads(torch.get_num_threads())
+    for outputs, times in ((96, Times(1.0, 0.5)), (97, Times(1.0, 0.4)), (98, Times(1.0, 0.95))):
+        table.known[Size("forward", "few", 64, outputs)] = times
+    table.known[Size("weight", "many", 64, 96)] = Times(1.0, None)
+    table._write()
+    assert product_times.describe()[-2:] == [
+        "  forward, few rows: oneDNN for 2 of 3 sizes, up to 2.50× as fast",
+        "  weight, many rows: oneDNN for 0 of 1 sizes",
+    ]
