@@ -99,10 +99,10 @@ class Plain:
         pass
 
     def _forget(self, batch: dict[str, Tensor], examples: int, tokens: int) -> Tensor:
-        keys = {k: v for k, v in (self._case.method.forget or {}).items() if k != "objective"}
+        keys = dict(self._case.method.forget or {})
         logp = answer_logp(self._model, batch)
         if self._reference is None:
-            fixed = logp.detach().exp()
+            fixed, keys = logp.detach().exp(), keys["weighting"]
             weight = fixed ** keys["beta1"] * (1 - fixed) ** keys["beta2"]
             answer = batch["labels"][:, 1:] != -100
             return (weight * logp)[answer].sum() / tokens

@@ -151,6 +151,7 @@ def take_part(where: str, n_trials: int) -> None:
             mine.tell(trial, float(job))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("storage", ["sqlite:///{}/study.db", "{}/journal.log"])
 def test_processes_share_exactly_the_trials_of_a_study(storage, tmp_path):
     """They begin at once, so that they also create it together."""
@@ -176,6 +177,7 @@ def begin_one(where: str, folder: Path) -> None:
         time.sleep(LIMIT)
 
 
+@pytest.mark.slow
 def test_a_trial_is_freed_when_its_process_is_killed_and_not_before(tmp_path):
     where = f"sqlite:///{tmp_path}/study.db"
     command = FORKS.Process(target=begin_one, args=(where, tmp_path))

@@ -88,6 +88,7 @@ def test_two_processes_train_as_with_a_whole_model(tmp_path: Path) -> None:
                 assert torch.equal(kept[f"saved/{name}"], kept[f"weight/{name}"].bfloat16().float()), name
 
 
+@pytest.mark.slow
 def test_a_process_takes_its_share_of_the_memory(tmp_path: Path) -> None:
     """Two processes at ZeRO 3, and a model of 96 MiB in bf16, which takes 192 MiB when it is read in fp32."""
     make_llama(
