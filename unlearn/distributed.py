@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed import distributed_c10d
 
 from unlearn.errors import UserError
-from unlearn.passes.out_of_memory import MemoryLimits
+from unlearn.passes.memory_limits import MemoryLimits
 from unlearn.passes.products import LINEAR
 
 T = TypeVar("T")

@@ -38,7 +38,8 @@ from unlearn.guard import resume_collection
 from unlearn.models.adapter_targets import unties
 from unlearn.models.skeleton import limits
 from unlearn.models.tokenizer import load_tokenizer, make_encoder
-from unlearn.passes.out_of_memory import ADVICE, MemoryLimits, is_out_of_memory
+from unlearn.passes.memory_limits import MemoryLimits
+from unlearn.passes.out_of_memory import ADVICE, is_out_of_memory
 from unlearn.pipeline import Pipeline
 from unlearn.probes import watched_sets
 from unlearn.run_dir import RunDir

@@ -9,20 +9,17 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 
 from unlearn.data.batching import deal
+from unlearn.distributed import World
 from unlearn.errors import UserError
+from unlearn.passes.memory_limits import Key
 from unlearn.signals import StartAgain
 
-if TYPE_CHECKING:
-    from unlearn.distributed import World
-
 T = TypeVar("T")
-Key: TypeAlias = Literal["micro_tokens", "micro_batch", "eval_tokens", "generate_rows"]
 Bins: TypeAlias = list[list[list[int]]]
 """Positions of sequences by process and forward, as `deal` returns them."""
 
@@ -50,22 +47,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)
-
-
-@dataclass
-class MemoryLimits:
-    """The portions that fit in memory where the configured ones do not, by key of `hardware`.
-
-    They are the same on every process. `restarts` counts how often the run began again for it. `save` keeps
-    both for the next start of the run.
-    """
-
-    fitting: dict[str, int] = field(default_factory=dict)
-    restarts: int = 0
-    save: Callable[[dict[str, int], int], None] = lambda *_: None
-
-    def portion(self, key: Key, configured: int) -> int:
-        return min(configured, self.fitting.get(key, configured))
 
 
 def warning(fitting: dict[str, Any]) -> str:

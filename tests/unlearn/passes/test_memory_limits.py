@@ -24,7 +24,8 @@ from unlearn.config import HardwareConfig
 from unlearn.distributed import World, start_world
 from unlearn.passes.generate import generate
 from unlearn.passes.gumbel_sampling import sampling
-from unlearn.passes.out_of_memory import MemoryLimits, in_portions, is_out_of_memory
+from unlearn.passes.memory_limits import MemoryLimits
+from unlearn.passes.out_of_memory import in_portions, is_out_of_memory
 from unlearn.probes.geffect.example_effects import ExampleEffects, Points
 from unlearn.probes.geffect.parameter_groups import parameter_groups
 from unlearn.signals import StartAgain
