@@ -24,7 +24,7 @@ SMALL = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("processes", "zero"), [(1, 0), (1, 3), (2, 0), (2, 2), (2, 3)])
+@pytest.mark.parametrize(("processes", "zero"), [(1, 0), (1, 3), (2, 2), (2, 3)])
 def test_it_ends_as_if_it_had_begun_with_the_smaller_portion(children: Nursery, tmp_path, processes, zero):
     def done(run: Path, tokens: int, before: str | None = None) -> str:
         hardware = [f"hardware.processes={processes}", f"hardware.zero={zero}"]
@@ -37,10 +37,11 @@ def test_it_ends_as_if_it_had_begun_with_the_smaller_portion(children: Nursery, 
         return shown.out + shown.err
 
     halved, small = tmp_path / "halved", tmp_path / "small"
-    said = done(halved, 1024, "tests.launch.run.hungry:limit")
+    first = 1024 if processes == 1 else 256  # each start of two processes takes seconds
+    said = done(halved, first, "tests.launch.run.hungry:limit")
     kept = json.loads((halved / "memory.json").read_text())
     portion = kept["fitting"]["micro_tokens"]
-    assert portion < 1024
+    assert portion < first
     log = said + (halved / "run.log").read_text()
     assert f"continuing with hardware.micro_tokens={portion}" in re.sub(r"\s+", " ", log)
     # Where a pass has collectives the run has begun again.

@@ -116,9 +116,9 @@ def test_where_a_pass_has_collectives_the_run_begins_again_with_what_was_kept():
 def process(root: str) -> None:
     dist.init_process_group("gloo")
     world = World(dist.get_rank(), dist.get_world_size())
-    mine = live(Path(root, str(world.rank)), hungry=world.main, world=world)
+    mine = live(Path(root, str(world.rank)), hungry=True, world=world)
     prompts = encoder().prompts([question for question, _ in QUESTIONS])
-    with room(2.5 * ROW if world.main else 4096):
+    with room(2.5 * ROW):  # on both: a free process takes the next part, so one may have all of them
         norms = mine.norms(encoder().pairs(QUESTIONS))
         texts = mine.answers(prompts, max_new_tokens=20)
     known = [norms.tolist(), texts, mine.world.limits.fitting]
@@ -127,7 +127,7 @@ def process(root: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_halve_alike_where_one_is_out_of_memory(tmp_path):
+def test_two_processes_halve_alike(tmp_path):
     together(2, process, str(tmp_path))
     (norms, texts, fitting), other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert [norms, texts, fitting] == other
