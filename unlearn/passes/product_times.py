@@ -251,13 +251,20 @@ def measure_bf16() -> float:
 
 
 def _seconds(ways: dict[str, Callable[[], Any]]) -> dict[str, float]:
-    """Return the least CPU seconds of each call, in turns: not disturbed by other work on the machine."""
+    """Return the least CPU seconds of each call, in turns on one thread: other work does not disturb them."""
     best = dict.fromkeys(ways, float("inf"))
-    for _ in range(_TURNS):
-        for name, call in ways.items():
-            started = time.thread_time()
-            call()
-            best[name] = min(best[name], time.thread_time() - started)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(
+        1
+    )  # several wait for each other where the machine is busy, in one kernel or the other
+    try:
+        for _ in range(_TURNS):
+            for name, call in ways.items():
+                started = time.thread_time()
+                call()
+                best[name] = min(best[name], time.thread_time() - started)
+    finally:
+        torch.set_num_threads(threads)
     return best
 
 
