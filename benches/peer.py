@@ -26,7 +26,7 @@ from rich.table import Table
 
 from benches.cases import ROOT, SHARED
 from benches.peer_runs import DATA, MODELS, RETAIN, TARGET, Measured, Ours, Peer
-from benches.processor import processor
+from unlearn.passes.product_times import on_machine
 
 RESULTS = ROOT / "benches" / "peer.json"
 EVALUATION = "TOFU evaluation"
@@ -87,7 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not (MODELS / TARGET).is_dir() or not DATA.is_dir():
         console.print(f"left out: no TOFU or no nano models in {SHARED} (UNLEARN_SHARED)")
         return
-    results: dict[str, Any] = {"processor": processor(), "rounds": options.rounds}
+    results: dict[str, Any] = {"processor": on_machine(), "rounds": options.rounds}
     with tempfile.TemporaryDirectory() as folder:
         peer, ours = Peer(checkout, python, Path(folder)), Ours(Path(folder))
         turns = {}

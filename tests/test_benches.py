@@ -12,9 +12,9 @@ from benches.cases import settings
 from benches.methods import compare
 from benches.peer_runs import copy_for_peer
 from benches.presets import BATCH, VARIANTS, Row, as_measured, rows
-from benches.processor import processor
 from eval.benchmarks.tofu import METRICS
 from tests.paths import ROOT
+from unlearn.passes.product_times import on_machine
 
 ROWS = rows()
 
@@ -165,6 +165,6 @@ def test_a_model_is_copied_under_the_peers_names(tmp_path) -> None:
 
 def test_the_processor_is_named_with_its_caps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    assert processor().endswith(", ONEDNN_MAX_CPU_ISA=AVX2")
+    assert on_machine().endswith(", ONEDNN_MAX_CPU_ISA=AVX2")
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA")
-    assert "ONEDNN" not in processor()
+    assert "ONEDNN" not in on_machine()

@@ -97,6 +97,8 @@ def agreed(config: RunConfig, world: World, rundir: RunDir) -> tuple[RunConfig, 
     A run that goes on from a checkpoint keeps what was decided when it began.
     """
     hardware = config.hardware
+    if not any(_is_auto(config, key) for key in _KEYS):
+        return config, ""
     least = min(world.gather([free_gib(config)]))
     if known := world.on_main(lambda: rundir.read_decided(hardware)):
         return _with(config, **known), ""

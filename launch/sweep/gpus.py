@@ -26,7 +26,7 @@ from unlearn.errors import UserError
 _VARIABLE = "CUDA_VISIBLE_DEVICES"
 _NONE = ("", "-1", "NoDevFiles")
 _ON_CPU = 2  # jobs at a time
-_POLL = 0.2  # seconds between two looks for free GPUs
+_POLL = 0.2  # seconds between two checks for free GPUs
 
 
 def visible() -> list[str]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from launch.sweep.study import SharedStudy
 
-_POLL = 5.0  # seconds between two looks at the trials of other commands
+_POLL = 5.0  # seconds between two checks of the trials of other commands
 
 
 class OptunaSweeper(Sweeper):

@@ -182,8 +182,8 @@ def read(model: nn.Module, batch: Batch, requests: Sequence[ForwardRequest]) -> 
         answers[id(each)][name] = values
     sizes = [len(each.index) for each in own]
     if own and not any(each.logits for each in own):  # no need to split the logits
-        found = logits[:, 0] if fused else token_logp(logits, labels)
-        for each, logp in zip(own, found.split(sizes), strict=True):
+        computed = logits[:, 0] if fused else token_logp(logits, labels)
+        for each, logp in zip(own, computed.split(sizes), strict=True):
             answers[id(each)]["logp"] = logp
     elif own:
         for each, values in zip(own, logits.split(sizes) if len(own) > 1 else [logits], strict=True):

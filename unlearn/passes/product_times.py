@@ -107,13 +107,18 @@ def bf16_gain() -> float:
 def describe() -> list[str]:
     """Return lines on this processor and on what was measured on it, with any number of threads."""
     tables = [table for threads in range(1, 1 + (os.cpu_count() or 1)) if (table := _Table(threads)).lines()]
-    lines = [", ".join(f"{name} {value}" for name, value in machine().items())]
+    lines = [on_machine()]
     for table in tables:
         lines += [f"kernels of linear layers, threads: {table.threads} ({table.file})", *table.lines()]
     return lines if tables else [*lines, "kernels of linear layers: the first run in fp32 measures them"]
 
 
-@cache
+def on_machine() -> str:
+    """Return `machine` in a line, as what a figure was measured on."""
+    facts = machine().items()
+    return ", ".join(f"{name}={value}" if name.isupper() else f"{name} {value}" for name, value in facts)
+
+
 def machine() -> dict[str, str]:
     """Return what decides about a kernel's speed: processor, instruction sets, torch's version, variables."""
     named = {"processor": _processor(), "kernels": torch.backends.cpu.get_cpu_capability()}
@@ -278,11 +283,12 @@ def _operands(size: Size) -> tuple[Tensor, Tensor]:
     return pairs[size.kind]
 
 
-def _close(found: Tensor, expected: Tensor, terms: int) -> bool:
+def _close(computed: Tensor, expected: Tensor, terms: int) -> bool:
     tolerance = 8 * torch.finfo(expected.dtype).eps * terms**0.5 * float(expected.abs().max())
-    return bool((found - expected).abs().max() <= tolerance)
+    return bool((computed - expected).abs().max() <= tolerance)
 
 
+@cache
 def _processor() -> str:
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
