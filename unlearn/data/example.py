@@ -11,7 +11,8 @@ class Example:
 
     `id` is unique over all sets of a run (`"forget10/12"`). A plain text has no question; its text is
     the answer. The other fields are optional. `template` is an alternative answer in the data, `group` a
-    benchmark's division of a set (`"task1/knowledge"`).
+    benchmark's division of a set (`"task1/knowledge"`). Of a plain text that is `truncated` only the first
+    `dataset.max_length` tokens are trained on; another one that is longer is cut into pieces.
     """
 
     id: str
@@ -22,3 +23,4 @@ class Example:
     paraphrased_question: str | None = None
     template: str | None = None
     group: str | None = None
+    truncated: bool = False

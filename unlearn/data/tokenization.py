@@ -70,13 +70,15 @@ class Encoder:
     """Encodes texts as token sequences, with one tokenizer, one prompt format and one length limit in tokens.
 
     Special tokens that the tokenizer adds before a text stay, once. Those that it adds after a text are left
-    out: an answer follows a prompt, and an answer ends with `end_id` alone. `limits` are the model's.
+    out: an answer follows a prompt, and an answer ends with `end_id` alone. `limits` are the model's. Of a
+    plain text the share `prompt_share` of its tokens, and the first one at least, is the prompt.
     """
 
     tokenizer: PreTrainedTokenizerBase
     format: PromptFormat = _CHAT
     max_length: int = 512
     limits: Limits = Limits()
+    prompt_share: float = 0.0
 
     @property
     def end_id(self) -> int:
@@ -213,7 +215,8 @@ class Encoder:
             encoded = self._tokenised([texts[i] for i in chosen], specials=is_plain or self._specials)
             for i, (ids, offsets) in zip(chosen, encoded, strict=True):
                 # Nothing predicts the first token, so no answer begins there.
-                start = 1 if is_plain else max(1, _boundary(offsets, len(prompts[i])))
+                prompt = self._share(len(ids)) if is_plain else _boundary(offsets, len(prompts[i]))
+                start = max(1, prompt)
                 in_answer = np.array(offsets, dtype=np.int64).reshape(-1, 2) - len(prompts[i])
                 rows[i] = self._sequence(ids, start, pairs[i]), in_answer
         return [row for row in rows if row is not None]
@@ -235,7 +238,8 @@ class Encoder:
         """Cut plain texts longer than `max_length` tokens into pieces `<id>#0`, `<id>#1` …
 
         A piece has at most `max_length` tokens, special ones included, and usually exactly that many, so
-        that no end token follows where the text continues. Examples that fit, or have a question, stay.
+        that no end token follows where the text continues. Examples that fit, have a question or are
+        `truncated` stay.
 
         Raises:
             UserError: not even one character of a text fits into `max_length`.
@@ -243,7 +247,8 @@ class Encoder:
         cut: list[Example] = []
         for example in examples:
             text = example.answer
-            parts = pieces(text, self.max_length, self._plain) if example.question is None else [text]
+            whole = example.truncated or example.question is not None
+            parts = [text] if whole else pieces(text, self.max_length, self._plain)
             if parts == [text] or not parts:
                 cut.append(example)
             else:
@@ -253,6 +258,9 @@ class Encoder:
     def _plain(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         (encoded,) = self._tokenised([text], specials=True)
         return encoded
+
+    def _share(self, tokens: int) -> int:
+        return int(self.prompt_share * min(tokens, self.max_length))
 
     def _sequence(self, ids: Sequence[int], start: int, pair: tuple[str | None, str]) -> TokenSequence:
         if pair[1].strip() == "":

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INTERVENTIONS", "Intervention", "Pass", "attached", "blocks", "check", "files", "gates", "host",
-    "is_edited", "is_gated", "is_of_edit", "load", "make", "save", "sets", "split", "trains",
+    "is_edited", "is_gated", "is_of_edit", "load", "make", "prompt_share", "save", "sets", "split", "trains",
     "wants_reinforced",
 ]  # fmt: skip
 
@@ -44,6 +44,11 @@ def is_gated(options: Mapping[str, Any]) -> bool:
 def sets(options: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the sets of the data that an intervention is fitted on."""
     return _find(options).sets
+
+
+def prompt_share(options: Mapping[str, Any] | None) -> float:
+    """Return the share of a plain text's tokens that is its prompt in training (None: no intervention)."""
+    return 0.0 if options is None else _find(options).prompt_share(_options(options))
 
 
 def wants_reinforced(options: Mapping[str, Any]) -> bool:

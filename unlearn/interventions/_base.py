@@ -72,6 +72,11 @@ class Intervention(nn.Module):
     """The sets of the data that `fit` needs."""
 
     @classmethod
+    def prompt_share(cls, options: Any) -> float:
+        """Return the share of a plain text's tokens that is its prompt in training; 0: the first token."""
+        return 0.0
+
+    @classmethod
     def file_problem(cls, option: str, file: str) -> str | None:
         """Return why the file of an option cannot be used, as far as it shows without reading it whole."""
         return file_problem(file)

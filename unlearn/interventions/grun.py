@@ -27,6 +27,12 @@ class GrunOptions(Section):
     gate: Literal["linear", "mlp"] = Field("mlp", description="what decides whether a prompt is edited")
     width: PositiveInt = Field(256, description="first hidden layer of the mlp gate")
     width2: PositiveInt = Field(64, description="second hidden layer of the mlp gate")
+    prompt_share: float = Field(
+        0.8,
+        gt=0,
+        lt=1,
+        description="share of a plain text, which has no question, that is its prompt in training",
+    )
 
 
 def default_layers(layers: int) -> list[int]:
@@ -75,6 +81,10 @@ class Grun(Intervention):
     Options = GrunOptions
     trains = True
     gated = True
+
+    @classmethod
+    def prompt_share(cls, options: GrunOptions) -> float:
+        return options.prompt_share
 
     def __init__(self, options: GrunOptions, *, hidden_size: int, layers: int, seed: int = 0) -> None:
         """

@@ -15,6 +15,7 @@ def npo(
     weights: Float[Tensor, " N"] | None = None,
     *,
     beta: float,
+    per_token: bool = False,
 ) -> Float[Tensor, " B"]:
     """−(2/β) log σ(−β log(π/π_ref)) of each answer, π the probability of the whole answer (eq. 3).
 
@@ -23,7 +24,12 @@ def npo(
 
     Weights multiply each token's log-ratio before the sum (arXiv 2505.11953, hard sampling and annotation).
     The code released there sums the log-ratio over the whole batch; here each answer has its own.
+
+    `per_token` divides the log-ratio by the answer's length, as the code of arXiv 2410.07163 does on WMDP,
+    where the two losses are means.
     """
     ratio = logp - ref_logp
     ratio = torch.segment_reduce(ratio if weights is None else weights * ratio, "sum", lengths=lengths)
+    if per_token:
+        ratio = ratio / lengths.clamp(min=1)
     return -2 / beta * logsigmoid(-beta * ratio)

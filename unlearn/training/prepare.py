@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from unlearn import interventions
 from unlearn.config import RunConfig
 from unlearn.data.alternatives import alternatives
 from unlearn.data.annotations import load_annotations
@@ -107,12 +108,14 @@ class Preparation:
             for term in self.terms
             for statistic in term.statistics
         )
+        share = interventions.prompt_share(self.config.method.intervention)
+        encoder = replace(self.encoder, prompt_share=share)
         important = None
         if annotated:
             assert self.config.dataset.annotations is not None
             spans = load_annotations(self.config.dataset.annotations, examples)
-            important = self.encoder.important(pairs, spans)
-        return Part(self.encoder.pairs(pairs), repeats=repeats, important=important)
+            important = encoder.important(pairs, spans)
+        return Part(encoder.pairs(pairs), repeats=repeats, important=important)
 
     def _alternatives(self, examples: Sequence[Example], target: FrozenModel, multiple: int) -> Part:
         cfg = self.config.method.alternatives
