@@ -27,12 +27,12 @@ SETS_OF = {
 
 
 def groups(
-    tokenizer: PreTrainedTokenizerBase, method: str, **keys: Any
+    tokenizer: PreTrainedTokenizerBase, method: str, sets: Any = SETS_OF, **keys: Any
 ) -> tuple[Preparation, dict[str, Group]]:
     given = [f"method.alternatives.{key}={value}" for key, value in keys.items()]
     config = checked(compose_run(force_overrides([f"method={method}", *given])))
     alone = World(0, 1, torch.device("cpu"))
-    ready = Preparation(config, bind(config.method), SETS_OF, Encoder(tokenizer), alone)
+    ready = Preparation(config, bind(config.method), sets, Encoder(tokenizer), alone)
     return ready, ready.groups(None)  # type: ignore[arg-type]  # a target, which refusals do not need
 
 
@@ -58,6 +58,21 @@ def test_each_alternative_is_a_row(nano_tokenizer: PreTrainedTokenizerBase) -> N
         assert ids(one, "alternatives", example, alternative) == encoded[row]
     # What frozen models give is computed once for an answer, not once for a row.
     assert [len(forget.part(kind).sequences) for kind in ("answers", "alternatives")] == [4, 12]
+
+
+def test_an_edit_of_prompts_takes_the_beginning_of_a_plain_text_for_one(
+    nano_tokenizer: PreTrainedTokenizerBase,
+) -> None:
+    text = "The writer was born in Lyon, where the river bends twice before it meets the sea."
+    tokens = len(nano_tokenizer(text)["input_ids"])
+    plain = {name: [Example(id=f"{name}/0", answer=text)] for name in ("forget", "retain")}
+    starts = {
+        method: groups(nano_tokenizer, method, sets=plain)[1]["forget"].sequence(
+            Unit("forget", 0, 0), "answers"
+        )
+        for method in ("grun", "grad_diff")
+    }
+    assert {name: s.answer_start for name, s in starts.items()} == {"grun": int(0.8 * tokens), "grad_diff": 1}
 
 
 def test_an_epoch_is_as_many_times_as_long(nano_tokenizer: PreTrainedTokenizerBase) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -309,6 +310,27 @@ def test_what_fits_or_has_a_question_is_not_cut(nano_tokenizer: PreTrainedTokeni
     assert Encoder(nano_tokenizer, max_length=n).chunks([]) == []
     cut = Encoder(nano_tokenizer, max_length=n - 1).chunks([Example("a/0", "A short text.", group="x")])
     assert [(e.id, e.group) for e in cut] == [("a/0#0", "x"), ("a/0#1", "x")]
+
+
+def test_the_prompt_of_a_plain_text(bpe_tokenizer: BuildBpe) -> None:
+    tokenizer = with_post_processor(bpe_tokenizer(*TRAINING), "<s> $A")
+    whole = Encoder(tokenizer, PLAIN, 4096)
+    shared = replace(whole, prompt_share=0.8)
+    length = len(tokenizer(LONG)["input_ids"])
+    assert [one(e, None, LONG).answer_start for e in (whole, shared)] == [1, int(0.8 * length)]
+    # Of a text that is cut, the tokens that are left count; at least one token is the prompt.
+    assert one(replace(shared, max_length=50), None, LONG).answer_start == 40
+    assert one(shared, None, "x").answer_start == 1
+    assert one(shared, "Who?", "Ann").answer_start == one(whole, "Who?", "Ann").answer_start > 1
+
+
+def test_a_truncated_text_is_one_sequence(bpe_tokenizer: BuildBpe) -> None:
+    encoder = Encoder(bpe_tokenizer(*TRAINING), PLAIN, 16)
+    text = Example("a/0", LONG, truncated=True)
+    assert encoder.chunks([text]) == [text]
+    sequence = one(encoder, None, LONG)
+    assert (len(sequence.ids), sequence.ended) == (16, False)
+    assert sequence.ids.tolist() == encoder.tokenizer(LONG)["input_ids"][:16]
 
 
 def test_pieces_of_nothing_but_space_are_left_out(bpe_tokenizer: BuildBpe) -> None:

@@ -139,6 +139,16 @@ def test_npo_cuts_answers_by_their_lengths():
     assert torch.equal(both, torch.cat([first, last]))
 
 
+def test_npo_per_token_by_hand():
+    # ratio = −1.335001/3 = −.445000; 2/.5·ln(1 + e^(.5·−.445000)) = 4·ln(1.800515) = 2.352291
+    logp = LOGP.clone().requires_grad_()
+    loss = npo(logp, REF, ONE, beta=0.5, per_token=True)
+    assert loss.item() == approx(2.352291, terms=6, decimals=6)
+    loss.sum().backward()
+    # 2σ(.5·−.445000)/3 = 2·.444603/3
+    assert_close(logp.grad, torch.full((3,), 0.296402), terms=6, decimals=6)
+
+
 def test_npo_with_weights_by_hand():
     # the first two tokens at half: ratio = .5·(ln(.9/.95) + ln(.5/.6)) + ln(.1/.3) = −1.216807
     # 2/.5·ln(1 + e^(.5·−1.216807)) = 4·ln(1.544219) = 1.738073
@@ -231,6 +241,7 @@ def test_simnpo_without_margin_is_npo_of_the_mean_against_certainty(sequences, b
     zero = torch.zeros_like(logp)
     by_weight = npo(logp, zero, lengths, 1 / lengths.double().repeat_interleave(lengths), beta=beta)
     assert_close(by_weight, wanted, condition=45, each=True)
+    assert_close(npo(logp, zero, lengths, beta=beta, per_token=True), wanted, condition=45, each=True)
 
 
 @PROPERTY

@@ -95,7 +95,7 @@ SOURCES: dict[str, Source | None] = {
     "grun-idk": Source(GRUN, 4e-3, {"template": 1.0, "retain": 1.0, **GATES}, decay=0),
     "grun-npo": Source(GRUN, 4e-3, {"forget": 100.0, "retain": 1.0, **GATES}, {"beta": 0.1}, decay=0),
     "grun-wmdp": Source(  # hidden_states[31] of its code
-        Run(1000, 16, 252, (1.0, 1 / 2, 1 / 252)), 4e-3,
+        Run(2000, 16, 500, (1.0, 1 / 2, 1 / 500)), 4e-3,
         {**BOTH, "forget_gate": 100.0, "retain_gate": 100.0},
         {"coefficient": 300.0, "direction": "unit"}, decay=0, layer=("model.layers.30", 32),
     ),
@@ -117,7 +117,7 @@ SOURCES: dict[str, Source | None] = {
     "npo-altpo": Source(TEN_BY_35, 2e-5, {"forget": 1.0, "retain": 2.0}, {"beta": 0.05}),
     "npo-geffect": Source(FIVE_BY_16, 1e-5, ALONE, {"beta": 0.5}, decay=0),
     "npo-kl": Source(TEN, 1e-5, BOTH, {"beta": 0.1}),
-    "npo-wmdp": Source(WMDP, 5e-6, BOTH, {"beta": 0.0225}, decay=0),
+    "npo-wmdp": Source(WMDP, 5e-6, BOTH, {"beta": 0.0225, "per_token": True}, decay=0),
     "pdu": Source(
         Run(400, 128, 40, (1 / 4, 20 / 36, 1 / 36)), 1e-5, BOTH,
         rule={"epsilon": 0.3, "rate": 5.0, "initial": 100.0, "warmup_epochs": 5.0, "every": "step"},
@@ -136,6 +136,10 @@ SOURCES: dict[str, Source | None] = {
     "rmu-wmdp": Source(
         Run(5000, 4, 150, (1.0, 1.0, 1.0)), 5e-5, {"forget": 1.0, "retain": 1200.0},
         {"coefficient": 6.5, "direction": "unit"}, clip=0, layer=("model.layers.7", 32),
+    ),
+    "rmu-wmdp-openunlearning": Source(
+        Run(5000, 16, 80, (1.0, 1.0, 1.0)), 5e-5, BOTH, {"coefficient": 2.0, "direction": "unit"}, decay=0,
+        layer=("model.layers.7", 32),
     ),
     "satimp": Source(FIVE_BY_16, 1e-5, {"forget": 1.0, "retain": 0.1}, {"beta1": 5, "beta2": 0.1}, decay=0),
     "satimp-muse": Source(
@@ -265,7 +269,7 @@ def test_what_is_chosen_to_be_trained_gets_a_gradient(name: str) -> None:
         == []
     )
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
-    if name == "rmu-wmdp":
+    if name.startswith("rmu-wmdp"):
         assert trained == [f"model.layers.{block}.mlp.down_proj.weight" for block in (5, 6, 7)]
 
 
