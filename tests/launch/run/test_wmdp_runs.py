@@ -14,14 +14,15 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.launch.commands import done
+from unlearn.config import NanoConfig
+from unlearn.models import export, nano
 from unlearn.run_dir import RunDir
 
 pytestmark = pytest.mark.slow
 
 TINY = (
-    "model=nano", "model.nano.hidden_size=16", "model.nano.layers=8", "model.nano.heads=2",
-    "model.finetune.steps=2", "method.steps=2", "dataset.max_length=32", "hardware=cpu", "hardware.threads=1",
-    "tracker=disabled", "eval.compare=false",
+    "model=local", "model.is_target=true", "method.steps=2", "dataset.max_length=32", "hardware=cpu",
+    "hardware.threads=1", "tracker=disabled", "eval.compare=false",
 )  # fmt: skip
 METHODS = ("rmu-wmdp", "grun-wmdp")
 SIZES = {"wmdp/bio/accuracy": 6, "wmdp/cyber/accuracy": 4, "mmlu/accuracy": 5}
@@ -89,15 +90,23 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return corpora, tasks
 
 
-def test_the_line_up_on_a_miniature(miniature: tuple[Path, Path], tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pre-trained model, in form: as deep as RMU's layers need."""
+    shape = NanoConfig(hidden_size=16, layers=8, heads=2, vocabulary=400)
+    folder = tmp_path_factory.mktemp("target") / "model"
+    export.save_pretrained(nano.model(shape, seed=1), nano.tokenizer(shape.vocabulary), folder)
+    return folder
+
+
+def test_the_line_up_on_a_miniature(miniature: tuple[Path, Path], target: Path, tmp_path: Path) -> None:
     corpora, tasks = miniature
     asked = f"eval.benchmarks.wmdp={{parts: [bio, cyber], include_path: {tasks}}}"
     done(
-        tmp_path, "-m", "experiment=wmdp-lineup", *TINY, f"dataset.path={corpora}", asked,
-        f"method={','.join(METHODS)}",
+        tmp_path, "-m", "experiment=wmdp-lineup", *TINY, f"model.path={target}", f"dataset.path={corpora}",
+        asked, f"method={','.join(METHODS)}",
     )  # fmt: skip
-    (target,) = (tmp_path / "runs").glob("finetune-*/model/model.safetensors")
-    before = load_file(target)
+    before = load_file(target / "model.safetensors")
     runs = {}
     for method in METHODS:
         (run,) = (path.parent for path in (tmp_path / "runs").glob(f"{method}-wmdp-*/results.json"))
