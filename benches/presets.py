@@ -39,11 +39,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # Layers 5 to 7 of 32; the benchmark's model has four.
 _STAND_INS: dict[str, dict[str, Any]] = {
-    "rmu-wmdp": {
+    name: {
         "forget": {"objective": "rmu", "coefficient": 6.5, "layer": 2, "mask": "attention"},
         "retain": {"objective": "embedding", "layer": 2, "mask": "attention"},
         "train": ["*.layers.0.mlp.down_proj.weight", "*.layers.1.mlp.down_proj.weight"],
     }
+    for name in ("rmu-wmdp", "rmu-wmdp-openunlearning")
 }
 
 

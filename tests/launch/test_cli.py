@@ -312,8 +312,9 @@ def test_every_method_binds(method, tmp_path, plain):
     sae = tmp_path / "sae.safetensors"
     save_file({name: torch.zeros(1) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}, sae)
     needs: dict[str, dict[str, Any]] = {
-        "dsg": {"method.intervention.sae": str(sae)}, "rmu-wmdp": {"model.nano.layers": 8}
-    }  # fmt: skip
+        "dsg": {"method.intervention.sae": str(sae)},
+        **{name: {"model.nano.layers": 8} for name in ("rmu-wmdp", "rmu-wmdp-openunlearning")},
+    }
     stated = MethodConfig.model_validate(values_of("method", method))
     config = with_values(plain.model_copy(update={"method": stated}), needs.get(method, {}))
     check(config)
