@@ -17,6 +17,7 @@ from unlearn.distributed import World
 from unlearn.errors import UserError
 from unlearn.passes.block_states import block_states, decoded_logp, overwritten
 from unlearn.passes.forward import record
+from unlearn.passes.head import unwrap
 from unlearn.passes.module_modes import evaluating
 from unlearn.passes.out_of_memory import Bins, in_portions
 from unlearn.passes.products import fast_linear_layers
@@ -57,7 +58,7 @@ def read_scores(
     """
     if interventions.attached(target):
         raise UserError("the target has an intervention inside, which would edit overwritten states again")
-    shapes = [model.config.get_text_config(decoder=True) for model in (target, source)]  # type: ignore[operator]
+    shapes = [unwrap(model).config.get_text_config(decoder=True) for model in (target, source)]
     if len({(shape.num_hidden_layers, shape.hidden_size) for shape in shapes}) > 1:
         raise UserError("the model and its target differ in the number or the width of their blocks")
 

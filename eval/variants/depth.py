@@ -232,7 +232,8 @@ def items_of(bench: Workbench, options: Options) -> list[Item]:
         spans = {example.id: (0, len(example.answer)) for example in examples}
     else:
         known = read_spans(options.spans, f"{KEY}.spans")
-        spans = {e.id: known[e.question, e.answer] for e in examples if (e.question, e.answer) in known}
+        texts = {example.id: (example.question or "", example.answer) for example in examples}
+        spans = {name: known[text] for name, text in texts.items() if text in known}
     chosen = [example for example in examples if example.id in spans]
     pairs = [(example.question, example.answer) for example in chosen]
     marked = bench.encoder.important(pairs, [[spans[example.id]] for example in chosen])
