@@ -6,7 +6,8 @@ overwritten by another model's. What the answer's log-probability loses was not 
 model's loss says which blocks encode the answer; the unlearned model's, relative to it, how far each is
 erased. `depth/uds` is the unlearning depth score (arXiv 2605.24614): 0 for the target itself, 1 for the
 retain model. `depth/logit_lens` compares in the same way what the target's norm and head decode from each
-block's output, without patching.
+block's output, without patching; `depth/probability_max` is the answer's largest probability at any block of
+the unlearned model, by its own norm and head (the white-box attack of arXiv 2409.18025).
 
 States are outputs of blocks, before the final norm. The score's published code takes the last block's state
 after the norm, which the target then normalises again; there the two do not agree.
@@ -244,8 +245,8 @@ def items_of(bench: Workbench, options: Options) -> list[Item]:
     ]
     if not items:
         raise UserError(
-            f"{KEY}.spans={options.spans}: no entry is of one of the {len(examples)} examples of the forget "
-            "set, with the same question and answer, within dataset.max_length"
+            f"{KEY}.spans={options.spans or 'null'}: no entry is of one of the {len(examples)} examples of "
+            "the forget set, with the same question and answer, within dataset.max_length"
         )
     if len(items) < len(examples):
         log.info("depth: %d of %d examples are measured", len(items), len(examples))
