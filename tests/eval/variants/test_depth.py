@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from eval.variants import Workbench, depth
 from eval.variants._answer_spans import read_spans
 from tests.eval.variants.workbench import SHAPE, bench, llama
 from tests.tolerance import PASS, assert_close
+from tests.worlds import together
 from unlearn import interventions
 from unlearn.config import (
     DatasetConfig,
@@ -32,6 +33,7 @@ from unlearn.config import (
     RunConfig,
 )
 from unlearn.data.batching import collate
+from unlearn.distributed import start_world, stop_world
 from unlearn.errors import UserError
 from unlearn.models import nano
 from unlearn.models.weights import WeightsSource
@@ -135,6 +137,24 @@ def test_the_first_stage_is_computed_once_and_portions_change_nothing(tmp_path: 
     )
     one_by_one = depth.measure(replace(work(tmp_path, unlearned), config=config), depth.Options())
     assert_close(one_by_one, first, terms=PASS, dtype=torch.float32, condition=10)
+
+
+def together_in(directory: Path) -> None:
+    world = start_world("cpu")
+    metrics = depth.measure(work(directory, partial(sure, 3), world=world), depth.Options())
+    (directory / f"{world.rank}.json").write_text(json.dumps(metrics))
+    stop_world()
+
+
+@pytest.mark.slow
+def test_two_processes_measure_the_same(tmp_path: Path) -> None:
+    wanted = depth.measure(work(tmp_path / "alone", partial(sure, 3)), depth.Options())
+    folder = tmp_path / "two"
+    folder.mkdir()
+    together(2, together_in, folder)
+    for rank in range(2):
+        metrics = json.loads((folder / f"{rank}.json").read_text())
+        assert_close(metrics, wanted, terms=PASS, dtype=torch.float32, condition=10)
 
 
 @pytest.mark.slow
