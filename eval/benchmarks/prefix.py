@@ -36,9 +36,9 @@ from unlearn.data.example import Example
 
 SETS: Mapping[str, Role] = {"forget_eval": "forget", "retain_eval": "retain"}
 _TEXTS = {
-    "exact": "share of the answer that greedy decoding completes after the rest of it",
+    "exact": "share of the answer that greedy decoding completes after what is before",
     "perturb": "the same after the question in other words",
-    "similar": "share after which the continuation has half of the rest in common with it",
+    "similar": "the same where half of the rest in common with it is enough",
 }
 METRICS = {
     f"prefix/{name}/{mode}": Metric(f"prefix strength: {text}", better, level=level)

@@ -43,7 +43,7 @@ from unlearn.data.sources import available, retain_model
 from unlearn.errors import UserError
 from unlearn.files import digest, replacing, write_json
 from unlearn.models import load as models
-from unlearn.paths import file_problem, repository_problem, user_path
+from unlearn.paths import file_problem, is_local, repository_problem, user_path
 
 log = logging.getLogger(__name__)
 
@@ -286,7 +286,7 @@ def _save(file: Path, columns: dict[str, Ragged]) -> None:
 def _cache_file(bench: Workbench, options: Options, items: Sequence[Item]) -> Path:
     """Return the file of the first stage, which all runs with these models, this data and `root` share."""
     weights = bench.weights.get("target")
-    target = models.identity(bench.config.model, options.target) if weights is None else weights.key
+    target = _identity(bench, options.target) if weights is None else weights.key
     tokens = [
         [item.sequence.ids.tolist(), item.sequence.answer_start, item.measured.tolist()] for item in items
     ]
@@ -295,6 +295,11 @@ def _cache_file(bench: Workbench, options: Options, items: Sequence[Item]) -> Pa
         {"target": target, "retain": retain, "dtype": bench.config.hardware.dtype, "tokens": tokens}
     )
     return user_path(bench.config.root) / "cache" / "depth" / f"{name}.npz"
+
+
+def _identity(bench: Workbench, source: str | None) -> Any:
+    path = str(user_path(source)) if source is not None and is_local(source) else source
+    return models.identity(bench.config.model, path)
 
 
 def _scores(bench: Workbench, items: Sequence[Item], target: nn.Module, source: nn.Module) -> Scores:

@@ -59,6 +59,7 @@ def test_the_last_states_decode_to_the_models_own_output(family: str, tiny_model
     assert torch.isfinite(model(rows.input_ids).logits).all()  # the blocks compute again
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_patch_of_the_last_block_is_the_logit_lens(family: str, tiny_model: Build) -> None:
     model, rows = tiny_model(family), batch()
@@ -69,6 +70,7 @@ def test_a_patch_of_the_last_block_is_the_logit_lens(family: str, tiny_model: Bu
     assert_close(decoded_logp(model, states[-1], rows.labels), patched, terms=PASS)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_only_the_chosen_positions_are_overwritten(family: str, tiny_model: Build) -> None:
     model, rows = tiny_model(family), batch()
