@@ -166,8 +166,9 @@ def set_order(bench: str, group: str) -> tuple[object, ...]:
 
 
 def declarations() -> list[Mapping[str, Metric]]:
-    """Return the `METRICS` of each benchmark and of the judgement, in reading order."""
-    return [JUDGED, *(module.METRICS for module in _modules())]
+    """Return the `METRICS` of the judgement, of each benchmark, and of variants, in reading order."""
+    own = (_metrics_of(name) for name in _variants())
+    return [JUDGED, *(module.METRICS for module in _modules()), *(metrics for metrics in own if metrics)]
 
 
 # -- declarations ----------------------------------------------------------------------------------------
@@ -190,6 +191,8 @@ def _is(key: str, pattern: str) -> bool:
 def _metrics_of(bench: str) -> Mapping[str, Metric]:
     if bench == aspects.PREFIX:
         return JUDGED
+    if bench in _variants():
+        return getattr(_variants()[bench], "METRICS", {})
     module = _module_of(bench)
     return {} if module is None else module.METRICS
 

@@ -87,7 +87,8 @@ def measure(name: str, bench: Workbench, given: Mapping[str, Any] | None = None)
     mark, world = folder / "measured.json", bench.world
     asked = bench.config.eval.model_dump(mode="json", exclude={"variants", "every_steps"})
     models = digest(find(name).identity(options))
-    whole = digest({"models": models, "eval": asked})
+    compared = {role: weights.key for role, weights in bench.weights.items()}
+    whole = digest({"models": models, "eval": asked, "compared": compared})
 
     def known() -> dict[str, float] | None:
         stored = read_json(mark) if mark.is_file() else {}

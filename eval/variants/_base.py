@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from unlearn.data.tokenization import Encoder
     from unlearn.distributed import World
+    from unlearn.models.weights import WeightsSource
 
 ROLES: tuple[Role, ...] = get_args(Role)
 
@@ -45,6 +46,8 @@ class Workbench:
     - `sets`: the dataset's, as the run loaded them, by their full names (`forget`, `forget_eval` …).
     - `unlearned` returns a new whole copy of the finished model on the device, in compute precision, with
       edits attached; `target` the same of the target, None where there is none.
+    - `load` does the same with the weights of a folder or hub id, or of `model.path` (None). `weights` says
+      where those of the `target` and of the `retain` model are, as far as the run has them.
     - `directory`: the run's.
     - `results`, `target_results`: flat results of the run's own evaluation and of the target's, empty where
       they are not known.
@@ -56,8 +59,10 @@ class Workbench:
     world: World
     unlearned: Callable[[], nn.Module]
     target: Callable[[], nn.Module] | None
+    load: Callable[[str | None], nn.Module]
     score: Score
     directory: Path
+    weights: Mapping[str, WeightsSource] = field(default_factory=dict)
     results: Mapping[str, float] = field(default_factory=dict)
     target_results: Mapping[str, float] = field(default_factory=dict)
     progress: bool = True
@@ -66,7 +71,8 @@ class Workbench:
 class Variant(Protocol):
     """A module of this package, or of your own.
 
-    It may also have `warnings(options, config)`: sentences on settings that are allowed but doubtful.
+    It may also have `warnings(options, config)`: sentences on settings that are allowed but doubtful; and
+    `METRICS`, which declares its own keys as a benchmark does (`eval.benchmark`).
     """
 
     Options: type[Section]

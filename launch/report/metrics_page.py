@@ -11,7 +11,7 @@ from launch.report import markdown
 
 PAGE = CONFIGS.parent / "docs" / "metrics.md"
 _HEAD = """\
-<!-- Made by `make docs` from the METRICS of each module in eval/benchmarks/: edit those. -->
+<!-- Made by `make docs` from the METRICS in eval/benchmarks/ and eval/variants/: edit those. -->
 # Metrics
 
 Every key of `results.json`, in the order in which tables show them. `*` stands for a set, a task or a

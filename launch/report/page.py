@@ -10,6 +10,7 @@ from eval.configuration import import_plug_ins
 from eval.judgement.judge import judged_columns, with_judgement
 from eval.metric_catalog import in_order, info
 from launch.report.charts import dynamics, trade_offs, training_curves
+from launch.report.depth_charts import depth_charts
 from launch.report.geffect.sections import geffect
 from launch.report.output import write_files
 from launch.report.render import render
@@ -65,7 +66,9 @@ def write_report(run_dir: Path, *, target_dir: Path | None = None, retain_dir: P
         "config": split_at_keys(files.config.read_text(encoding="utf-8")) if config else [],
         "geffect": tables,
     }
-    page = render("report.html.j2", values, _charts(runs, rows, effects))
+    page = render(
+        "report.html.j2", values, _charts(runs, rows, effects | {"depth": depth_charts(run_dir, role)})
+    )
     (report,) = write_files(run_dir, "report", {"html": page})
     return report
 

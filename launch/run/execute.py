@@ -28,6 +28,7 @@ from eval.variants._base import ROLES, Workbench
 from launch.job import Job
 from launch.memory.automatic import agreed
 from launch.report.model_card import write_cards
+from launch.run.config_file import read_job
 from unlearn.config import HardwareConfig, RunConfig
 from unlearn.data.example import Example
 from unlearn.data.sources import load_sets
@@ -38,6 +39,7 @@ from unlearn.guard import resume_collection
 from unlearn.models.adapter_targets import unties
 from unlearn.models.skeleton import limits
 from unlearn.models.tokenizer import load_tokenizer, make_encoder
+from unlearn.models.weights import WeightsSource
 from unlearn.passes.memory_limits import MemoryLimits
 from unlearn.passes.out_of_memory import ADVICE, is_out_of_memory
 from unlearn.pipeline import Pipeline
@@ -199,6 +201,8 @@ class _Run:
             world=self.world,
             unlearned=self.pipeline.finished_model,
             target=(lambda: self.pipeline.loaded(self.job.start.source)) if start else None,
+            load=self.pipeline.loaded,
+            weights=self._compared_weights(start),
             score=self._scoring("eval"),
             directory=self.rundir.path,
             results=metrics,
@@ -217,6 +221,14 @@ class _Run:
             if self.world.main and (problems or file.is_file()):
                 write_json(file, {"problems": problems})
         return measured
+
+    def _compared_weights(self, has_target: bool) -> dict[str, WeightsSource]:
+        """Return where the weights of the target and of the retain model are, of those that the run has."""
+        retain = self.job.baselines.retain
+        weights = {"target": self.job.start} if has_target else {}
+        if retain is not None:
+            weights["retain"] = read_job(RunDir(retain))[0].start
+        return weights
 
     def _judged(self, metrics: Mapping[str, float]) -> dict[str, float]:
         baselines = self.job.baselines

@@ -192,8 +192,8 @@ def blocks(model: nn.Module) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == depth and not inside and depth:
             return module
     raise UserError(
-        f"method.intervention: {type(inner).__name__} has no list of {depth} blocks to attach to: "
-        "interventions need a decoder-only model of transformers"
+        f"{type(inner).__name__} has no list of {depth} blocks: interventions, and passes that read or "
+        "overwrite the states between blocks, need a decoder-only model of transformers"
     )
 
 

@@ -55,7 +55,9 @@ def bench(
     sets = {name: rows[:8] for name, rows in sets.items()}
     encoder = make_encoder(config.model, nano.tokenizer(SHAPE.vocabulary), 128)
     score = Scoring(BENCHMARKS, sets, encoder, directory / "eval", world, config.hardware)
-    made = Workbench(config, sets, encoder, world, unlearned, target, score, directory, progress=False)
+    made = Workbench(
+        config, sets, encoder, world, unlearned, target, lambda _: llama(), score, directory, progress=False
+    )  # fmt: skip
     return replace(made, **other)
 
 

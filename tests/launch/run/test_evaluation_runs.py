@@ -102,7 +102,7 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Path, in
 def attacked(plain: tuple[Path, dict[Path, int]]) -> tuple[Path, Shown]:
     """Make the same run with every robustness evaluation."""
     cwd, _ = plain
-    given = ("eval=[robust,calibrated]", *SAMPLES, CALIBRATED, "eval.variants.relearning.steps=[1,2]")
+    given = ("eval=[robust,calibrated,depth]", *SAMPLES, CALIBRATED, "eval.variants.relearning.steps=[1,2]")
     return cwd, done(cwd, AUTHORS, *given)
 
 
@@ -152,19 +152,20 @@ def test_the_numbers_of_all_robustness_evaluations(attacked):
         "relearning/2/tofu/forget/probability", "relearning/1/unseen/tofu/forget/probability",
         "relearning/examples", "quantisation/int8/tofu/forget/probability",
         "quantisation/int4/sampling/forget/leakage_at_1", "calibrated/alpha", "calibrated/retention",
-        "calibrated/tofu/forget/probability", "judged/robustness",
+        "calibrated/tofu/forget/probability", "judged/robustness", "depth/uds", "depth/logit_lens",
     ]  # fmt: skip
     assert not set(wanted) - found.keys()
     assert found["relearning/examples"] == 1  # a tenth of ten questions
     assert 0 <= found["calibrated/alpha"] <= 1
     assert found["calibrated/retention"] >= 0.95
+    assert 0 < found["depth/probability"] <= found["depth/probability_max"] < 1
     for shown_key in ("sampling/forget/leakage_at_4", "quantisation/int4/tofu", "calibrated/tofu"):
         assert shown_key in shown.out
 
 
 def test_the_report_has_a_section_of_each_and_no_file_has_nan(attacked):
     page = (the_run(attacked[0], "npo") / "report.html").read_text()
-    for words in ("Relearning", "Quantisation", "Calibrated", "sampling", "prompts", "TOFU"):
+    for words in ("Relearning", "Quantisation", "Calibrated", "sampling", "prompts", "TOFU", "How deep"):
         assert words.lower() in page.lower(), words
 
     def refuse(word: str) -> float:
@@ -177,7 +178,7 @@ def test_the_report_has_a_section_of_each_and_no_file_has_nan(attacked):
 def test_started_again_it_calls_no_model(attacked):
     cwd, first = attacked
     before = stamps(path for path in (cwd / "runs").rglob("*") if path.name != "report.html")
-    given = ("eval=[robust,calibrated]", *SAMPLES, CALIBRATED, "eval.variants.relearning.steps=[1,2]")
+    given = ("eval=[robust,calibrated,depth]", *SAMPLES, CALIBRATED, "eval.variants.relearning.steps=[1,2]")
     again = done(cwd, AUTHORS, *given)
     assert again.out.count("(complete)") == 5
     assert stamps(before) == before
