@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from unlearn.passes.unpadded import rows_in_pass
+
 MIB = 1 << 20
 
 
@@ -32,8 +34,8 @@ def room(mib: float) -> Iterator[None]:
 
 class _Hungry(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, value: Tensor, mib: float, backward: bool) -> Tensor:
-        ctx.mib = mib * len(value)
+    def forward(ctx: Any, value: Tensor, mib: float, rows: int, backward: bool) -> Tensor:
+        ctx.mib = mib * rows
         if not backward:
             take(ctx.mib)
         return value.view_as(value)
@@ -41,7 +43,7 @@ class _Hungry(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
         take(ctx.mib)
-        return grads[0], None, None
+        return grads[0], None, None, None
 
 
 def take(mib: float) -> None:
@@ -56,7 +58,7 @@ def make_hungry(model: Any, mib: float) -> None:
     """
 
     def hook(_: Any, __: Any, out: Tensor) -> Tensor:
-        hungry: Tensor = _Hungry.apply(out, mib, out.requires_grad)
+        hungry: Tensor = _Hungry.apply(out, mib, rows_in_pass() or len(out), out.requires_grad)
         return hungry
 
     model.get_input_embeddings().register_forward_hook(hook)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor, nn
+from torch import nn
 
 from eval.collection.ragged import Ragged
 from eval.collection.records import TOKEN_COLUMNS
@@ -29,6 +29,7 @@ from unlearn.passes.module_modes import evaluating
 from unlearn.passes.out_of_memory import Bins, in_portions
 from unlearn.passes.per_example.gradient_norms import gradient_norms
 from unlearn.passes.products import fast_linear_layers
+from unlearn.passes.unpadded import runs_unpadded
 
 T = TypeVar("T")
 
@@ -62,8 +63,7 @@ class Live:
         rows = rows_of(sequences, shared=self._shares(sequences))
 
         def forward(part: list[int], limit: int) -> TokenRecord:
-            batch, inputs = self._batch(sequences, [rows[j] for j in part])
-            return record(self.model, batch, limit, inputs)
+            return record(self.model, self._batch(sequences, [rows[j] for j in part]), limit)
 
         answers = [sum(sequences[i].answer_length for i in row.members) for row in rows]
         with fast_linear_layers(self.model):
@@ -188,27 +188,17 @@ class Live:
 
     def _tried(self, sequences: Sequence[TokenSequence], row: Row) -> bool:
         with evaluating(self.model):
-            batch, inputs = self._batch(sequences, [row])
-            shared = record(self.model, batch, inputs=inputs).logp
+            shared = record(self.model, self._batch(sequences, [row])).logp
             separate = record(self.model, collate([sequences[i] for i in row.members]).to(self.device)).logp
         # Above the rounding of the compute precision; a model that ignores the tree mask is off by nats.
         tolerance = 0.01 if next(self.model.parameters()).dtype == torch.float32 else 0.3
         return bool((shared - separate).abs().max() < tolerance)
 
-    def _batch(
-        self, sequences: Sequence[TokenSequence], rows: Sequence[Row]
-    ) -> tuple[Batch, dict[str, Tensor]]:
+    def _batch(self, sequences: Sequence[TokenSequence], rows: Sequence[Row]) -> Batch:
         if all(len(row.members) == 1 for row in rows):
-            return collate([sequences[row.members[0]] for row in rows]).to(self.device), {}
-        batch, inputs = collate_rows(sequences, rows)
-        dtype = next(self.model.parameters()).dtype
-        visible = inputs["attention_mask"].to(self.device)
-        mask = torch.zeros(visible.shape, dtype=dtype, device=self.device)
-        mask.masked_fill_(~visible, torch.finfo(dtype).min)
-        return batch.to(self.device), {
-            "attention_mask": mask,
-            "position_ids": inputs["position_ids"].to(self.device),
-        }
+            return collate([sequences[row.members[0]] for row in rows]).to(self.device)
+        dtype, in_pieces = next(self.model.parameters()).dtype, runs_unpadded(self.model)
+        return collate_rows(sequences, rows, dtype=dtype, in_pieces=in_pieces).to(self.device)
 
     @contextmanager
     def _bar(self, description: str, total: int) -> Iterator[Callable[[int], None]]:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from unlearn.data.batching import Batch
+from unlearn.data.batching import Batch, Piece
 from unlearn.data.tokenization import TokenSequence
 
 # A longer row costs more in attention than its prompt saves.
@@ -52,41 +53,99 @@ def rows_of(sequences: Sequence[TokenSequence], *, shared: bool) -> list[Row]:
     return rows
 
 
-def collate_rows(sequences: Sequence[TokenSequence], rows: Sequence[Row]) -> tuple[Batch, dict[str, Tensor]]:
-    """Collate the rows into a batch, and return the model's further inputs.
+def collate_rows(
+    sequences: Sequence[TokenSequence], rows: Sequence[Row], *, dtype: torch.dtype, in_pieces: bool
+) -> Batch:
+    """Collate the rows into a batch; its `lengths` are those of the answers, in order.
 
-    The batch's `lengths` are those of the answers, in order. The inputs are position ids [B, T] and the tree
-    mask [B, 1, T, T], True where a token may attend.
+    in_pieces: one row [1, T] in pieces; otherwise right-padded rows [B, T] and a tree mask of this dtype.
     """
-    width = max(row.width for row in rows)
-    ids = np.zeros((len(rows), width), dtype=np.int64)
-    position = np.zeros((len(rows), width), dtype=np.int64)
-    owner = np.full((len(rows), width), -1)  # 0: prompt, 1…: which answer, −1: padding
-    index, labels, lengths, ends = [], [], [], []
-    for r, row in enumerate(rows):
-        first = sequences[row.members[0]]
-        start = first.answer_start
-        ids[r, :start], position[r, :start], owner[r, :start] = first.ids[:start], np.arange(start), 0
-        at = start
-        for branch, i in enumerate(row.members, start=1):
-            answer = sequences[i].ids[start:]
-            n = len(answer)
-            ids[r, at : at + n - 1], owner[r, at : at + n - 1] = answer[:-1], branch
-            position[r, at : at + n - 1] = np.arange(start, start + n - 1)
-            index.append(r * width + np.concatenate([[start - 1], np.arange(at, at + n - 1)]))
-            labels.append(answer)
-            lengths.append(n)
-            at += n - 1
-        ends.append(start - 1)
-    owners = torch.from_numpy(owner)
-    same = owners[:, :, None] == owners[:, None, :]
-    visible = (same | (owners == 0)[:, None, :]) & torch.ones(width, width, dtype=torch.bool).tril()
-    batch = Batch(
-        input_ids=torch.from_numpy(ids),
-        index=torch.from_numpy(np.concatenate(index)),
-        labels=torch.from_numpy(np.concatenate(labels)),
-        lengths=torch.tensor(lengths),
-        prompt_end=torch.tensor(ends),
-        widths=torch.tensor([row.width for row in rows]),
+    laid = [_lay(sequences, row) for row in rows]
+    widths = torch.tensor([row.width for row in rows])
+    ends = torch.tensor([sequences[row.members[0]].answer_start - 1 for row in rows])
+    width = int(widths.max())
+    first = np.cumsum([0, *widths[:-1]]) if in_pieces else width * np.arange(len(rows))
+    index = np.concatenate([start + row.index for start, row in zip(first, laid, strict=True)])
+    columns = [(row.ids, row.position, row.owner) for row in laid]
+    if in_pieces:
+        ids, position, _ = (
+            torch.from_numpy(np.concatenate(each))[None] for each in zip(*columns, strict=True)
+        )
+        mask, pieces = None, _pieces(laid)
+    else:
+        ids, position, owner = (
+            _padded(each, width, fill)
+            for each, fill in zip(zip(*columns, strict=True), (0, 0, -1), strict=True)
+        )
+        mask, pieces = _tree_mask(owner, dtype), ()
+    return Batch(
+        input_ids=ids,
+        index=torch.from_numpy(index),
+        labels=torch.from_numpy(np.concatenate([row.labels for row in laid])),
+        lengths=torch.tensor([n for row in laid for n in row.lengths]),
+        prompt_end=ends,
+        widths=widths,
+        attention_mask=mask,
+        position_ids=position,
+        pieces=pieces,
     )
-    return batch, {"position_ids": torch.from_numpy(position), "attention_mask": visible[:, None]}
+
+
+class _Laid(NamedTuple):
+    """One row: ids, positions and owners (0: the prompt, 1…: which answer) of its tokens; the places that
+    predict an answer token, and those tokens; the number of tokens of each answer.
+    """
+
+    ids: np.ndarray
+    position: np.ndarray
+    owner: np.ndarray
+    index: np.ndarray
+    labels: np.ndarray
+    lengths: list[int]
+
+
+def _lay(sequences: Sequence[TokenSequence], row: Row) -> _Laid:
+    first = sequences[row.members[0]]
+    start = at = first.answer_start
+    ids, position, owner = [first.ids[:start]], [np.arange(start)], [np.zeros(start, dtype=np.int64)]
+    index, labels, lengths = [], [], []
+    for branch, i in enumerate(row.members, start=1):
+        answer = sequences[i].ids[start:]
+        n = len(answer)
+        ids.append(answer[:-1])
+        position.append(np.arange(start, start + n - 1))
+        owner.append(np.full(n - 1, branch))
+        index.append(np.concatenate([[start - 1], np.arange(at, at + n - 1)]))
+        labels.append(answer)
+        lengths.append(n)
+        at += n - 1
+    joined = (np.concatenate(each).astype(np.int64) for each in (ids, position, owner, index, labels))
+    return _Laid(*joined, lengths)
+
+
+def _padded(rows: Sequence[np.ndarray], width: int, fill: int) -> Tensor:
+    """Return the rows, filled up to a width, [B, width]."""
+    filled = [np.pad(row, (0, width - len(row)), constant_values=fill) for row in rows]
+    return torch.from_numpy(np.stack(filled))
+
+
+def _tree_mask(owner: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return what is added to the scores [B, 1, T, T]: 0 where a token may attend."""
+    width = owner.shape[1]
+    same = owner[:, :, None] == owner[:, None, :]
+    visible = (same | (owner == 0)[:, None, :]) & torch.ones(width, width, dtype=torch.bool).tril()
+    mask = torch.zeros(visible.shape, dtype=dtype)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+def _pieces(rows: Sequence[_Laid]) -> tuple[Piece, ...]:
+    """Return the prompts and answers of all rows; the prompt of a single answer is one piece with it."""
+    pieces: list[Piece] = []
+    for row in rows:
+        if len(row.lengths) == 1:
+            pieces.append(Piece(len(row.ids)))
+            continue
+        prompt = len(pieces)
+        pieces.append(Piece(int((row.owner == 0).sum())))
+        pieces += [Piece(n - 1, after=prompt) for n in row.lengths if n > 1]
+    return tuple(pieces)

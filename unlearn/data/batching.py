@@ -9,6 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -112,6 +113,16 @@ def _balance(
     return cuts
 
 
+class Piece(NamedTuple):
+    """Adjacent tokens of a row, each of which attends to itself and to those before it in the piece.
+
+    `after`: the number of an earlier piece that all of its tokens attend to as well (a prompt).
+    """
+
+    length: int
+    after: int | None = None
+
+
 # Shapes: B sequences, T input positions, N answer tokens of all sequences together.
 @dataclass(frozen=True)
 class Batch:
@@ -122,7 +133,10 @@ class Batch:
     `labels` [N] those tokens, `lengths` [B] the number of answer tokens of each sequence. Other code needs
     neither shift nor mask. `prompt_end` [B] is the position of the last token before the answer, `widths` [B]
     the number of real tokens of each row. `attention_mask` [B, T] is needed only where the output at padding
-    counts.
+    counts, or is added to the scores, [B, 1, T, T], where several answers share a row.
+
+    Without padding there is one row [1, T] in `pieces`, with `position_ids` [1, T]
+    (`unlearn.passes.unpadded`).
     """
 
     input_ids: Tensor
@@ -132,10 +146,12 @@ class Batch:
     prompt_end: Tensor
     widths: Tensor
     attention_mask: Tensor | None = None
+    position_ids: Tensor | None = None
+    pieces: tuple[Piece, ...] = ()
 
     def to(self, device: torch.device | str) -> Batch:
-        moved = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return replace(self, **{name: t.to(device) for name, t in moved.items() if t is not None})
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return replace(self, **{name: t.to(device) for name, t in values.items() if isinstance(t, Tensor)})
 
 
 def collate(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
@@ -28,6 +28,7 @@ from unlearn.passes.head import (
 )
 from unlearn.passes.prompt_layout import laid_out, right_padded
 from unlearn.passes.token_logp import block_rows, blocks, token_logp
+from unlearn.passes.unpadded import in_pieces, without_padding
 
 _LOGITS = 1 << 26  # logits in memory at a time, in a pass without gradients
 
@@ -73,23 +74,22 @@ class TokenRecord:
 
 def forward(model: nn.Module, batch: Batch) -> AnswerLogp:
     """Return log-probabilities of the answer tokens, differentiable."""
+    batch, _ = without_padding(model, batch)
     return AnswerLogp(token_logp(answer_logits(model, batch), batch.labels), batch.lengths)
 
 
 @torch.no_grad()
-def record(
-    model: nn.Module, batch: Batch, limit: int = 0, inputs: Mapping[str, Tensor] | None = None
-) -> TokenRecord:
+def record(model: nn.Module, batch: Batch, limit: int = 0) -> TokenRecord:
     """Return the statistics of a pass without gradients that likelihood metrics need.
 
     The number of logits in memory at a time is bounded. Where a call of the head is a collective, `limit` is
-    the largest N of any process: it determines in how many pieces the head runs. `inputs` are further
-    arguments of the model.
+    the largest N of any process: it determines in how many pieces the head runs.
     """
+    batch, _ = without_padding(model, batch)
     logp, means, variance = torch.empty(3, len(batch.index), device=batch.index.device)
     correct = torch.empty(len(batch.index), dtype=torch.bool, device=batch.index.device)
     done = 0
-    for logits, labels in _in_pieces(model, batch, max(limit, len(batch.index)), inputs or {}):
+    for logits, labels in _logits(model, batch, max(limit, len(batch.index))):
         # One buffer for all blocks: blocks freed between results that stay would fragment the memory.
         space = torch.empty(2, block_rows(logits), logits.shape[-1], device=logits.device)
         for rows, wanted in blocks(logits, labels):
@@ -108,19 +108,17 @@ def record(
     return TokenRecord(logp, correct, means, variance, batch.lengths)
 
 
-def _in_pieces(
-    model: nn.Module, batch: Batch, limit: int, inputs: Mapping[str, Tensor]
-) -> Iterator[tuple[Tensor, Tensor]]:
+def _logits(model: nn.Module, batch: Batch, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the logits at the batch's positions with their labels, at most `_LOGITS` numbers at a time."""
     inner = unwrap(model)
     pieces = -(-limit * int(inner.config.get_text_config(decoder=True).vocab_size) // _LOGITS)
     if pieces <= 1 or hasattr(inner, "interventions"):  # an edit may need all positions
-        yield answer_logits(model, batch, **inputs), batch.labels
+        yield answer_logits(model, batch), batch.labels
         return
     head: Any = inner.get_output_embeddings()
     seen: list[Tensor] = []
     with _laid_out(batch, batch.index[:0]), head_on(model, batch.index[:0], watch=seen):
-        model(input_ids=batch.input_ids, use_cache=False, **inputs)
+        _run(model, batch)
     plain = logits_are_plain(model)
     size = -(-limit // pieces)
     for start in range(0, size * pieces, size):
@@ -146,10 +144,10 @@ def _after_backbone(model: nn.Module, hidden: Tensor) -> Tensor:
     return cast(Tensor, logits).squeeze(0)
 
 
-def answer_logits(model: nn.Module, batch: Batch, **inputs: Tensor) -> Tensor:
+def answer_logits(model: nn.Module, batch: Batch) -> Tensor:
     """Return logits [N, V] at the positions that predict the answer tokens, in the model's dtype."""
     with _laid_out(batch, batch.index), head_on(model, batch.index):
-        logits = model(input_ids=batch.input_ids, use_cache=False, **inputs).logits
+        logits = _run(model, batch).logits
     return cast(Tensor, logits).squeeze(0)  # not [0]: the derivative of squeeze is a view
 
 
@@ -162,6 +160,9 @@ def read(model: nn.Module, batch: Batch, requests: Sequence[ForwardRequest]) -> 
         For each request `logp` [N], `logits` [N, V], `hidden/<layer>` [N, D], and logits [N, V] of other
         models' states by their names, as far as requested.
     """
+    batch, place = without_padding(model, batch)
+    if place is not None:
+        requests = [replace(each, index=place[each.index]) for each in requests]
     headed = [each for each in requests if each.logp or each.logits or each.states]
     own = [each for each in headed if each.logp or each.logits]
     fused = bool(own) and not any(each.logits or each.states for each in headed) and head_is_plain(model)
@@ -172,10 +173,7 @@ def read(model: nn.Module, batch: Batch, requests: Sequence[ForwardRequest]) -> 
     labels = torch.cat([each.labels for each in own]) if own else batch.labels[:0]
     head = head_gives_logp(model, labels) if fused else nullcontext()
     with _laid_out(batch, index), head_on(model, index, extra_logits), head:
-        output = model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False,
-            **({"output_hidden_states": True} if deep else {}),
-        )  # fmt: skip
+        output = _run(model, batch, **({"output_hidden_states": True} if deep else {}))
     answers: dict[int, dict[str, Tensor]] = {id(each): {} for each in requests}
     logits, others = extra_logits.split(output.logits, len(index)) if headed else (batch.index[:0], [])
     for (each, name), values in zip(extra, others, strict=True):
@@ -201,15 +199,24 @@ def read(model: nn.Module, batch: Batch, requests: Sequence[ForwardRequest]) -> 
 def states(model: nn.Module, batch: Batch, index: Tensor, layer: int | None) -> Tensor:
     """Return hidden states [N, D] after a layer; None: those that enter the head."""
     seen: list[Tensor] = []
+    batch, place = without_padding(model, batch)
+    index = index if place is None else place[index]
     with _laid_out(batch, index[:0]), head_on(model, index[:0], watch=seen):
-        output = model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False,
-            output_hidden_states=layer is not None,
-        )  # fmt: skip
+        output = _run(model, batch, output_hidden_states=layer is not None)
     whole = seen[0] if layer is None else output.hidden_states[layer]
     return whole.flatten(0, 1)[index]
 
 
+def _run(model: nn.Module, batch: Batch, **inputs: Any) -> Any:
+    """Call the model on the batch, padded or in pieces."""
+    own = {"attention_mask": batch.attention_mask, "position_ids": batch.position_ids}
+    inputs = {name: value for name, value in own.items() if value is not None} | inputs
+    with in_pieces(model, batch.pieces):
+        return model(input_ids=batch.input_ids, use_cache=False, **inputs)
+
+
 def _laid_out(batch: Batch, index: Tensor) -> AbstractContextManager[None]:
-    """Set the batch's layout for the edits inside the model."""
+    """Set the batch's layout for the edits inside the model; one that runs in pieces has none."""
+    if batch.pieces:
+        return nullcontext()
     return laid_out(right_padded(batch.prompt_end, batch.widths, batch.input_ids.shape[1], index))

@@ -13,6 +13,7 @@ from eval.collection.records import Records, record_path
 from eval.collection.requests import Answer, Generation, Likelihood, Prompt
 from tests.eval.eval_fixtures import encoder, examples, model, plain
 from tests.tolerance import PASS, assert_close
+from unlearn.passes.unpadded import rows_in_pass, runs_unpadded
 
 LIMIT = 40
 
@@ -32,10 +33,11 @@ class Rows:
 
     def __init__(self, net):
         self.rows = self.calls = 0
+        runs_unpadded(net)  # the trial is not counted
         net.register_forward_pre_hook(self._look, with_kwargs=True)
 
     def _look(self, _, args, kwargs):
-        self.rows += len(kwargs["input_ids"])
+        self.rows += rows_in_pass() or len(kwargs["input_ids"])
         self.calls += 1
 
 

@@ -13,7 +13,7 @@ from eval.collection.live_model import Live
 from eval.collection.shared_prompts import collate_rows, rows_of
 from tests.eval.eval_fixtures import encoder, examples, model
 from tests.tolerance import PASS, assert_close
-from unlearn.data.batching import collate
+from unlearn.data.batching import Piece, collate
 from unlearn.data.tokenization import TokenSequence
 from unlearn.passes.forward import record
 
@@ -82,7 +82,7 @@ def test_a_prompt_is_computed_once(tmp_path):
     # "It" does not merge with the space before it and the names do: one prompt is a token longer.
     assert [row.members for row in rows[:2]] == [(0, 2, 3), (1,)]
     assert [len(row.members) for row in rows] == [3, 1] * 11 + [1, 1]
-    assert seen[trial].shape == (24, max(row.width for row in rows))
+    assert seen[trial].shape == (1, sum(row.width for row in rows))
     first = [sequences[i] for i in (0, 2, 3)]
     assert rows[0].width == first[0].answer_start + sum(s.answer_length - 1 for s in first)
     seen.clear()
@@ -94,14 +94,18 @@ def test_the_tree_by_hand():
     # Prompt 5 6, answers 7 8 9 and 4 9: the last token of each predicts nothing.
     one, two = (TokenSequence(np.array([5, 6, *a]), 2, True) for a in ([7, 8, 9], [4, 9]))
     (row,) = rows_of([one, two], shared=True)
-    batch, inputs = collate_rows([one, two], [row])
-    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 4]]
-    assert inputs["position_ids"].tolist() == [[0, 1, 2, 3, 2]]
-    assert batch.index.tolist() == [1, 2, 3, 1, 4]
-    assert batch.labels.tolist() == [7, 8, 9, 4, 9]
-    assert batch.lengths.tolist() == [3, 2]
+    whole, pieces = (
+        collate_rows([one, two], [row], dtype=torch.float32, in_pieces=each) for each in (False, True)
+    )
+    for batch in (whole, pieces):
+        assert batch.input_ids.tolist() == [[5, 6, 7, 8, 4]]
+        assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2]]
+        assert batch.index.tolist() == [1, 2, 3, 1, 4]
+        assert batch.labels.tolist() == [7, 8, 9, 4, 9]
+        assert batch.lengths.tolist() == [3, 2]
     looks = ["10000", "11000", "11100", "11110", "11001"]
-    assert inputs["attention_mask"][0, 0].int().tolist() == [[int(c) for c in line] for line in looks]
+    assert (whole.attention_mask[0, 0] == 0).int().tolist() == [[int(c) for c in line] for line in looks]
+    assert (pieces.attention_mask, pieces.pieces) == (None, (Piece(2), Piece(2, 0), Piece(1, 0)))
 
 
 def test_long_answers_of_one_prompt_are_cut_into_rows():
