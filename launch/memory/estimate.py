@@ -17,7 +17,7 @@ from unlearn.config import HardwareConfig, MethodConfig, ModelConfig, RunConfig
 from unlearn.models import load as models
 from unlearn.models import nano
 from unlearn.models.skeleton import is_plain_nano
-from unlearn.rules import make_rule
+from unlearn.rules import Remembering, make_rule
 from unlearn.terms import bind
 from unlearn.training.deepspeed_config import keeps_remainders, stage_of
 from unlearn.training.optimizers import BLOCK, CHUNK
@@ -234,8 +234,10 @@ def _extras(shape: Shape, hardware: HardwareConfig, method: MethodConfig) -> flo
     terms = bind(method)
     whole, part = shape.trained, shape.trained / share
     extras = 0.0
-    if make_rule(**method.rule.model_dump()).separate:  # a partition of the gradient for each term
-        extras += len(terms) * 4 * (part if stage else whole)
+    rule = make_rule(**method.rule.model_dump())
+    if rule.separate:  # a partition of the gradient for each term, and of the one that the rule keeps
+        kept = isinstance(rule, Remembering) and rule.keeps
+        extras += (len(terms) + kept) * 4 * (part if stage else whole)
     live = part if stage == 3 else whole
     needed = {each for term in terms for each in term.statistics}
     if any(each.source == "teacher" for each in needed):

@@ -185,6 +185,13 @@ class Engine:
         """
         return self._shares.whole_gradients(gradients)
 
+    def distribute(self, part: Callable[[str, int, int], Tensor]) -> list[Tensor]:
+        """Return fp32 tensors in the shapes that `take_gradients` returns, filled by `part`.
+
+        `part(name, at, length)` returns so many numbers of a flattened parameter from `at` on; zeros pad.
+        """
+        return self._shares.distribute(part)
+
     def as_live(self, gradient: Sequence[Tensor]) -> list[Tensor]:
         """Return a taken gradient in the shapes of `live_weights`, in fp32, to be read. A collective.
 

@@ -25,12 +25,13 @@ from unlearn.rules import make_rule
 from unlearn.signals import StartAgain, Stopped, on_stop
 from unlearn.terms import Term
 from unlearn.training.auto_lr import AutoLR
+from unlearn.training.combination import KeptVector, combine_gradients
 from unlearn.training.engine import Engine
 from unlearn.training.interruption import Checkpoints, StopRequest
 from unlearn.training.learning_rate import schedule_factor, total_steps, warmup_steps
 from unlearn.training.mean_teacher import MeanTeacher
 from unlearn.training.observers import History, Observers, ProbeContext
-from unlearn.training.step import Steps, combine_gradients
+from unlearn.training.step import Steps
 from unlearn.training.step_data import Plan, TrainingData, own_view
 
 log = logging.getLogger(__name__)
@@ -79,6 +80,7 @@ class Trainer:
         method = self.settings.method
         sizes = {name: len(group.ids) for name, group in self.data.groups.items()}
         self.rule = make_rule(**method.rule.model_dump())
+        self.kept = KeptVector(self.engine, "kept")
         self.schedule = Schedule(sizes, method.sets[0], method.batch, self.data.seed)
         self.total = total_steps(method, self.schedule.steps_per_epoch)
         self.warmup = warmup_steps(method, self.schedule.steps_per_epoch)
@@ -145,7 +147,10 @@ class Trainer:
         epoch = (self.steps_made + 1) / self.schedule.steps_per_epoch
         row: dict[str, float] = {"step": self.steps_made + 1, "epoch": epoch, "loss": total}
         if gradients:
-            norms = combine_gradients(self.engine, self.rule, gradients, list(weights.values()))
+            sets = [own_view(term).group for term in self.terms]
+            norms = combine_gradients(
+                self.engine, self.rule, gradients, list(weights.values()), sets, self.kept
+            )
             row |= {f"grad_norm/{name}": norm for name, norm in zip(weights, norms, strict=True)}
         row |= {f"loss/{name}": loss for name, loss in by_term.items()}
         row |= self.update()
@@ -222,7 +227,7 @@ class Trainer:
 
     def probe_context(self) -> ProbeContext:
         """Return the state of the training that a probe needs at this step."""
-        return ProbeContext(self.steps_made, self.auto.lr, self.rule, self.data.frozen)
+        return ProbeContext(self.steps_made, self.auto.lr, self.rule, self.data.frozen, self.kept.shares)
 
     def save(self) -> None:
         """Write a checkpoint of the current step. A collective."""
@@ -234,7 +239,7 @@ class Trainer:
             "rule": self.rule.state(),
             "auto_lr": self.auto.state(),
         }
-        state = self.engine.state()
+        state = self.kept.extend_state(self.engine.state())
         if self.teacher is not None:
             state = self.teacher.extend_state(state)
         self.checkpoints.save(self.steps_made, state, facts, self.engine.world)
@@ -246,6 +251,7 @@ class Trainer:
         self.steps_made, self.tokens = facts["step"], facts["tokens"]
         self.rule.load(facts["rule"])
         self.auto.load(facts["auto_lr"])
+        self.kept.restore(tensors)
         if self.teacher is not None:
             self.teacher.restore(tensors)
         self.history.cut(self.steps_made)

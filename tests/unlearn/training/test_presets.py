@@ -99,6 +99,8 @@ SOURCES: dict[str, Source | None] = {
         {**BOTH, "forget_gate": 100.0, "retain_gate": 100.0},
         {"coefficient": 300.0, "direction": "unit"}, decay=0, layer=("model.layers.30", 32),
     ),
+    "gru": Source(FIVE, 1e-5, BOTH, rule={"name": "gru", "gamma": 0.8}),
+    "gru-npo": Source(FIVE, 1e-5, BOTH, {"beta": 0.1}, rule={"name": "gru", "gamma": 0.8}),
     "hard-sampling": Source(FIVE_BY_16, 1e-5, BOTH, {"keep": 0.3}, decay=0),
     "idk": Source(FIVE, 1e-5, {"template": 1.0, "retain": 1.0}),
     "idk_ap": Source(FIVE, 1e-5, {"template": 1.0, "retain": 1.0}),
