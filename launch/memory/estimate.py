@@ -228,8 +228,12 @@ def _head(shape: Shape, hardware: HardwareConfig, method: MethodConfig, load: Lo
     return head + row * (size * (others + 2 * bool(whole)) + 12 * whole)  # whole ones are computed in fp32
 
 
+_SMOOTHED = {"none": 0, "average": 1, "sam": 1, "random": 2, "penalty": 2, "curvature": 5}
+"""Gradients or weights in fp32 that `method.smooth` holds during its passes, by its name."""
+
+
 def _extras(shape: Shape, hardware: HardwareConfig, method: MethodConfig) -> float:
-    """Estimate the tensors of the gradient rule, the mean teacher, `schedule=auto` and frozen heads."""
+    """Estimate the tensors of the gradient rule, smoothing, the mean teacher, `schedule=auto`, heads."""
     size, share, stage = _size(hardware), hardware.processes, stage_of(hardware)
     terms = bind(method)
     whole, part = shape.trained, shape.trained / share
@@ -239,6 +243,9 @@ def _extras(shape: Shape, hardware: HardwareConfig, method: MethodConfig) -> flo
         kept = isinstance(rule, Remembering) and rule.keeps
         extras += (len(terms) + kept) * 4 * (part if stage else whole)
     live = part if stage == 3 else whole
+    extras += _SMOOTHED[method.smooth.name] * 4 * (part if stage else whole)
+    if method.smooth.name not in ("none", "average"):  # weights at a shift, in compute precision
+        extras += live * size
     needed = {each for term in terms for each in term.statistics}
     if any(each.source == "teacher" for each in needed):
         # In fp32, and during its forward in compute precision.

@@ -51,7 +51,7 @@ class KeptVector:
         """Restore the tensors of `extend_state`, on any number of processes and at any ZeRO stage."""
         if any(name.startswith(f"{self.key}/") for name in tensors):
             self.shares = self.engine.distribute(
-                lambda name, at, length: tensors[f"{self.key}/{name}"].flatten()[at : at + length]
+                lambda own: tensors[f"{self.key}/{own.name}"].flatten()[own.at : own.at + own.length]
             )
 
 

@@ -31,6 +31,7 @@ from unlearn.training.interruption import Checkpoints, StopRequest
 from unlearn.training.learning_rate import schedule_factor, total_steps, warmup_steps
 from unlearn.training.mean_teacher import MeanTeacher
 from unlearn.training.observers import History, Observers, ProbeContext
+from unlearn.training.smoothness import Smoothness, WeightAverage
 from unlearn.training.step import Steps
 from unlearn.training.step_data import Plan, TrainingData, own_view
 
@@ -91,6 +92,11 @@ class Trainer:
             frozen = replace(self.data.frozen, teacher=self.teacher.weights)
             self.data = replace(self.data, frozen=frozen)
         self.steps = Steps(self.engine, self.terms, self.data, self.settings.hardware)
+        smooth, name = method.smooth, method.smooth.name
+        self.average = WeightAverage(self.engine, smooth, self.total) if name == "average" else None
+        self.smoothness = None
+        if name not in ("none", "average"):
+            self.smoothness = Smoothness(self.steps, smooth, self.rule.separate, self._refuse_non_finite)
         self._stop_request = StopRequest()
 
     def run(self) -> None:
@@ -126,6 +132,8 @@ class Trainer:
                     raise Stopped(
                         f"stopped by a signal after step {self.steps_made} of {self.total}; it can be resumed"
                     )
+        if self.average is not None:
+            self.average.load()
 
     def step(self) -> StepResult:
         """Make one optimizer step and add its row to the history. A collective.
@@ -146,7 +154,9 @@ class Trainer:
         self._refuse_non_finite(total, plan)
         epoch = (self.steps_made + 1) / self.schedule.steps_per_epoch
         row: dict[str, float] = {"step": self.steps_made + 1, "epoch": epoch, "loss": total}
-        if gradients:
+        if not self.rule.separate and gradients:
+            self.engine.put_gradients(gradients[0])
+        elif gradients:
             sets = [own_view(term).group for term in self.terms]
             norms = combine_gradients(
                 self.engine, self.rule, gradients, list(weights.values()), sets, self.kept
@@ -157,6 +167,10 @@ class Trainer:
         self.steps_made += 1
         self.rule.observe(by_term, epoch)
         row |= self.rule.log()
+        if self.smoothness is not None:
+            row |= self.smoothness.log()
+        if self.average is not None:
+            row |= self.average.follow(self.steps_made)
         step_tokens = self.steps.tokens(plan)
         self.tokens += step_tokens
         row |= {"tokens": self.tokens, "memory_gib": memory_gib(self.engine.world.device)}
@@ -178,8 +192,10 @@ class Trainer:
 
         Returns this process's share of each term's loss, without its weight, float64 [T]; and for a rule of
         separate gradients the engine's share of each term's gradient, without its weight. For other rules the
-        list is empty and the gradient of the weighted sum is in the engine.
+        list is empty and the gradient of the weighted sum is in the engine; or it has this alone, smoothed.
         """
+        if self.smoothness is not None:
+            return self.smoothness.losses_and_gradients(plan, self.weights())
         means = self.steps.means(plan, self.terms)
         if not self.rule.separate:
             return self.steps.backward(plan, self.weights(), means), []
@@ -242,6 +258,8 @@ class Trainer:
         state = self.kept.extend_state(self.engine.state())
         if self.teacher is not None:
             state = self.teacher.extend_state(state)
+        if self.average is not None:
+            state = self.average.mean.extend_state(state)
         self.checkpoints.save(self.steps_made, state, facts, self.engine.world)
 
     def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -252,6 +270,8 @@ class Trainer:
         self.rule.load(facts["rule"])
         self.auto.load(facts["auto_lr"])
         self.kept.restore(tensors)
+        if self.average is not None:
+            self.average.mean.restore(tensors)
         if self.teacher is not None:
             self.teacher.restore(tensors)
         self.history.cut(self.steps_made)

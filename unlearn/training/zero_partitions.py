@@ -106,15 +106,12 @@ class Shares:
             return list(zero.fp32_partitioned_groups_flat)
         return list(zero.single_partition_of_fp32_groups)
 
-    def distribute(self, part: Callable[[str, int, int], Tensor]) -> list[Tensor]:
-        """Return fp32 tensors in the shapes of taken gradients, each slice filled by `part`.
-
-        `part` is called with the name of a parameter, and where its slice begins and how long it is.
-        """
+    def distribute(self, part: Callable[[ParameterSlice], Tensor]) -> list[Tensor]:
+        """Return fp32 tensors in the shapes of taken gradients, with `part` [length] of each slice."""
         made = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in self.masters()]
         for own in self.slices():
             if own.length:
-                own.of(made).copy_(part(own.name, own.at, own.length))
+                own.of(made).copy_(part(own))
         return made
 
     def as_live(self, gradient: Sequence[Tensor]) -> list[Tensor]:

@@ -212,6 +212,7 @@ def expected(trainer: Trainer) -> tuple[list[tuple[bool, int, int, bool]], list[
 def test_nothing_is_computed_that_a_method_does_not_name(trainer: Trainer) -> None:
     if trainer.rule.separate:  # one pass for each term, over its own data: the sum of them is looked at
         trainer.rule.separate = False
+    trainer.smoothness = None  # several passes of the forget terms
     logits_are_plain(trainer.engine.module)  # a call of its own, once for each model
     with counted(trainer.engine.module) as found:
         measure(trainer, micro_batch=8)
