@@ -34,9 +34,12 @@ class ForgetLoss:
     """The forget terms of one step, around the current weights (`unlearn.smoothing.Loss`).
 
     Weights are shifted in fp32, from the masters, and then rounded to compute precision; their former values
-    return bit for bit. `passes` are the backward passes: terms with their factors. `factors` are those of the
-    passes in F. `losses` are those of the terms in each call of `gradients`, this process's share, and
-    `changed` the shares of the trained weights that a shift changed in compute precision.
+    return bit for bit. A master exactly between two bf16 numbers, with 16-bit remainders, may be rounded to
+    the other one even by a shift of 0.
+
+    `passes` are the backward passes: terms with their factors. `factors` are those of the passes in F.
+    `losses` holds this process's share of each term's loss, for each call of `gradients`. `changed` holds for
+    each shift the share of the trained weights that it changed in compute precision.
     """
 
     steps: Steps
