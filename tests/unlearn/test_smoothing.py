@@ -41,7 +41,7 @@ class Plain:
 
     def total(self, gradients: Sequence[Vector]) -> Vector:
         pairs = zip(*gradients, strict=True)
-        return [sum(f * e for f, e in zip(self.factors, each, strict=True)) for each in pairs]  # type: ignore
+        return [sum(f * e for f, e in zip(self.factors, each, strict=True)) for each in pairs]
 
     def norm(self, vector: Vector) -> float:
         return float(torch.cat(vector).norm())
