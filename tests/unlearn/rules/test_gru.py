@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.tolerance import assert_trained_alike
+from tests.tolerance import PASS, assert_trained_alike, relative
 from tests.unlearn.rules.test_rules import plain_loss, problems, running, steps
 from tests.unlearn.training import small_training as training
 from tests.unlearn.training.test_trainer import in_processes
@@ -27,6 +27,8 @@ from unlearn.training.optimizers import decay_groups
 from unlearn.training.step_data import Part
 from unlearn.training.trainer import Trainer
 
+# Of a norm, and of a cosine that is not small: errors of single numbers average out.
+RELATIVE = relative(terms=PASS)
 CONSTANT: dict[str, Any] = {"schedule": "constant", "warmup_epochs": 0, "lr": 1e-3, "weight_decay": 0.1}
 
 
@@ -151,19 +153,18 @@ def oppose(trainer: Trainer) -> None:
     trainer.data = trainer.steps.data = replace(trainer.data, groups=groups)
 
 
-@pytest.mark.parametrize("zero", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (3,))])
-def test_training_against_plain_autograd_in_float64(tmp_path: Path, zero: int) -> None:
-    with running(tmp_path, method(gamma=0.6), zero) as trainer:
+def test_training_against_plain_autograd_in_float64(tmp_path: Path) -> None:
+    with running(tmp_path, method(gamma=0.6)) as trainer:
         oppose(trainer)
         rows = steps(trainer, 2)
         found = {name: tensors["weight"] for name, tensors in trainer.engine.state()}
         kept = {name: t["kept"] for name, t in trainer.kept.extend_state(trainer.engine.state())}
         wanted, mean, cosines = plain(trainer, 2)
     assert_trained_alike(found, wanted, lr=1e-3, steps=2)
-    assert [row["rule/cosine"] for row in rows] == pytest.approx(cosines, rel=1e-3)
+    assert [row["rule/cosine"] for row in rows] == pytest.approx(cosines, rel=RELATIVE)
     assert max(cosines) < -0.1, "there is a conflict"
     for name, tensor in mean.items():
-        assert float((kept[name] - tensor).norm()) <= 1e-3 * float(tensor.norm()), name
+        assert float((kept[name] - tensor).norm()) <= RELATIVE * float(tensor.norm()), name
 
 
 def test_gamma_one_keeps_nothing(tmp_path: Path) -> None:
@@ -194,10 +195,9 @@ def test_a_refused_update_leaves_what_is_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero", [0, 3])
-def test_resumed_bit_for_bit_with_what_is_kept(tmp_path: Path, zero: Any) -> None:
+def test_resumed_bit_for_bit_with_what_is_kept(tmp_path: Path) -> None:
     keys: dict[str, Any] = {"method": method().model_copy(update={"steps": 4}), "spread": 0.2}
-    hardware = HardwareConfig(zero=zero, micro_batch=4)
+    hardware = HardwareConfig(micro_batch=4)
     whole = training.train(tmp_path / "whole", hardware, **keys)
     training.train(tmp_path / "cut", hardware, stop_after=2, **keys)
     resumed = training.train(tmp_path / "cut", hardware, **keys)
@@ -231,7 +231,7 @@ def test_two_processes_train_like_one_and_one_continues_what_two_began(tmp_path:
     kept = [kept_in(tmp_path / name) for name in ("begun", "alone")]
     assert kept[0].keys() == kept[1].keys() == {n for n, _ in training.tiny_llama().named_parameters()}
     for name, tensor in kept[1].items():
-        assert float((kept[0][name] - tensor).norm()) <= 1e-3 * float(tensor.norm()), name
+        assert float((kept[0][name] - tensor).norm()) <= RELATIVE * float(tensor.norm()), name
     alone = training.train(tmp_path / "alone", HardwareConfig(), method=made, spread=0.2)
     ended = training.train(tmp_path / "begun", HardwareConfig(), method=made, spread=0.2)
     assert_trained_alike(load_file(tmp_path / "whole.safetensors"), alone, lr=1e-3, steps=3)

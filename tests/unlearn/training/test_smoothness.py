@@ -19,6 +19,7 @@ from tests.unlearn.rules.test_rules import plain_loss
 from tests.unlearn.training import small_training as training
 from tests.unlearn.training.test_trainer import in_processes
 from unlearn.config import HardwareConfig, MethodConfig, SmoothConfig
+from unlearn.run_dir import RunDir
 from unlearn.training.optimizers import decay_groups
 from unlearn.training.smoothness import ForgetLoss, Smoothness, WeightAverage
 from unlearn.training.trainer import Trainer
@@ -82,9 +83,8 @@ def plain_sam(trainer: Trainer, count: int, rho: float) -> dict[str, Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("zero", [0, 3])
-def test_sam_against_plain_autograd_in_float64(tmp_path: Path, zero: int) -> None:
-    with running(tmp_path, method(name="sam", rho=0.5), zero=zero) as trainer:
+def test_sam_against_plain_autograd_in_float64(tmp_path: Path) -> None:
+    with running(tmp_path, method(name="sam", rho=0.5)) as trainer:
         rows = [trainer.step().row for _ in range(2)]
         found = {name: tensors["weight"] for name, tensors in trainer.engine.state()}
         wanted, without = plain_sam(trainer, 2, 0.5), plain_sam(trainer, 2, 0.0)
@@ -104,7 +104,7 @@ SOMETHING: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("hardware", [{}, *(pytest.param(h, marks=pytest.mark.slow) for h in (
-    {"zero": 2, "dtype": "bf16"}, {"zero": 3}, {"dtype": "bf16", "gradients": "bf16"}
+    {"zero": 2, "dtype": "bf16"}, {"dtype": "bf16", "gradients": "bf16"}
 ))], ids=str)  # fmt: skip
 def test_only_the_forget_gradient_changes_and_the_weights_return(
     tmp_path: Path, hardware: dict[str, Any]
@@ -153,24 +153,32 @@ def test_noise_is_that_of_the_seed_step_draw_and_parameter(tmp_path: Path) -> No
         assert abs(float(torch.corrcoef(torch.stack([first, one]))[0, 1])) < 6 / math.sqrt(count)
 
 
+def averages(run: Path) -> dict[str, Tensor]:
+    stored = RunDir(run).load_checkpoint()
+    assert stored is not None
+    return {n.removeprefix("average/"): t for n, t in stored[1].items() if n.startswith("average/")}
+
+
 @pytest.mark.slow
 def test_two_processes_train_like_one(tmp_path: Path) -> None:
     smooths = {"sam": {"rho": 0.5}, "random": {"sigma": 0.02}, "average": {"start": 0.4, "every": 1}}
     cases = {
-        f"{name}-{zero}": {
+        name: {
             "preset": "grad_diff", "spread": 0.2,
-            "keys": {**CONSTANT, "steps": 2, "smooth": {"name": name, **smooth}},
+            "keys": {**CONSTANT, "steps": 2, "smooth": {"name": name, **smooths[name]}},
             "hardware": {"processes": 2, "zero": zero, "micro_batch": 2}, "stop_after": 2,
         }
-        for zero in (2, 3) for name, smooth in smooths.items()
+        for name, zero in {"sam": 2, "random": 3, "average": 2}.items()
     }  # fmt: skip
     in_processes(tmp_path, cases, 2)
-    for name in smooths:
-        made = training.case_of(cases[f"{name}-2"])
-        alone = training.train(tmp_path / name, HardwareConfig(), method=made, spread=0.2, stop_after=2)
-        for zero in (2, 3):
-            found = load_file(tmp_path / f"{name}-{zero}.safetensors")
-            assert_trained_alike(found, alone, lr=1e-3, steps=2, named=f"{name} at ZeRO {zero}")
+    for name, case in cases.items():
+        alone = training.train(
+            tmp_path / "one" / name, HardwareConfig(), method=training.case_of(case), spread=0.2, stop_after=2
+        )
+        found = load_file(tmp_path / f"{name}.safetensors")
+        assert_trained_alike(found, alone, lr=1e-3, steps=2, named=name)
+    means = [averages(folder / "average") for folder in (tmp_path, tmp_path / "one")]
+    assert_trained_alike(*means, lr=1e-3, steps=2, named="the mean")
 
 
 # -- the mean of late weights --------------------------------------------------------------------------
@@ -196,7 +204,7 @@ def test_the_mean_replaces_the_weights_at_the_end_after_an_interruption_too(
             after.append({name: t["weight"].double() for name, t in trainer.engine.state()})
     wanted = {name: torch.stack([each[name] for each in after[1:]]).mean(0) for name in after[0]}
     ends = []
-    for folder, stop in (("whole", None), ("cut", 3), ("late", 4)):
+    for folder, stop in (("whole", None), ("cut", 3), ("late", 4)) if zero == 0 else (("whole", None),):
         if stop is not None:
             training.train(tmp_path / folder, HardwareConfig(zero=zero, micro_batch=4), method=made,
                            spread=0.2, stop_after=stop)  # fmt: skip
@@ -207,5 +215,7 @@ def test_the_mean_replaces_the_weights_at_the_end_after_an_interruption_too(
         assert torch.allclose(ends[0][name].double(), tensor, rtol=1e-6, atol=1e-8)
         assert not torch.equal(ends[0][name], after[-1][name].float())
         assert all(torch.equal(end[name], ends[0][name]) for end in ends[1:]), name
+    if zero > 0:
+        return
     counts = [json.loads(line)["smooth/averaged"] for line in (tmp_path / "cut" / "history.jsonl").open()]
     assert counts == [0, 1, 2, 3]
