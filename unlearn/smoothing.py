@@ -109,6 +109,8 @@ def problems(config: SmoothConfig, groups: Sequence[str]) -> list[str]:
                 f"method.smooth.{key}={value:g}: method.smooth.name={config.name} has no option {key}; set "
                 f"method.smooth.name={users}, or leave it out with '~method.smooth.{key}'"
             )
+    if config.name == "average" and not groups:
+        found.append("method.smooth.name=average: the method has no term, so that it trains no weights")
     if config.name in ("none", "average") or {"forget", "template"} & {*groups}:
         return sorted(found)
     return [

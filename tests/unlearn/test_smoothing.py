@@ -144,5 +144,8 @@ def test_refused_with_place_and_fix() -> None:
         "method.smooth.mu=0.5: method.smooth.name=none has no option mu; set "
         "method.smooth.name=penalty or curvature"
     )
+    assert problems(smooth={"name": "average"}) == [
+        "method.smooth.name=average: the method has no term, so that it trains no weights"
+    ]
     assert bind(MethodConfig(name="x", retain="nll", smooth={"name": "average"}))
     assert bind(MethodConfig(name="x", template="nll", smooth={"name": "sam"}))
