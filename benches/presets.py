@@ -8,13 +8,14 @@ from typing import Any
 
 from benches.cases import ROOT, settings
 from unlearn.config import MethodConfig
+from unlearn.rules import make_rule
 from unlearn.terms import bind, needs_alternatives
 
 BASE = "grad_diff"
 BATCH = 16  # examples of each group per step
 # Times a step of the base, for each token. Distribution: of every token the whole vocabulary is looked at.
 AIMS = {"likelihood": 1.1, "distribution": 1.6}
-_COSTLY = {"forget", "template", "retain", "full", "further", "rule", "intervention", "train"}
+_COSTLY = {"forget", "template", "retain", "full", "further", "rule", "smooth", "intervention", "train"}
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "undial with retain=nll": ("undial", {"retain": "nll"}),
@@ -57,7 +58,9 @@ class Row:
 
     @property
     def aim(self) -> float | None:
-        """The highest allowed cost per token; None: no limit (padding, a teacher, a second pass)."""
+        """The highest allowed cost per token; None: no limit (padding, a teacher, further passes)."""
+        if self.method.smooth.name not in ("none", "average"):
+            return None
         terms = bind(self.method)
         needed = [each for term in terms for each in term.statistics]
         if any(each.source == "teacher" for each in needed):
@@ -97,8 +100,8 @@ def as_measured(values: Mapping[str, Any]) -> MethodConfig:
 def _all() -> Iterator[tuple[str, MethodConfig]]:
     for file in sorted((ROOT / "configs" / "method").glob("*.yaml")):
         method = as_measured(settings("method", file.stem))
-        # The rule of separate gradients is compared with separate backwards instead.
-        if method.terms and method.rule.name != "normalised":
+        # A rule of separate gradients, NGDiff's, is compared with separate backwards instead.
+        if method.terms and not make_rule(**method.rule.model_dump()).separate:
             yield file.stem, method
     for title, (name, changed) in VARIANTS.items():
         yield title, as_measured({**settings("method", name), **changed})

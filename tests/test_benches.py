@@ -28,8 +28,8 @@ def test_every_preset_that_trains_is_measured_once() -> None:
     names = [name for each in ROWS for name in each.names]
     presets = {file.stem for file in (ROOT / "configs" / "method").glob("*.yaml")}
     assert sorted(names) == sorted(set(names))
-    # Nothing is trained; NGDiff is compared with separate backwards.
-    assert presets - set(names) == {"none", "whp", "dsg", "ngdiff"}
+    # Nothing is trained; rules of separate gradients: NGDiff is compared with separate backwards.
+    assert presets - set(names) == {"none", "whp", "dsg", "ngdiff", "gru", "gru-npo"}
     assert set(names) - presets == set(VARIANTS)
 
 
@@ -37,6 +37,7 @@ def test_rows_are_shared_by_presets_that_differ_in_numbers_alone() -> None:
     assert set(row("npo").names) == {"npo", "npo-altpo", "npo-wmdp"}
     assert row("satimp") == row("satimp-muse")
     assert row("rmu") != row("rmu-adaptive")
+    assert set(row("npo-sam-wmdp").names) == {"npo-sam-wmdp", "npo-sam-muse"}
     assert row("dpo") != row("altpo")  # refusals are shorter than other answers
     assert row("kl_min") != row("kl_min, mask=answer")
 
@@ -46,6 +47,7 @@ def test_rows_are_shared_by_presets_that_differ_in_numbers_alone() -> None:
     [
         ("grad_diff", 1.1), ("satimp", 1.1), ("nlul without a teacher", 1.1), ("dpo", 1.1), ("undial", 1.6),
         ("kl_min, mask=answer", 1.6), ("kl_min", None), ("nlul", None), ("kto", None),
+        ("npo-sam-wmdp", None), ("npo-wa-wmdp", 1.1),
     ],
 )  # fmt: skip
 def test_aims(name: str, aim: float | None) -> None:

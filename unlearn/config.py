@@ -151,6 +151,25 @@ class RuleConfig(Section):
     name: str = Field("weighted_sum", description="a module of unlearn.rules, or a dotted path")
 
 
+class SmoothConfig(Section):
+    """Smoothness of the forget loss around the weights, with any method: see `unlearn.smoothing`."""
+
+    name: Literal["none", "sam", "random", "penalty", "curvature", "average"] = Field(
+        "none", description="how the gradient of the forget terms is made; average: mean of late weights"
+    )
+    rho: NonNegativeFloat = Field(
+        0.01, description="sam: length of the perturbation, over all trained parameters together"
+    )
+    sigma: NonNegativeFloat = Field(1e-4, description="random: standard deviation of the noise on a weight")
+    draws: PositiveInt = Field(3, description="random: gradients that are averaged")
+    weight: NonNegativeFloat = Field(
+        10.0, description="penalty, curvature: factor of the regulariser, which is added to the forget loss"
+    )
+    mu: PositiveFloat = Field(0.01, description="penalty, curvature: length of a finite difference")
+    start: float = Field(0.8, ge=0, le=1, description="average: share of the steps before the first weights")
+    every: PositiveInt = Field(5, description="average: steps between the weights that are averaged")
+
+
 class FurtherConfig(Section):
     """A further term, on data that already has one."""
 
@@ -222,6 +241,7 @@ class MethodConfig(Section):
     )
     alternatives: AlternativesConfig = AlternativesConfig()
     rule: RuleConfig = RuleConfig()
+    smooth: SmoothConfig = SmoothConfig()
     intervention: dict[str, Any] | None = Field(
         None,
         description="an intervention on the model's computation: {name: grun, …}; trained instead of the "

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt
 from torch import Tensor
 
 import unlearn.rules
-from unlearn import plugins
+from unlearn import plugins, smoothing
 from unlearn.config import Mask, MethodConfig, RunConfig, Section
 from unlearn.errors import ConfigError, did_you_mean
 from unlearn.statistics import CONFIDENCES, STATISTICS, Statistic, statistics_of
@@ -184,6 +184,7 @@ def make_terms(method: MethodConfig) -> list[Term]:
         unlearn.rules.check(method.rule, [name for _, name, *_ in stated], method.clip)
     except ConfigError as error:
         problems += error.problems
+    problems += smoothing.problems(method.smooth, [group for _, _, group, *_ in stated])
     if len({term.name for term in terms}) < len(terms):
         problems.append("method.further: two terms with one objective on the same data; add up their weights")
     if problems:

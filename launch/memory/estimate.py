@@ -17,7 +17,7 @@ from unlearn.config import HardwareConfig, MethodConfig, ModelConfig, RunConfig
 from unlearn.models import load as models
 from unlearn.models import nano
 from unlearn.models.skeleton import is_plain_nano
-from unlearn.rules import make_rule
+from unlearn.rules import Remembering, make_rule
 from unlearn.terms import bind
 from unlearn.training.deepspeed_config import keeps_remainders, stage_of
 from unlearn.training.optimizers import BLOCK, CHUNK
@@ -228,15 +228,24 @@ def _head(shape: Shape, hardware: HardwareConfig, method: MethodConfig, load: Lo
     return head + row * (size * (others + 2 * bool(whole)) + 12 * whole)  # whole ones are computed in fp32
 
 
+_SMOOTHED = {"none": 0, "average": 1, "sam": 1, "random": 2, "penalty": 2, "curvature": 5}
+"""Gradients or weights in fp32 that `method.smooth` holds during its passes, by its name."""
+
+
 def _extras(shape: Shape, hardware: HardwareConfig, method: MethodConfig) -> float:
-    """Estimate the tensors of the gradient rule, the mean teacher, `schedule=auto` and frozen heads."""
+    """Estimate the tensors of the gradient rule, smoothing, the mean teacher, `schedule=auto`, heads."""
     size, share, stage = _size(hardware), hardware.processes, stage_of(hardware)
     terms = bind(method)
     whole, part = shape.trained, shape.trained / share
     extras = 0.0
-    if make_rule(**method.rule.model_dump()).separate:  # a partition of the gradient for each term
-        extras += len(terms) * 4 * (part if stage else whole)
+    rule = make_rule(**method.rule.model_dump())
+    if rule.separate:  # a partition of the gradient for each term, and of the one that the rule keeps
+        kept = isinstance(rule, Remembering) and rule.keeps
+        extras += (len(terms) + kept) * 4 * (part if stage else whole)
     live = part if stage == 3 else whole
+    extras += _SMOOTHED[method.smooth.name] * 4 * (part if stage else whole)
+    if method.smooth.name not in ("none", "average"):  # weights at a shift, in compute precision
+        extras += live * size
     needed = {each for term in terms for each in term.statistics}
     if any(each.source == "teacher" for each in needed):
         # In fp32, and during its forward in compute precision.

@@ -47,6 +47,11 @@ def warnings_of(config: RunConfig, *, searched: bool = False) -> list[str]:
         warnings.append("eval.every_steps: measures nothing, since no benchmark is chosen (eval=none)")
     if config.goal != GoalConfig() and not searched:
         warnings.append("goal: used in a search only (-m hydra/sweeper=optuna, see docs/sweeps.md)")
+    if config.method.smooth.name in ("sam", "random") and config.hardware.dtype == "bf16":
+        warnings.append(
+            f"method.smooth.name={config.method.smooth.name}: much of a small perturbation rounds away with "
+            "hardware.dtype=bf16; smooth/changed in the history is the share of the weights that it changes"
+        )
     cores = os.cpu_count() or 1
     hardware = config.hardware
     if hardware.device == "cpu" and hardware.processes > cores * hardware.nodes:

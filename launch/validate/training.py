@@ -59,6 +59,12 @@ def method_problems(config: RunConfig) -> list[str]:
             f"method.update_scale={method.update_scale}: scales updates of full weights; leave "
             "model.lora.r out"
         )
+    smooth = method.smooth.name
+    if smooth in ("penalty", "curvature") and config.hardware.dtype == "bf16":
+        problems.append(
+            f"method.smooth.name={smooth}: takes differences of gradients at near weights, which rounding to "
+            "hardware.dtype=bf16 drowns; set hardware.dtype=fp32"
+        )
     if any(not 0 <= beta < 1 for beta in method.betas):
         problems.append(f"method.betas={list(method.betas)}: both must be in [0, 1)")
     problems += _retain(config, terms)

@@ -39,6 +39,18 @@ CASES = {
         ("method=whp", "method.reinforced.warmup_share=0.1"),
         ("method.reinforced.warmup_epochs=0 and method.reinforced.warmup_share=0.1",),
     ),
+    "differences of gradients in bf16": Refused(
+        ("method=npo-gp-wmdp", "hardware.dtype=bf16"),
+        ("method.smooth.name=penalty: takes differences of gradients", "set hardware.dtype=fp32"),
+    ),
+    "an option of another smoothing": Refused(
+        ("method=npo-sam-wmdp", "method.smooth.name=random", "method.smooth.rho=0.5"),
+        ("method.smooth.rho=0.5", "has no option rho", "'~method.smooth.rho'"),
+    ),
+    "nothing to smooth": Refused(
+        ("method=finetune", "method.smooth.name=sam"),
+        ("method.smooth.name=sam: smooths the forget loss", "method.forget or method.template"),
+    ),
 }
 
 

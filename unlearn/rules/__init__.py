@@ -4,6 +4,9 @@ Its class has the module's name in camel case; its options are the class's keywo
 gives the factor of each term's loss (`factors`) and is shown the losses after each step (`observe`). If it is
 `separate`, each term has its own backward pass, and the rule turns the inner products of the gradients into
 coefficients (`combine`). The gradients themselves stay where DeepSpeed keeps them.
+
+A `Remembering` rule also keeps one gradient from step to step. It is given the inner products with that one
+too (`project`), and says what becomes of it.
 """
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ from unlearn.errors import ConfigError
 
 
 class Rule(Protocol):
-    """How terms become one update. `terms`, where a rule has it, names the terms that it needs."""
+    """How terms become one update. `terms`, where a rule has it, names the terms that it needs, `a|b` one of
+    two."""
 
     separate: bool
     """Whether each term has its own backward pass and gradient."""
@@ -68,6 +72,26 @@ class Stateless:
     def load(self, state: Mapping[str, Any]) -> None: ...
 
 
+class Remembering(Stateless):
+    """A separate rule that keeps one gradient M from step to step, which is 0 before the first step.
+
+    The training holds M in fp32, writes it to checkpoints as tensors, and changes it only once the update of
+    the step is known to be finite.
+    """
+
+    separate = True
+    keeps = True
+    """Whether M is used; with False it stays 0 and takes no memory."""
+
+    def project(self, gram: Tensor, sets: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return the coefficients of the update, and those of the next M, [T + 1] each.
+
+        `gram` [T + 1, T + 1] are the inner products of the terms' gradients, times the terms' weights, and of
+        M, which is the last. `sets` [T] names the set that each term is on.
+        """
+        raise NotImplementedError("a rule that keeps a gradient says what becomes of it")
+
+
 _PARTS = ("separate", "clipped", "factors", "combine", "observe", "log", "state", "load")
 RULES = plugins.Kind(__name__, "rule", "class", _PARTS)
 
@@ -85,8 +109,11 @@ def check(config: RuleConfig, terms: Sequence[str], clip: float | None = None) -
         plugins.parsed(plugins.keywords(rule), config.model_extra or {}, "method.rule", owner)
     except ConfigError as error:
         problems += error.problems
-    lacking = [term for term in getattr(rule, "terms", ()) if term not in terms]
-    problems += [f"method.{term} has no term: {owner} needs one" for term in lacking]
+    for needed in getattr(rule, "terms", ()):
+        slots = needed.split("|")
+        if not any(slot in terms for slot in slots):
+            named = " or ".join(f"method.{slot}" for slot in slots)
+            problems.append(f"{named} has no term: {owner} needs one")
     if clip and not rule.clipped:
         problems.append(
             f"method.clip={clip:g}: {owner} gives an update of a length of its own, which is not clipped; "

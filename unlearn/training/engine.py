@@ -35,7 +35,7 @@ from unlearn.training import engine_slices
 from unlearn.training.deepspeed_config import deepspeed_config
 from unlearn.training.optimizer_state import OptimizerState
 from unlearn.training.optimizers import ChunkedAdamW, make_optimizer
-from unlearn.training.zero_partitions import Shares
+from unlearn.training.zero_partitions import ParameterSlice, Shares
 
 # The shared-memory collectives would take minutes to compile on first use; gloo works without them. Not by
 # reading the attribute: DeepSpeed would start compilers then to find out what else could be compiled.
@@ -185,6 +185,20 @@ class Engine:
         """
         return self._shares.whole_gradients(gradients)
 
+    def distribute(self, part: Callable[[ParameterSlice], Tensor]) -> list[Tensor]:
+        """Return fp32 tensors in the shapes that `take_gradients` returns, padded with zeros.
+
+        `part` returns this process's numbers [length] of a flattened parameter, from `at` on.
+        """
+        return self._shares.distribute(part)
+
+    def masters(self) -> list[Tensor]:
+        """Return this process's share of the master weights, in fp32, to be read.
+
+        They have the shapes that `take_gradients` returns.
+        """
+        return self._stored.masters()
+
     def as_live(self, gradient: Sequence[Tensor]) -> list[Tensor]:
         """Return a taken gradient in the shapes of `live_weights`, in fp32, to be read. A collective.
 
@@ -222,6 +236,11 @@ class Engine:
         finally:
             self._set_live(slots, former)
             self._borrowed -= 1
+
+    def use_weights(self, values: Sequence[Tensor]) -> None:
+        """Use these values, as in `with_weights`, from now on. The training has ended: no step may follow."""
+        self._borrowed += 1
+        self._set_live(list(self.live()), values)
 
     def state(self) -> Iterator[tuple[str, dict[str, Tensor]]]:
         """Yield name and full tensors (`weight`, `exp_avg`, `exp_avg_sq`) of each trained parameter, in fp32.

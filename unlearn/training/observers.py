@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from torch import Tensor
+
 from unlearn.rules import Rule
 from unlearn.run_dir import RunDir
 from unlearn.training.step_data import Frozen
@@ -39,12 +41,16 @@ class History:
 
 @dataclass(frozen=True)
 class ProbeContext:
-    """The training as a probe measures it: after `step` updates, with peak learning `rate` and `rule`."""
+    """The training as a probe measures it: after `step` updates, with peak learning `rate` and `rule`.
+
+    `kept` is this process's share of the gradient that the rule keeps; None for zero.
+    """
 
     step: int
     rate: float
     rule: Rule
     frozen: Frozen
+    kept: list[Tensor] | None = None
 
 
 class StepProbe(Protocol):

@@ -42,6 +42,13 @@ class OptimizerState:
                     whole[key] = gathered.to("cpu", copy=True)
             yield own.name, whole
 
+    def masters(self) -> list[Tensor]:
+        """Return the master weights here, in fp32, by the index `share` of a slice; to be read."""
+        masters = self._shares.masters()
+        if isinstance(self._optimizer, ChunkedAdamW):
+            return [self._optimizer.master(tensor) for tensor in masters]
+        return [tensor.detach() for tensor in masters]
+
     def write(self, weights: Mapping[str, Tensor], moments: Mapping[str, Tensor], steps: int) -> None:
         """Set what `read` gave, after `steps` steps; moments are keyed `exp_avg/<name>`."""
         masters = self._shares.masters()

@@ -15,7 +15,6 @@ from torch import Tensor
 from unlearn.config import HardwareConfig
 from unlearn.data.batching import count
 from unlearn.passes.out_of_memory import Key, in_portions
-from unlearn.rules import Rule
 from unlearn.statistics import statistics_of
 from unlearn.terms import Term
 from unlearn.training.engine import Engine
@@ -235,24 +234,3 @@ class Steps:
         if (unit.group, kind) in padded:
             return plan.widths[unit.group, kind]
         return len(self.data.groups[unit.group].sequence(unit, kind).ids) - 1
-
-
-def combine_gradients(
-    engine: Engine, rule: Rule, gradients: Sequence[list[Tensor]], weights: Sequence[float]
-) -> list[float]:
-    """Set the step's gradient to the rule's combination of the terms' weighted gradients; return their norms.
-
-    `gradients` are the engine's shares; the first is overwritten. A collective.
-    """
-    gram = engine.gram(gradients)
-    factors = rule.combine(gram).tolist()
-    combined = gradients[0]
-    for index, (gradient, factor) in enumerate(zip(gradients, factors, strict=True)):
-        for into, each in zip(combined, gradient, strict=True):
-            if index == 0:
-                into.mul_(weights[0] * factor)
-            else:
-                into.add_(each, alpha=weights[index] * factor)
-    engine.put_gradients(combined)
-    norms: list[float] = gram.diagonal().clamp(min=0).sqrt().tolist()
-    return norms

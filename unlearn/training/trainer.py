@@ -25,12 +25,14 @@ from unlearn.rules import make_rule
 from unlearn.signals import StartAgain, Stopped, on_stop
 from unlearn.terms import Term
 from unlearn.training.auto_lr import AutoLR
+from unlearn.training.combination import KeptVector, combine_gradients
 from unlearn.training.engine import Engine
 from unlearn.training.interruption import Checkpoints, StopRequest
 from unlearn.training.learning_rate import schedule_factor, total_steps, warmup_steps
 from unlearn.training.mean_teacher import MeanTeacher
 from unlearn.training.observers import History, Observers, ProbeContext
-from unlearn.training.step import Steps, combine_gradients
+from unlearn.training.smoothness import Smoothness, WeightAverage
+from unlearn.training.step import Steps
 from unlearn.training.step_data import Plan, TrainingData, own_view
 
 log = logging.getLogger(__name__)
@@ -79,6 +81,7 @@ class Trainer:
         method = self.settings.method
         sizes = {name: len(group.ids) for name, group in self.data.groups.items()}
         self.rule = make_rule(**method.rule.model_dump())
+        self.kept = KeptVector(self.engine, "kept")
         self.schedule = Schedule(sizes, method.sets[0], method.batch, self.data.seed)
         self.total = total_steps(method, self.schedule.steps_per_epoch)
         self.warmup = warmup_steps(method, self.schedule.steps_per_epoch)
@@ -89,6 +92,11 @@ class Trainer:
             frozen = replace(self.data.frozen, teacher=self.teacher.weights)
             self.data = replace(self.data, frozen=frozen)
         self.steps = Steps(self.engine, self.terms, self.data, self.settings.hardware)
+        smooth, name = method.smooth, method.smooth.name
+        self.average = WeightAverage(self.engine, smooth, self.total) if name == "average" else None
+        self.smoothness = None
+        if name not in ("none", "average"):
+            self.smoothness = Smoothness(self.steps, smooth, self.rule.separate, self._refuse_non_finite)
         self._stop_request = StopRequest()
 
     def run(self) -> None:
@@ -124,6 +132,8 @@ class Trainer:
                     raise Stopped(
                         f"stopped by a signal after step {self.steps_made} of {self.total}; it can be resumed"
                     )
+        if self.average is not None:
+            self.average.load()
 
     def step(self) -> StepResult:
         """Make one optimizer step and add its row to the history. A collective.
@@ -144,14 +154,23 @@ class Trainer:
         self._refuse_non_finite(total, plan)
         epoch = (self.steps_made + 1) / self.schedule.steps_per_epoch
         row: dict[str, float] = {"step": self.steps_made + 1, "epoch": epoch, "loss": total}
-        if gradients:
-            norms = combine_gradients(self.engine, self.rule, gradients, list(weights.values()))
+        if not self.rule.separate and gradients:
+            self.engine.put_gradients(gradients[0])
+        elif gradients:
+            sets = [own_view(term).group for term in self.terms]
+            norms = combine_gradients(
+                self.engine, self.rule, gradients, list(weights.values()), sets, self.kept
+            )
             row |= {f"grad_norm/{name}": norm for name, norm in zip(weights, norms, strict=True)}
         row |= {f"loss/{name}": loss for name, loss in by_term.items()}
         row |= self.update()
         self.steps_made += 1
         self.rule.observe(by_term, epoch)
         row |= self.rule.log()
+        if self.smoothness is not None:
+            row |= self.smoothness.log()
+        if self.average is not None:
+            row |= self.average.follow(self.steps_made)
         step_tokens = self.steps.tokens(plan)
         self.tokens += step_tokens
         row |= {"tokens": self.tokens, "memory_gib": memory_gib(self.engine.world.device)}
@@ -173,8 +192,10 @@ class Trainer:
 
         Returns this process's share of each term's loss, without its weight, float64 [T]; and for a rule of
         separate gradients the engine's share of each term's gradient, without its weight. For other rules the
-        list is empty and the gradient of the weighted sum is in the engine.
+        list is empty and the gradient of the weighted sum is in the engine; or it has this alone, smoothed.
         """
+        if self.smoothness is not None:
+            return self.smoothness.losses_and_gradients(plan, self.weights())
         means = self.steps.means(plan, self.terms)
         if not self.rule.separate:
             return self.steps.backward(plan, self.weights(), means), []
@@ -222,7 +243,7 @@ class Trainer:
 
     def probe_context(self) -> ProbeContext:
         """Return the state of the training that a probe needs at this step."""
-        return ProbeContext(self.steps_made, self.auto.lr, self.rule, self.data.frozen)
+        return ProbeContext(self.steps_made, self.auto.lr, self.rule, self.data.frozen, self.kept.shares)
 
     def save(self) -> None:
         """Write a checkpoint of the current step. A collective."""
@@ -234,9 +255,11 @@ class Trainer:
             "rule": self.rule.state(),
             "auto_lr": self.auto.state(),
         }
-        state = self.engine.state()
+        state = self.kept.extend_state(self.engine.state())
         if self.teacher is not None:
             state = self.teacher.extend_state(state)
+        if self.average is not None:
+            state = self.average.mean.extend_state(state)
         self.checkpoints.save(self.steps_made, state, facts, self.engine.world)
 
     def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -246,6 +269,9 @@ class Trainer:
         self.steps_made, self.tokens = facts["step"], facts["tokens"]
         self.rule.load(facts["rule"])
         self.auto.load(facts["auto_lr"])
+        self.kept.restore(tensors)
+        if self.average is not None:
+            self.average.mean.restore(tensors)
         if self.teacher is not None:
             self.teacher.restore(tensors)
         self.history.cut(self.steps_made)

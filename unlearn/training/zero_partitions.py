@@ -7,7 +7,7 @@ Under ZeRO 3: one per sub-group, this process's partitions of its parameters, co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +105,14 @@ class Shares:
         if self.stage == 3:
             return list(zero.fp32_partitioned_groups_flat)
         return list(zero.single_partition_of_fp32_groups)
+
+    def distribute(self, part: Callable[[ParameterSlice], Tensor]) -> list[Tensor]:
+        """Return fp32 tensors in the shapes of taken gradients, with `part` [length] of each slice."""
+        made = [torch.zeros_like(tensor, dtype=torch.float32) for tensor in self.masters()]
+        for own in self.slices():
+            if own.length:
+                own.of(made).copy_(part(own))
+        return made
 
     def as_live(self, gradient: Sequence[Tensor]) -> list[Tensor]:
         """Return a gradient in the shapes and on the devices of the live weights, in fp32. A collective.

@@ -129,6 +129,15 @@ def test_offload_moves_to_the_host():
 def test_what_a_method_keeps_in_addition():
     # ngdiff takes the gradient of each of its two terms: 4 bytes each, twice
     assert memory("method=ngdiff", "method.schedule=constant").extras == 2 * 4 * 600
+    # gru keeps a further one from step to step, unless it averages nothing; a fourth on each of four
+    assert memory("method=gru").extras == 3 * 4 * 600
+    assert memory("method=gru", "method.rule.gamma=1.0").extras == 2 * 4 * 600
+    assert memory("method=gru", "hardware.processes=4", "hardware.zero=2").extras == 3 * 600
+    # sam holds the perturbation, or the smoothed gradient, and the perturbed weights in compute precision
+    sam = ("method=npo", "method.smooth.name=sam")
+    assert memory(*sam).extras == (4 + 4) * 600
+    assert memory(*sam, "hardware.processes=4", "hardware.dtype=bf16").extras == 4 * 150 + 2 * 600
+    assert memory("method=npo", "method.smooth.name=average").extras == 4 * 600
     kept = memory("method=npo")
     assert kept.cache == 40 * 4  # a log-probability for each answer token
     assert kept.extras == 0

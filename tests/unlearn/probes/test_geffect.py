@@ -322,7 +322,7 @@ def same_history(a: Path, b: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "preset", ["npo", *(pytest.param(n, marks=pytest.mark.slow) for n in ("rmu", "ngdiff"))]
+    "preset", ["npo", *(pytest.param(n, marks=pytest.mark.slow) for n in ("rmu", "ngdiff", "gru"))]
 )
 def test_a_watched_run_is_bit_for_bit_the_same(tmp_path, preset):
     method = training.preset(preset, epochs=1)

@@ -44,12 +44,15 @@ def test_one_process_goes_on_as_if_it_had_begun_with_the_smaller_portion(tmp_pat
     assert any(not torch.equal(weights[name], tensor) for name, tensor in large.items()), "a split shows"
 
 
-def test_a_gradient_of_each_term_is_done_again_alone(tmp_path):
+@pytest.mark.parametrize(
+    "method", ["ngdiff", *(pytest.param(n, marks=pytest.mark.slow) for n in ("gru", "npo-sam-wmdp"))]
+)
+def test_a_gradient_of_each_term_is_done_again_alone(tmp_path, method):
     hardware = HardwareConfig(micro_batch=8, zero=2)
-    weights, fitting = train(tmp_path / "halved", hardware, method="ngdiff", limited=True)
+    weights, fitting = train(tmp_path / "halved", hardware, method=method, limited=True)
     assert fitting["micro_batch"] < 8
     small = HardwareConfig(micro_batch=fitting["micro_batch"], zero=2)
-    wanted, _ = train(tmp_path / "small", small, method="ngdiff", limited=False)
+    wanted, _ = train(tmp_path / "small", small, method=method, limited=False)
     assert all(torch.equal(weights[name], tensor) for name, tensor in wanted.items())
 
 

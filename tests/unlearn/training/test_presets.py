@@ -54,6 +54,7 @@ GRUN = Run(200, 16, 520, (1.0, 1 / 2, 1 / 520))  # forget05, 40 epochs, no warm-
 COSINE = Run(400, 32, 130, (1.0, 1 / 2, (1 - cos(pi / 130)) / 2))  # no warm-up
 # A tenth warms up, on a corpus whose epoch is longer than the run.
 WMDP = Run(5000, 4, 500, (1 / 50, 250 / 450, 1 / 450))
+SMOOTH = Run(5000, 4, 125, (1 / 12, 63 / 113, 1 / 113))
 
 ALONE = {"forget": 1.0}
 BOTH = {"forget": 1.0, "retain": 1.0}
@@ -73,6 +74,7 @@ class Source:
     clip: float = 1.0
     layer: tuple[str, int] | None = None
     rule: Mapping[str, Any] = field(default_factory=dict)
+    smooth: Mapping[str, Any] = field(default_factory=dict)
 
 
 SOURCES: dict[str, Source | None] = {
@@ -99,6 +101,8 @@ SOURCES: dict[str, Source | None] = {
         {**BOTH, "forget_gate": 100.0, "retain_gate": 100.0},
         {"coefficient": 300.0, "direction": "unit"}, decay=0, layer=("model.layers.30", 32),
     ),
+    "gru": Source(FIVE, 1e-5, BOTH, rule={"name": "gru", "gamma": 0.8}),
+    "gru-npo": Source(FIVE, 1e-5, BOTH, {"beta": 0.1}, rule={"name": "gru", "gamma": 0.8}),
     "hard-sampling": Source(FIVE_BY_16, 1e-5, BOTH, {"keep": 0.3}, decay=0),
     "idk": Source(FIVE, 1e-5, {"template": 1.0, "retain": 1.0}),
     "idk_ap": Source(FIVE, 1e-5, {"template": 1.0, "retain": 1.0}),
@@ -117,6 +121,28 @@ SOURCES: dict[str, Source | None] = {
     "npo-altpo": Source(TEN_BY_35, 2e-5, {"forget": 1.0, "retain": 2.0}, {"beta": 0.05}),
     "npo-geffect": Source(FIVE_BY_16, 1e-5, ALONE, {"beta": 0.5}, decay=0),
     "npo-kl": Source(TEN, 1e-5, BOTH, {"beta": 0.1}),
+    "npo-cr-wmdp": Source(
+        SMOOTH, 8.5e-6, BOTH, {"beta": 0.035, "per_token": True}, decay=0, smooth={"name": "curvature", "weight": 10, "mu": 0.01}
+    ),
+    "npo-gp-wmdp": Source(
+        SMOOTH, 7.5e-6, BOTH, {"beta": 0.04, "per_token": True}, decay=0, smooth={"name": "penalty", "weight": 10}
+    ),
+    "npo-rs-wmdp": Source(
+        SMOOTH, 1e-5, {"forget": 1.0, "retain": 2.0}, {"beta": 0.0125, "per_token": True}, decay=0,
+        smooth={"name": "random", "sigma": 1e-4, "draws": 3},
+    ),
+    "npo-sam-muse": Source(
+        Run(400, 4, 1000, (1.0, 1.0, 1.0)), 1e-5, BOTH, {"beta": 0.1}, decay=0,
+        smooth={"name": "sam", "rho": 0.01},
+    ),
+    "npo-sam-wmdp": Source(
+        SMOOTH, 5e-6, {"forget": 1.0, "retain": 2.25}, {"beta": 0.015, "per_token": True}, decay=0,
+        smooth={"name": "sam", "rho": 0.01},
+    ),
+    "npo-wa-wmdp": Source(
+        SMOOTH, 5.5e-6, {"forget": 1.0, "retain": 2.0}, {"beta": 0.05, "per_token": True}, decay=0,
+        smooth={"name": "average", "start": 0.8, "every": 5},
+    ),
     "npo-wmdp": Source(WMDP, 5e-6, BOTH, {"beta": 0.0225, "per_token": True}, decay=0),
     "pdu": Source(
         Run(400, 128, 40, (1 / 4, 20 / 36, 1 / 36)), 1e-5, BOTH,
@@ -212,6 +238,10 @@ def test_weights_and_values(name: str) -> None:
     assert (method.weight_decay, clip_norm(method), method.betas) == (source.decay, source.clip, (0.9, 0.999))
     stated = method.rule.model_dump()
     assert {key: stated[key] for key in source.rule} == source.rule
+    assert (
+        method.smooth.model_dump(exclude_defaults=not source.smooth, include={*source.smooth})
+        == source.smooth
+    )
 
 
 # -- the layer, by the modules of a real model ---------------------------------------------------------

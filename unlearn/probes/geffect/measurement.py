@@ -30,6 +30,7 @@ from unlearn.probes.geffect.set_gradients import Gradients, Partition, risk_term
 from unlearn.probes.geffect.tables import WAYS, Example, Measured, Pair, Tensors, numbers, write
 from unlearn.probes.geffect.weight_distance import Start
 from unlearn.terms import Term
+from unlearn.training.combination import combine
 from unlearn.training.engine import NonFiniteGradient
 from unlearn.training.observers import ProbeContext
 from unlearn.training.step import Steps
@@ -134,11 +135,17 @@ class Measurement:
             compare(gradient, term.name, weights[term.name])
             _add(total, gradient, weights[term.name])
         if rule.separate:
-            combined = rule.combine(self.engine.gram(list(by_term.values()))).tolist()
-            for name, factor in zip(by_term, combined, strict=True):
-                weights[name] *= factor
-                compare(by_term[name], name, weights[name])
-                _add(total, by_term[name], weights[name])
+            sets = [own_view(term).group for term in self.terms]
+            found = combine(
+                self.engine, rule, list(by_term.values()), list(weights.values()), sets, context.kept
+            )
+            *factors, of_kept = found.update
+            for name, factor in zip(by_term, factors, strict=True):
+                weights[name] = factor
+                compare(by_term[name], name, factor)
+                _add(total, by_term[name], factor)
+            if context.kept is not None:
+                _add(total, context.kept, of_kept)
         return _Objective(total, weights)
 
     # -- single examples -------------------------------------------------------------------------------
