@@ -35,7 +35,7 @@ from unlearn.training.deepspeed_config import keeps_remainders
 from unlearn.training.engine import Engine, precision
 from unlearn.training.interruption import Checkpoints
 from unlearn.training.observers import History, Logger, Observers
-from unlearn.training.prepare import FrozenModel, Preparation
+from unlearn.training.prepare import FrozenModel, Preparation, resolve_refusals
 from unlearn.training.step_data import Frozen, Group, TrainingData
 from unlearn.training.trainer import Trainer, TrainSettings
 
@@ -65,7 +65,11 @@ class Pipeline:
     terms: list[Term] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.terms = models.resolve_layers(bind(self.config.method), self.config.model, self.start.source)
+        self.terms = self._resolved(self.config)
+
+    def _resolved(self, config: RunConfig) -> list[Term]:
+        terms = models.resolve_layers(bind(config.method), config.model, self.start.source)
+        return resolve_refusals(terms, self.encoder)
 
     def finished_model(self) -> nn.Module:
         """Load the run's model as it was saved, in compute precision; without one what it starts from."""
@@ -131,7 +135,7 @@ class Pipeline:
         """Measure the models of `probe.models`, or the target, with the probe (`method=none`)."""
         assert self.config.probe.method is not None
         config = self.config.model_copy(update={"method": self.config.probe.method})
-        terms = models.resolve_layers(bind(config.method), config.model, self.start.source)
+        terms = self._resolved(config)
         ready = Preparation(config, terms, self.sets, self.encoder, self.world)
 
         def engine_of(folder: str | None) -> Engine:

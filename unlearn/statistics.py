@@ -13,7 +13,17 @@ from typing import Literal
 
 Source = Literal["model", "reference", "teacher", "reinforced", "data", "term"]
 Quantity = Literal[
-    "logp", "logits", "hidden", "gate", "lengths", "labels", "noise", "important", "weights", "batch_mean"
+    "logp",
+    "logits",
+    "hidden",
+    "gate",
+    "lengths",
+    "labels",
+    "refusal",
+    "noise",
+    "important",
+    "weights",
+    "batch_mean",
 ]
 
 
@@ -78,6 +88,9 @@ STATISTICS: Mapping[str, Statistic] = {
                   explanation="logits of a copy of the target trained further on the forget set"),
         Statistic("labels", "data", "labels", "N", labelled=True,
                   explanation="the answer tokens"),
+        Statistic("refusal", "data", "refusal", "N K",
+                  explanation="the K tokens of the term's refusal over and over, at each position the one that "
+                  "is due there first"),
         Statistic("hidden", "model", "hidden", "N D",
                   explanation="hidden states after the layer that the term names"),
         Statistic("ref_hidden", "reference", "hidden", "N D",

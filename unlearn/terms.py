@@ -35,6 +35,9 @@ class TermKeys(Section):
     layer: NonNegativeFloat | None = Field(
         None, description="of objectives on hidden states: a layer's number, or its depth as a fraction"
     )
+    refusal: str | None = Field(
+        None, description='of objectives that teach one refusal: its text, tokenised alone ("No idea")'
+    )
 
 
 _RESERVED = tuple(TermKeys.model_fields)
@@ -82,7 +85,10 @@ class Weighting:
 
 @dataclass(frozen=True)
 class Term:
-    """An objective with its hyper-parameters, on one group of the data."""
+    """An objective with its hyper-parameters, on one group of the data.
+
+    `refusal_ids` are the tokens of `refusal`, from `unlearn.training.prepare.resolve_refusals`.
+    """
 
     name: str
     group: str
@@ -95,6 +101,8 @@ class Term:
     weighting: Weighting | None = None
     step_statistic: Bound | None = None
     """What must be averaged over the whole step before the objective can be called."""
+    refusal: str | None = None
+    refusal_ids: tuple[int, ...] = ()
 
     @property
     def needs(self) -> frozenset[str]:
@@ -250,8 +258,10 @@ def _term(key: str, name: str, group: str, weight: float, keys: dict[str, Any]) 
             problems += error.problems
         if "weights" not in objective.needs:
             problems.append(f"{key}.weighting: {reserved['objective']} takes no weights")
-    term = Term(name, group, weight, objective, per, mask, skip, layer, weighting, step_statistic)
+    refusal = reserved.get("refusal")
+    term = Term(name, group, weight, objective, per, mask, skip, layer, weighting, step_statistic, refusal)
     problems += _cross_check(key, term, str(reserved["objective"]))
+    problems += _check_refusal(key, term, str(reserved["objective"]))
     if problems:
         raise ConfigError(problems)
     return term
@@ -279,6 +289,17 @@ def _cross_check(key: str, term: Term, name: str) -> list[str]:
     if term.weighting is not None and term.weighting.batchwise and term.step_statistic is not None:
         problems.append(f"{key}.weighting.granularity=batch: {name} has a batch mean of its own")
     return problems
+
+
+def _check_refusal(key: str, term: Term, name: str) -> list[str]:
+    needed = any(each.quantity == "refusal" for each in term.statistics)
+    if term.refusal is None:
+        return [f'{key}.refusal is not set: {name} teaches a refusal; give its text ("No idea")'] * needed
+    if not needed:
+        return [f"{key}.refusal={term.refusal!r}: {name} teaches no refusal; leave it out"]
+    if not isinstance(term.refusal, str) or not term.refusal.strip():
+        return [f'{key}.refusal={term.refusal!r}: give a text ("No idea")']
+    return []
 
 
 def _objective(key: str, name: Any, keys: dict[str, Any]) -> tuple[Bound, Literal["token", "example"]]:

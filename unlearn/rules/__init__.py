@@ -1,7 +1,8 @@
 """Gradient rules: how the terms of a method become one update. A rule is a module of this package.
 
 Its class has the module's name in camel case; its options are the class's keyword-only arguments. A rule
-gives the factor of each term's loss (`factors`) and is shown the losses after each step (`observe`). If it is
+gives the factor of each term's loss (`factors`). It is told the number of steps before the first (`begin`) and
+the losses after each of them (`observe`). If it is
 `separate`, each term has its own backward pass, and the rule turns the inner products of the gradients into
 coefficients (`combine`). The gradients themselves stay where DeepSpeed keeps them.
 """
@@ -19,12 +20,16 @@ from unlearn.errors import ConfigError
 
 
 class Rule(Protocol):
-    """How terms become one update. `terms`, where a rule has it, names the terms that it needs."""
+    """How terms become one update. `terms`, where a rule has it, names the terms that it needs; it may depend
+    on the rule's options."""
 
     separate: bool
     """Whether each term has its own backward pass and gradient."""
     clipped: bool
     """Whether the combined gradient is clipped to a largest norm (`method.clip`)."""
+
+    def begin(self, steps: int) -> None:
+        """Take note of how many steps the whole training has; called before `load`."""
 
     def factors(self) -> Mapping[str, float]:
         """Return the factor of each term's loss in this step; a term that is left out has 1."""
@@ -51,6 +56,8 @@ class Stateless:
     separate = False
     clipped = True
 
+    def begin(self, steps: int) -> None: ...
+
     def factors(self) -> Mapping[str, float]:
         return {}
 
@@ -68,7 +75,7 @@ class Stateless:
     def load(self, state: Mapping[str, Any]) -> None: ...
 
 
-_PARTS = ("separate", "clipped", "factors", "combine", "observe", "log", "state", "load")
+_PARTS = ("separate", "clipped", "begin", "factors", "combine", "observe", "log", "state", "load")
 RULES = plugins.Kind(__name__, "rule", "class", _PARTS)
 
 
@@ -85,7 +92,8 @@ def check(config: RuleConfig, terms: Sequence[str], clip: float | None = None) -
         plugins.parsed(plugins.keywords(rule), config.model_extra or {}, "method.rule", owner)
     except ConfigError as error:
         problems += error.problems
-    lacking = [term for term in getattr(rule, "terms", ()) if term not in terms]
+    made = rule if problems else make_rule(**config.model_dump())
+    lacking = [term for term in getattr(made, "terms", ()) if term not in terms]
     problems += [f"method.{term} has no term: {owner} needs one" for term in lacking]
     if clip and not rule.clipped:
         problems.append(

@@ -68,7 +68,8 @@ def compute_statistics(
 
     Returns:
         For each term its statistics at the N positions of its view of B sequences, in the order of the
-        units: `logp`, `ref_logp`, `noise` [N] fp32; `labels` [N] int64; `important` [N] bool;
+        units: `logp`, `ref_logp`, `noise` [N] fp32; `labels` [N], `refusal` [N, K] int64; `important` [N]
+        bool;
         `logits`, `ref_logits`, `teacher_logits`, `reinforced_logits` [N, V] and `hidden`, `ref_hidden`
         [N, D] in compute precision; `lengths` [B] int64; `gate` [B, K] fp32. `alt_…` and `ref_alt_…` are the
         same over the N answer tokens of B alternative answers. Those of the trained model are
@@ -145,6 +146,8 @@ def _value(
             return rows.positions[view].lengths
         case "labels":
             return rows.positions[view].labels
+        case "refusal":
+            return rows.refusal(view, term.refusal_ids)
         case "noise":
             return rows.noise(view)
         case "important":
@@ -209,6 +212,18 @@ class _Rows:
         part = self.data.groups[view.group].part(view.kind)
         assert part.important is not None
         return self._tokens(view, [part.important[part.index(unit)] for unit in self.units_of(view.group)])
+
+    def refusal(self, view: View, ids: Sequence[int]) -> Tensor:
+        """Return at each position of a view the refusal's K tokens, from the one that is due there on, [N, K].
+
+        They are due in turn, from the first position of the mask on, skipped ones included.
+        """
+        tokens = torch.tensor(ids, device=self.device)
+        lengths = self.positions[view].lengths
+        ends = lengths.cumsum(0)
+        place = torch.arange(int(lengths.sum()), device=self.device) + view.skip
+        place = place - torch.repeat_interleave(ends - lengths, lengths)
+        return tokens[(place[:, None] + torch.arange(len(tokens), device=self.device)) % len(tokens)]
 
     def noise(self, view: View) -> Tensor:
         """Return one uniform random number per answer token, [N], determined by seed, example and step."""

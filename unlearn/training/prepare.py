@@ -42,6 +42,18 @@ class FrozenModel:
     whole_head: Callable[[nn.Module], AbstractContextManager[None]]
 
 
+def resolve_refusals(terms: Sequence[Term], encoder: Encoder) -> list[Term]:
+    """Return the terms with the tokens of their refusals.
+
+    Raises:
+        DataError: a refusal has no tokens, or one that is beyond the model's vocabulary.
+    """
+    return [
+        term if term.refusal is None else replace(term, refusal_ids=tuple(encoder.alone(term.refusal)))
+        for term in terms
+    ]
+
+
 @dataclass(frozen=True)
 class Preparation:
     """Prepares a run's data before its first step."""

@@ -102,8 +102,10 @@ def preset(name: str, **keys: Any) -> MethodConfig:
 
 
 def resolve_layers(terms: Sequence[Term]) -> list[Term]:
-    """All terms that name a layer on the first of two: what is above it has no gradient."""
-    return [term if term.layer is None else replace(term, layer=1) for term in terms]
+    """All terms that name a layer on the first of two: what is above it has no gradient. A refusal has two
+    tokens."""
+    terms = [term if term.layer is None else replace(term, layer=1) for term in terms]
+    return [term if term.refusal is None else replace(term, refusal_ids=(5, 60)) for term in terms]
 
 
 @cache

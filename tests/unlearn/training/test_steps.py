@@ -32,8 +32,8 @@ WEIGHTED: dict[str, dict[str, Any]] = {
 KEPT = {"objective": "embedding", "mask": "attention", "layer": 1}
 METHODS: dict[str, MethodConfig] = {
     name: training.preset(name)
-    for name in ("ceu", "dpo", "flat-batch", "grun", "hard-sampling", "idk_ap", "kto", "nlul", "rmu-wmdp",
-                 "tnpo", "undial", "whp-distilled")
+    for name in ("ceu", "dpo", "flat-batch", "grun", "hard-sampling", "idk_ap", "jensun", "kto", "loku",
+                 "nlul", "rmu-wmdp", "rr", "tnpo", "undial", "whp-distilled")
 } | {
     name: training.preset("grad_diff", forget={"objective": "ascent", "weighting": weighting}, retain=KEPT)
     for name, weighting in WEIGHTED.items()
@@ -144,6 +144,7 @@ RESUMED: dict[str, MethodConfig] = {
     ),
     "rate": training.preset("ngdiff", lr=1e-3, epochs=3, warmup_epochs=0, auto_lr=PROBED),
     "edit": training.preset("grun", lr=1e-3, epochs=2),
+    "factors": training.preset("rr", lr=1e-3, steps=6),
 }
 
 
@@ -165,7 +166,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, name: str, zer
         del row["tokens_per_s"], row["memory_gib"]
     # As text: NaN, where a probe proposes nothing, equals itself there.
     assert json.dumps(found) == json.dumps(wanted)
-    telling = {"teacher": "loss/retain", "dual": "rule/dual", "rate": "autolr/lr", "edit": "loss/forget_gate"}
+    telling = {"teacher": "loss/retain", "dual": "rule/dual", "rate": "autolr/lr", "edit": "loss/forget_gate",
+               "factors": "rule/retain"}  # fmt: skip
     assert len({row[telling[name]] for row in wanted if telling[name] in row}) > 1
 
 
@@ -208,6 +210,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"retain": {"objective": "embedding"}}, "method.retain.layer is not set: embedding looks"),
     ({"forget": {"objective": "rmu", "coefficient": 2, "layer": "top"}}, "method.forget.layer='top': give"),
     ({"forget": {"objective": "rmu", "coefficient": 2, "layer": -1}}, "method.forget.layer=-1: give"),
+    ({"forget": "jensun"}, "method.forget.refusal is not set: jensun teaches a refusal; give its text"),
+    ({"forget": {"objective": "jensun", "refusal": " "}}, "method.forget.refusal=' ': give a text"),
+    ({"forget": {"objective": "jensun", "refusal": 5}}, "method.forget.refusal=5: give a text"),
+    ({"forget": {"objective": "nll", "refusal": "No"}},
+     "method.forget.refusal='No': nll teaches no refusal; leave it out"),
+    ({"forget": {"objective": "jensun", "refusal": "No", "target": "tokens"}},
+     "method.forget.target='tokens': input should be 'token' or 'released'"),
     ({"forget": ascent("simsatt")}, "method.forget.weighting.name=simsatt: no such weighting (did you"),
     ({"forget": ascent({"beta": 1})}, "method.forget.weighting.name is not set (known: annotated, bottom_k"),
     ({"forget": ascent("simsat")}, "method.forget.weighting.beta is not set: weighting simsat needs it"),
