@@ -8,7 +8,7 @@ from typing import Any
 
 from benches.cases import ROOT, settings
 from unlearn.config import MethodConfig
-from unlearn.terms import bind, needs_alternatives
+from unlearn.terms import bind, needs_alternatives, needs_direction
 
 BASE = "grad_diff"
 BATCH = 16  # examples of each group per step
@@ -96,8 +96,8 @@ def as_measured(values: Mapping[str, Any]) -> MethodConfig:
 def _all() -> Iterator[tuple[str, MethodConfig]]:
     for file in sorted((ROOT / "configs" / "method").glob("*.yaml")):
         method = as_measured(settings("method", file.stem))
-        # The rule of separate gradients is compared with separate backwards instead.
-        if method.terms and method.rule.name != "normalised":
+        # Separate gradients are compared with separate backwards instead. A direction needs a file.
+        if method.terms and method.rule.name != "normalised" and not any(map(needs_direction, bind(method))):
             yield file.stem, method
     for title, (name, changed) in VARIANTS.items():
         yield title, as_measured({**settings("method", name), **changed})

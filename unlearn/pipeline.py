@@ -36,7 +36,7 @@ from unlearn.training.engine import Engine, precision
 from unlearn.training.interruption import Checkpoints
 from unlearn.training.observers import History, Logger, Observers
 from unlearn.training.prepare import FrozenModel, Preparation, resolve_refusals
-from unlearn.training.step_data import Frozen, Group, TrainingData
+from unlearn.training.step_data import Group, TrainingData
 from unlearn.training.trainer import Trainer, TrainSettings
 
 log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ class Pipeline:
         sources = {"reference": FrozenModel(self.start.key, holder.hold, holder.whole_head)}
         if self.reinforced is not None:
             sources["reinforced"] = FrozenModel(self.reinforced.key, self._reinforced_model, _as_it_is)
-        groups, heads = ready.with_frozen_outputs(ready.groups(sources["reference"]), sources)
+        groups, frozen = ready.with_frozen_outputs(ready.groups(sources["reference"]), sources)
         engine = holder.take({} if checkpoint is None else checkpoint[1])
         probe = None
         if config.probe.on:
@@ -109,7 +109,7 @@ class Pipeline:
         trainer = Trainer(
             engine,
             self.terms,
-            TrainingData(groups, Frozen(heads), config.seed, self.encoder.pad_id),
+            TrainingData(groups, frozen, config.seed, self.encoder.pad_id),
             TrainSettings(config.method, config.hardware, rate, self.progress),
             History(self.rundir, self.tracker, self.world.main),
             Checkpoints(self.rundir, config.checkpoint, self.started),
@@ -144,12 +144,12 @@ class Pipeline:
 
         holder = _LazyEngine(partial(self._deferred, self.start.source), self._engine)
         sources = {"reference": FrozenModel(self.start.key, holder.hold, holder.whole_head)}
-        groups, heads = ready.with_frozen_outputs(ready.groups(sources["reference"]), sources)
+        groups, frozen = ready.with_frozen_outputs(ready.groups(sources["reference"]), sources)
         holder.close()
         watched = self._watched(ready, groups)
         measure_saved(
             config, probes.saved_models(config.probe.models), engine_of,
-            lambda engine: self._probe(config, engine, terms, watched), Frozen(heads),
+            lambda engine: self._probe(config, engine, terms, watched), frozen,
             self.rundir, self.tracker,
         )  # fmt: skip
 

@@ -38,6 +38,11 @@ class TermKeys(Section):
     refusal: str | None = Field(
         None, description='of objectives that teach one refusal: its text, tokenised alone ("No idea")'
     )
+    refused_prompts: str | None = Field(
+        None,
+        description="of objectives that need a direction: a file of prompts that the model refuses, a text "
+        "file with one per line, json or jsonl",
+    )
 
 
 _RESERVED = tuple(TermKeys.model_fields)
@@ -103,6 +108,7 @@ class Term:
     """What must be averaged over the whole step before the objective can be called."""
     refusal: str | None = None
     refusal_ids: tuple[int, ...] = ()
+    refused_prompts: str | None = None
 
     @property
     def needs(self) -> frozenset[str]:
@@ -217,6 +223,11 @@ def needs_alternatives(term: Term) -> bool:
     return term.group == "template" or any(each.alternative for each in term.statistics)
 
 
+def needs_direction(term: Term) -> bool:
+    """Return whether a term needs the direction to prompts that the model refuses."""
+    return any(each.quantity == "direction" for each in term.statistics)
+
+
 def row_multiples(method: MethodConfig, terms: Sequence[Term]) -> dict[str, int]:
     """Return how many rows of an epoch each example makes, by set; sets that are not named have 1."""
     if method.alternatives.rows == "one":
@@ -258,10 +269,12 @@ def _term(key: str, name: str, group: str, weight: float, keys: dict[str, Any]) 
             problems += error.problems
         if "weights" not in objective.needs:
             problems.append(f"{key}.weighting: {reserved['objective']} takes no weights")
-    refusal = reserved.get("refusal")
-    term = Term(name, group, weight, objective, per, mask, skip, layer, weighting, step_statistic, refusal)
+    term = Term(
+        name, group, weight, objective, per, mask, skip, layer, weighting, step_statistic,
+        refusal=reserved.get("refusal"), refused_prompts=reserved.get("refused_prompts"),
+    )  # fmt: skip
     problems += _cross_check(key, term, str(reserved["objective"]))
-    problems += _check_refusal(key, term, str(reserved["objective"]))
+    problems += _check_texts(key, term, str(reserved["objective"]))
     if problems:
         raise ConfigError(problems)
     return term
@@ -291,7 +304,10 @@ def _cross_check(key: str, term: Term, name: str) -> list[str]:
     return problems
 
 
-def _check_refusal(key: str, term: Term, name: str) -> list[str]:
+def _check_texts(key: str, term: Term, name: str) -> list[str]:
+    """Check the keys of a term with which it names texts."""
+    if term.refused_prompts is not None and not needs_direction(term):
+        return [f"{key}.refused_prompts={term.refused_prompts}: {name} needs no direction; leave it out"]
     needed = any(each.quantity == "refusal" for each in term.statistics)
     if term.refusal is None:
         return [f'{key}.refusal is not set: {name} teaches a refusal; give its text ("No idea")'] * needed

@@ -1,10 +1,10 @@
 """Gradient rules: how the terms of a method become one update. A rule is a module of this package.
 
 Its class has the module's name in camel case; its options are the class's keyword-only arguments. A rule
-gives the factor of each term's loss (`factors`). It is told the number of steps before the first (`begin`) and
-the losses after each of them (`observe`). If it is
-`separate`, each term has its own backward pass, and the rule turns the inner products of the gradients into
-coefficients (`combine`). The gradients themselves stay where DeepSpeed keeps them.
+gives the factor of each term's loss (`factors`). It is shown the number of steps before the first (`begin`)
+and the losses after each (`observe`). If it is `separate`, each term has its own backward pass, and the rule
+turns the inner products of the gradients into coefficients (`combine`). The gradients themselves stay where
+DeepSpeed keeps them.
 """
 
 from __future__ import annotations

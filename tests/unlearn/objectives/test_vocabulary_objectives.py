@@ -208,7 +208,7 @@ class TestByHand:
         assert_close(z.grad, torch.tensor([[pull, -pull / 2, -pull / 2]]), terms=4, scale=0.2)
 
     def test_jensun_as_released(self):
-        # A mass of 1 on the first two of three tokens: shared alike .0849495, on one of them .3465736 = ½ ln 2
+        # A mass of 1 on two of three tokens: shared alike .0849495, on one of them .3465736 = ½ ln 2
         z = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]).clamp(min=1e-30).log()
         both = torch.tensor([[0, 1], [1, 0]])
         values = jensun(z, both, target="released")

@@ -86,14 +86,15 @@ def test_a_term_without_units_is_left_out_and_nothing_is_computed_for_it() -> No
     assert micro.named == {}
 
 
-@pytest.mark.parametrize(("mask", "skip"), [("answer", 2), ("attention", 0), ("all", 0)])
+@pytest.mark.parametrize(("mask", "skip"), [("answer", 2), ("prompt", 0), ("attention", 0), ("all", 0)])
 def test_positions_follow_mask_and_skip(mask: str, skip: int) -> None:
     some = training.sequences(8, 1)[ROWS[0]]
     micro = compute_statistics(
         PlainModel(training.tiny_llama()), data(), PLAN, [Unit("forget", ROWS[0], 0)],
         [(term(mask, skip), frozenset({"hidden"}))],
     )  # fmt: skip
-    size = {"answer": max(0, some.answer_length - 2), "attention": len(some.ids), "all": 20}[mask]
+    answer = max(0, some.answer_length - 2)
+    size = {"answer": answer, "prompt": some.answer_start, "attention": len(some.ids), "all": 20}[mask]
     assert micro.named["forget"]["hidden"].shape == (size, 32)
 
 

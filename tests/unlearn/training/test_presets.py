@@ -111,6 +111,10 @@ SOURCES: dict[str, Source | None] = {
         {"forget": 0.5, "template": 1.0, "retain": 1.0}, clip=0,
     ),
     "loku": Source(FIVE, 1e-4, BOTH),
+    "lunar": Source(
+        Run(400, 2, 4000, (1.0, 1 / 2, 1 / 4000)), 1e-2, BOTH, {"coefficient": 2.0}, clip=0,
+        layer=("model.layers.22", 32),
+    ),
     "me_gd": Source(FIVE, 1e-5, {"forget": 0.1, "retain": 1.0}),
     # From there on its rate comes from probes.
     "ngdiff": Source(Run(400, 32, 130, (1 / 13, 1.0, 1.0)), 1e-5, BOTH, clip=0, rule={"name": "normalised"}),
@@ -278,6 +282,8 @@ def test_what_is_chosen_to_be_trained_gets_a_gradient(name: str) -> None:
         == []
     )
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    if name == "lunar":
+        assert trained == ["model.layers.22.mlp.down_proj.weight"]
     if name == "rmu-wmdp":
         assert trained == [f"model.layers.{block}.mlp.down_proj.weight" for block in (5, 6, 7)]
 

@@ -33,7 +33,7 @@ KEPT = {"objective": "embedding", "mask": "attention", "layer": 1}
 METHODS: dict[str, MethodConfig] = {
     name: training.preset(name)
     for name in ("ceu", "dpo", "flat-batch", "grun", "hard-sampling", "idk_ap", "jensun", "kto", "loku",
-                 "nlul", "rmu-wmdp", "rr", "tnpo", "undial", "whp-distilled")
+                 "lunar", "nlul", "rmu-wmdp", "rr", "tnpo", "undial", "whp-distilled")
 } | {
     name: training.preset("grad_diff", forget={"objective": "ascent", "weighting": weighting}, retain=KEPT)
     for name, weighting in WEIGHTED.items()
@@ -201,8 +201,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"retain": {"objective": "nll", "mask": "attention"}},
      "method.retain.mask=attention: nll looks at the answer tokens themselves (logp)"),
     ({"forget": {"objective": "ceu", "mask": "attention"}}, "method.forget.mask=attention: ceu looks at"),
-    ({"forget": {"objective": "max_entropy", "mask": "prompt"}},
-     "method.forget.mask=prompt: choose from answer, attention, all"),
+    ({"forget": {"objective": "max_entropy", "mask": "prompts"}},
+     "method.forget.mask=prompts: choose from answer, prompt, attention, all"),
+    ({"forget": {"objective": "nll", "mask": "prompt"}}, "method.forget.mask=prompt: nll looks at"),
+    ({"forget": {"objective": "redirect", "coefficient": 2}}, "method.forget.layer is not set: redirect"),
+    ({"forget": {"objective": "rmu", "coefficient": 2, "layer": 1, "refused_prompts": "x.txt"}},
+     "method.forget.refused_prompts=x.txt: rmu needs no direction; leave it out"),
     ({"forget": {"objective": "max_entropy", "mask": "all", "skip": 1}}, "method.forget.skip=1: leaves out"),
     ({"forget": {"objective": "ascent", "skip": -1}}, "method.forget.skip=-1: give a number"),
     ({"forget": {"objective": "ascent", "skip": 0.5}}, "method.forget.skip=0.5: give a number"),
