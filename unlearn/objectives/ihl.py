@@ -1,4 +1,4 @@
-"""Inverted hinge loss (LoKU, ICLR 2025)."""
+"""Inverted hinge loss of LoKU (arXiv 2408.06621)."""
 
 from __future__ import annotations
 

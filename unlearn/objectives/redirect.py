@@ -1,4 +1,4 @@
-"""Move prompts to forget towards those that the model refuses (LUNAR, arXiv 2502.07218)."""
+"""Move prompts to forget towards those that the model refuses (arXiv 2502.07218, LUNAR)."""
 
 from __future__ import annotations
 
