@@ -308,6 +308,8 @@ def _check_texts(key: str, term: Term, name: str) -> list[str]:
     """Check the keys of a term with which it names texts."""
     if term.refused_prompts is not None and not needs_direction(term):
         return [f"{key}.refused_prompts={term.refused_prompts}: {name} needs no direction; leave it out"]
+    if not isinstance(term.refused_prompts, str | None):
+        return [f"{key}.refused_prompts={term.refused_prompts!r}: name a file of prompts, one per line"]
     needed = any(each.quantity == "refusal" for each in term.statistics)
     if term.refusal is None:
         return [f'{key}.refusal is not set: {name} teaches a refusal; give its text ("No idea")'] * needed

@@ -98,7 +98,7 @@ def test_positions_follow_mask_and_skip(mask: str, skip: int) -> None:
     assert micro.named["forget"]["hidden"].shape == (size, 32)
 
 
-@pytest.mark.parametrize(("mask", "skip"), [("answer", 0), ("answer", 2), ("attention", 0), ("all", 0)])
+@pytest.mark.parametrize(("mask", "skip"), [("answer", 0), ("answer", 2), ("prompt", 0), ("all", 0)])
 def test_a_refusals_tokens_are_due_in_turn(mask: str, skip: int) -> None:
     the = replace(term(mask, skip), refusal="a b c", refusal_ids=(7, 8, 9))
     units = [Unit("forget", row, 0) for row in ROWS]
@@ -108,7 +108,7 @@ def test_a_refusals_tokens_are_due_in_turn(mask: str, skip: int) -> None:
     wanted = []
     for row in ROWS:
         some = training.sequences(8, 1)[row]
-        stop = {"answer": some.answer_length, "attention": len(some.ids), "all": 20}[mask]
+        stop = {"answer": some.answer_length, "prompt": some.answer_start, "all": 20}[mask]
         wanted += [[7 + (place + k) % 3 for k in range(3)] for place in range(skip, stop)]
     assert micro.named["forget"]["refusal"].tolist() == wanted
 

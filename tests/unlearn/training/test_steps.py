@@ -108,6 +108,31 @@ def test_mask_all_is_the_mean_over_all_padded_positions(tmp_path: Path) -> None:
     trainer.engine.close()
 
 
+def test_jensun_as_released_is_on_all_padded_positions(tmp_path: Path) -> None:
+    forget = {"objective": "jensun", "refusal": "No idea", "target": "released", "mask": "all"}
+    method = training.preset("jensun", forget=forget, retain=None)
+    trainer = training.make_trainer(tmp_path, HardwareConfig(micro_batch=8), method=method, spread=0.2)
+    plan, (term,) = trainer.plan(0), trainer.terms
+    some = [trainer.data.groups["forget"].sequence(u, "answers") for u in plan.units]
+    shape = (len(some), max(len(s.ids) for s in some))
+    ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    for row, s in enumerate(some):
+        ids[row, : len(s.ids)], mask[row, : len(s.ids)] = torch.from_numpy(s.ids), 1
+    with torch.no_grad():
+        p = training.model_for(method, 0.2).double()(input_ids=ids, attention_mask=mask).logits.softmax(-1)
+    target = torch.zeros_like(p)
+    target[..., list(term.refusal_ids)] = 1
+    m = (p + target) / 2
+    wanted = (p * (p / m).log() + torch.where(target > 0, -m.log(), 0.0)).sum(-1) / 2
+    for split in (8, 2, 1):
+        trainer.steps.hardware = HardwareConfig(micro_batch=split)
+        with torch.no_grad():
+            dealt = trainer.steps.in_micro_batches(plan, trainer.terms, list)
+            shares = [trainer.steps.values(plan, units, trainer.terms, {}) for units in dealt]
+        assert sum(float(share["forget"]) for share in shares) == approx(float(wanted.mean()), terms=PASS)
+    trainer.engine.close()
+
+
 def test_the_noise_of_a_token_is_of_its_example_and_the_step(tmp_path: Path) -> None:
     trainer = training.make_trainer(tmp_path, HardwareConfig(), method=METHODS["random"])
     (term,) = [term for term in trainer.terms if term.name == "forget"]
@@ -207,6 +232,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"forget": {"objective": "redirect", "coefficient": 2}}, "method.forget.layer is not set: redirect"),
     ({"forget": {"objective": "rmu", "coefficient": 2, "layer": 1, "refused_prompts": "x.txt"}},
      "method.forget.refused_prompts=x.txt: rmu needs no direction; leave it out"),
+    ({"forget": {"objective": "redirect", "coefficient": 2, "layer": 1, "refused_prompts": ["x"]}},
+     "method.forget.refused_prompts=['x']: name a file of prompts"),
     ({"forget": {"objective": "max_entropy", "mask": "all", "skip": 1}}, "method.forget.skip=1: leaves out"),
     ({"forget": {"objective": "ascent", "skip": -1}}, "method.forget.skip=-1: give a number"),
     ({"forget": {"objective": "ascent", "skip": 0.5}}, "method.forget.skip=0.5: give a number"),
