@@ -361,7 +361,7 @@ def test_one_tensor_of_the_size_of_the_logits_is_kept():
     assert [tuple(t.shape) for t in kept] == [(N, V)]
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 1000), scale=st.floats(0.1, 30))
 def test_the_bounded_losses_stay_within_their_bounds(seed, scale):
     z, r, _, y = data(seed, scale=scale)

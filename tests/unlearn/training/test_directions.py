@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
 
-from launch.compose import checked, compose_run, force_overrides
 from tests.tolerance import PASS, assert_close
-from unlearn.config import MethodConfig
+from unlearn.config import DatasetConfig, MethodConfig, ModelConfig, RunConfig
 from unlearn.data import refused_prompts
 from unlearn.data.example import Example
 from unlearn.data.tokenization import Encoder
@@ -52,7 +51,10 @@ def tiny(size: int) -> LlamaForCausalLM:
 def test_it_is_the_difference_of_mean_states_at_the_end_of_prompts(
     mask: str, prompts: Path, nano_tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    config = checked(compose_run(force_overrides([f"root={prompts.parent}", "method=grad_ascent"])))
+    config = RunConfig(
+        model=ModelConfig(name="tiny", kind="nano"), dataset=DatasetConfig(name="x", source="authors"),
+        method=MethodConfig(name="x"), root=str(prompts.parent),
+    )  # fmt: skip
     encoder = Encoder(nano_tokenizer)
     model, passes = tiny(len(nano_tokenizer)), []
     model.register_forward_pre_hook(lambda *_: passes.append(1))

@@ -32,8 +32,8 @@ WEIGHTED: dict[str, dict[str, Any]] = {
 KEPT = {"objective": "embedding", "mask": "attention", "layer": 1}
 METHODS: dict[str, MethodConfig] = {
     name: training.preset(name)
-    for name in ("ceu", "dpo", "flat-batch", "grun", "hard-sampling", "idk_ap", "jensun", "kto", "loku",
-                 "lunar", "nlul", "rmu-wmdp", "rr", "tnpo", "undial", "whp-distilled")
+    for name in ("ceu", "dpo", "flat-batch", "grun", "hard-sampling", "idk_ap", "jensun", "kto",
+                 "lunar", "nlul", "rmu-wmdp", "tnpo", "undial", "whp-distilled")
 } | {
     name: training.preset("grad_diff", forget={"objective": "ascent", "weighting": weighting}, retain=KEPT)
     for name, weighting in WEIGHTED.items()
