@@ -9,7 +9,7 @@ from typing import Any
 from benches.cases import ROOT, settings
 from unlearn.config import MethodConfig
 from unlearn.rules import make_rule
-from unlearn.terms import bind, needs_alternatives
+from unlearn.terms import bind, needs_alternatives, needs_direction
 
 BASE = "grad_diff"
 BATCH = 16  # examples of each group per step
@@ -100,8 +100,10 @@ def as_measured(values: Mapping[str, Any]) -> MethodConfig:
 def _all() -> Iterator[tuple[str, MethodConfig]]:
     for file in sorted((ROOT / "configs" / "method").glob("*.yaml")):
         method = as_measured(settings("method", file.stem))
-        # A rule of separate gradients, NGDiff's, is compared with separate backwards instead.
-        if method.terms and not make_rule(**method.rule.model_dump()).separate:
+        # A rule of separate gradients, NGDiff's, is compared with separate backwards instead. A direction
+        # needs a file.
+        separate = make_rule(**method.rule.model_dump()).separate
+        if method.terms and not separate and not any(map(needs_direction, bind(method))):
             yield file.stem, method
     for title, (name, changed) in VARIANTS.items():
         yield title, as_measured({**settings("method", name), **changed})

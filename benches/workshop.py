@@ -30,8 +30,8 @@ from unlearn.run_dir import RunDir
 from unlearn.terms import bind, training_sets
 from unlearn.training.engine import Engine
 from unlearn.training.observers import History
-from unlearn.training.prepare import FrozenModel, Preparation
-from unlearn.training.step_data import Frozen, Group, TrainingData
+from unlearn.training.prepare import FrozenModel, Preparation, resolve_refusals
+from unlearn.training.step_data import Group, TrainingData
 from unlearn.training.trainer import Trainer, TrainSettings
 
 # Of each set: some steps' worth, so that frozen models have little to read.
@@ -73,11 +73,11 @@ class Workshop:
         config = self.config(method)
         stop_world()  # Accelerate knows one engine at a time
         world = start_world(self.hardware.device)
-        terms = models.resolve_layers(bind(method), self.model, self.source)
+        terms = resolve_refusals(models.resolve_layers(bind(method), self.model, self.source), self.encoder)
         ready = Preparation(config, terms, load_sets(self.data, training_sets(config)), self.encoder, world)
         # The reinforced model costs what the target does, so that none has to be trained.
         target = FrozenModel("target", self._target, _as_it_is)
-        groups, heads = ready.with_frozen_outputs(
+        groups, frozen = ready.with_frozen_outputs(
             groups or ready.groups(target), {"reference": target, "reinforced": target}
         )
         engine = Engine(
@@ -90,7 +90,7 @@ class Workshop:
         return Trainer(
             engine,
             terms,
-            TrainingData(groups, Frozen(heads), pad_id=self.encoder.pad_id),
+            TrainingData(groups, frozen, pad_id=self.encoder.pad_id),
             TrainSettings(method, self.hardware, RATE, progress=False),
             History(rundir, Silent()),
         )

@@ -29,8 +29,9 @@ SLOTS = ("forget", "template", "retain", "full")
 forget set with alternative answers."""
 
 Slot = Literal["forget", "template", "retain", "full"]
-Mask = Literal["answer", "attention", "all"]
-"""The positions that a term uses: the answer tokens, the whole sequence, or padding too."""
+Mask = Literal["answer", "prompt", "attention", "all"]
+"""The positions that a term uses: those that predict an answer token, the prompt's tokens, the whole
+sequence, or padding too."""
 
 
 _MIDDLE = {"embedding": {"layer": 0.5}}

@@ -35,8 +35,8 @@ from unlearn.training.deepspeed_config import keeps_remainders
 from unlearn.training.engine import Engine, precision
 from unlearn.training.interruption import Checkpoints
 from unlearn.training.observers import History, Logger, Observers
-from unlearn.training.prepare import FrozenModel, Preparation
-from unlearn.training.step_data import Frozen, Group, TrainingData
+from unlearn.training.prepare import FrozenModel, Preparation, resolve_refusals
+from unlearn.training.step_data import Group, TrainingData
 from unlearn.training.trainer import Trainer, TrainSettings
 
 log = logging.getLogger(__name__)
@@ -65,7 +65,11 @@ class Pipeline:
     terms: list[Term] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.terms = models.resolve_layers(bind(self.config.method), self.config.model, self.start.source)
+        self.terms = self._resolved(self.config)
+
+    def _resolved(self, config: RunConfig) -> list[Term]:
+        terms = models.resolve_layers(bind(config.method), config.model, self.start.source)
+        return resolve_refusals(terms, self.encoder)
 
     def finished_model(self) -> nn.Module:
         """Load the run's model as it was saved, in compute precision; without one what it starts from."""
@@ -94,7 +98,7 @@ class Pipeline:
         sources = {"reference": FrozenModel(self.start.key, holder.hold, holder.whole_head)}
         if self.reinforced is not None:
             sources["reinforced"] = FrozenModel(self.reinforced.key, self._reinforced_model, _as_it_is)
-        groups, heads = ready.with_frozen_outputs(ready.groups(sources["reference"]), sources)
+        groups, frozen = ready.with_frozen_outputs(ready.groups(sources["reference"]), sources)
         engine = holder.take({} if checkpoint is None else checkpoint[1])
         probe = None
         if config.probe.on:
@@ -105,7 +109,7 @@ class Pipeline:
         trainer = Trainer(
             engine,
             self.terms,
-            TrainingData(groups, Frozen(heads), config.seed, self.encoder.pad_id),
+            TrainingData(groups, frozen, config.seed, self.encoder.pad_id),
             TrainSettings(config.method, config.hardware, rate, self.progress),
             History(self.rundir, self.tracker, self.world.main),
             Checkpoints(self.rundir, config.checkpoint, self.started),
@@ -131,7 +135,7 @@ class Pipeline:
         """Measure the models of `probe.models`, or the target, with the probe (`method=none`)."""
         assert self.config.probe.method is not None
         config = self.config.model_copy(update={"method": self.config.probe.method})
-        terms = models.resolve_layers(bind(config.method), config.model, self.start.source)
+        terms = self._resolved(config)
         ready = Preparation(config, terms, self.sets, self.encoder, self.world)
 
         def engine_of(folder: str | None) -> Engine:
@@ -140,12 +144,12 @@ class Pipeline:
 
         holder = _LazyEngine(partial(self._deferred, self.start.source), self._engine)
         sources = {"reference": FrozenModel(self.start.key, holder.hold, holder.whole_head)}
-        groups, heads = ready.with_frozen_outputs(ready.groups(sources["reference"]), sources)
+        groups, frozen = ready.with_frozen_outputs(ready.groups(sources["reference"]), sources)
         holder.close()
         watched = self._watched(ready, groups)
         measure_saved(
             config, probes.saved_models(config.probe.models), engine_of,
-            lambda engine: self._probe(config, engine, terms, watched), Frozen(heads),
+            lambda engine: self._probe(config, engine, terms, watched), frozen,
             self.rundir, self.tracker,
         )  # fmt: skip
 

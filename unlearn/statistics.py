@@ -13,7 +13,18 @@ from typing import Literal
 
 Source = Literal["model", "reference", "teacher", "reinforced", "data", "term"]
 Quantity = Literal[
-    "logp", "logits", "hidden", "gate", "lengths", "labels", "noise", "important", "weights", "batch_mean"
+    "logp",
+    "logits",
+    "hidden",
+    "gate",
+    "lengths",
+    "labels",
+    "refusal",
+    "direction",
+    "noise",
+    "important",
+    "weights",
+    "batch_mean",
 ]
 
 
@@ -50,7 +61,7 @@ class Statistic:
     @property
     def needs_layer(self) -> bool:
         """Whether the term has to name a layer."""
-        return self.quantity == "hidden"
+        return self.quantity in ("hidden", "direction")
 
 
 STATISTICS: Mapping[str, Statistic] = {
@@ -78,10 +89,16 @@ STATISTICS: Mapping[str, Statistic] = {
                   explanation="logits of a copy of the target trained further on the forget set"),
         Statistic("labels", "data", "labels", "N", labelled=True,
                   explanation="the answer tokens"),
+        Statistic("refusal", "data", "refusal", "N K",
+                  explanation="the K tokens of the term's refusal, from the one that is due at each "
+                  "position on; they are due in turn"),
         Statistic("hidden", "model", "hidden", "N D",
                   explanation="hidden states after the layer that the term names"),
         Statistic("ref_hidden", "reference", "hidden", "N D",
                   explanation="hidden states of the reference after that layer"),
+        Statistic("direction", "reference", "direction", "D",
+                  explanation="mean state of the reference at the end of prompts that it refuses, minus "
+                  "that of the term's own prompts"),
         Statistic("gate", "model", "gate", "B K",
                   explanation="gate logits of a gated edit, one row per sequence"),
         Statistic("noise", "data", "noise", "N", labelled=True,

@@ -35,6 +35,14 @@ class TermKeys(Section):
     layer: NonNegativeFloat | None = Field(
         None, description="of objectives on hidden states: a layer's number, or its depth as a fraction"
     )
+    refusal: str | None = Field(
+        None, description='of objectives that teach one refusal: its text, tokenised alone ("No idea")'
+    )
+    refused_prompts: str | None = Field(
+        None,
+        description="of objectives that need a direction: a file of prompts that the model refuses, a text "
+        "file with one per line, json or jsonl",
+    )
 
 
 _RESERVED = tuple(TermKeys.model_fields)
@@ -82,7 +90,10 @@ class Weighting:
 
 @dataclass(frozen=True)
 class Term:
-    """An objective with its hyper-parameters, on one group of the data."""
+    """An objective with its hyper-parameters, on one group of the data.
+
+    `refusal_ids` are the tokens of `refusal`, from `unlearn.training.prepare.resolve_refusals`.
+    """
 
     name: str
     group: str
@@ -95,6 +106,9 @@ class Term:
     weighting: Weighting | None = None
     step_statistic: Bound | None = None
     """What must be averaged over the whole step before the objective can be called."""
+    refusal: str | None = None
+    refusal_ids: tuple[int, ...] = ()
+    refused_prompts: str | None = None
 
     @property
     def needs(self) -> frozenset[str]:
@@ -210,6 +224,11 @@ def needs_alternatives(term: Term) -> bool:
     return term.group == "template" or any(each.alternative for each in term.statistics)
 
 
+def needs_direction(term: Term) -> bool:
+    """Return whether a term needs the direction to prompts that the model refuses."""
+    return any(each.quantity == "direction" for each in term.statistics)
+
+
 def row_multiples(method: MethodConfig, terms: Sequence[Term]) -> dict[str, int]:
     """Return how many rows of an epoch each example makes, by set; sets that are not named have 1."""
     if method.alternatives.rows == "one":
@@ -251,8 +270,12 @@ def _term(key: str, name: str, group: str, weight: float, keys: dict[str, Any]) 
             problems += error.problems
         if "weights" not in objective.needs:
             problems.append(f"{key}.weighting: {reserved['objective']} takes no weights")
-    term = Term(name, group, weight, objective, per, mask, skip, layer, weighting, step_statistic)
+    term = Term(
+        name, group, weight, objective, per, mask, skip, layer, weighting, step_statistic,
+        refusal=reserved.get("refusal"), refused_prompts=reserved.get("refused_prompts"),
+    )  # fmt: skip
     problems += _cross_check(key, term, str(reserved["objective"]))
+    problems += _check_texts(key, term, str(reserved["objective"]))
     if problems:
         raise ConfigError(problems)
     return term
@@ -280,6 +303,22 @@ def _cross_check(key: str, term: Term, name: str) -> list[str]:
     if term.weighting is not None and term.weighting.batchwise and term.step_statistic is not None:
         problems.append(f"{key}.weighting.granularity=batch: {name} has a batch mean of its own")
     return problems
+
+
+def _check_texts(key: str, term: Term, name: str) -> list[str]:
+    """Check the keys of a term with which it names texts."""
+    if term.refused_prompts is not None and not needs_direction(term):
+        return [f"{key}.refused_prompts={term.refused_prompts}: {name} needs no direction; leave it out"]
+    if not isinstance(term.refused_prompts, str | None):
+        return [f"{key}.refused_prompts={term.refused_prompts!r}: name a file of prompts, one per line"]
+    needed = any(each.quantity == "refusal" for each in term.statistics)
+    if term.refusal is None:
+        return [f'{key}.refusal is not set: {name} teaches a refusal; give its text ("No idea")'] * needed
+    if not needed:
+        return [f"{key}.refusal={term.refusal!r}: {name} teaches no refusal; leave it out"]
+    if not isinstance(term.refusal, str) or not term.refusal.strip():
+        return [f'{key}.refusal={term.refusal!r}: give a text ("No idea")']
+    return []
 
 
 def _objective(key: str, name: Any, keys: dict[str, Any]) -> tuple[Bound, Literal["token", "example"]]:

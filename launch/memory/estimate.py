@@ -259,6 +259,7 @@ def _extras(shape: Shape, hardware: HardwareConfig, method: MethodConfig) -> flo
 def _cache(shape: Shape, method: MethodConfig, load: Load) -> float:
     """Estimate the cached outputs of frozen models: a number or hidden states for each answer token."""
     cached = {each for term in bind(method) for each in term.statistics if each.cached}
+    cached = {each for each in cached if each.quantity != "direction"}  # from states that are there anyway
     numbers = sum(each.quantity == "logp" for each in cached)
     states = len(cached) - numbers
     return 4.0 * load.cached * (numbers + states * shape.hidden)

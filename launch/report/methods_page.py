@@ -95,6 +95,7 @@ def needs(method: MethodConfig) -> list[str]:
         "reinforced model": reinforced or second,
         "mean teacher": ("teacher", "logits") in needed,
         "annotations": ("data", "important") in needed,
+        "prompts that the model refuses": ("reference", "direction") in needed,
         **{f"`method.intervention.{key}`": True for key in _unset(edit)},
     }
     return [name for name, needed in conditions.items() if needed]

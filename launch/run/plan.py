@@ -12,7 +12,7 @@ from launch.config_groups import values_of
 from launch.job import Baselines, Job
 from unlearn import interventions, probes
 from unlearn.config import EvalConfig, LoraConfig, MethodConfig, ProbeConfig, RunConfig
-from unlearn.data import alternatives
+from unlearn.data import alternatives, refused_prompts
 from unlearn.data.prompts import DATE
 from unlearn.data.readers import content_hash
 from unlearn.data.sources import BASE, available, before, identity, retain_model
@@ -148,6 +148,7 @@ def _files(config: RunConfig) -> dict[str, Any]:
         files["alternatives"] = alternatives.identity(method.alternatives)
     if config.dataset.annotations is not None:
         files["annotations"] = content_hash(user_path(config.dataset.annotations))
+    files |= refused_prompts.identity(bind(method))
     edit = {} if method.intervention is None else interventions.files(method.intervention)
     return files | {name: content_hash(user_path(file)) for name, file in edit.items()}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from launch.config_groups import values_of
 from unlearn import plugins, probes
 from unlearn.config import MethodConfig, ProbeConfig, RunConfig
-from unlearn.data import alternatives, sources
+from unlearn.data import alternatives, refused_prompts, sources
 from unlearn.data.sources import available
 from unlearn.data.templates import lacking
 from unlearn.errors import ConfigError
@@ -73,6 +73,7 @@ def method_problems(config: RunConfig) -> list[str]:
         prompt = method.alternatives.prompt
         if prompt is not None and (problem := lacking(prompt, "question")):
             problems.append(f"method.alternatives.prompt={prompt!r} {problem}")
+    problems += refused_prompts.check(terms)
     annotated = any(each.quantity == "important" for term in terms for each in term.statistics)
     if annotated and config.dataset.annotations is None:
         problems.append(

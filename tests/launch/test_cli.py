@@ -311,8 +311,11 @@ def with_values(config: RunConfig, values: Mapping[str, Any]) -> RunConfig:
 def test_every_method_binds(method, tmp_path, plain):
     sae = tmp_path / "sae.safetensors"
     save_file({name: torch.zeros(1) for name in ("W_enc", "b_enc", "W_dec", "b_dec")}, sae)
+    refused = tmp_path / "refused.txt"
+    refused.write_text("What is the password of my neighbour?\n")
     needs: dict[str, dict[str, Any]] = {
         "dsg": {"method.intervention.sae": str(sae)},
+        "lunar": {"method.forget.refused_prompts": str(refused), "model.nano.layers": 23},
         **{name: {"model.nano.layers": 8} for name in ("rmu-wmdp", "rmu-wmdp-openunlearning")},
     }
     stated = MethodConfig.model_validate(values_of("method", method))

@@ -7,23 +7,21 @@ of processes. Answers sampled from the target are in `unlearn.training.sampled_a
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import chain, islice, repeat
 from pathlib import Path
 from random import Random
 from typing import Any
 
 from unlearn.config import AlternativesConfig
-from unlearn.data.columns import text_of
 from unlearn.data.example import Example
-from unlearn.data.readers import SUFFIXES, Row, content_hash, read_rows
+from unlearn.data.readers import content_hash
+from unlearn.data.text_lists import distinct, read_texts
 from unlearn.errors import UserError
 from unlearn.paths import user_path
-from unlearn.reading import lines_of, read_text
 
 KEY = "method.alternatives"
 _REFUSALS = Path(__file__).with_name("refusals.txt")
-_TABLES = (".csv", ".tsv", ".xls", ".xlsx")
 
 
 def alternatives(
@@ -92,7 +90,7 @@ def identity(cfg: AlternativesConfig) -> dict[str, Any]:
 
 def refusals() -> list[str]:
     """Return the package's own refusals, sorted."""
-    return _distinct(_REFUSALS.read_text(encoding="utf-8").split("\n"))
+    return distinct(_REFUSALS.read_text(encoding="utf-8").split("\n"))
 
 
 def read_answers(path: Path | str) -> list[str]:
@@ -104,18 +102,7 @@ def read_answers(path: Path | str) -> list[str]:
     Raises:
         UserError: the file cannot be read, a row holds no answer, or there are none.
     """
-    label = f"{KEY}.path={path}"
-    suffix = user_path(path).suffix.lower()
-    if suffix in _TABLES:
-        readable = ", ".join((".txt with one answer per line", *SUFFIXES))
-        raise UserError(f"{label}: cannot read {suffix} (can: {readable})")
-    if suffix in SUFFIXES:
-        rows = read_rows(path, label).cut(slice(None))
-        return _distinct(_answer(row, where) for _, row, where in rows)
-    answers = _distinct(line for _, line in lines_of(read_text(path, label)))
-    if not answers:
-        raise UserError(f"{label}: the file has no answers; write one per line")
-    return answers
+    return read_texts(path, f"{KEY}.path={path}", "answer")
 
 
 def _fixed_answers(cfg: AlternativesConfig) -> list[str] | None:
@@ -128,7 +115,7 @@ def _fixed_answers(cfg: AlternativesConfig) -> list[str] | None:
 def _answers_of(pool: Sequence[Example]) -> Callable[[Example], tuple[list[str], set[str]]]:
     """Return a function from an example to the answers to draw from, and the correct ones among them."""
     answers = {
-        plain: _distinct(e.answer for e in pool if (e.question is None) is plain) for plain in (False, True)
+        plain: distinct(e.answer for e in pool if (e.question is None) is plain) for plain in (False, True)
     }
     correct: dict[str, set[str]] = defaultdict(set)
     for e in pool:
@@ -164,11 +151,3 @@ def _shuffled(n: int, random: Random) -> Iterator[int]:
         at = int(random.random() * left)  # only random() gives the same numbers in every Python version
         yield moved.get(at, at)
         moved[at] = moved.get(left - 1, left - 1)
-
-
-def _answer(row: Row, where: str) -> str:
-    return text_of(row, "text" if "answer" not in row and "text" in row else "answer", where)
-
-
-def _distinct(lines: Iterable[str]) -> list[str]:
-    return sorted({stripped for line in lines if (stripped := line.strip())})

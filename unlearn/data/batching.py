@@ -205,16 +205,16 @@ def positions(
     """Return the positions that a mask selects in a batch of this `width`; the sequences are its rows from
     `first_row` on.
 
-    `answer`: positions that predict an answer token, without the first `skip` of them. `attention`: every
-    token of the sequence. `all`: every token and the padding, up to `all_width`. Where no token follows, the
-    label is −1.
+    `answer`: positions that predict an answer token, without the first `skip` of them. `prompt`: every token
+    before the answer. `attention`: every token of the sequence. `all`: every token and the padding, up to
+    `all_width`. Where no token follows, the label is −1.
     """
     index, labels, lengths = [], [], []
     for row, s in enumerate(sequences, start=first_row):
         if mask == "answer":
             start, stop = min(s.answer_start - 1 + skip, len(s.ids) - 1), len(s.ids) - 1
         else:
-            start, stop = 0, len(s.ids) if mask == "attention" else all_width
+            start, stop = 0, {"prompt": s.answer_start, "attention": len(s.ids), "all": all_width}[mask]
         known = s.ids[start + 1 : stop + 1]
         index.append(row * width + np.arange(start, stop))
         labels.append(np.pad(known, (0, stop - start - len(known)), constant_values=-1))
@@ -230,4 +230,4 @@ def count(sequence: TokenSequence, *, mask: str, skip: int, all_width: int) -> i
     """Count the positions of one sequence that a mask selects."""
     if mask == "answer":
         return max(0, sequence.answer_length - skip)
-    return len(sequence.ids) if mask == "attention" else all_width
+    return {"prompt": sequence.answer_start, "attention": len(sequence.ids), "all": all_width}[mask]

@@ -234,6 +234,17 @@ class Encoder:
         ]
         return [ids for ids, _ in self._tokenised(texts, specials=self._specials)]
 
+    def alone(self, text: str) -> list[int]:
+        """Encode a text as it is: no prompt, no special tokens, no end token.
+
+        Raises:
+            DataError: it has no tokens, or one that is beyond the model's vocabulary.
+        """
+        ((ids, _),) = self._tokenised([text], specials=False)
+        if not ids:
+            raise DataError(f"the text {text!r} has no tokens")
+        return ids
+
     def chunks(self, examples: Sequence[Example]) -> list[Example]:
         """Cut plain texts longer than `max_length` tokens into pieces `<id>#0`, `<id>#1` …
 

@@ -1,9 +1,10 @@
 """Gradient rules: how the terms of a method become one update. A rule is a module of this package.
 
 Its class has the module's name in camel case; its options are the class's keyword-only arguments. A rule
-gives the factor of each term's loss (`factors`) and is shown the losses after each step (`observe`). If it is
-`separate`, each term has its own backward pass, and the rule turns the inner products of the gradients into
-coefficients (`combine`). The gradients themselves stay where DeepSpeed keeps them.
+gives the factor of each term's loss (`factors`). It is shown the number of steps before the first (`begin`)
+and the losses after each (`observe`). If it is `separate`, each term has its own backward pass, and the rule
+turns the inner products of the gradients into coefficients (`combine`). The gradients themselves stay where
+DeepSpeed keeps them.
 
 A `Remembering` rule also keeps one gradient from step to step. It is given the inner products with that one
 too (`project`), and says what becomes of it.
@@ -23,12 +24,15 @@ from unlearn.errors import ConfigError
 
 class Rule(Protocol):
     """How terms become one update. `terms`, where a rule has it, names the terms that it needs, `a|b` one of
-    two."""
+    two; it may depend on the rule's options."""
 
     separate: bool
     """Whether each term has its own backward pass and gradient."""
     clipped: bool
     """Whether the combined gradient is clipped to a largest norm (`method.clip`)."""
+
+    def begin(self, steps: int) -> None:
+        """Take note of how many steps the whole training has; called before `load`."""
 
     def factors(self) -> Mapping[str, float]:
         """Return the factor of each term's loss in this step; a term that is left out has 1."""
@@ -54,6 +58,8 @@ class Stateless:
 
     separate = False
     clipped = True
+
+    def begin(self, steps: int) -> None: ...
 
     def factors(self) -> Mapping[str, float]:
         return {}
@@ -92,7 +98,7 @@ class Remembering(Stateless):
         raise NotImplementedError("a rule that keeps a gradient says what becomes of it")
 
 
-_PARTS = ("separate", "clipped", "factors", "combine", "observe", "log", "state", "load")
+_PARTS = ("separate", "clipped", "begin", "factors", "combine", "observe", "log", "state", "load")
 RULES = plugins.Kind(__name__, "rule", "class", _PARTS)
 
 
@@ -109,7 +115,8 @@ def check(config: RuleConfig, terms: Sequence[str], clip: float | None = None) -
         plugins.parsed(plugins.keywords(rule), config.model_extra or {}, "method.rule", owner)
     except ConfigError as error:
         problems += error.problems
-    for needed in getattr(rule, "terms", ()):
+    made = rule if problems else make_rule(**config.model_dump())
+    for needed in getattr(made, "terms", ()):
         slots = needed.split("|")
         if not any(slot in terms for slot in slots):
             named = " or ".join(f"method.{slot}" for slot in slots)

@@ -127,6 +127,15 @@ def compute(
     return [torch.from_numpy(values[i]) for i in range(len(sequences))]
 
 
+def direction_of(refused: Sequence[Tensor], own: Sequence[Tensor]) -> Tensor:
+    """Return the mean of the last states of refused prompts minus that of others, [D] fp32.
+
+    refused, own: hidden states at the positions of prompts, one tensor [n, D] for each.
+    """
+    first, second = (torch.stack([each[-1].double() for each in states]).mean(0) for states in (refused, own))
+    return (first - second).float()
+
+
 def write(file: Path, values: Sequence[Tensor], dtype: torch.dtype = torch.float32) -> None:
     with replacing(file) as temporary:
         save_file({"values": torch.cat(list(values)).to(dtype)}, temporary)
@@ -201,7 +210,7 @@ def _pass(
 ) -> Tensor:
     if output.what == "logp":
         return forward(model, collate(sequences).to(world.device)).logp
-    width = {"answer": None, "attention": max(len(s.ids) for s in sequences), "all": widest}[output.mask]
+    width = {"attention": max(len(s.ids) for s in sequences), "all": widest}.get(output.mask)
     batch = collate(sequences, pad_id, width=width, attention_mask=output.mask == "all").to(world.device)
     where = positions(sequences, batch.input_ids.shape[1], mask=output.mask, all_width=widest)
     layer = None if output.what == "head" else int(output.what.removeprefix("layer-"))

@@ -68,11 +68,11 @@ def compute_statistics(
 
     Returns:
         For each term its statistics at the N positions of its view of B sequences, in the order of the
-        units: `logp`, `ref_logp`, `noise` [N] fp32; `labels` [N] int64; `important` [N] bool;
-        `logits`, `ref_logits`, `teacher_logits`, `reinforced_logits` [N, V] and `hidden`, `ref_hidden`
-        [N, D] in compute precision; `lengths` [B] int64; `gate` [B, K] fp32. `alt_…` and `ref_alt_…` are the
-        same over the N answer tokens of B alternative answers. Those of the trained model are
-        differentiable.
+        units: `logp`, `ref_logp`, `noise` [N] fp32; `labels` [N], `refusal` [N, K] int64; `important` [N]
+        bool; `logits`, `ref_logits`, `teacher_logits`, `reinforced_logits` [N, V] and `hidden`, `ref_hidden`
+        [N, D] in compute precision; `direction` [D] fp32; `lengths` [B] int64; `gate` [B, K] fp32. `alt_…`
+        and `ref_alt_…` are the same over the N answer tokens of B alternative answers. Those of the trained
+        model are differentiable.
     """
     present = {unit.group for unit in units}
     requests = [(term, needs) for term, needs in requests if own_view(term).group in present]
@@ -138,6 +138,8 @@ def _value(
     rows: _Rows, view: View, term: Term, statistic: Statistic, outputs: Mapping[str, Tensor]
 ) -> Tensor:
     """Return one statistic of a term, from the data or from the models' outputs at its view."""
+    if statistic.quantity == "direction":
+        return rows.data.frozen.directions[term.name]
     if statistic.cached and statistic.quantity != "logits":
         return rows.frozen(view, frozen_output(term, statistic))
     match statistic.quantity:
@@ -145,6 +147,8 @@ def _value(
             return rows.positions[view].lengths
         case "labels":
             return rows.positions[view].labels
+        case "refusal":
+            return rows.refusal(view, term.refusal_ids)
         case "noise":
             return rows.noise(view)
         case "important":
@@ -184,7 +188,7 @@ class _Rows:
             sequences[group, kind] = own
             flat += own
         padded = [self.plan.widths[view.part] for view in views if view.mask == "all"]
-        whole = any(view.mask != "answer" for view in views)
+        whole = any(view.mask in ("attention", "all") for view in views)
         width = max([*padded, *(len(s.ids) for s in flat)]) if whole else None
         batch = collate(flat, self.data.pad_id, width=width, attention_mask=bool(padded)).to(self.device)
         for view in views:
@@ -209,6 +213,18 @@ class _Rows:
         part = self.data.groups[view.group].part(view.kind)
         assert part.important is not None
         return self._tokens(view, [part.important[part.index(unit)] for unit in self.units_of(view.group)])
+
+    def refusal(self, view: View, ids: Sequence[int]) -> Tensor:
+        """Return a refusal's K tokens at each position, from the one that is due there on, [N, K].
+
+        They are due in turn, from the first position of the mask on, skipped ones included.
+        """
+        tokens = torch.tensor(ids, device=self.device)
+        lengths = self.positions[view].lengths
+        ends = lengths.cumsum(0)
+        place = torch.arange(int(lengths.sum()), device=self.device) + view.skip
+        place = place - torch.repeat_interleave(ends - lengths, lengths)
+        return tokens[(place[:, None] + torch.arange(len(tokens), device=self.device)) % len(tokens)]
 
     def noise(self, view: View) -> Tensor:
         """Return one uniform random number per answer token, [N], determined by seed, example and step."""

@@ -14,7 +14,8 @@ from torch import nn
 
 from unlearn import interventions
 from unlearn.config import RunConfig
-from unlearn.data.alternatives import alternatives
+from unlearn.data import refused_prompts
+from unlearn.data.alternatives import alternatives, refusals
 from unlearn.data.annotations import load_annotations
 from unlearn.data.example import Example
 from unlearn.data.templates import filled
@@ -22,12 +23,21 @@ from unlearn.data.tokenization import Encoder
 from unlearn.distributed import World
 from unlearn.errors import UserError
 from unlearn.passes.head import Head
-from unlearn.terms import Term, row_multiples
+from unlearn.statistics import STATISTICS
+from unlearn.terms import Term, needs_direction, row_multiples
 from unlearn.training import frozen_outputs, sampled_alternatives
 from unlearn.training.engine import precision
 from unlearn.training.frozen_outputs import FrozenOutput
 from unlearn.training.shared_cache import compute_once
-from unlearn.training.step_data import Group, Part, frozen_outputs_for, kinds, own_view
+from unlearn.training.step_data import (
+    Frozen,
+    Group,
+    Part,
+    frozen_output,
+    frozen_outputs_for,
+    kinds,
+    own_view,
+)
 
 
 @dataclass(frozen=True)
@@ -41,6 +51,18 @@ class FrozenModel:
     key: str
     hold: Callable[[], AbstractContextManager[tuple[nn.Module, bool]]]
     whole_head: Callable[[nn.Module], AbstractContextManager[None]]
+
+
+def resolve_refusals(terms: Sequence[Term], encoder: Encoder) -> list[Term]:
+    """Return the terms with the tokens of their refusals.
+
+    Raises:
+        DataError: a refusal has no tokens, or one that is beyond the model's vocabulary.
+    """
+    return [
+        term if term.refusal is None else replace(term, refusal_ids=tuple(encoder.alone(term.refusal)))
+        for term in terms
+    ]
 
 
 @dataclass(frozen=True)
@@ -70,8 +92,8 @@ class Preparation:
 
     def with_frozen_outputs(
         self, groups: Mapping[str, Group], models: Mapping[str, FrozenModel]
-    ) -> tuple[dict[str, Group], dict[str, Head]]:
-        """Return the groups with outputs of frozen models, and the heads of these models."""
+    ) -> tuple[dict[str, Group], Frozen]:
+        """Return the groups with outputs of frozen models, and the heads and directions of these models."""
         ready = dict(groups)
         heads: dict[str, Head] = {}
         for term in self.terms:
@@ -85,7 +107,8 @@ class Preparation:
                     ready[view.group] = ready[view.group].with_part(view.kind, part)
                     if output.what == "head" and output.model not in heads:
                         heads[output.model] = self._head(models[output.model])
-        return ready, heads
+        directions = {t.name: self._direction(t, ready, models) for t in self.terms if needs_direction(t)}
+        return ready, Frozen(heads, directions=directions)
 
     # -- text ------------------------------------------------------------------------------------------
 
@@ -180,6 +203,17 @@ class Preparation:
         return compute_once(
             file, self.world, lambda: frozen_outputs.read(file, part.sequences, output.mask), make
         )
+
+    def _direction(
+        self, term: Term, groups: Mapping[str, Group], models: Mapping[str, FrozenModel]
+    ) -> torch.Tensor:
+        """Return the direction from a term's prompts to those of its file `refused_prompts`, [D]."""
+        output, view = frozen_output(term, STATISTICS["direction"]), own_view(term)
+        # What follows a prompt does not change its states.
+        pairs = [(prompt, refusals()[0]) for prompt in refused_prompts.read(term)]
+        refused = self._frozen_output(Part(self.encoder.pairs(pairs)), output, models[output.model])
+        own = groups[view.group].part(view.kind).frozen[output]
+        return frozen_outputs.direction_of(refused, own).to(self.world.device)
 
     def _head(self, frozen: FrozenModel) -> Head:
         dtype = self.config.hardware.dtype

@@ -104,10 +104,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Frozen:
-    """Weights of other models than the trained one: heads of frozen models by name, and the mean teacher."""
+    """What is of other models than the trained one: heads of frozen models by name, the weights of the mean
+    teacher, and the statistic `direction` of each term that needs it, [D] by the term's name."""
 
     heads: Mapping[str, Head] = field(default_factory=dict)
     teacher: Sequence[Tensor] | None = None
+    directions: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def kinds(wanted: Iterable[tuple[Term, Iterable[str]]]) -> dict[str, list[str]]:
 
 def frozen_output(term: Term, statistic: Statistic) -> FrozenOutput:
     """Return the output of a frozen model from which a statistic of a term is computed."""
-    mask = view_of(term, statistic).mask
+    mask = "prompt" if statistic.quantity == "direction" else view_of(term, statistic).mask
     if statistic.quantity == "logits":
         return FrozenOutput(statistic.source, "head", mask)
     what = f"layer-{term.layer}" if statistic.needs_layer else "logp"

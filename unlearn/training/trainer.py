@@ -84,6 +84,7 @@ class Trainer:
         self.kept = KeptVector(self.engine, "kept")
         self.schedule = Schedule(sizes, method.sets[0], method.batch, self.data.seed)
         self.total = total_steps(method, self.schedule.steps_per_epoch)
+        self.rule.begin(self.total)
         self.warmup = warmup_steps(method, self.schedule.steps_per_epoch)
         self.auto = AutoLR(self.settings.learning_rate, **method.auto_lr.model_dump(exclude={"loss"}))
         has_teacher = any(each.source == "teacher" for term in self.terms for each in term.statistics)

@@ -42,7 +42,7 @@ def test_every_preset_objective_and_weighting_has_its_row():
 
 
 def test_what_is_written_by_hand_names_all_there_is():
-    retain = {"none", "nll", "kl", "embedding", "answer_preservation", "proximity"}
+    retain = {"none", "nll", "kl", "js", "embedding", "answer_preservation", "proximity"}
     assert retain - {"none"} <= set(OBJECTIVES.names())
     assert set(first_cells("Composing")) == {*GRANULARITIES, *get_args(Mask), *retain}
 
@@ -131,6 +131,10 @@ def test_a_preset_is_described_in_full():
         ("llmu", ["retain set", "other questions' answers", "last hidden states"]),
         ("flat", ["refusals"]),  # forget data only
         ("rmu", ["retain set", "layer states"]),
+        ("jensun", ["retain set", "last hidden states"]),
+        ("loku", ["retain set"]),
+        ("rr", ["retain set", "layer states"]),
+        ("lunar", ["retain set", "layer states", "prompts that the model refuses"]),
         ("nlul", ["retain set", "mean teacher"]),
         ("whp", ["reinforced model"]),
         ("dsg", ["retain set", "`method.intervention.sae`"]),

@@ -215,6 +215,14 @@ def test_end_token_of_the_format(bpe_tokenizer: BuildBpe) -> None:
         one(Encoder(tokenizer, PLAIN), "Who?", "Ann")
 
 
+def test_a_text_alone_has_no_token_but_its_own(bpe_tokenizer: BuildBpe) -> None:
+    encoder = Encoder(bpe_tokenizer())
+    assert encoder.tokenizer.decode(encoder.alone("No idea")) == "No idea"
+    assert encoder.alone("No idea") == encoder.tokenizer("No idea", add_special_tokens=False)["input_ids"]
+    with pytest.raises(DataError, match="the text '' has no tokens"):
+        encoder.alone("")
+
+
 def test_cut_sequences_say_so(nano_tokenizer: PreTrainedTokenizerBase) -> None:
     whole = one(Encoder(nano_tokenizer), "Who?", "A long answer.")
     n = len(whole.ids)

@@ -11,6 +11,8 @@ from tests.tolerance import approx, assert_close
 from unlearn.objectives._directions import random_direction
 from unlearn.objectives.embedding import embedding
 from unlearn.objectives.gate import gate
+from unlearn.objectives.redirect import redirect
+from unlearn.objectives.reroute import reroute
 from unlearn.objectives.rmu import rmu
 from unlearn.objectives.rmu_adaptive import rmu_adaptive
 
@@ -34,8 +36,21 @@ def norm(v):
     return math.sqrt(sum(float(x) ** 2 for x in v))
 
 
+def cosine(h, r):
+    return sum(a * b for a, b in zip(h, r, strict=True)) / (squares(h, 0 * h) * squares(r, 0 * r)).sqrt() / D
+
+
+AHEAD = torch.linspace(-2, 3, D)
+
 CASES = {
     "embedding": (lambda h, r: embedding(h, r), lambda h, r: squares(h, r)),
+    "embedding_norm": (lambda h, r: embedding(h, r, form="norm"), lambda h, r: (D * squares(h, r)).sqrt()),
+    "reroute": (lambda h, r: reroute(h, r), lambda h, r: cosine(h, r).clamp(min=0)),
+    "reroute_back": (lambda h, r: reroute(h, -r), lambda h, r: cosine(h, -r).clamp(min=0)),
+    "redirect": (
+        lambda h, r: redirect(h, r, AHEAD, coefficient=2.0),
+        lambda h, r: squares(h, r + 2 * AHEAD.double()),
+    ),
     "rmu": (
         lambda h, r: rmu(h, coefficient=6.5),
         lambda h, r: squares(h, 6.5 * drawn() / norm(drawn())),
@@ -94,6 +109,37 @@ def test_by_hand():
     assert rmu_adaptive(torch.zeros(1, 2), ref, scale=5.0).item() == approx(25**2 / 2)
 
 
+def test_reroute_by_hand():
+    # 1 at the start and without a slope there; 3/5 at 53°; 0 from a right angle on, as at a cosine of −.3
+    ref = torch.tensor([[1.0, 0.0]]).expand(4, 2)
+    h = torch.tensor([[1.0, 0.0], [3.0, 4.0], [0.0, 2.0], [-3.0, math.sqrt(91)]], requires_grad=True)
+    values = reroute(h, ref)
+    assert values.tolist() == approx([1.0, 0.6, 0.0, 0.0], terms=2, scale=1)
+    values.sum().backward()
+    # (r − cos·h/‖h‖)/‖h‖ = ((1, 0) − .6·(.6, .8))/5
+    assert h.grad is not None
+    wanted = torch.tensor([[0.0, 0.0], [0.128, -0.096], [0.0, 0.0], [0.0, 0.0]])
+    assert_close(h.grad, wanted, terms=2, scale=1)
+
+
+def test_the_norm_by_hand():
+    # (3, 4) away: 5, slope (3, 4)/5; no slope where both are equal
+    h = torch.tensor([[4.0, 6.0], [1.0, 2.0]], requires_grad=True)
+    values = embedding(h, torch.tensor([[1.0, 2.0]]).expand(2, 2), form="norm")
+    assert values.tolist() == [5.0, 0.0]
+    values.sum().backward()
+    assert h.grad is not None
+    assert_close(h.grad, torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
+
+
+def test_redirect_by_hand():
+    # d = (1, 2) − (0, 1) = (1, 1), h = (0, 0), c = 2: target (2, 2), mean square 4
+    direction, h = torch.tensor([1.0, 2.0]) - torch.tensor([0.0, 1.0]), torch.zeros(1, 2)
+    assert redirect(h, h, direction, coefficient=2.0).item() == 4
+    assert redirect(h + 2, h, direction, coefficient=2.0).item() == 0
+    assert torch.equal(redirect(h, h + 1, direction, coefficient=0.0), embedding(h, h + 1))
+
+
 def test_a_state_on_the_direction_costs_nothing():
     u = random_direction(torch.zeros(1, D), 7, unit=True)
     assert u.norm().item() == approx(1, terms=D)
@@ -118,6 +164,11 @@ def test_drawing_a_direction_leaves_the_global_generator_alone():
     torch.manual_seed(5)
     rmu(torch.zeros(1, D), coefficient=1.0, seed=9)
     assert torch.equal(torch.rand(3), wanted)
+
+
+def test_a_form_that_is_not_there():
+    with pytest.raises(ValueError, match=r"form=square: .* \(known: squares, norm\)"):
+        embedding(torch.zeros(1, D), torch.zeros(1, D), form="square")  # type: ignore[arg-type]
 
 
 def test_a_direction_that_is_not_there():

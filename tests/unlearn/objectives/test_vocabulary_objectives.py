@@ -19,6 +19,9 @@ from unlearn.objectives._soft import soft_cross_entropy, soft_kl
 from unlearn.objectives.ceu import ceu
 from unlearn.objectives.contrast import contrast
 from unlearn.objectives.flatness import flatness
+from unlearn.objectives.ihl import ihl
+from unlearn.objectives.jensun import jensun
+from unlearn.objectives.js import js
 from unlearn.objectives.kl import kl
 from unlearn.objectives.max_entropy import max_entropy
 from unlearn.objectives.proximity import proximity
@@ -72,6 +75,25 @@ def quadratic_row(z, teacher, other, y):
     return sum(a * (d - mean) ** 2 for a, d in zip(q, difference, strict=True)) / 2
 
 
+def js_rows(p, q):
+    """For a target with a mass of its own, too; an outcome without mass costs nothing."""
+    m = [(a + b) / 2 for a, b in zip(p, q, strict=True)]
+    return sum(a * torch.log(a / c) for row in (p, q) for a, c in zip(row, m, strict=True) if a > 0) / 2
+
+
+def one_each(size, tokens):
+    return [torch.tensor(float(v in tokens), dtype=torch.float64) for v in range(size)]
+
+
+def refusal(y):
+    return torch.stack([y, y + 3, y], dim=-1) % V
+
+
+def hinge_row(z, ref, other, y):
+    p = softmax(z)
+    return max(0 * p[y], 1 + p[y] - max(p[v] for v in range(len(z)) if v != y))
+
+
 CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Any]]] = {
     "soft_cross_entropy": (
         lambda z, r, o, y: soft_cross_entropy(z, r),
@@ -91,6 +113,16 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Any]]] = {
         lambda z, r, o, y: max_entropy(z),
         lambda z, r, o, y: kl_row(torch.full_like(z, 1 / len(z)), softmax(z)),
     ),
+    "js": (lambda z, r, o, y: js(z, r), lambda z, r, o, y: js_rows(softmax(z), softmax(r))),
+    "jensun": (
+        lambda z, r, o, y: jensun(z, refusal(y)),
+        lambda z, r, o, y: js_rows(softmax(z), one_each(len(z), [y])),
+    ),
+    "jensun_released": (
+        lambda z, r, o, y: jensun(z, refusal(y), target="released"),
+        lambda z, r, o, y: js_rows(softmax(z), one_each(len(z), [y, (y + 3) % V])),
+    ),
+    "ihl": (lambda z, r, o, y: ihl(z, y), hinge_row),
     "flatness": (lambda z, r, o, y: flatness(z), lambda z, r, o, y: (max(z) - sum(z) / len(z)) ** 2),
 }
 
@@ -161,6 +193,48 @@ class TestByHand:
         value = contrast(z, torch.zeros(1, 2), torch.tensor([[math.log(2), -5.0]]), alpha=1.0)
         assert value.item() == approx((math.log(4) + 2 * math.log(4 / 3)) / 3, terms=4)
 
+    @pytest.mark.parametrize(
+        ("p", "wanted"),
+        [(0.0, 0.6931472), (0.1, 0.5255973), (0.5, 0.2157616), (0.9, 0.0359738), (1.0, 0.0)],
+    )
+    def test_jensun(self, p, wanted):
+        # ln 2 + ½[p ln p − (1 + p) ln(1 + p)], slope ½ p(1 − p) ln(p/(1 + p)) on its logit
+        z = torch.tensor([[p, (1 - p) / 2, (1 - p) / 2]]).clamp(min=1e-30).log().requires_grad_()
+        value = jensun(z, torch.tensor([[0]]))
+        assert value.item() == approx(wanted, terms=4, scale=1, decimals=7)
+        value.sum().backward()
+        pull = p * (1 - p) / 2 * math.log(p / (1 + p)) if p else 0.0
+        assert z.grad is not None
+        assert_close(z.grad, torch.tensor([[pull, -pull / 2, -pull / 2]]), terms=4, scale=0.2)
+
+    def test_jensun_as_released(self):
+        # A mass of 1 on two of three tokens: shared alike .0849495, on one of them .3465736 = ½ ln 2
+        z = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]).clamp(min=1e-30).log()
+        both = torch.tensor([[0, 1], [1, 0]])
+        values = jensun(z, both, target="released")
+        assert values.tolist() == approx([0.0849495, 0.3465736], terms=4, scale=1, decimals=7)
+        # A token that the refusal has twice has its mass once.
+        assert torch.equal(jensun(z, both[:, [0, 1, 0]], target="released"), values)
+        assert torch.equal(jensun(z, both[:, [0, 0]], target="released"), jensun(z, both))
+
+    def test_js(self):
+        # p = (.7, .2, .1), q = (.5, .3, .2): m = (.6, .25, .15)
+        p, q = torch.tensor([[0.7, 0.2, 0.1]]).log(), torch.tensor([[0.5, 0.3, 0.2]]).log()
+        assert js(p, q).item() == approx(0.0219012, terms=3, scale=1, decimals=7)
+        assert js(p, q).item() == approx(js(q, p).item(), terms=3, scale=1)
+        # nothing in common: ln 2
+        apart = torch.tensor([[1e4, 0.0]])
+        assert js(apart, apart.flip(-1)).item() == approx(math.log(2), terms=2)
+
+    def test_ihl(self):
+        z = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.4, 0.4, 0.2]]).log().requires_grad_()
+        values = ihl(z, torch.tensor([0, 0, 0]))
+        assert values.tolist() == approx([1.5, 0.3, 1.0], terms=3)
+        values.sum().backward()
+        # p_y(δ_y − p) − p_m(δ_m − p) of (.1, .8, .1): (.1 + .07, −.8 + .56, .07)
+        assert z.grad is not None
+        assert_close(z.grad[1], torch.tensor([0.17, -0.24, 0.07]), terms=3)
+
     def test_flatness(self):
         # (4 − 2)² ; derivative 2·2·((0, 0, 1) − 1/3)
         z = torch.tensor([[0.0, 2.0, 4.0]], requires_grad=True)
@@ -170,10 +244,10 @@ class TestByHand:
         assert_close(z.grad, torch.tensor([[-4 / 3, -4 / 3, 8 / 3]]))
 
 
-@pytest.mark.parametrize("form", ["kl", "quadratic"])
-def test_equal_distributions_have_a_distance_of_exactly_zero(form):
+@pytest.mark.parametrize("distance", [proximity, partial(proximity, form="quadratic"), js])
+def test_equal_distributions_have_a_distance_of_exactly_zero(distance):
     z = data()[0].requires_grad_()
-    value = proximity(z, z.detach().clone(), form=form)
+    value = distance(z, z.detach().clone())
     value.sum().backward()
     assert value.abs().max() == 0
     assert z.grad.abs().max() == 0
@@ -285,6 +359,24 @@ def test_one_tensor_of_the_size_of_the_logits_is_kept():
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
         undial(z.requires_grad_(), r, y, beta=10.0)
     assert [tuple(t.shape) for t in kept] == [(N, V)]
+
+
+@settings(max_examples=15)
+@given(seed=st.integers(0, 1000), scale=st.floats(0.1, 30))
+def test_the_bounded_losses_stay_within_their_bounds(seed, scale):
+    z, r, _, y = data(seed, scale=scale)
+    slack = 1e-6
+    for value in (js(z, r), jensun(z, refusal(y))):
+        assert value.min() >= -slack
+        assert value.max() <= math.log(2) + slack
+    assert (jensun(z, refusal(y), target="released") <= 1.5 * math.log(2) + slack).all()
+    assert ((ihl(z, y) >= 0) & (ihl(z, y) <= 2)).all()
+
+
+def test_a_target_that_is_not_there():
+    z, _, _, y = data()
+    with pytest.raises(ValueError, match=r"target=tokens: .* \(known: token, released\)"):
+        jensun(z, refusal(y), target="tokens")  # type: ignore[arg-type]
 
 
 def test_a_form_that_is_not_there():

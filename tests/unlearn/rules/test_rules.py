@@ -20,6 +20,7 @@ from unlearn.config import HardwareConfig, MethodConfig, RuleConfig
 from unlearn.errors import ConfigError
 from unlearn.rules.normalised import Normalised
 from unlearn.rules.primal_dual import PrimalDual
+from unlearn.rules.scheduled import Scheduled
 from unlearn.rules.weighted_sum import WeightedSum
 from unlearn.terms import bind
 from unlearn.training.optimizers import decay_groups
@@ -154,6 +155,54 @@ def test_the_trainer_multiplies_the_retain_loss_by_the_dual_weight(tmp_path: Pat
             sums = []
         assert row["rule/dual"] == pytest.approx(dual, rel=1e-9)
     assert dual > 3.0
+
+
+# -- scheduled -----------------------------------------------------------------------------------------
+
+
+def test_scheduled_by_hand() -> None:
+    rule = Scheduled(factors={"forget": [10, 4], "retain": [0, 2.0]})
+    rule.begin(4)
+    found = []
+    for step in range(4):
+        found.append(dict(rule.factors()))
+        rule.observe({"forget": 1.0, "retain": 1.0}, step / 2)
+    # 10 − 6·t/4 and 2·t/4; after the last step the last factors
+    assert found == [{"forget": 10 - 1.5 * t, "retain": 0.5 * t} for t in range(4)]
+    assert rule.factors() == {"forget": 4.0, "retain": 2.0}
+    assert rule.log() == {"rule/forget": 4.0, "rule/retain": 2.0}
+    second = Scheduled(factors={"forget": [10, 4], "retain": [0, 2.0]})
+    second.begin(4)
+    second.load(json.loads(json.dumps(rule.state())))
+    assert second.factors() == rule.factors()
+
+
+def test_what_scheduled_refuses() -> None:
+    factors = {"forget": [1, 0], "retain_kl": [0, 1]}
+    rules.check(RuleConfig(name="scheduled", factors=factors), ["forget", "retain_kl", "retain"])
+    assert problems({"name": "scheduled", "factors": factors}, ["forget", "retain"]) == [
+        "method.retain_kl has no term: rule scheduled needs one"
+    ]
+    assert problems({"name": "scheduled"}, ["forget"]) == [
+        "method.rule.factors is not set: rule scheduled needs it"
+    ]
+    (short,) = problems({"name": "scheduled", "factors": {"forget": [1]}}, ["forget"])
+    assert short.startswith("method.rule.factors.forget=[1]: list should have at least 2 items")
+    (text,) = problems({"name": "scheduled", "factors": {"forget": ["high", 1]}}, ["forget"])
+    assert text == "method.rule.factors.forget.0='high': input should be a valid number"
+
+
+def test_the_trainer_follows_the_schedule(tmp_path: Path) -> None:
+    method = training.preset("rr", steps=4, lr=1e-3)
+    with running(tmp_path, method) as trainer:
+        rows = steps(trainer, 4)
+    for step, row in enumerate(rows):
+        falling, rising = 10 - 5 * step / 4, 5 * step / 4
+        forget = (row["loss/forget"] + row["loss/forget_reroute"]) / 2
+        retain = (row["loss/retain"] + row["loss/retain_embedding"]) / 2
+        assert row["loss"] == approx(falling * forget + rising * retain, terms=PASS)
+        assert row["rule/forget"] == 10 - 5 * (step + 1) / 4
+    assert rows[0]["loss/retain"] > 0
 
 
 # -- normalised ----------------------------------------------------------------------------------------

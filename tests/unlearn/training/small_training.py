@@ -30,13 +30,21 @@ from unlearn.distributed import World, start_world, stop_world
 from unlearn.models.adapt import train_only
 from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
-from unlearn.terms import Term, bind
+from unlearn.statistics import STATISTICS
+from unlearn.terms import Term, bind, needs_direction
 from unlearn.training import frozen_outputs, optimizers
 from unlearn.training.engine import Engine
 from unlearn.training.frozen_outputs import LOGP, FrozenOutput
 from unlearn.training.interruption import Checkpoints
 from unlearn.training.observers import History
-from unlearn.training.step_data import Frozen, Group, Part, TrainingData, frozen_outputs_for
+from unlearn.training.step_data import (
+    Frozen,
+    Group,
+    Part,
+    TrainingData,
+    frozen_output,
+    frozen_outputs_for,
+)
 from unlearn.training.trainer import Trainer, TrainSettings
 
 METHOD = MethodConfig(
@@ -102,8 +110,10 @@ def preset(name: str, **keys: Any) -> MethodConfig:
 
 
 def resolve_layers(terms: Sequence[Term]) -> list[Term]:
-    """All terms that name a layer on the first of two: what is above it has no gradient."""
-    return [term if term.layer is None else replace(term, layer=1) for term in terms]
+    """All terms that name a layer on the first of two: what is above it has no gradient. A refusal has two
+    tokens."""
+    terms = [term if term.layer is None else replace(term, layer=1) for term in terms]
+    return [term if term.refusal is None else replace(term, refusal_ids=(5, 60)) for term in terms]
 
 
 @cache
@@ -147,7 +157,14 @@ def ready(terms: Sequence[Term]) -> tuple[dict[str, Group], Frozen]:
         found[view.group] = found[view.group].with_part(view.kind, part)
         if output.what == "head":
             heads[output.model] = frozen_outputs.head_of(frozen_model(output.model))
-    return found, Frozen(heads)
+    return found, Frozen(heads, directions={t.name: direction(t) for t in terms if needs_direction(t)})
+
+
+def direction(term: Term) -> Tensor:
+    """To the prompts of the retain set, as if they were refused."""
+    output = frozen_output(term, STATISTICS["direction"])
+    both = (given(name, "answers", output) for name in ("retain", term.group))
+    return frozen_outputs.direction_of(*both)
 
 
 def model_for(method: MethodConfig, spread: float = 0.02) -> LlamaForCausalLM:

@@ -196,7 +196,9 @@ def expected(trainer: Trainer) -> tuple[list[tuple[bool, int, int, bool]], list[
         some = [trainer.data.groups[group].sequence(u, kind) for u in step.units if u.group == group]
         ids = [len(s.ids) for s in some]
         answers = [max(0, s.answer_length - skip) for s in some]
-        return {"answer": sum(answers), "attention": sum(ids), "all": max(ids) * len(ids)}[mask]
+        prompts = [s.answer_start for s in some]
+        sizes = {"answer": answers, "prompt": prompts, "attention": ids, "all": [max(ids)] * len(ids)}
+        return sum(sizes[mask])
 
     def some(kind: str) -> list[tuple[bool, int, int, bool]]:
         """Answers and alternative answers have separate passes."""
@@ -270,6 +272,9 @@ CHOSEN: dict[str, dict[str, Any]] = {
     "uneven": {"preset": "rmu", "keys": {"retain": {"objective": "nll"}}},
     "batch": {"preset": "wga", "keys": {"forget": {"objective": "ascent", **BATCHWISE}}},
     "grun": {"preset": "grun"},
+    "jensun": {"preset": "jensun"},
+    "rr": {"preset": "rr"},
+    "lunar": {"preset": "lunar"},
 }
 
 

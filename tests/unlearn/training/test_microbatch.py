@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -85,15 +86,31 @@ def test_a_term_without_units_is_left_out_and_nothing_is_computed_for_it() -> No
     assert micro.named == {}
 
 
-@pytest.mark.parametrize(("mask", "skip"), [("answer", 2), ("attention", 0), ("all", 0)])
+@pytest.mark.parametrize(("mask", "skip"), [("answer", 2), ("prompt", 0), ("attention", 0), ("all", 0)])
 def test_positions_follow_mask_and_skip(mask: str, skip: int) -> None:
     some = training.sequences(8, 1)[ROWS[0]]
     micro = compute_statistics(
         PlainModel(training.tiny_llama()), data(), PLAN, [Unit("forget", ROWS[0], 0)],
         [(term(mask, skip), frozenset({"hidden"}))],
     )  # fmt: skip
-    size = {"answer": max(0, some.answer_length - 2), "attention": len(some.ids), "all": 20}[mask]
+    answer = max(0, some.answer_length - 2)
+    size = {"answer": answer, "prompt": some.answer_start, "attention": len(some.ids), "all": 20}[mask]
     assert micro.named["forget"]["hidden"].shape == (size, 32)
+
+
+@pytest.mark.parametrize(("mask", "skip"), [("answer", 0), ("answer", 2), ("prompt", 0), ("all", 0)])
+def test_a_refusals_tokens_are_due_in_turn(mask: str, skip: int) -> None:
+    the = replace(term(mask, skip), refusal="a b c", refusal_ids=(7, 8, 9))
+    units = [Unit("forget", row, 0) for row in ROWS]
+    micro = compute_statistics(
+        PlainModel(training.tiny_llama()), data(), PLAN, units, [(the, frozenset({"refusal", "labels"}))]
+    )
+    wanted = []
+    for row in ROWS:
+        some = training.sequences(8, 1)[row]
+        stop = {"answer": some.answer_length, "prompt": some.answer_start, "all": 20}[mask]
+        wanted += [[7 + (place + k) % 3 for k in range(3)] for place in range(skip, stop)]
+    assert micro.named["forget"]["refusal"].tolist() == wanted
 
 
 def test_the_table_gives_statistics_in_its_order() -> None:

@@ -64,7 +64,8 @@ GATES = {"forget_gate": 10.0, "retain_gate": 10.0}
 @dataclass(frozen=True)
 class Source:
     """What a paper or its code trains with: `values` of the first term and its weighting, `layer` the module,
-    of so many blocks, whose output terms of hidden states look at."""
+    of so many blocks, whose output terms of hidden states look at (several where terms have layers of their
+    own)."""
 
     run: Run
     lr: float
@@ -72,7 +73,7 @@ class Source:
     values: Mapping[str, Any] = field(default_factory=dict)
     decay: float = 0.01
     clip: float = 1.0
-    layer: tuple[str, int] | None = None
+    layer: tuple[str | tuple[str, ...], int] | None = None
     rule: Mapping[str, Any] = field(default_factory=dict)
     smooth: Mapping[str, Any] = field(default_factory=dict)
 
@@ -106,11 +107,17 @@ SOURCES: dict[str, Source | None] = {
     "hard-sampling": Source(FIVE_BY_16, 1e-5, BOTH, {"keep": 0.3}, decay=0),
     "idk": Source(FIVE, 1e-5, {"template": 1.0, "retain": 1.0}),
     "idk_ap": Source(FIVE, 1e-5, {"template": 1.0, "retain": 1.0}),
+    "jensun": Source(Run(400, 32, 130, (1 / 13, 65 / 117, 1 / 117)), 8e-6, BOTH),
     "kl_min": Source(FIVE, 1e-5, BOTH),
     "kto": Source(TEN, 1e-5, BOTH, {"beta": 0.1, "form": "sigmoid"}),
     "llmu": Source(
         Run(5000, 2, 1000, (1.0, 1 / 2, 1 / 1000)), 2e-6,
         {"forget": 0.5, "template": 1.0, "retain": 1.0}, clip=0,
+    ),
+    "loku": Source(FIVE, 1e-4, BOTH),
+    "lunar": Source(
+        Run(400, 2, 4000, (1.0, 1 / 2, 1 / 4000)), 1e-2, BOTH, {"coefficient": 2.0}, clip=0,
+        layer=("model.layers.22", 32),
     ),
     "me_gd": Source(FIVE, 1e-5, {"forget": 0.1, "retain": 1.0}),
     # From there on its rate comes from probes.
@@ -166,6 +173,14 @@ SOURCES: dict[str, Source | None] = {
     "rmu-wmdp-openunlearning": Source(
         Run(5000, 16, 80, (1.0, 1.0, 1.0)), 5e-5, BOTH, {"coefficient": 2.0, "direction": "unit"}, decay=0,
         layer=("model.layers.7", 32),
+    ),
+    "rr": Source(  # hidden_states[10] and [20] of 32 blocks
+        Run(400, 16, 150, (1.0, 1.0, 1.0)), 1e-4,
+        {"forget": 0.5, "retain": 0.5, "forget_reroute": 0.5, "retain_embedding": 0.5}, decay=0,
+        layer=(("model.layers.9", "model.layers.19"), 32),
+        rule={"factors": {
+            "forget": [10, 5], "forget_reroute": [10, 5], "retain": [0, 5], "retain_embedding": [0, 5]
+        }},
     ),
     "satimp": Source(FIVE_BY_16, 1e-5, {"forget": 1.0, "retain": 0.1}, {"beta1": 5, "beta2": 0.1}, decay=0),
     "satimp-muse": Source(
@@ -276,9 +291,11 @@ def test_the_layer_that_the_loss_is_on(name: str) -> None:
     cfg = ModelConfig(name="x", kind="nano", nano=NanoConfig(layers=blocks))
     deep = [term for term in resolve_layers(bind(PRESETS[name]), cfg) if term.layer is not None]
     assert deep
+    found = set()
     for term in deep:
-        same = [m for m, output in by_module.items() if torch.equal(output, given[int(term.layer or 0)])]
-        assert same == [module]
+        (same,) = [m for m, output in by_module.items() if torch.equal(output, given[int(term.layer or 0)])]
+        found.add(same)
+    assert found == ({module} if isinstance(module, str) else set(module))
 
 
 def test_only_presets_with_a_layer_look_at_hidden_states() -> None:
@@ -299,6 +316,8 @@ def test_what_is_chosen_to_be_trained_gets_a_gradient(name: str) -> None:
         == []
     )
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    if name == "lunar":
+        assert trained == ["model.layers.22.mlp.down_proj.weight"]
     if name.startswith("rmu-wmdp"):
         assert trained == [f"model.layers.{block}.mlp.down_proj.weight" for block in (5, 6, 7)]
 

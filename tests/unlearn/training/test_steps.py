@@ -32,8 +32,8 @@ WEIGHTED: dict[str, dict[str, Any]] = {
 KEPT = {"objective": "embedding", "mask": "attention", "layer": 1}
 METHODS: dict[str, MethodConfig] = {
     name: training.preset(name)
-    for name in ("ceu", "dpo", "flat-batch", "grun", "hard-sampling", "idk_ap", "kto", "nlul", "rmu-wmdp",
-                 "tnpo", "undial", "whp-distilled")
+    for name in ("ceu", "dpo", "flat-batch", "grun", "hard-sampling", "idk_ap", "jensun", "kto",
+                 "lunar", "nlul", "rmu-wmdp", "tnpo", "undial", "whp-distilled")
 } | {
     name: training.preset("grad_diff", forget={"objective": "ascent", "weighting": weighting}, retain=KEPT)
     for name, weighting in WEIGHTED.items()
@@ -108,6 +108,31 @@ def test_mask_all_is_the_mean_over_all_padded_positions(tmp_path: Path) -> None:
     trainer.engine.close()
 
 
+def test_jensun_as_released_is_on_all_padded_positions(tmp_path: Path) -> None:
+    forget = {"objective": "jensun", "refusal": "No idea", "target": "released", "mask": "all"}
+    method = training.preset("jensun", forget=forget, retain=None)
+    trainer = training.make_trainer(tmp_path, HardwareConfig(micro_batch=8), method=method, spread=0.2)
+    plan, (term,) = trainer.plan(0), trainer.terms
+    some = [trainer.data.groups["forget"].sequence(u, "answers") for u in plan.units]
+    shape = (len(some), max(len(s.ids) for s in some))
+    ids, mask = torch.zeros(shape, dtype=torch.long), torch.zeros(shape, dtype=torch.long)
+    for row, s in enumerate(some):
+        ids[row, : len(s.ids)], mask[row, : len(s.ids)] = torch.from_numpy(s.ids), 1
+    with torch.no_grad():
+        p = training.model_for(method, 0.2).double()(input_ids=ids, attention_mask=mask).logits.softmax(-1)
+    target = torch.zeros_like(p)
+    target[..., list(term.refusal_ids)] = 1
+    m = (p + target) / 2
+    wanted = (p * (p / m).log() + torch.where(target > 0, -m.log(), 0.0)).sum(-1) / 2
+    for split in (8, 2, 1):
+        trainer.steps.hardware = HardwareConfig(micro_batch=split)
+        with torch.no_grad():
+            dealt = trainer.steps.in_micro_batches(plan, trainer.terms, list)
+            shares = [trainer.steps.values(plan, units, trainer.terms, {}) for units in dealt]
+        assert sum(float(share["forget"]) for share in shares) == approx(float(wanted.mean()), terms=PASS)
+    trainer.engine.close()
+
+
 def test_the_noise_of_a_token_is_of_its_example_and_the_step(tmp_path: Path) -> None:
     trainer = training.make_trainer(tmp_path, HardwareConfig(), method=METHODS["random"])
     (term,) = [term for term in trainer.terms if term.name == "forget"]
@@ -144,6 +169,7 @@ RESUMED: dict[str, MethodConfig] = {
     ),
     "rate": training.preset("ngdiff", lr=1e-3, epochs=3, warmup_epochs=0, auto_lr=PROBED),
     "edit": training.preset("grun", lr=1e-3, epochs=2),
+    "factors": training.preset("rr", lr=1e-3, steps=6),
 }
 
 
@@ -165,7 +191,8 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, name: str, zer
         del row["tokens_per_s"], row["memory_gib"]
     # As text: NaN, where a probe proposes nothing, equals itself there.
     assert json.dumps(found) == json.dumps(wanted)
-    telling = {"teacher": "loss/retain", "dual": "rule/dual", "rate": "autolr/lr", "edit": "loss/forget_gate"}
+    telling = {"teacher": "loss/retain", "dual": "rule/dual", "rate": "autolr/lr", "edit": "loss/forget_gate",
+               "factors": "rule/retain"}  # fmt: skip
     assert len({row[telling[name]] for row in wanted if telling[name] in row}) > 1
 
 
@@ -199,8 +226,14 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"retain": {"objective": "nll", "mask": "attention"}},
      "method.retain.mask=attention: nll looks at the answer tokens themselves (logp)"),
     ({"forget": {"objective": "ceu", "mask": "attention"}}, "method.forget.mask=attention: ceu looks at"),
-    ({"forget": {"objective": "max_entropy", "mask": "prompt"}},
-     "method.forget.mask=prompt: choose from answer, attention, all"),
+    ({"forget": {"objective": "max_entropy", "mask": "prompts"}},
+     "method.forget.mask=prompts: choose from answer, prompt, attention, all"),
+    ({"forget": {"objective": "nll", "mask": "prompt"}}, "method.forget.mask=prompt: nll looks at"),
+    ({"forget": {"objective": "redirect", "coefficient": 2}}, "method.forget.layer is not set: redirect"),
+    ({"forget": {"objective": "rmu", "coefficient": 2, "layer": 1, "refused_prompts": "x.txt"}},
+     "method.forget.refused_prompts=x.txt: rmu needs no direction; leave it out"),
+    ({"forget": {"objective": "redirect", "coefficient": 2, "layer": 1, "refused_prompts": ["x"]}},
+     "method.forget.refused_prompts=['x']: name a file of prompts"),
     ({"forget": {"objective": "max_entropy", "mask": "all", "skip": 1}}, "method.forget.skip=1: leaves out"),
     ({"forget": {"objective": "ascent", "skip": -1}}, "method.forget.skip=-1: give a number"),
     ({"forget": {"objective": "ascent", "skip": 0.5}}, "method.forget.skip=0.5: give a number"),
@@ -208,6 +241,13 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"retain": {"objective": "embedding"}}, "method.retain.layer is not set: embedding looks"),
     ({"forget": {"objective": "rmu", "coefficient": 2, "layer": "top"}}, "method.forget.layer='top': give"),
     ({"forget": {"objective": "rmu", "coefficient": 2, "layer": -1}}, "method.forget.layer=-1: give"),
+    ({"forget": "jensun"}, "method.forget.refusal is not set: jensun teaches a refusal; give its text"),
+    ({"forget": {"objective": "jensun", "refusal": " "}}, "method.forget.refusal=' ': give a text"),
+    ({"forget": {"objective": "jensun", "refusal": 5}}, "method.forget.refusal=5: give a text"),
+    ({"forget": {"objective": "nll", "refusal": "No"}},
+     "method.forget.refusal='No': nll teaches no refusal; leave it out"),
+    ({"forget": {"objective": "jensun", "refusal": "No", "target": "tokens"}},
+     "method.forget.target='tokens': input should be 'token' or 'released'"),
     ({"forget": ascent("simsatt")}, "method.forget.weighting.name=simsatt: no such weighting (did you"),
     ({"forget": ascent({"beta": 1})}, "method.forget.weighting.name is not set (known: annotated, bottom_k"),
     ({"forget": ascent("simsat")}, "method.forget.weighting.beta is not set: weighting simsat needs it"),
