@@ -129,10 +129,12 @@ SOURCES: dict[str, Source | None] = {
     "npo-geffect": Source(FIVE_BY_16, 1e-5, ALONE, {"beta": 0.5}, decay=0),
     "npo-kl": Source(TEN, 1e-5, BOTH, {"beta": 0.1}),
     "npo-cr-wmdp": Source(
-        SMOOTH, 8.5e-6, BOTH, {"beta": 0.035, "per_token": True}, decay=0, smooth={"name": "curvature", "weight": 10, "mu": 0.01}
+        SMOOTH, 8.5e-6, BOTH, {"beta": 0.035, "per_token": True}, decay=0,
+        smooth={"name": "curvature", "weight": 10, "mu": 0.01}
     ),
     "npo-gp-wmdp": Source(
-        SMOOTH, 7.5e-6, BOTH, {"beta": 0.04, "per_token": True}, decay=0, smooth={"name": "penalty", "weight": 10}
+        SMOOTH, 7.5e-6, BOTH, {"beta": 0.04, "per_token": True}, decay=0,
+        smooth={"name": "penalty", "weight": 10}
     ),
     "npo-rs-wmdp": Source(
         SMOOTH, 1e-5, {"forget": 1.0, "retain": 2.0}, {"beta": 0.0125, "per_token": True}, decay=0,
