@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +40,18 @@ class Scoring:
     def __call__(
         self, model: nn.Module, label: str, roles: Sequence[Role], *, collective_forward: bool = False,
         likelihood_only: bool = False, exclude_ids: frozenset[str] = frozenset(),
+        sets: Sets | None = None, encoder: Encoder | None = None,
     ) -> dict[str, float]:  # fmt: skip
         """Evaluate all benchmarks and return their metrics; see `Score`.
 
         Raises:
             UserError: a benchmark failed, on every process. The other benchmarks' results are on disk.
         """
+        if sets is not None or encoder is not None:
+            return self._with(sets, encoder)(
+                model, label, roles, collective_forward=collective_forward, likelihood_only=likelihood_only,
+                exclude_ids=exclude_ids,
+            )  # fmt: skip
         metrics: dict[str, float] = {}
         failed = []
         for name in self.benchmarks:
@@ -58,6 +64,12 @@ class Scoring:
         if failed:
             raise UserError("\n".join(failed))
         return metrics
+
+    def _with(self, sets: Sets | None, encoder: Encoder | None) -> Scoring:
+        asked = {n: o for n, o in self.benchmarks.items() if sets is None or find(n).SETS}
+        return replace(
+            self, sets=self.sets if sets is None else sets, encoder=encoder or self.encoder, benchmarks=asked
+        )
 
     def _one(
         self, model: nn.Module, name: str, label: str, roles: Sequence[Role], collective_forward: bool,
