@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from eval.benchmark import Role, Sets, find, is_live, scored
+from eval.benchmark import Role, Sets, find, is_live, read_along, scored
 from eval.evaluate import evaluate, score_directory
 from unlearn.config import HardwareConfig, Section
 from unlearn.data.tokenization import Encoder
@@ -107,6 +107,7 @@ class Scoring:
         rest = {key: examples for key, examples in rest.items() if examples}
         if is_live(find(name)) or not rest:
             return {}
+        rest |= read_along(find(name), self.sets)
 
         def score() -> dict[str, float]:
             whole, part = self.directory / label / name, self.directory / label / "unseen"
