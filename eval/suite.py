@@ -107,13 +107,13 @@ class Scoring:
         rest = {key: examples for key, examples in rest.items() if examples}
         if is_live(find(name)) or not rest:
             return {}
-        rest |= read_along(find(name), self.sets)
+        read = read_along(find(name), self.sets)
 
         def score() -> dict[str, float]:
             whole, part = self.directory / label / name, self.directory / label / "unseen"
             shutil.copytree(whole / "records", part / name / "records", dirs_exist_ok=True)
             return score_directory(
-                name, rest, part, options=options, retain_directory=self.retain_directory,
+                name, {**rest, **read}, part, options=options, retain_directory=self.retain_directory,
                 retain_log=self.retain_log,
             )  # fmt: skip
 

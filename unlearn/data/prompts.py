@@ -44,8 +44,8 @@ class Conversation(str):
         made.turns = turns
         return made
 
-    def __getnewargs__(self) -> tuple[str, ...]:
-        return self.turns
+    def __reduce__(self) -> tuple[type[Conversation], tuple[str, ...]]:
+        return Conversation, self.turns
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ def test_each_curve_has_a_chart_and_the_examples_one() -> None:
     run[f"relearning/unrelated/5/{KEY}"] = 0.15
     run[f"soft_prompt/100/{KEY}"] = 0.6
     run["soft_prompt/100/loss"] = 3.0
-    models = {"unlearned": run, "retain model": {KEY: 0.05}}
+    models: dict[str, dict[str, float | None]] = {"unlearned": run, "retain model": {KEY: 0.05}}
     charts = {figure.title: figure.data[0] for figure in after_attacks(models)}
     name = "TOFU forget probability"
     for title, x, y in (
