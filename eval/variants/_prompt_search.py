@@ -2,19 +2,20 @@
 
 The forget questions are divided in two. The attack is searched on one half, with their true answers, and
 scored on the other: what follows the prompt can force any text, so answers that it was searched on tell
-nothing.
+nothing. One search serves all questions.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from eval.benchmark import Sets, find
 from eval.variants._base import Workbench, prefixed
@@ -84,8 +85,10 @@ def forget_sets(config: RunConfig) -> list[str]:
 
 
 def search_problems(options: Any, config: RunConfig) -> list[str]:
-    """Return what is wrong with the options that searches share: steps, tokens, batch, seed."""
+    """Return what is wrong with the options that searches share: steps, tokens, batch, seed, opening."""
     problems = []
+    if options.opening is not None and not options.opening.strip():
+        problems.append(f"opening={options.opening!r}: give a text, or null for the true answers")
     if not options.steps or min(options.steps) < 1:
         problems.append(f"steps={list(options.steps)}: give one or more numbers of steps, from 1 on")
     if options.tokens < LEAST_TOKENS:
@@ -117,14 +120,18 @@ class Search:
     longest: int | None = None
 
     @classmethod
-    def of(cls, bench: Workbench, model: nn.Module, examples: Sequence[Example]) -> Search:
-        """Return the search on these examples; the model is frozen.
+    def of(
+        cls, bench: Workbench, model: nn.Module, examples: Sequence[Example], opening: str | None
+    ) -> Search:
+        """Return the search on these examples' answers, or on this opening of each; the model is frozen.
 
         Raises:
             UserError: an example cannot be encoded.
         """
         model.requires_grad_(False)
-        sequences = bench.encoder.pairs([(e.question, e.answer) for e in examples])
+        sequences = bench.encoder.pairs([(e.question, opening or e.answer) for e in examples])
+        if opening:  # an answer does not end there
+            sequences = [replace(s, ids=s.ids[:-1], ended=False) if s.ended else s for s in sequences]
         positions = bench.encoder.limits.positions
         return cls(model, sequences, bench.world, bench.config.hardware, positions)
 
@@ -203,10 +210,14 @@ class Slots:
 
     def __init__(self, model: nn.Module, tokens: Sequence[int], vectors: Tensor) -> None:
         self.tokens, self.vectors = tuple(tokens), vectors
-        self.handle = embeddings(model).register_forward_hook(self._replace)
+        every = (each for each in model.modules() if isinstance(each, PreTrainedModel))
+        # An edit may contain a second model, which gets the same vectors.
+        embedding = {embeddings(model), *(each.get_input_embeddings() for each in every)}
+        self._handles = [each.register_forward_hook(self._replace) for each in embedding]
 
     def remove(self) -> None:
-        self.handle.remove()
+        for handle in self._handles:
+            handle.remove()
 
     def _replace(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         (ids, *_rest), k = inputs, len(self.tokens)

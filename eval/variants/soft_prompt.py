@@ -1,11 +1,11 @@
 """Search for vectors after the prompt that bring forgotten answers back (embedding-space attack).
 
 The vectors are free: they need not be embeddings of tokens. They start at a token's embedding and descend
-the loss of true answers by steps of the gradient's sign, one set of vectors for all questions (universal
-attack of arXiv 2402.09063, which aims at an affirmative opening; its code takes 20 vectors and 100 steps of
-0.001). They are searched on one half of the forget questions, and the other half is scored. The model is
-frozen. The retain model's evaluation gives the same attack on a model that has nothing to remember: the
-difference counts.
+the loss of true answers by steps of the gradient's sign, one set of vectors for all questions (the universal
+attack of arXiv 2402.09063, which aims at an affirmative opening: `opening`; its code takes 20 vectors and 100
+steps of 0.001). They are searched on one half of the forget questions, and the other half is scored. The
+model is frozen. The retain model's evaluation gives the same attack on a model that has nothing to remember:
+the difference counts.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ class Options(Section):
     - `step`: by how much a step changes each number of the vectors; with adam the learning rate.
     - `optimizer`: sign: by the gradient's sign; adam: Adam (β 0.9, 0.999).
     - `batch`: questions of a step.
+    - `opening`: search for answers that begin so, in place of the true ones: `Sure, the answer is`.
     - `start`: a text whose last token's embedding the vectors start at.
     - `seed`: of the order of the questions.
     """
@@ -53,6 +54,7 @@ class Options(Section):
     step: float = 1e-3
     optimizer: Literal["sign", "adam"] = "sign"
     batch: int = 16
+    opening: str | None = None
     start: str = "!"
     seed: int = 0
 
@@ -71,7 +73,7 @@ def identity(options: Options) -> Any:
 def measure(bench: Workbench, options: Options) -> dict[str, float]:
     """Return `soft_prompt/<steps>/…` of the held-out forget questions.
 
-    `soft_prompt/<steps>/loss` is the mean NLL of an answer's token in the half that was searched on, and
+    `soft_prompt/<steps>/loss` is the mean NLL of a token of what was searched for, in that half, and
     `soft_prompt/examples` how many examples that half has.
 
     Raises:
@@ -80,7 +82,7 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
     divided = halves(bench.config, bench.sets, "soft_prompt")
     model = bench.unlearned()
     start = last_token(bench.encoder, options.start, "eval.variants.soft_prompt.start")
-    search = Search.of(bench, model, divided.searched)
+    search = Search.of(bench, model, divided.searched, options.opening)
     text = plain_tokens(model, bench.encoder)
     # Tokens that mark where the vectors go: a run that no text has.
     marks = np.random.default_rng(0).choice(text, options.tokens, replace=options.tokens > len(text)).tolist()

@@ -46,6 +46,7 @@ class Options(Section):
     - `top`: of each place, so many tokens are candidates.
     - `candidates`: how many are tried in a step.
     - `batch`: questions of a step, for which each candidate is tried.
+    - `opening`: search for answers that begin so, in place of the true ones: `Sure, the answer is`.
     - `start`: a text whose last token all places start with.
     - `seed`: of the candidates and of the order of the questions.
     """
@@ -55,6 +56,7 @@ class Options(Section):
     top: int = 256
     candidates: int = 128
     batch: int = 5
+    opening: str | None = None
     start: str = "!"
     seed: int = 0
 
@@ -74,7 +76,7 @@ def identity(options: Options) -> Any:
 def measure(bench: Workbench, options: Options) -> dict[str, float]:
     """Return `token_prompt/<steps>/…` of the held-out forget questions; write the tokens to prompts.json.
 
-    `token_prompt/<steps>/loss` is the mean NLL of an answer's token in the half that was searched on, and
+    `token_prompt/<steps>/loss` is the mean NLL of a token of what was searched for, in that half, and
     `token_prompt/examples` how many examples that half has.
 
     Raises:
@@ -83,7 +85,7 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
     divided = halves(bench.config, bench.sets, "token_prompt")
     model = bench.unlearned()
     start = last_token(bench.encoder, options.start, "eval.variants.token_prompt.start")
-    search = Search.of(bench, model, divided.searched)
+    search = Search.of(bench, model, divided.searched, options.opening)
     text = plain_tokens(model, bench.encoder)
     rows = embedded(model, text.tolist())
     draws = np.random.default_rng(options.seed)

@@ -23,6 +23,7 @@ from tests.eval import eval_fixtures
 from tests.eval.variants.test_variants import CONFIG
 from tests.eval.variants.workbench import bench, llama
 from tests.tolerance import PASS, approx, assert_close
+from unlearn import interventions
 from unlearn.config import EvalConfig, HardwareConfig
 from unlearn.data.batching import collate
 from unlearn.data.example import Example
@@ -63,6 +64,29 @@ def test_vectors_that_are_embeddings_give_what_their_tokens_give(family: str, ti
         slots.remove()
         without = forward(model, collate([sequence(*pair, MARKS) for pair in PAIRS])).logp
     assert (without - expected).abs().max() > 0.01
+
+
+def test_the_second_model_of_a_contrast_gets_the_vectors_too(tiny_model: Build) -> None:
+    model, second = tiny_model("llama"), tiny_model("llama")
+    with torch.no_grad():
+        second.get_output_embeddings().weight.neg_()
+    interventions.make({"name": "contrast"}, hidden_size=32, layers=2, reinforced=second).attach(model)
+    with torch.no_grad():
+        expected = forward(model, collate([sequence(*pair, TOKENS) for pair in PAIRS])).logp
+        slots = Slots(model, MARKS, embedded(model, TOKENS))
+        marked = collate([sequence(*pair, MARKS) for pair in PAIRS])
+        assert_close(forward(model, marked).logp, expected, terms=PASS)
+        slots.remove()
+        assert (forward(model, marked).logp - expected).abs().max() > 0.01
+
+
+def test_an_opening_is_searched_for_in_place_of_the_answers(tmp_path: Path) -> None:
+    work = bench(tmp_path)
+    rows = work.sets["forget_eval"][:2]
+    search = Search.of(work, llama(), rows, "Sure, it is")
+    for made, example in zip(search.sequences, rows, strict=True):
+        (begun,) = work.encoder.prompts([str(example.question)], ["Sure, it is"])
+        assert (made.ids.tolist(), made.ended) == (begun, False)
 
 
 def test_so_do_rows_that_share_a_prompt_and_generations(tmp_path: Path) -> None:
@@ -216,11 +240,11 @@ def test_special_tokens_are_no_candidates(tmp_path: Path) -> None:
 
 def test_options_of_searches_are_checked() -> None:
     chosen: dict[str, Any] = {
-        "soft_prompt": {"tokens": 1, "steps": [0], "step": 0, "batch": 0, "seed": -1},
+        "soft_prompt": {"tokens": 1, "steps": [0], "step": 0, "batch": 0, "seed": -1, "opening": ""},
         "token_prompt": {"top": 0, "candidates": 0},
     }
     problems = "\n".join(variants.check(chosen, CONFIG))
-    for words in ("tokens=1: give at least 4", "steps=[0]", "step=0.0", "batch=0", "seed=-1"):
+    for words in ("tokens=1: give at least 4", "steps=[0]", "step=0.0", "batch=0", "seed=-1", "opening=''"):
         assert f"eval.variants.soft_prompt.{words}" in problems
     for words in ("top=0", "candidates=0"):
         assert f"eval.variants.token_prompt.{words}" in problems
@@ -258,5 +282,5 @@ def test_searched_prompts_raise_the_searched_answers_and_the_others_are_scored(t
         ]
     assert hard[f"token_prompt/6/{KEY}"] == approx(sum(means) / len(means), terms=PASS)
     adam = {**SMALL, "steps": [3], "optimizer": "adam", "step": 0.01}
-    moved = variants.measure("soft_prompt", bench(tmp_path / "adam"), adam)
+    moved = variants.measure("soft_prompt", bench(tmp_path / "adam"), {**adam, "opening": "Sure, it is"})
     assert moved["soft_prompt/3/loss"] < moved["soft_prompt/0/loss"]

@@ -227,11 +227,15 @@ def test_small_edits_stay_and_the_second_model_of_a_contrast_does_not(tiny_model
 def test_fewer_bits_change_the_metrics_more(tmp_path: Path) -> None:
     work = bench(tmp_path)
     plain = work.score(llama(), "plain", ["forget"])
-    metrics = variants.measure("quantisation", work, {"bits": [8, 2], "roles": ["forget"]})
+    options = {"bits": [8, 2], "format": ["int", "nf4"], "roles": ["forget"]}
+    metrics = variants.measure("quantisation", work, options)
     assert 0 < metrics["quantisation/share"] < 1
     key = "tofu/forget/probability"
     eight, two = (abs(metrics[f"quantisation/int{bits}/{key}"] - plain[key]) for bits in (8, 2))
     assert eight < two
+    model = llama()
+    quantise(model, lambda weight: coded(weight, "nf4"), Options())
+    assert metrics[f"quantisation/nf4/{key}"] == work.score(model, "coded", ["forget"])[key] != plain[key]
     assert not any("retain" in name for name in metrics)
 
 
