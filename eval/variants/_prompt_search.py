@@ -204,7 +204,7 @@ class Search:
 class Slots:
     """Vectors [k, D] in place of the embeddings of a run of k tokens, which no text has; a hook of a model.
 
-    The first such run of a row is replaced, wherever it is: in padded batches, in rows that share a prompt,
+    Every such run is replaced, wherever it is: in padded batches, in rows of several sequences or answers,
     and in the first call of a generation.
     """
 
@@ -223,10 +223,11 @@ class Slots:
         (ids, *_rest), k = inputs, len(self.tokens)
         if ids.shape[-1] < k:  # a decoding step
             return output
-        run = (ids.unfold(-1, k, 1) == ids.new_tensor(self.tokens)).all(-1)
-        at = torch.arange(ids.shape[-1], device=ids.device) - run.int().argmax(-1, keepdim=True)
-        inside = (at >= 0) & (at < k) & run.any(-1, keepdim=True)
-        return torch.where(inside[..., None], self.vectors.to(output.dtype)[at.clamp(0, k - 1)], output)
+        rows, starts = (ids.unfold(-1, k, 1) == ids.new_tensor(self.tokens)).all(-1).nonzero(as_tuple=True)
+        places = starts[:, None] + torch.arange(k, device=ids.device)
+        replaced = output.clone()
+        replaced[rows[:, None], places] = self.vectors.to(output.dtype)
+        return replaced
 
 
 def embeddings(model: nn.Module) -> nn.Module:

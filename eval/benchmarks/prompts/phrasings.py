@@ -93,16 +93,16 @@ def translated(asked: Sequence[Asked], path: str) -> list[Asked]:
         if key in rows:
             raise BenchmarkError(f"{where}: the id {key} is there twice; one file has one language")
         rows[key] = text_of(row, "question", where), optional_text(row, "answer", where)
-    found = []
+    chosen = []
     for a in asked:
         if a.example.id in rows:
             question, answer = rows[a.example.id]
             example = a.example if answer is None else replace(a.example, answer=answer)
-            found.append(Asked(example, question, "", example.answer))
-    if not found:
+            chosen.append(Asked(example, question, "", example.answer))
+    if not chosen:
         examples = listed([a.example.id for a in asked], 2)
         raise BenchmarkError(f"{label}: none of its ids is one of an example ({examples})")
-    return found
+    return chosen
 
 
 def opened(answer: str, words: int) -> tuple[str, str] | None:

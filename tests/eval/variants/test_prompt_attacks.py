@@ -66,6 +66,17 @@ def test_vectors_that_are_embeddings_give_what_their_tokens_give(family: str, ti
     assert (without - expected).abs().max() > 0.01
 
 
+def test_every_run_of_a_row_is_replaced_and_nothing_else(tiny_model: Build) -> None:
+    model = tiny_model("llama")
+    slots = Slots(model, MARKS, torch.ones(4, 32))
+    ids = torch.tensor([[3, *MARKS, 8, *MARKS], [MARKS[0], *MARKS[:3], 2, 2, 2, 2, 2, 2]])
+    made = model.get_input_embeddings()(ids)
+    slots.remove()
+    replaced = (made == 1).all(-1)
+    assert replaced.tolist() == [[False, *[True] * 4, False, *[True] * 4], [False] * 10]
+    assert torch.equal(made[~replaced], model.get_input_embeddings()(ids)[~replaced])
+
+
 def test_the_second_model_of_a_contrast_gets_the_vectors_too(tiny_model: Build) -> None:
     model, second = tiny_model("llama"), tiny_model("llama")
     with torch.no_grad():
