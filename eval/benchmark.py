@@ -109,6 +109,9 @@ class Benchmark(Protocol):
     score, with their roles; it gets those that the dataset has, without a final `_eval` in their names.
     `METRICS` declares its keys of results.json in reading order; a `*` stands for anything within a part of a
     key.
+
+    It may have `READS`, sets that its questions are made of and that it does not score: it gets those too. It
+    may have `identity(options)` as a `LiveBenchmark` has.
     """
 
     Options: type[Section]
@@ -207,6 +210,16 @@ def scored(benchmark: Benchmark | LiveBenchmark, sets: Sets, roles: Sequence[Rol
         for name, role in benchmark.SETS.items()
         if name in sets and (roles is None or role in roles)
     }
+
+
+def read_along(benchmark: Benchmark | LiveBenchmark, sets: Sets) -> Sets:
+    """Return those of a dataset's sets that the benchmark reads and does not score, by its names."""
+    return {name.removesuffix("_eval"): sets[name] for name in reads(benchmark) if name in sets}
+
+
+def reads(benchmark: Benchmark | LiveBenchmark) -> Sequence[str]:
+    """Return the sets that the benchmark reads and does not score, by the dataset's names."""
+    return getattr(benchmark, "READS", ())
 
 
 def question_of(example: Example, benchmark: str) -> str:

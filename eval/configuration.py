@@ -16,6 +16,8 @@ from eval.benchmark import (
     find,
     is_live,
     options_of,
+    read_along,
+    reads,
     reads_baseline,
     scored,
 )
@@ -27,7 +29,8 @@ from unlearn.paths import file_problem, user_path
 
 def evaluation_sets(config: RunConfig) -> set[str]:
     """Return the sets that the benchmarks score and the variants read; the dataset may lack some."""
-    scored = {name for benchmark in config.eval.benchmarks for name in find(benchmark).SETS}
+    modules = [find(benchmark) for benchmark in config.eval.benchmarks]
+    scored = {name for module in modules for name in (*module.SETS, *reads(module))}
     return scored | variants.sets(config.eval.variants)
 
 
@@ -117,7 +120,7 @@ def import_plug_ins(config: Mapping[str, Any]) -> None:
 
 
 def own_sets(benchmark: str, sets: Sets, roles: Sequence[Role] | None) -> Sets:
-    """Return those of the sets that the benchmark scores, with one of `roles` (None: any).
+    """Return those of the sets that the benchmark scores, with one of `roles` (None: any), and that it reads.
 
     Raises:
         BenchmarkError: there are none.
@@ -129,4 +132,4 @@ def own_sets(benchmark: str, sets: Sets, roles: Sequence[Role] | None) -> Sets:
             f"benchmark {benchmark} scores {', '.join(module.SETS)}; the dataset has none of them "
             f"({', '.join(sets) or 'nothing'}): choose a dataset that has one, or another eval=…"
         )
-    return own
+    return {**own, **read_along(module, sets)}

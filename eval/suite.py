@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from eval.benchmark import Role, Sets, find, is_live, scored
+from eval.benchmark import Role, Sets, find, is_live, read_along, scored
 from eval.evaluate import evaluate, score_directory
 from unlearn.config import HardwareConfig, Section
 from unlearn.data.tokenization import Encoder
@@ -40,12 +40,18 @@ class Scoring:
     def __call__(
         self, model: nn.Module, label: str, roles: Sequence[Role], *, collective_forward: bool = False,
         likelihood_only: bool = False, exclude_ids: frozenset[str] = frozenset(),
+        sets: Sets | None = None, encoder: Encoder | None = None,
     ) -> dict[str, float]:  # fmt: skip
         """Evaluate all benchmarks and return their metrics; see `Score`.
 
         Raises:
             UserError: a benchmark failed, on every process. The other benchmarks' results are on disk.
         """
+        if sets is not None or encoder is not None:
+            return self._with(sets, encoder)(
+                model, label, roles, collective_forward=collective_forward, likelihood_only=likelihood_only,
+                exclude_ids=exclude_ids,
+            )  # fmt: skip
         metrics: dict[str, float] = {}
         failed = []
         for name in self.benchmarks:
@@ -58,6 +64,12 @@ class Scoring:
         if failed:
             raise UserError("\n".join(failed))
         return metrics
+
+    def _with(self, sets: Sets | None, encoder: Encoder | None) -> Scoring:
+        asked = {n: o for n, o in self.benchmarks.items() if sets is None or find(n).SETS}
+        return replace(
+            self, sets=self.sets if sets is None else sets, encoder=encoder or self.encoder, benchmarks=asked
+        )
 
     def _one(
         self, model: nn.Module, name: str, label: str, roles: Sequence[Role], collective_forward: bool,
@@ -95,12 +107,13 @@ class Scoring:
         rest = {key: examples for key, examples in rest.items() if examples}
         if is_live(find(name)) or not rest:
             return {}
+        read = read_along(find(name), self.sets)
 
         def score() -> dict[str, float]:
             whole, part = self.directory / label / name, self.directory / label / "unseen"
             shutil.copytree(whole / "records", part / name / "records", dirs_exist_ok=True)
             return score_directory(
-                name, rest, part, options=options, retain_directory=self.retain_directory,
+                name, {**rest, **read}, part, options=options, retain_directory=self.retain_directory,
                 retain_log=self.retain_log,
             )  # fmt: skip
 

@@ -184,6 +184,7 @@ def request_key(request: Request, encoder: Encoder) -> str:
         "chat_template": encoder.tokenizer.chat_template,
         "end": encoder.end_id,
         "max_length": encoder.max_length,
+        **({"suffix": encoder.suffix} if encoder.suffix else {}),
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, get_args
 
-from eval.benchmark import Role
+from eval.benchmark import Role, Sets
 from unlearn.config import RunConfig, Section
 from unlearn.data.example import Example
 
@@ -27,6 +27,7 @@ class Score(Protocol):
     def __call__(
         self, model: nn.Module, label: str, roles: Sequence[Role], *, collective_forward: bool = False,
         likelihood_only: bool = False, exclude_ids: frozenset[str] = frozenset(),
+        sets: Sets | None = None, encoder: Encoder | None = None,
     ) -> dict[str, float]:  # fmt: skip
         """Return the benchmarks' metrics by their own keys, of sets with one of these roles.
 
@@ -36,6 +37,8 @@ class Score(Protocol):
         - `likelihood_only`: only likelihoods are needed; metrics of generated text then mean nothing.
         - `exclude_ids`: ids of examples to leave out of the records of a label that was scored
           before. The model is not called.
+        - `sets`: these in place of the run's; benchmarks whose questions are a library's are left out.
+        - `encoder`: this one in place of the run's.
         """
 
 

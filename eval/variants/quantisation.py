@@ -2,49 +2,69 @@
 
 Unlearning changes weights little, and rounding can give the same values as the target's (arXiv 2410.16454).
 Rounding is to nearest, without calibration data, and simulated: weights have the rounded values in compute
-precision. Compare with the run's own metrics, and with this variant of the retain model.
+precision. Activations are not rounded. Compare with the run's own metrics, and with this variant of the
+retain model.
 """
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, Literal
 
 import torch
+from pydantic import field_validator
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from eval.benchmark import Role
 from eval.variants._base import ROLES, Workbench, prefixed
+from eval.variants._four_bits import coded
 from unlearn.config import RunConfig, Section
 
 SETS: tuple[str, ...] = ()
 KEYS = r"quantisation/[^/]+"
 """Prefix of a benchmark's keys."""
 ATTACK = True
+LIBRARY_BLOCKS = (64, 128, 256, 512, 1024, 2048, 4096)
+Rounding = Callable[[Tensor], Tensor]
+"""Maps a weight [out, in] to the rounded values, fp32."""
 
 
 class Options(Section):
     """Options of the variant. Embeddings are not rounded, as in quantisers by default.
 
-    - `bits`: models are served with 8 and 4; usually 4 undoes more than 8.
-    - `group`: how many input weights of a row share a scale. None: the whole row, one output channel, which
-      is the coarsest in use, and so changes unlearning most.
-    - `symmetric`: ranges of ±(2^(bits−1) − 1) steps around 0, as in 8-bit inference; otherwise each group has
-      its own zero point.
+    - `format`: one or more of int, nf4 and fp4. int: whole numbers of `bits` bits. nf4 and fp4: the 4-bit
+      formats of transformers' load_in_4bit (arXiv 2305.14314).
+    - `bits`: of int; models are served with 8 and 4, and usually 4 undoes more than 8.
+    - `group`: of int, how many input weights of a row share a scale. None: the whole row, one output channel,
+      which is the coarsest in use, and so changes unlearning most.
+    - `symmetric`: of int, ranges of ±(2^(bits−1) − 1) steps around 0, as in 8-bit inference; otherwise each
+      group has its own zero point.
+    - `block`: of nf4 and fp4, how many weights of the flattened matrix share a scale.
+    - `library`: bitsandbytes rounds with that library in place of this code: nf4, fp4 and 8-bit rows.
     - `head`: also round the output head.
     - `skip`: names or patterns of modules that are not rounded.
     - `roles`: of the sets that are scored; all, to see whether the model is broken otherwise.
     """
 
+    format: tuple[Literal["int", "nf4", "fp4"], ...] = ("int",)
     bits: tuple[int, ...] = (8, 4)
     group: int | None = None
     symmetric: bool = True
+    block: int = 64
+    library: Literal["bitsandbytes"] | None = None
     head: bool = False
     skip: tuple[str, ...] = ()
     roles: tuple[Role, ...] = ROLES
+
+    @field_validator("format", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
 
 
 def check(options: Options, config: RunConfig) -> list[str]:
@@ -53,8 +73,31 @@ def check(options: Options, config: RunConfig) -> list[str]:
         problems.append(f"bits={list(options.bits)}: give one or more widths from 2 to 8")
     if options.group is not None and options.group < 1:
         problems.append(f"group={options.group}: give a number of weights, or null for whole rows")
+    if options.block < 1:
+        problems.append(f"block={options.block}: give a number of weights")
+    if not options.format:
+        problems.append("format=[]: give one or more of int, nf4, fp4")
     if not options.roles:
         problems.append(f"roles=[]: no set would be scored; give some of {', '.join(ROLES)}")
+    return problems + ([] if options.library is None else _library_problems(options))
+
+
+def _library_problems(options: Options) -> list[str]:
+    """Return why bitsandbytes cannot round with these options."""
+    problems = []
+    if find_spec("bitsandbytes") is None:
+        problems.append(
+            "library=bitsandbytes needs bitsandbytes: pip install 'unlearn-lab[bitsandbytes]', or leave "
+            "library out"
+        )
+    if "int" in options.format and (set(options.bits) != {8} or options.group or not options.symmetric):
+        problems.append(
+            "library=bitsandbytes: its integers are rows of 8 bits; set bits=[8] group=null symmetric=true, "
+            "or format=nf4"
+        )
+    if set(options.format) != {"int"} and options.block not in LIBRARY_BLOCKS:
+        sizes = ", ".join(map(str, LIBRARY_BLOCKS))
+        problems.append(f"block={options.block}: bitsandbytes has blocks of {sizes}")
     return problems
 
 
@@ -63,24 +106,58 @@ def identity(options: Options) -> Any:
 
 
 def measure(bench: Workbench, options: Options) -> dict[str, float]:
-    """Return `quantisation/int<bits>/…`, and `quantisation/share` of the parameters that were rounded."""
+    """Return `quantisation/<name>/…`, and `quantisation/share` of the parameters that were rounded.
+
+    Names are int<bits>, nf4 and fp4, with bnb- before them where the library rounded.
+    """
     metrics: dict[str, float] = {}
-    for bits in options.bits:
+    for name, rounding in roundings(options).items():
         model = bench.unlearned()
-        metrics["quantisation/share"] = quantise(model, bits, options)
-        label = f"quantisation/int{bits}"
+        metrics["quantisation/share"] = quantise(model, rounding, options)
+        label = f"quantisation/{name}"
         metrics |= prefixed(label, bench.score(model, label, options.roles))
         del model  # free it before the next
     return metrics
 
 
-def quantise(model: nn.Module, bits: int, options: Options) -> float:
+def roundings(options: Options) -> dict[str, Rounding]:
+    """Return the roundings of the options by the names that their metrics have."""
+    named: dict[str, Rounding] = {}
+    for kind in dict.fromkeys(options.format):
+        if options.library is not None:
+            named[f"bnb-{'int8' if kind == 'int' else kind}"] = _by_library(kind, options.block)
+        elif kind == "int":
+            named |= {f"int{bits}": _whole_numbers(bits, options) for bits in options.bits}
+        else:
+            named[kind] = partial(coded, kind=kind, block=options.block)
+    return named
+
+
+def _whole_numbers(bits: int, options: Options) -> Rounding:
+    return partial(quantised, bits=bits, group=options.group, symmetric=options.symmetric)
+
+
+def _by_library(kind: str, block: int) -> Rounding:
+    from bitsandbytes import functional  # optional, and its import takes a second
+
+    def rounded(weight: Tensor) -> Tensor:
+        whole = weight.contiguous()
+        if kind == "int":  # the library's kernel takes fp16 only
+            rows, scales, _ = functional.int8_vectorwise_quant(whole.half())
+            return functional.int8_vectorwise_dequant(rows, scales)
+        codes, state = functional.quantize_4bit(whole, blocksize=block, quant_type=kind)
+        return functional.dequantize_4bit(codes, state).float()
+
+    return rounded
+
+
+def quantise(model: nn.Module, rounding: Rounding, options: Options) -> float:
     """Round the weights of all linear layers in place; return their share of the parameters."""
     rounded = 0
     for module in linears(model, options):
         weight = module.weight.detach()
         rows = weight.transpose(0, 1) if isinstance(module, Conv1D) else weight  # GPT-2 keeps [in, out]
-        rows.copy_(quantised(rows, bits, options.group, symmetric=options.symmetric))
+        rows.copy_(rounding(rows))
         rounded += weight.numel()
     return rounded / sum(p.numel() for p in model.parameters())
 

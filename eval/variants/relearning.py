@@ -3,7 +3,8 @@
 Knowledge that was only hidden returns within a few steps, also where the model is not trained on it; what is
 gone is learned like anything new. So there are two curves: of the whole forget set, and of the examples left
 out of this training (`unseen`), which measures hidden knowledge. The retain model's evaluation gives the
-curve of a model that has nothing to remember.
+curve of a model that has nothing to remember. Unrelated text says nothing of the forget set; what returns in
+training on it was suppressed only.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from unlearn.training.step_data import Group, Part, TrainingData
 from unlearn.training.trainer import NonFiniteLoss, Trainer, TrainSettings
 
 SETS = ("forget",)
-KEYS = rf"relearning/[^/]+(?:{UNSEEN})?"
+UNRELATED = "unrelated"
+KEYS = rf"relearning/(?:(?:\d+_examples|{UNRELATED})/)?[^/]+(?:{UNSEEN})?"
 """Prefix of a benchmark's keys."""
 ATTACK = True
 
@@ -47,8 +49,11 @@ class Options(Section):
 
     - `steps`: optimizer steps after which the forget sets are scored.
     - `share`: of the forget set, drawn by `seed`, the same for every model.
+    - `examples`: instead of a share, numbers of examples to draw, a curve for each. Of several the smaller
+      sets are parts of the larger.
     - `text`: instead of a share, a file of other, related data (json, jsonl or parquet as for
       dataset.source=custom, or txt: one plain text).
+    - `unrelated`: a further curve, of training on such a file of unrelated data.
     - `batch`: examples of a step.
     - `seed`: of the draw and of the order of the data.
     - `lr`: constant, times `model.lr_scale`; by default that of TOFU's target (arXiv 2401.06121, §3), which
@@ -57,7 +62,9 @@ class Options(Section):
 
     steps: tuple[int, ...] = (5, 10, 20)
     share: float = 0.1
+    examples: tuple[int, ...] = ()
     text: str | None = None
+    unrelated: str | None = None
     lr: float = 1e-5
     batch: int = 8
     seed: int = 0
@@ -69,6 +76,8 @@ def check(options: Options, config: RunConfig) -> list[str]:
         problems.append(f"steps={list(options.steps)}: give one or more numbers of steps, from 1 on")
     if not 0 < options.share <= 1:
         problems.append(f"share={options.share}: give a share of the forget set, above 0 and up to 1")
+    if options.examples and min(options.examples) < 1:
+        problems.append(f"examples={list(options.examples)}: give numbers of examples, from 1 on")
     problems += [
         f"{key}={value}: it must be above 0"
         for key in ("lr", "batch")
@@ -81,8 +90,10 @@ def check(options: Options, config: RunConfig) -> list[str]:
             f"batch={options.batch} is smaller than hardware.processes={config.hardware.processes}: some "
             "processes would have nothing to do"
         )
+    if options.unrelated is not None:
+        problems += _text_problem("unrelated", options.unrelated)
     if options.text is not None:
-        problems += _text_problem(options.text)
+        problems += _text_problem("text", options.text)
     elif "forget" not in available(config.dataset):
         problems.append(
             f"share: dataset {config.dataset.name} has no forget set to train on; set dataset.forget, or "
@@ -92,23 +103,45 @@ def check(options: Options, config: RunConfig) -> list[str]:
 
 
 def identity(options: Options) -> Any:
-    text = None if options.text is None else content_hash(user_path(options.text))
-    return options.model_dump() | {"text": text}
+    files = {"text": options.text, "unrelated": options.unrelated}
+    hashes = {key: None if path is None else content_hash(user_path(path)) for key, path in files.items()}
+    return options.model_dump() | hashes
 
 
 def measure(bench: Workbench, options: Options) -> dict[str, float]:
     """Return `relearning/<steps>/…` of the forget sets, and `relearning/<steps>/unseen/…` of other examples.
 
-    The other examples are those it was not trained on. Also returns `relearning/steps` and
-    `relearning/examples`, the number of examples trained on.
+    With `examples` it is `relearning/<number>_examples/<steps>/…`, and for unrelated text
+    `relearning/unrelated/<steps>/…`. The other examples are those it was not trained on. Also returns
+    `relearning/steps` and `relearning/examples`, the number of examples trained on, for each curve.
 
     Raises:
         UserError: there is nothing to train on, or the loss is not finite.
     """
-    examples = relearned(bench, options)
+    metrics: dict[str, float] = {}
+    for name, examples in curves(bench, options).items():
+        metrics |= _curve(bench, options, f"relearning/{name}" if name else "relearning", examples)
+    return metrics
+
+
+def curves(bench: Workbench, options: Options) -> dict[str, list[Example]]:
+    """Return the examples of each curve by its name, "" for that of `share` or `text`.
+
+    Raises:
+        UserError: there are fewer examples than wanted, or none.
+    """
+    named = {f"{count}_examples": relearned(bench, options, count) for count in sorted({*options.examples})}
+    named = named or {"": relearned(bench, options)}
+    if options.unrelated is not None:
+        named[UNRELATED] = bench.encoder.chunks(_read("unrelated", options.unrelated))
+    return named
+
+
+def _curve(bench: Workbench, options: Options, name: str, examples: list[Example]) -> dict[str, float]:
+    """Return the metrics of one curve, whose keys begin with `name`."""
     seen = also_seen(bench, examples)
     metrics: dict[str, float] = {}
-    with _trainer(bench, options, examples) as trainer:
+    with _trainer(bench, options, examples, name) as trainer:
         for steps in sorted(set(options.steps)):
             trainer.total = steps  # the rate is constant, so nothing depends on the end
             try:
@@ -118,36 +151,43 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
                     f"relearning: the loss is not finite at step {trainer.steps_made + 1}; lower "
                     f"eval.variants.relearning.lr={options.lr}"
                 ) from error
-            label, engine = f"relearning/{steps}", trainer.engine
+            label, engine = f"{name}/{steps}", trainer.engine
             score = partial(
                 bench.score, engine.module, label, ["forget"], collective_forward=engine.zero == 3
             )
             metrics |= prefixed(label, score())
             if seen:
                 metrics |= prefixed(f"{label}{UNSEEN}", score(exclude_ids=seen))
-    return metrics | {"relearning/steps": max(options.steps), "relearning/examples": len(examples)}
+    return metrics | {f"{name}/steps": max(options.steps), f"{name}/examples": len(examples)}
 
 
-def relearned(bench: Workbench, options: Options) -> list[Example]:
-    """Return the examples to train on.
+def relearned(bench: Workbench, options: Options, count: int | None = None) -> list[Example]:
+    """Return the examples to train on: `count` of the forget set or the text, or what the options say.
 
     Raises:
-        UserError: the dataset has no forget set.
+        UserError: the dataset has no forget set, or there are fewer examples than `count`.
     """
-    if options.text is not None:
-        return bench.encoder.chunks(_read(options.text))
-    pool = bench.sets.get("forget", [])
-    if not pool:
-        raise UserError(
-            f"relearning trains on the forget set, which dataset {bench.config.dataset.name} does not give: "
-            "set dataset.forget, or eval.variants.relearning.text"
-        )
     draws = np.random.default_rng([options.seed, zlib.crc32(b"relearning")])
-    pool = bench.encoder.chunks(
-        pool
-    )  # a run that trained has a long text in chunks already, others have it whole
-    chosen = draws.permutation(len(pool))[: max(1, round(options.share * len(pool)))]
-    return [pool[i] for i in chosen]
+    if options.text is None:
+        pool = bench.sets.get("forget", [])
+        if not pool:
+            raise UserError(
+                f"relearning trains on the forget set, which dataset {bench.config.dataset.name} does not "
+                "give: set dataset.forget, or eval.variants.relearning.text"
+            )
+        # A run that trained has a long text in chunks already, others have it whole.
+        pool = bench.encoder.chunks(pool)
+    else:
+        pool = bench.encoder.chunks(_read("text", options.text))
+        if count is None:
+            return pool
+    wanted = max(1, round(options.share * len(pool))) if count is None else count
+    if wanted > len(pool):
+        raise UserError(
+            f"eval.variants.relearning.examples: {wanted} examples are wanted, and there are {len(pool)}: "
+            "lower it"
+        )
+    return [pool[i] for i in draws.permutation(len(pool))[:wanted]]
 
 
 def also_seen(bench: Workbench, examples: Sequence[Example]) -> frozenset[str]:
@@ -170,13 +210,13 @@ class _NoTracker:
 
 
 @contextmanager
-def _trainer(bench: Workbench, options: Options, examples: Sequence[Example]) -> Iterator[Trainer]:
+def _trainer(bench: Workbench, options: Options, examples: Sequence[Example], name: str) -> Iterator[Trainer]:
     config, world = bench.config, bench.world
     method = MethodConfig(
         name="relearning", forget={"objective": "nll"}, lr=options.lr, batch=options.batch,
         steps=max(options.steps), schedule="constant", warmup_epochs=0, weight_decay=0,
     )  # fmt: skip
-    rundir = RunDir(bench.directory / "eval" / "relearning")
+    rundir = RunDir(bench.directory / "eval" / name)
     if world.main:
         rundir.path.mkdir(parents=True, exist_ok=True)
         rundir.history.unlink(missing_ok=True)
@@ -211,23 +251,23 @@ def _trainable(bench: Workbench) -> Any:
     return made
 
 
-def _text_problem(path: str) -> list[str]:
+def _text_problem(key: str, path: str) -> list[str]:
     if problem := custom.rows_problem(user_path(path), path, more=(".txt",)):
-        return [f"text={path}: {problem}"]
+        return [f"{key}={path}: {problem}"]
     try:
-        _read(path)
+        _read(key, path)
     except UserError as error:
         return [str(error)]
     return []
 
 
-def _read(path: str) -> list[Example]:
-    """Return the examples of a file.
+def _read(key: str, path: str) -> list[Example]:
+    """Return the examples of a file that an option names.
 
     Raises:
         UserError: it cannot be read, or does not hold what it should.
     """
-    file, label = user_path(path), f"text={path}"
+    file, label = user_path(path), f"{key}={path}"
     if file.suffix.lower() != ".txt":
         rows = read_rows(file, label).cut(slice(None))
         return [custom.example_of(row, where, f"{file.stem}/{number}") for number, row, where in rows]

@@ -30,25 +30,58 @@ def after_attacks(models: Mapping[str, Results]) -> list[Figure]:
 
 
 def _lines(models: Mapping[str, Results], kind: str, labels: Labels) -> list[Figure]:
-    """Return a chart per metric: a line per model from step 0, which is the model before."""
+    """Return charts per metric and curve: a line per model from step 0, which is the model before."""
     figures = []
     for key, names in labels.items():
-        for end, where in (("", ""), (UNSEEN, ", what was not trained on")):
-            steps = {
-                int(step[1]): f"{kind}/{name}" for name in names if (step := _step(name)) and step[2] == end
-            }
-            lines = [_path(key, role, results, steps) for role, results in models.items()]
-            drawn = [each for each in lines if each is not None]
-            if any("line" not in each for each in drawn):
-                axes = over_steps(legend=True) | {"yaxis": axis(key, titled=False)}
-                axes["xaxis"] = {"title": {"text": f"steps of {kind}"}}
-                figures.append(Figure(f"{_title(kind, key)}{where}", info(key).direction, drawn, axes))
+        curves = _curves(kind, names)
+        for (curve, end), places in curves.items():
+            title = f"{_title(kind, key)}{f', {_words(curve)}' if curve else ''}{_WHERE[end]}"
+            figures += _over(models, key, places, title, f"steps of {_words(kind)}")
+        for end, places in _by_examples(curves).items():
+            title = f"{_title(kind, key)} by examples{_WHERE[end]}"
+            figures += _over(models, key, places, title, f"examples of {_words(kind)}, at the last step")
     return figures
 
 
+Curves = dict[tuple[str, str], dict[int, str]]
+"""By a curve's name ("" for the only one) and the mark of its examples, the variant at each step."""
+_WHERE = {"": "", UNSEEN: ", what was not trained on"}
+
+
+def _curves(kind: str, names: Sequence[str]) -> Curves:
+    curves: Curves = {}
+    for name in names:
+        if (step := _step(name)) is not None:
+            curves.setdefault((step[1] or "", step[3]), {})[int(step[2])] = f"{kind}/{name}"
+    return curves
+
+
+def _by_examples(curves: Curves) -> dict[str, dict[int, str]]:
+    """Return, by the mark of the examples, the variant at the last step of each number of examples."""
+    by_mark: dict[str, dict[int, str]] = {}
+    for (curve, end), places in curves.items():
+        if (count := re.fullmatch(r"(\d+)_examples", curve)) is not None:
+            by_mark.setdefault(end, {})[int(count[1])] = places[max(places)]
+    return {end: places for end, places in by_mark.items() if len(places) > 1}
+
+
+def _over(
+    models: Mapping[str, Results], key: str, places: Mapping[int, str], title: str, across: str
+) -> list[Figure]:
+    """Return a chart of a metric over numbers with their variants; none if no model was changed."""
+    lines = [_path(key, role, results, places) for role, results in models.items()]
+    drawn = [each for each in lines if each is not None]
+    if not any("line" not in each for each in drawn):
+        return []
+    axes = over_steps(legend=True) | {"yaxis": axis(key, titled=False), "xaxis": {"title": {"text": across}}}
+    return [Figure(title, info(key).direction, drawn, axes)]
+
+
 def _step(name: str) -> re.Match[str] | None:
-    """Match a label that is a number of steps, perhaps with the mark of examples that were not trained on."""
-    return re.fullmatch(rf"(\d+)((?:{UNSEEN})?)", name)
+    """Match a label that is a number of steps: perhaps a curve's name before it, and after it the mark of
+    examples that were not trained on.
+    """
+    return re.fullmatch(rf"(?:(.+)/)?(\d+)((?:{UNSEEN})?)", name)
 
 
 def _path(key: str, role: str, results: Results, steps: Mapping[int, str]) -> dict[str, Any] | None:
@@ -100,4 +133,8 @@ def _bar(key: str, role: str, names: list[str], values: Sequence[float | None]) 
 
 
 def _title(kind: str, key: str) -> str:
-    return f"{kind.capitalize()} · {info(key).benchmark.upper()} {label(key)}"
+    return f"{_words(kind).capitalize()} · {info(key).benchmark.upper()} {label(key)}"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")

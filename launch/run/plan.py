@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eval.benchmark import find, is_live, options_of
+from eval.benchmark import find, options_of
 from eval.configuration import benchmark_options, evaluation_sets
 from launch.config_groups import values_of
 from launch.job import Baselines, Job
@@ -55,9 +55,10 @@ class Planned:
 def _files_of(config: RunConfig, benchmark: str) -> Any:
     """Return what determines a benchmark's questions in addition to its options and the dataset."""
     module = find(benchmark)
-    if not is_live(module):
+    identity_of = getattr(module, "identity", None)
+    if identity_of is None:
         return None
-    return module.identity(options_of(module, benchmark_options(config, benchmark), benchmark))
+    return identity_of(options_of(module, benchmark_options(config, benchmark), benchmark))
 
 
 @dataclass(frozen=True)

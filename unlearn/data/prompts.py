@@ -31,6 +31,23 @@ class DataError(UserError):
     """The data cannot be used as configured; the message names the example and the fix."""
 
 
+class Conversation(str):
+    """A question after earlier turns: a text for each turn, the user's and the model's in alternation.
+
+    The last turn is the question. As a text it is all turns, with empty lines between them.
+    """
+
+    turns: tuple[str, ...]
+
+    def __new__(cls, *turns: str) -> Conversation:
+        made = super().__new__(cls, "\n\n".join(turns))
+        made.turns = turns
+        return made
+
+    def __reduce__(self) -> tuple[type[Conversation], tuple[str, ...]]:
+        return Conversation, self.turns
+
+
 @dataclass(frozen=True)
 class PromptFormat:
     """The format of prompts: the tokenizer's chat template, or a plain template.
@@ -48,15 +65,21 @@ class PromptFormat:
     date: str = DATE
 
     def prompt(self, tokenizer: PreTrainedTokenizerBase, question: str) -> str:
-        """Render the text before the answer's first character.
+        """Render the text before the answer's first character; a `Conversation` with its turns.
+
+        A plain template is filled for each of the user's turns; the model's follow, with an empty line after.
 
         Raises:
             DataError: there is no chat template, or it cannot be rendered.
         """
+        turns = question.turns if isinstance(question, Conversation) else (question,)
         if self.template is not None:
-            return filled(self.template, question=question)
+            asked = [filled(self.template, question=text) for text in turns[::2]]
+            earlier = zip(asked, turns[1::2], strict=False)
+            return "".join(f"{prompt}{answer}\n\n" for prompt, answer in earlier) + asked[-1]
         messages = [{"role": "system", "content": self.system}] if self.system is not None else []
-        messages.append({"role": "user", "content": question})
+        roles = ("user", "assistant")
+        messages += [{"role": roles[number % 2], "content": text} for number, text in enumerate(turns)]
         try:
             return self.render(tokenizer, messages)
         except UserError:

@@ -51,6 +51,12 @@ class TokenSequence:
     def answer_length(self) -> int:
         return len(self.ids) - self.answer_start
 
+    def with_suffix(self, tokens: Sequence[int], longest: int | None = None) -> TokenSequence:
+        """Return the sequence with these tokens after the prompt, cut to `longest` tokens."""
+        ids = np.insert(self.ids, self.answer_start, tokens)
+        ended = self.ended and (longest is None or len(ids) <= longest)
+        return TokenSequence(ids[:longest], self.answer_start + len(tokens), ended)
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -72,6 +78,9 @@ class Encoder:
     Special tokens that the tokenizer adds before a text stay, once. Those that it adds after a text are left
     out: an answer follows a prompt, and an answer ends with `end_id` alone. `limits` are the model's. Of a
     plain text the share `prompt_share` of its tokens, and the first one at least, is the prompt.
+
+    `suffix` are tokens that follow each prompt, before the answer or its opening. They do not count in
+    `max_length`, and plain texts have none.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -79,6 +88,7 @@ class Encoder:
     max_length: int = 512
     limits: Limits = Limits()
     prompt_share: float = 0.0
+    suffix: tuple[int, ...] = ()
 
     @property
     def end_id(self) -> int:
@@ -111,6 +121,10 @@ class Encoder:
     def before(self) -> Sequence[int]:
         """The special tokens that the tokenizer adds before a text."""
         return self._added[0]
+
+    def followed_by(self, tokens: Sequence[int]) -> Encoder:
+        """Return this encoder with these tokens after each prompt."""
+        return replace(self, suffix=tuple(tokens))
 
     def notes(self) -> list[str]:
         """Return notes on how the tokenizer's special tokens are handled, one sentence each."""
@@ -218,7 +232,11 @@ class Encoder:
                 prompt = self._share(len(ids)) if is_plain else _boundary(offsets, len(prompts[i]))
                 start = max(1, prompt)
                 in_answer = np.array(offsets, dtype=np.int64).reshape(-1, 2) - len(prompts[i])
-                rows[i] = self._sequence(ids, start, pairs[i]), in_answer
+                sequence = self._sequence(ids, start, pairs[i])
+                if self.suffix and not is_plain:
+                    sequence = self._with_suffix(sequence, pairs[i])
+                    in_answer = np.insert(in_answer, [start] * len(self.suffix), -1, axis=0)
+                rows[i] = sequence, in_answer
         return [row for row in rows if row is not None]
 
     def prompts(self, questions: Sequence[str], openings: Sequence[str] | None = None) -> list[list[int]]:
@@ -226,13 +244,17 @@ class Encoder:
 
         Trailing spaces of a plain template or an opening are dropped: they are part of the next token.
         """
-        texts = [self.format.prompt(self.tokenizer, question) for question in questions]
-        openings = [""] * len(texts) if openings is None else openings
+        begun = [self.format.prompt(self.tokenizer, question) for question in questions]
+        openings = [""] * len(begun) if openings is None else openings
         texts = [
             (text + opening).rstrip(" ") if opening or self.format.template is not None else text
-            for text, opening in zip(texts, openings, strict=True)
+            for text, opening in zip(begun, openings, strict=True)
         ]
-        return [ids for ids, _ in self._tokenised(texts, specials=self._specials)]
+        rows = self._tokenised(texts, specials=self._specials)
+        if not self.suffix:
+            return [ids for ids, _ in rows]
+        ends = [_boundary(offsets, len(text)) for (_, offsets), text in zip(rows, begun, strict=True)]
+        return [[*ids[:end], *self.suffix, *ids[end:]] for (ids, _), end in zip(rows, ends, strict=True)]
 
     def alone(self, text: str) -> list[int]:
         """Encode a text as it is: no prompt, no special tokens, no end token.
@@ -279,18 +301,27 @@ class Encoder:
         whole = [*ids, self.end_id] if not ids or ids[-1] != self.end_id else list(ids)
         cut = whole[: self.max_length]
         if len(cut) <= start:
-            fixed = self.max_length == self.limits.positions
-            raise DataError(
-                f"the prompt alone has {start} tokens and fills "
-                + (
-                    f"the {self.max_length} positions of the model "
-                    f"(text: {quoted(pair[0] or pair[1])}); shorten it, or leave it out"
-                    if fixed
-                    else f"dataset.max_length={self.max_length} "
-                    f"(text: {quoted(pair[0] or pair[1])}); raise dataset.max_length"
-                )
-            )
+            raise self._too_long(start, pair, fixed=self.max_length == self.limits.positions)
         return TokenSequence(np.asarray(cut, dtype=np.int64), start, ended=len(cut) == len(whole))
+
+    def _with_suffix(self, sequence: TokenSequence, pair: tuple[str | None, str]) -> TokenSequence:
+        longer = sequence.with_suffix(self.suffix, self.limits.positions)
+        if longer.answer_length < 1:
+            raise self._too_long(longer.answer_start, pair, fixed=True)
+        return longer
+
+    def _too_long(self, start: int, pair: tuple[str | None, str], *, fixed: bool) -> DataError:
+        """Return the error of a prompt that leaves no room for an answer; `fixed`: because of the model."""
+        text = quoted(pair[0] or pair[1])
+        return DataError(
+            f"the prompt alone has {start} tokens and fills "
+            + (
+                f"the {self.limits.positions} positions of the model (text: {text}); shorten it, or leave it "
+                "out"
+                if fixed
+                else f"dataset.max_length={self.max_length} (text: {text}); raise dataset.max_length"
+            )
+        )
 
 
 def added(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

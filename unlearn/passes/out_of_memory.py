@@ -57,13 +57,16 @@ def warning(fitting: dict[str, Any]) -> str:
 
 def in_portions(
     world: World, key: Key, configured: int, lengths: Sequence[int], compute: Callable[[Bins], T], *,
-    factor: int = 1, collective: bool = False, discard: Callable[[], None] = lambda: None,
+    factor: int = 1, collective: bool = False, alike: bool = False,
+    discard: Callable[[], None] = lambda: None,
 ) -> T:  # fmt: skip
     """Return `compute(bins)`; where it does not fit in memory, halve the portion and compute again.
 
     The bins deal sequences of these lengths to the processes and their forwards. `hardware.key=configured`
     bounds each: in tokens, padding included, or in `factor` times so many sequences. A collective.
 
+    alike: deal all of them to one process, so that the forwards, and the last bits of what they compute, do
+        not depend on the number of processes; these share out the forwards themselves.
     collective: whether `compute` has collectives. If not, all processes do it again if it fails on one.
     discard: called on every process before it is done again, to forget what `compute` has changed.
 
@@ -76,7 +79,7 @@ def in_portions(
         portion = world.limits.portion(key, configured)
         rows = key in ("micro_batch", "generate_rows")
         bins = deal(
-            lengths, world.size, max_tokens=None if rows else portion,
+            lengths, 1 if alike else world.size, max_tokens=None if rows else portion,
             max_rows=portion * factor if rows else None,
         )  # fmt: skip
         results = _attempt(compute, bins, world)

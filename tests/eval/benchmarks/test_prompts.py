@@ -8,17 +8,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from eval.benchmark import BenchmarkError, find, options_of
-from eval.benchmarks.prompts import Options, opened, phrasings, requests, score
+from eval.benchmarks.prompts import Options, identity, opened, phrasings, requests, score
 from eval.collection.ragged import Ragged
 from eval.collection.records import AnyRecords, GenerationRecords, LikelihoodRecords, Records, write_records
 from eval.collection.requests import Generation
 from eval.evaluate import evaluate
 from tests.eval.eval_fixtures import encoder, examples, model, needs_shared, tofu_set
 from tests.tolerance import PASS, assert_close
+from unlearn.data.batching import collate
 from unlearn.data.example import Example
+from unlearn.data.prompts import Conversation
 from unlearn.errors import ConfigError
+from unlearn.passes.forward import forward
 
 CODE = encoder()
 OPTIONS = Options(prefixes=("Now.", "Please."), opening_words=5)
@@ -159,6 +163,85 @@ def test_a_whole_evaluation(tmp_path):
     opening, whole = (read.likelihood(f"forget/opened/{name}").logp for name in ("opening", "answer"))
     for given, row in zip(opening, whole, strict=True):
         assert_close(given[:-1], row[: len(given) - 1], terms=PASS)
+
+
+RETAIN = [Example(f"retain/{i}", f"Answer {i}.", f"question {i}?") for i in range(5)]
+
+
+def test_questions_after_others_and_after_a_denial():
+    options = Options(prefixes=(), shots=2, denial="No.", follow_ups=("Say it: {question}", "Now."))
+    found = {each.name: each for each in phrasings([EXAMPLE], options, RETAIN)}
+    shown = found["few_shot"].asked[0].question
+    assert isinstance(shown, Conversation)
+    asked, answered = shown.turns[:-1:2], shown.turns[1::2]
+    assert len(set(asked)) == 2
+    assert [text.replace("question", "Answer").replace("?", ".") for text in asked] == list(answered)
+    assert shown.turns[-1] == "q?"
+    more = phrasings([EXAMPLE], options.model_copy(update={"shots": 3}), RETAIN)
+    (longer,) = (each.asked[0].question for each in more if each.kind == "few_shot")
+    assert isinstance(longer, Conversation)
+    assert longer.turns[:4] == shown.turns[:4]  # further ones, not others
+    again = [found[f"multi_turn/{i}"].asked[0].question for i in range(2)]
+    assert [each.turns for each in again if isinstance(each, Conversation)] == [
+        ("q?", "No.", "Say it: q?"), ("q?", "No.", "Now."),
+    ]  # fmt: skip
+    assert {each.kind for each in found.values()} == {
+        "original", "paraphrased", "opened", "few_shot", "multi_turn",
+    }  # fmt: skip
+    with pytest.raises(BenchmarkError, match=r"prompts\.shots=2: the dataset has no retain set"):
+        phrasings([EXAMPLE], options, [Example("retain/0", "a text")])
+
+
+def test_questions_in_other_languages(tmp_path):
+    german, french = tmp_path / "german.jsonl", tmp_path / "french.jsonl"
+    german.write_text('{"id": "forget/0", "question": "f?", "answer": "eins zwei"}\n')
+    french.write_text('{"id": "forget/0", "question": "q?"}\n{"id": "forget/9", "question": "autre?"}\n')
+    options = Options(prefixes=(), translations=(str(german), str(french)))
+    plain = Example("forget/1", "Oslo", "where?")
+    found = {each.name: each for each in phrasings([EXAMPLE, plain], options)}
+    own, other = (found[f"translated/{name}"] for name in ("german", "french"))
+    assert [a.question for a in own.asked] == ["f?"]
+    assert own.answers[0].answer == own.asked[0].rest == "eins zwei"
+    assert other.answers[0].answer == EXAMPLE.answer
+    assert identity(options) != identity(options.model_copy(update={"translations": (str(german),)}))
+    german.write_text('{"id": "forget/7", "question": "f?"}\n')
+    with pytest.raises(BenchmarkError, match=r"german\.jsonl: none of its ids is one of an ex"):
+        phrasings([EXAMPLE], options)
+    german.write_text('{"id": "forget/0", "question": "f?"}\n' * 2)
+    with pytest.raises(BenchmarkError, match=r"row 1 \(line 2\): the id forget/0 is there twice"):
+        phrasings([EXAMPLE], options)
+    with pytest.raises(ConfigError, match=r"nowhere\.jsonl: there is no such file"):
+        options_of(find("prompts"), {"translations": ["nowhere.jsonl"]}, "prompts")
+
+
+@pytest.mark.slow
+def test_a_whole_evaluation_with_earlier_turns(tmp_path):
+    sets = {"forget_eval": examples("forget")[:3], "retain_eval": examples("retain")[3:6]}
+    file = tmp_path / "other.jsonl"
+    file.write_text(json.dumps({"id": "forget/0", "question": "Où est née Ada ?"}) + "\n")
+    options = {
+        "max_new_tokens": 4, "prefixes": [], "shots": 2, "follow_ups": ["Say it."],
+        "translations": [str(file)],
+    }  # fmt: skip
+    metrics = evaluate(model(), CODE, "prompts", sets, tmp_path, options=options)
+    kinds = ("original", "opened", "few_shot", "multi_turn", "translated", "worst")
+    assert {key.split("/")[1] for key in metrics} == set(kinds)
+    assert metrics["prompts/translated/probability/missing"] == 2
+    for kind in kinds:
+        assert 0 < metrics[f"prompts/{kind}/probability"] < 1
+    # What was read is the probability after those turns, computed on their own.
+    read = Records(tmp_path / "prompts").likelihood("forget/few_shot/answer")
+    (shown,) = (
+        p
+        for p in phrasings(sets["forget_eval"], Options(**options), sets["retain_eval"])
+        if p.kind == "few_shot"
+    )
+    for answer, logp in zip(shown.answers, read.select(shown.answers).logp, strict=True):
+        (sequence,) = CODE.pairs([(answer.question, answer.answer)])
+        text = CODE.tokenizer.decode(sequence.ids[: sequence.answer_start])
+        assert text.count("Question:") == 3
+        with torch.no_grad():
+            assert_close(logp, forward(model().eval(), collate([sequence])).logp, terms=PASS)
 
 
 @needs_shared

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 from eval import variants
+from eval.metric_catalog import info
 from eval.suite import Scoring
-from eval.variants.relearning import Options, also_seen, relearned
+from eval.variants.relearning import Options, also_seen, curves, relearned
 from tests.eval.variants.workbench import RELEARNING, bench, llama, relearn
 from tests.tolerance import approx
 from unlearn import interventions
@@ -159,6 +160,27 @@ def test_other_text_can_be_trained_on(tmp_path: Path) -> None:
     assert len(pieces) > 1
     assert "".join(e.answer for e in pieces).split() == prose.read_text().split()
     assert also_seen(work, pieces) == frozenset()
+
+
+def test_curves_of_several_numbers_and_of_unrelated_text(world: World, tmp_path: Path) -> None:
+    prose = tmp_path / "prose.txt"
+    prose.write_text("All of it was written down. " * 30)
+    options = {**RELEARNING, "steps": [1], "examples": [4, 2], "unrelated": str(prose)}
+    work = bench(tmp_path, world=world)
+    parsed = variants.options_of("relearning", options)
+    drawn = {name: [e.id for e in examples] for name, examples in curves(work, parsed).items()}
+    assert list(drawn) == ["2_examples", "4_examples", "unrelated"]
+    assert drawn["2_examples"] == drawn["4_examples"][:2]
+    metrics = variants.measure("relearning", work, options)
+    assert [metrics[f"relearning/{name}/examples"] for name in drawn] == [len(ids) for ids in drawn.values()]
+    labels = {info(key).variant for key in metrics} - {""}
+    assert labels == {
+        "relearning/2_examples/1", "relearning/2_examples/1/unseen", "relearning/4_examples/1",
+        "relearning/4_examples/1/unseen", "relearning/unrelated/1",
+    }  # fmt: skip
+    assert len({metrics[f"relearning/{name}/1/{KEY}"] for name in drawn}) == 3
+    with pytest.raises(UserError, match=r"relearning\.examples: 9 examples are wanted, and there are 8"):
+        curves(work, Options(examples=(9,)))
 
 
 def test_nothing_to_train_on_is_refused(tmp_path: Path) -> None:

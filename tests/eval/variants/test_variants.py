@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from transformers import PreTrainedModel
 from eval import variants
 from eval.suite import Scoring
 from eval.variants import calibrated, quantisation
+from eval.variants._four_bits import FP4_MAGNITUDES, NF4, coded
 from eval.variants.calibrated import largest, mix
-from eval.variants.quantisation import Options, linears, quantise, quantised
+from eval.variants.quantisation import Options, linears, quantise, quantised, roundings
 from tests.eval.variants.workbench import bench, llama
 from tests.tolerance import PASS, approx, assert_close, relative
 from unlearn import interventions
@@ -27,6 +29,7 @@ from unlearn.errors import ConfigError, UserError
 from unlearn.passes.forward import forward
 
 Build = Callable[[str], PreTrainedModel]
+FOUR_BITS = roundings(Options(bits=(4,)))["int4"]
 CONFIG = RunConfig(
     model=ModelConfig(name="m"),
     dataset=DatasetConfig(name="d", source="authors"),
@@ -101,10 +104,78 @@ def test_rounding_of_half_precision_is_made_in_full() -> None:
     assert torch.equal(quantised(rows, 8), quantised(rows.float(), 8))
 
 
+def test_the_values_of_4_bit_formats_by_hand() -> None:
+    # Largest magnitude 2. Halves: 0.5 is nearest to 0.24611, −0.5 to −0.52507, 0.05 to 0.07958, 0.035 to 0.
+    block = torch.tensor([[0.5, -1.0, 0.1, 0.07, 2.0]])
+    expected = torch.tensor([[0.4922246, -1.0501461, 0.1591606, 0.0, 2.0]])
+    assert_close(coded(block, "nf4"), expected, decimals=7)
+    # fp4: 0.25 and −0.5 are values; 0.05 and 0.035 are nearer to 1/192 than to 1/6.
+    small = 2 / 192
+    assert_close(coded(block, "fp4"), torch.tensor([[0.5, -1.0, small, small, 2.0]]))
+    # 5/12 lies between 1/3 and 1/2, as far from both: the smaller magnitude, whatever the sign.
+    halves = torch.tensor([[1.0, 0.75, -0.75, 5 / 12, -5 / 12]], dtype=torch.float32)
+    near = coded(halves, "fp4")[0]
+    assert near[1:3].tolist() == approx([2 / 3, -2 / 3])
+    assert near[3] == -near[4]
+
+
+def test_blocks_run_over_the_flattened_weight_and_the_last_may_be_short() -> None:
+    # Blocks of 2 over the rows: maxima 8, 1 and 0.5.
+    weight = torch.tensor([[8.0, 0.0, 1.0], [-1.0, 0.5, -0.5]])
+    assert_close(coded(weight, "nf4", 2), weight)
+    # 1 ÷ 8 lies between 0.07958 and 0.16093, nearer to the second; 0.5 is alone.
+    assert_close(coded(torch.tensor([[8.0, 1.0, 0.5]]), "nf4", 2), torch.tensor([[8.0, 8 * NF4[9], 0.5]]))
+    assert not coded(torch.zeros(3, 5), "nf4", 4).any()
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_every_weight_becomes_the_nearest_value(kind: Any) -> None:
+    weight = torch.randn(7, 37, generator=torch.Generator().manual_seed(0)).bfloat16()
+    signed = NF4 if kind == "nf4" else [sign * m for m in FP4_MAGNITUDES for sign in (-1, 1)]
+    rounded = coded(weight, kind, 16)
+    assert rounded.dtype == torch.float32
+    for part, new in zip(weight.double().flatten().split(16), rounded.flatten().split(16), strict=True):
+        scale = part.abs().max()
+        distances = (part[:, None] - scale * torch.tensor(signed).double()[None]).abs()
+        assert_close((part - new).abs().float(), distances.min(1).values.float(), scale=float(scale))
+
+
+@pytest.mark.parametrize(("kind", "block"), [("nf4", 64), ("nf4", 128), ("fp4", 64), ("int", 64)])
+def test_values_are_those_of_bitsandbytes(kind: Any, block: int) -> None:
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed: unlearn-lab[bitsandbytes]")
+    options = Options(format=kind, block=block, bits=(8,))
+    (ours,) = roundings(options).values()
+    ((name, theirs),) = roundings(options.model_copy(update={"library": "bitsandbytes"})).items()
+    assert name == ("bnb-int8" if kind == "int" else f"bnb-{kind}")
+    weight = 0.02 * torch.randn(48, 100, generator=torch.Generator().manual_seed(1))
+    weight[3] = 0
+    if kind == "nf4":
+        assert torch.equal(ours(weight), theirs(weight))
+    elif kind == "fp4":  # on a CPU its table has four decimals
+        assert_close(ours(weight), theirs(weight), decimals=4)
+    else:  # it takes weights in fp16, so that a few are nearer to the next step
+        steps = (ours(weight) - theirs(weight)).abs() / (weight.abs().amax(1, keepdim=True) / 127 + 1e-9)
+        assert steps.max() < 1.1
+        assert (steps > 0.5).float().mean() < 0.05
+
+
+def test_formats_are_named_and_checked() -> None:
+    assert list(roundings(Options(format=("int", "nf4"), bits=(8, 4)))) == ["int8", "int4", "nf4"]
+    assert variants.options_of("quantisation", {"format": "fp4"}).format == ("fp4",)
+    given = {"format": ["int", "nf4"], "library": "bitsandbytes", "block": 48}
+    problems = "\n".join(variants.check({"quantisation": given}, CONFIG))
+    for words in ("library=bitsandbytes: its integers are rows of 8 bits", "block=48: bitsandbytes has"):
+        assert f"eval.variants.quantisation.{words}" in problems
+    if find_spec("bitsandbytes") is None:
+        assert "pip install 'unlearn-lab[bitsandbytes]'" in problems
+    (problem,) = variants.check({"quantisation": {"format": "nf5"}}, CONFIG)
+    assert "eval.variants.quantisation.format" in problem
+
+
 def test_linear_layers_of_every_family_and_nothing_else(family: str, tiny_model: Build) -> None:
     model = tiny_model(family)
     before = state(model)
-    share = quantise(model, 4, Options())
+    share = quantise(model, FOUR_BITS, Options())
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
     kept = {id(head.weight), id(embeddings.weight)}
@@ -123,7 +194,7 @@ def test_gpt2_has_a_scale_for_each_output_too(tiny_model: Build) -> None:
     model: Any = tiny_model("gpt2")
     weight = model.transformer.h[0].attn.c_attn.weight  # [in, out]
     before = weight.detach().clone()
-    quantise(model, 4, Options())
+    quantise(model, FOUR_BITS, Options())
     assert torch.equal(weight, quantised(before.T, 4).T)
 
 
@@ -156,11 +227,15 @@ def test_small_edits_stay_and_the_second_model_of_a_contrast_does_not(tiny_model
 def test_fewer_bits_change_the_metrics_more(tmp_path: Path) -> None:
     work = bench(tmp_path)
     plain = work.score(llama(), "plain", ["forget"])
-    metrics = variants.measure("quantisation", work, {"bits": [8, 2], "roles": ["forget"]})
+    options = {"bits": [8, 2], "format": ["int", "nf4"], "roles": ["forget"]}
+    metrics = variants.measure("quantisation", work, options)
     assert 0 < metrics["quantisation/share"] < 1
     key = "tofu/forget/probability"
     eight, two = (abs(metrics[f"quantisation/int{bits}/{key}"] - plain[key]) for bits in (8, 2))
     assert eight < two
+    model = llama()
+    quantise(model, lambda weight: coded(weight, "nf4"), Options())
+    assert metrics[f"quantisation/nf4/{key}"] == work.score(model, "coded", ["forget"])[key] != plain[key]
     assert not any("retain" in name for name in metrics)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 from transformers import PreTrainedTokenizerFast
 
 from unlearn.config import AlternativesConfig, PromptConfig
-from unlearn.data.prompts import DataError, PromptFormat, check_variables
+from unlearn.data.prompts import Conversation, DataError, PromptFormat, check_variables
 from unlearn.data.templates import filled, lacking
 
 ALL = "{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}"
@@ -117,3 +118,15 @@ def test_names_that_the_program_needs() -> None:
         "model.prompt.variables.tokenize",
         "model.prompt.variables.strftime_now",
     ]
+
+
+def test_earlier_turns_are_rendered(nano_tokenizer):
+    asked = Conversation("Who?", "Ann.", "Where?")
+    assert PromptFormat(system="Hi").prompt(nano_tokenizer, asked) == (
+        "<|system|>Hi<|end|><|user|>Who?<|end|><|assistant|>Ann.<|end|><|user|>Where?<|end|><|assistant|>"
+    )
+    plain = PromptFormat(template="Q: {question}\nA: ")
+    assert plain.prompt(nano_tokenizer, asked) == "Q: Who?\nA: Ann.\n\nQ: Where?\nA: "
+    assert plain.prompt(nano_tokenizer, Conversation("Who?")) == plain.prompt(nano_tokenizer, "Who?")
+    assert asked == "Who?\n\nAnn.\n\nWhere?"
+    assert copy.deepcopy(asked).turns == asked.turns

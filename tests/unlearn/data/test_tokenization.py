@@ -71,6 +71,34 @@ def test_generated_prompt_is_the_beginning_of_the_sequence(nano_tokenizer: PreTr
     assert [s.ids[: s.answer_start].tolist() for s in rows] == prompts
 
 
+@pytest.mark.parametrize("plain", [False, True])
+def test_tokens_after_each_prompt(plain: bool, nano_tokenizer: PreTrainedTokenizerBase) -> None:
+    encoder = Encoder(nano_tokenizer, PLAIN if plain else PromptFormat(), max_length=24)
+    followed = encoder.followed_by([7, 8, 9])
+    pairs = [("Who is Ann?", "It is the writer of The Sea."), (None, "A plain text.")]
+    (asked, text), (longer, same) = encoder.pairs(pairs), followed.pairs(pairs)
+    start = asked.answer_start
+    # The same answer is scored, also where max_length cuts it; a plain text has no prompt.
+    assert longer.ids.tolist() == [*asked.ids[:start], 7, 8, 9, *asked.ids[start:]]
+    assert (longer.answer_start, longer.ended) == (start + 3, asked.ended)
+    assert same.ids.tolist() == text.ids.tolist()
+    assert followed.prompts(["Who is Ann?"]) == [longer.ids[: start + 3].tolist()]
+    ((begun, bare),) = zip(
+        followed.prompts(["Who is Ann?"], ["It is"]), encoder.prompts(["Who is Ann?"], ["It is"]), strict=True
+    )
+    assert begun == [*bare[:start], 7, 8, 9, *bare[start:]]
+    (marked,) = followed.important(pairs[:1], [[(0, 2)]])
+    assert marked.tolist() == encoder.important(pairs[:1], [[(0, 2)]])[0].tolist()
+
+
+def test_a_prompt_with_tokens_after_it_that_fills_the_model(nano_tokenizer: PreTrainedTokenizerBase) -> None:
+    encoder = Encoder(nano_tokenizer, limits=Limits(positions=20))
+    length = one(encoder, "Who?", "Ann.").answer_start
+    assert len(one(encoder.followed_by([7] * (19 - length)), "Who?", "Ann.").ids) == 20
+    with pytest.raises(DataError, match="fills the 20 positions of the model"):
+        encoder.followed_by([7] * (20 - length)).pairs([("Who?", "Ann.")])
+
+
 def test_token_across_the_boundary_belongs_to_the_answer(bpe_tokenizer: BuildBpe) -> None:
     tokenizer = bpe_tokenizer(*TRAINING)
     s = one(Encoder(tokenizer, PLAIN), "Where was Ann born?", "The writer.")

@@ -1,39 +1,55 @@
 """Ask forget questions in other ways, to see whether what was forgotten comes back.
 
 Phrasings: `original`; `paraphrased`, the question in other words if the data has it; `prefixed`, the question
-after each of a few lead-ins; `opened`, with the first words of the true answer given, scored on the rest. Of
-each: ROUGE-L recall of the greedy answer, and probability and extraction strength of the true one with that
-prompt. `prefixed` is the mean over the lead-ins; `worst` is the largest of all phrasings for each example.
-Lower is forgetting. Where `original` is far below the others, the wording was forgotten, not the fact.
+after each of a few lead-ins; `opened`, with the first words of the true answer given, scored on the rest. On
+demand: `few_shot`, after questions and answers of the retain set; `multi_turn`, asked again after the model
+denied; `translated`, questions of a file. Of each: ROUGE-L recall of the greedy answer, and probability and
+extraction strength of the true one with that prompt. `prefixed`, `multi_turn` and `translated` are means over
+the lead-ins, follow-ups and files; `worst` is the largest of all phrasings for each example. Lower is
+forgetting. Where `original` is far below the others, the wording was forgotten, not the fact.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any, TypeAlias
 
 import numpy as np
-from pydantic import model_validator
+from pydantic import NonNegativeInt, model_validator
 
 from eval.benchmark import BenchmarkError, Better, Metric, Result, Role, Sets, question_of, without_words
+from eval.benchmarks.prompts.phrasings import (
+    Asked,
+    Phrasing,
+    after_denial,
+    after_shots,
+    opened,
+    translated,
+)
 from eval.collection.ragged import Ragged
 from eval.collection.records import Records
-from eval.collection.requests import Answer, Generation, Likelihood, Prompt, Request
+from eval.collection.requests import Generation, Likelihood, Request
 from eval.judgement.aspects import Attacked
 from eval.metrics.likelihood import aggregate, extraction_strength, mean, mean_nll, probability
 from eval.metrics.text import rouge
-from eval.metrics.words import Choice, Words, word_spans, words_of
+from eval.metrics.words import Choice, Words, words_of
 from unlearn.config import Section
 from unlearn.data.example import Example
+from unlearn.data.readers import content_hash
+from unlearn.paths import file_problem, user_path
 
 SETS: dict[str, Role] = {"forget_eval": "forget"}
+READS = ("retain_eval",)
 SCORES = ("rougeL_recall", "probability", "extraction_strength")
 _KINDS = {
     "original": "the question as it is",
     "paraphrased": "the question in other words",
     "prefixed": "the question behind a lead-in, mean over these",
     "opened": "the rest of an answer that was begun",
+    "few_shot": "the question after others with their answers",
+    "multi_turn": "the question again after a denial, mean over the follow-ups",
+    "translated": "the question in another language, mean over these",
     "worst": "the largest of all phrasings, example by example",
 }
 
@@ -64,6 +80,11 @@ class Options(Section):
     - `opening_words`: how many words of the answer are given, at most half of it; an answer of one word is
       not opened. In scripts without spaces a character counts as a word.
     - `words`: the tokenizer of ROUGE (`eval.metrics.words`).
+    - `shots`: so many questions of the retain set, with their answers, are turns before the question.
+    - `seed`: of the draw of these, the same for all questions.
+    - `follow_ups`: what the user says after the model's `denial`, a turn each; `{question}` is the question.
+    - `translations`: files (json, jsonl, parquet) of questions in other languages, one of each: rows with the
+      example's `id`, `question` and perhaps `answer`. Without an answer that of the data is expected.
     """
 
     max_new_tokens: int = 200
@@ -75,52 +96,36 @@ class Options(Section):
     )
 
     words: Choice = "auto"
+    shots: NonNegativeInt = 0
+    seed: int = 0
+    denial: str = "I do not know anything about that."
+    follow_ups: tuple[str, ...] = ()
+    translations: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _fit(self) -> Options:
         if self.opening_words < 1:
             raise ValueError(f"opening_words={self.opening_words}: it must be ≥ 1")
+        names = [PurePath(path).stem for path in self.translations]
+        for name, path in zip(names, self.translations, strict=True):
+            if problem := file_problem(path):
+                raise ValueError(f"translations: {path}: {problem}")
+            if names.count(name) > 1:
+                raise ValueError(f"translations: several files are named {name}; their names tell them apart")
         return self
 
 
-@dataclass(frozen=True)
-class Asked:
-    """A question, the given beginning of its answer, and the rest."""
-
-    example: Example
-    question: str
-    opening: str
-    rest: str
-
-
-@dataclass(frozen=True)
-class Phrasing:
-    """One way of asking. `kind` names the metrics it counts in, `name` its records."""
-
-    kind: str
-    name: str
-    asked: tuple[Asked, ...]
-
-    @property
-    def generation(self) -> tuple[Prompt, ...]:
-        return tuple(Prompt(a.example.id, a.question, a.opening) for a in self.asked)
-
-    @property
-    def answers(self) -> tuple[Answer, ...]:
-        return tuple(Answer(a.example.id, 0, a.question, a.example.answer) for a in self.asked)
-
-    @property
-    def openings(self) -> tuple[Answer, ...]:
-        return tuple(Answer(a.example.id, 0, a.question, a.opening) for a in self.asked if a.opening)
+def identity(options: Options) -> dict[str, str]:
+    return {path: content_hash(user_path(path)) for path in options.translations}
 
 
 def requests(sets: Sets, options: Options) -> list[Request]:
     """Return `forget/<phrasing>/generation`, `/answer`, and `/opening`, the given part of the answer."""
     for name in sets:
-        if f"{name}_eval" not in SETS:
+        if f"{name}_eval" not in (*SETS, *(READS if "forget" in sets else ())):
             raise BenchmarkError(f"prompts scores no set {name!r}; it has: forget")
     wanted: list[Request] = []
-    for each in phrasings(sets["forget"], options):
+    for each in phrasings(sets["forget"], options, sets.get("retain", ())):
         path = f"forget/{each.name}"
         wanted.append(Likelihood(f"{path}/answer", each.answers))
         if each.openings:
@@ -138,8 +143,8 @@ def score(read: Records, retain: object, sets: Sets, options: Options) -> Result
     true = [e.answer for e in examples]
     words = words_of(true, options.words)
     columns |= {key: [getattr(e, key) for e in examples] for key in ("id", "question", "answer")}
-    for each in phrasings(examples, options):
-        own_scores, texts = _scores(read, each, words)
+    for each in phrasings(examples, options, sets.get("retain", ())):
+        own_scores, texts = _scores(read, each, _words_of(each, words, options))
         at = [place[a.example.id] for a in each.asked]
         own = {key: _placed(values, at, len(examples)) for key, values in own_scores.items()}
         scores.setdefault(each.kind, []).append(own)
@@ -159,37 +164,49 @@ def score(read: Records, retain: object, sets: Sets, options: Options) -> Result
     )
 
 
-def phrasings(examples: Sequence[Example], options: Options) -> list[Phrasing]:
-    """Return the phrasings that at least one example has."""
+def phrasings(
+    examples: Sequence[Example], options: Options, retain: Sequence[Example] = ()
+) -> list[Phrasing]:
+    """Return the phrasings that at least one example has.
+
+    Raises:
+        UserError: the retain set has no questions for `shots`, or a file of `translations` does not fit.
+    """
     whole = [Asked(e, question_of(e, "prompts"), "", e.answer) for e in examples]
     prefixed = {
-        f"prefixed/{i}": tuple(Asked(a.example, f"{prefix} {a.question}", "", a.rest) for a in whole)
+        f"prefixed/{i}": [Asked(a.example, f"{prefix} {a.question}", "", a.rest) for a in whole]
         for i, prefix in enumerate(options.prefixes)
     }
+    follow_ups = {
+        f"multi_turn/{i}": after_denial(whole, options.denial, text)
+        for i, text in enumerate(options.follow_ups)
+    }
+    languages = {f"translated/{PurePath(p).stem}": translated(whole, p) for p in options.translations}
     by_name = {
-        "original": tuple(whole),
-        "paraphrased": tuple(
+        "original": whole,
+        "paraphrased": [
             Asked(a.example, a.example.paraphrased_question, "", a.rest)
             for a in whole
             if a.example.paraphrased_question is not None
-        ),
+        ],
         **prefixed,
-        "opened": tuple(
+        "opened": [
             Asked(a.example, a.question, *parts)
             for a in whole
             if (parts := opened(a.rest, options.opening_words)) is not None
-        ),
+        ],
+        "few_shot": after_shots(whole, retain, options.shots, options.seed) if options.shots else [],
+        **follow_ups,
+        **languages,
     }
-    return [Phrasing(name.split("/")[0], name, asked) for name, asked in by_name.items() if asked]
+    return [Phrasing(name.split("/")[0], name, tuple(asked)) for name, asked in by_name.items() if asked]
 
 
-def opened(answer: str, words: int) -> tuple[str, str] | None:
-    """Split an answer after its first words, at most half of them; None for an answer of one word."""
-    spans = word_spans(answer)
-    count = min(words, len(spans) // 2)
-    if not count:
-        return None
-    return answer[: spans[count - 1][1]], answer[spans[count][0] :]
+def _words_of(phrasing: Phrasing, words: Words, options: Options) -> Words:
+    """Return the tokenizer of a phrasing's ROUGE: that of its own answers where these are translated."""
+    if phrasing.kind != "translated":
+        return words
+    return words_of([a.example.answer for a in phrasing.asked], options.words)
 
 
 def _scores(read: Records, phrasing: Phrasing, words: Words) -> tuple[Scores, list[str | None]]:

@@ -1,0 +1,121 @@
+"""Search for vectors after the prompt that bring forgotten answers back (embedding-space attack).
+
+The vectors are free: they need not be embeddings of tokens. They start at a token's embedding and descend
+the loss of true answers by steps of the gradient's sign, one set of vectors for all questions (the universal
+attack of arXiv 2402.09063, which aims at an affirmative opening: `opening`; its code takes 20 vectors and 100
+steps of 0.001). They are searched on one half of the forget questions, and the other half is scored. The
+model is frozen. The retain model's evaluation gives the same attack on a model that has nothing to remember:
+the difference counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from eval.variants._base import Workbench
+from eval.variants._prompt_search import (
+    Search,
+    Slots,
+    embedded,
+    halves,
+    last_token,
+    plain_tokens,
+    score_rest,
+    search_problems,
+)
+from unlearn.config import RunConfig, Section
+
+SETS: tuple[str, ...] = ()
+KEYS = r"soft_prompt/[^/]+"
+"""Prefix of a benchmark's keys."""
+ATTACK = True
+
+
+class Options(Section):
+    """Options of the variant.
+
+    - `tokens`: the number of vectors.
+    - `steps`: after so many steps the held-out forget questions are scored.
+    - `step`: by how much a step changes each number of the vectors; with adam the learning rate.
+    - `optimizer`: sign: by the gradient's sign; adam: Adam (β 0.9, 0.999).
+    - `batch`: questions of a step.
+    - `opening`: search for answers that begin so, in place of the true ones: `Sure, the answer is`.
+    - `start`: a text whose last token's embedding the vectors start at.
+    - `seed`: of the order of the questions.
+    """
+
+    tokens: int = 20
+    steps: tuple[int, ...] = (100,)
+    step: float = 1e-3
+    optimizer: Literal["sign", "adam"] = "sign"
+    batch: int = 16
+    opening: str | None = None
+    start: str = "!"
+    seed: int = 0
+
+
+def check(options: Options, config: RunConfig) -> list[str]:
+    problems = search_problems(options, config)
+    if not options.step > 0:
+        problems.append(f"step={options.step}: it must be above 0")
+    return problems
+
+
+def identity(options: Options) -> Any:
+    return options.model_dump()
+
+
+def measure(bench: Workbench, options: Options) -> dict[str, float]:
+    """Return `soft_prompt/<steps>/…` of the held-out forget questions.
+
+    `soft_prompt/<steps>/loss` is the mean NLL of a token of what was searched for, in that half, and
+    `soft_prompt/examples` how many examples that half has.
+
+    Raises:
+        UserError: there are too few forget questions, or the start has no token.
+    """
+    divided = halves(bench.config, bench.sets, "soft_prompt")
+    model = bench.unlearned()
+    start = last_token(bench.encoder, options.start, "eval.variants.soft_prompt.start")
+    search = Search.of(bench, model, divided.searched, options.opening)
+    text = plain_tokens(model, bench.encoder)
+    # Tokens that mark where the vectors go: a run that no text has.
+    marks = np.random.default_rng(0).choice(text, options.tokens, replace=options.tokens > len(text)).tolist()
+    slots = Slots(model, marks, embedded(model, [start] * options.tokens))
+    metrics = {"soft_prompt/0/loss": search.loss(marks), "soft_prompt/examples": float(len(divided.searched))}
+    advance = _optimizer(options)
+    for made, rows in enumerate(search.batches(max(options.steps), options.batch, options.seed), start=1):
+        _, gradient = search.gradient(slots, rows)
+        slots.vectors = advance(slots.vectors, gradient)
+        if made in options.steps:
+            label = f"soft_prompt/{made}"
+            metrics[f"{label}/loss"] = search.loss(marks)
+            metrics |= score_rest(bench, model, label, marks, divided)
+    return metrics
+
+
+def signed_step(vectors: Tensor, gradient: Tensor, size: float) -> Tensor:
+    """Return vectors − size · sign(gradient)."""
+    return vectors - size * gradient.sign()
+
+
+def _optimizer(options: Options) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return what makes a step: a function of vectors and gradient."""
+    if options.optimizer == "sign":
+        return lambda vectors, gradient: signed_step(vectors, gradient, options.step)
+    moved: list[torch.optim.Adam] = []
+
+    def adam(vectors: Tensor, gradient: Tensor) -> Tensor:
+        if not moved:
+            moved.append(torch.optim.Adam([vectors.clone()], lr=options.step))
+        (parameter,) = moved[0].param_groups[0]["params"]
+        parameter.grad = gradient
+        moved[0].step()
+        return parameter.detach().clone()
+
+    return adam
