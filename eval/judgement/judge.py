@@ -106,19 +106,19 @@ def judge(
 
     Target and retain model may be missing. To judge one of them, pass its results twice.
     """
-    models = [_measured(each or {}) for each in (results, target, retain)]
+    own, start, clean = (_measured(each or {}) for each in (results, target, retain))
     judged: dict[AspectName, Aspect] = {}
     for name in ASPECTS[:-1]:
-        components = _components(name, *models, form=config.closeness)
-        judged[name] = _aspect(components, _lacking(name, results, models[0]), _harmonic)
-    judged["robustness"] = _aspect(
-        _kept(models[0], models[1]), [], lambda values: min(values, default=np.nan)
-    )
-    return Judged(judged, _aggregate(*models, config.closeness) if config.aggregate else None)
+        components = _components(name, own, start, clean, config.closeness)
+        judged[name] = _aspect(components, _lacking(name, results, own), _harmonic)
+    judged["robustness"] = _aspect(_kept(own, start), [], lambda values: min(values, default=np.nan))
+    return Judged(judged, _aggregate(own, start, clean, config.closeness) if config.aggregate else None)
 
 
-def _aggregate(own: Metrics, target: Metrics, retain: Metrics, form: ClosenessForm) -> Aspect:
-    parts = aggregate_parts(*(_measured(each) for each in (own, target, retain)), form)
+def _aggregate(
+    own: Mapping[str, float], target: Mapping[str, float], retain: Mapping[str, float], form: ClosenessForm
+) -> Aspect:
+    parts = aggregate_parts(own, target, retain, form)
     known = {name: value for name, value in parts.items() if not math.isnan(value)}
     return Aspect(aggregate_of(parts), known, tuple(name for name in parts if name not in known))
 
@@ -155,7 +155,8 @@ def _components(
             declared, rule = info(key).declared, _rule(key, name)
             if declared is None or rule is None or declared.weak is not weak:
                 continue
-            formula, value = rule(Values(*(_value(model, key) for model in (own, target, retain)), form))
+            values = Values(_value(own, key), _value(target, key), _value(retain, key), form)
+            formula, value = rule(values)
             components[formula.format(key)] = min(max(value, 0.0), 1.0) if not math.isnan(value) else math.nan
         if components:
             break
