@@ -46,7 +46,7 @@ from unlearn.config import Section
 from unlearn.data.example import Example
 from unlearn.errors import quoted
 from unlearn.files import digest
-from unlearn.paths import repository_problem
+from unlearn.paths import repository_problem, user_path
 
 if TYPE_CHECKING:
     from eval.collection.live_model import Live
@@ -95,6 +95,7 @@ class Options(Section):
       before the first of them (doubled each time), and calls at a time.
     - `price_in`, `price_out`: per million tokens of prompts and replies, for the estimate before the first
       call.
+    - `verdicts`: a file of verdicts for several runs; null: `verdicts.jsonl` of the benchmark's folder.
     - `context`: questions of the retain set before a question; 0 leaves these forms out.
     - `sanity`: also judge true answers and answers of other questions.
     - `max_new_tokens`: above the longest answers of TOFU; JensUn's code generates 50.
@@ -113,6 +114,7 @@ class Options(Section):
     concurrency: int = Field(4, ge=1)
     price_in: float | None = Field(None, ge=0)
     price_out: float | None = Field(None, ge=0)
+    verdicts: str | None = None
     context: int = Field(3, ge=0)
     sanity: bool = False
     max_new_tokens: int = 128
@@ -206,7 +208,10 @@ class _Judging:
             if (text := texts.get(e.id)) is not None and text.strip()
         }
         judge = _judge(options, live)
-        self.cache = Cache(live.directory / "verdicts.jsonl", judge.identity)
+        shared = (
+            live.directory / "verdicts.jsonl" if options.verdicts is None else user_path(options.verdicts)
+        )
+        self.cache = Cache(shared, judge.identity)
         self.rest = judged(list(self.prompts.values()), judge, self.cache)
         self._announce(live.progress)
 

@@ -339,6 +339,16 @@ def test_an_evaluation_asks_once_and_keeps_no_key(tmp_path, caplog):
     assert "[JUDGE_KEY]" in problem
 
 
+def test_runs_can_share_their_verdicts(tmp_path):
+    with server(lambda text, _: chat("yes")) as own:
+        shared = str(tmp_path / "shared" / "verdicts.jsonl")
+        first = run(tmp_path / "a", own.url, verdicts=shared)
+        calls = len(own.sent)
+        assert run(tmp_path / "b", own.url, verdicts=shared) == pytest.approx(first)
+        assert len(own.sent) == calls > 0
+    assert not list((tmp_path / "a").rglob("verdicts.jsonl"))
+
+
 def test_metrics_are_declared():
     asked = aggregates("forget", dict.fromkeys(("plain", "in_context", "gold", "other"), np.zeros(2)))
     every = ["llm_judge/unparsed", *asked, *aggregates("retain", {"plain": np.zeros(2)})]
