@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.distributed as dist
 
 from eval.benchmark import find, is_live, options_of
 from eval.benchmarks.llm_judge import Options, aggregates, check, forms
@@ -27,8 +29,10 @@ from eval.llm_judge.verdicts import Cache, Verdict, cost, judged, parsed, prompt
 from eval.metric_catalog import info
 from tests.eval.eval_fixtures import encoder, examples, model
 from tests.tolerance import PASS, assert_close
+from tests.worlds import together
 from unlearn.data.example import Example
-from unlearn.errors import ConfigError
+from unlearn.distributed import ALONE, World
+from unlearn.errors import ConfigError, UserError
 from unlearn.files import read_json
 from unlearn.models import export
 
@@ -297,11 +301,11 @@ def sets() -> dict[str, list[Example]]:
     return {"forget_eval": examples("forget"), "retain_eval": examples("retain")}
 
 
-def run(directory: Path, url: str, **options: Any) -> dict[str, float]:
+def run(directory: Path, url: str, world: World = ALONE, **options: Any) -> dict[str, float]:
     chosen = {
         "url": url, "model": "small", "key_variable": "JUDGE_KEY", "max_new_tokens": 3, "backoff": 0.001
     }  # fmt: skip
-    return evaluate(model(), encoder(), "llm_judge", sets(), directory, options=chosen | options)
+    return evaluate(model(), encoder(), "llm_judge", sets(), directory, options=chosen | options, world=world)
 
 
 def test_an_evaluation_asks_once_and_keeps_no_key(tmp_path, caplog):
@@ -347,6 +351,37 @@ def test_runs_can_share_their_verdicts(tmp_path):
         assert run(tmp_path / "b", own.url, verdicts=shared) == pytest.approx(first)
         assert len(own.sent) == calls > 0
     assert not list((tmp_path / "a").rglob("verdicts.jsonl"))
+
+
+def process(root: str, url: str, down: str) -> None:
+    """The evaluation as one of two processes, and one whose judge cannot be reached."""
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    here = World(rank, dist.get_world_size())
+    metrics = run(Path(root, f"rank{rank}"), url, world=here)
+    try:
+        run(Path(root, f"down{rank}"), down, world=here, retries=0)
+    except UserError as error:
+        metrics["failed"] = float("no reply" in str(error))
+    Path(root, f"{rank}.json").write_text(json.dumps(metrics))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_of_several_processes_only_the_main_one_asks(tmp_path):
+    with server(lambda text, n: chat("yes" if len(text) % 2 else "no")) as own:
+        alone = run(tmp_path / "alone", own.url)
+        calls = len(own.sent)
+        assert calls > 0
+        with socket.socket() as closed:  # bound, but nobody listens
+            closed.bind(("127.0.0.1", 0))
+            together(2, process, str(tmp_path), own.url, f"http://127.0.0.1:{closed.getsockname()[1]}/v1")
+        assert len(own.sent) == 2 * calls
+    for rank in range(2):
+        metrics = read_json(tmp_path / f"{rank}.json")
+        assert metrics.pop("failed") == 1
+        assert metrics == pytest.approx(alone)
+    assert not (tmp_path / "rank1").exists()
 
 
 def test_metrics_are_declared():
