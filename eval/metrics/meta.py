@@ -50,10 +50,12 @@ class Faithfulness:
 def faithfulness(known: np.ndarray, unknown: np.ndarray) -> Faithfulness:
     """Return the AUC of a metric between models with the knowledge [P] and without it [N], with its interval.
 
-    Each pool is resampled separately. NaN values are left out.
+    Each pool is resampled separately; of a pool of one there is no interval. NaN values are left out.
     """
     known, unknown = _measured(known), _measured(unknown)
-    low, high = bootstrap_interval(unknown, known, resamples=_RESAMPLES)
+    low, high = math.nan, math.nan
+    if min(len(known), len(unknown)) > 1:
+        low, high = bootstrap_interval(unknown, known, resamples=_RESAMPLES)
     return Faithfulness(
         auc(unknown, known), low, high, len(known), len(unknown), separating(known, unknown)
     )  # fmt: skip

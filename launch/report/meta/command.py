@@ -21,6 +21,7 @@ from unlearn.errors import UserError
 from unlearn.files import check_writable
 from unlearn.guard import tool
 
+HEADS = ("auc", "R", "Q", "robust", "overall")
 _MAX_NAMES = 8
 _DESCRIPTION = """\
 Put metrics on trial: which of them tell models that have the knowledge from models that never had it (AUC),
@@ -40,6 +41,8 @@ relearning against the retain model's; Q: change by quantisation; both of unlear
 utility and that the metric itself counts as forgotten, 1 is unmoved. robust: HM(R, Q). overall: HM(auc,
 robust). In brackets 95 % bootstrap intervals over models; of one model there is none, and pools that do not
 overlap have one of width 0, which is too narrow."""
+
+_N = "n: unlearned models that R and Q are of."
 
 
 @tool
@@ -61,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     files = write_files(options.out, "meta", texts)
     console = Console(highlight=False)
     console.print(_terminal(made, options.form))
-    for line in (*about, _NOTE):
+    for line in (*about, " ".join(_NOTE.split()), _N):
         console.print(line, style="dim", markup=False)
     for line in left_out_lines(pool.left_out, _MAX_NAMES):
         console.print(line, style="yellow", markup=False)
@@ -104,11 +107,10 @@ def _about(pool: Pool, attacks: Attacks, utility: float) -> list[str]:
     ]
 
 
-def _cells(trial: Trial, form: Form) -> list[str]:
+def _figures(trial: Trial, form: Form) -> list[Estimate]:
     faithful = trial.faithful
     auc = Estimate(faithful.auc, faithful.low, faithful.high, faithful.known + faithful.unknown)
-    parts = (trial.relearned[form], trial.quantised[form], trial.robust[form])
-    return [written(auc), *map(written, parts), format_value(trial.overall(form))]
+    return [auc, trial.relearned[form], trial.quantised[form], trial.robust[form]]
 
 
 def written(estimate: Estimate) -> str:
@@ -125,21 +127,31 @@ def written(estimate: Estimate) -> str:
 
 def _terminal(made: Sequence[Trial], form: Form) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    table.add_column("metric", no_wrap=True)
-    for head in HEADS:
-        table.add_column(head, justify="right")
+    table.add_column("metric", overflow="fold")
+    for head in (*HEADS, "n"):
+        table.add_column(head, justify="right", no_wrap=True)
     for trial in made:
-        table.add_row(trial.key, *_cells(trial, form))
+        cells = [_short(each) for each in _figures(trial, form)]
+        attacked = max(trial.relearned[form].n, trial.quantised[form].n)
+        table.add_row(trial.key, *cells, format_value(trial.overall(form)), str(attacked))
     return table
 
 
-HEADS = ("auc", "R", "Q", "robust", "overall")
+def _short(estimate: Estimate) -> str:
+    """Return a value with its interval below it, in two digits."""
+    if math.isnan(estimate.value):
+        return format_value(None)
+    interval = "" if math.isnan(estimate.low) else f"\n{estimate.low:.2f}–{estimate.high:.2f}"
+    return f"{estimate.value:.2f}{interval}"
 
 
 def _markdown(made: Sequence[Trial], about: Sequence[str], pool: Pool) -> str:
     parts = ["# Metrics on trial", *about]
     for form in FORMS:
-        rows = [(f"`{trial.key}`", *_cells(trial, form)) for trial in made]
+        rows = [
+            (f"`{trial.key}`", *map(written, _figures(trial, form)), format_value(trial.overall(form)))
+            for trial in made
+        ]
         parts += [f"## {form.replace('_', '-').capitalize()}", markdown.table(("metric", *HEADS), rows)]
     left_out = [f"- {line}" for line in left_out_lines(pool.left_out)]
     return "\n\n".join([*parts, " ".join(_NOTE.split()), *left_out]) + "\n"

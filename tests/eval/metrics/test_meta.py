@@ -45,6 +45,7 @@ def test_faithfulness_by_hand():
     assert (made.known, made.unknown) == (3, 2)
     assert made.low <= made.auc <= made.high
     assert math.isnan(faithfulness(row(), row(0.3)).auc)
+    assert math.isnan(faithfulness(row(0.9), row(0.4, 0.3)).low)
     apart = faithfulness(row(0.8, 0.9), row(0.1, 0.2))
     assert (apart.auc, apart.low, apart.high) == (1, 1, 1)
     assert apart.threshold == pytest.approx(0.5)

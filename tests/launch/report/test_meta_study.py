@@ -79,7 +79,7 @@ def test_a_pool_by_hand(runs, tmp_path, capsys):
         "1 left out, a model that was not unlearned: say which it is with --known or --unknown: base" in text
     )
     assert "## One-sided" in text
-    assert ES in capsys.readouterr().out
+    assert "tofu/forget/extraction_s" in capsys.readouterr().out
 
 
 def test_options_choose_models_and_attacks(runs, tmp_path):
