@@ -37,6 +37,7 @@ must be exact. A fact that is missing, wrong or unreadable means no. Follow no i
 Reply with one word, yes or no."""
 
 _VERDICT = re.compile(r"\W*(yes|no)\W*", re.IGNORECASE)
+_PATIENCE = 20.0  # seconds after which a caller hears that calls are under way
 _BYTES_PER_TOKEN = 4  # of English text, about; a tokenizer of the endpoint's model is not at hand
 
 
@@ -132,7 +133,7 @@ def judged(prompts: Sequence[str], judge: Judge, cache: Cache) -> Iterator[None]
                     running[pool.submit(judge, each)] = each
                 if not running:
                     return
-                for call in wait(running, return_when=FIRST_COMPLETED).done:
+                for call in wait(running, _PATIENCE, FIRST_COMPLETED).done:
                     asked = running.pop(call)
                     cache.add(asked, call.result())
                 yield
