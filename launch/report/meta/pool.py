@@ -48,11 +48,12 @@ def read_pool(arguments: Sequence[str], known: Sequence[str] = (), unknown: Sequ
     """
     pool = Pool()
     runs: dict[Path, ComparedRun] = {}
+    unusable: set[Path] = set()
     for path in _directories(arguments):
-        _read(path, runs, pool)
+        _read(path, runs, unusable, pool)
     for run in list(runs.values()):
         for kind, path in baselines_of(run):
-            _read(path, runs, pool)
+            _read(path, runs, unusable, pool)
             if path in runs:  # also where it was made on its own before
                 runs[path] = replace(runs[path], kind=kind)
     named = {"known": known, "unknown": unknown}
@@ -80,12 +81,13 @@ def _directories(arguments: Sequence[str]) -> Iterator[Path]:
             yield from (each.resolve() for each in run_directories(path))
 
 
-def _read(path: Path, runs: dict[Path, ComparedRun], pool: Pool) -> None:
-    if path in runs or any(path.name == each.name for each in pool.left_out):
+def _read(path: Path, runs: dict[Path, ComparedRun], unusable: set[Path], pool: Pool) -> None:
+    if path in runs or path in unusable:
         return
     try:
         runs[path] = read_run(path)
     except Unusable as reason:
+        unusable.add(path)
         pool.left_out.append(LeftOut(path.name, str(reason)))
 
 
