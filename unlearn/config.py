@@ -410,6 +410,21 @@ class HardwareConfig(Section):
         return self.micro_tokens
 
 
+class JudgementConfig(Section):
+    """How the metrics of a run are judged together."""
+
+    closeness: Literal["exponential", "relative"] = Field(
+        "exponential",
+        description="closeness of a membership AUC to the retain model's: 10^(−|Δ|/0.6), or 1 − |Δ| ÷ the "
+        "retain model's, as in UDS (arXiv 2605.24614)",
+    )
+    aggregate: bool = Field(
+        False,
+        description="also judged/aggregate: OpenUnlearning's harmonic mean of memorisation, privacy and "
+        "utility (arXiv 2506.12618)",
+    )
+
+
 class EvalConfig(Section):
     """Evaluation at the end and, with every_steps, during training; several: eval=[tofu,sampling]."""
 
@@ -429,6 +444,7 @@ class EvalConfig(Section):
         None, description="evaluate only so many examples of each set of the data"
     )
     compare: bool = Field(True, description="also evaluate the target and the retain model (cached)")
+    judgement: JudgementConfig = JudgementConfig()
 
 
 class TrackerConfig(Section):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
-from eval.metrics.mia import closeness
+from eval.metrics.mia import ClosenessForm, closeness
 
 AspectName = Literal["forget_efficacy", "utility", "privacy", "robustness"]
 PREFIX = "judged"
@@ -21,11 +21,15 @@ CHANCE = 0.25  # accuracy of guesses among four choices
 
 
 class Values(NamedTuple):
-    """One metric of the model, of the target and of the retain model; NaN where unmeasured."""
+    """One metric of the model, of the target and of the retain model; NaN where unmeasured.
+
+    `form` is the closeness of AUCs that the configuration chooses.
+    """
 
     own: float
     target: float
     retain: float
+    form: ClosenessForm = "exponential"
 
 
 Component: TypeAlias = tuple[str, float]
@@ -91,17 +95,17 @@ def closeness_to_retain(values: Values) -> Component:
     """The closeness of an AUC to the retain model's; without one 1 − 2·|AUC − ½|."""
     if math.isnan(values.retain):
         return "1 − 2·|{} − ½|", 1 - 2 * abs(values.own - 0.5)
-    return "closeness of {} to the retain model's", closeness(values.own, values.retain)
+    return "closeness of {} to the retain model's", closeness(values.own, values.retain, values.form)
 
 
 def closeness_to_half(values: Values) -> Component:
     """The closeness to ½, for an attack whose reference is the retain model: its own AUC is ½."""
-    return "closeness of {} to ½", closeness(values.own, 0.5)
+    return "closeness of {} to ½", closeness(values.own, 0.5, values.form)
 
 
 def privleak_closeness(values: Values) -> Component:
     """The closeness to 0 of PrivLeak, 100·ΔAUC/(1 − the retain model's AUC), with ½ for that AUC."""
-    return "closeness of {} to 0", closeness(abs(values.own) / 200, 0.0)
+    return "closeness of {} to 0", closeness(0.5 + abs(values.own) / 200, 0.5, values.form)
 
 
 def _ratio(part: float, whole: float) -> float:

@@ -1,9 +1,10 @@
-"""Judge all metrics of a run together, in four aspects that are never combined into one number.
+"""Judge all metrics of a run together, in four aspects.
 
 A method that breaks the model forgets perfectly, one that does nothing keeps all utility, and one that only
-hides what it knows passes until the model is quantised: each can maximise any single score. Every aspect is
-in [0, 1], higher is better, and NaN where nothing of it could be measured. Benchmarks declare in their
-`METRICS` in which aspect a metric counts, and how.
+hides what it knows passes until the model is quantised: each can maximise any single score. One number,
+OpenUnlearning's, is made of their metrics on request only (`eval.judgement.aggregate`). Every aspect is in
+[0, 1], higher is better, and NaN where nothing of it could be measured. Benchmarks declare in their `METRICS`
+in which aspect a metric counts, and how.
 
 *Forget efficacy*: harmonic mean of how little of the forget set is left. For TOFU these are the four metrics
 of OpenUnlearning's memorisation score (arXiv 2506.12618, App. F): 1 − extraction strength, 1 − exact
@@ -23,9 +24,10 @@ values count as they are.
 
 *Privacy*: harmonic mean over membership attacks of the closeness of their AUC to the retain model's, since a
 model that forgot too well reveals its forget set too. The closeness is `eval.metrics.mia.closeness`, a third
-party's guess at the paper's. Without a retain model it is 1 − 2·|AUC − ½| (SemEval-2025 Task 4), which is
-stricter. PrivLeak repeats the Min-K attack: it counts if the retain model's AUC is missing, with ½ for the
-AUC that it was divided by. For the Reference attack the retain model's AUC is ½ by construction.
+party's guess at the paper's or, with `eval.judgement.closeness=relative`, that of UDS (arXiv 2605.24614).
+Without a retain model it is 1 − 2·|AUC − ½| (SemEval-2025 Task 4), which is stricter. PrivLeak repeats the
+Min-K attack: it counts if the retain model's AUC is missing, with ½ for the AUC that it was divided by. For
+the Reference attack the retain model's AUC is ½ by construction.
 
 *Robustness*: the least share of the forgetting that is left after an attack, since one successful attack is
 enough. After quantising and relearning it is the forget efficacy of the changed model ÷ that before, over the
@@ -49,6 +51,7 @@ from typing import TypeAlias
 import numpy as np
 
 from eval.benchmark import Better
+from eval.judgement.aggregate import aggregate_of, aggregate_parts
 from eval.judgement.aspects import (
     ASPECTS,
     PREFIX,
@@ -60,8 +63,11 @@ from eval.judgement.aspects import (
 )
 from eval.metric_catalog import declarations, in_order, info, is_attack, split_variant
 from eval.metrics.likelihood import harmonic_mean
+from eval.metrics.mia import ClosenessForm
+from unlearn.config import JudgementConfig
 
 Metrics: TypeAlias = Mapping[str, float | None]
+_DEFAULT = JudgementConfig()
 
 
 @dataclass(frozen=True)
@@ -75,52 +81,72 @@ class Aspect:
 
 @dataclass(frozen=True)
 class Judged:
-    """The aspects of one model."""
+    """The aspects of one model, and OpenUnlearning's aggregate where the configuration asks for it."""
 
     aspects: dict[AspectName, Aspect]
+    aggregate: Aspect | None = None
+
+    @property
+    def shown(self) -> dict[str, Aspect]:
+        """The aspects of which something was to be measured, and the aggregate, by name."""
+        known: dict[str, Aspect] = {n: a for n, a in self.aspects.items() if a.components or a.missing}
+        return known | ({} if self.aggregate is None else {"aggregate": self.aggregate})
 
     @property
     def metrics(self) -> dict[str, float]:
-        """`judged/<aspect>` of the aspects of which something was to be measured."""
-        return {f"{PREFIX}/{n}": a.value for n, a in self.aspects.items() if a.components or a.missing}
+        """The values of `shown` as `judged/<name>`."""
+        return {f"{PREFIX}/{name}": each.value for name, each in self.shown.items()}
 
 
-def judge(results: Metrics, target: Metrics | None = None, retain: Metrics | None = None) -> Judged:
+def judge(
+    results: Metrics, target: Metrics | None = None, retain: Metrics | None = None,
+    config: JudgementConfig = _DEFAULT,
+) -> Judged:  # fmt: skip
     """Return the four aspects of a model from its flat results and those of target and retain model.
 
     Target and retain model may be missing. To judge one of them, pass its results twice.
     """
-    models = [_measured(each or {}) for each in (results, target, retain)]
+    own, start, clean = (_measured(each or {}) for each in (results, target, retain))
     judged: dict[AspectName, Aspect] = {}
     for name in ASPECTS[:-1]:
-        components = _components(name, *models)
-        judged[name] = _aspect(components, _lacking(name, results, models[0]), _harmonic)
-    judged["robustness"] = _aspect(
-        _kept(models[0], models[1]), [], lambda values: min(values, default=np.nan)
-    )
-    return Judged(judged)
+        components = _components(name, own, start, clean, config.closeness)
+        judged[name] = _aspect(components, _lacking(name, results, own), _harmonic)
+    judged["robustness"] = _aspect(_kept(own, start), [], lambda values: min(values, default=np.nan))
+    return Judged(judged, _aggregate(own, start, clean, config.closeness) if config.aggregate else None)
 
 
-def judged_columns(columns: Mapping[str, Metrics], *, own_target: bool = False) -> dict[str, Judged]:
+def _aggregate(
+    own: Mapping[str, float], target: Mapping[str, float], retain: Mapping[str, float], form: ClosenessForm
+) -> Aspect:
+    parts = aggregate_parts(own, target, retain, form)
+    known = {name: value for name, value in parts.items() if not math.isnan(value)}
+    return Aspect(aggregate_of(parts), known, tuple(name for name in parts if name not in known))
+
+
+def judged_columns(
+    columns: Mapping[str, Metrics], *, own_target: bool = False, config: JudgementConfig = _DEFAULT
+) -> dict[str, Judged]:
     """Judge each model against the columns `target` and `retain model`, if they exist.
 
     own_target: without a column `target` the last one is it, as when a model is only evaluated.
     """
     last = list(columns.values())[-1] if own_target else {}
     target, retain = columns.get("target", last), columns.get("retain model", {})
-    return {title: judge(column, target, retain) for title, column in columns.items()}
+    return {title: judge(column, target, retain, config) for title, column in columns.items()}
 
 
 def with_judgement(
-    columns: Mapping[str, Metrics], *, own_target: bool = False
+    columns: Mapping[str, Metrics], *, own_target: bool = False, config: JudgementConfig = _DEFAULT
 ) -> dict[str, dict[str, float | None]]:
     """Return the columns with `judged/…` from judging them together, which their own files do not know."""
-    judged = judged_columns(columns, own_target=own_target)
+    judged = judged_columns(columns, own_target=own_target, config=config)
     plain = {t: {k: v for k, v in c.items() if not k.startswith(f"{PREFIX}/")} for t, c in columns.items()}
     return {title: {**judged[title].metrics, **column} for title, column in plain.items()}
 
 
-def _components(name: AspectName, own: Metrics, target: Metrics, retain: Metrics) -> dict[str, float]:
+def _components(
+    name: AspectName, own: Metrics, target: Metrics, retain: Metrics, form: ClosenessForm = "exponential"
+) -> dict[str, float]:
     """Return the components of an aspect by formula, NaN for one without a value, e.g. for a target of 0."""
     components: dict[str, float] = {}
     counted = [key for key in in_order(own) if (rule := _rule(key, name)) and _counts(key, own, retain)]
@@ -129,7 +155,8 @@ def _components(name: AspectName, own: Metrics, target: Metrics, retain: Metrics
             declared, rule = info(key).declared, _rule(key, name)
             if declared is None or rule is None or declared.weak is not weak:
                 continue
-            formula, value = rule(Values(*(_value(model, key) for model in (own, target, retain))))
+            values = Values(_value(own, key), _value(target, key), _value(retain, key), form)
+            formula, value = rule(values)
             components[formula.format(key)] = min(max(value, 0.0), 1.0) if not math.isnan(value) else math.nan
         if components:
             break

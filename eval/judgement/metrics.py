@@ -19,4 +19,8 @@ METRICS = {
     "judged/robustness": Metric(
         "share of the forgetting that the worst attack leaves · least", Better.HIGHER, level=1
     ),
+    "judged/aggregate": Metric(
+        "OpenUnlearning's harmonic mean of memorisation, privacy and utility (arXiv 2506.12618)",
+        Better.HIGHER, level=1,
+    ),
 }  # fmt: skip

@@ -17,12 +17,14 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from eval.collection.ragged import Ragged
 from eval.metrics.likelihood import mean_nll
 
+ClosenessForm: TypeAlias = Literal["exponential", "relative"]
 FALSE_POSITIVE_RATES = (0.01, 0.05, 0.1)
 
 
@@ -174,13 +176,27 @@ def privleak(auc: float, retain_auc: float) -> float:
     return 100 * (unlearned - retained) / retained if retained != 0 else math.nan
 
 
-def closeness(auc: float, retain_auc: float) -> float:
-    """Return 10^(−|Δ|/0.6) of the difference of two AUCs; 1: equal to the retain model's, 0.1: 0.6 away.
+def closeness(auc: float, retain_auc: float, form: ClosenessForm = "exponential") -> float:
+    """Return how close an AUC is to the retain model's; 1: equal.
 
-    The form of the privacy score in OpenUnlearning's paper is unpublished; this is a guess by third parties,
-    fitted to its value for the target. Values do not compare with that paper's tables.
+    `exponential`: 10^(−|Δ|/0.6), 0.1 for AUCs 0.6 apart. The form of the privacy score in OpenUnlearning's
+    paper (arXiv 2506.12618) is unpublished; this is a guess by third parties, fitted to its value for the
+    target. Values do not compare with that paper's tables.
+
+    `relative`: 1 − min(|Δ| ÷ the retain model's AUC, 1), 0 for an AUC of twice the retain model's. The form
+    of UDS (arXiv 2605.24614) for its published models. NaN if the retain model's AUC is 0.
+
+    Raises:
+        ValueError: `form` has another name.
     """
-    return math.exp(-math.log(10) / 0.6 * abs(auc - retain_auc))
+    difference = abs(auc - retain_auc)
+    if form == "exponential":
+        return math.exp(-math.log(10) / 0.6 * difference)
+    if form != "relative":
+        raise ValueError(f"closeness={form!r}: choose 'exponential' or 'relative'")
+    if retain_auc == 0 or math.isnan(difference):
+        return math.nan
+    return 1 - min(difference / retain_auc, 1.0)
 
 
 def _mean_of_lowest(rows: Ragged, k: float) -> np.ndarray:

@@ -31,6 +31,7 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
     "memory": Subcommand("launch.memory.command", "memory of a run with each preset of hardware"),
     "compare": Subcommand("launch.report.compare.command", "runs compared by their results: tables, a page"),
     "geffect": Subcommand("launch.report.geffect.command", "runs compared by their G-effect"),
+    "meta": Subcommand("launch.report.meta.command", "metrics on trial: which of them can be trusted"),
     "rescore": Subcommand("eval.benchmarks.tofu.rescore", "metrics of a published TOFU log, without a model"),
     "sync": Subcommand("launch.tracking.sync", "send what was logged offline to W&B"),
     "workspace": Subcommand("launch.tracking.workspace", "the saved view of a study in W&B"),

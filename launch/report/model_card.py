@@ -170,7 +170,7 @@ def _results(baselines: Baselines, measured: Mapping[str, float | None], config:
         for name, folder in (("target", baselines.target), ("retain model", baselines.retain))
         if folder is not None
     }
-    columns = dict(with_judgement({**columns, "this model": measured}))
+    columns = dict(with_judgement({**columns, "this model": measured}, config=config.eval.judgement))
     keys = shown(measured)
     if not keys:
         return ""

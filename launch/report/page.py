@@ -17,7 +17,7 @@ from launch.report.render import render
 from launch.report.robustness_charts import after_attacks
 from launch.report.run_files import Results, Run, load
 from launch.report.sections import attack_tables, cards, judgements, samples
-from launch.report.settings import split_at_keys
+from launch.report.settings import flat, judgement_of, split_at_keys
 from launch.report.traces import Figure
 from launch.run.config_file import read_config
 from unlearn.run_dir import RunDir
@@ -44,8 +44,9 @@ def write_report(run_dir: Path, *, target_dir: Path | None = None, retain_dir: P
     runs = [load(path, name) for name, path in compared if path is not None and path.is_dir()]
     runs = [run for run in runs if run.results or run.examples] + [load(run_dir, role)]
     columns: dict[str, Results] = {run.role: run.results for run in runs}
-    judged = judged_columns(columns, own_target=method == "none")
-    complete = with_judgement(columns, own_target=method == "none")
+    form = judgement_of(flat(config))
+    judged = judged_columns(columns, own_target=method == "none", config=form)
+    complete = with_judgement(columns, own_target=method == "none", config=form)
     for run in runs:
         run.results = complete[run.role]
     keys = in_order(key for run in runs for key in run.results if not info(key).is_detail)

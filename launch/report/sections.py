@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from eval.benchmark import Better
-from eval.judgement.aspects import ASPECTS, PREFIX
+from eval.judgement.aspects import PREFIX
 from eval.judgement.judge import Aspect, Judged
 from eval.judgement.metrics import METRICS
 from eval.metric_catalog import declarations, in_order, info, set_order
@@ -20,24 +20,24 @@ from launch.report.traces import label
 
 SAMPLES_PER_SET = 100
 _MAX_CARDS = 8
+_NOTHING = Aspect(math.nan)
 _MAX_SCORES = 5  # numbers next to an answer
 
 
 def judgements(judged: Mapping[str, Judged]) -> list[dict[str, Any]]:
     """Return the aspects of which something was measured: the value of each role, and its components."""
-    shown = []
-    for name in ASPECTS:
-        aspects = {role: each.aspects[name] for role, each in judged.items()}
-        if any(each.components or each.missing for each in aspects.values()):
-            shown.append(
-                {
-                    "label": label(f"{PREFIX}/{name}"),
-                    "hint": METRICS[f"{PREFIX}/{name}"].text,
-                    "values": {role: each.value for role, each in aspects.items()},
-                    "components": _components(aspects),
-                }
-            )
-    return shown
+    names = {name for each in judged.values() for name in each.shown}
+    return [
+        {
+            "label": label(key),
+            "hint": one.text,
+            "values": {role: each.value for role, each in aspects.items()},
+            "components": _components(aspects),
+        }
+        for key, one in METRICS.items()
+        if (name := key.removeprefix(f"{PREFIX}/")) in names
+        for aspects in [{role: each.shown.get(name, _NOTHING) for role, each in judged.items()}]
+    ]
 
 
 def _components(aspects: Mapping[str, Aspect]) -> list[tuple[str, list[float | None]]]:

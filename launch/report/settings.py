@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from launch.run.config_file import key_places
+from unlearn.config import JudgementConfig
 
 # Settings that change what is trained or measured. The seed is no setting: runs are averaged over it.
-_SETTINGS = re.compile(r"(model|dataset|method)\..+|eval\.(limit|max_new_tokens)|hardware\.dtype")
+_SETTINGS = re.compile(
+    r"(model|dataset|method)\..+|eval\.(limit|max_new_tokens|judgement\..+)|hardware\.dtype"
+)
 _NO_SETTINGS = re.compile(r"method\.(name|source)|model\.(trust_remote_code|attention)|model\.published\..*")
 
 
@@ -29,6 +32,12 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a flat configuration that distinguish runs, without those that are null."""
     keys = [key for key in config if _SETTINGS.fullmatch(key) and not _NO_SETTINGS.fullmatch(key)]
     return {key: plain(config[key]) for key in keys if config[key] is not None}
+
+
+def judgement_of(settings: Mapping[str, Any]) -> JudgementConfig:
+    """Return how a run is judged, from its flat settings; those that it lacks have their defaults."""
+    known = {key: settings.get(f"eval.judgement.{key}") for key in JudgementConfig.model_fields}
+    return JudgementConfig(**{key: value for key, value in known.items() if value is not None})
 
 
 def plain(value: Any) -> Any:

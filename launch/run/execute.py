@@ -233,7 +233,8 @@ class _Run:
     def _judged(self, metrics: Mapping[str, float]) -> dict[str, float]:
         baselines = self.job.baselines
         target = _results_of(baselines.target) if self.config.method.makes_model else metrics
-        return judge(metrics, target, _results_of(baselines.retain)).metrics
+        retain = _results_of(baselines.retain)
+        return judge(metrics, target, retain, self.config.eval.judgement).metrics
 
     def _scored_sets(self) -> dict[str, list[Example]]:
         wanted = evaluation_sets(self.config)

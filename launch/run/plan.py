@@ -11,7 +11,7 @@ from eval.configuration import benchmark_options, evaluation_sets
 from launch.config_groups import values_of
 from launch.job import Baselines, Job
 from unlearn import interventions, probes
-from unlearn.config import EvalConfig, LoraConfig, MethodConfig, ProbeConfig, RunConfig
+from unlearn.config import EvalConfig, JudgementConfig, LoraConfig, MethodConfig, ProbeConfig, RunConfig
 from unlearn.data import alternatives, refused_prompts
 from unlearn.data.prompts import DATE
 from unlearn.data.readers import content_hash
@@ -45,6 +45,8 @@ class Planned:
         """Hash of all settings and files that change the measurements of the same model."""
         config = self.job.config
         settings = config.eval.model_dump(include={"benchmarks", "variants", "max_new_tokens", "limit"})
+        if config.eval.judgement != JudgementConfig():  # runs of before it could be chosen stay complete
+            settings["judgement"] = config.eval.judgement.model_dump()
         sets = identity(config.dataset, evaluation_sets(config))
         files = {name: key for name in config.eval.benchmarks if (key := _files_of(config, name))}
         baselines = self.job.baselines

@@ -229,7 +229,7 @@ def _run(
     columns = {name: RunDir(folder).read_results() for name, folder in baselines}
     last = "unlearned" if config.method.start == "target" and config.method.makes_model else "this model"
     columns[last] = plan.main.rundir.read_results()
-    columns = with_judgement(columns, own_target=not config.method.makes_model)
+    columns = with_judgement(columns, own_target=not config.method.makes_model, config=config.eval.judgement)
     keys = shown(key for column in columns.values() for key in column)
     if keys:
         console.print(result_table(columns, keys))

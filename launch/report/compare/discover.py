@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from launch.report.compare.published_models import is_published, read_published
 from launch.report.compare.runs import ANCHORS, ComparedRun, RunRole, read_run
 from launch.report.compare.wandb_exports import ENDINGS, read_export
 from launch.report.compare.wandb_offline import read_offline
@@ -46,9 +47,9 @@ def find(arguments: Sequence[str], named: dict[RunRole, str] | None = None) -> D
             else:
                 discovered.left_out.append(LeftOut(*each))
     every += _named_directories(named or {}, every)
-    baselines = [each for run in every for each in _baselines_of(run)]
+    baselines = [each for run in every for each in baselines_of(run)]
     every = [replace(run, kind=_kind(run, set(baselines), named or {})) for run in every]
-    every = [replace(run, baselines={kind: str(path) for kind, path in _baselines_of(run)}) for run in every]
+    every = [replace(run, baselines={kind: str(path) for kind, path in baselines_of(run)}) for run in every]
     every += _further_anchors(every, baselines)
     for run, first in zip(every, first_of_equals(every, [run.kind for run in every]), strict=True):
         if first is not run:
@@ -93,7 +94,7 @@ def _sources(arguments: Sequence[str]) -> list[Path]:
 def _read(source: Path) -> Iterator[ComparedRun | tuple[str, str]]:
     """The runs of a directory or an export, or name and reason of what cannot be compared."""
     if source.is_file():
-        yield from read_export(source)
+        yield from read_published(source) if is_published(source) else read_export(source)
         return
     try:
         offline = not RunDir(source).config.is_file() and any(source.glob("*.wandb"))
@@ -143,8 +144,8 @@ def _further_anchors(every: Sequence[ComparedRun], baselines: Sequence[BaselineD
     return anchors
 
 
-def _baselines_of(run: ComparedRun) -> list[BaselineDir]:
-    """The directories of its baselines: where they were, or next to the run if both were moved together."""
+def baselines_of(run: ComparedRun) -> list[BaselineDir]:
+    """Return the directories of its baselines: where they were, or next to the run if both were moved."""
     existing: list[BaselineDir] = []
     for kind in ANCHORS:
         stored = run.baselines.get(kind.split()[0], run.baselines.get(kind))

@@ -12,7 +12,7 @@ from launch.report.compare.runs import ANCHORS, TASK, ComparedRun, RunRole
 from launch.report.labels import distinguishing, label, numbered
 from launch.report.run_files import Results
 from launch.report.run_groups import Mark, differing, grouped, mark
-from launch.report.settings import shortest
+from launch.report.settings import judgement_of, shortest
 from launch.report.statistics import Mean, mean
 
 
@@ -158,9 +158,10 @@ def _judged(row: Row, rows: Sequence[Row]) -> Row:
     others: dict[str, Results] = {
         other.kind: other.runs[0].results for other in rows if other.task == row.task
     }
-    runs = [
-        replace(run, results=with_judgement({**others, row.kind: run.results})[row.kind]) for run in row.runs
-    ]
+    runs = []
+    for run in row.runs:
+        judged = with_judgement({**others, row.kind: run.results}, config=judgement_of(run.settings))
+        runs.append(replace(run, results=judged[row.kind]))
     return replace(row, runs=runs)
 
 

@@ -1,0 +1,1 @@
+"""Ask a language model whether answers state what they should."""

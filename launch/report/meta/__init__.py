@@ -1,0 +1,1 @@
+"""Put metrics on trial: which of them tell whether a model has the knowledge."""
