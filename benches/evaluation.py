@@ -141,7 +141,7 @@ def _floor(model: nn.Module, encoder: Encoder, sets: dict[str, list[Example]]) -
     (bins,) = deal([row.width for row in rows], 1, max_tokens=TOKENS)
     with evaluating(model):
         for part in bins:
-            batch, _ = collate_rows(sequences, [rows[j] for j in part])
+            batch = collate_rows(sequences, [rows[j] for j in part], dtype=torch.float32, in_pieces=False)
             model(input_ids=batch.input_ids, use_cache=False)
 
 

@@ -65,7 +65,7 @@ def collate_rows(
     ends = torch.tensor([sequences[row.members[0]].answer_start - 1 for row in rows])
     width = int(widths.max())
     first = np.cumsum([0, *widths[:-1]]) if in_pieces else width * np.arange(len(rows))
-    index = np.concatenate([start + row.index for start, row in zip(first, laid, strict=True)])
+    index = np.concatenate([start + row.places for start, row in zip(first, laid, strict=True)])
     columns = [(row.ids, row.position, row.owner) for row in laid]
     if in_pieces:
         ids, position, _ = (
@@ -99,7 +99,7 @@ class _Laid(NamedTuple):
     ids: np.ndarray
     position: np.ndarray
     owner: np.ndarray
-    index: np.ndarray
+    places: np.ndarray
     labels: np.ndarray
     lengths: list[int]
 
@@ -108,19 +108,22 @@ def _lay(sequences: Sequence[TokenSequence], row: Row) -> _Laid:
     first = sequences[row.members[0]]
     start = at = first.answer_start
     ids, position, owner = [first.ids[:start]], [np.arange(start)], [np.zeros(start, dtype=np.int64)]
-    index, labels, lengths = [], [], []
+    places, labels, lengths = [], [], []
     for branch, i in enumerate(row.members, start=1):
         answer = sequences[i].ids[start:]
         n = len(answer)
         ids.append(answer[:-1])
         position.append(np.arange(start, start + n - 1))
         owner.append(np.full(n - 1, branch))
-        index.append(np.concatenate([[start - 1], np.arange(at, at + n - 1)]))
+        places.append(np.concatenate([[start - 1], np.arange(at, at + n - 1)]))
         labels.append(answer)
         lengths.append(n)
         at += n - 1
-    joined = (np.concatenate(each).astype(np.int64) for each in (ids, position, owner, index, labels))
-    return _Laid(*joined, lengths)
+    return _Laid(_joined(ids), _joined(position), _joined(owner), _joined(places), _joined(labels), lengths)
+
+
+def _joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+    return np.concatenate(parts).astype(np.int64)
 
 
 def _padded(rows: Sequence[np.ndarray], width: int, fill: int) -> Tensor:

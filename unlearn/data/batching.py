@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -150,8 +150,9 @@ class Batch:
     pieces: tuple[Piece, ...] = ()
 
     def to(self, device: torch.device | str) -> Batch:
-        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        return replace(self, **{name: t.to(device) for name, t in values.items() if isinstance(t, Tensor)})
+        values = ((name, getattr(self, name)) for name in self.__dataclass_fields__)
+        moved: dict[str, Any] = {name: t.to(device) for name, t in values if isinstance(t, Tensor)}
+        return replace(self, **moved)
 
 
 def collate(

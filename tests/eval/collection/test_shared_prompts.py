@@ -99,10 +99,12 @@ def test_the_tree_by_hand():
     )
     for batch in (whole, pieces):
         assert batch.input_ids.tolist() == [[5, 6, 7, 8, 4]]
+        assert batch.position_ids is not None
         assert batch.position_ids.tolist() == [[0, 1, 2, 3, 2]]
         assert batch.index.tolist() == [1, 2, 3, 1, 4]
         assert batch.labels.tolist() == [7, 8, 9, 4, 9]
         assert batch.lengths.tolist() == [3, 2]
+    assert whole.attention_mask is not None
     looks = ["10000", "11000", "11100", "11110", "11001"]
     assert (whole.attention_mask[0, 0] == 0).int().tolist() == [[int(c) for c in line] for line in looks]
     assert (pieces.attention_mask, pieces.pieces) == (None, (Piece(2), Piece(2, 0), Piece(1, 0)))

@@ -105,4 +105,5 @@ def test_a_model_that_overlooks_positions_stays_padded(tiny_model: Build) -> Non
         def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, **rest: Any) -> Any:
             return super().forward(input_ids=input_ids, **rest)
 
-    assert not runs_unpadded(Blind(tiny_model("gpt2").config))
+    config: Any = tiny_model("gpt2").config
+    assert not runs_unpadded(Blind(config))
