@@ -21,6 +21,7 @@ from unlearn.passes.head import unwrap
 from unlearn.passes.module_modes import evaluating
 from unlearn.passes.out_of_memory import Bins, in_portions
 from unlearn.passes.products import fast_linear_layers
+from unlearn.passes.unpadded import without_padding
 
 
 @dataclass(frozen=True)
@@ -100,8 +101,9 @@ def _of_batch(target: nn.Module, source: nn.Module, batch: Batch) -> Tensor:
 
 
 def _patched(target: nn.Module, block: int, batch: Batch, states: Tensor) -> Tensor:
-    with overwritten(target, block, batch.index, states):
-        return record(target, batch).logp
+    row, _ = without_padding(target, batch)  # positions are those of the pass
+    with overwritten(target, block, row.index, states):
+        return record(target, row).logp
 
 
 def _own(source: nn.Module, states: Sequence[Tensor], batch: Batch) -> list[Tensor]:

@@ -19,6 +19,7 @@ from tests.unlearn.training import small_training as training
 from tests.unlearn.training.test_trainer import in_processes
 from unlearn.config import HardwareConfig, MethodConfig
 from unlearn.passes.head import logits_are_plain
+from unlearn.passes.unpadded import rows_in_pass, runs_unpadded
 from unlearn.run_dir import RunDir
 from unlearn.terms import OBJECTIVES
 from unlearn.training.engine import Engine
@@ -130,11 +131,12 @@ class Counted:
 
 @contextmanager
 def counted(model: Any) -> Iterator[Counted]:
+    runs_unpadded(model)  # its trial is not counted
     found, head = Counted(), model.get_output_embeddings()
     started: list[tuple[bool, int, bool]] = []
 
     def begin(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
-        rows = kwargs["input_ids"].shape[0]
+        rows = rows_in_pass() or kwargs["input_ids"].shape[0]
         started.append((torch.is_grad_enabled(), rows, bool(kwargs.get("output_hidden_states"))))
 
     def headed(_: Any, args: tuple[Tensor], logits: Tensor) -> None:
