@@ -88,7 +88,7 @@ def _batch(items: Sequence[Item]) -> Batch:
 
 def _of_batch(target: nn.Module, source: nn.Module, batch: Batch) -> Tensor:
     """Return [B, 3, L] in the order of `Scores`, one pass of the target for each block."""
-    states = block_states(source, batch)
+    states = block_states(source, without_padding(source, batch)[0])  # as the target is run, bit for bit
     if source is target:
         patched = [record(target, batch).logp] * len(states)
     else:

@@ -202,8 +202,9 @@ def test_a_model_with_an_edit_has_a_depth_and_no_lens_of_its_own(tmp_path: Path)
 
     metrics = depth.measure(work(tmp_path, edited), depth.Options())
     first, second = layers(tmp_path)
-    assert (first["drop"], first["probability"]) == (0, None)
-    assert second["drop"] != 0
+    # The same but for rounding: the model with the edit runs padded rows.
+    assert abs(first["drop"]) < 1e-5 * abs(second["drop"])
+    assert first["probability"] is None
     assert metrics["depth/probability/missing"] == 8
 
 
