@@ -11,8 +11,9 @@ class Example:
 
     `id` is unique over all sets of a run (`"forget10/12"`). A plain text has no question; its text is
     the answer. The other fields are optional. `template` is an alternative answer in the data, `group` a
-    benchmark's division of a set (`"task1/knowledge"`). Of a plain text that is `truncated` only the first
-    `dataset.max_length` tokens are trained on; another one that is longer is cut into pieces.
+    benchmark's division of a set (`"task1/knowledge"`), `other_answers` are further right answers. Of a plain
+    text that is `truncated` only the first `dataset.max_length` tokens are trained on; another one that is
+    longer is cut into pieces.
     """
 
     id: str
@@ -24,3 +25,4 @@ class Example:
     template: str | None = None
     group: str | None = None
     truncated: bool = False
+    other_answers: tuple[str, ...] = ()
