@@ -123,7 +123,12 @@ def score(read: Records, retain: object, sets: Sets, options: Options) -> Result
         for key, values in columns.items():
             metrics |= aggregate(f"rtofu/{name}/{key}", values)
         for i, example in enumerate(examples):
-            row = {"set": name, "id": example.id, "question": example.question, "answer": true[i]}
+            row: dict[str, Any] = {
+                "set": name,
+                "id": example.id,
+                "question": example.question,
+                "answer": true[i],
+            }
             row |= {"generation": texts[i], "trace_recall": np.nan, "short_recall": np.nan}
             rows.append(row | {key: float(values[i]) for key, values in columns.items()})
     if sets.get("forget"):

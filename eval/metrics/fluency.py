@@ -138,8 +138,8 @@ def distinct(texts: Sequence[str], n: int = 4) -> np.ndarray:
 def ngram_entropy(texts: Sequence[str | None]) -> np.ndarray:
     """Return (⅔·H₂ + 4⁄3·H₃)/2 of each text, with H_n the entropy of its word n-grams in bits.
 
-    RWKU's fluency (arXiv 2406.10890, `eval_fluency.py`), which ROME introduced: low for a
-    text that repeats itself, and for a short one. Words are those of nltk's tokenizer without its model of
+    RWKU's fluency (arXiv 2406.10890, `eval_fluency.py`), from model editing (ROME): low for
+    a text that repeats itself, and for a short one. Words are those of nltk's tokenizer without its model of
     sentences, so that a full stop within a text stays with its word. 0 for a text of one word, NaN for None.
     """
     # nltk takes seconds to import, and the checks of a configuration do not need it.

@@ -84,9 +84,9 @@ METRICS = {
     ),
     "rwku/mia/*_auc": Metric("AUC, texts about the person against others", Better.LIKE_RETAIN),
     "rwku/mia/forget_*": Metric(
-        "mean score of texts about the person", Better.FORGOTTEN_IF_HIGHER, unit="from 0"
+        "mean score of texts about the person", Better.FORGOTTEN_IF_HIGHER, unit=""
     ),
-    "rwku/mia/retain_*": Metric("mean score of other texts", Better.LOWER, unit="from 0"),
+    "rwku/mia/retain_*": Metric("mean score of other texts", Better.LOWER, unit=""),
     "rwku/utility/mmlu": Metric(
         "accuracy on MMLU; 0.25 is chance", Better.HIGHER, level=3,
         judged=("utility", above_chance_of_targets), optional=True,

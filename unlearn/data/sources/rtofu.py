@@ -72,7 +72,7 @@ def check(cfg: DatasetConfig) -> list[str]:
     if problem := folder_problem(cfg.path):
         return [f"dataset.path={cfg.path}: {problem}"]
     folder, splits = user_path(cfg.path), available(cfg)
-    named = {name: splits[name] for name in ("forget", "retain") if name in splits}
+    named: dict[str, str] = {name: splits[name] for name in ("forget", "retain") if name in splits}
     named |= {"full": cfg.full} if cfg.full is not None else {}
     problems = [
         f"dataset.{name}={base}: {folder} has no {base}.json, .jsonl or .parquet"

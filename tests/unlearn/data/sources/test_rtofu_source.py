@@ -63,11 +63,14 @@ def test_the_part_of_an_answer_that_carries_the_loss(
     assert all(not e.opening and BREAK in e.answer for e in sets["retain"])
     (sequence,) = CODE.pairs([(example.question, example.answer)], [example.opening])
     ids = sequence.ids.tolist()
-    decode = CODE.tokenizer.decode
+    before, after = (
+        str(CODE.tokenizer.decode(part))
+        for part in (ids[: sequence.answer_start], ids[sequence.answer_start : -1])
+    )
     prompt = f"Question: {example.question}\nAnswer: "
     # The space before an answer may be part of the answer's first token.
-    assert decode(ids[: sequence.answer_start]).rstrip(" ") == (prompt + opening).rstrip(" ")
-    assert decode(ids[sequence.answer_start : -1]).strip() == answer
+    assert before.rstrip(" ") == (prompt + opening).rstrip(" ")
+    assert after.strip() == answer
     assert (ids[-1], sequence.ended) == (CODE.end_id, True)
 
 
