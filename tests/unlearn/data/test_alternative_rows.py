@@ -15,6 +15,7 @@ from unlearn.data.batching import Schedule
 from unlearn.data.example import Example
 from unlearn.data.tokenization import Encoder
 from unlearn.distributed import World
+from unlearn.errors import UserError
 from unlearn.probes import WATCHED
 from unlearn.probes.geffect.set_gradients import sampled
 from unlearn.terms import bind, row_multiples
@@ -73,6 +74,14 @@ def test_the_opening_of_an_answer_is_part_of_the_prompt(nano_tokenizer: PreTrain
             before, after = (str(nano_tokenizer.decode(part)) for part in parts)
             assert before + after == prompt + text
             assert len(before) in (len(prompt), len(prompt) - 1)  # a token may hold the end of the prompt
+
+
+def test_sampled_answers_do_not_follow_an_opening(nano_tokenizer: PreTrainedTokenizerBase) -> None:
+    opened = [replace(SETS_OF["forget"][0], opening="I think. So ")]
+    with pytest.raises(
+        UserError, match=r"source=sampled: the answer to forget/0 begins with a text of the data"
+    ):
+        groups(nano_tokenizer, "altpo", sets=SETS_OF | {"forget": opened})
 
 
 def test_an_edit_of_prompts_takes_the_beginning_of_a_plain_text_for_one(
