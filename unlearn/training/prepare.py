@@ -123,9 +123,9 @@ class Preparation:
         if cfg.source == "sampled":
             if opened := [e.id for e in examples if e.opening]:
                 raise UserError(
-                    f"method.alternatives.source=sampled: the answer to {opened[0]} begins with a text of the "
-                    "data, which sampled answers do not follow: train on whole answers (dataset.options), or "
-                    "choose another source"
+                    f"method.alternatives.source=sampled: the answer to {opened[0]} begins with a text of "
+                    "the data, which sampled answers do not follow: train on whole answers "
+                    "(dataset.options), or choose another source"
                 )
             texts = self._sampled(examples, target)
         else:
