@@ -17,6 +17,7 @@ from launch.resolve import Resolved
 from launch.run.ensure import is_complete
 from unlearn.config import RunConfig
 from unlearn.data.batching import Schedule, deal
+from unlearn.data.example import Example
 from unlearn.data.sources import load_sets
 from unlearn.data.tokenization import TokenSequence
 from unlearn.errors import UserError
@@ -31,7 +32,7 @@ _SHOWN = (
     "parameters", "gradients", "optimizer", "activations", "peak", "buffers", "extras",
     "device", "host", "cache",
 )  # fmt: skip
-Pair: TypeAlias = tuple[str | None, str]  # a question, if there is one, and its answer
+Asked: TypeAlias = tuple[str | None, str, str]  # a question, if there is one, its answer, and its opening
 _LOOKED_AT = 64  # steps: what a micro-batch holds hardly changes after that
 
 
@@ -48,7 +49,7 @@ def show_plan(resolved: Resolved, console: Console) -> None:
     memory = Table("", title="memory of each process")
     taken = []
     decided: list[str] = []
-    known: dict[Pair, TokenSequence] = {}  # the plan's runs have one tokenizer, and most texts in common
+    known: dict[Asked, TokenSequence] = {}  # the plan's runs have one tokenizer, and most texts in common
     for run in plan.runs:
         state = "complete" if is_complete(run) else "to resume" if run.rundir.history.is_file() else "to make"
         one, why = settle(run.job.config, free_gib(run.job.config))
@@ -124,7 +125,7 @@ def _answers(sequence: TokenSequence) -> int:
     return len(sequence.ids) - max(1, sequence.answer_start)
 
 
-def _sequences(config: RunConfig, known: dict[Pair, TokenSequence]) -> dict[str, list[TokenSequence]]:
+def _sequences(config: RunConfig, known: dict[Asked, TokenSequence]) -> dict[str, list[TokenSequence]]:
     """Tokenise the training sets with their own answers, but for pairs that are `known`; adds to these."""
     names = config.method.sets
     if not names:
@@ -133,12 +134,15 @@ def _sequences(config: RunConfig, known: dict[Pair, TokenSequence]) -> dict[str,
     encoder = make_encoder(config.model, tokenizer, config.dataset.max_length)
     sets = {name: encoder.chunks(rows) for name, rows in load_sets(config.dataset, names).items()}
     multiples = row_multiples(config.method, bind(config.method))
-    new = list(
-        dict.fromkeys(p for name in names for e in sets[name] if (p := (e.question, e.answer)) not in known)
-    )
-    known |= zip(new, encoder.pairs(new), strict=True)
-    made = {name: [copy(known[e.question, e.answer]) for e in sets[name]] for name in names}
+    new = list(dict.fromkeys(key for name in names for e in sets[name] if (key := _asked(e)) not in known))
+    pairs = [(question, answer) for question, answer, _ in new]
+    known |= zip(new, encoder.pairs(pairs, [opening for *_, opening in new]), strict=True)
+    made = {name: [copy(known[_asked(e)]) for e in sets[name]] for name in names}
     return {name: [s for s in made[name] for _ in range(multiples.get(name, 1))] for name in names}
+
+
+def _asked(example: Example) -> Asked:
+    return example.question, example.answer, example.opening
 
 
 def _training(config: RunConfig, sets: Mapping[str, Sequence[TokenSequence]]) -> tuple[str, str]:

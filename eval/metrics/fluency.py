@@ -6,7 +6,8 @@ A model that was broken by unlearning writes gibberish or repeats itself. NaN me
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -132,3 +133,41 @@ def distinct(texts: Sequence[str], n: int = 4) -> np.ndarray:
         grams = list(zip(*(words[start:] for start in range(n)), strict=False))
         shares.append(len(set(grams)) / len(grams) if grams else math.nan)
     return np.array(shares, dtype=np.float64)
+
+
+def ngram_entropy(texts: Sequence[str | None]) -> np.ndarray:
+    """Return (⅔·H₂ + 4⁄3·H₃)/2 of each text, with H_n the entropy of its word n-grams in bits.
+
+    RWKU's fluency (arXiv 2406.10890, `eval_fluency.py`), from model editing (ROME): low for
+    a text that repeats itself, and for a short one. Words are those of nltk's tokenizer without its model of
+    sentences, so that a full stop within a text stays with its word. 0 for a text of one word, NaN for None.
+    """
+    # nltk takes seconds to import, and the checks of a configuration do not need it.
+    from nltk.tokenize import NLTKWordTokenizer
+
+    split = NLTKWordTokenizer().tokenize
+    values = [math.nan if text is None else _weighted_entropy(split(text)) for text in texts]
+    return np.array(values, dtype=np.float64)
+
+
+def token_entropy(texts: Sequence[Sequence[str] | None]) -> np.ndarray:
+    """Return the entropy of each text's tokens ÷ log₂ of their number: 1 if each is there once, → 0: a loop.
+
+    R-TOFU's token entropy (arXiv 2505.15214, `metrics/metrics.py`). 0 for one token or none, NaN for None.
+    """
+    values = [
+        math.nan if tokens is None else _entropy(tokens) / math.log2(max(2, len(tokens))) for tokens in texts
+    ]
+    return np.array(values, dtype=np.float64)
+
+
+def _weighted_entropy(words: Sequence[str]) -> float:
+    bits = [_entropy(list(zip(*(words[i:] for i in range(n)), strict=False))) for n in (2, 3)]
+    return (2 / 3 * bits[0] + 4 / 3 * bits[1]) / 2
+
+
+def _entropy(items: Sequence[Hashable]) -> float:
+    """Return the entropy of the items' frequencies in bits; 0 for none."""
+    counts = np.array(list(Counter(items).values()), dtype=np.float64)
+    shares = counts / max(1, len(items))
+    return float(-np.sum(shares * np.log2(shares)))

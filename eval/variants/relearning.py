@@ -224,7 +224,8 @@ def _trainer(bench: Workbench, options: Options, examples: Sequence[Example], na
         _trainable(bench), world, config.hardware, clip=clip_norm(method),
         weight_decay=method.weight_decay, betas=method.betas,
     )  # fmt: skip
-    answers = Part(bench.encoder.pairs([(e.question, e.answer) for e in examples]))
+    pairs = [(e.question, e.answer) for e in examples]
+    answers = Part(bench.encoder.pairs(pairs, [e.opening for e in examples]))
     groups = {"forget": Group([e.id for e in examples], answers)}
     try:
         # Without checkpoints: so few steps are faster to repeat than to write.

@@ -71,9 +71,9 @@ def texts_of(runs: Sequence[Planned]) -> Texts:
         except UserError:  # the inspection of rows reports it
             continue
         texts.trained |= dict.fromkeys(
-            Text(example.id, example.question or "", example.answer, example.question is None, False)
+            Text(e.id, (e.question or "") + e.opening, e.answer, e.question is None, False)
             for name in sorted(trained & sets.keys())
-            for example in sets[name]
+            for e in sets[name]
         )
         texts.sampled |= dict.fromkeys(_sampled(config, sets))
         scored = {n: rows[: config.eval.limit] for n, rows in sets.items() if n in evaluation_sets(config)}

@@ -11,8 +11,10 @@ class Example:
 
     `id` is unique over all sets of a run (`"forget10/12"`). A plain text has no question; its text is
     the answer. The other fields are optional. `template` is an alternative answer in the data, `group` a
-    benchmark's division of a set (`"task1/knowledge"`). Of a plain text that is `truncated` only the first
-    `dataset.max_length` tokens are trained on; another one that is longer is cut into pieces.
+    benchmark's division of a set (`"task1/knowledge"`), `other_answers` are further right answers. `opening`
+    is a beginning of the answer that is not trained on: it belongs to the prompt. Of a plain text that is
+    `truncated` only the first `dataset.max_length` tokens are trained on; another one that is longer is cut
+    into pieces.
     """
 
     id: str
@@ -24,3 +26,5 @@ class Example:
     template: str | None = None
     group: str | None = None
     truncated: bool = False
+    other_answers: tuple[str, ...] = ()
+    opening: str = ""

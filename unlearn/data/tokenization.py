@@ -186,16 +186,23 @@ class Encoder:
             "or enlarge the embeddings once with transformers (resize_token_embeddings, then save_pretrained)"
         )
 
-    def pairs(self, pairs: Sequence[tuple[str | None, str]]) -> list[TokenSequence]:
+    def pairs(
+        self, pairs: Sequence[tuple[str | None, str]], openings: Sequence[str] | None = None
+    ) -> list[TokenSequence]:
         """Encode (question, answer) pairs; a pair without a question is a plain text.
+
+        openings: beginnings of the answers that follow the prompts and are part of them.
 
         Raises:
             DataError: an answer has no tokens, or the prompt alone fills `max_length`.
         """
-        return [sequence for sequence, _ in self._encoded(pairs)]
+        return [sequence for sequence, _ in self._encoded(pairs, openings)]
 
     def important(
-        self, pairs: Sequence[tuple[str | None, str]], spans: Sequence[Sequence[tuple[int, int]]]
+        self,
+        pairs: Sequence[tuple[str | None, str]],
+        spans: Sequence[Sequence[tuple[int, int]]],
+        openings: Sequence[str] | None = None,
     ) -> list[BoolArray]:
         """Mark the answer tokens that share a character with one of the `spans` of their answer.
 
@@ -203,7 +210,8 @@ class Encoder:
         the answer; the spaces at its edges do not count. The token that ends an answer is never marked.
         """
         marked = []
-        for (sequence, offsets), (_, answer), own in zip(self._encoded(pairs), pairs, spans, strict=True):
+        encoded = self._encoded(pairs, openings)
+        for (sequence, offsets), (_, answer), own in zip(encoded, pairs, spans, strict=True):
             flags = np.zeros(sequence.answer_length, dtype=np.bool_)
             begin, end = offsets[sequence.answer_start : len(sequence.ids)].T
             for low, high in (_trimmed(answer, *span) for span in own):
@@ -213,12 +221,18 @@ class Encoder:
             marked.append(flags)
         return marked
 
-    def _encoded(self, pairs: Sequence[tuple[str | None, str]]) -> list[tuple[TokenSequence, IntArray]]:
+    def _encoded(
+        self, pairs: Sequence[tuple[str | None, str]], openings: Sequence[str] | None
+    ) -> list[tuple[TokenSequence, IntArray]]:
         """Encode each pair and return its tokens' offsets [L, 2] in the answer, negative in the prompt.
 
         An end token that is added here has no offsets.
         """
-        prompts = ["" if q is None else self.format.prompt(self.tokenizer, q) for q, _ in pairs]
+        openings = [""] * len(pairs) if openings is None else openings
+        prompts = [
+            "" if question is None else self.format.prompt(self.tokenizer, question) + opening
+            for (question, _), opening in zip(pairs, openings, strict=True)
+        ]
         texts = [prompt + answer for prompt, (_, answer) in zip(prompts, pairs, strict=True)]
         plain = [q is None for q, _ in pairs]
         rows: list[tuple[TokenSequence, IntArray] | None] = [None] * len(pairs)

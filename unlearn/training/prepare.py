@@ -126,6 +126,7 @@ class Preparation:
 
     def _answers(self, name: str, examples: Sequence[Example], repeats: int = 1) -> Part:
         pairs = [(e.question, e.answer) for e in examples]
+        openings = [e.opening for e in examples]
         annotated = any(
             statistic.quantity == "important" and own_view(term).group == name
             for term in self.terms
@@ -137,18 +138,26 @@ class Preparation:
         if annotated:
             assert self.config.dataset.annotations is not None
             spans = load_annotations(self.config.dataset.annotations, examples)
-            important = encoder.important(pairs, spans)
-        return Part(encoder.pairs(pairs), repeats=repeats, important=important)
+            important = encoder.important(pairs, spans, openings)
+        return Part(encoder.pairs(pairs, openings), repeats=repeats, important=important)
 
     def _alternatives(self, examples: Sequence[Example], target: FrozenModel, multiple: int) -> Part:
         cfg = self.config.method.alternatives
         if cfg.source == "sampled":
+            if opened := [e.id for e in examples if e.opening]:
+                raise UserError(
+                    f"method.alternatives.source=sampled: the answer to {opened[0]} begins with a text of "
+                    "the data, which sampled answers do not follow: train on whole answers "
+                    "(dataset.options), or choose another source"
+                )
             texts = self._sampled(examples, target)
         else:
             pool = self.sets.get("retain", [])
             texts = alternatives(cfg, examples, pool=pool, seed=self.config.seed)
-        pairs = [(e.question, text) for e, own in zip(examples, texts, strict=True) for text in own]
-        return Part(self.encoder.pairs(pairs), variants=cfg.count // multiple)
+        alternative = [(e, text) for e, own in zip(examples, texts, strict=True) for text in own]
+        pairs = [(e.question, text) for e, text in alternative]
+        openings = [e.opening for e, _ in alternative]
+        return Part(self.encoder.pairs(pairs, openings), variants=cfg.count // multiple)
 
     def _sampled(self, examples: Sequence[Example], target: FrozenModel) -> list[list[str]]:
         cfg, hardware = self.config.method.alternatives, self.config.hardware

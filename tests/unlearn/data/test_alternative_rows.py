@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from unlearn.data.batching import Schedule
 from unlearn.data.example import Example
 from unlearn.data.tokenization import Encoder
 from unlearn.distributed import World
+from unlearn.errors import UserError
 from unlearn.probes import WATCHED
 from unlearn.probes.geffect.set_gradients import sampled
 from unlearn.terms import bind, row_multiples
@@ -58,6 +60,28 @@ def test_each_alternative_is_a_row(nano_tokenizer: PreTrainedTokenizerBase) -> N
         assert ids(one, "alternatives", example, alternative) == encoded[row]
     # What frozen models give is computed once for an answer, not once for a row.
     assert [len(forget.part(kind).sequences) for kind in ("answers", "alternatives")] == [4, 12]
+
+
+def test_the_opening_of_an_answer_is_part_of_the_prompt(nano_tokenizer: PreTrainedTokenizerBase) -> None:
+    opened = [replace(e, opening=f"I think {i}. So") for i, e in enumerate(SETS_OF["forget"])]
+    ready, found = groups(nano_tokenizer, "dpo", sets=SETS_OF | {"forget": opened}, count=2)
+    texts = alternatives(ready.config.method.alternatives, opened, pool=[], seed=0)
+    for row, (example, own) in enumerate(zip(opened, texts, strict=True)):
+        prompt = ready.encoder.format.prompt(nano_tokenizer, example.question or "") + example.opening
+        for kind, text in (("answers", example.answer), ("alternatives", own[1])):
+            sequence = found["forget"].sequence(Unit("forget", row, 1), kind)
+            parts = sequence.ids[: sequence.answer_start], sequence.ids[sequence.answer_start : -1]
+            before, after = (str(nano_tokenizer.decode(part)) for part in parts)
+            assert before + after == prompt + text
+            assert len(before) in (len(prompt), len(prompt) - 1)  # a token may hold the end of the prompt
+
+
+def test_sampled_answers_do_not_follow_an_opening(nano_tokenizer: PreTrainedTokenizerBase) -> None:
+    opened = [replace(SETS_OF["forget"][0], opening="I think. So ")]
+    with pytest.raises(
+        UserError, match=r"source=sampled: the answer to forget/0 begins with a text of the data"
+    ):
+        groups(nano_tokenizer, "altpo", sets=SETS_OF | {"forget": opened})
 
 
 def test_an_edit_of_prompts_takes_the_beginning_of_a_plain_text_for_one(

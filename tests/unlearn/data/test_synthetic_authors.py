@@ -32,8 +32,8 @@ GOLDEN = "fd4c257727f9a5bc777dae22effc83ded830b90e1680162b9f7bb3fab517194a"
 def content_hash() -> str:
     sets = author_sets(authors=20, questions=10, forget=10, seed=0)
     every = [example for examples in sets.values() for example in examples]
-    assert all((e.template, e.group, e.truncated) == (None, None, False) for e in every)
-    content = {name: [astuple(example)[:-3] for example in examples] for name, examples in sets.items()}
+    assert all((e.template, e.group, e.truncated, e.opening) == (None, None, False, "") for e in every)
+    content = {name: [astuple(example)[:6] for example in examples] for name, examples in sets.items()}
     return sha256(json.dumps(content, ensure_ascii=True).encode()).hexdigest()
 
 

@@ -106,6 +106,8 @@ def preset(name: str, **keys: Any) -> MethodConfig:
     stated = yaml.safe_load((PRESETS / f"{name}.yaml").read_text()) | {"batch": 8} | keys
     if "train" in stated:  # the last of several blocks, as a pattern of the first of two
         stated["train"] = [f"{stated['train'][0].split('.layers.')[0]}.layers.0.mlp.down_proj.weight"]
+    if "warmup_steps" in stated:  # the training has fewer steps than some warm-ups
+        stated["warmup_steps"] = min(1, stated["warmup_steps"])
     return MethodConfig(**stated)
 
 

@@ -56,6 +56,9 @@ COSINE = Run(400, 32, 130, (1.0, 1 / 2, (1 - cos(pi / 130)) / 2))  # no warm-up
 WMDP = Run(5000, 4, 500, (1 / 50, 250 / 450, 1 / 450))
 SMOOTH = Run(5000, 4, 125, (1 / 12, 63 / 113, 1 / 113))
 
+# Texts about one person; 20 steps warm up, then on the cosine.
+RWKU = Run(400, 16, 75, (1 / 20, (1 + cos(pi * 17 / 55)) / 2, (1 - cos(pi / 55)) / 2))
+
 ALONE = {"forget": 1.0}
 BOTH = {"forget": 1.0, "retain": 1.0}
 GATES = {"forget_gate": 10.0, "retain_gate": 10.0}
@@ -152,6 +155,7 @@ SOURCES: dict[str, Source | None] = {
         SMOOTH, 5.5e-6, {"forget": 1.0, "retain": 2.0}, {"beta": 0.05, "per_token": True}, decay=0,
         smooth={"name": "average", "start": 0.8, "every": 5},
     ),
+    "npo-rwku": Source(RWKU, 2e-6, ALONE, {"beta": 0.2}, decay=0),
     "npo-wmdp": Source(WMDP, 5e-6, BOTH, {"beta": 0.0225, "per_token": True}, decay=0),
     "pdu": Source(
         Run(400, 128, 40, (1 / 4, 20 / 36, 1 / 36)), 1e-5, BOTH,
