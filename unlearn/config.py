@@ -389,6 +389,50 @@ class HardwareConfig(Section):
         return self.micro_tokens
 
 
+_NUMBER = r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?"
+BOUND = re.compile(rf"(?P<sense>>=|<=)\s*(?P<number>{_NUMBER})(?:\s*(?P<of>target|retain))?")
+"""At least or at most a number, or a multiple of the target's or the retain model's value."""
+FLOOR = re.compile(rf"(?P<number>{_NUMBER})(?:\s*(?P<of>target|retain))?")
+"""A number, or a multiple of the target's or the retain model's value."""
+
+
+class SelectConfig(Section):
+    """Choice of the step whose model becomes the run's, by a rule on metrics that are measured on the way."""
+
+    rule: Literal["last", "fixed", "first_below_retain", "best_above_floor", "within"] = Field(
+        description="last; fixed: eval.select.step; first_below_retain: the first that has forgotten as much "
+        "as the retain model; best_above_floor: the most forgetting with a bound on utility; within: the "
+        "first whose utility is close to the target's",
+    )
+    metric: str | None = Field(None, description="metric of forgetting: tofu/forget/probability")
+    utility: str | None = Field(None, description="metric of utility: tofu/retain/probability")
+    floor: float | str | None = Field(
+        None,
+        description="bound on utility for best_above_floor: a number or, as a multiple of another model's "
+        "value, '0.9 target' or '0.95 retain'; the largest value of a metric where lower is better",
+    )
+    tolerance: PositiveFloat = Field(0.05, description="relative distance from the target, for rule=within")
+    step: PositiveInt | None = Field(None, description="the step of rule=fixed")
+    on: Literal["selection", "reported"] = Field(
+        "selection",
+        description="examples that the rule sees: selection, a part of each set that the final evaluation "
+        "leaves out; reported, the same examples as the final evaluation",
+    )
+    share: float = Field(0.25, gt=0, lt=1, description="share of each set that on=selection takes")
+
+    @field_validator("floor")
+    @classmethod
+    def _readable(cls, floor: float | str | None) -> float | str | None:
+        if isinstance(floor, str) and not FLOOR.fullmatch(floor.strip()):
+            raise ValueError("write 0.85, '0.9 target' or '0.95 retain'")
+        return floor
+
+    @property
+    def divides(self) -> bool:
+        """Whether the evaluated sets are divided into selection items and reported items."""
+        return self.on == "selection"
+
+
 class EvalConfig(Section):
     """Evaluation at the end and, with every_steps, during training; several: eval=[tofu,sampling]."""
 
@@ -408,6 +452,17 @@ class EvalConfig(Section):
         None, description="evaluate only so many examples of each set of the data"
     )
     compare: bool = Field(True, description="also evaluate the target and the retain model (cached)")
+    select: SelectConfig | None = Field(
+        None,
+        description="the step of the training whose model is kept: {rule: best_above_floor, metric: …, "
+        "utility: …, floor: 0.9 target}; null: the last, and every example is reported",
+    )
+
+    @field_validator("select", mode="before")
+    @classmethod
+    def _short(cls, value: Any) -> Any:
+        """Expand `select=last` to `select={rule: last}`."""
+        return {"rule": value} if isinstance(value, str) else value
 
 
 class TrackerConfig(Section):
@@ -440,11 +495,6 @@ class ProbeConfig(Section):
     @property
     def on(self) -> bool:
         return self.name != "none"
-
-
-_NUMBER = r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?"
-BOUND = re.compile(rf"(?P<sense>>=|<=)\s*(?P<number>{_NUMBER})(?:\s*(?P<of>target|retain))?")
-"""At least or at most a number, or a multiple of the target's or the retain model's value."""
 
 
 class GoalConfig(Section):

@@ -29,6 +29,7 @@ from unlearn.models.weights import WeightsSource
 from unlearn.probes._measure_saved import measure_saved
 from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
+from unlearn.selection import Selector
 from unlearn.terms import Term, bind, training_sets
 from unlearn.training import gradient_reach
 from unlearn.training.deepspeed_config import keeps_remainders
@@ -37,6 +38,7 @@ from unlearn.training.interruption import Checkpoints
 from unlearn.training.observers import History, Logger, Observers
 from unlearn.training.prepare import FrozenModel, Preparation
 from unlearn.training.step_data import Frozen, Group, TrainingData
+from unlearn.training.step_selection import StepSelection
 from unlearn.training.trainer import Trainer, TrainSettings
 
 log = logging.getLogger(__name__)
@@ -85,8 +87,13 @@ class Pipeline:
         dtype = torch.float32 if keeps_remainders(hardware) else precision(hardware.dtype)
         return models.read_model(self.config.model, dtype, source, seed=self.config.seed)
 
-    def train(self, evaluate: Callable[[Engine, int], Mapping[str, float]]) -> Engine:
-        """Train and save the model; `evaluate` measures it on the way."""
+    def train(
+        self, evaluate: Callable[[Engine, int], Mapping[str, float]], selector: Selector | None = None
+    ) -> tuple[Engine, bool]:
+        """Train and save the model; `evaluate` measures it on the way, `selector` chooses its step.
+
+        Returns the engine after the last step, and whether the saved model is of that step.
+        """
         config = self.config
         checkpoint = self.rundir.load_checkpoint()
         holder = _LazyEngine(self._fresh_model, self._engine)
@@ -102,6 +109,9 @@ class Pipeline:
             if checkpoint is None:
                 probe.begin()
         rate = config.method.rate(config.model.lr_scale)
+        selection = None
+        if selector is not None:
+            selection = StepSelection(self.rundir, self.world, selector, partial(self._save_model, engine))
         trainer = Trainer(
             engine,
             self.terms,
@@ -115,6 +125,7 @@ class Pipeline:
                 keep_model=partial(self._keep_model, engine),
                 keep_every=config.checkpoint.models_every,
                 probe=probe,
+                selection=selection,
             ),
         )
         if checkpoint is not None:
@@ -124,8 +135,11 @@ class Pipeline:
         elif self.world.main:
             self.rundir.cut_history(0)
         trainer.run()
-        self._save_model(engine, self.rundir.model)
-        return engine
+        if selection is not None and selection.choice.step != trainer.total:
+            selection.take()
+            return engine, False
+        self._save_model(engine, self.rundir.model, self.rundir.adapter)
+        return engine, True
 
     def probe_saved_models(self) -> None:
         """Measure the models of `probe.models`, or the target, with the probe (`method=none`)."""
@@ -232,10 +246,10 @@ class Pipeline:
     def _keep_model(self, engine: Engine, step: int) -> None:
         self._save_model(engine, self.rundir.models / f"step-{step}")
 
-    def _save_model(self, engine: Engine, folder: Path) -> None:
+    def _save_model(self, engine: Engine, folder: Path, adapter_folder: Path | None = None) -> None:
         """Save the whole model, and load it again: on the main process, the rest wait.
 
-        Before the run's own model its adapter is saved, if it has one.
+        Before the model its adapter is saved, if it has one and a folder for it is named.
 
         Raises:
             SavedModelDiffers: it does not compute what the live one does; on every process.
@@ -244,12 +258,12 @@ class Pipeline:
         live = None
         if scale == 1 and (self.world.main or engine.zero == 3):  # otherwise the live model is another
             live = self._trial(engine.module)
-        if self.config.model.lora.r and folder == self.rundir.model:
+        if self.config.model.lora.r and adapter_folder is not None:
             adapter = {n: t.to("cpu", copy=True) for n, t in engine.weights(lambda name: ".lora_" in name)}
             if self.world.main:
                 base = locate.find(self.config.model, self.start.source)
                 export.save_adapter(
-                    engine.module, adapter, self.tokenizer, self.rundir.adapter, base=base
+                    engine.module, adapter, self.tokenizer, adapter_folder, base=base
                 )  # fmt: skip
         weights = engine.weights()
         if self.world.main:

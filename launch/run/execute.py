@@ -23,6 +23,7 @@ from torch import nn
 from eval import variants
 from eval.configuration import benchmark_options, evaluation_sets, requests_of
 from eval.judgement.judge import judge
+from eval.selection import FOLDER, Criterion, chosen_metrics, criterion, divide
 from eval.suite import Scoring
 from eval.variants._base import ROLES, Workbench
 from launch.job import Job
@@ -100,7 +101,8 @@ class _Run:
         trained = training_sets(config) | watched_sets(config)
         self.sets = load_sets(config.dataset, trained | evaluation_sets(config))
         for name in config.eval.benchmarks:  # refuse what cannot be measured before training
-            requests_of(name, self._scored_sets(), benchmark_options(config, name))
+            for sets in self._parts() if self._divides else [self._scored_sets()]:
+                requests_of(name, sets, benchmark_options(config, name))
         tokenizer = load_tokenizer(config.model, source)
         self.encoder = make_encoder(
             config.model, tokenizer, config.dataset.max_length, limits(config.model, source)
@@ -121,16 +123,16 @@ class _Run:
     def execute(self) -> dict[str, float]:
         made = self.config.method.makes_model
         if self.pipeline.terms and not self.rundir.model.is_dir():
-            engine = self.pipeline.train(self._evaluate_at)
+            engine, live = self.pipeline.train(self._evaluate_at, self._selector())
             # If the saved model differs from the trained one, evaluate the saved model.
             untied = unties(engine.module) and engine.zero < 3  # under ZeRO 3 it may not fit on one device
-            if self.config.method.update_scale != 1 or untied:
+            if self.config.method.update_scale != 1 or untied or not live:
                 engine.close()
                 del engine
                 gc.collect()
-                metrics = self._evaluate(self.pipeline.finished_model(), "eval", collective_forward=False)
+                metrics = self._evaluate(self.pipeline.finished_model(), collective_forward=False)
             else:
-                metrics = self._evaluate(engine.module, "eval", collective_forward=engine.zero == 3)
+                metrics = self._evaluate(engine.module, collective_forward=engine.zero == 3)
                 engine.close()
                 del engine  # the variants load models of their own
                 gc.collect()
@@ -139,10 +141,19 @@ class _Run:
                 self.pipeline.fit()
             if self.config.probe.on and not made:
                 self.pipeline.probe_saved_models()
-            metrics = self._evaluate(self.pipeline.finished_model(), "eval", collective_forward=False)
+            model = self.pipeline.finished_model()
+            metrics = self._evaluate(model, collective_forward=False)
+            if self._divides and not made:
+                self._evaluate_selection_items(model)
+            del model
         metrics |= self._variants(metrics)
         metrics |= self._judged(metrics)
-        summary = {**self._training_summary(), **metrics, "run/seconds": time.monotonic() - self.started}
+        summary = {
+            **self._training_summary(),
+            **self._chosen(),
+            **metrics,
+            "run/seconds": time.monotonic() - self.started,
+        }
         if self.world.main:
             write_cards(self.rundir, summary)
             self.rundir.write_results(summary)
@@ -166,24 +177,60 @@ class _Run:
             "train/memory_gib": max(row["memory_gib"] for row in rows),
         }
 
+    # -- the choice of a step ----------------------------------------------------------------------------
+
+    @property
+    def _divides(self) -> bool:
+        return self.config.eval.select is not None and self.config.eval.select.divides
+
+    def _selector(self) -> Criterion | None:
+        select, baselines = self.config.eval.select, self.job.baselines
+        if select is None:
+            return None
+
+        def measured(directory: Path | None) -> dict[str, float]:
+            if directory is None or not select.divides:
+                return _results_of(directory)
+            return _known(RunDir(directory).read_selection().get("metrics", {}))
+
+        examples = {name: len(rows) for name, rows in self._selection_sets().items()}
+        return self.world.on_main(
+            lambda: criterion(select, measured(baselines.target), measured(baselines.retain), examples)
+        )
+
+    def _evaluate_selection_items(self, model: nn.Module) -> None:
+        """Measure a model that others are compared with on the selection items."""
+        metrics = self._scoring(f"eval/{FOLDER}", selecting=True)(model, "", ROLES)
+        self.world.on_main(lambda: self.rundir.write_selection({"metrics": metrics}))
+
+    def _chosen(self) -> dict[str, float]:
+        """Return the chosen step and its metrics on what the rule saw, and those of the last step."""
+        if self.config.eval.select is None or not self.pipeline.terms:
+            return {}
+        stored = self.world.on_main(self.rundir.read_selection)
+        return chosen_metrics(self.config.eval.select, stored)
+
     # -- evaluation ------------------------------------------------------------------------------------
 
     def _evaluate_at(self, engine: Engine, step: int) -> Mapping[str, float]:
-        return self._evaluate(engine.module, f"eval/step-{step}", collective_forward=engine.zero == 3)
+        scoring = self._scoring(f"eval/step-{step}", selecting=True)
+        return scoring(engine.module, "", ROLES, collective_forward=engine.zero == 3)
 
-    def _evaluate(self, model: nn.Module, folder: str, *, collective_forward: bool) -> dict[str, float]:
-        return self._scoring(folder)(model, "", ROLES, collective_forward=collective_forward)
+    def _evaluate(self, model: nn.Module, *, collective_forward: bool) -> dict[str, float]:
+        return self._scoring("eval")(model, "", ROLES, collective_forward=collective_forward)
 
-    def _scoring(self, folder: str) -> Scoring:
+    def _scoring(self, folder: str, *, selecting: bool = False) -> Scoring:
+        """Return what evaluates in a folder; `selecting`: on the items that a step is chosen on."""
         config, baselines = self.config, self.job.baselines
+        of_retain = f"eval/{FOLDER}" if selecting and self._divides else "eval"
         return Scoring(
             benchmarks={name: benchmark_options(config, name) for name in config.eval.benchmarks},
-            sets=self._scored_sets(),
+            sets=self._selection_sets() if selecting else self._scored_sets(),
             encoder=self.encoder,
             directory=self.rundir.path / folder,
             world=self.world,
             hardware=config.hardware,
-            retain_directory=None if baselines.retain is None else baselines.retain / "eval",
+            retain_directory=None if baselines.retain is None else baselines.retain / of_retain,
             retain_log=baselines.log,
             progress=self.progress,
         )
@@ -236,13 +283,25 @@ class _Run:
         return judge(metrics, target, _results_of(baselines.retain)).metrics
 
     def _scored_sets(self) -> dict[str, list[Example]]:
-        wanted = evaluation_sets(self.config)
-        return {n: rows[: self.config.eval.limit] for n, rows in self.sets.items() if n in wanted}
+        """Return the sets that are reported."""
+        return self._parts()[1]
+
+    def _selection_sets(self) -> dict[str, list[Example]]:
+        """Return the sets that are evaluated during training; a step is chosen on them."""
+        return self._parts()[0]
+
+    def _parts(self) -> tuple[dict[str, list[Example]], dict[str, list[Example]]]:
+        wanted, select = evaluation_sets(self.config), self.config.eval.select
+        sets = {n: rows[: self.config.eval.limit] for n, rows in self.sets.items() if n in wanted}
+        return divide(sets, select.share) if select is not None and select.divides else (sets, sets)
 
 
 def _results_of(directory: Path | None) -> dict[str, float]:
     """Return the results of another run, NaN for null; {} where there is none."""
-    results = {} if directory is None else RunDir(directory).read_results()
+    return {} if directory is None else _known(RunDir(directory).read_results())
+
+
+def _known(results: Mapping[str, float | None]) -> dict[str, float]:
     return {key: math.nan if value is None else value for key, value in results.items()}
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from eval.benchmark import find, is_live, options_of
 from eval.configuration import benchmark_options, evaluation_sets
+from eval.selection import compares_with
 from launch.config_groups import values_of
 from launch.job import Baselines, Job
 from unlearn import interventions, probes
@@ -16,6 +17,7 @@ from unlearn.data import alternatives
 from unlearn.data.prompts import DATE
 from unlearn.data.readers import content_hash
 from unlearn.data.sources import BASE, available, before, identity, retain_model
+from unlearn.errors import ConfigError
 from unlearn.files import digest, folder_name
 from unlearn.models import load as models
 from unlearn.models.weights import WeightsSource
@@ -45,6 +47,8 @@ class Planned:
         """Hash of all settings and files that change the measurements of the same model."""
         config = self.job.config
         settings = config.eval.model_dump(include={"benchmarks", "variants", "max_new_tokens", "limit"})
+        if (select := config.eval.select) is not None and select.divides:
+            settings["share"] = select.share
         sets = identity(config.dataset, evaluation_sets(config))
         files = {name: key for name in config.eval.benchmarks if (key := _files_of(config, name))}
         baselines = self.job.baselines
@@ -81,6 +85,7 @@ def make_plan(config: RunConfig, directory: Path | None = None) -> Plan:
     method = config.method
     base = WeightsSource(None, _key(config, None))
     if method.start == "base" and method.terms:
+        _refuse_selection(config, Baselines())
         return Plan((_planned("run", config, base, directory=directory),))
     target = _target(config, base, runs)
     baselines = Baselines(log=user_path(config.model.retain_log) if config.model.retain_log else None)
@@ -92,6 +97,7 @@ def make_plan(config: RunConfig, directory: Path | None = None) -> Plan:
         if method.makes_model:
             runs.append(_planned("evaluate the target", _evaluation_of(config), target, baselines))
             baselines = replace(baselines, target=runs[-1].directory)
+    _refuse_selection(config, baselines)
     for earlier in before(config.dataset):
         target = _unlearned(config, earlier, target, runs)
     reinforced = _reinforced(config, target, runs) if needs_reinforced(method) else None
@@ -99,16 +105,45 @@ def make_plan(config: RunConfig, directory: Path | None = None) -> Plan:
     return Plan(tuple(runs))
 
 
-def fingerprint(config: RunConfig, start: WeightsSource, reinforced: WeightsSource | None = None) -> str:
-    """Return the hash of what changes the numbers: weights, data, method, seed; not hardware or eval."""
+def _refuse_selection(config: RunConfig, baselines: Baselines) -> None:
+    """Refuse a rule of `eval.select` that compares with a model that the plan does not evaluate."""
+    select = config.eval.select
+    if select is None or not config.method.makes_model:
+        return
+    evaluated = {"target": baselines.target, "retain model": baselines.retain}
+    lacking = sorted(of for of in compares_with(select) if evaluated[of] is None)
+    if lacking:
+        raise ConfigError(
+            [
+                f"eval.select.rule={select.rule}: compares with the {of}, which this run does not evaluate; "
+                f"set {_EVALUATED_BY[of]}, or choose another rule or floor"
+                for of in lacking
+            ]
+        )
+
+
+_EVALUATED_BY = {
+    "target": "eval.compare=true and a method that starts from it",
+    "retain model": "eval.compare=true and model.retain (a published log has no values on these examples)",
+}
+
+
+def fingerprint(
+    config: RunConfig, start: WeightsSource, reinforced: WeightsSource | None = None,
+    baselines: Baselines | None = None,
+) -> str:  # fmt: skip
+    """Return the hash of what changes the numbers: weights, data, method, seed; not hardware, and of
+    eval only what a choice among the steps depends on."""
     method = config.method
     makes = method.makes_model
     relevant = {"prompt", "lora", "lr_scale"} if makes else {"prompt"}
     excluded = {"source", "name", "forget_only", "reinforced", "alternatives"}
     watched = {} if not config.probe.on else {"probe": _probe(config)}
+    selected = _selection(config, baselines or Baselines()) if makes and config.eval.select else {}
     return digest(
         {
             **watched,
+            **selected,
             "format": _FORMAT,
             "start": start.key,
             "reinforced": reinforced.key if reinforced else None,
@@ -137,6 +172,17 @@ def _probe(config: RunConfig) -> dict[str, Any]:
         **probes.completed(config.probe).model_dump(mode="json", exclude={"models"}),
         "models": saved,
         "data": identity(config.dataset, probes.watched_sets(config)),
+    }
+
+
+def _selection(config: RunConfig, baselines: Baselines) -> dict[str, Any]:
+    """Return what the choice of a step depends on: the rule, what is measured, and the compared models."""
+    names = {"select", "benchmarks", "every_steps", "max_new_tokens", "limit"}
+    compared = [None if path is None else path.name for path in (baselines.target, baselines.retain)]
+    return {
+        "eval": config.eval.model_dump(mode="json", include=names),
+        "evaluated": identity(config.dataset, evaluation_sets(config)),
+        "compared": compared,
     }
 
 
@@ -244,7 +290,7 @@ def _planned(
     role: str, config: RunConfig, weights: WeightsSource, baselines: Baselines | None = None,
     reinforced: WeightsSource | None = None, directory: Path | None = None,
 ) -> Planned:  # fmt: skip
-    mark = fingerprint(config, weights, reinforced)
+    mark = fingerprint(config, weights, reinforced, baselines)
     job = Job(config, mark, weights, baselines or Baselines(), reinforced)
     return Planned(role, job, directory or Path(config.root) / run_name(config, mark))
 

@@ -41,8 +41,9 @@ def warnings_of(config: RunConfig, *, searched: bool = False) -> list[str]:
     """
     from eval import variants
     from eval.configuration import baseline_warnings
+    from launch.validate.selection import selection_warnings
 
-    warnings = variants.warnings_of(config) + baseline_warnings(config)
+    warnings = variants.warnings_of(config) + baseline_warnings(config) + selection_warnings(config)
     if config.eval.every_steps is not None and not config.eval.benchmarks:
         warnings.append("eval.every_steps: measures nothing, since no benchmark is chosen (eval=none)")
     if config.goal != GoalConfig() and not searched:
@@ -68,6 +69,7 @@ def _evaluation(config: RunConfig) -> list[str]:
     from eval import variants
     from eval.benchmark import find, is_live, options_of
     from eval.configuration import baseline_problems, benchmark_options
+    from launch.validate.selection import selection_problems
 
     problems = []
     try:
@@ -89,6 +91,8 @@ def _evaluation(config: RunConfig) -> list[str]:
             )
         if is_live(benchmark):
             problems += [f"eval.benchmarks.{name}: {problem}" for problem in benchmark.check(options)]
+    else:
+        problems += selection_problems(config, existing)
     problems += variants.check(config.eval.variants, config)
     if config.eval.variants and not config.eval.benchmarks:
         chosen = ",".join(config.eval.variants)
