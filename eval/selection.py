@@ -138,7 +138,8 @@ class Criterion:
 
     @property
     def description(self) -> dict[str, Any]:
-        asked = self.select.model_dump(mode="json", exclude_none=True, exclude={"tolerance"})
+        unread = set() if self.select.rule == "within" else {"tolerance"}
+        asked = self.select.model_dump(mode="json", exclude_none=True, exclude=unread)
         return {**asked, "bound": self.bound, "examples": dict(self.examples)}
 
     def __call__(self, candidates: Sequence[Candidate]) -> Choice:

@@ -135,9 +135,12 @@ class Pipeline:
         elif self.world.main:
             self.rundir.cut_history(0)
         trainer.run()
-        if selection is not None and selection.choice.step != trainer.total:
-            selection.take()
-            return engine, False
+        if selection is not None:
+            if not selection.choice.met:
+                log.warning("eval.select: no step meets the rule; the model is that of the last step")
+            if selection.choice.step != trainer.total:
+                selection.take()
+                return engine, False
         self._save_model(engine, self.rundir.model, self.rundir.adapter)
         return engine, True
 

@@ -156,7 +156,7 @@ def test_what_a_rule_compares_with():
 
 @pytest.mark.parametrize("floor", ["0.9 of target", "high", ">= 0.9"])
 def test_a_floor_is_a_number_or_a_multiple(floor):
-    with pytest.raises(ValueError, match="0.9 target"):
+    with pytest.raises(ValueError, match=r"0\.9 target"):
         SelectConfig.model_validate({"rule": "best_above_floor", "floor": floor})
 
 

@@ -67,7 +67,8 @@ class StepSelection:
             if adapter.is_dir():
                 shutil.rmtree(self.rundir.adapter, ignore_errors=True)
                 os.replace(adapter, self.rundir.adapter)
-            os.replace(model, self.rundir.model)  # last: from now on the training is complete
+            os.replace(model, self.rundir.model)  # from now on the training is complete
+            shutil.rmtree(self.rundir.selection)
 
         self.world.on_main(move)
 
