@@ -203,6 +203,17 @@ class AutoLRConfig(Section):
     )
 
 
+class UnlearnedConfig(Section):
+    """A model that another method unlearns first: the reference, and with noise what training starts from."""
+
+    method: str = Field(description="a preset of configs/method, with the seed of the run")
+    keys: dict[str, Any] = Field({}, description="keys of the preset that are changed")
+    alpha: float = Field(ge=0, le=1, description="share by which the weights shrink")
+    beta: NonNegativeFloat = Field(
+        0.0, description="scale of the Xavier-uniform noise that alpha adds to matrices in their place"
+    )
+
+
 class MethodConfig(Section):
     """An unlearning method: terms, rule and training preset."""
 
@@ -229,6 +240,11 @@ class MethodConfig(Section):
     )
     reinforced: dict[str, Any] = Field(
         {}, description="keys of method=reinforce, for methods that need the target trained on the forget set"
+    )
+    unlearned: UnlearnedConfig | None = Field(
+        None,
+        description="start from a model that another method has unlearned, mixed with noise; without the "
+        "noise it is the reference: {method: me_gd, alpha: 0.25, beta: 0}",
     )
     train: list[str] | None = Field(None, description="parameters to train, as name patterns; null: all")
     teacher_rate: float = Field(0.999, ge=0, lt=1, description="decay of the mean teacher's running average")

@@ -24,6 +24,7 @@ from unlearn.distributed import World
 from unlearn.errors import ConfigError, UserError
 from unlearn.models import adapt, export, locate, stored
 from unlearn.models import load as models
+from unlearn.models.corrupt import corrupt
 from unlearn.models.verify import Trial, trial, verify
 from unlearn.models.weights import WeightsSource
 from unlearn.probes._measure_saved import measure_saved
@@ -49,13 +50,15 @@ class Pipeline:
     """The making of one run's model, on one of its processes.
 
     `sets` are those that are trained on or watched, long texts cut in pieces, and others; `start` is what
-    training starts from, `reinforced` the target trained further on the forget set. `started` is when the run
+    training starts from, `reinforced` the target trained further on the forget set. An `unlearned` model is
+    the reference, and with noise what training starts from instead of `start`. `started` is when the run
     began, by `time.monotonic`.
     """
 
     config: RunConfig
     start: WeightsSource
     reinforced: WeightsSource | None
+    unlearned: WeightsSource | None
     rundir: RunDir
     tracker: Logger
     world: World
@@ -99,8 +102,10 @@ class Pipeline:
         holder = _LazyEngine(self._fresh_model, self._engine)
         ready = Preparation(config, self.terms, self.sets, self.encoder, self.world)
         sources = {"reference": FrozenModel(self.start.key, holder.hold, holder.whole_head)}
+        if self.unlearned is not None:
+            sources["reference"] = self._frozen(self.unlearned)
         if self.reinforced is not None:
-            sources["reinforced"] = FrozenModel(self.reinforced.key, self._reinforced_model, _as_it_is)
+            sources["reinforced"] = self._frozen(self.reinforced)
         groups, heads = ready.with_frozen_outputs(ready.groups(sources["reference"]), sources)
         engine = holder.take({} if checkpoint is None else checkpoint[1])
         probe = None
@@ -196,7 +201,10 @@ class Pipeline:
     def _fresh_model(self) -> Any:
         """The model that training starts from, with adapters or edits if it has them."""
         config = self.config
-        model: Any = self._deferred(self.start.source, edited=config.method.intervention is not None)
+        origin = self.unlearned or self.start
+        model: Any = self._deferred(origin.source, edited=config.method.intervention is not None)
+        if (noise := config.method.unlearned) is not None:
+            corrupt(model, alpha=noise.alpha, beta=noise.beta, seed=config.seed)
         if config.model.lora.r:
             model = adapt.add_lora(model, config.model.lora, config.seed)
         if config.method.train is not None:
@@ -225,10 +233,12 @@ class Pipeline:
             seed=self.config.seed, reinforced=reinforced,
         )  # fmt: skip
 
-    @contextmanager
-    def _reinforced_model(self) -> Iterator[tuple[nn.Module, bool]]:
-        assert self.reinforced is not None
-        yield self.loaded(self.reinforced.source), False
+    def _frozen(self, weights: WeightsSource) -> FrozenModel:
+        @contextmanager
+        def hold() -> Iterator[tuple[nn.Module, bool]]:
+            yield self.loaded(weights.source), False
+
+        return FrozenModel(weights.key, hold, _as_it_is)
 
     def _watched(self, ready: Preparation, groups: Mapping[str, Group]) -> dict[str, Group]:
         return ready.watched(groups, (*probes.WATCHED, *probes.sets(self.config.probe)))

@@ -135,10 +135,24 @@ def _facts(job: Job) -> list[tuple[str, str]]:
     return [
         ("base model", _base_model(config)),
         ("training starts from", "the base model" if start is None else _model(start)),
+        *_unlearned_first(config),
         ("method", f"`{config.method.name}`"),
         ("data", _dataset(config)),
         *splits,
         ("seed", str(config.seed)),
+    ]
+
+
+def _unlearned_first(config: RunConfig) -> list[tuple[str, str]]:
+    first = config.method.unlearned
+    if first is None:
+        return []
+    return [
+        (
+            "unlearned first by",
+            f"`{first.method}`; then all weights were shrunk by a share of {first.alpha:g}, with "
+            f"{first.beta:g} of noise in its place",
+        )
     ]
 
 

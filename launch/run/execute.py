@@ -116,8 +116,8 @@ class _Run:
         for name in trained & self.sets.keys():  # training uses long texts in full
             self.sets[name] = self.encoder.chunks(self.sets[name])
         self.pipeline = Pipeline(
-            config, job.start, job.reinforced, rundir, tracker, world, self.sets, tokenizer, self.encoder,
-            progress, started,
+            config, job.start, job.reinforced, job.unlearned, rundir, tracker, world, self.sets, tokenizer,
+            self.encoder, progress, started,
         )  # fmt: skip
 
     def execute(self) -> dict[str, float]:
@@ -194,8 +194,12 @@ class _Run:
             return _known(RunDir(directory).read_selection().get("metrics", {}))
 
         examples = {name: len(rows) for name, rows in self._selection_sets().items()}
+        # A distilled model is to come close to its teacher, which need not be as good as the target.
+        target = baselines.unlearned if select.rule == "within" else None
         return self.world.on_main(
-            lambda: criterion(select, measured(baselines.target), measured(baselines.retain), examples)
+            lambda: criterion(
+                select, measured(target or baselines.target), measured(baselines.retain), examples
+            )
         )
 
     def _evaluate_selection_items(self, model: nn.Module) -> None:

@@ -12,7 +12,7 @@ from eval.selection import compares_with
 from launch.config_groups import values_of
 from launch.job import Baselines, Job
 from unlearn import interventions, probes
-from unlearn.config import EvalConfig, LoraConfig, MethodConfig, ProbeConfig, RunConfig
+from unlearn.config import EvalConfig, LoraConfig, MethodConfig, ProbeConfig, RunConfig, UnlearnedConfig
 from unlearn.data import alternatives
 from unlearn.data.prompts import DATE
 from unlearn.data.readers import content_hash
@@ -101,7 +101,14 @@ def make_plan(config: RunConfig, directory: Path | None = None) -> Plan:
     for earlier in before(config.dataset):
         target = _unlearned(config, earlier, target, runs)
     reinforced = _reinforced(config, target, runs) if needs_reinforced(method) else None
-    runs.append(_planned("run", config, target, baselines, reinforced, directory))
+    unlearned = None
+    if method.unlearned is not None:
+        unlearned = _first(config, method.unlearned, target, runs)
+        if (select := config.eval.select) is not None and select.rule == "within":
+            made = _planned("evaluate the unlearned model", _evaluation_of(config), unlearned, baselines)
+            runs.append(made)
+            baselines = replace(baselines, unlearned=made.directory)
+    runs.append(_planned("run", config, target, baselines, reinforced, unlearned, directory))
     return Plan(tuple(runs))
 
 
@@ -130,20 +137,24 @@ _EVALUATED_BY = {
 
 def fingerprint(
     config: RunConfig, start: WeightsSource, reinforced: WeightsSource | None = None,
-    baselines: Baselines | None = None,
+    baselines: Baselines | None = None, unlearned: WeightsSource | None = None,
 ) -> str:  # fmt: skip
     """Return the hash of what changes the numbers: weights, data, method, seed; not hardware, and of
     eval only what a choice among the steps depends on."""
     method = config.method
     makes = method.makes_model
     relevant = {"prompt", "lora", "lr_scale"} if makes else {"prompt"}
-    excluded = {"source", "name", "forget_only", "reinforced", "alternatives"}
+    excluded = {"source", "name", "forget_only", "reinforced", "unlearned", "alternatives"}
     watched = {} if not config.probe.on else {"probe": _probe(config)}
     selected = _selection(config, baselines or Baselines()) if makes and config.eval.select else {}
+    first = {}
+    if method.unlearned is not None and unlearned is not None:
+        first = {"unlearned": [unlearned.key, method.unlearned.alpha, method.unlearned.beta]}
     return digest(
         {
             **watched,
             **selected,
+            **first,
             "format": _FORMAT,
             "start": start.key,
             "reinforced": reinforced.key if reinforced else None,
@@ -178,7 +189,8 @@ def _probe(config: RunConfig) -> dict[str, Any]:
 def _selection(config: RunConfig, baselines: Baselines) -> dict[str, Any]:
     """Return what the choice of a step depends on: the rule, what is measured, and the compared models."""
     names = {"select", "benchmarks", "every_steps", "max_new_tokens", "limit"}
-    compared = [None if path is None else path.name for path in (baselines.target, baselines.retain)]
+    others = (baselines.target, baselines.retain, baselines.unlearned)
+    compared = [None if path is None else path.name for path in others]
     return {
         "eval": config.eval.model_dump(mode="json", include=names),
         "evaluated": identity(config.dataset, evaluation_sets(config)),
@@ -216,6 +228,25 @@ def _reinforced(config: RunConfig, target: WeightsSource, runs: list[Planned]) -
         }
     )
     run = _planned("build the reinforced model", made, target)
+    runs.append(run)
+    return WeightsSource(str(run.rundir.model), f"run:{run.job.fingerprint}")
+
+
+def _first(
+    config: RunConfig, first: UnlearnedConfig, target: WeightsSource, runs: list[Planned]
+) -> WeightsSource:
+    """Plan the run of the method that unlearns first; return its model."""
+    keys = {**values_of("method", first.method), **first.keys}
+    made = config.model_copy(
+        update={
+            "method": MethodConfig.model_validate(keys),
+            "eval": EvalConfig(),
+            "probe": ProbeConfig(),
+            "save_model": True,
+        }
+    )
+    reinforced = _reinforced(made, target, runs) if needs_reinforced(made.method) else None
+    run = _planned("unlearn first", made, target, reinforced=reinforced)
     runs.append(run)
     return WeightsSource(str(run.rundir.model), f"run:{run.job.fingerprint}")
 
@@ -288,10 +319,11 @@ def _evaluation_of(config: RunConfig) -> RunConfig:
 
 def _planned(
     role: str, config: RunConfig, weights: WeightsSource, baselines: Baselines | None = None,
-    reinforced: WeightsSource | None = None, directory: Path | None = None,
+    reinforced: WeightsSource | None = None, unlearned: WeightsSource | None = None,
+    directory: Path | None = None,
 ) -> Planned:  # fmt: skip
-    mark = fingerprint(config, weights, reinforced, baselines)
-    job = Job(config, mark, weights, baselines or Baselines(), reinforced)
+    mark = fingerprint(config, weights, reinforced, baselines, unlearned)
+    job = Job(config, mark, weights, baselines or Baselines(), reinforced, unlearned)
     return Planned(role, job, directory or Path(config.root) / run_name(config, mark))
 
 

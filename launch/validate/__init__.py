@@ -8,6 +8,7 @@ from launch.tracking import trackers
 from launch.validate.machine import hardware_problems
 from launch.validate.model import model_problems
 from launch.validate.training import dataset_problems, method_problems, preset_problems, probe_problems
+from launch.validate.unlearned import unlearned_problems
 from unlearn.config import GoalConfig, RunConfig
 from unlearn.data.sources import available
 from unlearn.errors import ConfigError
@@ -26,6 +27,7 @@ def check(config: RunConfig) -> None:
         *method_problems(config),
         *preset_problems("model.finetune", "finetune", config.model.finetune),
         *preset_problems("method.reinforced", "reinforce", config.method.reinforced),
+        *unlearned_problems(config),
         *_evaluation(config),
         *probe_problems(config),
         *_tracker(config),

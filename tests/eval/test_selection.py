@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 
@@ -101,7 +102,7 @@ def test_the_most_forgetting_above_the_floor():
 
 def test_the_floor_in_a_run_where_lower_is_forgetting():
     steps = candidates((0.8, 0.95), (0.4, 0.9), (0.1, 0.7))
-    asked = {"rule": "best_above_floor", "metric": FORGET, "utility": RETAIN}
+    asked: dict[str, Any] = {"rule": "best_above_floor", "metric": FORGET, "utility": RETAIN}
     assert made(**asked, floor=0.85)(steps) == Choice(2, True)
     assert made(**asked, floor=0.99)(steps) == Choice(3, False, True)
     of_target = made(**asked, floor="0.9 target", target={RETAIN: 0.96})

@@ -27,7 +27,7 @@ def changed(config: RunConfig, select: dict[str, Any] | None, **keys: Any) -> Ru
     return config.model_copy(update={"eval": EvalConfig.model_validate(values)})
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "no evaluations": ({"rule": "last"}, {"every_steps": None}, "eval.every_steps is not set"),
     "no metric": ({"rule": "first_below_retain"}, {}, "eval.select.metric is not set"),
     "no utility": ({"rule": "within"}, {}, "eval.select.utility is not set"),
