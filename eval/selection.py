@@ -124,13 +124,15 @@ class Criterion:
     """A rule with its numbers (`unlearn.selection.Selector`).
 
     `bound` is what the rule compares with, as the metric is given; `retain` the retain model's value of a
-    metric of forgetting that is to be like it; NaN where the rule has none.
+    metric of forgetting that is to be like it; NaN where the rule has none. `start` names the model that
+    `within` compares with.
     """
 
     select: SelectConfig
     bound: float
     retain: float
     examples: Mapping[str, int]
+    start: str = "target"
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -140,7 +142,7 @@ class Criterion:
     def description(self) -> dict[str, Any]:
         unread = set() if self.select.rule == "within" else {"tolerance"}
         asked = self.select.model_dump(mode="json", exclude_none=True, exclude=unread)
-        return {**asked, "bound": self.bound, "examples": dict(self.examples)}
+        return {**asked, "start": self.start, "bound": self.bound, "examples": dict(self.examples)}
 
     def __call__(self, candidates: Sequence[Candidate]) -> Choice:
         """Choose among the steps so far; the last one, not `met`, where none meets the rule."""
@@ -173,12 +175,13 @@ class Criterion:
 
 
 def criterion(
-    select: SelectConfig, target: Numbers, retain: Numbers, examples: Mapping[str, int]
-) -> Criterion:
+    select: SelectConfig, target: Numbers, retain: Numbers, examples: Mapping[str, int],
+    *, start: str = "target",
+) -> Criterion:  # fmt: skip
     """Return the rule with its numbers.
 
     target, retain: what those models reached on the same items; only what the rule needs is read. examples:
-    how many of each set the rule sees.
+    how many of each set the rule sees. start: the name of the model in place of the target.
 
     Raises:
         UserError: a value that the rule compares with could not be measured.
@@ -191,10 +194,10 @@ def criterion(
         if direction(str(select.metric)) is Better.LIKE_RETAIN:
             like = _value("retain model", select.metric, retain)
     elif select.rule == "within":
-        value = _value("target", select.utility, target)
+        value = _value(start, select.utility, target)
         away = select.tolerance * abs(value)
         bound = value - away if direction(str(select.utility)) in _UP else value + away
-    return Criterion(select, bound, like, examples)
+    return Criterion(select, bound, like, examples, start)
 
 
 def _floor(select: SelectConfig, target: Numbers, retain: Numbers) -> float:

@@ -206,9 +206,9 @@ class AutoLRConfig(Section):
 class UnlearnedConfig(Section):
     """A model that another method unlearns first: the reference, and with noise what training starts from."""
 
-    method: str = Field(description="a preset of configs/method, with the seed of the run")
+    method: str | None = Field(None, description="a preset of configs/method; null: start from the target")
     keys: dict[str, Any] = Field({}, description="keys of the preset that are changed")
-    alpha: float = Field(ge=0, le=1, description="share by which the weights shrink")
+    alpha: float = Field(0.0, ge=0, le=1, description="share by which the weights shrink")
     beta: NonNegativeFloat = Field(
         0.0, description="scale of the Xavier-uniform noise that alpha adds to matrices in their place"
     )
@@ -241,11 +241,7 @@ class MethodConfig(Section):
     reinforced: dict[str, Any] = Field(
         {}, description="keys of method=reinforce, for methods that need the target trained on the forget set"
     )
-    unlearned: UnlearnedConfig | None = Field(
-        None,
-        description="start from a model that another method has unlearned, mixed with noise; without the "
-        "noise it is the reference: {method: me_gd, alpha: 0.25, beta: 0}",
-    )
+    unlearned: UnlearnedConfig = UnlearnedConfig()
     train: list[str] | None = Field(None, description="parameters to train, as name patterns; null: all")
     teacher_rate: float = Field(0.999, ge=0, lt=1, description="decay of the mean teacher's running average")
     forget_only: bool = Field(
@@ -415,10 +411,11 @@ FLOOR = re.compile(rf"(?P<number>{_NUMBER})(?:\s*(?P<of>target|retain))?")
 class SelectConfig(Section):
     """Choice of the step whose model becomes the run's, by a rule on metrics that are measured on the way."""
 
-    rule: Literal["last", "fixed", "first_below_retain", "best_above_floor", "within"] = Field(
-        description="last; fixed: eval.select.step; first_below_retain: the first that has forgotten as much "
-        "as the retain model; best_above_floor: the most forgetting with a bound on utility; within: the "
-        "first whose utility is close to the target's",
+    rule: Literal["last", "fixed", "first_below_retain", "best_above_floor", "within"] | None = Field(
+        None,
+        description="null: the last step, and every example is reported; last; fixed: eval.select.step; "
+        "first_below_retain: the first that has forgotten as much as the retain model; best_above_floor: the "
+        "most forgetting with a bound on utility; within: the first whose utility is close to the target's",
     )
     metric: str | None = Field(None, description="metric of forgetting: tofu/forget/probability")
     utility: str | None = Field(None, description="metric of utility: tofu/retain/probability")
@@ -446,7 +443,7 @@ class SelectConfig(Section):
     @property
     def divides(self) -> bool:
         """Whether the evaluated sets are divided into selection items and reported items."""
-        return self.on == "selection"
+        return self.rule is not None and self.on == "selection"
 
 
 class EvalConfig(Section):
@@ -468,17 +465,7 @@ class EvalConfig(Section):
         None, description="evaluate only so many examples of each set of the data"
     )
     compare: bool = Field(True, description="also evaluate the target and the retain model (cached)")
-    select: SelectConfig | None = Field(
-        None,
-        description="the step of the training whose model is kept: {rule: best_above_floor, metric: …, "
-        "utility: …, floor: 0.9 target}; null: the last, and every example is reported",
-    )
-
-    @field_validator("select", mode="before")
-    @classmethod
-    def _short(cls, value: Any) -> Any:
-        """Expand `select=last` to `select={rule: last}`."""
-        return {"rule": value} if isinstance(value, str) else value
+    select: SelectConfig = SelectConfig()
 
 
 class TrackerConfig(Section):

@@ -203,7 +203,8 @@ class Pipeline:
         config = self.config
         origin = self.unlearned or self.start
         model: Any = self._deferred(origin.source, edited=config.method.intervention is not None)
-        if (noise := config.method.unlearned) is not None:
+        if self.unlearned is not None:
+            noise = config.method.unlearned
             corrupt(model, alpha=noise.alpha, beta=noise.beta, seed=config.seed)
         if config.model.lora.r:
             model = adapt.add_lora(model, config.model.lora, config.seed)

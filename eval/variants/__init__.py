@@ -86,8 +86,8 @@ def measure(name: str, bench: Workbench, given: Mapping[str, Any] | None = None)
     folder = bench.directory / "eval" / name
     mark, world = folder / "measured.json", bench.world
     asked = bench.config.eval.model_dump(mode="json", exclude={"variants", "every_steps", "select"})
-    if (select := bench.config.eval.select) is not None and select.divides:
-        asked["share"] = select.share
+    if bench.config.eval.select.divides:
+        asked["share"] = bench.config.eval.select.share
     models = digest(find(name).identity(options))
     compared = {role: weights.key for role, weights in bench.weights.items()}
     whole = digest({"models": models, "eval": asked, "compared": compared})

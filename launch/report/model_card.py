@@ -145,7 +145,7 @@ def _facts(job: Job) -> list[tuple[str, str]]:
 
 def _unlearned_first(config: RunConfig) -> list[tuple[str, str]]:
     first = config.method.unlearned
-    if first is None:
+    if first.method is None:
         return []
     return [
         (
@@ -220,7 +220,7 @@ def _measured_on(config: RunConfig) -> str:
 def _of_step(chosen: str, config: RunConfig) -> str:
     """Say what the metrics of a single step are of, where a run chooses among its steps."""
     select = config.eval.select
-    return "Measured on the run's selection examples only." if chosen and select and select.divides else ""
+    return "Measured on the run's selection examples only." if chosen and select.divides else ""
 
 
 def _own_code(config: RunConfig) -> list[str]:

@@ -12,7 +12,7 @@ _RULES = {
     "fixed": "set in advance",
     "first_below_retain": "the first that reaches the retain model's {metric} of {bound}",
     "best_above_floor": "the most forgotten by {metric} with {utility} at {bound} or better",
-    "within": "the first with {utility} at {bound} or better, which is within {tolerance} of the target's",
+    "within": "the first with {utility} at {bound} or better, which is within {tolerance} of the {start}'s",
 }
 
 
@@ -27,18 +27,22 @@ def selection_sentences(stored: Mapping[str, Any]) -> list[str]:
         step = f"The model is that of step {chosen} of {last} ({rule})."
     else:
         step = f"No step meets the rule, so the model is that of the last step, {last} ({rule})."
-    count = sum(stored["examples"].values())
+    return [step, _seen(stored)]
+
+
+def _seen(stored: Mapping[str, Any]) -> str:
+    """Say on which examples the rule decided, or else what was measured during training."""
+    count, decides = sum(stored["examples"].values()), stored["rule"] not in ("last", "fixed")
     if stored["on"] == "selection":
-        seen = (
-            f"The rule saw {count} selection examples ({stored['share']:.0%} of each set), which the results "
-            "leave out; metrics during training are of these examples."
-        )
-    else:
-        seen = (
-            f"The rule saw the {count} examples that are reported, so the results are better than those on "
-            "new examples."
-        )
-    return [step, seen]
+        seen = f"{count} selection examples ({stored['share']:.0%} of each set), which the results leave out"
+        rule = f"The rule saw {seen}; metrics" if decides else "Metrics"
+        return f"{rule} during training are of {'these examples' if decides else seen}."
+    if not decides:
+        return "Metrics during training are of the reported examples, which decided nothing."
+    return (
+        f"The rule saw the {count} examples that are reported, so the results are better than those on new "
+        "examples."
+    )
 
 
 def selection_table(stored: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -181,11 +181,11 @@ class _Run:
 
     @property
     def _divides(self) -> bool:
-        return self.config.eval.select is not None and self.config.eval.select.divides
+        return self.config.eval.select.divides
 
     def _selector(self) -> Criterion | None:
         select, baselines = self.config.eval.select, self.job.baselines
-        if select is None:
+        if select.rule is None:
             return None
 
         def measured(directory: Path | None) -> dict[str, float]:
@@ -194,12 +194,11 @@ class _Run:
             return _known(RunDir(directory).read_selection().get("metrics", {}))
 
         examples = {name: len(rows) for name, rows in self._selection_sets().items()}
-        # A distilled model is to come close to its teacher, which need not be as good as the target.
-        target = baselines.unlearned if select.rule == "within" else None
+        target, start = baselines.target, "target"
+        if select.rule == "within" and baselines.unlearned is not None:  # close to what it learns from
+            target, start = baselines.unlearned, "unlearned model"
         return self.world.on_main(
-            lambda: criterion(
-                select, measured(target or baselines.target), measured(baselines.retain), examples
-            )
+            lambda: criterion(select, measured(target), measured(baselines.retain), examples, start=start)
         )
 
     def _evaluate_selection_items(self, model: nn.Module) -> None:
@@ -209,7 +208,7 @@ class _Run:
 
     def _chosen(self) -> dict[str, float]:
         """Return the chosen step and its metrics on what the rule saw, and those of the last step."""
-        if self.config.eval.select is None or not self.pipeline.terms:
+        if self.config.eval.select.rule is None or not self.pipeline.terms:
             return {}
         stored = self.world.on_main(self.rundir.read_selection)
         return chosen_metrics(self.config.eval.select, stored)
@@ -297,7 +296,7 @@ class _Run:
     def _parts(self) -> tuple[dict[str, list[Example]], dict[str, list[Example]]]:
         wanted, select = evaluation_sets(self.config), self.config.eval.select
         sets = {n: rows[: self.config.eval.limit] for n, rows in self.sets.items() if n in wanted}
-        return divide(sets, select.share) if select is not None and select.divides else (sets, sets)
+        return divide(sets, select.share) if select.divides else (sets, sets)
 
 
 def _results_of(directory: Path | None) -> dict[str, float]:

@@ -12,7 +12,7 @@ from eval.selection import compares_with
 from launch.config_groups import values_of
 from launch.job import Baselines, Job
 from unlearn import interventions, probes
-from unlearn.config import EvalConfig, LoraConfig, MethodConfig, ProbeConfig, RunConfig, UnlearnedConfig
+from unlearn.config import EvalConfig, LoraConfig, MethodConfig, ProbeConfig, RunConfig
 from unlearn.data import alternatives
 from unlearn.data.prompts import DATE
 from unlearn.data.readers import content_hash
@@ -47,8 +47,8 @@ class Planned:
         """Hash of all settings and files that change the measurements of the same model."""
         config = self.job.config
         settings = config.eval.model_dump(include={"benchmarks", "variants", "max_new_tokens", "limit"})
-        if (select := config.eval.select) is not None and select.divides:
-            settings["share"] = select.share
+        if config.eval.select.divides:
+            settings["share"] = config.eval.select.share
         sets = identity(config.dataset, evaluation_sets(config))
         files = {name: key for name in config.eval.benchmarks if (key := _files_of(config, name))}
         baselines = self.job.baselines
@@ -102,9 +102,9 @@ def make_plan(config: RunConfig, directory: Path | None = None) -> Plan:
         target = _unlearned(config, earlier, target, runs)
     reinforced = _reinforced(config, target, runs) if needs_reinforced(method) else None
     unlearned = None
-    if method.unlearned is not None:
-        unlearned = _first(config, method.unlearned, target, runs)
-        if (select := config.eval.select) is not None and select.rule == "within":
+    if method.unlearned.method is not None:
+        unlearned = _first(config, method.unlearned.method, target, runs)
+        if config.eval.select.rule == "within":
             made = _planned("evaluate the unlearned model", _evaluation_of(config), unlearned, baselines)
             runs.append(made)
             baselines = replace(baselines, unlearned=made.directory)
@@ -115,7 +115,7 @@ def make_plan(config: RunConfig, directory: Path | None = None) -> Plan:
 def _refuse_selection(config: RunConfig, baselines: Baselines) -> None:
     """Refuse a rule of `eval.select` that compares with a model that the plan does not evaluate."""
     select = config.eval.select
-    if select is None or not config.method.makes_model:
+    if select.rule is None or not config.method.makes_model:
         return
     evaluated = {"target": baselines.target, "retain model": baselines.retain}
     lacking = sorted(of for of in compares_with(select) if evaluated[of] is None)
@@ -146,9 +146,9 @@ def fingerprint(
     relevant = {"prompt", "lora", "lr_scale"} if makes else {"prompt"}
     excluded = {"source", "name", "forget_only", "reinforced", "unlearned", "alternatives"}
     watched = {} if not config.probe.on else {"probe": _probe(config)}
-    selected = _selection(config, baselines or Baselines()) if makes and config.eval.select else {}
+    selected = _selection(config, baselines or Baselines()) if makes and config.eval.select.rule else {}
     first = {}
-    if method.unlearned is not None and unlearned is not None:
+    if unlearned is not None:
         first = {"unlearned": [unlearned.key, method.unlearned.alpha, method.unlearned.beta]}
     return digest(
         {
@@ -232,11 +232,9 @@ def _reinforced(config: RunConfig, target: WeightsSource, runs: list[Planned]) -
     return WeightsSource(str(run.rundir.model), f"run:{run.job.fingerprint}")
 
 
-def _first(
-    config: RunConfig, first: UnlearnedConfig, target: WeightsSource, runs: list[Planned]
-) -> WeightsSource:
+def _first(config: RunConfig, method: str, target: WeightsSource, runs: list[Planned]) -> WeightsSource:
     """Plan the run of the method that unlearns first; return its model."""
-    keys = {**values_of("method", first.method), **first.keys}
+    keys = {**values_of("method", method), **config.method.unlearned.keys}
     made = config.model_copy(
         update={
             "method": MethodConfig.model_validate(keys),

@@ -15,8 +15,8 @@ _QUALITY = (Better.HIGHER, Better.LOWER)
 def selection_problems(config: RunConfig, sets: set[str]) -> list[str]:
     """Return what is wrong with `eval.select` for a dataset with these sets; needs no model."""
     select, method = config.eval.select, config.method
-    if select is None:
-        return []
+    if select.rule is None:
+        return _without_rule(select)
     name = f"eval.select.rule={select.rule}"
     problems = []
     for key in NEEDS[select.rule]:
@@ -38,6 +38,12 @@ def selection_problems(config: RunConfig, sets: set[str]) -> list[str]:
             "measured on the way; leave eval.select out"
         )
     return problems + _metric_problems(config, select, sets)
+
+
+def _without_rule(select: SelectConfig) -> list[str]:
+    asked = sorted(select.model_fields_set - {"rule"})
+    changed = [key for key in asked if getattr(select, key) != SelectConfig.model_fields[key].default]
+    return [f"eval.select.rule is not set: eval.select.{changed[0]} needs one"] if changed else []
 
 
 def _metric_problems(config: RunConfig, select: SelectConfig, sets: set[str]) -> list[str]:
@@ -63,7 +69,7 @@ def _metric_problems(config: RunConfig, select: SelectConfig, sets: set[str]) ->
 
 
 def _direction_problems(select: SelectConfig, option: str, better: Better) -> list[str]:
-    if option not in NEEDS[select.rule]:
+    if option not in NEEDS.get(str(select.rule), ()):
         return []
     if option == "utility" and better not in _QUALITY:
         return ["it is no metric of utility (docs/metrics.md says which way a metric is better)"]
@@ -77,7 +83,7 @@ def _direction_problems(select: SelectConfig, option: str, better: Better) -> li
 def selection_warnings(config: RunConfig) -> list[str]:
     """Say where the rule sees what is reported, or has nothing to choose."""
     select, method = config.eval.select, config.method
-    if select is None:
+    if select.rule is None:
         return []
     warnings = []
     if not select.divides and select.rule not in ("last", "fixed"):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
+from typing import Any
 
 from launch.config_groups import groups, values_of
 from launch.validate.training import preset_problems
@@ -15,14 +17,14 @@ from unlearn.errors import ConfigError, did_you_mean
 def unlearned_problems(config: RunConfig) -> list[str]:
     """Return what is wrong with the method that unlearns first, and with settings that exclude it."""
     method, first = config.method, config.method.unlearned
-    if first is None:
+    if first.method is None:
         return []
     name = f"method.unlearned.method={first.method}"
     if first.method not in (known := groups()["method"]):
         return [f"{name}: there is no configs/method/{first.method}.yaml{did_you_mean(first.method, known)}"]
     problems = preset_problems("method.unlearned.keys", first.method, first.keys)
     if not problems:
-        problems = _first_problems(name, _parsed(config))
+        problems = _first_problems(name, _parsed(first.method, first.keys))
     excluded = {
         "method.start=base": method.start == "base",
         f"method.update_scale={method.update_scale}": method.update_scale != 1,
@@ -44,11 +46,9 @@ def unlearned_problems(config: RunConfig) -> list[str]:
     return problems
 
 
-def _parsed(config: RunConfig) -> MethodConfig:
-    first = config.method.unlearned
-    assert first is not None
-    keys = {**values_of("method", first.method), **first.keys}
-    return plugins.parsed(MethodConfig, keys, "method.unlearned.keys", f"method {first.method}")
+def _parsed(method: str, changed: Mapping[str, Any]) -> MethodConfig:
+    keys = {**values_of("method", method), **changed}
+    return plugins.parsed(MethodConfig, keys, "method.unlearned.keys", f"method {method}")
 
 
 def _first_problems(name: str, first: MethodConfig) -> list[str]:
@@ -56,6 +56,6 @@ def _first_problems(name: str, first: MethodConfig) -> list[str]:
         return [f"{name}: unlearns nothing; choose a method with terms that starts from the target"]
     if first.intervention is not None:
         return [f"{name}: changes what the model computes, not its weights; choose another method"]
-    if first.unlearned is not None:
+    if first.unlearned.method is not None:
         return [f"{name}: has itself a method that unlearns first; choose one that starts from the target"]
     return []

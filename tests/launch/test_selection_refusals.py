@@ -10,7 +10,7 @@ from launch.compose import checked, compose_run, force_overrides
 from launch.run.plan import make_plan
 from launch.validate import check, warnings_of
 from launch.validate.selection import selection_problems
-from unlearn.config import EvalConfig, RunConfig, SelectConfig
+from unlearn.config import EvalConfig, RunConfig
 from unlearn.data.sources import available
 from unlearn.errors import ConfigError
 
@@ -23,11 +23,12 @@ def config() -> RunConfig:
 
 
 def changed(config: RunConfig, select: dict[str, Any] | None, **keys: Any) -> RunConfig:
-    values = {**config.eval.model_dump(), "select": select, **keys}
+    values = {**config.eval.model_dump(), "select": select or {}, **keys}
     return config.model_copy(update={"eval": EvalConfig.model_validate(values)})
 
 
 REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "no rule": ({"metric": FORGET}, {}, "eval.select.rule is not set: eval.select.metric needs one"),
     "no evaluations": ({"rule": "last"}, {"every_steps": None}, "eval.every_steps is not set"),
     "no metric": ({"rule": "first_below_retain"}, {}, "eval.select.metric is not set"),
     "no utility": ({"rule": "within"}, {}, "eval.select.utility is not set"),
@@ -77,7 +78,7 @@ def test_a_scaled_update_is_not_what_is_measured(config):
 
 def test_the_check_of_a_configuration_reports_it():
     with pytest.raises(ConfigError, match=r"eval\.every_steps is not set"):
-        check(checked(compose_run(force_overrides(["eval.select=last"]))))
+        check(checked(compose_run(force_overrides(["eval.select.rule=last"]))))
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,3 @@ def test_warnings(config):
     assert warnings({"rule": "within", "utility": RETAIN}) == []
     (flattered,) = warnings({"rule": "within", "utility": RETAIN, "on": "reported"})
     assert "eval.select.on=reported: the step is chosen on the examples that are reported" in flattered
-
-
-def test_a_name_alone_is_a_rule():
-    assert EvalConfig.model_validate({"select": "last"}).select == SelectConfig(rule="last")

@@ -55,9 +55,8 @@ def test_what_does_not_go_with_it(config):
 
 def test_damage_makes_another_run_of_the_same_teacher(config):
     def plan(**keys: float) -> tuple[str, str]:
-        first = config.method.unlearned
-        assert first is not None
-        changed = config.method.model_copy(update={"unlearned": first.model_copy(update=keys)})
+        first = config.method.unlearned.model_copy(update=keys)
+        changed = config.method.model_copy(update={"unlearned": first})
         made = make_plan(config.model_copy(update={"method": changed}))
         (teacher,) = (run for run in made.runs if run.role == "unlearn first")
         assert made.main.job.unlearned is not None

@@ -32,8 +32,8 @@ SELECT = f"eval.select.metric={FORGET}", f"eval.select.utility={RETAIN}", "eval.
 def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Shown]:
     """Ascent at a high rate: the retain set falls by ten orders of magnitude with each step."""
     cwd = tmp_path_factory.mktemp("chosen")
-    rule = "eval.select={rule: best_above_floor, floor: 1e-4 target}"
-    shown = commands.done(cwd, *TINY, rule, *SELECT)
+    rule = "eval.select.rule=best_above_floor", "eval.select.floor='1e-4 target'"
+    shown = commands.done(cwd, *TINY, *rule, *SELECT)
     (run,) = cwd.glob("runs/grad_ascent-*")
     return RunDir(run), shown
 
@@ -92,7 +92,7 @@ def test_another_rule_is_another_run_and_the_models_to_compare_with_stay(done):
     run, _ = done
     before = {path: path.stat().st_mtime_ns for path in run.path.parent.glob("none-*/results.json")}
     cwd = run.path.parents[1]
-    shown = commands.done(cwd, *TINY, "eval.select={rule: first_below_retain}", *SELECT, "method.steps=1")
+    shown = commands.done(cwd, *TINY, "eval.select.rule=first_below_retain", *SELECT, "method.steps=1")
     assert "no step meets the rule" not in shown.err
     assert {path: path.stat().st_mtime_ns for path in before} == before
     (other,) = (RunDir(p) for p in cwd.glob("runs/grad_ascent-*") if p != run.path)
