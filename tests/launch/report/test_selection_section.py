@@ -6,7 +6,10 @@ from typing import Any
 
 import pytest
 
+from launch.report.compare.runs import TASK
 from launch.report.selection_section import selection_sentences, selection_table
+from launch.report.settings import flat, settings_of
+from unlearn.config import EvalConfig
 
 FORGET, RETAIN = "tofu/forget/probability", "tofu/retain/probability"
 STORED: dict[str, Any] = {
@@ -47,3 +50,18 @@ def test_the_table_of_steps():
 @pytest.mark.parametrize("stored", [{}, {"metrics": {FORGET: 0.4}}])
 def test_a_run_without_a_choice_has_no_section(stored):
     assert selection_table(stored) is None
+
+
+def test_runs_compare_where_the_same_examples_are_reported():
+    def settings(**select: Any) -> dict[str, Any]:
+        return settings_of(flat({"eval": EvalConfig.model_validate({"select": select}).model_dump()}))
+
+    def task(**select: Any) -> set[str]:
+        return {key for key in settings(**select) if TASK.fullmatch(key)}
+
+    assert settings() == {}
+    within = {"rule": "within", "utility": RETAIN}
+    assert settings(**within) != settings(rule="last")
+    assert task(**within) == task(rule="last") == {"eval.select.share"}
+    assert task(**within, on="reported") == task() == set()
+    assert settings(**within, on="reported")["eval.select.on"] == "reported"
