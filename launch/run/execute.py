@@ -23,13 +23,14 @@ from torch import nn
 from eval import variants
 from eval.configuration import benchmark_options, evaluation_sets, requests_of
 from eval.judgement.judge import judge
-from eval.selection import FOLDER, Criterion, chosen_metrics, criterion, divide
+from eval.selection import FOLDER, Criterion, chosen_metrics, divide
 from eval.suite import Scoring
 from eval.variants._base import ROLES, Workbench
 from launch.job import Job
 from launch.memory.automatic import agreed
 from launch.report.model_card import write_cards
 from launch.run.config_file import read_job
+from launch.run.selection import selector
 from unlearn.config import HardwareConfig, RunConfig
 from unlearn.data.example import Example
 from unlearn.data.sources import load_sets
@@ -184,22 +185,10 @@ class _Run:
         return self.config.eval.select.divides
 
     def _selector(self) -> Criterion | None:
-        select, baselines = self.config.eval.select, self.job.baselines
-        if select.rule is None:
+        if self.config.eval.select.rule is None:
             return None
-
-        def measured(directory: Path | None) -> dict[str, float]:
-            if directory is None or not select.divides:
-                return _results_of(directory)
-            return _known(RunDir(directory).read_selection().get("metrics", {}))
-
         examples = {name: len(rows) for name, rows in self._selection_sets().items()}
-        target, start = baselines.target, "target"
-        if select.rule == "within" and baselines.unlearned is not None:  # close to what it learns from
-            target, start = baselines.unlearned, "unlearned model"
-        return self.world.on_main(
-            lambda: criterion(select, measured(target), measured(baselines.retain), examples, start=start)
-        )
+        return self.world.on_main(lambda: selector(self.config, self.job.baselines, examples))
 
     def _evaluate_selection_items(self, model: nn.Module) -> None:
         """Measure a model that others are compared with on the selection items."""
@@ -301,10 +290,7 @@ class _Run:
 
 def _results_of(directory: Path | None) -> dict[str, float]:
     """Return the results of another run, NaN for null; {} where there is none."""
-    return {} if directory is None else _known(RunDir(directory).read_results())
-
-
-def _known(results: Mapping[str, float | None]) -> dict[str, float]:
+    results = {} if directory is None else RunDir(directory).read_results()
     return {key: math.nan if value is None else value for key, value in results.items()}
 
 

@@ -8,16 +8,15 @@ from typing import Any
 
 from eval.benchmark import find, is_live, options_of
 from eval.configuration import benchmark_options, evaluation_sets
-from eval.selection import compares_with
 from launch.config_groups import values_of
 from launch.job import Baselines, Job
+from launch.run.selection import refuse_unmeasured, selection_identity
 from unlearn import interventions, probes
 from unlearn.config import EvalConfig, LoraConfig, MethodConfig, ProbeConfig, RunConfig
 from unlearn.data import alternatives
 from unlearn.data.prompts import DATE
 from unlearn.data.readers import content_hash
 from unlearn.data.sources import BASE, available, before, identity, retain_model
-from unlearn.errors import ConfigError
 from unlearn.files import digest, folder_name
 from unlearn.models import load as models
 from unlearn.models.weights import WeightsSource
@@ -85,7 +84,7 @@ def make_plan(config: RunConfig, directory: Path | None = None) -> Plan:
     method = config.method
     base = WeightsSource(None, _key(config, None))
     if method.start == "base" and method.terms:
-        _refuse_selection(config, Baselines())
+        refuse_unmeasured(config, Baselines())
         return Plan((_planned("run", config, base, directory=directory),))
     target = _target(config, base, runs)
     baselines = Baselines(log=user_path(config.model.retain_log) if config.model.retain_log else None)
@@ -97,7 +96,7 @@ def make_plan(config: RunConfig, directory: Path | None = None) -> Plan:
         if method.makes_model:
             runs.append(_planned("evaluate the target", _evaluation_of(config), target, baselines))
             baselines = replace(baselines, target=runs[-1].directory)
-    _refuse_selection(config, baselines)
+    refuse_unmeasured(config, baselines)
     for earlier in before(config.dataset):
         target = _unlearned(config, earlier, target, runs)
     reinforced = _reinforced(config, target, runs) if needs_reinforced(method) else None
@@ -112,29 +111,6 @@ def make_plan(config: RunConfig, directory: Path | None = None) -> Plan:
     return Plan(tuple(runs))
 
 
-def _refuse_selection(config: RunConfig, baselines: Baselines) -> None:
-    """Refuse a rule of `eval.select` that compares with a model that the plan does not evaluate."""
-    select = config.eval.select
-    if select.rule is None or not config.method.makes_model:
-        return
-    evaluated = {"target": baselines.target, "retain model": baselines.retain}
-    lacking = sorted(of for of in compares_with(select) if evaluated[of] is None)
-    if lacking:
-        raise ConfigError(
-            [
-                f"eval.select.rule={select.rule}: compares with the {of}, which this run does not evaluate; "
-                f"set {_EVALUATED_BY[of]}, or choose another rule or floor"
-                for of in lacking
-            ]
-        )
-
-
-_EVALUATED_BY = {
-    "target": "eval.compare=true and a method that starts from it",
-    "retain model": "eval.compare=true and model.retain (a published log has no values on these examples)",
-}
-
-
 def fingerprint(
     config: RunConfig, start: WeightsSource, reinforced: WeightsSource | None = None,
     baselines: Baselines | None = None, unlearned: WeightsSource | None = None,
@@ -146,7 +122,9 @@ def fingerprint(
     relevant = {"prompt", "lora", "lr_scale"} if makes else {"prompt"}
     excluded = {"source", "name", "forget_only", "reinforced", "unlearned", "alternatives"}
     watched = {} if not config.probe.on else {"probe": _probe(config)}
-    selected = _selection(config, baselines or Baselines()) if makes and config.eval.select.rule else {}
+    selected = (
+        selection_identity(config, baselines or Baselines()) if makes and config.eval.select.rule else {}
+    )
     first = {}
     if unlearned is not None:
         first = {"unlearned": [unlearned.key, method.unlearned.alpha, method.unlearned.beta]}
@@ -183,18 +161,6 @@ def _probe(config: RunConfig) -> dict[str, Any]:
         **probes.completed(config.probe).model_dump(mode="json", exclude={"models"}),
         "models": saved,
         "data": identity(config.dataset, probes.watched_sets(config)),
-    }
-
-
-def _selection(config: RunConfig, baselines: Baselines) -> dict[str, Any]:
-    """Return what the choice of a step depends on: the rule, what is measured, and the compared models."""
-    names = {"select", "benchmarks", "every_steps", "max_new_tokens", "limit"}
-    others = (baselines.target, baselines.retain, baselines.unlearned)
-    compared = [None if path is None else path.name for path in others]
-    return {
-        "eval": config.eval.model_dump(mode="json", include=names),
-        "evaluated": identity(config.dataset, evaluation_sets(config)),
-        "compared": compared,
     }
 
 
