@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 MAX_ROWS = 35
 """Rows of the table in the terminal, about a screen."""
 
-_NO_BENCHMARKS = ("", "train", "run")
+_NO_BENCHMARKS = ("", "train", "run", "select")
 _LAST_LEVEL = 9  # of metrics without a declaration
 _DETAIL = re.compile(r"/missing$|_(low|high)$")
 

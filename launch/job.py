@@ -12,18 +12,20 @@ from unlearn.models.weights import WeightsSource
 @dataclass(frozen=True)
 class Baselines:
     """What a run is compared with: the directories of the runs that evaluate the retain model and the target,
-    and a published `log` in place of the former."""
+    and a published `log` in place of the former; `unlearned` evaluates the job's model of that name."""
 
     retain: Path | None = None
     target: Path | None = None
     log: Path | None = None
+    unlearned: Path | None = None
 
 
 @dataclass(frozen=True)
 class Job:
     """A run that is ready to execute: what it starts from, and what it is compared with.
 
-    `reinforced` is the target trained further on the forget set, for methods that need it.
+    `reinforced` is the target trained further on the forget set, `unlearned` the target after another method,
+    for methods that need them.
     """
 
     config: RunConfig
@@ -31,3 +33,4 @@ class Job:
     start: WeightsSource
     baselines: Baselines = Baselines()
     reinforced: WeightsSource | None = None
+    unlearned: WeightsSource | None = None

@@ -223,6 +223,17 @@ class AutoLRConfig(Section):
     )
 
 
+class UnlearnedConfig(Section):
+    """A model that another method unlearns first: the reference, and with noise what training starts from."""
+
+    method: str | None = Field(None, description="a preset of configs/method; null: start from the target")
+    keys: dict[str, Any] = Field({}, description="keys of the preset that are changed")
+    alpha: float = Field(0.0, ge=0, le=1, description="share by which the weights shrink")
+    beta: NonNegativeFloat = Field(
+        0.0, description="scale of the Xavier-uniform noise that alpha adds to matrices in their place"
+    )
+
+
 class MethodConfig(Section):
     """An unlearning method: terms, rule and training preset."""
 
@@ -251,6 +262,7 @@ class MethodConfig(Section):
     reinforced: dict[str, Any] = Field(
         {}, description="keys of method=reinforce, for methods that need the target trained on the forget set"
     )
+    unlearned: UnlearnedConfig = UnlearnedConfig()
     train: list[str] | None = Field(None, description="parameters to train, as name patterns; null: all")
     teacher_rate: float = Field(0.999, ge=0, lt=1, description="decay of the mean teacher's running average")
     forget_only: bool = Field(
@@ -425,6 +437,51 @@ class JudgementConfig(Section):
     )
 
 
+_NUMBER = r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?"
+BOUND = re.compile(rf"(?P<sense>>=|<=)\s*(?P<number>{_NUMBER})(?:\s*(?P<of>target|retain))?")
+"""At least or at most a number, or a multiple of the target's or the retain model's value."""
+FLOOR = re.compile(rf"(?P<number>{_NUMBER})(?:\s*(?P<of>target|retain))?")
+"""A number, or a multiple of the target's or the retain model's value."""
+
+
+class SelectConfig(Section):
+    """Choice of the step whose model becomes the run's, by a rule on metrics that are measured on the way."""
+
+    rule: Literal["last", "fixed", "first_below_retain", "best_above_floor", "within"] | None = Field(
+        None,
+        description="null: the last step, and every example is reported; last; fixed: eval.select.step; "
+        "first_below_retain: the first that has forgotten as much as the retain model; best_above_floor: the "
+        "most forgetting with a bound on utility; within: the first whose utility is close to the target's",
+    )
+    metric: str | None = Field(None, description="metric of forgetting: tofu/forget/probability")
+    utility: str | None = Field(None, description="metric of utility: tofu/retain/probability")
+    floor: float | str | None = Field(
+        None,
+        description="bound on utility for best_above_floor: a number or, as a multiple of another model's "
+        "value, '0.9 target' or '0.95 retain'; the largest value of a metric where lower is better",
+    )
+    tolerance: PositiveFloat = Field(0.05, description="relative distance from the target, for rule=within")
+    step: PositiveInt | None = Field(None, description="the step of rule=fixed")
+    on: Literal["selection", "reported"] = Field(
+        "selection",
+        description="examples that the rule sees: selection, a part of each set that the final evaluation "
+        "leaves out; reported, the same examples as the final evaluation",
+    )
+    share: float = Field(0.25, gt=0, lt=1, description="share of each set that on=selection takes")
+
+    @field_validator("floor")
+    @classmethod
+    def _readable(cls, floor: float | str | None) -> float | str | None:
+        if isinstance(floor, str) and not FLOOR.fullmatch(floor.strip()):
+            raise ValueError("write 0.85, '0.9 target' or '0.95 retain'")
+        return floor
+
+    @property
+    def divides(self) -> bool:
+        """Whether the evaluated sets are divided into selection items and reported items."""
+        return self.rule is not None and self.on == "selection"
+
+
 class EvalConfig(Section):
     """Evaluation at the end and, with every_steps, during training; several: eval=[tofu,sampling]."""
 
@@ -445,6 +502,7 @@ class EvalConfig(Section):
     )
     compare: bool = Field(True, description="also evaluate the target and the retain model (cached)")
     judgement: JudgementConfig = JudgementConfig()
+    select: SelectConfig = SelectConfig()
 
 
 class TrackerConfig(Section):
@@ -477,11 +535,6 @@ class ProbeConfig(Section):
     @property
     def on(self) -> bool:
         return self.name != "none"
-
-
-_NUMBER = r"[-+]?\d*\.?\d+(?:[eE][-+]?\d+)?"
-BOUND = re.compile(rf"(?P<sense>>=|<=)\s*(?P<number>{_NUMBER})(?:\s*(?P<of>target|retain))?")
-"""At least or at most a number, or a multiple of the target's or the retain model's value."""
 
 
 class GoalConfig(Section):

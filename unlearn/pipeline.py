@@ -24,11 +24,13 @@ from unlearn.distributed import World
 from unlearn.errors import ConfigError, UserError
 from unlearn.models import adapt, export, locate, stored
 from unlearn.models import load as models
+from unlearn.models.corrupt import corrupt
 from unlearn.models.verify import Trial, trial, verify
 from unlearn.models.weights import WeightsSource
 from unlearn.probes._measure_saved import measure_saved
 from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
+from unlearn.selection import Selector
 from unlearn.terms import Term, bind, training_sets
 from unlearn.training import gradient_reach
 from unlearn.training.deepspeed_config import keeps_remainders
@@ -37,6 +39,7 @@ from unlearn.training.interruption import Checkpoints
 from unlearn.training.observers import History, Logger, Observers
 from unlearn.training.prepare import FrozenModel, Preparation, resolve_refusals
 from unlearn.training.step_data import Group, TrainingData
+from unlearn.training.step_selection import StepSelection
 from unlearn.training.trainer import Trainer, TrainSettings
 
 log = logging.getLogger(__name__)
@@ -47,13 +50,15 @@ class Pipeline:
     """The making of one run's model, on one of its processes.
 
     `sets` are those that are trained on or watched, long texts cut in pieces, and others; `start` is what
-    training starts from, `reinforced` the target trained further on the forget set. `started` is when the run
+    training starts from, `reinforced` the target trained further on the forget set. An `unlearned` model is
+    the reference, and with noise what training starts from instead of `start`. `started` is when the run
     began, by `time.monotonic`.
     """
 
     config: RunConfig
     start: WeightsSource
     reinforced: WeightsSource | None
+    unlearned: WeightsSource | None
     rundir: RunDir
     tracker: Logger
     world: World
@@ -89,15 +94,22 @@ class Pipeline:
         dtype = torch.float32 if keeps_remainders(hardware) else precision(hardware.dtype)
         return models.read_model(self.config.model, dtype, source, seed=self.config.seed)
 
-    def train(self, evaluate: Callable[[Engine, int], Mapping[str, float]]) -> Engine:
-        """Train and save the model; `evaluate` measures it on the way."""
+    def train(
+        self, evaluate: Callable[[Engine, int], Mapping[str, float]], selector: Selector | None = None
+    ) -> tuple[Engine, bool]:
+        """Train and save the model; `evaluate` measures it on the way, `selector` chooses its step.
+
+        Returns the engine after the last step, and whether the saved model is of that step.
+        """
         config = self.config
         checkpoint = self.rundir.load_checkpoint()
         holder = _LazyEngine(self._fresh_model, self._engine)
         ready = Preparation(config, self.terms, self.sets, self.encoder, self.world)
         sources = {"reference": FrozenModel(self.start.key, holder.hold, holder.whole_head)}
+        if self.unlearned is not None:
+            sources["reference"] = self._frozen(self.unlearned)
         if self.reinforced is not None:
-            sources["reinforced"] = FrozenModel(self.reinforced.key, self._reinforced_model, _as_it_is)
+            sources["reinforced"] = self._frozen(self.reinforced)
         groups, frozen = ready.with_frozen_outputs(ready.groups(sources["reference"]), sources)
         engine = holder.take({} if checkpoint is None else checkpoint[1])
         probe = None
@@ -106,6 +118,9 @@ class Pipeline:
             if checkpoint is None:
                 probe.begin()
         rate = config.method.rate(config.model.lr_scale)
+        selection = None
+        if selector is not None:
+            selection = StepSelection(self.rundir, self.world, selector, partial(self._save_model, engine))
         trainer = Trainer(
             engine,
             self.terms,
@@ -119,6 +134,7 @@ class Pipeline:
                 keep_model=partial(self._keep_model, engine),
                 keep_every=config.checkpoint.models_every,
                 probe=probe,
+                selection=selection,
             ),
         )
         if checkpoint is not None:
@@ -128,8 +144,14 @@ class Pipeline:
         elif self.world.main:
             self.rundir.cut_history(0)
         trainer.run()
-        self._save_model(engine, self.rundir.model)
-        return engine
+        if selection is not None:
+            if not selection.choice.met:
+                log.warning("eval.select: no step meets the rule; the model is that of the last step")
+            if selection.choice.step != trainer.total:
+                selection.take()
+                return engine, False
+        self._save_model(engine, self.rundir.model, self.rundir.adapter)
+        return engine, True
 
     def probe_saved_models(self) -> None:
         """Measure the models of `probe.models`, or the target, with the probe (`method=none`)."""
@@ -183,7 +205,11 @@ class Pipeline:
     def _fresh_model(self) -> Any:
         """The model that training starts from, with adapters or edits if it has them."""
         config = self.config
-        model: Any = self._deferred(self.start.source, edited=config.method.intervention is not None)
+        origin = self.unlearned or self.start
+        model: Any = self._deferred(origin.source, edited=config.method.intervention is not None)
+        if self.unlearned is not None:
+            noise = config.method.unlearned
+            corrupt(model, alpha=noise.alpha, beta=noise.beta, seed=config.seed)
         if config.model.lora.r:
             model = adapt.add_lora(model, config.model.lora, config.seed)
         if config.method.train is not None:
@@ -212,10 +238,12 @@ class Pipeline:
             seed=self.config.seed, reinforced=reinforced,
         )  # fmt: skip
 
-    @contextmanager
-    def _reinforced_model(self) -> Iterator[tuple[nn.Module, bool]]:
-        assert self.reinforced is not None
-        yield self.loaded(self.reinforced.source), False
+    def _frozen(self, weights: WeightsSource) -> FrozenModel:
+        @contextmanager
+        def hold() -> Iterator[tuple[nn.Module, bool]]:
+            yield self.loaded(weights.source), False
+
+        return FrozenModel(weights.key, hold, _as_it_is)
 
     def _watched(self, ready: Preparation, groups: Mapping[str, Group]) -> dict[str, Group]:
         return ready.watched(groups, (*probes.WATCHED, *probes.sets(self.config.probe)))
@@ -236,10 +264,10 @@ class Pipeline:
     def _keep_model(self, engine: Engine, step: int) -> None:
         self._save_model(engine, self.rundir.models / f"step-{step}")
 
-    def _save_model(self, engine: Engine, folder: Path) -> None:
+    def _save_model(self, engine: Engine, folder: Path, adapter_folder: Path | None = None) -> None:
         """Save the whole model, and load it again: on the main process, the rest wait.
 
-        Before the run's own model its adapter is saved, if it has one.
+        Before the model its adapter is saved, if it has one and a folder for it is named.
 
         Raises:
             SavedModelDiffers: it does not compute what the live one does; on every process.
@@ -248,12 +276,12 @@ class Pipeline:
         live = None
         if scale == 1 and (self.world.main or engine.zero == 3):  # otherwise the live model is another
             live = self._trial(engine.module)
-        if self.config.model.lora.r and folder == self.rundir.model:
+        if self.config.model.lora.r and adapter_folder is not None:
             adapter = {n: t.to("cpu", copy=True) for n, t in engine.weights(lambda name: ".lora_" in name)}
             if self.world.main:
                 base = locate.find(self.config.model, self.start.source)
                 export.save_adapter(
-                    engine.module, adapter, self.tokenizer, self.rundir.adapter, base=base
+                    engine.module, adapter, self.tokenizer, adapter_folder, base=base
                 )  # fmt: skip
         weights = engine.weights()
         if self.world.main:

@@ -34,6 +34,8 @@ class RunDir:
         self.model = path / "model"
         self.adapter = path / "adapter"
         self.models = path / "models"
+        self.selection = path / "selection"
+        self.selection_file = path / "selection.json"
         self.geffect = path / "geffect"
         self.geffect_start = self.geffect / "start.safetensors"
         self.eval = path / "eval"
@@ -112,6 +114,29 @@ class RunDir:
         """
         return numbers(read_json(self.results)) if self.results.is_file() else {}
 
+    # -- selection -------------------------------------------------------------------------------------
+
+    def selected(self, step: int) -> tuple[Path, Path]:
+        """Return the folders of the model and of the adapter of a step that may be chosen (`eval.select`)."""
+        folder = self.selection / f"step-{step}"
+        return folder / "model", folder / "adapter"
+
+    def write_selection(self, selection: Mapping[str, Any]) -> None:
+        """Write selection.json: rule, examples, the steps with their metrics, and the chosen one.
+
+        Raises:
+            NoRoom: the disk is full.
+        """
+        write_json(self.selection_file, selection)
+
+    def read_selection(self) -> dict[str, Any]:
+        """Return what was written, null for NaN; {} without selection.json.
+
+        Raises:
+            BrokenFile: selection.json holds no JSON object.
+        """
+        return read_json(self.selection_file) if self.selection_file.is_file() else {}
+
     # -- memory ----------------------------------------------------------------------------------------
 
     def write_memory(self, hardware: HardwareConfig, fitting: Mapping[str, int], restarts: int) -> None:
@@ -178,7 +203,7 @@ class RunDir:
                     shard, number = {}, number + 1
             save_file(shard, folder / f"state-{number:04}.safetensors")
             write_json(folder / "state.json", {"step": step, "shards": number + 1, **facts})
-        steps = self._steps()
+        steps = self.checkpoint_steps()
         later = [other for other in steps if other > step]
         for other in [*later, *steps[len(later) + keep :]]:
             shutil.rmtree(self.checkpoints / f"step-{other}")
@@ -187,7 +212,7 @@ class RunDir:
         """Return facts and tensors (`weight/<name>`, `exp_avg/<name>` …) of the newest whole checkpoint."""
         from safetensors import SafetensorError
 
-        steps = self._steps()
+        steps = self.checkpoint_steps()
         for step, before in zip(steps, [*steps, None][1:], strict=True):
             folder = self.checkpoints / f"step-{step}"
             try:
@@ -199,13 +224,15 @@ class RunDir:
         return None
 
     def drop_checkpoints(self) -> None:
-        """Remove checkpoints and the G-effect's starting weights, which a finished run no longer needs."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        """Remove what a finished run no longer needs: checkpoints, models that were not chosen and the
+        G-effect's starting weights."""
+        for folder in (self.checkpoints, self.selection):
+            shutil.rmtree(folder, ignore_errors=True)
         self.geffect_start.unlink(missing_ok=True)
 
     def newest_checkpoint(self) -> Path | None:
         """Return the checkpoint of the latest step, whatever the times of the files."""
-        return next((self.checkpoints / f"step-{step}" for step in self._steps()), None)
+        return next((self.checkpoints / f"step-{step}" for step in self.checkpoint_steps()), None)
 
     def drop_model(self) -> None:
         """Remove the model and its adapter."""
@@ -215,6 +242,7 @@ class RunDir:
     def clear_leftovers(self) -> None:
         """Remove the temporary files of killed processes."""
         models = [self.model, self.adapter, self.models, *self.models.glob("step-*")]
+        models += [self.selection, *self.selection.glob("step-*"), *self.selection.glob("step-*/*")]
         folders = [self.path, self.checkpoints, *models, *(p for p in self.eval.rglob("*") if p.is_dir())]
         for path in [path for folder in folders for path in leftovers(folder)]:
             log.info("removing the temporary file of a killed process: %s", path)
@@ -223,8 +251,8 @@ class RunDir:
             else:
                 path.unlink(missing_ok=True)
 
-    def _steps(self) -> list[int]:
-        """The steps that have a checkpoint, latest first."""
+    def checkpoint_steps(self) -> list[int]:
+        """Return the steps that have a checkpoint, latest first."""
         names = [path.name.removeprefix("step-") for path in self.checkpoints.glob("step-*")]
         return sorted((int(name) for name in names if name.isdigit()), reverse=True)
 

@@ -85,7 +85,10 @@ def measure(name: str, bench: Workbench, given: Mapping[str, Any] | None = None)
     options = options_of(name, given)
     folder = bench.directory / "eval" / name
     mark, world = folder / "measured.json", bench.world
-    asked = bench.config.eval.model_dump(mode="json", exclude={"variants", "every_steps", "judgement"})
+    left_out = {"variants", "every_steps", "judgement", "select"}
+    asked = bench.config.eval.model_dump(mode="json", exclude=left_out)
+    if bench.config.eval.select.divides:
+        asked["share"] = bench.config.eval.select.share
     models = digest(find(name).identity(options))
     compared = {role: weights.key for role, weights in bench.weights.items()}
     whole = digest({"models": models, "eval": asked, "compared": compared})

@@ -124,7 +124,9 @@ def _method(parts: dict[str, Any]) -> None:
     parts["Intervention"]["allOf"] = _cases(parts, "intervention", "name", {})
     method["intervention"]["anyOf"] = [{"$ref": "#/$defs/Intervention"}, {"type": "null"}]
     parts["MethodKeys"] = {"type": "object", "properties": method, "additionalProperties": False}
-    for section, key in (("ModelConfig", "finetune"), ("MethodConfig", "reinforced")):
+    for section, key in (
+        ("ModelConfig", "finetune"), ("MethodConfig", "reinforced"), ("UnlearnedConfig", "keys"),
+    ):  # fmt: skip
         parts[section]["properties"][key]["allOf"] = [{"$ref": "#/$defs/MethodKeys"}]
 
 

@@ -159,5 +159,6 @@ _KEYS = {
     "build the target": "model.finetune",
     "build the retain model": "model.finetune",
     "build the reinforced model": "method.reinforced",
+    "unlearn first": "method.unlearned.keys",
 }
 """The key that configures the method of a prerequisite run, by the run's role in the plan."""

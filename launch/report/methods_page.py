@@ -93,6 +93,7 @@ def needs(method: MethodConfig) -> list[str]:
         "last hidden states": ("reference", "logits") in needed,
         "layer states": ("reference", "hidden") in needed,
         "reinforced model": reinforced or second,
+        "unlearned model": method.unlearned.method is not None,
         "mean teacher": ("teacher", "logits") in needed,
         "annotations": ("data", "important") in needed,
         "prompts that the model refuses": ("reference", "direction") in needed,

@@ -17,6 +17,7 @@ from launch.job import Baselines, Job
 from launch.redact import scrubbed
 from launch.report import markdown
 from launch.report.results_table import LEGEND, arrow, format_value
+from launch.report.selection_section import selection_sentences
 from launch.run.config_file import read_job, read_stored
 from launch.tracking.run_names import WANTED
 from unlearn.config import RunConfig
@@ -42,17 +43,18 @@ def write_cards(rundir: RunDir, results: Mapping[str, float | None]) -> None:
     if not folders:
         return
     stored, (job, role) = read_stored(rundir), read_job(rundir)
+    chosen = " ".join(selection_sentences(rundir.read_selection()))
     rows = {str(row["step"]): row for row in rundir.history_by_step()}
     for folder, step in folders.items():
         measured = rows.get(step, {}) if step else results
-        text = scrubbed(f"{_card(folder, step, job, role, stored, measured)}\n")
+        text = scrubbed(f"{_card(folder, step, job, role, stored, measured, chosen)}\n")
         with replacing(folder / "README.md") as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
 def _card(
     folder: Path, step: str, job: Job, role: str, stored: Mapping[str, Any],
-    measured: Mapping[str, float | None],
+    measured: Mapping[str, float | None], chosen: str,
 ) -> ModelCard:  # fmt: skip
     config, adapter = job.config, folder.name == "adapter"
     method, base = config.method, _hub_base(job)
@@ -80,6 +82,7 @@ def _card(
         facts=markdown.table(("", ""), _facts(job)),
         results=_results(job.baselines, measured, config),
         measured=_measured_on(config),
+        chosen=_of_step(chosen, config) if step else chosen,
         legend=LEGEND.replace("   ", " · "),
         step=step,
         part="" if role == WANTED else role,
@@ -132,10 +135,24 @@ def _facts(job: Job) -> list[tuple[str, str]]:
     return [
         ("base model", _base_model(config)),
         ("training starts from", "the base model" if start is None else _model(start)),
+        *_unlearned_first(config),
         ("method", f"`{config.method.name}`"),
         ("data", _dataset(config)),
         *splits,
         ("seed", str(config.seed)),
+    ]
+
+
+def _unlearned_first(config: RunConfig) -> list[tuple[str, str]]:
+    first = config.method.unlearned
+    if first.method is None:
+        return []
+    return [
+        (
+            "unlearned first by",
+            f"`{first.method}`; then all weights were shrunk by a share of {first.alpha:g}, with "
+            f"{first.beta:g} of noise in its place",
+        )
     ]
 
 
@@ -198,6 +215,12 @@ def _measured_on(config: RunConfig) -> str:
     if config.eval.max_new_tokens:
         parts.append(f"with answers of at most {config.eval.max_new_tokens} tokens (eval.max_new_tokens)")
     return f"Measured {', '.join(parts)}: not comparable with a whole evaluation." if parts else ""
+
+
+def _of_step(chosen: str, config: RunConfig) -> str:
+    """Say what the metrics of a single step are of, where a run chooses among its steps."""
+    select = config.eval.select
+    return "Measured on the run's selection examples only." if chosen and select.divides else ""
 
 
 def _own_code(config: RunConfig) -> list[str]:

@@ -17,6 +17,7 @@ from launch.report.render import render
 from launch.report.robustness_charts import after_attacks
 from launch.report.run_files import Results, Run, load
 from launch.report.sections import attack_tables, cards, judgements, samples
+from launch.report.selection_section import selection_table
 from launch.report.settings import flat, judgement_of, split_at_keys
 from launch.report.traces import Figure
 from launch.run.config_file import read_config
@@ -66,6 +67,7 @@ def write_report(run_dir: Path, *, target_dir: Path | None = None, retain_dir: P
         "problems": runs[-1].problems,
         "config": split_at_keys(files.config.read_text(encoding="utf-8")) if config else [],
         "geffect": tables,
+        "selection": selection_table(files.read_selection()),
     }
     page = render(
         "report.html.j2", values, _charts(runs, rows, effects | {"depth": depth_charts(run_dir, role)})

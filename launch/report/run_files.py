@@ -58,7 +58,8 @@ def problems(path: Path) -> dict[str, list[str]]:
     sentences: dict[str, list[str]] = {}
     for file in sorted(folder.glob("**/problems.json")):
         where = file.parent.relative_to(folder)
-        if not where.parts[0].startswith("step-"):  # the evaluation at the end reports them as well
+        # The evaluation at the end reports those of the evaluations on the way as well.
+        if not where.parts[0].startswith("step-") and where.parts[0] != "selection":
             sentences[where.as_posix()] = [str(text) for text in read_json(file).get("problems", [])]
     return sentences
 

@@ -11,7 +11,7 @@ from unlearn.config import JudgementConfig
 
 # Settings that change what is trained or measured. The seed is no setting: runs are averaged over it.
 _SETTINGS = re.compile(
-    r"(model|dataset|method)\..+|eval\.(limit|max_new_tokens|judgement\..+)|hardware\.dtype"
+    r"(model|dataset|method)\..+|eval\.(limit|max_new_tokens|judgement\..+|select\..+)|hardware\.dtype"
 )
 _NO_SETTINGS = re.compile(r"method\.(name|source)|model\.(trust_remote_code|attention)|model\.published\..*")
 
@@ -31,7 +31,15 @@ def flat(nested: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a flat configuration that distinguish runs, without those that are null."""
     keys = [key for key in config if _SETTINGS.fullmatch(key) and not _NO_SETTINGS.fullmatch(key)]
-    return {key: plain(config[key]) for key in keys if config[key] is not None}
+    return {key: plain(config[key]) for key in keys if config[key] is not None and not _idle(key, config)}
+
+
+def _idle(key: str, config: Mapping[str, Any]) -> bool:
+    """Return whether a key of `eval.select` has no effect: without a rule, or where no set is divided."""
+    if not key.startswith("eval.select."):
+        return False
+    whole = key == "eval.select.share" and config.get("eval.select.on") == "reported"
+    return whole or config.get("eval.select.rule") is None
 
 
 def judgement_of(settings: Mapping[str, Any]) -> JudgementConfig:

@@ -57,6 +57,7 @@ def write_config(run: Planned, command: Sequence[str] | None = None) -> None:
             "role": run.role,
             "start": asdict(job.start),
             "reinforced": asdict(job.reinforced) if job.reinforced else None,
+            "unlearned": asdict(job.unlearned) if job.unlearned else None,
             "beside": {name: str(path) if path else None for name, path in vars(job.baselines).items()},
             "evaluation_key": run.evaluation_key,
         },
@@ -129,8 +130,10 @@ def read_job(rundir: RunDir) -> tuple[Job, str]:
     job: dict[str, Any] = stored["job"]
     baselines = Baselines(**{name: Path(path) if path else None for name, path in job["beside"].items()})
     reinforced = WeightsSource(**job["reinforced"]) if job["reinforced"] else None
+    unlearned = WeightsSource(**job["unlearned"]) if job.get("unlearned") else None
     start = WeightsSource(**job["start"])
-    return Job(config, stored["fingerprint"], start, baselines, reinforced), str(job["role"])
+    made = Job(config, stored["fingerprint"], start, baselines, reinforced, unlearned)
+    return made, str(job["role"])
 
 
 @cache

@@ -23,12 +23,14 @@ from torch import nn
 from eval import variants
 from eval.configuration import benchmark_options, evaluation_sets, requests_of
 from eval.judgement.judge import judge
+from eval.selection import FOLDER, Criterion, chosen_metrics, divide
 from eval.suite import Scoring
 from eval.variants._base import ROLES, Workbench
 from launch.job import Job
 from launch.memory.automatic import agreed
 from launch.report.model_card import write_cards
 from launch.run.config_file import read_job
+from launch.run.selection import selector
 from unlearn.config import HardwareConfig, RunConfig
 from unlearn.data.example import Example
 from unlearn.data.sources import load_sets
@@ -100,7 +102,8 @@ class _Run:
         trained = training_sets(config) | watched_sets(config)
         self.sets = load_sets(config.dataset, trained | evaluation_sets(config))
         for name in config.eval.benchmarks:  # refuse what cannot be measured before training
-            requests_of(name, self._scored_sets(), benchmark_options(config, name))
+            for sets in self._parts() if self._divides else [self._scored_sets()]:
+                requests_of(name, sets, benchmark_options(config, name))
         tokenizer = load_tokenizer(config.model, source)
         self.encoder = make_encoder(
             config.model, tokenizer, config.dataset.max_length, limits(config.model, source)
@@ -114,23 +117,23 @@ class _Run:
         for name in trained & self.sets.keys():  # training uses long texts in full
             self.sets[name] = self.encoder.chunks(self.sets[name])
         self.pipeline = Pipeline(
-            config, job.start, job.reinforced, rundir, tracker, world, self.sets, tokenizer, self.encoder,
-            progress, started,
+            config, job.start, job.reinforced, job.unlearned, rundir, tracker, world, self.sets, tokenizer,
+            self.encoder, progress, started,
         )  # fmt: skip
 
     def execute(self) -> dict[str, float]:
         made = self.config.method.makes_model
         if self.pipeline.terms and not self.rundir.model.is_dir():
-            engine = self.pipeline.train(self._evaluate_at)
+            engine, live = self.pipeline.train(self._evaluate_at, self._selector())
             # If the saved model differs from the trained one, evaluate the saved model.
             untied = unties(engine.module) and engine.zero < 3  # under ZeRO 3 it may not fit on one device
-            if self.config.method.update_scale != 1 or untied:
+            if self.config.method.update_scale != 1 or untied or not live:
                 engine.close()
                 del engine
                 gc.collect()
-                metrics = self._evaluate(self.pipeline.finished_model(), "eval", collective_forward=False)
+                metrics = self._evaluate(self.pipeline.finished_model(), collective_forward=False)
             else:
-                metrics = self._evaluate(engine.module, "eval", collective_forward=engine.zero == 3)
+                metrics = self._evaluate(engine.module, collective_forward=engine.zero == 3)
                 engine.close()
                 del engine  # the variants load models of their own
                 gc.collect()
@@ -139,10 +142,19 @@ class _Run:
                 self.pipeline.fit()
             if self.config.probe.on and not made:
                 self.pipeline.probe_saved_models()
-            metrics = self._evaluate(self.pipeline.finished_model(), "eval", collective_forward=False)
+            model = self.pipeline.finished_model()
+            metrics = self._evaluate(model, collective_forward=False)
+            if self._divides and not made:
+                self._evaluate_selection_items(model)
+            del model
         metrics |= self._variants(metrics)
         metrics |= self._judged(metrics)
-        summary = {**self._training_summary(), **metrics, "run/seconds": time.monotonic() - self.started}
+        summary = {
+            **self._training_summary(),
+            **self._chosen(),
+            **metrics,
+            "run/seconds": time.monotonic() - self.started,
+        }
         if self.world.main:
             write_cards(self.rundir, summary)
             self.rundir.write_results(summary)
@@ -166,24 +178,51 @@ class _Run:
             "train/memory_gib": max(row["memory_gib"] for row in rows),
         }
 
+    # -- the choice of a step ----------------------------------------------------------------------------
+
+    @property
+    def _divides(self) -> bool:
+        return self.config.eval.select.divides
+
+    def _selector(self) -> Criterion | None:
+        if self.config.eval.select.rule is None:
+            return None
+        examples = {name: len(rows) for name, rows in self._selection_sets().items()}
+        return self.world.on_main(lambda: selector(self.config, self.job.baselines, examples))
+
+    def _evaluate_selection_items(self, model: nn.Module) -> None:
+        """Measure a model that others are compared with on the selection items."""
+        metrics = self._scoring(f"eval/{FOLDER}", selecting=True)(model, "", ROLES)
+        self.world.on_main(lambda: self.rundir.write_selection({"metrics": metrics}))
+
+    def _chosen(self) -> dict[str, float]:
+        """Return the chosen step and its metrics on what the rule saw, and those of the last step."""
+        if self.config.eval.select.rule is None or not self.pipeline.terms:
+            return {}
+        stored = self.world.on_main(self.rundir.read_selection)
+        return chosen_metrics(self.config.eval.select, stored)
+
     # -- evaluation ------------------------------------------------------------------------------------
 
     def _evaluate_at(self, engine: Engine, step: int) -> Mapping[str, float]:
-        return self._evaluate(engine.module, f"eval/step-{step}", collective_forward=engine.zero == 3)
+        scoring = self._scoring(f"eval/step-{step}", selecting=True)
+        return scoring(engine.module, "", ROLES, collective_forward=engine.zero == 3)
 
-    def _evaluate(self, model: nn.Module, folder: str, *, collective_forward: bool) -> dict[str, float]:
-        return self._scoring(folder)(model, "", ROLES, collective_forward=collective_forward)
+    def _evaluate(self, model: nn.Module, *, collective_forward: bool) -> dict[str, float]:
+        return self._scoring("eval")(model, "", ROLES, collective_forward=collective_forward)
 
-    def _scoring(self, folder: str) -> Scoring:
+    def _scoring(self, folder: str, *, selecting: bool = False) -> Scoring:
+        """Return what evaluates in a folder; `selecting`: on the items that a step is chosen on."""
         config, baselines = self.config, self.job.baselines
+        of_retain = f"eval/{FOLDER}" if selecting and self._divides else "eval"
         return Scoring(
             benchmarks={name: benchmark_options(config, name) for name in config.eval.benchmarks},
-            sets=self._scored_sets(),
+            sets=self._selection_sets() if selecting else self._scored_sets(),
             encoder=self.encoder,
             directory=self.rundir.path / folder,
             world=self.world,
             hardware=config.hardware,
-            retain_directory=None if baselines.retain is None else baselines.retain / "eval",
+            retain_directory=None if baselines.retain is None else baselines.retain / of_retain,
             retain_log=baselines.log,
             progress=self.progress,
         )
@@ -237,8 +276,17 @@ class _Run:
         return judge(metrics, target, retain, self.config.eval.judgement).metrics
 
     def _scored_sets(self) -> dict[str, list[Example]]:
-        wanted = evaluation_sets(self.config)
-        return {n: rows[: self.config.eval.limit] for n, rows in self.sets.items() if n in wanted}
+        """Return the sets that are reported."""
+        return self._parts()[1]
+
+    def _selection_sets(self) -> dict[str, list[Example]]:
+        """Return the sets that are evaluated during training; a step is chosen on them."""
+        return self._parts()[0]
+
+    def _parts(self) -> tuple[dict[str, list[Example]], dict[str, list[Example]]]:
+        wanted, select = evaluation_sets(self.config), self.config.eval.select
+        sets = {n: rows[: self.config.eval.limit] for n, rows in self.sets.items() if n in wanted}
+        return divide(sets, select.share) if select.divides else (sets, sets)
 
 
 def _results_of(directory: Path | None) -> dict[str, float]:

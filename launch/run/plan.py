@@ -10,6 +10,7 @@ from eval.benchmark import find, options_of
 from eval.configuration import benchmark_options, evaluation_sets
 from launch.config_groups import values_of
 from launch.job import Baselines, Job
+from launch.run.selection import refuse_unmeasured, selection_identity
 from unlearn import interventions, probes
 from unlearn.config import EvalConfig, JudgementConfig, LoraConfig, MethodConfig, ProbeConfig, RunConfig
 from unlearn.data import alternatives, refused_prompts
@@ -47,6 +48,8 @@ class Planned:
         settings = config.eval.model_dump(include={"benchmarks", "variants", "max_new_tokens", "limit"})
         if config.eval.judgement != JudgementConfig():  # runs of before it could be chosen stay complete
             settings["judgement"] = config.eval.judgement.model_dump()
+        if config.eval.select.divides:
+            settings["share"] = config.eval.select.share
         sets = identity(config.dataset, evaluation_sets(config))
         files = {name: key for name in config.eval.benchmarks if (key := _files_of(config, name))}
         baselines = self.job.baselines
@@ -84,6 +87,7 @@ def make_plan(config: RunConfig, directory: Path | None = None) -> Plan:
     method = config.method
     base = WeightsSource(None, _key(config, None))
     if method.start == "base" and method.terms:
+        refuse_unmeasured(config, Baselines())
         return Plan((_planned("run", config, base, directory=directory),))
     target = _target(config, base, runs)
     baselines = Baselines(log=user_path(config.model.retain_log) if config.model.retain_log else None)
@@ -95,23 +99,43 @@ def make_plan(config: RunConfig, directory: Path | None = None) -> Plan:
         if method.makes_model:
             runs.append(_planned("evaluate the target", _evaluation_of(config), target, baselines))
             baselines = replace(baselines, target=runs[-1].directory)
+    refuse_unmeasured(config, baselines)
     for earlier in before(config.dataset):
         target = _unlearned(config, earlier, target, runs)
     reinforced = _reinforced(config, target, runs) if needs_reinforced(method) else None
-    runs.append(_planned("run", config, target, baselines, reinforced, directory))
+    unlearned = None
+    if method.unlearned.method is not None:
+        unlearned = _first(config, method.unlearned.method, target, runs)
+        if config.eval.select.rule == "within":
+            made = _planned("evaluate the unlearned model", _evaluation_of(config), unlearned, baselines)
+            runs.append(made)
+            baselines = replace(baselines, unlearned=made.directory)
+    runs.append(_planned("run", config, target, baselines, reinforced, unlearned, directory))
     return Plan(tuple(runs))
 
 
-def fingerprint(config: RunConfig, start: WeightsSource, reinforced: WeightsSource | None = None) -> str:
-    """Return the hash of what changes the numbers: weights, data, method, seed; not hardware or eval."""
+def fingerprint(
+    config: RunConfig, start: WeightsSource, reinforced: WeightsSource | None = None,
+    baselines: Baselines | None = None, unlearned: WeightsSource | None = None,
+) -> str:  # fmt: skip
+    """Return the hash of what changes the numbers: weights, data, method, seed; not hardware, and of
+    eval only what a choice among the steps depends on."""
     method = config.method
     makes = method.makes_model
     relevant = {"prompt", "lora", "lr_scale"} if makes else {"prompt"}
-    excluded = {"source", "name", "forget_only", "reinforced", "alternatives"}
+    excluded = {"source", "name", "forget_only", "reinforced", "unlearned", "alternatives"}
     watched = {} if not config.probe.on else {"probe": _probe(config)}
+    selected = (
+        selection_identity(config, baselines or Baselines()) if makes and config.eval.select.rule else {}
+    )
+    first = {}
+    if unlearned is not None:
+        first = {"unlearned": [unlearned.key, method.unlearned.alpha, method.unlearned.beta]}
     return digest(
         {
             **watched,
+            **selected,
+            **first,
             "format": _FORMAT,
             "start": start.key,
             "reinforced": reinforced.key if reinforced else None,
@@ -174,6 +198,23 @@ def _reinforced(config: RunConfig, target: WeightsSource, runs: list[Planned]) -
         }
     )
     run = _planned("build the reinforced model", made, target)
+    runs.append(run)
+    return WeightsSource(str(run.rundir.model), f"run:{run.job.fingerprint}")
+
+
+def _first(config: RunConfig, method: str, target: WeightsSource, runs: list[Planned]) -> WeightsSource:
+    """Plan the run of the method that unlearns first; return its model."""
+    keys = {**values_of("method", method), **config.method.unlearned.keys}
+    made = config.model_copy(
+        update={
+            "method": MethodConfig.model_validate(keys),
+            "eval": EvalConfig(),
+            "probe": ProbeConfig(),
+            "save_model": True,
+        }
+    )
+    reinforced = _reinforced(made, target, runs) if needs_reinforced(made.method) else None
+    run = _planned("unlearn first", made, target, reinforced=reinforced)
     runs.append(run)
     return WeightsSource(str(run.rundir.model), f"run:{run.job.fingerprint}")
 
@@ -246,10 +287,11 @@ def _evaluation_of(config: RunConfig) -> RunConfig:
 
 def _planned(
     role: str, config: RunConfig, weights: WeightsSource, baselines: Baselines | None = None,
-    reinforced: WeightsSource | None = None, directory: Path | None = None,
+    reinforced: WeightsSource | None = None, unlearned: WeightsSource | None = None,
+    directory: Path | None = None,
 ) -> Planned:  # fmt: skip
-    mark = fingerprint(config, weights, reinforced)
-    job = Job(config, mark, weights, baselines or Baselines(), reinforced)
+    mark = fingerprint(config, weights, reinforced, baselines, unlearned)
+    job = Job(config, mark, weights, baselines or Baselines(), reinforced, unlearned)
     return Planned(role, job, directory or Path(config.root) / run_name(config, mark))
 
 

@@ -96,7 +96,7 @@ def _unknown(config: RunConfig) -> list[str]:
 
     has = available(config.dataset)
     known = [key for name in config.eval.benchmarks for key in metrics_of(name, has)]
-    own = [*(f"{name}/*" for name in config.eval.variants), "judged/*", "train/*", "run/*"]
+    own = [*(f"{name}/*" for name in config.eval.variants), "judged/*", "train/*", "run/*", "select/*"]
     goal = config.goal
     metrics = {f"goal.subject_to.{metric}": metric for metric in goal.subject_to}
     metrics |= {"goal.minimize": goal.minimize} if goal.minimize else {"goal.maximize": goal.maximize}

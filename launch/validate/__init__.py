@@ -8,6 +8,7 @@ from launch.tracking import trackers
 from launch.validate.machine import hardware_problems
 from launch.validate.model import model_problems
 from launch.validate.training import dataset_problems, method_problems, preset_problems, probe_problems
+from launch.validate.unlearned import unlearned_problems
 from unlearn.config import GoalConfig, RunConfig
 from unlearn.data.sources import available
 from unlearn.errors import ConfigError
@@ -26,6 +27,7 @@ def check(config: RunConfig) -> None:
         *method_problems(config),
         *preset_problems("model.finetune", "finetune", config.model.finetune),
         *preset_problems("method.reinforced", "reinforce", config.method.reinforced),
+        *unlearned_problems(config),
         *_evaluation(config),
         *probe_problems(config),
         *_tracker(config),
@@ -41,8 +43,9 @@ def warnings_of(config: RunConfig, *, searched: bool = False) -> list[str]:
     """
     from eval import variants
     from eval.configuration import baseline_warnings
+    from launch.validate.selection import selection_warnings
 
-    warnings = variants.warnings_of(config) + baseline_warnings(config)
+    warnings = variants.warnings_of(config) + baseline_warnings(config) + selection_warnings(config)
     if config.eval.every_steps is not None and not config.eval.benchmarks:
         warnings.append("eval.every_steps: measures nothing, since no benchmark is chosen (eval=none)")
     if config.goal != GoalConfig() and not searched:
@@ -73,6 +76,7 @@ def _evaluation(config: RunConfig) -> list[str]:
     from eval import variants
     from eval.benchmark import find, is_live, options_of
     from eval.configuration import baseline_problems, benchmark_options
+    from launch.validate.selection import selection_problems
 
     problems = []
     try:
@@ -94,6 +98,8 @@ def _evaluation(config: RunConfig) -> list[str]:
             )
         if is_live(benchmark):
             problems += [f"eval.benchmarks.{name}: {problem}" for problem in benchmark.check(options)]
+    else:
+        problems += selection_problems(config, existing)
     problems += variants.check(config.eval.variants, config)
     if config.eval.variants and not config.eval.benchmarks:
         chosen = ",".join(config.eval.variants)

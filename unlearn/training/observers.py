@@ -61,12 +61,18 @@ class StepProbe(Protocol):
     def measure(self, context: ProbeContext) -> dict[str, float]: ...
 
 
+class Selection(Protocol):
+    """The part of `unlearn.training.step_selection.StepSelection` that the trainer calls."""
+
+    def add(self, step: int, measured: Mapping[str, float], *, last: bool) -> None: ...
+
+
 @dataclass(frozen=True)
 class Observers:
     """Functions called between steps, with the number of steps made, every `…_every` steps.
 
     `evaluate` returns metrics for the history; `keep_model` saves a copy of the model; `probe` decides itself
-    when it is due.
+    when it is due. With a `selection`, which chooses among the evaluated steps, the last is evaluated too.
     """
 
     evaluate: Callable[[int], Mapping[str, float]] | None = None
@@ -74,3 +80,4 @@ class Observers:
     keep_model: Callable[[int], None] | None = None
     keep_every: int | None = None
     probe: StepProbe | None = None
+    selection: Selection | None = None

@@ -229,9 +229,13 @@ class Trainer:
     def observe(self) -> None:
         """Call the observers that are due between this step and the next, and after the last."""
         step, done, watching = self.steps_made, self.steps_made == self.total, self.observers
-        if watching.evaluate and _due(step, watching.evaluate_every) and not done:
+        due = watching.selection is not None if done else _due(step, watching.evaluate_every)
+        if watching.evaluate and due:
             with self._saving():
-                self.history.add({"step": step, **watching.evaluate(step)})
+                measured = watching.evaluate(step)
+            self.history.add({"step": step, **measured})
+            if watching.selection is not None:
+                watching.selection.add(step, measured, last=done)
             self.engine.model.train()
         if watching.keep_model and _due(step, watching.keep_every):
             watching.keep_model(step)

@@ -18,10 +18,10 @@ from unlearn.run_dir import RunDir
 RunRole = Literal["run", "target", "retain model"]
 ANCHORS: tuple[RunRole, ...] = ("target", "retain model")
 
-TASK = re.compile(r"(model|dataset|data|eval)(\.(?!lora\.|lr_scale).+)?|hardware\.dtype")
+TASK = re.compile(r"(model|dataset|data|eval)(\.(?!lora\.|lr_scale|select\.(?!share$)).+)?|hardware\.dtype")
 """Settings that a target and a retain model have too: runs compare where these are the same."""
 
-_NOT_MEASURED = ("train", "run", "geffect", "loss", "")
+_NOT_MEASURED = ("train", "run", "select", "geffect", "loss", "")
 
 
 @dataclass(frozen=True)

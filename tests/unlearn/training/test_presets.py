@@ -218,6 +218,7 @@ SOURCES: dict[str, Source | None] = {
     "tnpo": Source(FIVE_BY_16, 1e-5, ALONE, {"beta": 4}, decay=0),
     "undial": Source(TEN, 1e-4, ALONE, {"beta": 10}),
     "undial-paper": Source(TEN, 1e-6, ALONE, {"beta": 3}),
+    "undo": Source(Run(400_000, 110, 3000, (1.0, 1.0, 1.0)), 2e-5, {"retain": 1.0}),
     "wga": Source(TEN, 1e-5, BOTH, {"beta": 1}),
     "wga-geffect": Source(FIVE_BY_16, 1e-5, ALONE, {"beta": 5}, decay=0),
     "whp": None,
