@@ -19,8 +19,7 @@ from launch.memory.estimate import Load
 from tests.paths import ROOT
 
 # The others take most of the time: `python -m benches.gpu --device cpu --model tiny` tries all.
-PARTS = ("memory", "generation", "effects", "largest")
-SPEED = ("memory", "generation")
+PARTS = ("memory", "effects")
 
 
 @pytest.mark.slow
@@ -34,10 +33,9 @@ def test_the_check_on_a_gpu_runs_on_a_cpu_too(tmp_path):
     assert not [row for some in rows.values() for row in some if "error" in row]
     # Nothing but CUDA knows these.
     assert {row["peak GiB"] for row in rows["memory"]} == {None}
-    assert all(row["tokens/s"] > 0 for name in SPEED for row in rows[name])
-    (effects,), (largest,) = rows["effects"], rows["largest"]
+    assert all(row["tokens/s"] > 0 for row in rows["memory"])
+    (effects,) = rows["effects"]
     assert effects["largest difference"] < 1e-3
-    assert (largest["should fit"], largest["did fit"]) == ("yes", "yes")
     text = (tmp_path / "gpu.md").read_text()
     assert all((f"## {title}" in text) == (part in PARTS) for part, title in TITLES.items())
 

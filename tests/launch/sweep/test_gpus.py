@@ -88,6 +88,7 @@ def take_turns(folder: Path, turns: int) -> None:
                 mark.unlink()
 
 
+@pytest.mark.slow
 def test_processes_that_compete_never_use_more_than_the_slots(tmp_path):
     """Three of five at a time: they would use a GPU thrice if the slots were not locked."""
     jobs = [FORKS.Process(target=take_turns, args=(tmp_path, 8)) for _ in range(5)]

@@ -202,6 +202,7 @@ class TestRecords:
         ],
     ],
 )  # fmt: skip
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_a_dry_run_leaves_the_records_of_the_sweep(arguments, tmp_path, monkeypatch):
     monkeypatch.setenv("UNLEARN_SWEEP", "mine")

@@ -141,6 +141,7 @@ def test_examples_of_every_benchmark_are_a_table_of_the_columns_it_has(tmp_path)
     assert len(found["muse/generations"]["data"]) == 20
 
 
+@pytest.mark.slow
 def test_tables_wait_in_the_run_s_own_folder(tmp_path, monkeypatch):
     """Not below the home directory, which may be another one where they are sent from."""
     monkeypatch.delenv("WANDB_DATA_DIR")

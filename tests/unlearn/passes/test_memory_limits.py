@@ -69,7 +69,7 @@ def test_likelihoods_and_gradient_norms_are_computed_in_halves(tmp_path, caplog)
         assert np.array_equal(columns[name].values, values.values), name
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("temperature", [0.0, pytest.param(1.0, marks=pytest.mark.slow)])
 def test_texts_are_generated_in_halves(temperature):
     def texts(net: torch.nn.Module, world: World, rows: int) -> list[list[int]]:
         keys = [str(i).encode() for i in range(12)]

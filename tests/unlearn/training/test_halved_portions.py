@@ -26,7 +26,9 @@ STAGES: list[dict[str, Any]] = [
 WIDE = 240  # tokens: twelve rows and more, in a later forward more than in the first
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=str)
+@pytest.mark.parametrize(
+    "stage", [STAGES[0], *(pytest.param(each, marks=pytest.mark.slow) for each in STAGES[1:])], ids=str
+)
 def test_one_process_goes_on_as_if_it_had_begun_with_the_smaller_portion(tmp_path, caplog, stage):
     hardware = HardwareConfig(micro_tokens=WIDE, **stage)
     with caplog.at_level(logging.WARNING):

@@ -310,8 +310,16 @@ def test_only_presets_with_a_layer_look_at_hidden_states() -> None:
     assert named == set(WITH_LAYER)
 
 
+CHOSEN = [name for name, m in PRESETS.items() if gradient_reach.chosen(m, LoraConfig())]
+
+
 @pytest.mark.parametrize(
-    "name", [name for name, m in PRESETS.items() if gradient_reach.chosen(m, LoraConfig())]
+    "name",
+    # Those with a layer by number need a deep model; one of them is enough most of the time.
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in WITH_LAYER and name != "rmu-wmdp" else [])
+        for name in CHOSEN
+    ],
 )
 def test_what_is_chosen_to_be_trained_gets_a_gradient(name: str) -> None:
     blocks = 32 if name in WITH_LAYER else 4
