@@ -14,12 +14,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from unlearn.data.batching import Batch, Piece
 from unlearn.passes.head import unwrap
@@ -83,6 +83,7 @@ def in_pieces(model: nn.Module, pieces: Sequence[Piece]) -> Iterator[None]:
         return
     weight = next(model.parameters())
     masks = [None if p.after is None else _visible(pieces[p.after].length, p.length, weight) for p in pieces]
+    _attention_of_rows()
     token = _PIECES.set(_Pieces(pieces, masks))
     config = _config(unwrap(model))
     before = config._attn_implementation
@@ -145,7 +146,7 @@ def _attention(
     if row is None:
         raise RuntimeError("attention in pieces was called outside of in_pieces")
     row.calls += 1
-    plain = AttentionInterface()["sdpa"]
+    plain = _attention_of_rows()
     lengths = [piece.length for piece in row.pieces]
     # One split of each, not slices: the derivative of a slice is as large as the row.
     queries, keys, values = (each.split(lengths, dim=2) for each in (query, key, value))
@@ -173,5 +174,14 @@ def _config(model: Any) -> Any:
     return _base(model).config.get_text_config(decoder=True)
 
 
-AttentionInterface.register(_NAME, _attention)
-AttentionMaskInterface.register(_NAME, lambda *_, **__: None)
+@cache
+def _attention_of_rows() -> Any:
+    """Make this attention known to transformers; return the one that is used for whole rows.
+
+    Imported late: a dry run needs no models of transformers.
+    """
+    from transformers import AttentionInterface, AttentionMaskInterface
+
+    AttentionInterface.register(_NAME, _attention)
+    AttentionMaskInterface.register(_NAME, lambda *_, **__: None)
+    return AttentionInterface()["sdpa"]
