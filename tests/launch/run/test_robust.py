@@ -277,7 +277,8 @@ def test_a_cut_cache_and_cut_records_are_made_again(place, tmp_path):
     for file in (record, entry.relative_to(place.folder)):
         assert f"{file} is broken" in log
     assert "made again" in log
-    assert_same(run, place.undisturbed)
+    # What is read again is read in other portions than before.
+    assert_same(run, place.undisturbed, rounded=("eval/",))
 
 
 @pytest.mark.slow
