@@ -21,6 +21,7 @@ from unlearn.passes import block_states as module
 from unlearn.passes.block_states import block_states, decoded_logp, overwritten
 from unlearn.passes.forward import answer_logits, forward
 from unlearn.passes.token_logp import token_logp
+from unlearn.passes.unpadded import without_padding
 
 Build = Callable[[str], PreTrainedModel]
 
@@ -62,7 +63,8 @@ def test_the_last_states_decode_to_the_models_own_output(family: str, tiny_model
 @pytest.mark.slow
 @torch.no_grad()
 def test_a_patch_of_the_last_block_is_the_logit_lens(family: str, tiny_model: Build) -> None:
-    model, rows = tiny_model(family), batch()
+    model = tiny_model(family)
+    rows, _ = without_padding(model, batch())  # as `forward` runs them
     states = block_states(other(tiny_model, family), rows)
     with overwritten(model, -1, rows.index, states[-1]):
         patched = forward(model, rows).logp
