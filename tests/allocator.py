@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from unlearn.passes.unpadded import rows_in_pass
+from tests.rows import rows_in_pass
 
 MIB = 1 << 20
 

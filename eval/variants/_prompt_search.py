@@ -201,6 +201,30 @@ class Search:
         return sorted(computed, key=lambda pair: pair[0])
 
 
+@dataclass(frozen=True)
+class Begun:
+    """What a search begins with: the halves, the search on the first, the token that all places start with,
+    and the tokens of text [V]."""
+
+    divided: Halves
+    search: Search
+    start: int
+    text: np.ndarray
+
+
+def begin(bench: Workbench, options: Any, name: str) -> Begun:
+    """Return what the search of this variant begins with.
+
+    Raises:
+        UserError: there are too few forget questions, or the start has no token.
+    """
+    divided = halves(bench.config, bench.sets, name)
+    model = bench.unlearned()
+    start = _last_token(bench.encoder, options.start, f"eval.variants.{name}.start")
+    search = Search.of(bench, model, divided.searched, options.opening)
+    return Begun(divided, search, start, plain_tokens(model, bench.encoder))
+
+
 class Slots:
     """Vectors [k, D] in place of the embeddings of a run of k tokens, which no text has; a hook of a model.
 
@@ -253,7 +277,7 @@ def plain_tokens(model: nn.Module, encoder: Encoder) -> np.ndarray:
     return np.array([token for token in range(min(len(tokenizer), rows)) if token not in special])
 
 
-def last_token(encoder: Encoder, text: str, key: str) -> int:
+def _last_token(encoder: Encoder, text: str, key: str) -> int:
     """Return the last token of a text, which begins a search.
 
     Raises:

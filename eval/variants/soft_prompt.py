@@ -18,16 +18,7 @@ import torch
 from torch import Tensor
 
 from eval.variants._base import Workbench
-from eval.variants._prompt_search import (
-    Search,
-    Slots,
-    embedded,
-    halves,
-    last_token,
-    plain_tokens,
-    score_rest,
-    search_problems,
-)
+from eval.variants._prompt_search import Slots, begin, embedded, score_rest, search_problems
 from unlearn.config import RunConfig, Section
 
 SETS: tuple[str, ...] = ()
@@ -79,15 +70,15 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
     Raises:
         UserError: there are too few forget questions, or the start has no token.
     """
-    divided = halves(bench.config, bench.sets, "soft_prompt")
-    model = bench.unlearned()
-    start = last_token(bench.encoder, options.start, "eval.variants.soft_prompt.start")
-    search = Search.of(bench, model, divided.searched, options.opening)
-    text = plain_tokens(model, bench.encoder)
+    begun = begin(bench, options, "soft_prompt")
+    search, text = begun.search, begun.text
     # Tokens that mark where the vectors go: a run that no text has.
     marks = np.random.default_rng(0).choice(text, options.tokens, replace=options.tokens > len(text)).tolist()
-    slots = Slots(model, marks, embedded(model, [start] * options.tokens))
-    metrics = {"soft_prompt/0/loss": search.loss(marks), "soft_prompt/examples": float(len(divided.searched))}
+    slots = Slots(search.model, marks, embedded(search.model, [begun.start] * options.tokens))
+    metrics = {
+        "soft_prompt/0/loss": search.loss(marks),
+        "soft_prompt/examples": float(len(begun.divided.searched)),
+    }
     advance = _optimizer(options)
     for made, rows in enumerate(search.batches(max(options.steps), options.batch, options.seed), start=1):
         _, gradient = search.gradient(slots, rows)
@@ -95,7 +86,7 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
         if made in options.steps:
             label = f"soft_prompt/{made}"
             metrics[f"{label}/loss"] = search.loss(marks)
-            metrics |= score_rest(bench, model, label, marks, divided)
+            metrics |= score_rest(bench, search.model, label, marks, begun.divided)
     return metrics
 
 

@@ -22,10 +22,8 @@ from eval.variants._base import Workbench
 from eval.variants._prompt_search import (
     Search,
     Slots,
+    begin,
     embedded,
-    halves,
-    last_token,
-    plain_tokens,
     score_rest,
     search_problems,
 )
@@ -82,17 +80,14 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
     Raises:
         UserError: there are too few forget questions, or the start has no token.
     """
-    divided = halves(bench.config, bench.sets, "token_prompt")
-    model = bench.unlearned()
-    start = last_token(bench.encoder, options.start, "eval.variants.token_prompt.start")
-    search = Search.of(bench, model, divided.searched, options.opening)
-    text = plain_tokens(model, bench.encoder)
-    rows = embedded(model, text.tolist())
+    begun = begin(bench, options, "token_prompt")
+    search, text = begun.search, begun.text
+    rows = embedded(search.model, text.tolist())
     draws = np.random.default_rng(options.seed)
-    tokens = np.full(options.tokens, start)
+    tokens = np.full(options.tokens, begun.start)
     metrics = {
         "token_prompt/0/loss": search.loss(tokens.tolist()),
-        "token_prompt/examples": float(len(divided.searched)),
+        "token_prompt/examples": float(len(begun.divided.searched)),
     }
     reached: dict[str, Any] = {}
     for made, batch in enumerate(search.batches(max(options.steps), options.batch, options.seed), start=1):
@@ -104,7 +99,7 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
             label, made_of = f"token_prompt/{made}", tokens.tolist()
             metrics[f"{label}/loss"] = search.loss(made_of)
             reached[str(made)] = {"tokens": made_of, "text": bench.encoder.tokenizer.decode(made_of)}
-            metrics |= score_rest(bench, model, label, made_of, divided)
+            metrics |= score_rest(bench, search.model, label, made_of, begun.divided)
     file = bench.directory / "eval" / "token_prompt" / "prompts.json"
     bench.world.on_main(lambda: write_json(file, reached))
     return metrics

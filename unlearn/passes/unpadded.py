@@ -37,6 +37,7 @@ _ROUNDING = {torch.float32: 200, torch.float64: 200}
 @dataclass
 class _Pieces:
     pieces: Sequence[Piece]
+    lengths: list[int]
     masks: list[Tensor | None]
     calls: int = field(default=0)
 
@@ -70,9 +71,12 @@ def without_padding(model: nn.Module, batch: Batch) -> tuple[Batch, Tensor | Non
 def runs_unpadded(model: nn.Module) -> bool:
     """Return whether a model can run rows in pieces; see `without_padding` on the first call."""
     inner = unwrap(model)
+    # Edits count on padded rows; a second forward, in the backward pass, would not know the pieces.
+    if hasattr(inner, "interventions") or getattr(inner, "is_gradient_checkpointing", False):
+        return False
     if inner not in _ABLE:
         _ABLE[inner] = _may_run(inner) and _trial(model)
-    return _ABLE[inner] and not getattr(inner, "is_gradient_checkpointing", False)
+    return _ABLE[inner]
 
 
 @contextmanager
@@ -84,7 +88,7 @@ def in_pieces(model: nn.Module, pieces: Sequence[Piece]) -> Iterator[None]:
     weight = next(model.parameters())
     masks = [None if p.after is None else _visible(pieces[p.after].length, p.length, weight) for p in pieces]
     _attention_of_rows()
-    token = _PIECES.set(_Pieces(pieces, masks))
+    token = _PIECES.set(_Pieces(pieces, [piece.length for piece in pieces], masks))
     config = _config(unwrap(model))
     before = config._attn_implementation
     config._attn_implementation = _NAME
@@ -93,12 +97,6 @@ def in_pieces(model: nn.Module, pieces: Sequence[Piece]) -> Iterator[None]:
     finally:
         config._attn_implementation = before
         _PIECES.reset(token)
-
-
-def rows_in_pass() -> int | None:
-    """Return how many rows the current pass has in pieces; None outside of one."""
-    row = _PIECES.get()
-    return None if row is None else sum(piece.after is None for piece in row.pieces)
 
 
 def _may_run(model: Any) -> bool:
@@ -110,7 +108,6 @@ def _may_run(model: Any) -> bool:
         and config._attn_implementation == "sdpa"
         and layers == {"full_attention"}
         and getattr(config, "sliding_window", None) is None
-        and not hasattr(model, "interventions")
         and "position_ids" in inspect.signature(_base(model).forward).parameters
     )
 
@@ -147,9 +144,8 @@ def _attention(
         raise RuntimeError("attention in pieces was called outside of in_pieces")
     row.calls += 1
     plain = _attention_of_rows()
-    lengths = [piece.length for piece in row.pieces]
     # One split of each, not slices: the derivative of a slice is as large as the row.
-    queries, keys, values = (each.split(lengths, dim=2) for each in (query, key, value))
+    queries, keys, values = (each.split(row.lengths, dim=2) for each in (query, key, value))
     outputs = []
     for i, piece in enumerate(row.pieces):
         k, v = keys[i], values[i]

@@ -12,8 +12,9 @@ from eval.collection.live_model import Live
 from eval.collection.records import Records, record_path
 from eval.collection.requests import Answer, Generation, Likelihood, Prompt
 from tests.eval.eval_fixtures import encoder, examples, model, plain
+from tests.rows import rows_in_pass
 from tests.tolerance import PASS, assert_close
-from unlearn.passes.unpadded import rows_in_pass, runs_unpadded
+from unlearn.passes.unpadded import runs_unpadded
 
 LIMIT = 40
 

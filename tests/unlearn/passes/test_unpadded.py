@@ -11,12 +11,13 @@ import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tests.rows import rows_in_pass
 from tests.tolerance import PASS, assert_close
 from unlearn.data.batching import Batch, Piece, collate
 from unlearn.data.tokenization import TokenSequence
 from unlearn.passes.forward import ForwardRequest, answer_logits, read, record, states
 from unlearn.passes.token_logp import token_logp
-from unlearn.passes.unpadded import in_pieces, rows_in_pass, runs_unpadded, without_padding
+from unlearn.passes.unpadded import in_pieces, runs_unpadded, without_padding
 
 Build = Callable[[str], PreTrainedModel]
 PADDED = {"gemma2", "mistral"}

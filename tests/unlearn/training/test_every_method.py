@@ -14,12 +14,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.rows import rows_in_pass
 from tests.tolerance import PASS, approx, assert_trained_alike, relative
 from tests.unlearn.training import small_training as training
 from tests.unlearn.training.test_trainer import in_processes
 from unlearn.config import HardwareConfig, MethodConfig
 from unlearn.passes.head import logits_are_plain
-from unlearn.passes.unpadded import rows_in_pass, runs_unpadded
+from unlearn.passes.unpadded import runs_unpadded
 from unlearn.run_dir import RunDir
 from unlearn.terms import OBJECTIVES
 from unlearn.training.engine import Engine
