@@ -10,12 +10,14 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-# Its import closes the handlers of all loggers; absl's would then close pytest's own standard error, if that
-# were not the standard error of the moment.
-import submitit  # noqa: F401
+import absl.logging
 
 from launch.cli import command
 from tests.paths import ROOT
+
+# Hydra's logging and submitit's import close the handlers of all loggers. absl's would close pytest's own
+# standard error with it, which is not the standard error of a command that runs here.
+absl.logging.get_absl_handler().python_handler.stream = sys.__stderr__
 
 ENVIRONMENT = {"WANDB_MODE": "offline", "COLUMNS": "200"}
 
