@@ -76,7 +76,12 @@ def frozen(collected: None) -> None:
     gc.freeze()
 
 
-@pytest.fixture(params=sorted(FAMILIES))
+_FAST = ("gemma2", "gpt2", "llama")  # windows and capped scores; learned positions; neither
+
+
+@pytest.fixture(
+    params=[pytest.param(f, marks=[] if f in _FAST else [pytest.mark.slow]) for f in sorted(FAMILIES)]
+)
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

@@ -111,6 +111,7 @@ def keep(folder: Path, seconds: float) -> None:
         time.sleep(seconds)
 
 
+@pytest.mark.slow
 def test_a_killed_job_gives_its_gpu_back(tmp_path):
     job = FORKS.Process(target=keep, args=(tmp_path, LIMIT))
     job.start()

@@ -253,6 +253,7 @@ def test_it_forgets_and_leaves_what_is_below_the_threshold_to_the_bit(case: Case
             assert torch.equal(logp_by_row(case.model, retain)[row], logp_by_row(model, retain)[row])
 
 
+@pytest.mark.slow
 def test_threshold_and_features_are_those_of_plain_loops(case: Case, tiny_model: Build) -> None:
     _, dsg = guarded(case, tiny_model, features=3, ratio_percentile=80, threshold_percentile=75)
     sae = read_sae(case.sae, 32)
@@ -273,6 +274,7 @@ def test_threshold_and_features_are_those_of_plain_loops(case: Case, tiny_model:
     assert float(dsg.threshold) == approx(np.percentile(rho, 75))
 
 
+@pytest.mark.slow
 def test_batches_may_be_many_and_small(case: Case, tiny_model: Build) -> None:
     _, whole = guarded(case, tiny_model)
     pieces = [batch(8, 1, (2, 40)), batch(8, 1, (2, 40))]
@@ -281,6 +283,7 @@ def test_batches_may_be_many_and_small(case: Case, tiny_model: Build) -> None:
     assert torch.equal(dsg.threshold, whole.threshold)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first_round", [2, 32])
 def test_generation_is_that_of_whole_passes(
     case: Case, tiny_model: Build, first_round: int, monkeypatch: pytest.MonkeyPatch
@@ -299,6 +302,7 @@ def test_generation_is_that_of_whole_passes(
     assert found[:4] != answers(case.model, prompts[:4], 8)
 
 
+@pytest.mark.slow
 def test_saved_loaded_and_in_half_precision(case: Case, tiny_model: Build, tmp_path: Path) -> None:
     model, dsg = guarded(case, tiny_model)
     interventions.save(model, tmp_path)
@@ -315,12 +319,14 @@ def test_saved_loaded_and_in_half_precision(case: Case, tiny_model: Build, tmp_p
     assert answer_logits(again, forget).dtype == torch.bfloat16
 
 
+@pytest.mark.slow
 def test_unfitted_it_is_refused(case: Case, tiny_model: Build) -> None:
     dsg = interventions.make({"name": "dsg", "sae": str(case.sae), "layer": 0}, hidden_size=32, layers=2)
     with pytest.raises(RuntimeError, match="call fit"):
         dsg.attach(tiny_model("llama"))
 
 
+@pytest.mark.slow
 def test_features_that_do_not_separate_the_sets(case: Case, tiny_model: Build, tmp_path: Path) -> None:
     arrays = {name: np.zeros_like(array) for name, array in tensors().items()}
     save_file(arrays, tmp_path / "dead.safetensors")

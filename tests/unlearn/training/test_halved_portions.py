@@ -64,6 +64,7 @@ def test_a_sequence_that_does_not_fit_alone_is_refused_with_advice(tmp_path):
         train(tmp_path, hardware, method="npo", limited=True, hungry=8 * halved_training.ROW)
 
 
+@pytest.mark.slow
 def test_at_zero_3_the_step_is_saved_before_the_run_begins_again(tmp_path):
     hardware, folder = HardwareConfig(micro_tokens=WIDE, zero=3), tmp_path / "halved"
     weights, fitting = train(folder, hardware, method="npo", limited=True, first=WIDE)
