@@ -437,8 +437,8 @@ def test_each_column_by_hand(tmp_path):
             row |= {"geffect/unlearn/shallow": shallow, "geffect/unlearn/deep": shallow - 1}
             rows.append(row)
         (path / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    heads, (row,) = summary(compared(find_runs([str(tmp_path)])[0]))
-    cells = dict(zip(heads, row, strict=True))
+    heads, (line,) = summary(compared(find_runs([str(tmp_path)])[0]))
+    cells = dict(zip(heads, line, strict=True))
     assert cells["unlearning effect"] == str(interval([-5 / 3, 2 / 3]))
     assert cells["largest unlearning effect"] == str(interval([4.0, 6.0]))
     assert cells["shallow share"] == "0.5000 ± 0.0000"

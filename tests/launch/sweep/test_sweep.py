@@ -402,9 +402,10 @@ def test_satimps_study_weighs_forgetting_and_retaining_alike():
             loss = term.weight * replace(term, weighting=None).values({**named, "logp": own}).mean()
             (slope,) = torch.autograd.grad(loss, own)
             assert float(slope.sum()) == pytest.approx(1.0 if name == "forget" else -1.0, abs=1e-12)
-        options = terms["forget"].weighting.options
-        whole = terms["forget"].weighting.granularity in ("instance", "batch")
-        assert options.get("length_norm", False) is whole
+        weighting = terms["forget"].weighting
+        assert weighting is not None
+        whole = weighting.granularity in ("instance", "batch")
+        assert weighting.options.get("length_norm", False) is whole
 
 
 def test_the_elements_are_those_that_hydra_composes():

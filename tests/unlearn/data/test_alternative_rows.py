@@ -127,7 +127,7 @@ def test_a_probe_looks_at_each_example_once(nano_tokenizer: PreTrainedTokenizerB
     ready, found = groups(nano_tokenizer, "dpo", count=3, rows="all")
     watched = ready.watched(found, WATCHED)
     one = groups(nano_tokenizer, "dpo", count=3)[1]
-    whole, some, plain = (sampled(*of, 0) for of in ((watched, None), (watched, 2), (one, 2)))
+    whole, some, plain = sampled(watched, None, 0), sampled(watched, 2, 0), sampled(one, 2, 0)
     for rows in (whole.objective, whole.risk):
         assert rows["forget"] == [0, 3, 6, 9]
     for several, single in zip(some, plain, strict=True):
