@@ -1,7 +1,8 @@
 """The G-effect (arXiv 2502.19301, definition 1): e = ⟨∇R(D), ∇L⟩ of a risk R on a set D and an objective L.
 
-A step of size η on L changes R by about −η·e: unlearning needs e < 0 on the forget set and e ≥ 0 on the
-retain set. Measured by parameter tensor, group of layers, kind of module, term, example and token.
+A plain step of descent of size η on L changes R by about −η·e; one of AdamW, or clipped, is another step.
+Unlearning needs e < 0 on the forget set and e ≥ 0 on the retain set. Measured by parameter tensor, group of
+layers, kind of module, term, example and token.
 """
 
 from __future__ import annotations
