@@ -19,8 +19,12 @@ from unlearn.guard import tool
 
 _NOTE = (
     "Effects and cosines are means over the steps that were probed, risks are those of the last one; then "
-    "mean over n seeds ± half of the 95 % interval (Student's t). Effects of objectives with different "
-    "scales do not compare in size; cosines do."
+    "mean over n seeds ± half of the 95 % interval (Student's t). Largest unlearning effect: by size, of a "
+    "run's steps. Shallow share: of the shallow layers in the sum of |unlearning effect| over the groups of "
+    "layers. Retaining effect < 0: the share of such steps. Weight–harm correlation: rank correlation of a "
+    "forget token's implicit weight with ⟨∇R(retain), ∇risk of the token⟩, which unlearning the token adds "
+    "to the retain risk; below zero, the weights spare it. Effects of objectives with different scales "
+    "do not compare in size; cosines do."
 )
 _DESCRIPTION = """\
 Compare runs that were made with probe=geffect: effects over the steps by method and by group of layers, by

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 
 from launch.report.discover import LeftOut, paths_of, run_directories
 from launch.report.geffect.files import PREFIX, effect_rows, tables
-from launch.report.geffect.token_charts import MAX_STEPS, pairs
+from launch.report.geffect.token_charts import MAX_STEPS, pairs, rank_correlation
 from launch.report.labels import label
 from launch.report.run_groups import (
     RunSettings,
@@ -30,6 +30,7 @@ from launch.report.statistics import Interval, interval
 from launch.report.traces import Row, number
 from unlearn.config import SLOTS
 from unlearn.errors import UserError
+from unlearn.probes.geffect.parameter_groups import GROUPS
 from unlearn.run_dir import RunDir
 
 _PROBE_SETTINGS = ("probe.examples", "probe.mode", "probe.boundaries")
@@ -43,18 +44,52 @@ class StudyRun(RunSettings):
 
     def mean(self, key: str) -> float | None:
         """Return the mean over the probed steps."""
-        known = [v for row in self.rows if (v := number(row.get(key))) is not None and math.isfinite(v)]
+        known = self._values(key)
+        return float(np.mean(known)) if known else None
+
+    def largest(self, key: str) -> float | None:
+        """Return the largest absolute value over the probed steps."""
+        return max((abs(v) for v in self._values(key)), default=None)
+
+    def negative(self, key: str) -> float | None:
+        """Return the share of the probed steps at which the value is below zero."""
+        known = self._values(key)
+        return float(np.mean([v < 0 for v in known])) if known else None
+
+    def shallow(self, key: str) -> float | None:
+        """Return the share of the shallow layers in the absolute effects of all groups of layers.
+
+        The mean over the probed steps; one without an effect is left out.
+        """
+        shares = []
+        for row in self.rows:
+            sizes = {group: number(row.get(f"{key}/{group}")) for group in GROUPS}
+            known = {group: abs(v) for group, v in sizes.items() if v is not None and math.isfinite(v)}
+            if total := sum(known.values()):
+                shares.append(known.get("shallow", 0.0) / total)
+        return float(np.mean(shares)) if shares else None
+
+    def weight_correlation(self, column: str) -> float | None:
+        """Return the rank correlation of the forget tokens' implicit weight with a column of their table.
+
+        The mean over the probed steps, at most `MAX_STEPS` of them, at which the weights differ.
+        """
+        values = (rank_correlation(table, column) for table in self.tokens.values())
+        known = [value for value in values if value is not None]
         return float(np.mean(known)) if known else None
 
     def last(self, key: str) -> float | None:
         """Return the value at the last step that has one."""
         return next((v for row in reversed(self.rows) if (v := number(row.get(key))) is not None), None)
 
+    def _values(self, key: str) -> list[float]:
+        return [v for row in self.rows if (v := number(row.get(key))) is not None and math.isfinite(v)]
+
     @cached_property
     def tokens(self) -> Mapping[int, Any]:
         """The tables of tokens by step."""
         assert self.path is not None
-        return tables(self.path, "tokens", limit=MAX_STEPS, columns=("set", "logp", "weight"))
+        return tables(self.path, "tokens", limit=MAX_STEPS, columns=("set", "logp", "weight", "retain"))
 
 
 @dataclass(frozen=True)
@@ -67,13 +102,13 @@ class Compared:
     varied: Mapping[str, Any]
     runs: Sequence[StudyRun] = field(repr=False)
 
+    def over_seeds(self, of: Callable[[StudyRun, str], float | None], key: str) -> Interval:
+        """Return a summary of each run's values of a key, such as `StudyRun.mean`, averaged over seeds."""
+        return interval(of(run, key) for run in self.runs)
+
     def mean(self, key: str) -> Interval:
         """Return the mean over the steps, averaged over seeds."""
-        return interval(run.mean(key) for run in self.runs)
-
-    def last(self, key: str) -> Interval:
-        """Return the last value, averaged over seeds."""
-        return interval(run.last(key) for run in self.runs)
+        return self.over_seeds(StudyRun.mean, key)
 
     def by_step(self, key: str) -> dict[int, Interval]:
         """Return the values by step, averaged over seeds."""
@@ -185,26 +220,32 @@ def _objective(run: StudyRun) -> str:
 
 # -- the table ---------------------------------------------------------------------------------------------
 
-_COLUMNS = (
-    ("unlearning effect", "geffect/unlearn", "mean"),
-    ("retaining effect", "geffect/retain", "mean"),
-    ("unlearning cosine", "geffect/unlearn_cosine", "mean"),
-    ("retaining cosine", "geffect/retain_cosine", "mean"),
-    ("conflict", "geffect/conflict", "mean"),
-    ("forget risk, last", "geffect/risk_forget", "last"),
-    ("retain risk, last", "geffect/risk_retain", "last"),
-    ("explained", "geffect/check/explained", "mean"),
-    ("trusted steps", "geffect/trusted", "mean"),
+_COLUMNS: tuple[tuple[str, str, Callable[[StudyRun, str], float | None]], ...] = (
+    ("unlearning effect", "geffect/unlearn", StudyRun.mean),
+    ("largest unlearning effect", "geffect/unlearn", StudyRun.largest),
+    ("shallow share", "geffect/unlearn", StudyRun.shallow),
+    ("retaining effect", "geffect/retain", StudyRun.mean),
+    ("retaining effect < 0", "geffect/retain", StudyRun.negative),
+    ("unlearning cosine", "geffect/unlearn_cosine", StudyRun.mean),
+    ("retaining cosine", "geffect/retain_cosine", StudyRun.mean),
+    ("conflict", "geffect/conflict", StudyRun.mean),
+    ("weight–harm correlation", "retain", StudyRun.weight_correlation),
+    ("forget risk, last", "geffect/risk_forget", StudyRun.last),
+    ("retain risk, last", "geffect/risk_retain", StudyRun.last),
+    ("explained", "geffect/check/explained", StudyRun.mean),
+    ("trusted steps", "geffect/trusted", StudyRun.mean),
 )
 
 
 def summary(groups: Sequence[Compared]) -> tuple[list[str], list[list[str]]]:
-    """Return heads and rows: means over the steps, of risks the last value; then averaged over seeds."""
-    shown = [c for c in _COLUMNS if any(run.last(c[1]) is not None for group in groups for run in group.runs)]
+    """Return heads and rows: a summary of each run's steps by column, averaged over seeds."""
+    shown = [
+        c for c in _COLUMNS if any(c[2](run, c[1]) is not None for group in groups for run in group.runs)
+    ]
     rows = []
     for group in groups:
-        values = [group.mean(key) if how == "mean" else group.last(key) for _, key, how in shown]
-        rows.append([group.label, group.objective, str(len(group.runs)), *map(str, values)])
+        values = [str(group.over_seeds(of, key)) for _, key, of in shown]
+        rows.append([group.label, group.objective, str(len(group.runs)), *values])
     return ["method", "objective", "n", *(head for head, _, _ in shown)], rows
 
 

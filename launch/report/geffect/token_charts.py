@@ -170,8 +170,27 @@ def distribution(tokens: Tables, title: str) -> Figure:
 
 def pairs(table: pa.Table) -> tuple[np.ndarray, np.ndarray]:
     """Return likelihood and implicit weight of the forget tokens that have a weight, [N] each."""
-    if not {"set", "logp", "weight"} <= set(table.column_names):
+    logp, weight = _weighted(table, "logp")
+    return np.exp(np.minimum(logp, 0.0)), weight
+
+
+def rank_correlation(table: pa.Table, column: str) -> float | None:
+    """Return Spearman's correlation of a column with the implicit weight over the forget tokens.
+
+    None where one of them is constant, or missing.
+    """
+    from scipy.stats import spearmanr
+
+    values, weight = _weighted(table, column)
+    if len(weight) < 2 or not np.ptp(weight) or not np.ptp(values):
+        return None
+    return float(spearmanr(weight, values).statistic)
+
+
+def _weighted(table: pa.Table, column: str) -> tuple[np.ndarray, np.ndarray]:
+    """A column and the weight of the forget tokens that have both."""
+    if not {"set", column, "weight"} <= set(table.column_names):
         return np.empty(0), np.empty(0)
-    logp, weight = (np.array(table[name].to_pylist(), dtype=float) for name in ("logp", "weight"))
-    known = np.isfinite(weight) & np.isfinite(logp) & (np.array(table["set"].to_pylist()) == "forget")
-    return np.exp(np.minimum(logp[known], 0.0)), weight[known]
+    values, weight = (np.array(table[name].to_pylist(), dtype=float) for name in (column, "weight"))
+    known = np.isfinite(weight) & np.isfinite(values) & (np.array(table["set"].to_pylist()) == "forget")
+    return values[known], weight[known]

@@ -25,7 +25,14 @@ from launch.report.geffect.files import MAX_ROWS, effect_rows, probed_steps, tab
 from launch.report.geffect.sections import MAX_EXAMPLES, checks, hurt, strongest_examples
 from launch.report.geffect.study import compared, find_runs, read_run, summary
 from launch.report.geffect.study_charts import study_charts, styles
-from launch.report.geffect.token_charts import MAX_POINTS, distribution, pairs, sampled, token_charts
+from launch.report.geffect.token_charts import (
+    MAX_POINTS,
+    distribution,
+    pairs,
+    rank_correlation,
+    sampled,
+    token_charts,
+)
 from launch.report.geffect.training_charts import conflict, layer_maps, over_training
 from launch.report.page import write_report
 from launch.report.settings import shortest
@@ -413,6 +420,42 @@ def test_runs_that_differ_in_the_seed_alone_are_one(study):
     assert "±" not in rows[2][3]
     assert rows[0][heads.index("trusted steps")] == "0.6000 ± 0.0000"
     assert rows[0][heads.index("forget risk, last")] == "4.2000 ± 0.0000"
+
+
+def test_each_column_by_hand(tmp_path):
+    """Two seeds of three steps: what the table says, from the numbers that the probe logged."""
+    unlearn = {0: (-4.0, 1.0, -2.0), 1: (-1.0, -3.0, 6.0)}
+    retain = {0: (-1.0, 0.0, 2.0), 1: (-1.0, -2.0, 2.0)}
+    shares = {0: (0.5, 0.25, 0.75), 1: (0.5, 0.5, 0.5)}
+    for seed in unlearn:
+        path = write_run(tmp_path / f"run-{seed}", steps=(0, 1, 2), seed=seed)
+        each = zip(unlearn[seed], retain[seed], shares[seed], strict=True)
+        rows = []
+        for step, (e_u, e_r, shallow) in enumerate(each):
+            row = {"step": step, "geffect/unlearn": e_u, "geffect/retain": e_r}
+            # Effects of two groups may have opposite signs; sizes are what is shared.
+            row |= {"geffect/unlearn/shallow": shallow, "geffect/unlearn/deep": shallow - 1}
+            rows.append(row)
+        (path / "history.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    heads, (line,) = summary(compared(find_runs([str(tmp_path)])[0]))
+    cells = dict(zip(heads, line, strict=True))
+    assert cells["unlearning effect"] == str(interval([-5 / 3, 2 / 3]))
+    assert cells["largest unlearning effect"] == str(interval([4.0, 6.0]))
+    assert cells["shallow share"] == "0.5000 ± 0.0000"
+    assert cells["retaining effect"] == str(interval([1 / 3, -1 / 3]))
+    assert cells["retaining effect < 0"] == str(interval([1 / 3, 2 / 3]))
+    assert "retain risk, last" not in cells
+
+
+def test_weights_that_spare_the_retain_set_have_a_negative_rank_correlation():
+    columns = {"set": ["forget"] * 4 + ["retain"], "weight": [0.1, 0.2, 0.4, 1.0, None]}
+    falling = pa.table(columns | {"retain": [100.0, 3.0, 2.0, -1.0, 5.0]})
+    assert rank_correlation(falling, "retain") == pytest.approx(-1.0)
+    swapped = pa.table(columns | {"retain": [1.0, 3.0, 2.0, 4.0, -9.0]})
+    assert rank_correlation(swapped, "retain") == pytest.approx(0.8)  # 1 − 6·2/(4·15)
+    constant = pa.table(columns | {"weight": [1.0] * 4 + [None], "retain": [1.0, 3.0, 2.0, 4.0, 0.0]})
+    assert rank_correlation(constant, "retain") is None
+    assert rank_correlation(pa.table(columns), "retain") is None
 
 
 def test_labels_distinguish_settings_by_as_few_words_as_needed():

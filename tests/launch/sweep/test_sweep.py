@@ -7,11 +7,13 @@ import itertools
 import os
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
 from omegaconf import OmegaConf
@@ -237,7 +239,8 @@ def job_count_of(*arguments: str) -> int:
     ("arguments", "jobs"),
     [
         (["seed=0,1", "method=npo,wga", "dataset.forget=range(1,4)"], 12),
-        (["experiment=geffect-study"], 7 * 3 * 3),
+        (["experiment=geffect-study"], 7 * 4 * 3),
+        (["experiment=satimp-study"], 2 * 18 * 2 * 3),
         (["experiment=geffect-study", "seed=0", "method.retain=none,kl"], 7 * 2),
         (["experiment=optuna-npo", "hydra.sweeper.n_jobs=3"], 3),  # trials are launched by threes
         (["method=npo"], 1),
@@ -347,15 +350,17 @@ def test_a_goal_on_the_command_line():
 # -- recipes -----------------------------------------------------------------------------------------
 
 
-def elements(recipe: str) -> Iterator[RunConfig]:
-    """Every element of a recipe's sweep; of an interval that is searched, where it begins.
+def elements(recipe: str, dropped: Collection[str] = ()) -> Iterator[RunConfig]:
+    """Every element of a recipe's sweep without some keys; of an interval that is searched, where it begins.
 
     As Hydra would compose each, without its tenth of a second for it.
     """
     base = compose_run([f"experiment={recipe}"], hydra=True)
     file = OmegaConf.load(CONFIGS / "experiment" / f"{recipe}.yaml")
     params = base.hydra.sweeper.get("params") or {}
-    parsed = OverridesParser.create().parse_overrides([f"{key}={value}" for key, value in params.items()])
+    parsed = OverridesParser.create().parse_overrides(
+        [f"{key}={value}" for key, value in params.items() if key not in dropped]
+    )
     values = [
         [v.start] if isinstance(v := one.value(), IntervalSweep) else [*one.sweep_iterator()]
         for one in parsed
@@ -382,6 +387,25 @@ def test_every_element_of_a_recipe_composes_without_the_hub(recipe, monkeypatch)
     assert all(bind(config.method) or config.method.intervention for config in found)
     assert len({config.model_dump_json() for config in found}) == len(found)
     assert len(found) == 1 or {config.tracker.project for config in found} == {recipe}
+
+
+def test_satimps_study_weighs_forgetting_and_retaining_alike():
+    """At the target, without weights, both bases pull as hard as the retain term."""
+    found = list(elements("satimp-study", dropped=("++seed", "++method.retain")))
+    logp = torch.tensor([-0.1, -2.0, -0.7, -0.4, -1.2], dtype=torch.float64)
+    named = {"ref_logp": logp, "lengths": torch.tensor([2, 3])}
+    for config in found:
+        terms = {term.name: term for term in bind(config.method)}
+        assert config.method.rule.name == "weighted_sum"
+        for name, term in terms.items():
+            own = logp.clone().requires_grad_()
+            loss = term.weight * replace(term, weighting=None).values({**named, "logp": own}).mean()
+            (slope,) = torch.autograd.grad(loss, own)
+            assert float(slope.sum()) == pytest.approx(1.0 if name == "forget" else -1.0, abs=1e-12)
+        weighting = terms["forget"].weighting
+        assert weighting is not None
+        whole = weighting.granularity in ("instance", "batch")
+        assert weighting.options.get("length_norm", False) is whole
 
 
 def test_the_elements_are_those_that_hydra_composes():

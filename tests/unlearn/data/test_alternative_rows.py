@@ -126,10 +126,13 @@ def test_which_sets_have_more_rows(method: str, keys: dict[str, Any], wanted: di
 def test_a_probe_looks_at_each_example_once(nano_tokenizer: PreTrainedTokenizerBase) -> None:
     ready, found = groups(nano_tokenizer, "dpo", count=3, rows="all")
     watched = ready.watched(found, WATCHED)
-    assert sampled(watched, None, 0)["forget"] == [0, 3, 6, 9]
-    assert len({watched["forget"].ids[row] for row in sampled(watched, 3, 0)["forget"]}) == 3
     one = groups(nano_tokenizer, "dpo", count=3)[1]
-    assert [row // 3 for row in sampled(watched, 3, 0)["forget"]] == sampled(one, 3, 0)["forget"]
+    whole, some, plain = sampled(watched, None, 0), sampled(watched, 2, 0), sampled(one, 2, 0)
+    for rows in (whole.objective, whole.risk):
+        assert rows["forget"] == [0, 3, 6, 9]
+    for several, single in zip(some, plain, strict=True):
+        assert len({watched["forget"].ids[row] for row in several["forget"]}) == 2
+        assert [row // 3 for row in several["forget"]] == single["forget"]
 
 
 def test_rows_are_of_a_runs_identity_where_they_are_not_usual() -> None:

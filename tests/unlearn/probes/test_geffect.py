@@ -25,6 +25,7 @@ from unlearn.probes import saved_models
 from unlearn.probes._model_folders import steps_of
 from unlearn.probes.geffect.example_effects import Points, implicit_weights
 from unlearn.probes.geffect.parameter_groups import parameter_groups
+from unlearn.probes.geffect.set_gradients import sampled
 from unlearn.training.frozen_outputs import LOGP
 from unlearn.training.observers import Observers
 
@@ -34,6 +35,7 @@ def keys(**given: Any) -> MethodConfig:
 
 
 GA = keys(forget={"objective": "ascent"})
+GD = keys(forget={"objective": "ascent"}, retain={"objective": "nll"})
 NPO = keys(forget={"objective": "npo", "beta": 0.5}, retain={"objective": "nll"}, retain_weight=0.5)
 RMU = keys(forget={"objective": "rmu", "coefficient": 2.0, "direction": "uniform", "layer": 1})
 
@@ -122,6 +124,51 @@ def test_effects_are_inner_products_of_whole_gradients(tmp_path, method, by_hand
         one = {row["parameter"]}
         wanted = product({n: forget[n] for n in one}, {n: objective[n] for n in one})
         assert row["unlearn"] == wanted, row["parameter"]
+
+
+def test_samples_of_objective_and_risk_have_no_example_in_common():
+    groups = training.everything()
+    some = sampled(groups, 10, 0)
+    for name in ("forget", "retain"):
+        assert len({*some.objective[name], *some.risk[name]}) == 20
+        assert [sorted(rows[name]) for rows in some] == [rows[name] for rows in some]
+    assert some == sampled(groups, 10, 0)
+    assert some != sampled(groups, 10, 1)
+
+
+@pytest.mark.parametrize("count", [11, 21, 100, None])
+def test_a_set_too_small_for_two_samples_is_both_as_a_whole(count):
+    (objective, risk) = (rows["forget"] for rows in sampled(training.everything(), count, 0))
+    assert objective == risk == list(range(21))
+
+
+def test_effects_over_samples_are_inner_products_of_the_samples_gradients(tmp_path):
+    """GA with GD: with one sample for both, e_r would have the squared length of its own gradient."""
+    seen = watching.look(tmp_path, GD, examples=7, points=7)
+    samples = sampled(training.everything(), 7, 0)
+    model = in_double()
+    logps = {name: token_logps(model, name) for name in ("forget", "retain")}
+
+    def mean(name: str, rows: dict[str, list[int]]) -> Tensor:
+        return -torch.cat([logps[name][row] for row in rows[name]]).mean()
+
+    value = -mean("forget", samples.objective) + mean("retain", samples.objective)
+    objective = gradient(model, value)
+    risks = {name: gradient(model, mean(name, samples.risk)) for name in logps}
+    assert seen["geffect/unlearn"] == product(risks["forget"], objective)
+    assert seen["geffect/retain"] == product(risks["retain"], objective)
+    assert seen["geffect/risk_retain"] == approx(float(mean("retain", samples.risk).detach()), terms=PASS)
+    conflict = inner(*risks.values()) / math.sqrt(math.prod(inner(g, g) for g in risks.values()))
+    assert seen["geffect/conflict"] == approx(conflict, terms=PASS, scale=1)
+    # Single examples are those of the risk: by their tokens they add up to it.
+    rows = pq.read_table(tmp_path / "geffect/step-000000/examples.parquet").to_pylist()
+    for name, way in (("forget", "unlearn"), ("retain", "retain")):
+        own = {row["id"]: row["objective"] for row in rows if row["set"] == name}
+        ids = [training.everything()[name].ids[row] for row in samples.risk[name]]
+        tokens = np.array([len(logps[name][row]) for row in samples.risk[name]])
+        whole = float(tokens @ [own[key] for key in ids]) / tokens.sum()
+        lengths = math.sqrt(inner(risks[name], risks[name]) * inner(objective, objective))
+        assert whole == approx(seen[f"geffect/{way}"], terms=PASS, scale=lengths)
 
 
 @pytest.mark.parametrize("method", [

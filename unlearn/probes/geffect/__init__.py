@@ -19,13 +19,17 @@ class GeffectOptions(Section):
 
     examples: PositiveInt | None = Field(
         32,
-        description="gradients are means over so many examples of each set, a fixed sample; null: over all",
+        description="gradients are means over so many examples of each set: one fixed sample for the "
+        "objective and another, disjoint one for the risk; null, or a set of fewer than twice as many: over "
+        "all of it for both",
     )
     mode: Literal["exact", "running"] = Field(
         "exact",
         description="running: over mini-batches, 0.6 · old mean + 0.4 · new, as in the released code",
     )
-    points: NonNegativeInt = Field(8, description="examples of each sample that are measured one by one")
+    points: NonNegativeInt = Field(
+        8, description="examples of each risk's sample that are measured one by one"
+    )
     tokens: bool = Field(True, description="also measure by answer token")
     token_layers: bool = Field(False, description="by answer token, also for each group of layers")
     grid: NonNegativeInt = Field(

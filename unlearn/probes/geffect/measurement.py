@@ -1,7 +1,8 @@
 """The G-effect (arXiv 2502.19301, definition 1): e = ⟨∇R(D), ∇L⟩ of a risk R on a set D and an objective L.
 
-A step of size η on L changes R by about −η·e: unlearning needs e < 0 on the forget set and e ≥ 0 on the
-retain set. Measured by parameter tensor, group of layers, kind of module, term, example and token.
+A plain step of descent of size η on L changes R by about −η·e; one of AdamW, or clipped, is another step.
+Unlearning needs e < 0 on the forget set and e ≥ 0 on the retain set. Measured by parameter tensor, group of
+layers, kind of module, term, example and token.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,7 @@ class Measurement:
         self.texts = {n: {e.id: (e.question, e.answer) for e in run.sets[n]} for n in run.groups}
         self.parameter_groups = parameter_groups(self.engine.module, options.boundaries)
         self.risks = risk_terms([name for name in WATCHED if self._answers(name)])
-        self.rows = sampled(self.groups, options.examples, self.seed)
+        self.samples = sampled(self.groups, options.examples, self.seed)
         self.start = Start(folder / "start.safetensors", self.engine)
 
     def measure(self, context: ProbeContext) -> dict[str, float]:
@@ -84,10 +85,11 @@ class Measurement:
 
     def _measured(self, context: ProbeContext) -> Measured:
         gradients = self._gradients(context)
+        of_risk = replace(gradients, rows=self.samples.risk)
         risks: dict[str, Partition] = {}
         levels: dict[str, float] = {}
         for name, term in self.risks.items():
-            risks[name], levels[name] = gradients.of(term, context.step)
+            risks[name], levels[name] = of_risk.of(term, context.step)
         tensors: list[Tensors] = []
 
         def compare(gradient: Partition, name: str, factor: float) -> None:
@@ -111,7 +113,8 @@ class Measurement:
     def _gradients(self, context: ProbeContext) -> Gradients:
         data = TrainingData(self.groups, context.frozen, self.seed, self.encoder.pad_id)
         steps = Steps(self.engine, self.terms, data, self.hardware)
-        return Gradients(steps, self.rows, self.batch if self.options.mode == "running" else None)
+        batch = self.batch if self.options.mode == "running" else None
+        return Gradients(steps, self.samples.objective, batch)
 
     def _objective(
         self,
@@ -127,7 +130,7 @@ class Measurement:
         total: Partition = []
         for term in self.terms:
             group = own_view(term).group
-            plain = group in self.risks and _alike(term, self.risks[group])
+            plain = self._is_risk(term, group)
             gradient = risks[group] if plain else gradients.of(term, context.step)[0]
             if rule.separate:
                 by_term[term.name] = gradient
@@ -152,8 +155,8 @@ class Measurement:
 
     @cached_property
     def _points(self) -> dict[str, Points]:
-        count = self.options.points
-        return {n: Points.of(n, self.groups[n], self.rows[n][:count]) for n in self.risks} if count else {}
+        count, rows = self.options.points, self.samples.risk
+        return {n: Points.of(n, self.groups[n], rows[n][:count]) for n in self.risks} if count else {}
 
     @cached_property
     def _effects(self) -> ExampleEffects:
@@ -258,6 +261,11 @@ class Measurement:
                 effect = float(sum(each[0] for each in values.values()))
                 pairs.append(Pair(key, other, effect, effect / length if length else 0.0))
         return pairs
+
+    def _is_risk(self, term: Term, group: str) -> bool:
+        """Whether a term's gradient over its sample is the gradient of the risk."""
+        same = self.samples.objective[group] == self.samples.risk[group]
+        return same and group in self.risks and _alike(term, self.risks[group])
 
     def _answers(self, name: str) -> bool:
         return name in self.groups and self.groups[name].answers is not None

@@ -1,10 +1,11 @@
-"""Gradients of terms over a fixed sample of the data, partitioned as in the engine."""
+"""Gradients of terms over fixed samples of the data, partitioned as in the engine."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -26,18 +27,29 @@ def risk_terms(sets: Sequence[str]) -> dict[str, Term]:
     return {term.group: term for term in bind(method)}
 
 
-def sampled(groups: Mapping[str, Group], count: int | None, seed: int) -> dict[str, list[int]]:
-    """Draw a fixed sample of each group's examples and return the first row of each, in data order.
+class Samples(NamedTuple):
+    """The first row of each sampled example by group, in data order."""
 
-    The sample is the same for all methods.
+    objective: dict[str, list[int]]
+    risk: dict[str, list[int]]
+
+
+def sampled(groups: Mapping[str, Group], count: int | None, seed: int) -> Samples:
+    """Draw two disjoint samples of `count` examples of each group, the same for all methods.
+
+    Gradients over one sample share its noise, so that their inner product has the squared length of the noise
+    in it; over disjoint samples it has not. A group of fewer than twice as many examples is both samples as a
+    whole, and so is each with `count` None: e is then that of the sets, as arXiv 2502.19301 defines it.
     """
-    samples = {}
+    samples = Samples({}, {})
     for name, group in groups.items():
         size, key = len(group.ids) // group.multiple, zlib.crc32(f"geffect/{name}".encode())
-        rows = np.arange(size)
-        if count is not None and count < size:
-            rows = np.sort(np.random.default_rng([seed, key]).choice(size, count, replace=False))
-        samples[name] = (rows * group.multiple).tolist()
+        objective = risk = np.arange(size)
+        if count is not None and 2 * count <= size:
+            drawn = np.random.default_rng([seed, key]).choice(size, 2 * count, replace=False)
+            objective, risk = np.sort(drawn[:count]), np.sort(drawn[count:])
+        samples.objective[name] = (objective * group.multiple).tolist()
+        samples.risk[name] = (risk * group.multiple).tolist()
     return samples
 
 
