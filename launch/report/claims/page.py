@@ -17,11 +17,12 @@ _BUILDS = "build the"
 _HOW = f"""\
 **How.** Compared methods have the same number of steps, batch and retain data. Of each the learning rate (and
 what the claim names) is the one with the best mean over seeds on the selection items, a part of each set that
-is not reported; all figures are of the rest. *Calibrated* metrics are of the mixture with the target that keeps
-95 % of its retention (`eval=[tofu,calibrated]`), so that forgetting is compared at equal retention. A
+is not reported; all figures are of the rest. *Calibrated* metrics are of the mixture with the target that
+keeps 95 % of its retention (`eval=[tofu,calibrated]`), so that forgetting is compared at equal retention. A
 difference is paired by seed and positive as claimed; its interval is Student's t of 95 %. **Holds**: every
 interval of the claim lies above its bound. **Does not hold**: one difference lies below it with p < {LEVEL:g}
-after Holm's adjustment for the comparisons of the claim. **Cannot tell**: anything else, with the reason."""
+(`p against`), adjusted after Holm for the comparisons of the claim. **Cannot tell**: anything else, with the
+reason."""
 
 
 def page(
@@ -50,7 +51,7 @@ def _about(trials: Sequence[Trial]) -> str:
     claims = len({trial.claim.id for trial in trials})
     return (
         "Made by `unlearn claims` from the results of runs; by hand are only the claims themselves and what "
-        "would change a verdict. A verdict is about the models and data of its column, not about the paper's. "
+        "would change a verdict. A verdict is about the models and data of its column, not the paper's. "
         f"{claims} claims, {len(known)} comparisons.{by_chance}"
     )
 
@@ -86,7 +87,7 @@ def _claim(claim: Claim, trials: Sequence[Trial], figure: str | None) -> list[st
     rows = [row for trial in trials for row in _rows(trial)]
     if rows:
         parts.append(
-            markdown.table(("on", "difference", "mean (95 % interval)", "bound", "seeds", "adjusted p"), rows)
+            markdown.table(("on", "difference", "mean (95 % interval)", "bound", "seeds", "p against"), rows)
         )
     for trial in trials:
         where = f"{trial.task.label}: " if trial.task is not None else ""
@@ -106,7 +107,7 @@ def _metrics(claim: Claim) -> str:
 
 def _rows(trial: Trial) -> list[tuple[str, ...]]:
     differences = trial.outcome.differences
-    adjusted = holm([each.p for each in differences])
+    adjusted = holm([each.against for each in differences])
     label = trial.task.label if trial.task is not None else ""
     return [
         (label, each.label, written(each), f"{each.least:g}", str(each.n or "–"), _p(each, p))

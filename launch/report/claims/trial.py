@@ -48,14 +48,17 @@ class Difference:
         return not self.missing and self.n >= 2
 
     @property
-    def p(self) -> float:
-        """Return the two-sided p-value of the difference being `least`; 1 where it is not known."""
-        if not self.known or self.mean == self.least:
+    def against(self) -> float:
+        """Return the p-value of a difference that is at least `least`; 1 where it is not below, or not known.
+
+        It is doubled, as for an interval on both sides.
+        """
+        if not self.known or self.mean >= self.least:
             return 1.0
         if self.half == 0:
             return 0.0
-        t = abs(self.mean - self.least) / (self.half / stdtrit(self.n - 1, 1 - LEVEL / 2))
-        return float(2 * stdtr(self.n - 1, -t))
+        t = (self.mean - self.least) / (self.half / stdtrit(self.n - 1, 1 - LEVEL / 2))
+        return float(2 * stdtr(self.n - 1, t))
 
 
 @dataclass(frozen=True)
@@ -89,12 +92,8 @@ def judged(differences: Sequence[Difference]) -> Outcome:
     is adjusted. It does not hold if one difference is below with p < 0.05 after Holm's adjustment for their
     number. Else the runs cannot tell.
     """
-    adjusted = holm([each.p for each in differences])
-    against = [
-        (each, p)
-        for each, p in zip(differences, adjusted, strict=True)
-        if each.known and each.mean < each.least and p < LEVEL
-    ]
+    adjusted = holm([each.against for each in differences])
+    against = [(each, p) for each, p in zip(differences, adjusted, strict=True) if p < LEVEL]
     if against:
         named = "; ".join(f"{each.label} {written(each)}, adjusted p {p:.2g}" for each, p in against[:_SHOWN])
         more = f" and {len(against) - _SHOWN} more" if len(against) > _SHOWN else ""

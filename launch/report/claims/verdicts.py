@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 
 from launch.report.claims.arms import SAME, Candidates, Missing, candidates
@@ -17,7 +16,7 @@ from launch.report.claims.trial import Difference, Outcome, difference, judged, 
 from launch.report.settings import shortest, word
 from unlearn.terms import WEIGHTINGS
 
-_LIKELIHOODS = np.linspace(0.001, 0.999, 999)
+_LIKELIHOODS = [step / 1000 for step in range(1, 1000)]
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def tried(claims: Claims, every: Sequence[Task]) -> list[Trial]:
 
 def by_definition(weights: Iterable[Weights]) -> Outcome:
     """Return whether each weighting rises, or falls, with the likelihood of a token: no run is needed."""
-    logp = torch.from_numpy(_LIKELIHOODS).log()
+    logp = torch.tensor(_LIKELIHOODS, dtype=torch.float64).log()
     against, named = [], []
     for each in weights:
         weighting = WEIGHTINGS.find(each.name, f"weighting {each.name}")
