@@ -88,19 +88,24 @@ def section() -> str:
         f"{FLOPS / 1e12:g} TFLOP/s; – where the number of tokens is not known.",
     ]
     for group in published.groups:
-        parts += [f"### {group.benchmark}, {group.model}", _about(group)]
-        rows = [_row(group, row, published.shapes[group.model].shape()) for row in group.rows]
+        shape = published.shapes[group.model].shape()
+        first = fitting(group, group.rows[0], shape)[0] or PRESETS[-1]
+        parts += [f"### {group.benchmark}, {group.model}", _about(group, first)]
+        rows = [_row(group, row, shape) for row in group.rows]
         heads = ("method", f"published: {group.measures}", "preset", "cards", "hardware", "hours")
         parts.append(markdown.table(heads, rows))
     unread = markdown.linked(", ".join(published.unread))
     return "\n\n".join([*parts, f"The tables of these papers were not readable: {unread}."])
 
 
-def _about(group: Group) -> str:
+def _about(group: Group, hardware: str) -> str:
     keys = "".join(f" method.{key}={markdown.written(value)}" for key, value in group.keys.items())
     texts = f" {group.texts} texts of about {group.length} tokens." if group.texts and group.length else ""
-    command = f"`unlearn method=PRESET {group.command}{keys} hardware=HARDWARE`"
-    return f"Published, not tried here. Source: {markdown.linked(group.source)}.{texts} Command: {command}"
+    command = f"`unlearn method={group.rows[0].preset} {group.command}{keys} hardware={hardware}`"
+    return (
+        f"Published, not tried here. Source: {markdown.linked(group.source)}.{texts} "
+        f"The first row's command, the others with their presets: {command}"
+    )
 
 
 def _row(group: Group, row: Row, shape: Shape) -> tuple[str, ...]:
