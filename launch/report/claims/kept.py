@@ -28,6 +28,8 @@ _FORMAT = 1
 _DIGITS = 6
 """Significant digits that are kept. The page is made with them, so that runs and archive give the same."""
 _TIMES = "run/seconds"
+_DATA_SEED = "dataset.options.seed"
+"""A seed too: runs on data that were drawn anew are averaged over."""
 _ROLES = {"run": "run", "evaluate the target": "target", "evaluate the retain model": "retain model"}
 
 
@@ -106,14 +108,16 @@ def read_run(path: Path) -> KeptRun:
         results |= _margin(results)
     except (BrokenFile, OSError) as error:
         raise Unusable(str(error)) from error
+    settings = settings_of(flat(config))
+    seed, drawn = config.get("seed"), settings.pop(_DATA_SEED, None)
     job, host = config.get("job"), config.get("host")
     role = str(job.get("role", "run")) if isinstance(job, Mapping) else "run"
     named = host if isinstance(host, Mapping) else {}
     return KeptRun(
         path.name,
         method_name(config) or path.name,
-        {key: _without_folder(value) for key, value in settings_of(flat(config)).items()},
-        config.get("seed"),
+        {key: _without_folder(value) for key, value in settings.items()},
+        seed if drawn in (None, seed) else f"{seed}, data {drawn}",
         role=_ROLES.get(role, role),
         results=_rounded(results),
         processor=str(named.get("processor") or named.get("machine") or ""),

@@ -266,6 +266,17 @@ def test_another_model_or_split_is_another_task(runs: Path) -> None:
     ]
 
 
+def test_data_drawn_anew_are_a_seed_and_no_other_task(tmp_path: Path) -> None:
+    for seed in range(2):
+        for method, left in (("satimp", 0.1), ("npo", 0.3 + 0.1 * seed)):
+            data = {"options": {"seed": seed, "authors": 40}}
+            name = f"{method}{seed}"
+            write_run(tmp_path / name, method=method, seed=seed, dataset=data, results=results(left, left))
+    (trial,) = trials_of(tmp_path)
+    assert [each.n for each in trial.outcome.differences] == [2]
+    assert trial.outcome.differences[0].mean == pytest.approx(0.25)
+
+
 def test_paths_are_not_kept(runs: Path) -> None:
     write_run(runs / "local", dataset={"path": "/home/somebody/tofu"}, results=results(0.5, 0.5))
     (run,) = (run for run in read([str(runs)])[0] if run.name == "local")
