@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if drawn is not None:
             (file,) = write_files(folder, claim, {"svg": drawn})
             figures[claim] = file.relative_to(out.parent).as_posix()
-    text = page(trials, every, runs, figures, section(), left_out)
+    text = page(trials, every, runs, figures, section())
     files = write_files(out.parent, out.stem, {"md": text})
     if options.keep is not None:
         write_archive(options.keep, runs)

@@ -10,7 +10,7 @@ from launch.report.claims.definitions import Claim
 from launch.report.claims.kept import KeptRun
 from launch.report.claims.trial import LEVEL, Difference, holm, written
 from launch.report.claims.verdicts import Task, Trial
-from launch.report.discover import LeftOut, left_out_lines
+from launch.report.results_table import format_value
 
 NO_RUNS = "cannot tell (no runs)"
 _BUILDS = "build the"
@@ -27,7 +27,7 @@ reason."""
 
 def page(
     trials: Sequence[Trial], every: Sequence[Task], runs: Sequence[KeptRun], figures: Mapping[str, str],
-    published: str, left_out: Sequence[LeftOut] = (),
+    published: str,
 ) -> str:  # fmt: skip
     """Return the page. figures: the address of each claim's figure by the claim's id."""
     parts = ["# Claims of the papers, tried", _about(trials), summary(trials, every), _HOW]
@@ -37,7 +37,6 @@ def page(
             own = [trial for trial in trials if trial.claim.id == claim]
             parts += _claim(own[0].claim, own, figures.get(claim))
     parts += ["## What it took", budget(every, runs), published]
-    parts += [f"- {line}" for line in left_out_lines(left_out)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -87,7 +86,10 @@ def _claim(claim: Claim, trials: Sequence[Trial], figure: str | None) -> list[st
     rows = [row for trial in trials for row in _rows(trial)]
     if rows:
         parts.append(
-            markdown.table(("on", "difference", "mean (95 % interval)", "bound", "seeds", "p against"), rows)
+            markdown.table(
+                ("on", "comparison", "means", "difference (95 % interval)", "bound", "seeds", "p against"),
+                rows,
+            )
         )
     for trial in trials:
         where = f"{trial.task.label}: " if trial.task is not None else ""
@@ -110,9 +112,13 @@ def _rows(trial: Trial) -> list[tuple[str, ...]]:
     adjusted = holm([each.against for each in differences])
     label = trial.task.label if trial.task is not None else ""
     return [
-        (label, each.label, written(each), f"{each.least:g}", str(each.n or "–"), _p(each, p))
+        (label, each.label, _means(each), written(each), f"{each.least:g}", str(each.n or "–"), _p(each, p))
         for each, p in zip(differences, adjusted, strict=True)
     ]
+
+
+def _means(each: Difference) -> str:
+    return " / ".join(map(format_value, each.means)) or "–"
 
 
 def _p(each: Difference, p: float) -> str:

@@ -25,7 +25,7 @@ class Difference:
 
     label: what is compared. mean, half: over `n` seeds, and half of the 95 % interval (Student's t). least:
     the claimed difference is larger than this: 0, below it for "not worse by more than", above it for "by at
-    least". missing: why there is no difference, "" where there is one.
+    least". missing: why there is no difference, "" where there is one. means: of both sides.
     """
 
     label: str
@@ -34,6 +34,7 @@ class Difference:
     n: int = 0
     least: float = 0.0
     missing: str = ""
+    means: tuple[float, ...] = ()
 
     @property
     def low(self) -> float:

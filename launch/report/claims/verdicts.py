@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from launch.report.claims.arms import SAME, Candidates, Missing, candidates
@@ -140,7 +141,9 @@ def _difference(
     pairs = [(own[seed], other[seed]) for seed in seeds]
     if comparison.log:
         pairs = [(_log(a), _log(b)) for a, b in pairs]
-    return difference(label, [sign * (a - b) for a, b in pairs], comparison.least)
+    means = [float(np.mean(side)) for side in zip(*pairs, strict=True)] if pairs else []
+    made = difference(label, [sign * (a - b) for a, b in pairs], comparison.least)
+    return replace(made, means=tuple(means))
 
 
 def _values(claim: Claim, arm: Candidates, metric: str, at: At, chosen: dict[str, str]) -> dict[Any, float]:
@@ -163,11 +166,11 @@ def _named(claim: Claim, comparison: Comparison, than: str | float) -> str:
             (key or "").rpartition("/")[2]
             for key in (comparison.metric or claim.metric, comparison.than_metric)
         ]
-        return f"{own}: {ends[0]} – {ends[1]}"
+        return f"{own}: {ends[0]} against {ends[1]}"
     if own == other:
-        return f"{own}: {comparison.at} – {comparison.than_at}"
+        return f"{own}: {comparison.at} against {comparison.than_at}"
     end = f", {comparison.metric.split('/', 1)[1]}" if comparison.metric is not None else ""
-    return f"{own} – {other}{end}"
+    return f"{own} against {other}{end}"
 
 
 def _unequal(arms: Sequence[Candidates]) -> str:

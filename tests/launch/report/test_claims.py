@@ -221,8 +221,8 @@ def test_the_page_from_runs_and_from_their_archive(runs: Path, tmp_path: Path, c
     first, second = ((tmp_path / name / "claims.md").read_text(encoding="utf-8") for name in ("one", "two"))
     assert first == second
     claim = first.partition("### satimp-a")[2].partition("### satimp-b")[0]
-    assert "| authors forget10 × nano | SatImp – NPO | +0.210 (+0.185 to +0.235) | 0 | 3 |" in claim
-    assert "**authors forget10 × nano: cannot tell** – SatImp – SimSat: no runs of SimSat" in claim
+    assert "| SatImp against NPO | 0.1100 / 0.3200 | +0.210 (+0.185 to +0.235) | 0 | 3 |" in claim
+    assert "**authors forget10 × nano: cannot tell** – SatImp against SimSat: no runs of SimSat" in claim
     assert "Settings: SatImp lr 1e-05; NPO lr 1e-05." in claim
     assert "| [lume](#lume) |" in first
     assert "cannot tell (no runs)" in first
@@ -241,7 +241,7 @@ def test_differences_are_drawn_with_their_intervals(runs: Path) -> None:
     trials = trials_of(runs)
     drawn = differences(trials)
     assert drawn is not None
-    assert "A – B" in drawn
+    assert "A against B" in drawn
     assert drawn.count("<circle") == 1
     assert trade_off(trials) is not None
 
@@ -281,6 +281,16 @@ def test_paths_are_not_kept(runs: Path) -> None:
     write_run(runs / "local", dataset={"path": "/home/somebody/tofu"}, results=results(0.5, 0.5))
     (run,) = (run for run in read([str(runs)])[0] if run.name == "local")
     assert run.settings["dataset.path"] == "tofu"
+
+
+def test_the_page_of_the_documents_is_that_of_its_archive(tmp_path: Path) -> None:
+    archive, made = ROOT / "docs/data/claims.json.gz", ROOT / "docs/claims.md"
+    if not archive.is_file():
+        pytest.skip("there is no docs/data/claims.json.gz, which docs/claims.md would be made from")
+    assert main([str(archive), "--out", str(tmp_path / "claims.md")]) == 0
+    assert (tmp_path / "claims.md").read_text(encoding="utf-8") == made.read_text(encoding="utf-8")
+    for figure in (tmp_path / "images/claims").iterdir():
+        assert figure.read_bytes() == (ROOT / "docs/images/claims" / figure.name).read_bytes()
 
 
 # -- what is no evidence -------------------------------------------------------------------------------
