@@ -45,7 +45,7 @@ class Candidates:
     settings: Sequence[Setting]
 
     def chosen(self, key: str, better: str, at: At) -> Setting:
-        """Return the setting with the best, or worst, mean of the selection items, of those with all seeds.
+        """Return the setting with the best, or worst, mean of the selection items.
 
         Raises:
             Missing: there are several, and the items were not measured.
@@ -74,9 +74,18 @@ class Candidates:
 
     @cached_property
     def complete(self) -> list[Setting]:
-        """The settings that have as many seeds as any."""
-        most = max(len(each.runs) for each in self.settings)
-        return [each for each in self.settings if len(each.runs) == most]
+        """The settings with the seeds that all have; if these are fewer than two, those with most seeds.
+
+        Of a sweep that is under way the last seed has not been made with every setting.
+        """
+        seeds = set.intersection(*(set(each.runs) for each in self.settings))
+        if len(seeds) < 2:
+            most = max(len(each.runs) for each in self.settings)
+            return [each for each in self.settings if len(each.runs) == most]
+        return [
+            Setting(each.label, {seed: run for seed, run in each.runs.items() if seed in seeds})
+            for each in self.settings
+        ]
 
     @property
     def common(self) -> tuple[str, ...]:

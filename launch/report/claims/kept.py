@@ -145,7 +145,7 @@ def _rounded(results: Mapping[str, float | None]) -> Results:
 
 
 def merged(runs: Iterable[KeptRun]) -> list[KeptRun]:
-    """Return the runs, those of one configuration and seed as one, with the results of all and their seconds.
+    """Return the runs, those of one configuration and seed as one, with names, results and seconds of all.
 
     Targets and retain models, whose configurations do not say which model they are of, stay apart.
     """
@@ -159,9 +159,10 @@ def merged(runs: Iterable[KeptRun]) -> list[KeptRun]:
         )
         key = same if run.role == "run" else (same, run.name)
         first = distinct.setdefault(key, run)
-        if first is not run:
+        if not set(run.name.split()) <= set(first.name.split()):  # else it is in two of the places
             both = {_TIMES: float(np.nansum([first.seconds, run.seconds]))}
-            distinct[key] = replace(first, results={**run.results, **first.results, **both})
+            name, results = f"{first.name} {run.name}", {**run.results, **first.results, **both}
+            distinct[key] = replace(first, name=name, results=results)
     return list(distinct.values())
 
 

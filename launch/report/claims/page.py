@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from launch.report import markdown
@@ -99,7 +100,7 @@ def _claim(claim: Claim, trials: Sequence[Trial], figure: str | None) -> list[st
 
 def _code(run: str) -> str:
     """Mark experiments as code; other texts stay."""
-    return ", ".join(f"`unlearn -m {each}`" if "experiment=" in each else each for each in run.split(", "))
+    return re.sub(r"experiment=[^,]+(,(?=\S)[^,]+)*", lambda found: f"`unlearn -m {found[0]}`", run)
 
 
 def _metrics(claim: Claim) -> str:

@@ -14,6 +14,7 @@ from launch.report.claims.arms import SAME, Candidates, Missing, candidates
 from launch.report.claims.definitions import At, Claim, Claims, Comparison, Weights, arms_of
 from launch.report.claims.kept import KeptRun
 from launch.report.claims.trial import Difference, Outcome, difference, judged, rank_correlation
+from launch.report.geffect.files import PREFIX
 from launch.report.settings import shortest, word
 from unlearn.terms import WEIGHTINGS
 
@@ -98,11 +99,14 @@ def by_definition(weights: Iterable[Weights]) -> Outcome:
 
 
 def _on_task(claim: Claim, claims: Claims, task: Task) -> Trial | None:
+    runs = task.of("run")
+    if claim.metric.startswith(PREFIX):  # only of runs that were watched
+        runs = [run for run in runs if any(key.startswith(PREFIX) for key in run.results)]
     arms: dict[str, Candidates] = {}
     missing: dict[str, str] = {}
     for name in arms_of(claim):
         try:
-            arms[name] = candidates(name, claims.arms[name], task.of("run"))
+            arms[name] = candidates(name, claims.arms[name], runs)
         except Missing as reason:
             missing[name] = str(reason)
     if not arms:

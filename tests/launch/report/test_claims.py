@@ -255,6 +255,42 @@ def test_a_watched_run_and_the_same_unwatched_are_one(runs: Path) -> None:
     assert sorted(run.seconds for run in every) == [30, 60]
 
 
+def test_claims_of_gradients_are_of_watched_runs_alone(tmp_path: Path) -> None:
+    claims = definitions.load()
+    for seed, largest in enumerate([100.0, 400.0]):
+        for lr in (3e-6, 1e-5):  # GA was watched at one of its rates
+            made = write_run(
+                tmp_path / f"ga{seed}-{lr}", method="grad_ascent", seed=seed, lr=lr, results=results(0.5, 0.1)
+            )
+        for method, size in (("wga-geffect", 1.0), ("npo-geffect", 2.0), ("tnpo", 40.0)):
+            other = write_run(
+                tmp_path / f"{method}{seed}", method=method, seed=seed, results={"train/steps": 50.0}
+            )
+            (other / "history.jsonl").write_text(json.dumps({"step": 1, "geffect/unlearn": -size}) + "\n")
+        (made / "history.jsonl").write_text(json.dumps({"step": 1, "geffect/unlearn": -largest}) + "\n")
+    by_name = {trial.claim.id: trial for trial in tried(claims, tasks(read([str(tmp_path)])[0]))}
+    first, *_, last = by_name["geffect-a"].outcome.differences
+    assert first.means == pytest.approx((2.30103, 0), abs=1e-5)  # log 100 and log 400, against log 1
+    assert last.mean == pytest.approx(2.30103 - 1.60206, abs=1e-5)
+    assert by_name["geffect-a"].chosen["GA, watched"] == "lr 1e-05"
+
+
+def test_a_seed_that_is_under_way_does_not_decide_which_rate_is_chosen(runs: Path) -> None:
+    write_run(runs / "a3-high", method="satimp", seed=3, lr=1e-4, results=results(0.02, 0.3))
+    (trial,) = trials_of(runs)
+    assert trial.chosen["A"] == "lr 1e-05"
+
+
+def test_a_run_in_two_places_counts_once(runs: Path, tmp_path: Path) -> None:
+    watched = write_run(runs / "a0-watched", method="satimp", results=results(0.1, 0.1))
+    (watched / "history.jsonl").write_text('{"step": 1, "geffect/unlearn": -2.0}\n')
+    kept = tmp_path / "kept.json.gz"
+    every, _ = read([str(runs)])
+    write_archive(kept, every)
+    again, _ = read([str(kept), str(runs), str(runs / "a*")])
+    assert {run.name: run.seconds for run in again} == {run.name: run.seconds for run in every}
+
+
 def test_another_model_or_split_is_another_task(runs: Path) -> None:
     write_run(runs / "other", dataset={"forget": "forget05"}, results=results(0.5, 0.5))
     write_run(runs / "long", dataset={"max_length": 64}, results=results(0.5, 0.5))

@@ -350,6 +350,7 @@ def test_a_goal_on_the_command_line():
 def whole(recipe: str) -> DictConfig:
     """The keys of a recipe's file over those of the recipes that it builds on."""
     file = OmegaConf.load(CONFIGS / "experiment" / f"{recipe}.yaml")
+    assert isinstance(file, DictConfig)
     below = [whole(name) for name in file.get("defaults") or [] if isinstance(name, str)]
     merged = OmegaConf.merge(*below, file)
     assert isinstance(merged, DictConfig)
