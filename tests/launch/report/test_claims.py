@@ -123,13 +123,14 @@ def test_weights_of_tokens_need_no_run() -> None:
 def test_what_the_probe_logged_becomes_one_number() -> None:
     history: list[dict[str, Any]] = [{"step": 1, "loss": 3.0}]
     for step, (effect, risk, retain) in enumerate([(-1.0, 0.1, 0.5), (-4.0, 2.0, -1.0), (-2.0, 1.0, -0.5)]):
-        groups_of = {"geffect/unlearn/shallow": 0.75 * effect, "geffect/unlearn/deep": 0.25 * effect}
+        part = 0.9 if step == 1 else 0.6  # a mean over measurements, whatever their size
+        groups_of = {"geffect/unlearn/shallow": part * effect, "geffect/unlearn/deep": (1 - part) * effect}
         own = {"geffect/unlearn": effect, "geffect/risk_forget": risk, "geffect/retain": retain}
         history.append({"step": step + 2, **own, **groups_of})
     values = effects(history)
     assert values["geffect/largest"] == 4
     assert values["geffect/rank_with_risk"] == pytest.approx(1)
-    assert values["geffect/share/shallow"] == pytest.approx(0.75)
+    assert values["geffect/share/shallow"] == pytest.approx(0.7)
     assert values["geffect/share/middle"] == 0
     assert values["geffect/harmful"] == pytest.approx(2 / 3)
     assert effects(history[:1]) == {}
