@@ -13,13 +13,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benches.svg import COLOURS, GREY, INK, Picture, Point, Scale, fitted
 from eval.metric_catalog import info, trade_off_pairs
 from launch.report.compare.command import make
 from launch.report.compare.discover import find
 from launch.report.compare.rows import Comparison, Row
 from launch.report.output import write_files
 from launch.report.statistics import is_logarithmic, mean
+from launch.report.svg import COLOURS, GREY, INK, Picture, Point, Scale, fitted
 from launch.report.traces import SMALLEST_P, label, number
 from unlearn.arguments import path_argument
 from unlearn.errors import UserError

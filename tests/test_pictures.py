@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from benches.pictures import main
-from benches.svg import fitted
+from launch.report.svg import fitted
 from tests.launch.report.compare_files import write_run, write_sweep
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -54,6 +54,8 @@ class Workbench:
     - `directory`: the run's.
     - `results`, `target_results`: flat results of the run's own evaluation and of the target's, empty where
       they are not known.
+    - `selecting`: the same bench with the selection items in place of the reported ones (`eval.select`), None
+      where the sets are not divided. Give it labels of its own.
     """
 
     config: RunConfig
@@ -69,6 +71,7 @@ class Workbench:
     results: Mapping[str, float] = field(default_factory=dict)
     target_results: Mapping[str, float] = field(default_factory=dict)
     progress: bool = True
+    selecting: Workbench | None = None
 
 
 class Variant(Protocol):

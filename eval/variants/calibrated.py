@@ -27,8 +27,8 @@ from unlearn.interventions import attached
 log = logging.getLogger(__name__)
 
 SETS: tuple[str, ...] = ()
-KEYS = r"calibrated"
-"""Prefix of a benchmark's keys."""
+KEYS = r"calibrated(?:/selection)?+"
+"""Prefix of a benchmark's keys; `calibrated/selection` of the items that `eval.select` sets apart."""
 ATTACK = False
 PREFERRED = ("retain/extraction_strength", "retain/probability", "retain/knowmem")
 """Ends of metric keys, of which the first that exists is used: memorised answers as in UWC, else similar."""
@@ -99,8 +99,10 @@ def identity(options: Options) -> Any:
 def measure(bench: Workbench, options: Options) -> dict[str, float]:
     """Return `calibrated/<benchmark key>` at that α, `calibrated/alpha`, and `calibrated/retention`.
 
-    Retention is the metric as a share of the target's. Empty where there is no target to mix with (for a
-    target or a retain model itself).
+    Retention is the metric as a share of the target's. Where `eval.select` divides the sets, the same of the
+    selection items under `calibrated/selection/…`, with an α of their own: a setting that is chosen by them
+    has not seen what is reported. Empty where there is no target to mix with (for a target or a retain model
+    itself).
 
     Raises:
         UserError: the models do not fit together, or no metric of retention is known.
@@ -108,9 +110,16 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
     if bench.target is None:
         log.info("calibrated: there is no target to mix this model with")
         return {}
+    metrics = _measure(bench, options, "calibrated")
+    if bench.selecting is not None:
+        metrics |= _measure(bench.selecting, options, "calibrated/selection")
+    return metrics
+
+
+def _measure(bench: Workbench, options: Options, label: str) -> dict[str, float]:
     known = {1.0: _of_benchmarks(bench.results), 0.0: _of_benchmarks(bench.target_results)}
     if not known[0.0]:
-        known[0.0] = _probe(bench, 0.0, options.metric)
+        known[0.0] = _probe(bench, label, 0.0, options.metric)
         whole = {}
     else:
         whole = known[0.0]
@@ -124,15 +133,17 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
 
     def retention(alpha: float) -> float:
         metrics = known.get(alpha, {})
-        return _value(metrics if metric in metrics else _probe(bench, alpha, metric), metric) / goal
+        return _value(metrics if metric in metrics else _probe(bench, label, alpha, metric), metric) / goal
 
     retentions: dict[float, float] = {}
     alpha = largest(lambda a: retentions.setdefault(a, retention(a)) >= options.share, options.passes)
     final = known[1.0] if alpha == 1 else whole if alpha == 0 else {}
     if not final:
-        final = bench.score(mixed(bench, alpha), f"calibrated/{alpha}", ROLES)
-    summary = {"calibrated/alpha": alpha, "calibrated/retention": retentions.get(alpha, 1.0)}
-    return prefixed("calibrated", final) | summary
+        final = bench.score(mixed(bench, alpha), f"{label}/{alpha}", ROLES)
+    return prefixed(label, final) | {
+        f"{label}/alpha": alpha,
+        f"{label}/retention": retentions.get(alpha, 1.0),
+    }
 
 
 def largest(holds: Callable[[float], bool], passes: int) -> float:
@@ -194,12 +205,10 @@ def mix(model: nn.Module, target: nn.Module, alpha: float) -> None:
             done.add(tensor.data_ptr())
 
 
-def _probe(bench: Workbench, alpha: float, metric: str | None) -> dict[str, float]:
+def _probe(bench: Workbench, label: str, alpha: float, metric: str | None) -> dict[str, float]:
     likelihood_only = metric is not None and metric.rpartition("/")[2] in _LIKELIHOODS
     roles: tuple[Role, ...] = ("retain",) if metric is None or "retain" in metric else ("retain", "utility")
-    return bench.score(
-        mixed(bench, alpha), f"calibrated/probe-{alpha}", roles, likelihood_only=likelihood_only
-    )
+    return bench.score(mixed(bench, alpha), f"{label}/probe-{alpha}", roles, likelihood_only=likelihood_only)
 
 
 def _value(metrics: Mapping[str, float], metric: str) -> float:

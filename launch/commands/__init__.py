@@ -32,6 +32,9 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
     "compare": Subcommand("launch.report.compare.command", "runs compared by their results: tables, a page"),
     "geffect": Subcommand("launch.report.geffect.command", "runs compared by their G-effect"),
     "meta": Subcommand("launch.report.meta.command", "metrics on trial: which of them can be trusted"),
+    "claims": Subcommand(
+        "launch.report.claims.command", "claims of the papers tried on runs: one page of verdicts"
+    ),
     "rescore": Subcommand("eval.benchmarks.tofu.rescore", "metrics of a published TOFU log, without a model"),
     "sync": Subcommand("launch.tracking.sync", "send what was logged offline to W&B"),
     "workspace": Subcommand("launch.tracking.workspace", "the saved view of a study in W&B"),

@@ -21,6 +21,7 @@ from unlearn.config import RunConfig
 from unlearn.errors import UserError
 from unlearn.files import BrokenFile, replacing
 from unlearn.models.weights import WeightsSource
+from unlearn.processor import processor
 from unlearn.run_dir import RunDir
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ def write_config(run: Planned, command: Sequence[str] | None = None) -> None:
         "host": {
             "system": platform.system(),
             "machine": platform.machine(),
+            "processor": _processor(job.config.hardware.device),
             "python": platform.python_version(),
         },
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -158,6 +160,17 @@ def _loader() -> type[Any]:
 @cache
 def _versions() -> dict[str, str]:
     return {package: version(package) for package in _PACKAGES}
+
+
+@cache
+def _processor(device: str) -> str:
+    """Return the name of the GPU or of the CPU."""
+    if device == "cuda":
+        import torch  # reports that read this file start without it
+
+        if torch.cuda.is_available():
+            return torch.cuda.get_device_name()
+    return processor()
 
 
 @cache

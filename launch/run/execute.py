@@ -248,6 +248,8 @@ class _Run:
             target_results=_results_of(self.job.baselines.target),
             progress=self.progress,
         )
+        if self._divides:
+            bench = replace(bench, selecting=self._selecting(bench))
         measured: dict[str, float] = {}
         for name, options in chosen.items():
             file = self.rundir.eval / name / "problems.json"
@@ -260,6 +262,13 @@ class _Run:
             if self.world.main and (problems or file.is_file()):
                 write_json(file, {"problems": problems})
         return measured
+
+    def _selecting(self, bench: Workbench) -> Workbench:
+        """Return the bench of the selection items."""
+        target = self.job.baselines.target
+        stored = {} if target is None else RunDir(target).read_selection().get("metrics", {})
+        scoring = self._scoring("eval", selecting=True)
+        return replace(bench, score=scoring, results={}, target_results=_measured(stored))
 
     def _compared_weights(self, has_target: bool) -> dict[str, WeightsSource]:
         """Return where the weights of the target and of the retain model are, of those that the run has."""
@@ -291,7 +300,10 @@ class _Run:
 
 def _results_of(directory: Path | None) -> dict[str, float]:
     """Return the results of another run, NaN for null; {} where there is none."""
-    results = {} if directory is None else RunDir(directory).read_results()
+    return _measured({} if directory is None else RunDir(directory).read_results())
+
+
+def _measured(results: Mapping[str, float | None]) -> dict[str, float]:
     return {key: math.nan if value is None else value for key, value in results.items()}
 
 

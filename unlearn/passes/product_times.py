@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from torch import Tensor
 
 from unlearn.files import NoRoom, read_json, write_json
 from unlearn.paths import user_path
+from unlearn.processor import processor
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ def on_machine() -> str:
 
 def machine() -> dict[str, str]:
     """Return what decides about a kernel's speed: processor, instruction sets, torch's version, variables."""
-    named = {"processor": _processor(), "kernels": torch.backends.cpu.get_cpu_capability()}
+    named = {"processor": processor(), "kernels": torch.backends.cpu.get_cpu_capability()}
     variables = {
         key: value
         for key, value in sorted(os.environ.items())
@@ -286,12 +286,3 @@ def _operands(size: Size) -> tuple[Tensor, Tensor]:
 def _close(computed: Tensor, expected: Tensor, terms: int) -> bool:
     tolerance = 8 * torch.finfo(expected.dtype).eps * terms**0.5 * float(expected.abs().max())
     return bool((computed - expected).abs().max() <= tolerance)
-
-
-@cache
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

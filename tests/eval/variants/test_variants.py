@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from eval import variants
+from eval.metric_catalog import info
 from eval.suite import Scoring
 from eval.variants import calibrated, quantisation
 from eval.variants._four_bits import FP4_MAGNITUDES, NF4, coded
@@ -387,6 +388,30 @@ def test_calibration_says_what_is_amiss(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=words):
             calibrate(tmp_path / str(number), Retention(), options=options, target_results=target)
+
+
+def test_selection_items_have_a_calibration_of_their_own(tmp_path: Path) -> None:
+    # The selection items keep less: 1 − α² ≥ 0.9 up to α = 0.316; in quarters 0.25, where it is 0.9375.
+    class Steeper(Retention):
+        def __call__(self, model: Any, label: str, roles: Any, **other: Any) -> dict[str, float]:
+            super().__call__(model, label, roles)
+            alpha = model.weight.item()
+            return {"tofu/retain/extraction_strength": 1 - alpha**2, "tofu/forget/probability": alpha}
+
+    steeper, options = Steeper(), {"passes": 2}
+    work = bench(tmp_path, unlearned=line(1.0), target=line(0.0), score=steeper)
+    target = {"tofu/retain/extraction_strength": 0.8}
+    metrics = calibrate(tmp_path, Retention(), target_results=target, options=options, selecting=work)
+    assert metrics["calibrated/alpha"] == metrics["calibrated/selection/alpha"] == 0.25
+    assert metrics["calibrated/retention"] == approx(1 - 0.25**2 / 2)
+    assert metrics["calibrated/selection/retention"] == approx(1 - 0.25**2)
+    assert metrics["calibrated/tofu/forget/probability"] == 0.75
+    assert metrics["calibrated/selection/tofu/forget/probability"] == 0.25
+    assert {label.rpartition("/")[0] for label, *_ in steeper.asked} == {"calibrated/selection"}
+    key = "calibrated/selection/tofu/forget/probability"
+    assert info(key).variant == "calibrated/selection"
+    assert info(key).plain == "tofu/forget/probability"
+    assert info("calibrated/selection/alpha").variant == ""
 
 
 def test_a_model_without_a_target_is_not_calibrated(tmp_path: Path) -> None:

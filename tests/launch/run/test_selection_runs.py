@@ -25,6 +25,7 @@ TINY = (
     "eval.benchmarks.tofu.generation=false", "eval.benchmarks.tofu.mia=false", "tracker=disabled",
     "eval.every_steps=1", "checkpoint.models_every=1",
 )  # fmt: skip
+CALIBRATED = "eval=[tofu,calibrated]", f"eval.variants.calibrated={{metric: {RETAIN}, passes: 1}}"
 SELECT = f"eval.select.metric={FORGET}", f"eval.select.utility={RETAIN}", "eval.select.share=0.5"
 
 
@@ -33,7 +34,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDir, Shown]:
     """Ascent at a high rate: the retain set falls by ten orders of magnitude with each step."""
     cwd = tmp_path_factory.mktemp("chosen")
     rule = "eval.select.rule=best_above_floor", "eval.select.floor='1e-4 target'"
-    shown = commands.done(cwd, *TINY, *rule, *SELECT)
+    shown = commands.done(cwd, *TINY, *rule, *SELECT, *CALIBRATED)
     (run,) = cwd.glob("runs/grad_ascent-*")
     return RunDir(run), shown
 
@@ -43,6 +44,18 @@ def ids(folder: Path) -> dict[str, set[str]]:
     for row in pq.read_table(folder / "tofu" / "examples.parquet").to_pylist():
         sets.setdefault(row["set"], set()).add(row["id"])
     return sets
+
+
+def test_selection_items_are_calibrated_by_themselves(done):
+    run, _ = done
+    results, folder = run.read_results(), run.eval / "calibrated"
+    # A probe has half of the way to a broken model: no more of it than nothing keeps 95 %.
+    assert results["calibrated/alpha"] in (0, 0.5)
+    assert results["calibrated/selection/alpha"] in (0, 0.5)
+    assert f"calibrated/selection/{FORGET}" in results
+    probes = ids(folder / "selection" / "probe-0.5"), ids(folder / "probe-0.5")
+    of_run = ids(run.eval / "step-1"), ids(run.eval)
+    assert [each["retain"] for each in probes] == [each["retain"] for each in of_run]
 
 
 def test_the_model_is_that_of_the_chosen_step(done):

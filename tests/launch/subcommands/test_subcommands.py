@@ -40,7 +40,7 @@ def test_the_help_of_the_command_lists_them(tmp_path):
             "compre: there is no such subcommand (did you mean compare?); write a setting as key=value",
         ),
         ("rescorer", "did you mean rescore?"),
-        ("frobnicate", "(known: compare, geffect, list,"),
+        ("frobnicate", "(known: claims, compare, geffect,"),
         ("method", "method: write a setting as key=value"),
     ],
 )

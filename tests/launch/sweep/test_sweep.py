@@ -16,7 +16,7 @@ import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from launch.compose import checked, compose_run, force_overrides
 from launch.config_groups import CONFIGS, groups
@@ -350,19 +350,33 @@ def test_a_goal_on_the_command_line():
 # -- recipes -----------------------------------------------------------------------------------------
 
 
+def whole(recipe: str) -> DictConfig:
+    """The keys of a recipe's file over those of the recipes that it builds on."""
+    file = OmegaConf.load(CONFIGS / "experiment" / f"{recipe}.yaml")
+    assert isinstance(file, DictConfig)
+    below = [whole(name) for name in file.get("defaults") or [] if isinstance(name, str)]
+    merged = OmegaConf.merge(*below, file)
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
 def elements(recipe: str, dropped: Collection[str] = ()) -> Iterator[RunConfig]:
     """Every element of a recipe's sweep without some keys; of an interval that is searched, where it begins.
 
     As Hydra would compose each, without its tenth of a second for it.
     """
     base = compose_run([f"experiment={recipe}"], hydra=True)
-    file = OmegaConf.load(CONFIGS / "experiment" / f"{recipe}.yaml")
+    file = whole(recipe)
     params = base.hydra.sweeper.get("params") or {}
     parsed = OverridesParser.create().parse_overrides(
         [f"{key}={value}" for key, value in params.items() if key not in dropped]
     )
     values = [
-        [v.start] if isinstance(v := one.value(), IntervalSweep) else [*one.sweep_iterator()]
+        [v.start]
+        if isinstance(v := one.value(), IntervalSweep)
+        else [*one.sweep_iterator()]
+        if one.is_sweep_override()
+        else [v]
         for one in parsed
     ]
     for element in itertools.product(*values):

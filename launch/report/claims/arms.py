@@ -1,0 +1,139 @@
+"""The arms of a comparison among the runs of a task: their settings, the choice of one, values by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from launch.report.claims.definitions import Arm, At
+from launch.report.claims.kept import KeptRun
+from launch.report.claims.trial import spread
+from launch.report.compare.runs import TASK
+from launch.report.run_groups import differing, mark
+from launch.report.settings import plain, word
+
+RATE = "method.lr"
+SAME = ("train/steps", "method.batch")
+"""What methods must have in common to be compared."""
+
+
+class Missing(Exception):
+    """Why an arm has no values."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Runs of an arm that differ in the seed alone."""
+
+    label: str
+    runs: Mapping[Any, KeptRun]
+
+    def mean(self, key: str) -> float:
+        """Return the mean over seeds, NaN if a value is missing."""
+        return float(np.mean([run.number(key) for run in self.runs.values()]))
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The runs of an arm in a task, by setting; `name` is the arm's."""
+
+    name: str
+    settings: Sequence[Setting]
+
+    def chosen(self, key: str, better: str, at: At) -> Setting:
+        """Return the setting with the best, or worst, mean of the selection items.
+
+        Raises:
+            Missing: there are several, and the items were not measured.
+        """
+        settings = self.complete
+        if len(settings) == 1:
+            return settings[0]
+        scores = np.array([each.mean(key) for each in settings])
+        if np.isnan(scores).all():
+            raise Missing(f"no {key}, by which one of {len(settings)} settings is chosen (eval.select)")
+        order = scores if (better == "lower") == (at == "best") else -scores
+        return settings[int(np.nanargmin(order))]
+
+    def spread(self, key: str) -> dict[Any, float]:
+        """Return the spread of a metric over the settings, by seed.
+
+        Raises:
+            Missing: there is one setting alone.
+        """
+        if len(self.complete) < 2:
+            raise Missing("one setting alone, which has no spread")
+        seeds = set.intersection(*(set(each.runs) for each in self.complete))
+        return {
+            s: spread([each.runs[s].number(key) for each in self.complete]) for s in sorted(seeds, key=repr)
+        }
+
+    @cached_property
+    def complete(self) -> list[Setting]:
+        """The settings with the seeds that all have; if these are fewer than two, those with most seeds.
+
+        Of a sweep that is under way the last seed has not been made with every setting.
+        """
+        seeds = set.intersection(*(set(each.runs) for each in self.settings))
+        if len(seeds) < 2:
+            most = max(len(each.runs) for each in self.settings)
+            return [each for each in self.settings if len(each.runs) == most]
+        return [
+            Setting(each.label, {seed: run for seed, run in each.runs.items() if seed in seeds})
+            for each in self.settings
+        ]
+
+    @property
+    def common(self) -> tuple[str, ...]:
+        """The values of `SAME`, as text."""
+        run = next(iter(self.complete[0].runs.values()))
+        return tuple(word(run.settings.get(key, run.results.get(key))) for key in SAME)
+
+
+def candidates(name: str, arm: Arm, runs: Sequence[KeptRun]) -> Candidates:
+    """Return the runs of a task that an arm names.
+
+    Raises:
+        Missing: there are none, or they differ in more than the arm allows.
+    """
+    own = [run for run in runs if _fits(run, arm.where)]
+    if not own:
+        raise Missing(f"no runs of {name}")
+    free = {RATE, *arm.choose}
+    varied = [key for key in differing(own) if not TASK.fullmatch(key)]
+    if other := [key for key in varied if key not in free]:
+        raise Missing(f"the runs of {name} also differ in {', '.join(other)}")
+    if arm.choose and not set(arm.choose) & set(varied):
+        raise Missing(f"the runs of {name} have one {' and one '.join(arm.choose)}")
+    groups: dict[tuple[str, ...], list[KeptRun]] = {}
+    for run in sorted(own, key=lambda run: [_sortable(run.value(key)) for key in varied]):
+        groups.setdefault(mark(run, varied), []).append(run)
+    settings = [
+        Setting(
+            ", ".join(f"{_short(key)} {word(members[0].value(key))}" for key in varied) or _rate(members[0]),
+            {run.seed: run for run in members},
+        )
+        for members in groups.values()
+    ]
+    return Candidates(name, settings)
+
+
+def _fits(run: KeptRun, where: Mapping[str, Any]) -> bool:
+    return run.role == "run" and all(run.value(key) == plain(value) for key, value in where.items())
+
+
+def _rate(run: KeptRun) -> str:
+    return f"lr {word(run.value(RATE))}"
+
+
+def _short(key: str) -> str:
+    return key.rpartition(".")[2]
+
+
+def _sortable(value: Any) -> tuple[bool, float, str]:
+    is_number = isinstance(value, int | float)
+    return (not is_number, float(value) if is_number else 0.0, str(value))

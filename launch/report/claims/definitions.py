@@ -1,0 +1,106 @@
+"""The claims on trial, read from claims.yaml: papers, sentences, and what is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from unlearn.config import Section
+
+FILE = Path(__file__).with_name("claims.yaml")
+At = Literal["best", "worst", "spread"]
+
+
+class Arm(Section):
+    """Runs that are compared as one method: all with these settings, which may differ in the rates."""
+
+    where: dict[str, Any] = Field(description="values by setting; null: the runs do not have it")
+    choose: list[str] = Field([], description="settings that are chosen along with the learning rate")
+
+
+class Comparison(Section):
+    """One or several paired differences: the arm `of` against each of `than`, or against a number.
+
+    at: each arm at its setting with the best, or the worst, mean on the selection items; or the spread of the
+    metric over its settings. least: the claimed difference is larger. log: of decimal logarithms.
+    """
+
+    of: str
+    than: list[str] | float
+    metric: str | None = None
+    than_metric: str | None = None
+    better: Literal["lower", "higher"] | None = None
+    at: At = "best"
+    than_at: At | None = None
+    least: float = 0.0
+    log: bool = False
+
+
+class Weights(Section):
+    """A weighting of tokens, and the claimed sign of its rank correlation with their likelihood."""
+
+    name: str
+    options: dict[str, float] = Field({})
+    sign: Literal[1, -1]
+
+
+class Claim(Section):
+    """A claim: the paper's sentence in our words, where it stands, what is compared, and how.
+
+    run: the experiments whose runs are compared. changes: what would change the verdict.
+    """
+
+    id: str
+    paper: str
+    claim: str
+    where: str
+    run: str
+    changes: str
+    metric: str = "calibrated/tofu/forget/extraction_strength"
+    better: Literal["lower", "higher"] = "lower"
+    choose: str = "calibrated/selection/tofu/forget/extraction_strength"
+    choose_better: Literal["lower", "higher"] = "lower"
+    figure: Literal["trade-off", "differences"] = "differences"
+    comparisons: list[Comparison] = Field([])
+    weights: list[Weights] = Field([])
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Claim:
+        if bool(self.comparisons) == bool(self.weights):
+            raise ValueError(f"{self.id}: give comparisons, or weights")
+        return self
+
+
+class Claims(Section):
+    arms: dict[str, Arm]
+    claims: list[Claim]
+
+    @model_validator(mode="after")
+    def _arms_exist(self) -> Claims:
+        for claim in self.claims:
+            if unknown := set(arms_of(claim)) - self.arms.keys():
+                raise ValueError(f"{claim.id}: no such arm: {', '.join(sorted(unknown))}")
+        return self
+
+
+def arms_of(claim: Claim) -> list[str]:
+    """Return the arms of a claim, each once, in order."""
+
+    def every() -> Iterator[str]:
+        for each in claim.comparisons:
+            yield each.of
+            if isinstance(each.than, list):
+                yield from each.than
+
+    return list(dict.fromkeys(every()))
+
+
+@cache
+def load() -> Claims:
+    """Return the claims of the project."""
+    return Claims.model_validate(yaml.safe_load(FILE.read_text(encoding="utf-8")))

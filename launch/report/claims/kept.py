@@ -1,0 +1,212 @@
+"""What is kept of runs to make the page again, in one packed file: results, settings, processor, seconds."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eval.metric_catalog import info
+from launch.report.claims.effects import effects
+from launch.report.compare.runs import TASK
+from launch.report.discover import LeftOut, paths_of, run_directories
+from launch.report.run_files import Results
+from launch.report.run_groups import RunSettings, Unusable, configuration, method_name
+from launch.report.settings import flat, settings_of
+from unlearn.errors import UserError
+from unlearn.files import BrokenFile, replacing
+from unlearn.run_dir import RunDir
+
+ENDING = ".json.gz"
+_FORMAT = 1
+_DIGITS = 6
+"""Significant digits that are kept. The page is made with them, so that runs and archive give the same."""
+_TIMES = "run/seconds"
+_DATA_SEED = "dataset.options.seed"
+"""A seed too: runs on data that were drawn anew are averaged over."""
+_ROLES = {"run": "run", "evaluate the target": "target", "evaluate the retain model": "retain model"}
+
+
+@dataclass(frozen=True)
+class KeptRun(RunSettings):
+    """A run with its results. `role`: run, target, retain model, or what else it was made for."""
+
+    role: str
+    results: Results = field(repr=False)
+    processor: str = ""
+    fingerprint: str = ""
+
+    @property
+    def task(self) -> tuple[tuple[str, str], ...]:
+        """Model, data and evaluation: runs compare where these are the same."""
+        return tuple(sorted((key, repr(self.settings[key])) for key in self.settings if TASK.fullmatch(key)))
+
+    @property
+    def seconds(self) -> float:
+        return self.number(_TIMES)
+
+    def number(self, key: str) -> float:
+        """Return a result, NaN where it is absent or null."""
+        value = self.results.get(key)
+        return math.nan if value is None else float(value)
+
+
+def read(arguments: Sequence[str]) -> tuple[list[KeptRun], list[LeftOut]]:
+    """Return the runs in directories, patterns and archives, and what is left out and why.
+
+    Two runs of one configuration and seed, of which one was watched by a probe, become one.
+
+    Raises:
+        UserError: nothing is there, an archive cannot be read, or there is no run.
+    """
+    runs: list[KeptRun] = []
+    left_out: list[LeftOut] = []
+    for argument in arguments:
+        paths = paths_of(argument)
+        if not paths:
+            raise UserError(f"{argument}: no such directory, archive or pattern")
+        for path in paths:
+            if path.is_file() and path.name.endswith(ENDING):
+                runs += read_archive(path)
+            elif path.is_dir():
+                _read_directory(path, runs, left_out)
+            elif len(paths) == 1:
+                raise UserError(f"{path}: no run directory, and no archive ({ENDING})")
+    if not any(run.role == "run" for run in runs):
+        raise UserError(
+            f"{', '.join(arguments)}: no finished run in it; unlearn -m experiment=claims makes some"
+        )
+    return merged(runs), left_out
+
+
+def _read_directory(path: Path, runs: list[KeptRun], left_out: list[LeftOut]) -> None:
+    for directory in run_directories(path):
+        try:
+            runs.append(read_run(directory))
+        except Unusable as reason:
+            left_out.append(LeftOut(directory.name, str(reason)))
+
+
+def read_run(path: Path) -> KeptRun:
+    """Read what is kept of a run directory.
+
+    Raises:
+        Unusable: it is no finished run, or a file of it cannot be read.
+    """
+    config = configuration(path)
+    rundir = RunDir(path)
+    if not rundir.results.is_file():
+        raise Unusable(f"not complete, no {rundir.results.name}; the same command again continues it")
+    try:
+        results: Results = {**rundir.read_results(), **effects(rundir.history_by_step())}
+        results |= _margin(results)
+    except (BrokenFile, OSError) as error:
+        raise Unusable(str(error)) from error
+    settings = settings_of(flat(config))
+    seed, drawn = config.get("seed"), settings.pop(_DATA_SEED, None)
+    job, host = config.get("job"), config.get("host")
+    role = str(job.get("role", "run")) if isinstance(job, Mapping) else "run"
+    named = host if isinstance(host, Mapping) else {}
+    return KeptRun(
+        path.name,
+        method_name(config) or path.name,
+        {key: _without_folder(value) for key, value in settings.items()},
+        seed if drawn in (None, seed) else f"{seed}, data {drawn}",
+        role=_ROLES.get(role, role),
+        results=_rounded(results),
+        processor=str(named.get("processor") or named.get("machine") or ""),
+        fingerprint=str(config.get("fingerprint", "")),
+    )
+
+
+def _without_folder(value: Any) -> Any:
+    """Return the last part of a local path: where it was is nobody else's."""
+    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~", ".")) else value
+
+
+def _margin(results: Mapping[str, float | None]) -> Results:
+    """Return what is kept minus what is left on the selection items, one number to choose a setting by."""
+    kept, left = results.get("select/utility"), results.get("select/value")
+    return {} if kept is None or left is None else {"select/margin": kept - left}
+
+
+def _rounded(results: Mapping[str, float | None]) -> Results:
+    kept = {key: value for key, value in results.items() if not info(key).is_detail}
+    return {
+        key: None if value is None or not math.isfinite(value) else float(f"{value:.{_DIGITS}g}")
+        for key, value in sorted(kept.items())
+    }
+
+
+def merged(runs: Iterable[KeptRun]) -> list[KeptRun]:
+    """Return the runs, those of one configuration and seed as one, with names, results and seconds of all.
+
+    Targets and retain models, whose configurations do not say which model they are of, stay apart.
+    """
+    distinct: dict[Any, KeptRun] = {}
+    for run in runs:
+        same = (
+            run.role,
+            run.method,
+            repr(run.seed),
+            tuple(sorted((k, repr(v)) for k, v in run.settings.items())),
+        )
+        key = same if run.role == "run" else (same, run.name)
+        first = distinct.setdefault(key, run)
+        if not set(run.name.split()) <= set(first.name.split()):  # else it is in two of the places
+            both = {_TIMES: float(np.nansum([first.seconds, run.seconds]))}
+            name, results = f"{first.name} {run.name}", {**run.results, **first.results, **both}
+            distinct[key] = replace(first, name=name, results=results)
+    return list(distinct.values())
+
+
+# -- the archive -------------------------------------------------------------------------------------------
+
+
+def write_archive(path: Path, runs: Sequence[KeptRun]) -> None:
+    """Write the runs, whole or not at all; the same runs give the same bytes."""
+    rows = [
+        {key: value for key, value in asdict(run).items() if key not in ("path", "sections")}
+        for run in sorted(runs, key=lambda run: (run.role, run.name))
+    ]
+    text = json.dumps({"format": _FORMAT, "runs": rows}, ensure_ascii=False, separators=(",", ":"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def read_archive(path: Path) -> list[KeptRun]:
+    """Return the runs of an archive.
+
+    Raises:
+        UserError: it is none of this program's, or of a later format.
+    """
+    try:
+        stored = json.loads(gzip.decompress(path.read_bytes()))
+        rows, version = stored["runs"], stored["format"]
+        if version != _FORMAT:
+            raise UserError(
+                f"{path}: format {version}, this program reads {_FORMAT}; make it again with --keep"
+            )
+        return [KeptRun(**{**row, "settings": _tuples(row["settings"])}) for row in rows]
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{path}: no archive of runs ({error}); write one with unlearn claims --keep"
+        ) from error
+
+
+def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as a configuration has them: JSON's lists as tuples."""
+    return {key: _tuple(value) for key, value in settings.items()}
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(map(_tuple, value)) if isinstance(value, list) else value

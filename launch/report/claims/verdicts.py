@@ -1,0 +1,187 @@
+"""Try each claim on each task of the runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from launch.report.claims.arms import SAME, Candidates, Missing, candidates
+from launch.report.claims.definitions import At, Claim, Claims, Comparison, Weights, arms_of
+from launch.report.claims.kept import KeptRun
+from launch.report.claims.trial import Difference, Outcome, difference, judged, rank_correlation
+from launch.report.geffect.files import PREFIX
+from launch.report.settings import shortest, word
+from unlearn.terms import WEIGHTINGS
+
+_LIKELIHOODS = [step / 1000 for step in range(1, 1000)]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A dataset with a model, and the runs on it; `label` tells it from the others."""
+
+    label: str
+    runs: Sequence[KeptRun] = field(repr=False)
+
+    def of(self, role: str) -> list[KeptRun]:
+        return [run for run in self.runs if run.role == role]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The outcome of a claim on a task. `chosen`: the setting of each arm; `arms`: all of theirs."""
+
+    claim: Claim
+    task: Task | None
+    outcome: Outcome
+    chosen: Mapping[str, str] = field(default_factory=dict)
+    arms: Mapping[str, Candidates] = field(default_factory=dict, repr=False)
+
+
+def tasks(runs: Sequence[KeptRun]) -> list[Task]:
+    """Return the tasks of the runs in order of their labels: dataset, split, model, what else differs."""
+    groups: dict[Any, list[KeptRun]] = {}
+    for run in runs:
+        if run.role == "run":
+            groups.setdefault(run.task, []).append(run)
+    firsts = [members[0] for members in groups.values()]
+    plain = [_label(run) for run in firsts]
+    made = []
+    for run, label, (key, members) in zip(firsts, plain, groups.items(), strict=True):
+        alike = [dict(other.task) for other, text in zip(firsts, plain, strict=True) if text == label]
+        anchors = [other for other in runs if other.role in ("target", "retain model") and other.task == key]
+        made.append(Task(f"{label}{_more(dict(run.task), alike)}", [*members, *anchors]))
+    return sorted(made, key=lambda task: task.label)
+
+
+def _label(run: KeptRun) -> str:
+    data = [run.settings.get(f"dataset.{key}") for key in ("name", "forget")]
+    return f"{' '.join(str(part) for part in data if part)} × {run.settings.get('model.name', 'model')}"
+
+
+def _more(own: Mapping[str, str], alike: Sequence[Mapping[str, str]]) -> str:
+    """Return the settings that tell a task from others with the same label."""
+    keys = sorted({key for other in alike for key in {*other, *own} if other.get(key) != own.get(key)})
+    names = shortest(keys)
+    return f" ({', '.join(f'{names[key]} {own.get(key, word(None))}' for key in keys)})" if keys else ""
+
+
+def tried(claims: Claims, every: Sequence[Task]) -> list[Trial]:
+    """Return the trial of each claim on each task with runs of one of its arms; on none it cannot tell."""
+    trials: list[Trial] = []
+    for claim in claims.claims:
+        if claim.weights:
+            trials.append(Trial(claim, None, by_definition(claim.weights)))
+            continue
+        own = [trial for task in every if (trial := _on_task(claim, claims, task)) is not None]
+        trials += own or [Trial(claim, None, Outcome("cannot tell", f"no runs; {claim.run} makes them"))]
+    return trials
+
+
+def by_definition(weights: Iterable[Weights]) -> Outcome:
+    """Return whether each weighting rises, or falls, with the likelihood of a token: no run is needed."""
+    logp = torch.tensor(_LIKELIHOODS, dtype=torch.float64).log()
+    against, named = [], []
+    for each in weights:
+        weighting = WEIGHTINGS.find(each.name, f"weighting {each.name}")
+        correlation = rank_correlation(_LIKELIHOODS, weighting(logp, **each.options).double().tolist())
+        options = ", ".join(f"{key} {value:g}" for key, value in each.options.items())
+        named.append(f"{each.name} ({options}) {correlation:+.2f}")
+        if not correlation * each.sign > 0:
+            against.append(each.name)
+    text = f"rank correlation of weight and likelihood: {'; '.join(named)}"
+    return Outcome("does not hold" if against else "holds", text)
+
+
+def _on_task(claim: Claim, claims: Claims, task: Task) -> Trial | None:
+    runs = task.of("run")
+    if claim.metric.startswith(PREFIX):  # only of runs that were watched
+        runs = [run for run in runs if any(key.startswith(PREFIX) for key in run.results)]
+    arms: dict[str, Candidates] = {}
+    missing: dict[str, str] = {}
+    for name in arms_of(claim):
+        try:
+            arms[name] = candidates(name, claims.arms[name], runs)
+        except Missing as reason:
+            missing[name] = str(reason)
+    if not arms:
+        return None
+    chosen: dict[str, str] = {}
+    differences = [
+        _difference(claim, comparison, than, arms, missing, chosen)
+        for comparison in claim.comparisons
+        for than in (comparison.than if isinstance(comparison.than, list) else [comparison.than])
+    ]
+    return Trial(claim, task, judged(differences), chosen, arms)
+
+
+def _difference(
+    claim: Claim, comparison: Comparison, than: str | float, arms: Mapping[str, Candidates],
+    missing: Mapping[str, str], chosen: dict[str, str],
+) -> Difference:  # fmt: skip
+    metric, label = comparison.metric or claim.metric, _named(claim, comparison, than)
+    names = [comparison.of, *([than] if isinstance(than, str) else [])]
+    for name in names:
+        if name in missing:
+            return Difference(label, least=comparison.least, missing=missing[name])
+    if unequal := _unequal([arms[name] for name in names]):
+        return Difference(label, least=comparison.least, missing=unequal)
+    try:
+        own = _values(claim, arms[comparison.of], metric, comparison.at, chosen)
+        if isinstance(than, str):
+            at = comparison.than_at or comparison.at
+            other = _values(claim, arms[than], comparison.than_metric or metric, at, chosen)
+        else:
+            other = dict.fromkeys(own, float(than))
+    except Missing as reason:
+        return Difference(label, least=comparison.least, missing=str(reason))
+    sign = -1.0 if (comparison.better or claim.better) == "lower" else 1.0
+    seeds = sorted(own.keys() & other.keys(), key=repr)
+    pairs = [(own[seed], other[seed]) for seed in seeds]
+    if comparison.log:
+        pairs = [(_log(a), _log(b)) for a, b in pairs]
+    means = [float(np.mean(side)) for side in zip(*pairs, strict=True)] if pairs else []
+    made = difference(label, [sign * (a - b) for a, b in pairs], comparison.least)
+    return replace(made, means=tuple(means))
+
+
+def _values(claim: Claim, arm: Candidates, metric: str, at: At, chosen: dict[str, str]) -> dict[Any, float]:
+    if at == "spread":
+        values = arm.spread(metric)
+        chosen.setdefault(arm.name, f"all {len(arm.complete)} settings")
+    else:
+        setting = arm.chosen(claim.choose, claim.choose_better, at)
+        chosen.setdefault(arm.name if at == "best" else f"{arm.name}, worst", setting.label)
+        values = {seed: run.number(metric) for seed, run in setting.runs.items()}
+    if values and all(map(math.isnan, values.values())):
+        raise Missing(f"{metric} was not measured in the runs of {arm.name}")
+    return values
+
+
+def _named(claim: Claim, comparison: Comparison, than: str | float) -> str:
+    own, other = comparison.of, f"{than:g}" if isinstance(than, float) else than
+    if comparison.than_metric is not None:
+        ends = [
+            (key or "").rpartition("/")[2]
+            for key in (comparison.metric or claim.metric, comparison.than_metric)
+        ]
+        return f"{own}: {ends[0]} against {ends[1]}"
+    if own == other:
+        return f"{own}: {comparison.at} against {comparison.than_at}"
+    end = f", {comparison.metric.split('/', 1)[1]}" if comparison.metric is not None else ""
+    return f"{own} against {other}{end}"
+
+
+def _unequal(arms: Sequence[Candidates]) -> str:
+    first, last = arms[0].common, arms[-1].common
+    differ = [f"{key} {a} against {b}" for key, a, b in zip(SAME, first, last, strict=True) if a != b]
+    return f"no fair comparison: {', '.join(differ)}" if differ else ""
+
+
+def _log(value: float) -> float:
+    return math.log10(value) if value > 0 else math.nan
