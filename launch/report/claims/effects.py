@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 
 from launch.report.claims.trial import rank_correlation
+from launch.report.geffect import summaries
 from launch.report.geffect.files import PREFIX, effect_rows
 from launch.report.traces import Row, number
-from unlearn.probes.geffect.parameter_groups import GROUPS
 
 
 def effects(history: Sequence[Row]) -> dict[str, float]:
@@ -22,33 +22,17 @@ def effects(history: Sequence[Row]) -> dict[str, float]:
     rows = [row for row in effect_rows(history) if _value(row, "unlearn") is not None]
     if not rows:
         return {}
-    sizes = [abs(_known(row, "unlearn")) for row in rows]
-    pairs = [(size, _known(row, "risk_forget")) for size, row in zip(sizes, rows, strict=True)]
-    pairs = [pair for pair in pairs if all(map(math.isfinite, pair))]
-    retain = [value for row in rows if (value := _value(row, "retain")) is not None]
+    both = [(_value(row, "unlearn"), _value(row, "risk_forget")) for row in rows]
+    pairs = [(abs(a), b) for a, b in both if a is not None and b is not None and math.isfinite(a + b)]
     measured = {
-        "largest": max(filter(math.isfinite, sizes), default=math.nan),
-        "rank_with_risk": rank_correlation(*zip(*pairs, strict=True)) if pairs else math.nan,
-        "harmful": sum(value < 0 for value in retain) / len(retain) if retain else math.nan,
+        "largest": summaries.largest(rows, f"{PREFIX}unlearn"),
+        "rank_with_risk": rank_correlation(*zip(*pairs, strict=True)) if pairs else None,
+        "harmful": summaries.negative(rows, f"{PREFIX}retain"),
     }
-    return {f"{PREFIX}{name}": value for name, value in {**measured, **_shares(rows)}.items()}
-
-
-def _shares(rows: Sequence[Row]) -> dict[str, float]:
-    """Return the mean share of each group over the measurements that have an effect."""
-    shares: list[list[float]] = []
-    for row in rows:
-        sizes = [abs(value) if math.isfinite(value := _known(row, f"unlearn/{g}")) else 0.0 for g in GROUPS]
-        if whole := sum(sizes):
-            shares.append([size / whole for size in sizes])
-    means = [sum(column) / len(shares) for column in zip(*shares, strict=True)]
-    return {f"share/{group}": value for group, value in zip(GROUPS, means, strict=False)}
+    of_groups = {f"share/{group}": v for group, v in summaries.shares(rows, f"{PREFIX}unlearn").items()}
+    every = {**measured, **of_groups}
+    return {f"{PREFIX}{name}": math.nan if value is None else value for name, value in every.items()}
 
 
 def _value(row: Row, name: str) -> float | None:
     return number(row.get(f"{PREFIX}{name}"))
-
-
-def _known(row: Row, name: str) -> float:
-    value = _value(row, name)
-    return math.nan if value is None else value

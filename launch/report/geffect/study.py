@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from launch.report.discover import LeftOut, paths_of, run_directories
+from launch.report.geffect import summaries
 from launch.report.geffect.files import PREFIX, effect_rows, tables
 from launch.report.geffect.token_charts import MAX_STEPS, pairs, rank_correlation
 from launch.report.labels import label
@@ -30,7 +30,6 @@ from launch.report.statistics import Interval, interval
 from launch.report.traces import Row, number
 from unlearn.config import SLOTS
 from unlearn.errors import UserError
-from unlearn.probes.geffect.parameter_groups import GROUPS
 from unlearn.run_dir import RunDir
 
 _PROBE_SETTINGS = ("probe.examples", "probe.mode", "probe.boundaries")
@@ -44,30 +43,20 @@ class StudyRun(RunSettings):
 
     def mean(self, key: str) -> float | None:
         """Return the mean over the probed steps."""
-        known = self._values(key)
+        known = summaries.finite(self.rows, key)
         return float(np.mean(known)) if known else None
 
     def largest(self, key: str) -> float | None:
         """Return the largest absolute value over the probed steps."""
-        return max((abs(v) for v in self._values(key)), default=None)
+        return summaries.largest(self.rows, key)
 
     def negative(self, key: str) -> float | None:
         """Return the share of the probed steps at which the value is below zero."""
-        known = self._values(key)
-        return float(np.mean([v < 0 for v in known])) if known else None
+        return summaries.negative(self.rows, key)
 
     def shallow(self, key: str) -> float | None:
-        """Return the share of the shallow layers in the absolute effects of all groups of layers.
-
-        The mean over the probed steps; one without an effect is left out.
-        """
-        shares = []
-        for row in self.rows:
-            sizes = {group: number(row.get(f"{key}/{group}")) for group in GROUPS}
-            known = {group: abs(v) for group, v in sizes.items() if v is not None and math.isfinite(v)}
-            if total := sum(known.values()):
-                shares.append(known.get("shallow", 0.0) / total)
-        return float(np.mean(shares)) if shares else None
+        """Return the share of the shallow layers in the absolute effects of all groups of layers."""
+        return summaries.shares(self.rows, key).get("shallow")
 
     def weight_correlation(self, column: str) -> float | None:
         """Return the rank correlation of the forget tokens' implicit weight with a column of their table.
@@ -81,9 +70,6 @@ class StudyRun(RunSettings):
     def last(self, key: str) -> float | None:
         """Return the value at the last step that has one."""
         return next((v for row in reversed(self.rows) if (v := number(row.get(key))) is not None), None)
-
-    def _values(self, key: str) -> list[float]:
-        return [v for row in self.rows if (v := number(row.get(key))) is not None and math.isfinite(v)]
 
     @cached_property
     def tokens(self) -> Mapping[int, Any]:
