@@ -36,6 +36,12 @@ class Setting:
         """Return the mean over seeds, NaN if a value is missing."""
         return float(np.mean([run.number(key) for run in self.runs.values()]))
 
+    @property
+    def rate(self) -> float | None:
+        """The learning rate, None where the runs do not name it as a number."""
+        value = next(iter(self.runs.values())).value(RATE)
+        return float(value) if isinstance(value, int | float) else None
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -58,6 +64,15 @@ class Candidates:
             raise Missing(f"no {key}, by which one of {len(settings)} settings is chosen (eval.select)")
         order = scores if (better == "lower") == (at == "best") else -scores
         return settings[int(np.nanargmin(order))]
+
+    def edge(self, label: str) -> str:
+        """Return "the largest tried", or smallest, where the rate of a setting is an end of the grid."""
+        rates = {each.label: each.rate for each in self.complete}
+        known = sorted({rate for rate in rates.values() if rate is not None})
+        rate = rates.get(label)
+        if rate is None or len(known) < 2 or rate not in (known[0], known[-1]):
+            return ""
+        return f"the {'largest' if rate == known[-1] else 'smallest'} tried"
 
     def spread(self, key: str) -> dict[Any, float]:
         """Return the spread of a metric over the settings, by seed.

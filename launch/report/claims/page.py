@@ -16,14 +16,14 @@ from launch.report.results_table import format_value
 NO_RUNS = "cannot tell (no runs)"
 _BUILDS = "build the"
 _HOW = f"""\
-**How.** Compared methods have the same number of steps, batch and retain data. Of each the learning rate (and
-what the claim names) is the one with the best mean over seeds on the selection items, a part of each set that
-is not reported; all figures are of the rest. *Calibrated* metrics are of the mixture with the target that
-keeps 95 % of its retention (`eval=[tofu,calibrated]`), so that forgetting is compared at equal retention. A
-difference is paired by seed and positive as claimed; its interval is Student's t of 95 %. **Holds**: every
-interval of the claim lies above its bound. **Does not hold**: one difference lies below it with p < {LEVEL:g}
-(`p against`), adjusted after Holm for the comparisons of the claim. **Cannot tell**: anything else, with the
-reason."""
+**How.** Compared methods have the same number of steps, batch and retain data. Of each the learning rate
+(and what the claim names) is the one with the best mean over seeds on the selection items, a part of each
+set that is not reported; all figures are of the rest; where it is an end of what was tried, the page says
+so. *Calibrated* metrics are of the mixture with the target that keeps 95 % of its retention
+(`eval=[tofu,calibrated]`), so that forgetting is compared at equal retention. A difference is paired by
+seed and positive as claimed; its interval is Student's t of 95 %. **Holds**: every interval of the claim
+lies above its bound. **Does not hold**: one difference lies below it with p < {LEVEL:g} (`p against`),
+adjusted after Holm for the comparisons of the claim. **Cannot tell**: anything else, with the reason."""
 
 
 def page(
@@ -127,9 +127,14 @@ def _p(each: Difference, p: float) -> str:
 
 
 def _chosen(trial: Trial) -> str:
+    """Return the chosen settings; one at an end of its grid might be better beyond it, and says so."""
     if not trial.chosen:
         return ""
-    return f" Settings: {'; '.join(f'{name} {label}' for name, label in trial.chosen.items())}."
+    named = []
+    for name, label in trial.chosen.items():
+        edge = trial.arms[name].edge(label) if name in trial.arms else ""
+        named.append(f"{name} {label}{f' ({edge})' if edge else ''}")
+    return f" Settings: {'; '.join(named)}."
 
 
 def budget(every: Sequence[Task], runs: Sequence[KeptRun]) -> str:
