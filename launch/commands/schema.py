@@ -91,8 +91,11 @@ def of_group(group: str) -> dict[str, Any]:
 
 
 def _defaults() -> dict[str, Any]:
-    """Return the schema of Hydra's list: names of options by group, each as it is or as an override."""
-    choices = {name: _one_of([*options, None]) for name, options in groups().items()}
+    """Return the schema of Hydra's list: an option or several by group, each as it is or as an override."""
+    choices = {
+        name: {"anyOf": [_one_of([*options, None]), {"type": "array", "items": _one_of(options)}]}
+        for name, options in groups().items()
+    }
     overrides = {f"override /{name}": choice for name, choice in choices.items()}
     entry = {"type": "object", "properties": {**choices, **overrides}}
     return {"type": "array", "items": {"anyOf": [{"type": "string"}, entry]}}

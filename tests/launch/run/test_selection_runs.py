@@ -105,7 +105,9 @@ def test_another_rule_is_another_run_and_the_models_to_compare_with_stay(done):
     run, _ = done
     before = {path: path.stat().st_mtime_ns for path in run.path.parent.glob("none-*/results.json")}
     cwd = run.path.parents[1]
-    shown = commands.done(cwd, *TINY, "eval.select.rule=first_below_retain", *SELECT, "method.steps=1")
+    shown = commands.done(
+        cwd, *TINY, "eval.select.rule=first_below_retain", *SELECT, *CALIBRATED, "method.steps=1"
+    )
     assert "no step meets the rule" not in shown.err
     assert {path: path.stat().st_mtime_ns for path in before} == before
     (other,) = (RunDir(p) for p in cwd.glob("runs/grad_ascent-*") if p != run.path)
