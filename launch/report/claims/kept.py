@@ -126,7 +126,7 @@ def read_run(path: Path) -> KeptRun:
 
 
 def _without_folder(value: Any) -> Any:
-    """Return the last part of a local path: where it was is nobody else's."""
+    """Return the last part of a local path: an archive names no folders of a machine."""
     return Path(value).name if isinstance(value, str) and value.startswith(("/", "~", ".")) else value
 
 
