@@ -9,7 +9,7 @@ from typing import Literal
 
 import numpy as np
 from scipy.special import stdtr, stdtrit
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 
 from launch.report.statistics import interval
 
@@ -135,7 +135,7 @@ def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
     """Return Spearman's rank correlation with mean ranks of ties; NaN for fewer than three or constants."""
     if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
         return math.nan
-    return float(np.corrcoef(rankdata(x), rankdata(y))[0, 1])
+    return float(spearmanr(x, y).statistic)
 
 
 def written(each: Difference) -> str:

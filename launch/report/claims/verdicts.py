@@ -23,7 +23,7 @@ _LIKELIHOODS = [step / 1000 for step in range(1, 1000)]
 
 @dataclass(frozen=True)
 class Task:
-    """A dataset with a model, and the runs on it; `label` tells it from the others."""
+    """A dataset with a model, and the runs on it; no other task has its `label`."""
 
     label: str
     runs: Sequence[KeptRun] = field(repr=False)

@@ -32,9 +32,9 @@ def shares(rows: Sequence[Row], key: str) -> dict[str, float]:
 
     A step without an effect is left out; {} where none has one.
     """
-    found = []
+    of_steps = []
     for row in rows:
         sizes = [sum(map(abs, finite([row], f"{key}/{group}"))) for group in GROUPS]
         if whole := sum(sizes):
-            found.append([size / whole for size in sizes])
-    return dict(zip(GROUPS, np.mean(found, axis=0).tolist(), strict=True)) if found else {}
+            of_steps.append([size / whole for size in sizes])
+    return dict(zip(GROUPS, np.mean(of_steps, axis=0).tolist(), strict=True)) if of_steps else {}

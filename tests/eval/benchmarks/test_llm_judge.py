@@ -6,6 +6,7 @@ import json
 import math
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -244,8 +245,9 @@ def test_a_failure_keeps_the_verdicts_so_far(tmp_path):
         if fails["on"] and text == "p7":
             failed.set()
             return 400, "no"
-        if int(text[1:]) > 7:  # not answered before it
+        if fails["on"] and int(text[1:]) > 7:  # under way until long after the failure was seen
             assert failed.wait(60)
+            time.sleep(1)
         return chat("yes")
 
     prompts = [f"p{n}" for n in range(30)]
@@ -254,7 +256,7 @@ def test_a_failure_keeps_the_verdicts_so_far(tmp_path):
         with pytest.raises(EndpointError):
             list(judged(prompts, judge(own.url), cache))
         first = len(own.sent)
-        assert 8 <= first < 30  # what had begun was finished, and no more was begun
+        assert first <= 7 + 4  # nothing was begun after the failure
         again = Cache(tmp_path / "verdicts.jsonl", {"url": "here"})
         assert len(again.missing(prompts)) == 30 - (first - 1)  # of all calls but the failed one
         fails["on"] = False

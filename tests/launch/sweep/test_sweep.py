@@ -405,10 +405,10 @@ def test_every_element_of_a_recipe_composes_without_the_hub(recipe, monkeypatch)
 
 def test_satimps_study_weighs_forgetting_and_retaining_alike():
     """At the target, without weights, both bases pull as hard as the retain term."""
-    found = list(elements("satimp-study", dropped=("++seed", "++method.retain")))
+    every = list(elements("satimp-study", dropped=("++seed", "++method.retain")))
     logp = torch.tensor([-0.1, -2.0, -0.7, -0.4, -1.2], dtype=torch.float64)
     named = {"ref_logp": logp, "lengths": torch.tensor([2, 3])}
-    for config in found:
+    for config in every:
         terms = {term.name: term for term in bind(config.method)}
         assert config.method.rule.name == "weighted_sum"
         for name, term in terms.items():
