@@ -47,26 +47,28 @@ class Halves:
 def halves(config: RunConfig, sets: Sets, name: str) -> Halves:
     """Divide the forget questions by their ids; equal questions of several sets are in the same half.
 
+    `eval.limit` limits what is scored alone: an attacker has all questions of the first half.
+
     Raises:
-        UserError: there are fewer than two questions.
+        UserError: no question is left to search on, or none to score.
     """
     limited = {key: list(rows[: config.eval.limit]) for key, rows in sets.items()}
     forget = [key for key in forget_sets(config) if key in limited]
-    asked = [example for key in forget for example in limited[key] if example.question is not None]
+    asked = [example for key in forget for example in sets[key] if example.question is not None]
     first: dict[str | None, str] = {}
     for example in asked:
         first[example.question] = min(example.id, first.get(example.question, example.id))
     order = sorted(first, key=lambda question: hashlib.sha256(first[question].encode()).digest())
-    if len(order) < 2:
+    half = set(order[: len(order) // 2])
+    rest = {
+        key: [e for e in limited[key] if e.question is not None and e.question not in half] for key in forget
+    }
+    if not half or not any(rest.values()):
         raise UserError(
             f"eval.variants.{name}: the forget sets have {len(order)} questions, of which no half is left to "
             "score: choose a dataset with questions, raise eval.limit, or leave this variant out"
         )
-    half = set(order[: len(order) // 2])
     pairs = {(e.question, e.answer): e for e in asked if e.question in half}
-    rest = {
-        key: [e for e in limited[key] if e.question is not None and e.question not in half] for key in forget
-    }
     return Halves(list(pairs.values()), {**limited, **{key: rows for key, rows in rest.items() if rows}})
 
 

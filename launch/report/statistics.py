@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -88,3 +88,12 @@ def mean(key: str, runs: Iterable[Mapping[str, float | None]]) -> Mean:
     powers = [10.0 ** min(x, 0.0) for x in (middle, middle - half, middle + half)]
     middle, low, high = (math.nan if math.isnan(half) and i else p for i, p in enumerate(powers))
     return Mean(known[0] if n == 1 else middle, low, high, n, missing)
+
+
+def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
+    """Return Spearman's rank correlation with mean ranks of ties; NaN for fewer than three or constants."""
+    from scipy.stats import spearmanr  # half a second that only studies need
+
+    if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
+        return math.nan
+    return float(spearmanr(x, y).statistic)

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from launch.report.claims.definitions import Arm, At
-from launch.report.claims.kept import KeptRun
 from launch.report.claims.trial import spread
 from launch.report.compare.runs import TASK
+from launch.report.kept import KeptRun
 from launch.report.run_groups import differing, mark
 from launch.report.settings import plain, word
 

@@ -10,11 +10,11 @@ from rich.table import Table
 
 from launch.report.claims import definitions
 from launch.report.claims.figures import figure
-from launch.report.claims.kept import ENDING, read, write_archive
 from launch.report.claims.page import page
 from launch.report.claims.published import section
 from launch.report.claims.verdicts import Trial, tasks, tried
 from launch.report.discover import left_out_lines
+from launch.report.kept import ENDING, check_name, read, write_archive
 from launch.report.output import write_files
 from unlearn.arguments import Parser, path_argument
 from unlearn.errors import UserError
@@ -43,8 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     out: Path = options.out
     if out.suffix != ".md":
         raise UserError(f"--out {out}: name a Markdown file, such as {out.with_suffix('.md')}")
-    if options.keep is not None and not options.keep.name.endswith(ENDING):
-        raise UserError(f"--keep {options.keep}: name a file that ends in {ENDING}")
+    check_name(options.keep)
     check_writable(out.parent, f"--out {out}")
     runs, left_out = read(options.runs)
     every = tasks(runs)

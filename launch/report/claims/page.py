@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from launch.report import markdown
 from launch.report.claims.arms import RATE
 from launch.report.claims.definitions import Claim
-from launch.report.claims.kept import KeptRun
 from launch.report.claims.trial import LEVEL, Difference, holm, written
 from launch.report.claims.verdicts import Task, Trial
+from launch.report.kept import KeptRun
 from launch.report.results_table import format_value
 
 NO_RUNS = "cannot tell (no runs)"

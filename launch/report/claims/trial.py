@@ -9,7 +9,6 @@ from typing import Literal
 
 import numpy as np
 from scipy.special import stdtr, stdtrit
-from scipy.stats import spearmanr
 
 from launch.report.statistics import interval
 
@@ -129,13 +128,6 @@ def holm(p: Sequence[float]) -> list[float]:
 def spread(values: Sequence[float]) -> float:
     """Return the largest minus the smallest value, NaN if one is not finite."""
     return float(np.max(values) - np.min(values)) if len(values) else math.nan
-
-
-def rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
-    """Return Spearman's rank correlation with mean ranks of ties; NaN for fewer than three or constants."""
-    if len(x) < 3 or len(set(x)) < 2 or len(set(y)) < 2:
-        return math.nan
-    return float(spearmanr(x, y).statistic)
 
 
 def written(each: Difference) -> str:

@@ -12,10 +12,11 @@ import torch
 
 from launch.report.claims.arms import SAME, Candidates, Missing, candidates
 from launch.report.claims.definitions import At, Claim, Claims, Comparison, Weights, arms_of
-from launch.report.claims.kept import KeptRun
-from launch.report.claims.trial import Difference, Outcome, difference, judged, rank_correlation
+from launch.report.claims.trial import Difference, Outcome, difference, judged
 from launch.report.geffect.files import PREFIX
+from launch.report.kept import KeptRun
 from launch.report.settings import shortest, word
+from launch.report.statistics import rank_correlation
 from unlearn.terms import WEIGHTINGS
 
 _LIKELIHOODS = [step / 1000 for step in range(1, 1000)]

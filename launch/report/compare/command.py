@@ -15,6 +15,7 @@ from launch.report.compare.rows import Comparison, compared
 from launch.report.compare.runs import RunRole, measured
 from launch.report.compare.selection import chosen_keys, chosen_metrics, narrowed, ordered
 from launch.report.discover import left_out_lines
+from launch.report.kept import ENDING, KeptRun, check_name, read, write_archive
 from launch.report.output import write_files
 from launch.report.results_table import LEGEND
 from unlearn.arguments import Parser, path_argument
@@ -25,8 +26,9 @@ _MAX_NAMES = 8  # of runs that are left out for one reason, in the terminal
 _DESCRIPTION = """\
 Compare runs: a table here and in DIR/compare.csv, .tex and .md, and DIR/compare.html to explore them.
 
-RUNS are run directories, folders that contain some, patterns such as 'runs/npo-*', or exports of W&B: the CSV
-that its table of runs downloads, lines of JSON with name, config and summary, folders of offline runs.
+RUNS are run directories, folders that contain some, patterns such as 'runs/npo-*', archives of an earlier
+--keep, or exports of W&B: the CSV that its table of runs downloads, lines of JSON with name, config and
+summary, folders of offline runs.
 Runs that differ in the seed alone are one row, with mean and 95 % interval. Runs that cannot be compared are
 listed with the reason."""
 _KEYS = "KEY is a key of config.yaml, or enough of its end: method.forget.beta, forget.beta, beta."
@@ -35,6 +37,7 @@ _EXAMPLES = (
     "runs --out c --where method=npo,simnpo --where lr=1e-5",
     "runs --out c --metrics forget_quality model_utility --sort model_utility",
     "runs --out c --group-by method beta",
+    "runs --out c --keep study.json.gz",
     "wandb_export.csv --out c --retain none-authors-forget10-nano-9bd27784",
 )
 
@@ -48,10 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
         named["target"] = options.target
     if options.retain:
         named["retain model"] = options.retain
+    check_name(options.keep)
     check_writable(options.out, f"--out {options.out}")
     discovered = find(options.runs, named)
     comparison, every = make(discovered, options.metrics, options.group_by, options.where, options.sort)
     files = write(comparison, every, discovered, options.out)
+    if options.keep is not None:
+        write_archive(options.keep, _to_keep(comparison, options.runs))
+        files.append(options.keep)
     _show(comparison, discovered, files)
 
 
@@ -59,7 +66,12 @@ def parser() -> Parser:
     """Return the parser of the arguments."""
     made = Parser("compare", _EXAMPLES, _DESCRIPTION, _KEYS)
     add = made.add_argument
-    add("runs", nargs="+", metavar="RUNS", help="run directories, folders of them, patterns, exports of W&B")
+    add(
+        "runs",
+        nargs="+",
+        metavar="RUNS",
+        help="run directories, folders of them, patterns, archives, exports of W&B",
+    )
     add("--out", type=path_argument, required=True, metavar="DIR", help="where the files go; made if missing")
     add("--metrics", nargs="+", metavar="METRIC",
         help="columns of the tables: keys, their ends or patterns ('tofu/forget/*'); else the main ones. "
@@ -79,6 +91,9 @@ def parser() -> Parser:
         help="the run (directory or name) that evaluates the target, if it is not known",
     )
     add("--retain", metavar="RUN", help="the same for the retain model")
+    add("--keep", type=path_argument, metavar="FILE",
+        help="also keep what the tables are made from, without models; the name ends in "
+        f"{ENDING}. The file is read as RUNS, so that further runs can be added to it")  # fmt: skip
     return made
 
 
@@ -111,6 +126,13 @@ def write(comparison: Comparison, every: Sequence[str], discovered: Discovered, 
         "html": page(comparison, every, discovered),
     }
     return write_files(out, "compare", texts)
+
+
+def _to_keep(comparison: Comparison, arguments: Sequence[str]) -> list[KeptRun]:
+    """Return what is kept of the compared runs, and of their targets and retain models wherever these are."""
+    names = {run.name for row in (*comparison.rows, *comparison.anchors) for run in row.runs}
+    anchors = [str(run.path) for row in comparison.anchors for run in row.runs if run.path is not None]
+    return [run for run in read([*arguments, *anchors])[0] if names & set(run.name.split())]
 
 
 def _show(comparison: Comparison, discovered: Discovered, files: Sequence[Path]) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from launch.report import kept
 from launch.report.compare.published_models import is_published, read_published
-from launch.report.compare.runs import ANCHORS, ComparedRun, RunRole, read_run
+from launch.report.compare.runs import ANCHORS, ComparedRun, RunRole, kind_of, read_run
 from launch.report.compare.wandb_exports import ENDINGS, read_export
 from launch.report.compare.wandb_offline import read_offline
 from launch.report.discover import LeftOut, paths_of, run_directories
@@ -31,7 +32,7 @@ class Discovered:
 
 
 def find(arguments: Sequence[str], named: dict[RunRole, str] | None = None) -> Discovered:
-    """Return the runs under these directories, patterns and exports.
+    """Return the runs under these directories, patterns, archives and exports.
 
     named: directory or name of the run that is the target or the retain model, by kind.
 
@@ -80,11 +81,12 @@ def _sources(arguments: Sequence[str]) -> list[Path]:
         if not paths:
             raise UserError(f"{argument}: no such directory, file or pattern")
         for path in paths:
-            if path.is_file() and path.suffix not in ENDINGS:
+            if path.is_file() and not path.name.endswith((*ENDINGS, kept.ENDING)):
                 if len(paths) > 1:  # a pattern also matches other files
                     continue
                 raise UserError(
-                    f"{path} is no run directory; of files, exports {', '.join(ENDINGS)} are read"
+                    f"{path} is no run directory; of files, archives {kept.ENDING} and exports "
+                    f"{', '.join(ENDINGS)} are read"
                 )
             inside = [path] if path.is_file() else list(run_directories(path))
             sources |= dict.fromkeys(source.resolve() for source in inside)
@@ -92,7 +94,10 @@ def _sources(arguments: Sequence[str]) -> list[Path]:
 
 
 def _read(source: Path) -> Iterator[ComparedRun | tuple[str, str]]:
-    """The runs of a directory or an export, or name and reason of what cannot be compared."""
+    """The runs of a directory, an archive or an export, or name and reason of what cannot be compared."""
+    if source.name.endswith(kept.ENDING):
+        yield from _read_archive(source)
+        return
     if source.is_file():
         yield from read_published(source) if is_published(source) else read_export(source)
         return
@@ -101,6 +106,16 @@ def _read(source: Path) -> Iterator[ComparedRun | tuple[str, str]]:
         yield read_offline(source) if offline else read_run(source)
     except Unusable as reason:
         yield source.name, str(reason)
+
+
+def _read_archive(source: Path) -> Iterator[ComparedRun | tuple[str, str]]:
+    for run in kept.read_archive(source):
+        try:
+            kind = kind_of(run.role)
+        except Unusable as reason:
+            yield run.name, str(reason)
+        else:
+            yield ComparedRun(run.name, run.method, run.settings, run.seed, run.results, kind)
 
 
 def _named_directories(named: dict[RunRole, str], every: Sequence[ComparedRun]) -> list[ComparedRun]:

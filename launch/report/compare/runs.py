@@ -70,12 +70,12 @@ def read_run(path: Path) -> ComparedRun:
 
 
 def kind_of(role: Any) -> RunRole:
-    """Return what a run is in a comparison, by its role in the plan.
+    """Return what a run is in a comparison, by its role in the plan or in an archive.
 
     Raises:
         Unusable: the run was made for other runs alone.
     """
-    kind: RunRole = next((name for name in ANCHORS if role == f"evaluate the {name}"), "run")
+    kind: RunRole = next((name for name in ANCHORS if role in (name, f"evaluate the {name}")), "run")
     if role != "run" and kind == "run":
         raise Unusable(f"made for other runs ({role})")
     return kind

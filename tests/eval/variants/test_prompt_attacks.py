@@ -140,9 +140,12 @@ def test_questions_are_divided_by_their_ids(tmp_path: Path) -> None:
     other = replace(divided.searched[0], id="zzz", answer="Another.")
     more = halves(work.config, {**work.sets, "forget_eval": [*rows, other]}, "soft_prompt")
     assert {e.id for e in more.searched} == searched | {"zzz"}
-    # Only what is evaluated is divided, and a text without a question is neither searched on nor scored.
+    # A limit leaves what is searched on, and a text without a question is neither searched on nor scored.
     limited = work.config.model_copy(update={"eval": EvalConfig(benchmarks={"tofu": {}}, limit=4)})
-    assert len(halves(limited, work.sets, "soft_prompt").searched) == 2
+    of_limited = halves(limited, work.sets, "soft_prompt")
+    assert of_limited.searched == divided.searched
+    first = [e.id for e in rows[:4] if e.id not in searched]
+    assert [e.id for e in of_limited.scored["forget_eval"]] == first
     texts = [*rows[:2], Example("text", "A plain text.")]
     assert len(halves(work.config, {"forget_eval": texts}, "soft_prompt").scored["forget_eval"]) == 1
     with pytest.raises(UserError, match=r"eval\.variants\.soft_prompt: the forget sets have 1 questions"):

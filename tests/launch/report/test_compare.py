@@ -493,9 +493,41 @@ def test_the_command_writes_all_files_and_lists_what_is_left_out(three, tmp_path
     shutil.rmtree(three / "mine")
 
 
+def test_an_archive_compares_as_its_runs_and_takes_further_ones(tmp_path):
+    baselines = {
+        "target": str(write_run(tmp_path / "elsewhere", role="evaluate the target", results={UTILITY: 0.9}))
+    }
+    for seed in (0, 1):
+        write_run(
+            tmp_path / f"runs/npo-{seed}", seed=seed, results={UTILITY: 0.5 + seed / 8}, baselines=baselines
+        )
+    write_run(tmp_path / "later/npo-2", seed=2, results={UTILITY: 0.75})
+    write_run(tmp_path / "runs/rmu", method="rmu", results={UTILITY: 0.25})
+    kept = tmp_path / "kept.json.gz"
+    main(
+        [
+            str(tmp_path / "runs"),
+            "--out",
+            str(tmp_path / "runs-out"),
+            "--where",
+            "method=npo",
+            "--keep",
+            str(kept),
+        ]
+    )
+    main([str(kept), "--out", str(tmp_path / "kept-out")])
+    main([str(tmp_path / "runs"), "--out", str(tmp_path / "npo-out"), "--where", "method=npo"])
+    md = {name: (tmp_path / name / "compare.md").read_text() for name in ("runs-out", "kept-out", "npo-out")}
+    assert md["runs-out"] == md["kept-out"] == md["npo-out"]
+    assert "| *target* | 1 | 0.9000 |" in md["kept-out"]
+    main([str(kept), str(tmp_path / "later"), "--out", str(tmp_path / "all"), "--keep", str(kept)])
+    assert sorted(run.seed for run in find([str(kept)]).runs) == [0, 1, 2]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["{}", "--keep", "kept.json"], "kept.json: name a file that ends in .json.gz"),
         (["{}", "--metrics", "model_utilty"], "no run has a metric model_utilty (did you mean model_utility"),
         (["{}", "--where", "methd=npo"], "no run has a setting methd (did you mean method"),
         (["{}", "--where", "method=nope"], "leaves no run; method is grad_diff, npo, simnpo"),

@@ -1,4 +1,4 @@
-"""What is kept of runs to make the page again, in one packed file: results, settings, processor, seconds."""
+"""Archives of runs, one packed file: results, settings, processor and seconds, no models and no folders."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from eval.metric_catalog import info
-from launch.report.claims.effects import effects
 from launch.report.compare.runs import TASK
 from launch.report.discover import LeftOut, paths_of, run_directories
+from launch.report.geffect.run_effects import effects
 from launch.report.run_files import Results
 from launch.report.run_groups import RunSettings, Unusable, configuration, method_name
 from launch.report.settings import flat, settings_of
@@ -79,9 +79,7 @@ def read(arguments: Sequence[str]) -> tuple[list[KeptRun], list[LeftOut]]:
             elif len(paths) == 1:
                 raise UserError(f"{path}: no run directory, and no archive ({ENDING})")
     if not any(run.role == "run" for run in runs):
-        raise UserError(
-            f"{', '.join(arguments)}: no finished run in it; unlearn -m experiment=claims makes some"
-        )
+        raise UserError(f"{', '.join(arguments)}: no finished run in it")
     return merged(runs), left_out
 
 
@@ -169,6 +167,16 @@ def merged(runs: Iterable[KeptRun]) -> list[KeptRun]:
 # -- the archive -------------------------------------------------------------------------------------------
 
 
+def check_name(path: Path | None) -> None:
+    """Refuse a name for an archive to write that would not be known as one.
+
+    Raises:
+        UserError: it does not end in ENDING.
+    """
+    if path is not None and not path.name.endswith(ENDING):
+        raise UserError(f"--keep {path}: name a file that ends in {ENDING}")
+
+
 def write_archive(path: Path, runs: Sequence[KeptRun]) -> None:
     """Write the runs, whole or not at all; the same runs give the same bytes."""
     rows = [
@@ -199,7 +207,7 @@ def read_archive(path: Path) -> list[KeptRun]:
         if isinstance(error, UserError):
             raise
         raise UserError(
-            f"{path}: no archive of runs ({error}); write one with unlearn claims --keep"
+            f"{path}: no archive of runs ({error}); --keep of unlearn compare or claims writes one"
         ) from error
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from launch.report.claims.trial import rank_correlation
 from launch.report.geffect import summaries
 from launch.report.geffect.files import PREFIX, effect_rows
+from launch.report.statistics import rank_correlation
 from launch.report.traces import Row, number
 
 
