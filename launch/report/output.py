@@ -8,8 +8,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from launch.redact import scrubbed
+from launch.report.discover import LeftOut, left_out_lines
 from unlearn.files import replacing
+
+_MAX_NAMES = 8  # of runs that are left out for one reason
 
 
 def csv_text(heads: Sequence[Any], rows: Iterable[Sequence[Any]]) -> str:
@@ -34,3 +39,11 @@ def write_files(folder: Path, name: str, texts: Mapping[str, str]) -> list[Path]
             temporary.write_text(text if ending == "html" else scrubbed(text), encoding="utf-8")
         files.append(file)
     return files
+
+
+def show_files(console: Console, files: Iterable[Path], left_out: Sequence[LeftOut]) -> None:
+    """Print which runs are left out, and the files that were written."""
+    for line in left_out_lines(left_out, _MAX_NAMES):
+        console.print(line, style="yellow", markup=False)
+    for file in files:
+        console.print(str(file), markup=False, soft_wrap=True)

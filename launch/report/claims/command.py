@@ -13,15 +13,13 @@ from launch.report.claims.figures import figure
 from launch.report.claims.page import page
 from launch.report.claims.published import section
 from launch.report.claims.verdicts import Trial, tasks, tried
-from launch.report.discover import left_out_lines
 from launch.report.kept import ENDING, check_name, read, write_archive
-from launch.report.output import write_files
+from launch.report.output import show_files, write_files
 from unlearn.arguments import Parser, path_argument
 from unlearn.errors import UserError
 from unlearn.files import check_writable
 from unlearn.guard import tool
 
-_MAX_NAMES = 8
 _DESCRIPTION = """\
 Try the claims of the papers on runs: paired differences over seeds with their intervals, and for each claim
 whether it holds, does not hold, or the runs cannot tell. Writes one page with its figures.
@@ -64,10 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.print(_table(trials))
     if without := _without(trials):
         console.print(without, style="dim", markup=False)
-    for line in left_out_lines(left_out, _MAX_NAMES):
-        console.print(line, style="yellow", markup=False)
-    for file in files:
-        console.print(str(file), markup=False, soft_wrap=True)
+    show_files(console, files, left_out)
 
 
 def parser() -> Parser:

@@ -16,13 +16,12 @@ from launch.report.compare.runs import RunRole, measured
 from launch.report.compare.selection import chosen_keys, chosen_metrics, narrowed, ordered
 from launch.report.discover import left_out_lines
 from launch.report.kept import ENDING, KeptRun, check_name, read, write_archive
-from launch.report.output import write_files
+from launch.report.output import show_files, write_files
 from launch.report.results_table import LEGEND
 from unlearn.arguments import Parser, path_argument
 from unlearn.files import check_writable
 from unlearn.guard import tool
 
-_MAX_NAMES = 8  # of runs that are left out for one reason, in the terminal
 _DESCRIPTION = """\
 Compare runs: a table here and in DIR/compare.csv, .tex and .md, and DIR/compare.html to explore them.
 
@@ -146,7 +145,4 @@ def _show(comparison: Comparison, discovered: Discovered, files: Sequence[Path])
         )
     console.print(tables.note(comparison), style="dim", markup=False)
     console.print(LEGEND, style="dim", markup=False)
-    for line in left_out_lines(discovered.left_out, _MAX_NAMES):
-        console.print(line, style="yellow", markup=False)
-    for file in files:
-        console.print(str(file), markup=False, soft_wrap=True)
+    show_files(console, files, discovered.left_out)

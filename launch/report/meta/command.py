@@ -14,7 +14,7 @@ from launch.report import markdown
 from launch.report.discover import left_out_lines
 from launch.report.meta.pool import Pool, read_pool
 from launch.report.meta.study import Attacks, Trial, attacks_of, trials
-from launch.report.output import csv_text, write_files
+from launch.report.output import csv_text, show_files, write_files
 from launch.report.results_table import format_value
 from unlearn.arguments import Parser, path_argument
 from unlearn.errors import UserError
@@ -22,7 +22,6 @@ from unlearn.files import check_writable
 from unlearn.guard import tool
 
 HEADS = ("auc", "R", "Q", "robust", "overall")
-_MAX_NAMES = 8
 _DESCRIPTION = """\
 Put metrics on trial: which of them tell models that have the knowledge from models that never had it (AUC),
 and keep their value when the unlearned model is relearned (R) or quantised (Q). A table here and in
@@ -66,10 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     console.print(_terminal(made, options.form))
     for line in (*about, " ".join(_NOTE.split()), _N):
         console.print(line, style="dim", markup=False)
-    for line in left_out_lines(pool.left_out, _MAX_NAMES):
-        console.print(line, style="yellow", markup=False)
-    for file in files:
-        console.print(str(file), markup=False, soft_wrap=True)
+    show_files(console, files, pool.left_out)
 
 
 def parser() -> Parser:
