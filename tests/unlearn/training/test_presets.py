@@ -166,6 +166,9 @@ SOURCES: dict[str, Source | None] = {
         rule={"epsilon": 1.5, "rate": 1.0, "initial": 50.0, "warmup_epochs": 3.0, "every": "step"},
     ),
     "reinforce": Source(COSINE, 1e-5, ALONE, decay=0),
+    "relearn": Source(
+        Run(400, 8, 500, (1 / 250, 1.0, 1 / 250)), 1e-4, {"template": 1.0, "retain": 1.0, "retain_kl": 1.0}
+    ),
     "rmu": Source(TEN, 1e-5, BOTH, {"coefficient": 2.0, "direction": "unit"}, layer=("model.layers.7", 16)),
     "rmu-adaptive": Source(TEN, 1e-5, BOTH, {"scale": 5.0}, layer=("model.layers.7", 16)),
     "rmu-geffect": Source(
