@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from eval.metric_catalog import info
 from launch.report.compare.ranking import ranks
 from launch.report.compare.rows import Comparison, Row
 from launch.report.results_table import arrow, format_value
@@ -44,16 +45,17 @@ def note(comparison: Comparison) -> str:
     return text[0].upper() + text[1:]
 
 
-def head(key: str, several: bool) -> str:
-    """Return a metric's column head with its arrow; with `several` benchmarks it names its own."""
-    bench = f"{key.split('/')[0].upper()} " if several and "/" in key else ""
-    return f"{bench}{label(key)} {arrow(key)}".strip()
-
-
 def heads(metrics: Sequence[str]) -> list[str]:
-    """Return the column heads of metrics with their arrows, with benchmarks where there are several."""
-    several = len({key.split("/")[0] for key in metrics}) > 1
-    return [head(key, several) for key in metrics]
+    """Return column heads: the variant of the model, the benchmark if there are several, metric and arrow."""
+    several = len({info(key).benchmark for key in metrics}) > 1
+    return [_head(key, several) for key in metrics]
+
+
+def _head(key: str, several: bool) -> str:
+    one = info(key)
+    variant = re.sub("[/_]", " ", one.variant)
+    bench = one.benchmark.upper() if several else ""
+    return " ".join(part for part in (variant, bench, label(key), arrow(key)) if part)
 
 
 class Cell:

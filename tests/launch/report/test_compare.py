@@ -25,7 +25,7 @@ from launch.report.compare.page_data import cut, max_examples, max_points
 from launch.report.compare.ranking import ranks
 from launch.report.compare.rows import Comparison, Row, compared
 from launch.report.compare.runs import ComparedRun, read_run
-from launch.report.compare.tables import lines, terminal
+from launch.report.compare.tables import heads, lines, terminal
 from launch.report.compare.wandb_exports import read_export
 from launch.report.documentation import SITE
 from launch.report.run_groups import Unusable
@@ -409,6 +409,17 @@ def test_latex_and_markdown_say_what_the_text_says():
         r"$\beta$$\rightarrow$$\uparrow$$\pm$"
     )
     assert escaped("a_b *c* [x](y) <img>") == r"a\_b \*c\* \[x\](y) \<img\>"
+
+
+def test_heads_name_the_variant_and_of_several_benchmarks_theirs():
+    keys = [
+        UTILITY,
+        "relearning/20/unseen/tofu/forget/probability",
+        "soft_prompt/100/tofu/forget/probability",
+    ]
+    forget = "forget probability ↓"
+    assert heads(keys) == ["model utility ↑", f"relearning 20 unseen {forget}", f"soft prompt 100 {forget}"]
+    assert heads(["judged/utility", UTILITY]) == ["JUDGED utility ↑", "TOFU model utility ↑"]
 
 
 def test_tables_mark_the_best_and_leave_the_anchors_out_of_it():
