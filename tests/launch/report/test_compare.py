@@ -8,6 +8,7 @@ import io
 import json
 import math
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -34,6 +35,7 @@ from tests.launch.commands import ended, started
 from tests.launch.report.browser import drawn
 from tests.launch.report.compare_files import write_anchors, write_examples, write_run, write_sweep
 from tests.launch.tracking.wandb_files import finished_records
+from tests.paths import ROOT
 from unlearn.errors import UserError
 
 NASTY = """</script><script>document.title='owned'</script><img src=x onerror="boom()"> & 'quoted'"""
@@ -533,6 +535,16 @@ def test_an_archive_compares_as_its_runs_and_takes_further_ones(tmp_path):
     assert "| *target* | 1 | 0.9000 |" in md["kept-out"]
     main([str(kept), str(tmp_path / "later"), "--out", str(tmp_path / "all"), "--keep", str(kept)])
     assert sorted(run.seed for run in find([str(kept)]).runs) == [0, 1, 2]
+
+
+def test_the_table_of_the_documents_is_that_of_its_archive(tmp_path):
+    page = (ROOT / "docs/lasting.md").read_text(encoding="utf-8")
+    (command,) = re.findall(r"^unlearn compare docs/data/(?:.*\\\n)*.*", page, re.MULTILINE)
+    _, _, archive, *options = shlex.split(command.replace("\\\n", " "))
+    options[options.index("--out") + 1] = str(tmp_path)
+    main([str(ROOT / archive), *options])
+    made = (tmp_path / "compare.md").read_text(encoding="utf-8")
+    assert "\n".join(line for line in made.splitlines() if line.startswith("|")) in page
 
 
 @pytest.mark.parametrize(
