@@ -79,7 +79,9 @@ def read(arguments: Sequence[str]) -> tuple[list[KeptRun], list[LeftOut]]:
             elif len(paths) == 1:
                 raise UserError(f"{path}: no run directory, and no archive ({ENDING})")
     if not any(run.role == "run" for run in runs):
-        raise UserError(f"{', '.join(arguments)}: no finished run in it")
+        raise UserError(
+            f"{', '.join(arguments)}: no finished run in it; unlearn -m experiment=claims makes some"
+        )
     return merged(runs), left_out
 
 

@@ -54,9 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_writable(options.out, f"--out {options.out}")
     discovered = find(options.runs, named)
     comparison, every = make(discovered, options.metrics, options.group_by, options.where, options.sort)
+    kept = None if options.keep is None else _to_keep(comparison, options.runs)
     files = write(comparison, every, discovered, options.out)
-    if options.keep is not None:
-        write_archive(options.keep, _to_keep(comparison, options.runs))
+    if kept is not None:
+        write_archive(options.keep, kept)
         files.append(options.keep)
     _show(comparison, discovered, files)
 

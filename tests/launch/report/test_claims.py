@@ -365,7 +365,7 @@ def test_several_rates_without_selection_items_tell_nothing(runs: Path) -> None:
 
 def test_bad_input_is_refused_by_name(runs: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="no finished run in it"):
+    with pytest.raises(UserError, match="no finished run in it; unlearn -m experiment=claims makes some"):
         read([str(tmp_path / "empty")])
     with pytest.raises(UserError, match="nowhere: no such directory, archive or pattern"):
         read([str(tmp_path / "nowhere")])

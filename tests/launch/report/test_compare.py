@@ -517,19 +517,10 @@ def test_an_archive_compares_as_its_runs_and_takes_further_ones(tmp_path):
     write_run(tmp_path / "later/npo-2", seed=2, results={UTILITY: 0.75})
     write_run(tmp_path / "runs/rmu", method="rmu", results={UTILITY: 0.25})
     kept = tmp_path / "kept.json.gz"
-    main(
-        [
-            str(tmp_path / "runs"),
-            "--out",
-            str(tmp_path / "runs-out"),
-            "--where",
-            "method=npo",
-            "--keep",
-            str(kept),
-        ]
-    )
+    npo = [str(tmp_path / "runs"), "--where", "method=npo", "--out"]
+    main([*npo, str(tmp_path / "runs-out"), "--keep", str(kept)])
     main([str(kept), "--out", str(tmp_path / "kept-out")])
-    main([str(tmp_path / "runs"), "--out", str(tmp_path / "npo-out"), "--where", "method=npo"])
+    main([*npo, str(tmp_path / "npo-out")])
     md = {name: (tmp_path / name / "compare.md").read_text() for name in ("runs-out", "kept-out", "npo-out")}
     assert md["runs-out"] == md["kept-out"] == md["npo-out"]
     assert "| *target* | 1 | 0.9000 |" in md["kept-out"]
