@@ -1,6 +1,6 @@
 # Everything from a fresh clone: `make run` and `make test` set up what they need.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test test-fast test-portable parity check format bench bench-gpu docs site smollm2 clean
+.PHONY: help setup run test test-fast test-portable parity check format bench bench-gpu claims docs site smollm2 clean
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -13,6 +13,8 @@ PY = .venv/bin/python
 # tests/conftest.py puts the long ones first. Compiled modules are kept: tests start many processes.
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) \
 	$(PY) -m pytest -q -n $$(( ($(CORES) + $(THREADS) - 1) / $(THREADS) )) --dist loadfile --no-loadscope-reorder
+# How the runs of `make claims` are made: one for each core, with a thread each, in a folder of their own.
+CLAIMS ?= root=runs/claims tracker=disabled hardware.threads=1 hydra/launcher=joblib hydra.launcher.n_jobs=$(CORES)
 # What makes this processor round like others: kernels of torch, oneDNN and MKL for other sets of instructions.
 VARIANTS ?= ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=COMPATIBLE THREADS=2
 
@@ -63,6 +65,18 @@ bench: setup  ## speed and memory against a plain loop and against the floor; wh
 
 bench-gpu: setup  ## a check on one GPU in nine minutes: speed, memory, what happens where memory ends
 	$(PY) -m benches.gpu
+
+claims: setup  ## claims.md: what the papers say, tried on the embedded default
+	.venv/bin/unlearn -m experiment=claims $(CLAIMS)
+	.venv/bin/unlearn -m experiment=claims-satimp $(CLAIMS)
+	.venv/bin/unlearn -m experiment=claims-ngdiff $(CLAIMS)
+	.venv/bin/unlearn -m experiment=claims-geffect $(CLAIMS)
+	.venv/bin/unlearn -m experiment=claims method=flat-js,flat-pearson,flat-tv $(CLAIMS)
+	.venv/bin/unlearn -m experiment=claims method=nlul $(CLAIMS)
+	.venv/bin/unlearn -m experiment=claims method=grad_diff method.retain_weight=5 $(CLAIMS)
+	.venv/bin/unlearn -m experiment=claims-rmu $(CLAIMS)
+	.venv/bin/unlearn -m experiment=claims-grun $(CLAIMS)
+	.venv/bin/unlearn claims runs/claims --out claims.md --keep claims.json.gz
 
 docs: setup  ## write the generated pages of docs/ and the table of groups in README.md from presets and code
 	$(PY) -m launch.report.docs

@@ -162,6 +162,12 @@ def test_every_claim_names_what_there_is() -> None:
             assert not rest or rest[0] in MethodConfig.model_fields, name
 
 
+def test_make_claims_makes_the_runs_of_every_claim() -> None:
+    lines = re.findall(r"unlearn -m (.*) \$\(CLAIMS\)", (ROOT / "Makefile").read_text(encoding="utf-8"))
+    named = {run for claim in definitions.load().claims for run in claim.run.split(", ")}
+    assert {run for run in named if run.startswith("experiment=")} == set(lines)
+
+
 def test_an_arm_that_does_not_exist_is_refused() -> None:
     values = TWO_METHODS.model_dump()
     values["claims"][0]["comparisons"][0]["than"] = ["C"]
