@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
+from eval.collection.known_answers import Key, beginnings, with_prompt
 from eval.collection.live_model import Live
 from eval.collection.portions import (
     portion_key,
@@ -31,9 +32,10 @@ from eval.collection.records import (
     write_records,
 )
 from eval.collection.requests import Answer, Generation, GradientNorm, Likelihood, Request
-from unlearn.data.tokenization import DataError, Encoder, PromptFormat, TokenSequence
+from unlearn.data.tokenization import DataError, TokenSequence
 from unlearn.errors import shortened
 from unlearn.files import read_json, write_json
+from unlearn.passes.generate import takes_the_likeliest
 from unlearn.passes.gumbel_sampling import sampling
 
 # A pass is saved in portions of so many forwards or rounds per process; a killed process loses one portion.
@@ -53,7 +55,9 @@ def collect(live: Live, requests: Sequence[Request]) -> None:
     passes = _Passes(live)
     passes.answers([request for request in todo if isinstance(request, Likelihood)], passes.read)
     passes.answers([request for request in todo if isinstance(request, GradientNorm)], passes.norms)
-    passes.generations([request for request in todo if isinstance(request, Generation)])
+    generations = [request for request in todo if isinstance(request, Generation)]
+    known = live.world.on_main(lambda: _known(live, requests, generations))
+    passes.generations(generations, known)
     if live.world.main:
         shutil.rmtree(portions_folder(live.directory), ignore_errors=True)
 
@@ -154,7 +158,7 @@ class _Passes:
         problems: dict[int, str] = {}
         for raw in (False, True):
             numbers = [n for n, key in enumerate(keys) if key[0] is raw]
-            encoder = _encoder(self.live.encoder, raw)
+            encoder = with_prompt(self.live.encoder, raw)
             try:
                 encoded = encoder.pairs([keys[n][1:] for n in numbers])
             except DataError:  # encode one by one, to learn which of them fail
@@ -170,14 +174,18 @@ class _Passes:
 
     # -- generated answers -----------------------------------------------------------------------------
 
-    def generations(self, requests: Sequence[Generation]) -> None:
-        """Generate for requests of one kind together, each prompt once, and write their records."""
+    def generations(self, requests: Sequence[Generation], known: Mapping[Key, list[int]]) -> None:
+        """Generate for requests of one kind together, each prompt once, and write their records.
+
+        `known` has prompts with the beginning of their greedy answer.
+        """
         kinds: dict[_Kind, list[Generation]] = {}
         for request in requests:
             kinds.setdefault(_Kind.of(request), []).append(request)
         for kind, alike in kinds.items():
             unique = dict.fromkeys(key for request in alike for key in _keys(request))
-            texts, problems = self._generated(kind, list(unique), " ".join(request.name for request in alike))
+            label = " ".join(request.name for request in alike)
+            texts, problems = self._generated(kind, list(unique), label, known)
             for request in alike if self.live.world.main else ():
                 keys = _keys(request)
                 items = [item for item in request.items for _ in range(request.samples)]
@@ -191,21 +199,23 @@ class _Passes:
                 write_records(self.live.directory, request, self.live.encoder, records)
 
     def _generated(
-        self, kind: _Kind, keys: list[_Key], label: str
+        self, kind: _Kind, keys: list[_Key], label: str, known: Mapping[Key, list[int]]
     ) -> tuple[dict[_Key, str], dict[_Key, str]]:
         """Return the text of each key, and the problems of keys without one."""
         live = self.live
-        encoder = _encoder(live.encoder, kind.raw)
+        encoder = with_prompt(live.encoder, kind.raw)
         prompts = encoder.prompts([key.question for key in keys], [key.opening for key in keys])
         room = [
             kind.limit if live.context is None else min(kind.limit, live.context - len(p)) for p in prompts
         ]
+        begun = [self._begun(kind, key, p, known) for key, p in zip(keys, prompts, strict=True)]
         texts: dict[_Key, str] = {}
         for size in sorted({tokens for tokens in room if tokens > 0}, reverse=True):
             numbers = [n for n, tokens in enumerate(room) if tokens == size]
             generated = self._texts(
-                [prompts[n] for n in numbers], [keys[n] for n in numbers], size, kind, label
-            )
+                [prompts[n] for n in numbers], [begun[n] for n in numbers], [keys[n] for n in numbers],
+                size, kind, label,
+            )  # fmt: skip
             texts |= {keys[n]: text for n, text in zip(numbers, generated, strict=True)}
         problems = {
             key: f"the prompt alone has {len(p)} tokens and fills the model's context of {live.context}"
@@ -215,7 +225,13 @@ class _Passes:
         return texts, problems
 
     def _texts(
-        self, prompts: list[list[int]], keys: list[_Key], limit: int, kind: _Kind, label: str
+        self,
+        prompts: list[list[int]],
+        begun: list[list[int]],
+        keys: list[_Key],
+        limit: int,
+        kind: _Kind,
+        label: str,
     ) -> list[str]:
         live = self.live
         size = _ROUNDS * live.world.size * live.max_rows
@@ -233,7 +249,9 @@ class _Passes:
                 if kind.temperature:
                     noise = sampling([keys[n].noise for n in portion], kind.temperature)
                 counted = f"{name} {number}/{len(portions)}" if len(portions) > 1 else name
-                tokens = live.answers(part, max_new_tokens=limit, label=counted, perturb=noise)
+                tokens = live.answers(
+                    part, [begun[n] for n in portion], max_new_tokens=limit, label=counted, perturb=noise
+                )
                 decode = live.encoder.tokenizer.decode
                 generated = [str(decode(ids, skip_special_tokens=True)).strip() for ids in tokens]
                 if live.world.main:
@@ -241,6 +259,15 @@ class _Passes:
             for n, text in zip(portion, generated, strict=True):
                 texts[n] = text
         return texts
+
+    def _begun(self, kind: _Kind, key: _Key, prompt: list[int], known: Mapping[Key, list[int]]) -> list[int]:
+        """Return the known beginning of an answer; none if the context may be too short to use it.
+
+        A batch decodes as many tokens as its shortest answer needs: up to the limit, after what is known.
+        """
+        tokens = [] if key.opening or kind.temperature else known.get((kind.raw, key.question), [])
+        fits = self.live.context is None or len(tokens) + kind.limit <= self.live.context
+        return tokens[len(prompt) :] if fits and tokens[: len(prompt)] == prompt else []
 
     def _cut(self, truth: str | None, limit: int) -> str | None:
         if truth is None:
@@ -281,8 +308,11 @@ def _keys(request: Generation) -> list[_Key]:
     ]
 
 
-def _encoder(encoder: Encoder, raw: bool) -> Encoder:
-    return replace(encoder, format=PromptFormat("{question}", end=encoder.format.end)) if raw else encoder
+def _known(live: Live, requests: Sequence[Request], todo: Sequence[Generation]) -> dict[Key, list[int]]:
+    if not todo or not takes_the_likeliest(live.model):
+        return {}
+    scored = [request for request in requests if isinstance(request, Likelihood)]
+    return beginnings(live.directory, [*scored, *todo], live.encoder)
 
 
 def _answer_records(

@@ -107,12 +107,16 @@ class Live:
     def answers(
         self,
         prompts: Sequence[Sequence[int]],
+        begun: Sequence[Sequence[int]] = (),
         *,
         max_new_tokens: int,
         label: str = "generations",
         perturb: Perturb | None = None,
     ) -> list[list[int]]:
-        """Generate tokens for each prompt, until the first end token: greedily, unless `perturb` is set."""
+        """Generate tokens for each prompt, until the first end token: greedily, unless `perturb` is set.
+
+        begun: the first tokens of each answer, as far as they are known.
+        """
         with (
             evaluating(self.model),
             fast_linear_layers(self.model),
@@ -127,6 +131,7 @@ class Live:
                 max_rows=self.max_rows,
                 world=self.world,
                 device=self.device,
+                begun=begun,
                 advance=lambda n: advance(n * self.world.size),
                 perturb=perturb,
                 static_cache=self.static_cache,

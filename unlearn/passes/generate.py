@@ -2,12 +2,12 @@
 
 A batch decodes until its longest row ends. Therefore each round generates few tokens, drops the rows that
 have ended, and batches the others again for twice as many tokens. Recomputing the tokens so far costs one
-parallel forward.
+parallel forward. For the same reason a known beginning of an answer costs next to nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -20,6 +20,11 @@ from unlearn.passes.out_of_memory import Bins, in_portions
 from unlearn.passes.prompt_layout import laid_out, left_padded
 
 _FIRST_ROUND = 32
+_CHANGES = (
+    "bad_words_ids", "begin_suppress_tokens", "exponential_decay_length_penalty", "forced_bos_token_id",
+    "forced_eos_token_id", "guidance_scale", "min_new_tokens", "sequence_bias", "suppress_tokens",
+)  # fmt: skip
+"""Options of a model's generation config with which greedy decoding may not take the likeliest token."""
 
 Perturb = Callable[[Sequence[int], int, Tensor], Tensor]
 """Maps (prompt numbers [B], tokens so far, scores [B, V]) to the scores whose arg-max is the next token."""
@@ -35,52 +40,60 @@ def generate(
     max_rows: int,
     world: World,
     device: torch.device,
+    begun: Sequence[Sequence[int]] = (),
     advance: Callable[[int], None] = lambda _: None,
     perturb: Perturb | None = None,
     static_cache: bool = False,
 ) -> list[list[int]]:
     """Return the new tokens of each prompt before the first of `end_ids`, on every process. A collective.
 
+    `begun` has the first tokens of each answer, as far as they are known (not with `perturb`). A batch then
+    decodes as many tokens as its shortest answer needs, and the others are cut.
     `advance` is called with the number of prompts that this process has finished since its last call.
     `perturb` changes the scores; if it depends only on the prompt's number and the tokens so far, batching
     does not change the samples. `static_cache`: keys and values have buffers of fixed size, for which
     transformers can compile the model.
     """
     answers: list[list[int]] = [[] for _ in prompts]
-    pending = list(range(len(prompts)))
-    for tokens, last in _rounds(max_new_tokens):
-        if not pending:
-            break
-        rows = [[*prompts[i], *answers[i]] for i in pending]
+    pending: list[int] = []
+    for i, known in enumerate(begun or answers):
+        answers[i], ended = _until_end(known, end_ids)
+        if not ended and len(known) < max_new_tokens:
+            pending.append(i)
+    advance((len(prompts) - len(pending)) // world.size)
+    total = 0
+    while pending:
+        rows = [_Begun(i, prompts[i], answers[i]) for i in pending]
+        longest = max(max_new_tokens - len(row.answer) for row in rows)
+        tokens = min(max(total, _FIRST_ROUND), longest)
         this = _Round(
-            model, [(i, rows[j], len(prompts[i])) for j, i in enumerate(pending)], len(answers[pending[0]]),
-            _greedy(tokens, end_ids, pad_id, static_cache), last, world, device, advance, perturb,
+            model, rows, max_new_tokens, total, _greedy(tokens, end_ids, pad_id, static_cache),
+            world, device, advance, perturb,
         )  # fmt: skip
         mine = in_portions(
-            world, "generate_rows", max_rows, [len(row) for row in rows], this.tokens,
+            world, "generate_rows", max_rows, [len(row.tokens) for row in rows], this.generate,
             collective=world.collective_forward,
         )  # fmt: skip
-        ended = set()
-        for i, new_tokens, has_ended in world.gather(mine):
+        finished = set()
+        for i, new_tokens, has_finished in world.gather(mine):
             answers[i] += new_tokens
-            if has_ended:
-                ended.add(i)
-        pending = [i for i in pending if i not in ended]
-    return answers
+            if has_finished:
+                finished.add(i)
+        pending = [i for i in pending if i not in finished]
+        total += tokens
+    return [answer[:max_new_tokens] for answer in answers]
+
+
+def takes_the_likeliest(model: nn.Module) -> bool:
+    """Return whether greedy decoding takes the likeliest token, by the model's own generation config."""
+    own = getattr(model, "generation_config", None)
+    return all(getattr(own, option, None) is None for option in _CHANGES)
 
 
 def end_tokens(model: nn.Module, end_id: int) -> list[int]:
     """Return the tokens that end an answer: the encoder's and those of the model's generation config."""
     own: Any = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     return sorted({end_id, *([] if own is None else [own] if isinstance(own, int) else own)})
-
-
-def _rounds(max_new_tokens: int) -> Iterator[tuple[int, bool]]:
-    """Yield the number of tokens of each round, and whether it is the last."""
-    total, upto = 0, min(_FIRST_ROUND, max_new_tokens)
-    while total < max_new_tokens:
-        yield upto - total, upto == max_new_tokens
-        total, upto = upto, min(2 * upto, max_new_tokens)
 
 
 def _greedy(tokens: int, end_ids: Sequence[int], pad_id: int, static_cache: bool) -> GenerationConfig:
@@ -113,40 +126,58 @@ class _Noise(LogitsProcessor):
 
 
 @dataclass(frozen=True)
-class _Round:
-    """Some more tokens for each of `rows`: the prompt's number, its tokens so far, and the prompt's length.
+class _Begun:
+    """An answer to go on with: the prompt's number, its tokens, and those of the answer so far."""
 
-    `so_far`: tokens that each answer has.
+    number: int
+    prompt: Sequence[int]
+    answer: Sequence[int]
+
+    @property
+    def tokens(self) -> list[int]:
+        return [*self.prompt, *self.answer]
+
+
+@dataclass(frozen=True)
+class _Round:
+    """Some more tokens for each of `rows`; an answer ends with `limit` tokens.
+
+    `so_far`: tokens that this call has generated for each answer.
     """
 
     model: Any
-    rows: Sequence[tuple[int, Sequence[int], int]]
+    rows: Sequence[_Begun]
+    limit: int
     so_far: int
     config: GenerationConfig
-    last: bool
     world: World
     device: torch.device
     advance: Callable[[int], None]
     perturb: Perturb | None
 
-    def tokens(self, bins: Bins) -> list[tuple[int, list[int], bool]]:
-        """Return prompt, new tokens, and whether the answer has ended, of this process's rows."""
+    def generate(self, bins: Bins) -> list[tuple[int, list[int], bool]]:
+        """Return prompt, new tokens, and whether the answer is finished, of this process's rows."""
         mine: list[tuple[int, list[int], bool]] = []
         for part in self.world.mine(bins):
-            new = self._batch([self.rows[j] for j in part or [0]])
-            cuts = [_until_end(row, self.config.eos_token_id) for row in new[: len(part)]]
-            mine += [(self.rows[j][0], *cut) for j, cut in zip(part, cuts, strict=True)]
-            self.advance(sum(ended or self.last for _, ended in cuts))
+            rows = [self.rows[j] for j in part or [0]]
+            done = 0
+            for row, new in zip(rows if part else (), self._batch(rows), strict=False):
+                tokens, ended = _until_end(new, self.config.eos_token_id)
+                finished = ended or len(row.answer) + len(tokens) >= self.limit
+                mine.append((row.number, tokens, finished))
+                done += finished
+            self.advance(done)
         return mine
 
-    def _batch(self, rows: Sequence[tuple[int, Sequence[int], int]]) -> list[list[int]]:
-        numbers, given, starts = zip(*rows, strict=True)
-        width, pad_id = max(len(row) for row in given), self.config.pad_token_id
-        ids = torch.tensor([[pad_id] * (width - len(row)) + list(row) for row in given])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in given])
-        noise = [_Noise(self.perturb, numbers, self.so_far)] if self.perturb else []
+    def _batch(self, rows: Sequence[_Begun]) -> list[list[int]]:
+        given, pad_id = [row.tokens for row in rows], self.config.pad_token_id
+        width = max(len(tokens) for tokens in given)
+        ids = torch.tensor([[pad_id] * (width - len(tokens)) + tokens for tokens in given])
+        mask = torch.tensor([[0] * (width - len(tokens)) + [1] * len(tokens) for tokens in given])
+        noise = [_Noise(self.perturb, [row.number for row in rows], self.so_far)] if self.perturb else []
         # Edits inside the model act at the end of the prompt, which the answer so far may follow.
-        layout = left_padded(torch.tensor(starts), mask.sum(1), width, self.device)
+        starts = torch.tensor([len(row.prompt) for row in rows])
+        layout = left_padded(starts, mask.sum(1), width, self.device)
         with laid_out(layout):
             out = self.model.generate(
                 input_ids=ids.to(self.device),
