@@ -94,18 +94,29 @@ def record(model: nn.Module, batch: Batch, limit: int = 0) -> TokenRecord:
         space = torch.empty(2, block_rows(logits), logits.shape[-1], device=logits.device)
         for rows, wanted in blocks(logits, labels):
             part = slice(done, done := done + len(rows))
-            block, prob = space[:, : len(rows)]
+            block, relative = space[:, : len(rows)]
             block.copy_(rows)
-            top, likeliest = block.max(-1, keepdim=True)
-            total = torch.exp(block.sub_(top), out=prob).sum(-1, keepdim=True)
-            prob /= total
-            log_total = total.log()[:, 0]
-            correct[part] = likeliest[:, 0] == wanted
+            block.sub_(block.amax(-1, keepdim=True))
+            total = torch.exp(block, out=relative).sum(-1)
+            log_total = total.log()
+            correct[part] = _are_likeliest(block, wanted)
             logp[part] = block.gather(-1, wanted[:, None])[:, 0] - log_total
-            mean = torch.linalg.vecdot(prob, block)
+            mean = torch.linalg.vecdot(relative, block) / total
             means[part] = mean - log_total
-            variance[part] = torch.linalg.vecdot(prob, block.sub_(mean[:, None]).square_())
+            variance[part] = torch.linalg.vecdot(relative, block.sub_(mean[:, None]).square_()) / total
     return TokenRecord(logp, correct, means, variance, batch.lengths)
+
+
+def _are_likeliest(block: Tensor, labels: Tensor) -> Tensor:
+    """Return [n] whether each label is the arg-max of its row of scores [n, V], whose maximum is 0."""
+    if block.device.type != "cpu":
+        return block.argmax(-1) == labels
+    # On a CPU the arg-max takes as long as exp does: it is left to rows with several largest scores.
+    likeliest = block.gather(-1, labels[:, None])[:, 0] == 0
+    tied = (block == 0).sum(-1) > 1
+    if tied.any():
+        likeliest[tied] = block[tied].argmax(-1) == labels[tied]
+    return likeliest
 
 
 def _logits(model: nn.Module, batch: Batch, limit: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -144,23 +144,35 @@ def test_logits_exist_a_budget_at_a_time(
     assert max(made) == 4 * model.config.vocab_size
 
 
+class Fixed(torch.nn.Module):
+    """A model that gives every token these logits."""
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        self.head = torch.nn.Identity()
+        self.config = LlamaConfig(vocab_size=len(logits))
+        self.logits = logits
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.head
+
+    def forward(self, input_ids: Tensor, use_cache: bool) -> Any:
+        logits = self.head(self.logits.expand(*input_ids.shape, len(self.logits)))
+        return type("Output", (), {"logits": logits})()
+
+
+def test_of_equally_likely_tokens_the_first_is_the_arg_max() -> None:
+    found = record(
+        Fixed(torch.tensor([0.0, 2.0, 2.0])), collate([TokenSequence(np.array([0, 1, 2, 0]), 1, True)])
+    )
+    assert found.correct.tolist() == [True, False, False]
+
+
 def test_record_by_hand() -> None:
     # Two tokens of probability 3/4 and 1/4: the mean of log p is .75 ln .75 + .25 ln .25 = -0.5623351,
     # its variance .75 · .25 · (ln 3)² = 0.2263029.
-    class Fixed(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.head = torch.nn.Identity()
-            self.config = LlamaConfig(vocab_size=2)
-
-        def get_output_embeddings(self) -> torch.nn.Module:
-            return self.head
-
-        def forward(self, input_ids: Tensor, use_cache: bool) -> Any:
-            logits = self.head(torch.log(torch.tensor([[[0.75, 0.25]]])).expand(*input_ids.shape, 2))
-            return type("Output", (), {"logits": logits})()
-
-    found = record(Fixed(), collate([TokenSequence(np.array([0, 0, 1]), 1, True)]))
+    model = Fixed(torch.log(torch.tensor([0.75, 0.25])))
+    found = record(model, collate([TokenSequence(np.array([0, 0, 1]), 1, True)]))
     assert_close(found.logp, torch.tensor([-0.2876821, -1.3862944]))
     assert found.correct.tolist() == [True, False]
     assert_close(found.mean, torch.full((2,), -0.5623351))
