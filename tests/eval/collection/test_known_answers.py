@@ -74,7 +74,7 @@ def test_scored_answers_tell_what_is_generated(tmp_path):
         lengths.append(len(told) - len(tokens))
     assert max(lengths) == 1  # the end token, too
     assert min(lengths) < -2  # but of others only the beginning is known
-    texts = [code.tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in whole]
+    texts = [str(code.tokenizer.decode(tokens, skip_special_tokens=True)).strip() for tokens in whole]
     assert Records(tmp_path).generation("generation").text == texts
 
 
