@@ -76,6 +76,8 @@ claims: setup  ## claims.md: what the papers say, tried on the embedded default
 	.venv/bin/unlearn -m experiment=claims method=grad_diff method.retain_weight=5 $(CLAIMS)
 	.venv/bin/unlearn -m experiment=claims-rmu $(CLAIMS)
 	.venv/bin/unlearn -m experiment=claims-grun $(CLAIMS)
+	.venv/bin/unlearn -m experiment=claims method=npo,rmu,flat-js,flat-pearson method.lr=1e-4 $(CLAIMS)
+	.venv/bin/unlearn -m experiment=claims-grun method.lr=5e-2,1.6e-1 $(CLAIMS)
 	.venv/bin/unlearn claims runs/claims --out claims.md --keep claims.json.gz
 
 docs: setup  ## write the generated pages of docs/ and the table of groups in README.md from presets and code

@@ -74,14 +74,19 @@ class Candidates:
             return ""
         return f"the {'largest' if rate == known[-1] else 'smallest'} tried"
 
+    def at_rates_of(self, other: Candidates) -> Candidates:
+        """Return the settings whose learning rate the other arm was tried with, too."""
+        rates = {each.rate for each in other.settings}
+        return Candidates(self.name, [each for each in self.settings if each.rate in rates])
+
     def spread(self, key: str) -> dict[Any, float]:
         """Return the spread of a metric over the settings, by seed.
 
         Raises:
-            Missing: there is one setting alone.
+            Missing: there are fewer than two settings.
         """
-        if len(self.complete) < 2:
-            raise Missing("one setting alone, which has no spread")
+        if len(self.settings) < 2:
+            raise Missing("fewer than two settings of both, so no spread")
         seeds = set.intersection(*(set(each.runs) for each in self.complete))
         return {
             s: spread([each.runs[s].number(key) for each in self.complete]) for s in sorted(seeds, key=repr)

@@ -72,8 +72,16 @@ def _verdict(trials: Sequence[Trial], label: str) -> str:
         if trial.task is None and trial.claim.weights:
             return f"{trial.outcome.verdict} (by definition)"
         if trial.task is not None and trial.task.label == label:
-            return trial.outcome.verdict
+            return f"{trial.outcome.verdict}{_part(trial)}"
     return NO_RUNS
+
+
+def _part(trial: Trial) -> str:
+    """Say how many of several comparisons hold where the runs cannot tell."""
+    each = trial.outcome.differences
+    if trial.outcome.verdict != "cannot tell" or len(each) < 2:
+        return ""
+    return f" ({sum(one.known and one.low > one.least for one in each)} of {len(each)} hold)"
 
 
 def _claim(claim: Claim, trials: Sequence[Trial], figure: str | None) -> list[str]:

@@ -132,13 +132,16 @@ def _difference(
             return Difference(label, least=comparison.least, missing=missing[name])
     if unequal := _unequal([arms[name] for name in names]):
         return Difference(label, least=comparison.least, missing=unequal)
+    arm, rival = arms[comparison.of], arms[than] if isinstance(than, str) else None
+    if rival is not None and comparison.at == "spread":  # over the same learning rates
+        arm, rival = arm.at_rates_of(rival), rival.at_rates_of(arm)
     try:
-        own = _values(claim, arms[comparison.of], metric, comparison.at, chosen)
-        if isinstance(than, str):
-            at = comparison.than_at or comparison.at
-            other = _values(claim, arms[than], comparison.than_metric or metric, at, chosen)
-        else:
+        own = _values(claim, arm, metric, comparison.at, chosen)
+        if rival is None:
             other = dict.fromkeys(own, float(than))
+        else:
+            at = comparison.than_at or comparison.at
+            other = _values(claim, rival, comparison.than_metric or metric, at, chosen)
     except Missing as reason:
         return Difference(label, least=comparison.least, missing=str(reason))
     sign = -1.0 if (comparison.better or claim.better) == "lower" else 1.0
