@@ -97,9 +97,9 @@ def record(model: nn.Module, batch: Batch, limit: int = 0) -> TokenRecord:
             block, relative = space[:, : len(rows)]
             block.copy_(rows)
             block.sub_(block.amax(-1, keepdim=True))
+            correct[part] = _are_likeliest(block, wanted, relative)
             total = torch.exp(block, out=relative).sum(-1)
             log_total = total.log()
-            correct[part] = _are_likeliest(block, wanted)
             logp[part] = block.gather(-1, wanted[:, None])[:, 0] - log_total
             mean = torch.linalg.vecdot(relative, block) / total
             means[part] = mean - log_total
@@ -107,13 +107,16 @@ def record(model: nn.Module, batch: Batch, limit: int = 0) -> TokenRecord:
     return TokenRecord(logp, correct, means, variance, batch.lengths)
 
 
-def _are_likeliest(block: Tensor, labels: Tensor) -> Tensor:
-    """Return [n] whether each label is the arg-max of its row of scores [n, V], whose maximum is 0."""
+def _are_likeliest(block: Tensor, labels: Tensor, space: Tensor) -> Tensor:
+    """Return [n] whether each label is the arg-max of its row of scores [n, V], whose maximum is 0.
+
+    `space` [n, V] is overwritten.
+    """
     if block.device.type != "cpu":
         return block.argmax(-1) == labels
     # On a CPU the arg-max takes as long as exp does: it is left to rows with several largest scores.
     likeliest = block.gather(-1, labels[:, None])[:, 0] == 0
-    tied = (block == 0).sum(-1) > 1
+    tied = torch.eq(block, 0, out=space).sum(-1) > 1
     if tied.any():
         likeliest[tied] = block[tied].argmax(-1) == labels[tied]
     return likeliest
