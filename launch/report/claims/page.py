@@ -78,10 +78,15 @@ def _verdict(trials: Sequence[Trial], label: str) -> str:
 
 def _part(trial: Trial) -> str:
     """Say how many of several comparisons hold where the runs cannot tell."""
-    each = trial.outcome.differences
-    if trial.outcome.verdict != "cannot tell" or len(each) < 2:
+    every = trial.outcome.differences
+    known = [each for each in every if each.known]
+    if trial.outcome.verdict != "cannot tell" or len(every) < 2:
         return ""
-    return f" ({sum(one.known and one.low > one.least for one in each)} of {len(each)} hold)"
+    missing = f"{len(every) - len(known)} missing"
+    if not known:
+        return f" ({missing})"
+    holding = f"{sum(each.low > each.least for each in known)} of {len(known)} hold"
+    return f" ({holding})" if len(known) == len(every) else f" ({holding}, {missing})"
 
 
 def _claim(claim: Claim, trials: Sequence[Trial], figure: str | None) -> list[str]:

@@ -232,7 +232,7 @@ def test_the_page_from_runs_and_from_their_archive(runs: Path, tmp_path: Path, c
     assert "| SatImp against NPO | 0.1100 / 0.3200 | +0.210 (+0.185 to +0.235) | 0 | 3 |" in claim
     assert "**authors forget10 × nano: cannot tell** – SatImp against SimSat: no runs of SimSat" in claim
     assert "Settings: SatImp lr 1e-05 (the smallest tried); NPO lr 1e-05." in claim
-    assert "| cannot tell (1 of 8 hold) |" in first
+    assert "| cannot tell (1 of 1 hold, 7 missing) |" in first
     assert "| [lume](#lume) |" in first
     assert "cannot tell (no runs)" in first
     assert "| authors forget10 × nano | 9: 2 methods, 2 learning rates, 3 seeds | 5 |" in first
