@@ -93,7 +93,7 @@ def sure(mean: float, least: float = 0.0) -> Difference:
         ([sure(-0.04, -0.2)], "holds", "the interval is above -0.2"),
         ([sure(0.5), sure(-0.5)], "does not hold", "1 of 2 against it: -0.5"),
         ([sure(0.5, 1.0)], "does not hold", "1 of 1 against it"),
-        ([sure(0.5), sure(0.05)], "cannot tell", "1 of 2 intervals reach 0: +0.05"),
+        ([sure(0.5), sure(0.05)], "cannot tell", "1 of 2 intervals not above 0: +0.05"),
         ([sure(0.5), Difference("x", missing="no runs of B")], "cannot tell", "x: no runs of B"),
         # One that is against it is enough, whatever is missing.
         ([sure(-0.5), Difference("x", missing="no runs of B")], "does not hold", "1 of 2 against it"),
