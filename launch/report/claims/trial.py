@@ -108,7 +108,9 @@ def judged(differences: Sequence[Difference]) -> Outcome:
     if open_:
         named = "; ".join(f"{each.label} {written(each)}" for each in open_[:_SHOWN])
         more = f" and {len(open_) - _SHOWN} more" if len(open_) > _SHOWN else ""
-        reasons.append(f"{len(open_)} of {len(differences)} intervals not above {_bound(open_)}: {named}{more}")
+        reasons.append(
+            f"{len(open_)} of {len(differences)} intervals not above {_bound(open_)}: {named}{more}"
+        )
     reasons += list(dict.fromkeys(f"{each.label}: {each.missing}" for each in missing))[:_SHOWN]
     if len(missing) > _SHOWN:
         reasons.append(f"{len(missing) - _SHOWN} more are missing")
