@@ -122,10 +122,11 @@ def on_machine() -> str:
 def machine() -> dict[str, str]:
     """Return what decides about a kernel's speed: processor, instruction sets, torch's version, variables."""
     named = {"processor": processor(), "kernels": torch.backends.cpu.get_cpu_capability()}
+    other = ("_NUM_THREADS", "_CACHE_CAPACITY")
     variables = {
         key: value
         for key, value in sorted(os.environ.items())
-        if key.startswith(("ATEN_CPU", "ONEDNN_", "DNNL_", "MKL_")) and not key.endswith("_NUM_THREADS")
+        if key.startswith(("ATEN_CPU", "ONEDNN_", "DNNL_", "MKL_")) and not key.endswith(other)
     }
     return {**named, "torch": torch.__version__, **variables}
 
