@@ -13,8 +13,9 @@ PY = .venv/bin/python
 # tests/conftest.py puts the long ones first. Compiled modules are kept: tests start many processes.
 PYTEST = PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=$(THREADS) MKL_NUM_THREADS=$(THREADS) \
 	$(PY) -m pytest -q -n $$(( ($(CORES) + $(THREADS) - 1) / $(THREADS) )) --dist loadfile --no-loadscope-reorder
-# How the runs of `make claims` are made: one for each core, with a thread each, in a folder of their own.
-CLAIMS ?= root=runs/claims tracker=disabled hardware.threads=1 hydra/launcher=joblib hydra.launcher.n_jobs=$(CORES)
+# How the runs of `make claims` are made: one for each core, with a thread each.
+CLAIMS ?= tracker=disabled hardware.threads=1 hydra/launcher=joblib hydra.launcher.n_jobs=$(CORES)
+CLAIMS_RUN = .venv/bin/unlearn -m root=runs/claims $(CLAIMS)
 # What makes this processor round like others: kernels of torch, oneDNN and MKL for other sets of instructions.
 VARIANTS ?= ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_CBWR=COMPATIBLE THREADS=2
 
@@ -67,17 +68,17 @@ bench-gpu: setup  ## a check on one GPU in nine minutes: speed, memory, what hap
 	$(PY) -m benches.gpu
 
 claims: setup  ## claims.md: what the papers say, tried on the embedded default
-	.venv/bin/unlearn -m experiment=claims $(CLAIMS)
-	.venv/bin/unlearn -m experiment=claims-satimp $(CLAIMS)
-	.venv/bin/unlearn -m experiment=claims-ngdiff $(CLAIMS)
-	.venv/bin/unlearn -m experiment=claims-geffect $(CLAIMS)
-	.venv/bin/unlearn -m experiment=claims method=flat-js,flat-pearson,flat-tv $(CLAIMS)
-	.venv/bin/unlearn -m experiment=claims method=nlul $(CLAIMS)
-	.venv/bin/unlearn -m experiment=claims method=grad_diff method.retain_weight=5 $(CLAIMS)
-	.venv/bin/unlearn -m experiment=claims-rmu $(CLAIMS)
-	.venv/bin/unlearn -m experiment=claims-grun $(CLAIMS)
-	.venv/bin/unlearn -m experiment=claims method=npo,rmu,flat-js,flat-pearson method.lr=1e-4 $(CLAIMS)
-	.venv/bin/unlearn -m experiment=claims-grun method.lr=5e-2,1.6e-1 $(CLAIMS)
+	$(CLAIMS_RUN) experiment=claims
+	$(CLAIMS_RUN) experiment=claims-satimp
+	$(CLAIMS_RUN) experiment=claims-ngdiff
+	$(CLAIMS_RUN) experiment=claims-geffect
+	$(CLAIMS_RUN) experiment=claims method=flat-js,flat-pearson,flat-tv
+	$(CLAIMS_RUN) experiment=claims method=nlul
+	$(CLAIMS_RUN) experiment=claims method=grad_diff method.retain_weight=5
+	$(CLAIMS_RUN) experiment=claims-rmu
+	$(CLAIMS_RUN) experiment=claims-grun
+	$(CLAIMS_RUN) experiment=claims method=npo,rmu,flat-js,flat-pearson method.lr=1e-4
+	$(CLAIMS_RUN) experiment=claims-grun method.lr=5e-2,1.6e-1
 	.venv/bin/unlearn claims runs/claims --out claims.md --keep claims.json.gz
 
 docs: setup  ## write the generated pages of docs/ and the table of groups in README.md from presets and code

@@ -1,4 +1,4 @@
-"""Beginnings of greedy answers that scored answers already tell.
+"""Beginnings of greedy answers that are known from scored answers.
 
 Where each of the first k tokens of a scored answer is the likeliest one, they are what greedy decoding gives.
 A model that has memorised an answer need not generate it again. (As in decoding that verifies drafts, arXiv
@@ -18,8 +18,8 @@ from eval.collection.records import LikelihoodRecords, RecordsError, read_record
 from eval.collection.requests import Generation, Likelihood, Request
 from unlearn.data.tokenization import Encoder, PromptFormat
 
-Key = tuple[bool, str]
-"""Whether the question is the whole prompt, and the question."""
+Key = tuple[bool, str | None]
+"""Whether the question is the whole prompt, and the question; None: a plain text, which nothing asks for."""
 
 
 def beginnings(directory: Path, requests: Sequence[Request], encoder: Encoder) -> dict[Key, list[int]]:
@@ -37,7 +37,7 @@ def beginnings(directory: Path, requests: Sequence[Request], encoder: Encoder) -
     for request in requests:
         if not isinstance(request, Likelihood):
             continue
-        keys = [(request.raw, item.question or "") for item in request.items]
+        keys = [(request.raw, item.question) for item in request.items]
         if asked.isdisjoint(keys):
             continue
         records = read_records(directory, request.name)

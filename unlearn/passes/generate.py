@@ -160,14 +160,15 @@ class _Round:
         mine: list[tuple[int, list[int], bool]] = []
         for part in self.world.mine(bins):
             rows = [self.rows[j] for j in part or [0]]
-            done = 0
-            for row, new in zip(rows if part else (), self._batch(rows), strict=False):
-                tokens, ended = _until_end(new, self.config.eos_token_id)
-                finished = ended or len(row.answer) + len(tokens) >= self.limit
-                mine.append((row.number, tokens, finished))
-                done += finished
-            self.advance(done)
+            new = self._batch(rows)  # a collective, also without a part of its own
+            cut = [self._cut(*pair) for pair in zip(rows[: len(part)], new[: len(part)], strict=True)]
+            mine += cut
+            self.advance(sum(finished for _, _, finished in cut))
         return mine
+
+    def _cut(self, row: _Begun, new: Sequence[int]) -> tuple[int, list[int], bool]:
+        tokens, ended = _until_end(new, self.config.eos_token_id)
+        return row.number, tokens, ended or len(row.answer) + len(tokens) >= self.limit
 
     def _batch(self, rows: Sequence[_Begun]) -> list[list[int]]:
         given, pad_id = [row.tokens for row in rows], self.config.pad_token_id

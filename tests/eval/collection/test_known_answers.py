@@ -1,4 +1,4 @@
-"""Answers that scored answers tell are not generated again, and are those that would be generated."""
+"""What is known of an answer from scored ones is not generated again, and is what would be generated."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from eval.collection.collect import collect
 from eval.collection.known_answers import beginnings, leading
 from eval.collection.live_model import Live
 from eval.collection.ragged import Ragged
-from eval.collection.records import Records
+from eval.collection.records import LikelihoodRecords, Records, write_records
 from eval.collection.requests import Answer, Generation, Likelihood, Prompt
 from tests.eval.eval_fixtures import encoder, examples, model
 from unlearn.data.batching import collate
@@ -58,7 +58,7 @@ def memorised(code, steps=100):
     return net
 
 
-def test_scored_answers_tell_what_is_generated(tmp_path):
+def test_scored_answers_give_the_beginnings_of_greedy_ones(tmp_path):
     code = encoder()
     net = memorised(code)
     whole, _ = greedy(net, code, tmp_path)
@@ -69,9 +69,9 @@ def test_scored_answers_tell_what_is_generated(tmp_path):
     for question, prompt, tokens in zip(QUESTIONS, code.prompts(QUESTIONS), whole, strict=True):
         beginning = known.get((False, question), prompt)
         assert beginning[: len(prompt)] == prompt
-        told = beginning[len(prompt) :]
-        assert told == [*tokens, code.end_id][: len(told)]
-        lengths.append(len(told) - len(tokens))
+        known_tokens = beginning[len(prompt) :]
+        assert known_tokens == [*tokens, code.end_id][: len(known_tokens)]
+        lengths.append(len(known_tokens) - len(tokens))
     assert max(lengths) == 1  # the end token, too
     assert min(lengths) < -2  # but of others only the beginning is known
     texts = [str(code.tokenizer.decode(tokens, skip_special_tokens=True)).strip() for tokens in whole]
@@ -90,6 +90,14 @@ def test_only_greedy_answers_to_the_same_prompt_are_known(tmp_path):
         Generation("g", (Prompt("a", "Another?"),), 5),
     ):
         assert beginnings(tmp_path, [scored, other], code) == {}
+
+
+def test_a_plain_text_is_no_answer_to_an_empty_question(tmp_path):
+    code, text = encoder(), Likelihood("text", (Answer("a", 0, None, "Ada was born in Oslo."),))
+    ones = Ragged.of([[1.0, 1.0]])
+    likely = LikelihoodRecords(["a"], np.array([0]), [None], ones, ones, ones, ones, np.array([True]))
+    write_records(tmp_path, text, code, likely)
+    assert beginnings(tmp_path, [text, Generation("g", (Prompt("a", ""),), 5)], code) == {}
 
 
 def test_a_model_that_suppresses_tokens_generates_every_answer():

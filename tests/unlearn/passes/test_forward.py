@@ -162,21 +162,23 @@ class Fixed(torch.nn.Module):
 
 
 def test_of_equally_likely_tokens_the_first_is_the_arg_max() -> None:
-    found = record(
+    statistics = record(
         Fixed(torch.tensor([0.0, 2.0, 2.0])), collate([TokenSequence(np.array([0, 1, 2, 0]), 1, True)])
     )
-    assert found.correct.tolist() == [True, False, False]
+    assert statistics.correct.tolist() == [True, False, False]
 
 
 def test_record_by_hand() -> None:
     # Two tokens of probability 3/4 and 1/4: the mean of log p is .75 ln .75 + .25 ln .25 = -0.5623351,
     # its variance .75 · .25 · (ln 3)² = 0.2263029.
     model = Fixed(torch.log(torch.tensor([0.75, 0.25])))
-    found = record(model, collate([TokenSequence(np.array([0, 0, 1]), 1, True)]))
-    assert_close(found.logp, torch.tensor([-0.2876821, -1.3862944]))
-    assert found.correct.tolist() == [True, False]
-    assert_close(found.mean, torch.full((2,), -0.5623351))
-    assert_close(found.variance, torch.full((2,), 0.2263029), scale=0.5623351**2)  # a difference of squares
+    statistics = record(model, collate([TokenSequence(np.array([0, 0, 1]), 1, True)]))
+    assert_close(statistics.logp, torch.tensor([-0.2876821, -1.3862944]))
+    assert statistics.correct.tolist() == [True, False]
+    assert_close(statistics.mean, torch.full((2,), -0.5623351))
+    assert_close(
+        statistics.variance, torch.full((2,), 0.2263029), scale=0.5623351**2
+    )  # a difference of squares
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
