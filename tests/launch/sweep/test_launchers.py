@@ -34,7 +34,7 @@ AWKWARD = """a b;$(touch x)&|"q',é=%d`touch y`#.jsonl"""
 
 
 def records(cwd: Path) -> list[dict[str, Any]]:
-    """The records of the jobs so far; a command that begins removes one that was cut off, perhaps just now."""
+    """The records of the jobs so far; a command that begins may be removing one that was cut off."""
     made = []
     for file in sorted(cwd.glob("runs/sweeps/*/[0-9].json")):
         with suppress(FileNotFoundError):
