@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -16,17 +14,23 @@ from eval.metric_catalog import info
 from launch.report.compare.runs import TASK
 from launch.report.discover import LeftOut, paths_of, run_directories
 from launch.report.geffect.run_effects import effects
+from launch.report.packed import (
+    ENDING,
+    is_archive,
+    read_packed,
+    rounded,
+    tuples,
+    without_folders,
+    write_packed,
+)
 from launch.report.run_files import Results
 from launch.report.run_groups import RunSettings, Unusable, configuration, method_name
 from launch.report.settings import flat, settings_of
 from unlearn.errors import UserError
-from unlearn.files import BrokenFile, replacing
+from unlearn.files import BrokenFile
 from unlearn.run_dir import RunDir
 
-ENDING = ".json.gz"
-_FORMAT = 1
-_DIGITS = 6
-"""Significant digits that are kept. The page is made with them, so that runs and archive give the same."""
+_CONTENT = "runs"
 _TIMES = "run/seconds"
 _DATA_SEED = "dataset.options.seed"
 """A seed too: runs on data that were drawn anew are averaged over."""
@@ -72,7 +76,7 @@ def read(arguments: Sequence[str]) -> tuple[list[KeptRun], list[LeftOut]]:
         if not paths:
             raise UserError(f"{argument}: no such directory, archive or pattern")
         for path in paths:
-            if path.is_file() and path.name.endswith(ENDING):
+            if is_archive(path):
                 runs += read_archive(path)
             elif path.is_dir():
                 _read_directory(path, runs, left_out)
@@ -116,18 +120,13 @@ def read_run(path: Path) -> KeptRun:
     return KeptRun(
         path.name,
         method_name(config) or path.name,
-        {key: _without_folder(value) for key, value in settings.items()},
+        without_folders(settings),
         seed if drawn in (None, seed) else f"{seed}, data {drawn}",
         role=_ROLES.get(role, role),
         results=_rounded(results),
         processor=str(named.get("processor") or named.get("machine") or ""),
         fingerprint=str(config.get("fingerprint", "")),
     )
-
-
-def _without_folder(value: Any) -> Any:
-    """Return the last part of a local path: an archive names no folders of a machine."""
-    return Path(value).name if isinstance(value, str) and value.startswith(("/", "~", ".")) else value
 
 
 def _margin(results: Mapping[str, float | None]) -> Results:
@@ -138,10 +137,7 @@ def _margin(results: Mapping[str, float | None]) -> Results:
 
 def _rounded(results: Mapping[str, float | None]) -> Results:
     kept = {key: value for key, value in results.items() if not info(key).is_detail}
-    return {
-        key: None if value is None or not math.isfinite(value) else float(f"{value:.{_DIGITS}g}")
-        for key, value in sorted(kept.items())
-    }
+    return {key: rounded(value) for key, value in sorted(kept.items())}
 
 
 def merged(runs: Iterable[KeptRun]) -> list[KeptRun]:
@@ -169,26 +165,13 @@ def merged(runs: Iterable[KeptRun]) -> list[KeptRun]:
 # -- the archive -------------------------------------------------------------------------------------------
 
 
-def check_name(path: Path | None) -> None:
-    """Refuse a name for an archive to write that would not be known as one.
-
-    Raises:
-        UserError: it does not end in ENDING.
-    """
-    if path is not None and not path.name.endswith(ENDING):
-        raise UserError(f"--keep {path}: name a file that ends in {ENDING}")
-
-
 def write_archive(path: Path, runs: Sequence[KeptRun]) -> None:
     """Write the runs, whole or not at all; the same runs give the same bytes."""
     rows = [
         {key: value for key, value in asdict(run).items() if key not in ("path", "sections")}
         for run in sorted(runs, key=lambda run: (run.role, run.name))
     ]
-    text = json.dumps({"format": _FORMAT, "runs": rows}, ensure_ascii=False, separators=(",", ":"))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_bytes(gzip.compress(text.encode(), mtime=0))
+    write_packed(path, _CONTENT, rows)
 
 
 def read_archive(path: Path) -> list[KeptRun]:
@@ -197,26 +180,4 @@ def read_archive(path: Path) -> list[KeptRun]:
     Raises:
         UserError: it is none of this program's, or of a later format.
     """
-    try:
-        stored = json.loads(gzip.decompress(path.read_bytes()))
-        rows, version = stored["runs"], stored["format"]
-        if version != _FORMAT:
-            raise UserError(
-                f"{path}: format {version}, this program reads {_FORMAT}; make it again with --keep"
-            )
-        return [KeptRun(**{**row, "settings": _tuples(row["settings"])}) for row in rows]
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"{path}: no archive of runs ({error}); --keep of unlearn compare or claims writes one"
-        ) from error
-
-
-def _tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as a configuration has them: JSON's lists as tuples."""
-    return {key: _tuple(value) for key, value in settings.items()}
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(map(_tuple, value)) if isinstance(value, list) else value
+    return read_packed(path, _CONTENT, lambda row: KeptRun(**{**row, "settings": tuples(row["settings"])}))

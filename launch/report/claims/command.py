@@ -13,8 +13,9 @@ from launch.report.claims.figures import figure
 from launch.report.claims.page import page
 from launch.report.claims.published import section
 from launch.report.claims.verdicts import Trial, tasks, tried
-from launch.report.kept import ENDING, check_name, read, write_archive
+from launch.report.kept import read, write_archive
 from launch.report.output import show_files, write_files
+from launch.report.packed import ENDING, check_name
 from unlearn.arguments import Parser, path_argument
 from unlearn.errors import UserError
 from unlearn.files import check_writable

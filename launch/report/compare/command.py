@@ -15,8 +15,9 @@ from launch.report.compare.rows import Comparison, compared
 from launch.report.compare.runs import RunRole, measured
 from launch.report.compare.selection import chosen_keys, chosen_metrics, narrowed, ordered
 from launch.report.discover import left_out_lines
-from launch.report.kept import ENDING, KeptRun, check_name, read, write_archive
+from launch.report.kept import KeptRun, read, write_archive
 from launch.report.output import show_files, write_files
+from launch.report.packed import ENDING, check_name
 from launch.report.results_table import LEGEND
 from unlearn.arguments import Parser, path_argument
 from unlearn.files import check_writable

@@ -12,6 +12,7 @@ from launch.report.compare.runs import ANCHORS, ComparedRun, RunRole, kind_of, r
 from launch.report.compare.wandb_exports import ENDINGS, read_export
 from launch.report.compare.wandb_offline import read_offline
 from launch.report.discover import LeftOut, paths_of, run_directories
+from launch.report.packed import ENDING
 from launch.report.run_groups import Unusable, first_of_equals
 from unlearn.errors import UserError, did_you_mean, listed
 from unlearn.run_dir import RunDir
@@ -81,11 +82,11 @@ def _sources(arguments: Sequence[str]) -> list[Path]:
         if not paths:
             raise UserError(f"{argument}: no such directory, file or pattern")
         for path in paths:
-            if path.is_file() and not path.name.endswith((*ENDINGS, kept.ENDING)):
+            if path.is_file() and not path.name.endswith((*ENDINGS, ENDING)):
                 if len(paths) > 1:  # a pattern also matches other files
                     continue
                 raise UserError(
-                    f"{path} is no run directory; of files, archives {kept.ENDING} and exports "
+                    f"{path} is no run directory; of files, archives {ENDING} and exports "
                     f"{', '.join(ENDINGS)} are read"
                 )
             inside = [path] if path.is_file() else list(run_directories(path))
@@ -95,7 +96,7 @@ def _sources(arguments: Sequence[str]) -> list[Path]:
 
 def _read(source: Path) -> Iterator[ComparedRun | tuple[str, str]]:
     """The runs of a directory, an archive or an export, or name and reason of what cannot be compared."""
-    if source.name.endswith(kept.ENDING):
+    if source.name.endswith(ENDING):
         yield from _read_archive(source)
         return
     if source.is_file():

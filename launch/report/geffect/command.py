@@ -8,9 +8,11 @@ from pathlib import Path
 
 from launch.report import markdown
 from launch.report.discover import left_out_lines
-from launch.report.geffect.study import Compared, StudyRun, compared, find_runs, long_rows, summary
+from launch.report.geffect.study import Compared, compared, long_rows, summary
 from launch.report.geffect.study_charts import SPREAD, study_charts, styles
+from launch.report.geffect.study_runs import StudyRun, find_runs, write_archive
 from launch.report.output import csv_text, write_files
+from launch.report.packed import ENDING, check_name
 from launch.report.render import render
 from unlearn.arguments import Parser, path_argument
 from unlearn.errors import UserError
@@ -29,31 +31,40 @@ _NOTE = (
 _DESCRIPTION = """\
 Compare runs that were made with probe=geffect: effects over the steps by method and by group of layers, by
 setting, implicit weights. Runs that differ in the seed alone are averaged."""
+_EXAMPLES = (
+    "runs --out study",
+    "'runs/npo-*' 'runs/wga-*' --out study",
+    "runs --out study --keep study.json.gz",
+)
 
 
 @tool
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run `unlearn geffect`."""
     options = parser().parse_args(arguments)
+    check_name(options.keep)
     check_writable(options.out, f"--out {options.out}")
     runs, left_out = find_runs(options.runs)
     try:
         files = write_study(runs, options.out)
     except ValueError as error:
         raise UserError(str(error)) from error
+    if options.keep is not None:
+        write_archive(options.keep, runs)
+        files.append(options.keep)
     sys.stderr.write("".join(f"{line}\n" for line in left_out_lines(left_out)))
     sys.stdout.write("".join(f"{file}\n" for file in files))
 
 
 def parser() -> Parser:
     """Return the parser of the arguments."""
-    made = Parser("geffect", ("runs --out study", "'runs/npo-*' 'runs/wga-*' --out study"), _DESCRIPTION)
+    made = Parser("geffect", _EXAMPLES, _DESCRIPTION)
     made.add_argument(
         "runs",
         nargs="+",
         metavar="RUNS",
-        help="run directories, folders that contain some, or patterns such as 'runs/npo-*'; "
-        "runs that were not probed are left out",
+        help="run directories, folders that contain some, patterns such as 'runs/npo-*', or archives "
+        f"({ENDING}); runs that were not probed are left out",
     )
     made.add_argument(
         "--out",
@@ -61,6 +72,13 @@ def parser() -> Parser:
         required=True,
         metavar="DIR",
         help="where geffect.html, geffect.md and geffect.csv go; made if missing",
+    )
+    made.add_argument(
+        "--keep",
+        type=path_argument,
+        metavar="FILE",
+        help="also keep what the table is made from, without examples and tokens; the name ends in "
+        f"{ENDING}. The file is read as RUNS, so that further runs can be added to it",
     )
     return made
 

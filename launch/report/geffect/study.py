@@ -1,81 +1,22 @@
-"""Compare runs by their G-effect: read them, average over seeds, tabulate."""
+"""Compare runs by their G-effect: average over seeds, tabulate."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from launch.report.discover import LeftOut, paths_of, run_directories
-from launch.report.geffect import summaries
-from launch.report.geffect.files import PREFIX, effect_rows, tables
-from launch.report.geffect.token_charts import MAX_STEPS, pairs, rank_correlation
+from launch.report.geffect.files import PREFIX
+from launch.report.geffect.study_runs import WEIGHT_HARM, StudyRun
+from launch.report.geffect.token_charts import pairs
 from launch.report.labels import label
-from launch.report.run_groups import (
-    RunSettings,
-    Unusable,
-    configuration,
-    differing,
-    first_of_equals,
-    grouped,
-    method_name,
-    sections_of,
-)
-from launch.report.settings import flat, settings_of, shortest
+from launch.report.run_groups import differing, grouped
+from launch.report.settings import shortest
 from launch.report.statistics import Interval, interval
-from launch.report.traces import Row, number
+from launch.report.traces import number
 from unlearn.config import SLOTS
-from unlearn.errors import UserError
-from unlearn.run_dir import RunDir
-
-_PROBE_SETTINGS = ("probe.examples", "probe.mode", "probe.boundaries")
-
-
-@dataclass(frozen=True)
-class StudyRun(RunSettings):
-    """A run with the rows of its history that were probed."""
-
-    rows: Sequence[Row]
-
-    def mean(self, key: str) -> float | None:
-        """Return the mean over the probed steps."""
-        known = summaries.finite(self.rows, key)
-        return float(np.mean(known)) if known else None
-
-    def largest(self, key: str) -> float | None:
-        """Return the largest absolute value over the probed steps."""
-        return summaries.largest(self.rows, key)
-
-    def negative(self, key: str) -> float | None:
-        """Return the share of the probed steps at which the value is below zero."""
-        return summaries.negative(self.rows, key)
-
-    def shallow(self, key: str) -> float | None:
-        """Return the share of the shallow layers in the absolute effects of all groups of layers."""
-        return summaries.shares(self.rows, key).get("shallow")
-
-    def weight_correlation(self, column: str) -> float | None:
-        """Return the rank correlation of the forget tokens' implicit weight with a column of their table.
-
-        The mean over the probed steps, at most `MAX_STEPS` of them, at which the weights differ.
-        """
-        values = (rank_correlation(table, column) for table in self.tokens.values())
-        known = [value for value in values if value is not None]
-        return float(np.mean(known)) if known else None
-
-    def last(self, key: str) -> float | None:
-        """Return the value at the last step that has one."""
-        return next((v for row in reversed(self.rows) if (v := number(row.get(key))) is not None), None)
-
-    @cached_property
-    def tokens(self) -> Mapping[int, Any]:
-        """The tables of tokens by step."""
-        assert self.path is not None
-        return tables(self.path, "tokens", limit=MAX_STEPS, columns=("set", "logp", "weight", "retain"))
 
 
 @dataclass(frozen=True)
@@ -110,68 +51,6 @@ class Compared:
         parts = [pairs(table) for run in self.runs for table in run.tokens.values()]
         empty = (np.empty(0), np.empty(0))
         return tuple(np.concatenate(column) for column in zip(empty, *parts, strict=True))  # type: ignore[return-value]
-
-
-def find_runs(arguments: Sequence[str]) -> tuple[list[StudyRun], list[LeftOut]]:
-    """Return the probed runs under these directories and patterns, and what is left out and why.
-
-    Raises:
-        UserError: nothing is there, or none of the runs was probed.
-    """
-    folders: dict[Path, None] = {}
-    for argument in arguments:
-        paths = [path for path in paths_of(argument) if path.is_dir()]
-        inside = [run for path in paths for run in run_directories(path) if any(run.iterdir())]
-        if not inside:
-            what = "no run in it" if paths else "no such directory or pattern"
-            raise UserError(f"{argument}: {what} (a run directory has a history.jsonl)")
-        folders |= dict.fromkeys(path.resolve() for path in inside)
-    runs = []
-    left_out = []
-    for folder in folders:
-        try:
-            runs.append(read_run(folder))
-        except Unusable as reason:
-            left_out.append(LeftOut(folder.name, str(reason)))
-    first = first_of_equals(runs, [""] * len(runs))
-    distinct = []
-    for run, earlier in zip(runs, first, strict=True):
-        if earlier is run:
-            distinct.append(run)
-        else:
-            left_out.append(LeftOut(run.name, f"the same configuration and seed as {earlier.name}"))
-    if not distinct:
-        raise UserError(
-            f"no G-effect in {', '.join(arguments)}: its history.jsonl has no geffect/… keys. "
-            "Make the runs with probe=geffect."
-        )
-    return distinct, left_out
-
-
-def read_run(path: Path) -> StudyRun:
-    """Read a run directory.
-
-    Raises:
-        Unusable: no step was probed, or a file cannot be read.
-    """
-    try:
-        rows = effect_rows(RunDir(path).history_by_step())
-    except ValueError as error:
-        raise Unusable(f"{RunDir(path).history.name} cannot be read: {error}") from error
-    if not rows:
-        raise Unusable("no G-effect in it")
-    config = configuration(path)
-    if method_name(config) == "none":  # saved models were probed under the objective of another method
-        probed = (config.get("probe") or {}).get("method")
-        if probed:
-            method = probed if isinstance(probed, Mapping) else {"name": probed, "objective": probed}
-            config = {**config, "method": method}
-    every = flat(config)
-    settings = settings_of(every) | {k: every[k] for k in _PROBE_SETTINGS if every.get(k) is not None}
-    name = method_name(config) or path.name
-    return StudyRun(
-        path.name, name, settings, config.get("seed"), rows, path=path, sections=sections_of(config)
-    )
 
 
 def compared(runs: Sequence[StudyRun]) -> list[Compared]:
@@ -215,7 +94,7 @@ _COLUMNS: tuple[tuple[str, str, Callable[[StudyRun, str], float | None]], ...] =
     ("unlearning cosine", "geffect/unlearn_cosine", StudyRun.mean),
     ("retaining cosine", "geffect/retain_cosine", StudyRun.mean),
     ("conflict", "geffect/conflict", StudyRun.mean),
-    ("weight–harm correlation", "retain", StudyRun.weight_correlation),
+    ("weight–harm correlation", WEIGHT_HARM, StudyRun.weight_correlation),
     ("forget risk, last", "geffect/risk_forget", StudyRun.last),
     ("retain risk, last", "geffect/risk_retain", StudyRun.last),
     ("explained", "geffect/check/explained", StudyRun.mean),

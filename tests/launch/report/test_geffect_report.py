@@ -23,8 +23,9 @@ from launch.report.geffect.command import main, write_study
 from launch.report.geffect.example_charts import MAX_PAIRS, check_charts, grid_charts
 from launch.report.geffect.files import MAX_ROWS, effect_rows, probed_steps, tables, thinned, tracked
 from launch.report.geffect.sections import MAX_EXAMPLES, checks, hurt, strongest_examples
-from launch.report.geffect.study import compared, find_runs, read_run, summary
+from launch.report.geffect.study import compared, summary
 from launch.report.geffect.study_charts import study_charts, styles
+from launch.report.geffect.study_runs import find_runs, read_run
 from launch.report.geffect.token_charts import (
     MAX_POINTS,
     distribution,
@@ -34,6 +35,7 @@ from launch.report.geffect.token_charts import (
     token_charts,
 )
 from launch.report.geffect.training_charts import conflict, layer_maps, over_training
+from launch.report.packed import write_packed
 from launch.report.page import write_report
 from launch.report.settings import shortest
 from launch.report.statistics import Interval, interval
@@ -561,13 +563,43 @@ def test_a_comparison_is_a_page_a_table_and_numbers(study, tmp_path, capsys):
     assert len(rows) == 10 * 5
     one = next(row for row in rows if row["run"] == "npo-0.5-1" and row["step"] == "20")
     logged = next(row for row in RunDir(study / "npo-0.5-1").history_by_step() if row["step"] == 20)
-    assert float(one["geffect/unlearn"]) == logged["geffect/unlearn"]
+    assert float(one["geffect/unlearn"]) == pytest.approx(logged["geffect/unlearn"], rel=1e-5)
     assert (one["method"], one["seed"]) == ("npo beta=0.5", "1")
+
+
+def test_an_archive_gives_the_same_and_grows(study, tmp_path):
+    """Two of three seeds kept, the third added from its folder: the table and charts by step of all three."""
+    kept = tmp_path / "study.json.gz"
+    main([str(study / "*-[01]"), "--out", str(tmp_path / "two"), "--keep", str(kept)])
+    main([str(kept), str(study), "--out", str(tmp_path / "all"), "--keep", str(kept)])
+    main([str(kept), "--out", str(tmp_path / "kept")])
+    main([str(study), "--out", str(tmp_path / "folders")])
+    written = {name: (tmp_path / name / "geffect.md").read_text() for name in ("all", "kept", "folders")}
+    assert written["all"] == written["kept"] == written["folders"]
+    assert len(find_runs([str(kept)])[0]) == 10
+    drawn_by_step = study_charts(compared(find_runs([str(kept)])[0]))
+    assert [figure.title for figure in drawn_by_step["effects"]] == [
+        figure.title for figure in study_charts(compared(find_runs([str(study)])[0]))["effects"]
+    ]
+    assert drawn_by_step["weights"] == []  # an archive keeps no tokens
+
+
+def test_an_archive_of_something_else_is_refused(study, tmp_path, capsys):
+    results = tmp_path / "results.json.gz"
+    write_packed(results, "runs", [])
+    assert main([str(results), "--out", str(tmp_path / "out")]) == 2
+    assert "no archive of measurements ('measurements'); --keep of unlearn geffect" in capsys.readouterr().err
+    assert main([str(study), "--out", str(tmp_path / "out"), "--keep", "study.json"]) == 2
+    assert "study.json: name a file that ends in .json.gz" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("given", "says"),
-    [("absent-*", "absent-*: no such directory or pattern"), ("", "no run in it"), ("plain", "=geffect")],
+    [
+        ("absent-*", "absent-*: no such directory, archive or pattern"),
+        ("", "no run in it"),
+        ("plain", "=geffect"),
+    ],
 )
 def test_what_is_missing_is_reported(study, tmp_path, capsys, given, says):
     target = study / given if given else tmp_path
