@@ -13,6 +13,7 @@ import numpy as np
 from eval.metric_catalog import info
 from launch.report.compare.runs import TASK
 from launch.report.discover import LeftOut, paths_of, run_directories
+from launch.report.geffect.files import layers_of_groups
 from launch.report.geffect.run_effects import effects
 from launch.report.packed import (
     ENDING,
@@ -108,9 +109,10 @@ def read_run(path: Path) -> KeptRun:
     if not rundir.results.is_file():
         raise Unusable(f"not complete, no {rundir.results.name}; the same command again continues it")
     try:
-        results: Results = {**rundir.read_results(), **effects(rundir.history_by_step())}
+        watched = effects(rundir.history_by_step(), layers_of_groups(path))
+        results: Results = {**rundir.read_results(), **watched}
         results |= _margin(results)
-    except (BrokenFile, OSError) as error:
+    except (BrokenFile, OSError, ValueError) as error:
         raise Unusable(str(error)) from error
     settings = settings_of(flat(config))
     seed, drawn = config.get("seed"), settings.pop(_DATA_SEED, None)

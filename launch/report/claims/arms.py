@@ -65,14 +65,20 @@ class Candidates:
         order = scores if (better == "lower") == (at == "best") else -scores
         return settings[int(np.nanargmin(order))]
 
-    def edge(self, label: str) -> str:
-        """Return "the largest tried", or smallest, where the rate of a setting is an end of the grid."""
+    def place(self, label: str) -> str:
+        """Return among how many settings one was chosen, and whether its rate is an end of those tried."""
+        if len(self.complete) == 1:
+            return "the only one"
         rates = {each.label: each.rate for each in self.complete}
         known = sorted({rate for rate in rates.values() if rate is not None})
-        rate = rates.get(label)
+        of, rate = f"of {len(self.complete)}", rates.get(label)
         if rate is None or len(known) < 2 or rate not in (known[0], known[-1]):
-            return ""
-        return f"the {'largest' if rate == known[-1] else 'smallest'} tried"
+            return of
+        return f"{of}, the {'largest' if rate == known[-1] else 'smallest'} rate"
+
+    def named(self, label: str) -> Setting | None:
+        """Return the setting with this label."""
+        return next((each for each in self.complete if each.label == label), None)
 
     def at_rates_of(self, other: Candidates) -> Candidates:
         """Return the settings whose learning rate the other arm was tried with, too."""

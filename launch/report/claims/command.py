@@ -46,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     check_writable(out.parent, f"--out {out}")
     runs, left_out = read(options.runs)
     every = tasks(runs)
-    trials = tried(definitions.load(), every)
+    claims = definitions.load()
+    trials = tried(claims, every)
     figures: dict[str, str] = {}
     folder = out.parent / "images" / out.stem
     for claim in dict.fromkeys(trial.claim.id for trial in trials):
@@ -54,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if drawn is not None:
             (file,) = write_files(folder, claim, {"svg": drawn})
             figures[claim] = file.relative_to(out.parent).as_posix()
-    text = page(trials, every, runs, figures, section())
+    text = page(trials, every, runs, figures, claims.levels, section())
     files = write_files(out.parent, out.stem, {"md": text})
     if options.keep is not None:
         write_archive(options.keep, runs)

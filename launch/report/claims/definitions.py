@@ -23,6 +23,13 @@ class Arm(Section):
     choose: list[str] = Field([], description="settings that are chosen along with the learning rate")
 
 
+class Level(Section):
+    """How the runs of the tasks with these settings are made, as Markdown without a full stop."""
+
+    where: dict[str, Any]
+    made: str
+
+
 class Comparison(Section):
     """One or several paired differences: the arm `of` against each of `than`, or against a number.
 
@@ -78,6 +85,7 @@ class Claim(Section):
 
 class Claims(Section):
     arms: dict[str, Arm]
+    levels: list[Level] = Field([])
     claims: list[Claim]
 
     @model_validator(mode="after")

@@ -60,7 +60,7 @@ def _panel(picture: Picture, trial: Trial, names: Sequence[str], left: int) -> N
         picture.line(means, colour, 1.2)
         for at in means:
             picture.dot(at, 3.5, colour, 0.6)
-        chosen = next((each for each in arm.complete if each.label == trial.chosen.get(name)), None)
+        chosen = arm.named(trial.chosen.get(name, ""))
         if chosen is not None:
             _cross(picture, chosen, x, y, colour)
     for role, middle in anchors.items():

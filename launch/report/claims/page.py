@@ -2,33 +2,40 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from launch.report import markdown
-from launch.report.claims.arms import RATE
-from launch.report.claims.definitions import Claim
+from launch.report.claims.budget import budget, made, repeated
+from launch.report.claims.definitions import Claim, Level
 from launch.report.claims.trial import LEVEL, Difference, holm, written
-from launch.report.claims.verdicts import Task, Trial
+from launch.report.claims.verdicts import ALL, Task, Trial
 from launch.report.kept import KeptRun
 from launch.report.results_table import format_value
 
 NO_RUNS = "cannot tell (no runs)"
-_BUILDS = "build the"
+_MIXED = "calibrated/"
 _HOW = f"""\
-**How.** Compared methods have the same number of steps, batch and retain data. Of each the learning rate
-(and what the claim names) is the one with the best mean over seeds on the selection items, a part of each
-set that is not reported; all figures are of the rest; where it is an end of what was tried, the page says
-so. *Calibrated* metrics are of the mixture with the target that keeps 95 % of its retention
-(`eval=[tofu,calibrated]`), so that forgetting is compared at equal retention. A difference is paired by
-seed and positive as claimed; its interval is Student's t of 95 %. **Holds**: every interval of the claim
-lies above its bound. **Does not hold**: one difference lies below it with p < {LEVEL:g} (`p against`),
-adjusted after Holm for the comparisons of the claim. **Cannot tell**: anything else, with the reason."""
+**How.** Compared methods have the same number of steps, batch and retain data; the weights of their terms
+and their exponents are the presets', unless a claim chooses them. Of each method the setting is the one
+with the best mean over seeds on the selection items, a quarter of each set (`eval.select.share`) that is
+not reported: by the calibrated extraction strength left, or where the claim is about what is kept, by
+retain minus forget extraction strength (`select/margin`). *Settings* says of how many, and whether the rate
+is an end of what was tried. All figures are of the rest. *Calibrated* metrics are of the mixture with the
+target that keeps at least 95 % of its retention (`eval=[tofu,calibrated]`), so that forgetting is compared
+at equal retention. α is the share of the unlearned model in it: 1 where it keeps that much by itself; where
+α is small the method has ruined the model, and what is compared is mostly the target. Trade-offs are drawn
+without mixing. A difference is paired by seed and positive as claimed; its interval is Student's t of 95 %.
+**Holds**: every interval of the claim lies above its bound. **Does not hold**: one difference lies below it
+with p < {LEVEL:g} (`p against`), adjusted after Holm for the comparisons of the claim. **Cannot tell**:
+anything else, with the reason; in the table, how many intervals lie above and below their bounds, which is
+not adjusted for their number."""
 
 
 def page(
     trials: Sequence[Trial], every: Sequence[Task], runs: Sequence[KeptRun], figures: Mapping[str, str],
-    published: str,
+    levels: Sequence[Level], published: str,
 ) -> str:  # fmt: skip
     """Return the page. figures: the address of each claim's figure by the claim's id."""
     parts = ["# Claims of the papers, tried", _about(trials), summary(trials, every), _HOW]
@@ -37,7 +44,7 @@ def page(
         for claim in dict.fromkeys(trial.claim.id for trial in trials if trial.claim.paper == paper):
             own = [trial for trial in trials if trial.claim.id == claim]
             parts += _claim(own[0].claim, own, figures.get(claim))
-    parts += ["## What it took", budget(every, runs), published]
+    parts += ["## What it took", budget(every, runs), *made(levels, every), *repeated(every), published]
     return "\n\n".join(parts) + "\n"
 
 
@@ -77,16 +84,19 @@ def _verdict(trials: Sequence[Trial], label: str) -> str:
 
 
 def _part(trial: Trial) -> str:
-    """Say how many of several comparisons hold where the runs cannot tell."""
+    """Say on which side of their bounds several intervals lie where the runs cannot tell."""
     every = trial.outcome.differences
     known = [each for each in every if each.known]
     if trial.outcome.verdict != "cannot tell" or len(every) < 2:
         return ""
-    missing = f"{len(every) - len(known)} missing"
-    if not known:
-        return f" ({missing})"
-    holding = f"{sum(each.low > each.least for each in known)} of {len(known)} hold"
-    return f" ({holding})" if len(known) == len(every) else f" ({holding}, {missing})"
+    counted = []
+    if known:
+        counted.append(f"{sum(each.low > each.least for each in known)} of {len(known)} above")
+    if below := sum(each.high < each.least for each in known):
+        counted.append(f"{below} below")
+    if len(known) < len(every):
+        counted.append(f"{len(every) - len(known)} missing")
+    return f" ({', '.join(counted)})"
 
 
 def _claim(claim: Claim, trials: Sequence[Trial], figure: str | None) -> list[str]:
@@ -140,37 +150,16 @@ def _p(each: Difference, p: float) -> str:
 
 
 def _chosen(trial: Trial) -> str:
-    """Return the chosen settings; one at an end of its grid might be better beyond it, and says so."""
+    """Return the chosen settings, of how many, and for calibrated metrics the unlearned model's share α."""
     if not trial.chosen:
         return ""
     named = []
     for name, label in trial.chosen.items():
-        edge = trial.arms[name].edge(label) if name in trial.arms else ""
-        named.append(f"{name} {label}{f' ({edge})' if edge else ''}")
+        arm = trial.arms.get(name)
+        notes = [] if arm is None or label.startswith(ALL) else [arm.place(label)]
+        setting = None if arm is None else arm.named(label)
+        share = math.nan if setting is None else setting.mean(f"{_MIXED}alpha")
+        if trial.claim.metric.startswith(_MIXED) and math.isfinite(share):
+            notes.append(f"α {share:.2f}")
+        named.append(f"{name} {label} ({', '.join(notes)})" if notes else f"{name} {label}")
     return f" Settings: {'; '.join(named)}."
-
-
-def budget(every: Sequence[Task], runs: Sequence[KeptRun]) -> str:
-    """Return a table of runs, minutes and processors: of each task, and of what made targets."""
-    rows = []
-    for task in every:
-        own = task.of("run")
-        rows.append((task.label, _counts(own), *_took([*own, *task.of("target"), *task.of("retain model")])))
-    made = [run for run in runs if run.role.startswith(_BUILDS)]
-    if made:
-        rows.append(("targets and retain models", f"{len(made)} trainings", *_took(made)))
-    return markdown.table(("", "runs", "minutes", "processor"), rows)
-
-
-def _counts(runs: Sequence[KeptRun]) -> str:
-    seeds = len({repr(run.seed) for run in runs})
-    rates = len({repr(run.value(RATE)) for run in runs})
-    methods = len({run.method for run in runs})
-    return f"{len(runs)}: {methods} methods, {rates} learning rates, {seeds} seeds"
-
-
-def _took(runs: Iterable[KeptRun]) -> tuple[str, str]:
-    counted = list(runs)
-    seconds = [run.seconds for run in counted if run.seconds == run.seconds]
-    processors = ", ".join(sorted({run.processor for run in counted if run.processor})) or "–"
-    return f"{sum(seconds) / 60:.0f}", processors

@@ -69,7 +69,6 @@ class Sizes(Section):
 
 class Published(Section):
     shapes: dict[str, Sizes]
-    unread: list[str]
     groups: list[Group]
 
 
@@ -94,8 +93,7 @@ def section() -> str:
         rows = [_row(group, row, shape) for row in group.rows]
         heads = ("method", f"published: {group.measures}", "preset", "cards", "hardware", "hours")
         parts.append(markdown.table(heads, rows))
-    unread = markdown.linked(", ".join(published.unread))
-    return "\n\n".join([*parts, f"The tables of these papers were not readable: {unread}."])
+    return "\n\n".join(parts)
 
 
 def _about(group: Group, hardware: str) -> str:

@@ -19,6 +19,8 @@ from launch.report.settings import shortest, word
 from launch.report.statistics import rank_correlation
 from unlearn.terms import WEIGHTINGS
 
+ALL = "all"
+"""Stands in `Trial.chosen` before the number of settings whose spread is compared."""
 _LIKELIHOODS = [step / 1000 for step in range(1, 1000)]
 
 
@@ -157,7 +159,7 @@ def _difference(
 def _values(claim: Claim, arm: Candidates, metric: str, at: At, chosen: dict[str, str]) -> dict[Any, float]:
     if at == "spread":
         values = arm.spread(metric)
-        chosen.setdefault(arm.name, f"all {len(arm.complete)} settings")
+        chosen.setdefault(arm.name, f"{ALL} {len(arm.complete)} settings")
     else:
         setting = arm.chosen(claim.choose, claim.choose_better, at)
         chosen.setdefault(arm.name if at == "best" else f"{arm.name}, worst", setting.label)
@@ -169,6 +171,8 @@ def _values(claim: Claim, arm: Candidates, metric: str, at: At, chosen: dict[str
 
 def _named(claim: Claim, comparison: Comparison, than: str | float) -> str:
     own, other = comparison.of, f"{than:g}" if isinstance(than, float) else than
+    if comparison.log:
+        other += ", log10"
     if comparison.than_metric is not None:
         ends = [
             (key or "").rpartition("/")[2]

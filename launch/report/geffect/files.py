@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,18 @@ def tables(
     files = {step: folder / f"{kind}.parquet" for step, folder in probed_steps(run_dir).items()}
     present = [step for step, file in files.items() if file.is_file()]
     return {step: _read(files[step], columns) for step in thinned(present, limit)}
+
+
+def layers_of_groups(run_dir: Path) -> dict[str, int]:
+    """Return the number of layers in each group of layers; {} where there is no table of parameters.
+
+    Raises:
+        ValueError: naming a file that cannot be read.
+    """
+    for table in tables(run_dir, "layers", limit=1, columns=("group", "layer")).values():
+        pairs = {(row["group"], row["layer"]) for row in table.to_pylist() if row["layer"] is not None}
+        return dict(sorted(Counter(group for group, _ in pairs).items()))
+    return {}
 
 
 def thinned(items: Sequence[Any], limit: int | None) -> list[Any]:

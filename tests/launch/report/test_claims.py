@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 from eval.metric_catalog import can_be, declarations
 from launch.config_groups import groups
 from launch.report.claims import definitions, published
+from launch.report.claims.budget import made, repeated
 from launch.report.claims.command import main
-from launch.report.claims.definitions import Claims
+from launch.report.claims.definitions import Claims, Level
 from launch.report.claims.figures import differences, trade_off
 from launch.report.claims.page import page
 from launch.report.claims.trial import Difference, difference, holm, judged, spread
@@ -30,7 +32,7 @@ from unlearn.errors import UserError
 
 LEFT, KEPT = "calibrated/tofu/forget/extraction_strength", "tofu/retain/extraction_strength"
 CHOOSE, PLAIN = "calibrated/selection/tofu/forget/extraction_strength", "tofu/forget/extraction_strength"
-STEPS = {"train/steps": 50.0, "run/seconds": 30.0}
+STEPS = {"train/steps": 50.0, "run/seconds": 30.0, "calibrated/alpha": 0.75}
 TWO_METHODS = Claims.model_validate(
     {
         "arms": {"A": {"where": {"method": "satimp"}}, "B": {"where": {"method": "npo"}}},
@@ -135,6 +137,9 @@ def test_what_the_probe_logged_becomes_one_number() -> None:
     assert values["geffect/share/middle"] == 0
     assert values["geffect/harmful"] == pytest.approx(2 / 3)
     assert effects(history[:1]) == {}
+    of_layer = effects(history, {"shallow": 2, "deep": 1})
+    assert of_layer["geffect/share_of_layer/shallow"] == pytest.approx(0.35)
+    assert of_layer["geffect/share_of_layer/deep"] == pytest.approx(0.3)
 
 
 # -- the claims --------------------------------------------------------------------------------------------
@@ -231,8 +236,11 @@ def test_the_page_from_runs_and_from_their_archive(runs: Path, tmp_path: Path, c
     claim = first.partition("### satimp-a")[2].partition("### satimp-b")[0]
     assert "| SatImp against NPO | 0.1100 / 0.3200 | +0.210 (+0.185 to +0.235) | 0 | 3 |" in claim
     assert "**authors forget10 × nano: cannot tell** – SatImp against SimSat: no runs of SimSat" in claim
-    assert "Settings: SatImp lr 1e-05 (the smallest tried); NPO lr 1e-05." in claim
-    assert "| cannot tell (1 of 1 hold, 7 missing) |" in first
+    assert (
+        "Settings: SatImp lr 1e-05 (of 2, the smallest rate, α 0.75); NPO lr 1e-05 (the only one, α 0.75)."
+        in claim
+    )
+    assert "| cannot tell (1 of 1 above, 7 missing) |" in first
     assert "| [lume](#lume) |" in first
     assert "cannot tell (no runs)" in first
     assert "| authors forget10 × nano | 9: 2 methods, 2 learning rates, 3 seeds | 5 |" in first
@@ -381,7 +389,29 @@ def test_several_rates_without_selection_items_tell_nothing(runs: Path) -> None:
     blind = [KeptRun(**{**vars(run), "results": {**run.results, CHOOSE: None}}) for run in every]
     (trial,) = tried(TWO_METHODS, tasks(blind))
     assert f"no {CHOOSE}, by which one of 2 settings is chosen (eval.select)" in trial.outcome.reason
-    assert "no figure" not in page([trial], tasks(blind), blind, {}, "")
+    assert "no figure" not in page([trial], tasks(blind), blind, {}, [], "")
+
+
+def test_runs_that_were_made_twice_tell_how_far_they_are_apart(runs: Path) -> None:
+    every, _ = read([str(runs)])
+    named = [replace(run, fingerprint=run.name) if run.role == "run" else run for run in every]
+    assert repeated(tasks(named)) == []
+    again = [
+        replace(run, method="weighting", results={**run.results, LEFT: run.number(LEFT) + 0.1 * run.seed})
+        for run in named
+        if run.name in ("b0", "b1", "b2")
+    ]
+    *_, table = repeated(tasks([*named, *again]))
+    assert "| authors forget10 × nano | `npo`, `weighting` | 3 | 0.1000 | 0.2000 |" in table
+
+
+def test_the_page_says_how_the_runs_of_a_task_are_made(runs: Path) -> None:
+    every = tasks(read([str(runs)])[0])
+    levels = [
+        Level(where={"dataset.name": "authors"}, made="`make claims`"),
+        Level(where={"dataset.name": "tofu"}, made="otherwise"),
+    ]
+    assert made(levels, every) == ["- authors forget10 × nano: `make claims`."]
 
 
 def test_bad_input_is_refused_by_name(runs: Path, tmp_path: Path) -> None:

@@ -21,7 +21,15 @@ from launch.report.charts import training_curves
 from launch.report.documentation import SITE
 from launch.report.geffect.command import main, write_study
 from launch.report.geffect.example_charts import MAX_PAIRS, check_charts, grid_charts
-from launch.report.geffect.files import MAX_ROWS, effect_rows, probed_steps, tables, thinned, tracked
+from launch.report.geffect.files import (
+    MAX_ROWS,
+    effect_rows,
+    layers_of_groups,
+    probed_steps,
+    tables,
+    thinned,
+    tracked,
+)
 from launch.report.geffect.sections import MAX_EXAMPLES, checks, hurt, strongest_examples
 from launch.report.geffect.study import compared, summary
 from launch.report.geffect.study_charts import study_charts, styles
@@ -352,6 +360,11 @@ def test_a_table_that_cannot_be_read_is_named(run, tmp_path):
     (broken / "geffect/step-000010/grid.parquet").write_text("no parquet")
     with pytest.raises(ValueError, match=r"step-000010/grid\.parquet cannot be read"):
         write_report(broken)
+
+
+def test_layers_are_counted_by_group(run, tmp_path):
+    assert layers_of_groups(run) == {"deep": 2, "middle": 2, "shallow": 2}
+    assert layers_of_groups(tmp_path) == {}
 
 
 def test_folders_of_steps_are_found_in_order(run):
