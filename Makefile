@@ -70,6 +70,7 @@ bench-gpu: setup  ## a check on one GPU in nine minutes: speed, memory, what hap
 claims: setup  ## claims.md: what the papers say, tried on the embedded default
 	$(CLAIMS_RUN) experiment=claims
 	$(CLAIMS_RUN) experiment=claims-satimp
+	$(CLAIMS_RUN) experiment=claims-weights
 	$(CLAIMS_RUN) experiment=claims-ngdiff
 	$(CLAIMS_RUN) experiment=claims-geffect
 	$(CLAIMS_RUN) experiment=claims method=flat-js,flat-pearson,flat-tv
@@ -79,6 +80,7 @@ claims: setup  ## claims.md: what the papers say, tried on the embedded default
 	$(CLAIMS_RUN) experiment=claims-grun
 	$(CLAIMS_RUN) experiment=claims method=npo,rmu,flat-js,flat-pearson method.lr=1e-4
 	$(CLAIMS_RUN) experiment=claims-grun method.lr=5e-2,1.6e-1
+	$(CLAIMS_RUN) experiment=claims method=flat,flat-js,flat-pearson,flat-tv,grad_ascent method.lr=3e-7,1e-6
 	.venv/bin/unlearn claims runs/claims --out claims.md --keep claims.json.gz
 
 docs: setup  ## write the generated pages of docs/ and the table of groups in README.md from presets and code
