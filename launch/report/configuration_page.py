@@ -37,6 +37,8 @@ _TERMS = """\
 
 A term is `method.forget`, `method.template`, `method.retain`, `method.full`, or an item of `method.further`.
 The keys here are written for `method.forget`. A name alone is short for its objective: `method.retain=kl`.
+With further keys write the mapping, `'method.retain={objective: kl, mask: all}'`: keys after the short form
+are refused.
 """
 _OBJECTIVES = """\
 ### Hyper-parameters of objectives

@@ -26,11 +26,13 @@ is an end of what was tried. All figures are of the rest. *Calibrated* metrics a
 target that keeps at least 95 % of its retention (`eval=[tofu,calibrated]`), so that forgetting is compared
 at equal retention. α is the share of the unlearned model in it: 1 where it keeps that much by itself; where
 α is small the method has ruined the model, and what is compared is mostly the target. Trade-offs are drawn
-without mixing. A difference is paired by seed and positive as claimed; its interval is Student's t of 95 %.
-**Holds**: every interval of the claim lies above its bound. **Does not hold**: one difference lies below it
-with p < {LEVEL:g} (`p against`), adjusted after Holm for the comparisons of the claim. **Cannot tell**:
-anything else, with the reason; in the table, how many intervals lie above and below their bounds, which is
-not adjusted for their number."""
+without mixing. A *spread* is the largest minus the smallest value over the learning rates that both methods
+have. What the probe gives for a run (`geffect/…`) is defined in [geffect.md](geffect.md#what-is-measured).
+A difference is paired by seed and positive as claimed; its interval is Student's t of 95 %. **Holds**:
+every interval of the claim lies above its bound. **Does not hold**: one difference lies below it with p <
+{LEVEL:g} (`p against`), adjusted after Holm for the comparisons of the claim. **Cannot tell**: anything
+else, with the reason; in the table, how many intervals lie above and below their bounds, which is not
+adjusted for their number."""
 
 
 def page(

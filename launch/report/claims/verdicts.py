@@ -173,6 +173,8 @@ def _named(claim: Claim, comparison: Comparison, than: str | float) -> str:
     own, other = comparison.of, f"{than:g}" if isinstance(than, float) else than
     if comparison.log:
         other += ", log10"
+    if comparison.at == "spread":
+        other += ", spread over rates"
     if comparison.than_metric is not None:
         ends = [
             (key or "").rpartition("/")[2]
