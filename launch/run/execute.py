@@ -47,7 +47,7 @@ from unlearn.passes.out_of_memory import ADVICE, is_out_of_memory
 from unlearn.pipeline import Pipeline
 from unlearn.probes import watched_sets
 from unlearn.run_dir import RunDir
-from unlearn.signals import StartAgain, Stopped, on_stop
+from unlearn.signals import Stopped, on_stop
 from unlearn.terms import training_sets
 from unlearn.training.engine import Engine, close_all
 from unlearn.training.observers import Logger
@@ -73,15 +73,14 @@ def execute(job: Job, rundir: RunDir, tracker: Logger, *, progress: bool = True)
             if world.main:
                 rundir.clear_leftovers()
             return _Run(job, rundir, tracker, world, progress, started).execute()
-    except StartAgain:
-        close_all()
-        raise
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         first, _, _ = str(error).partition("\n")
         raise UserError(f"out of memory ({first}); what takes less: {ADVICE}") from error
     finally:
+        if world.size == 1:  # of several processes each ends with the run, and others may be in a collective
+            close_all()
         gc.collect()
         stop_world()
 

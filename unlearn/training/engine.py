@@ -370,6 +370,6 @@ class Engine:
 
 
 def close_all() -> None:
-    """Close the engines of a run that an error has ended, so that it can begin again in this process."""
+    """Close the engines that an ended run has left open, so that another run can begin in this process."""
     for engine in list(_OPEN):
         engine.close()
