@@ -110,6 +110,12 @@ class World:
 ALONE = World()
 """One process, on the CPU."""
 
+COLLECTIVE_TIMEOUT = timedelta(hours=12)
+"""How long a collective waits for the other processes.
+
+The main process writes checkpoints, checks downloads and scores alone meanwhile, which takes hours for the
+largest models; NCCL's default is 10 minutes. A process that dies is noticed without it: its run ends.
+"""
 _START_TIMEOUT = timedelta(minutes=10)  # imports can take this long on some processes
 _PR_SET_PDEATHSIG = 1
 
@@ -130,21 +136,32 @@ def start_world(device: str) -> World:
         os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
     if not dist.is_initialized():
         if alone:
-            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+            dist.init_process_group(
+                backend, store=dist.HashStore(), rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT
+            )
             atexit.register(_leave)
         elif (prefix := os.environ.get("UNLEARN_STORE_PREFIX")) is not None:
             _stop_with_parent()
+            store = _store(prefix)
             dist.init_process_group(
-                backend, store=_store(prefix), rank=int(os.environ["RANK"]),
-                world_size=int(os.environ["WORLD_SIZE"]),
+                backend, store=store, rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]),
+                timeout=COLLECTIVE_TIMEOUT,
             )  # fmt: skip
+            # NCCL connects two processes, through the store, in the first collective that they share.
+            store.set_timeout(COLLECTIVE_TIMEOUT)
         else:
-            dist.init_process_group(backend)
+            dist.init_process_group(backend, timeout=COLLECTIVE_TIMEOUT)
     # Earlier use of Accelerate in this process may have configured it without DeepSpeed.
     AcceleratorState._reset_state(reset_partial_state=True)
     torch.nn.functional.linear = LINEAR  # a run that failed under ZeRO 3 leaves its own
     state = PartialState(cpu=device == "cpu")
     return World(state.process_index, state.num_processes, state.device)
+
+
+def lengthen_timeouts() -> None:
+    """Let all process groups wait as long: DeepSpeed makes its own with the default of torch."""
+    for group in distributed_c10d._world.pg_map:
+        distributed_c10d._set_pg_timeout(COLLECTIVE_TIMEOUT, group)
 
 
 def _store(prefix: str) -> dist.Store:

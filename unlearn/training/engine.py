@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from unlearn.config import HardwareConfig
-from unlearn.distributed import World
+from unlearn.distributed import World, lengthen_timeouts
 from unlearn.errors import UserError
 from unlearn.models import stored
 from unlearn.passes.products import fast_linear_layers
@@ -86,6 +86,7 @@ class Engine:
             mixed_precision="bf16" if config["bf16"]["enabled"] else "no",
         )
         prepared, _ = self._accelerator.prepare(model, self._adamw)
+        lengthen_timeouts()
         unset_hf_deepspeed_config()  # else transformers would partition models loaded later, a collective
         if not isinstance(prepared, deepspeed.DeepSpeedEngine):
             raise RuntimeError(f"Accelerate prepared a {type(prepared).__name__}, not a DeepSpeedEngine")
