@@ -130,16 +130,15 @@ class Shares:
             if self.stage < 3:
                 yield name, share.to("cpu", copy=True)
                 continue
-            parts = [torch.empty_like(share) for _ in range(self.world.size)]
-            dist.all_gather(parts, share.contiguous())
+            part = self._on_device(share)
+            parts = [torch.empty_like(part) for _ in range(self.world.size)]
+            dist.all_gather(parts, part.contiguous())
             shape = _shape(parameter)
             yield name, torch.cat(parts)[: shape.numel()].view(shape).cpu()
 
     def on_main(self, parameter: nn.Parameter) -> Iterator[Tensor]:
         """Yield a parameter of ZeRO 3, whole, on the main process; nothing on the others. A collective."""
-        part = parameter.ds_tensor.detach()  # type: ignore[attr-defined]
-        if part.device.type != self.world.device.type:  # `cpu` and `cpu:0` are one, but moving copies
-            part = part.to(self.world.device)
+        part = self._on_device(parameter.ds_tensor.detach())  # type: ignore[attr-defined]
         if not self.world.main:
             for piece in part.split(PIECE):
                 dist.send(piece, dst=0)
@@ -152,6 +151,12 @@ class Shares:
                 dist.recv(piece, src=rank)
         shape = _shape(parameter)
         yield whole[: shape.numel()].view(shape)
+
+    def _on_device(self, part: Tensor) -> Tensor:
+        """Return a partition where it can be sent; NCCL cannot send one that is offloaded to host memory."""
+        if part.device.type == self.world.device.type:  # `cpu` and `cpu:0` are one, but moving copies
+            return part
+        return part.to(self.world.device)
 
     def of(self, whole: Mapping[str, Tensor]) -> Iterator[Tensor]:
         """Yield this process's shares of whole tensors by name, in the order of the live weights."""
