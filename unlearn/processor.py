@@ -1,8 +1,9 @@
-"""The name of the processor that a process computes on."""
+"""The processor that a process computes on: its name, and the cores that are allowed."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import platform
 from functools import cache
 from pathlib import Path
@@ -16,3 +17,10 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.partition(":")[2].strip()
     return platform.processor() or platform.machine()
+
+
+def allowed_cores() -> int:
+    """Return how many cores this process may use: Slurm and `taskset` allow it some of the machine's."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -46,6 +46,7 @@ from unlearn.passes.memory_limits import MemoryLimits
 from unlearn.passes.out_of_memory import ADVICE, is_out_of_memory
 from unlearn.pipeline import Pipeline
 from unlearn.probes import watched_sets
+from unlearn.processor import allowed_cores
 from unlearn.run_dir import RunDir
 from unlearn.signals import Stopped, on_stop
 from unlearn.terms import training_sets
@@ -316,8 +317,7 @@ def _prepare_process(config: RunConfig) -> None:
     torch.manual_seed(config.seed)
     hardware = config.hardware
     if hardware.device == "cpu":
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        threads = hardware.threads or max(1, cores * hardware.nodes // hardware.processes)
+        threads = hardware.threads or max(1, allowed_cores() * hardware.nodes // hardware.processes)
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate sets the variable, with a warning
     elif torch.cuda.is_initialized():  # by an earlier run in this process, whose peak is not this one's

@@ -27,6 +27,7 @@ from launch.sweep.sweep_run import SweepRun
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
 from unlearn.guard import lasting_output, outcome, pause_collection
+from unlearn.processor import allowed_cores
 from unlearn.run_dir import RunDir
 from unlearn.signals import STOPPED, STOPPING, on_stop
 
@@ -175,10 +176,10 @@ def _of_pool() -> bool:
 
 
 def _sharing(config: RunConfig, jobs: int) -> RunConfig:
-    """The configuration with its share of the machine's threads, unless hardware.threads is set."""
+    """The configuration with its share of the threads, unless hardware.threads is set."""
     if config.hardware.threads is not None:
         return config
-    cores = os.cpu_count() or 1
+    cores = allowed_cores()
     jobs = cores if jobs < 0 else jobs
     threads = max(1, cores // (jobs * config.hardware.processes))
     return config.model_copy(update={"hardware": config.hardware.model_copy(update={"threads": threads})})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from launch.tracking import trackers
 from launch.validate.machine import hardware_problems
 from launch.validate.model import model_problems
@@ -12,6 +10,7 @@ from launch.validate.unlearned import unlearned_problems
 from unlearn.config import GoalConfig, RunConfig
 from unlearn.data.sources import available
 from unlearn.errors import ConfigError
+from unlearn.processor import allowed_cores
 
 
 def check(config: RunConfig) -> None:
@@ -55,12 +54,12 @@ def warnings_of(config: RunConfig, *, searched: bool = False) -> list[str]:
             f"method.smooth.name={config.method.smooth.name}: much of a small perturbation rounds away with "
             "hardware.dtype=bf16; smooth/changed in the history is the share of the weights that it changes"
         )
-    cores = os.cpu_count() or 1
+    cores = allowed_cores()
     hardware = config.hardware
     if hardware.device == "cpu" and hardware.processes > cores * hardware.nodes:
         warnings.append(
-            f"hardware.processes={hardware.processes}: more than the {cores} cores of this machine; "
-            "processes share cores, and each has the model in memory"
+            f"hardware.processes={hardware.processes}: more than the {cores} cores that this command may "
+            "use; processes share cores, and each has the model in memory"
         )
     return warnings
 
