@@ -90,6 +90,7 @@ class RecordingLauncher:
         self._inner = inner
         self._command = list(config.hydra.overrides.task)
         self._pool = type(inner).__name__ == "JoblibLauncher"
+        self._in_turn = self._pool and _widened(vars(inner)["joblib"])
         self._queue = type(inner).__name__ == "SlurmLauncher"
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
@@ -137,6 +138,8 @@ class RecordingLauncher:
         """The results of a pool. If a process is killed, the pool ends all its jobs, and they start again."""
         from joblib.externals.loky.process_executor import BrokenProcessPool
 
+        if self._in_turn and len(jobs) > 1:
+            return [done for number, job in jobs.items() for done in self._through_pool({number: job})]
         try:
             return self._through(jobs)
         except BrokenProcessPool:
@@ -165,6 +168,19 @@ class RecordingLauncher:
                     sys.stderr.write(f"{' '.join(job)}: killed again\n")
             returned.append(_completed(job, self.records.value(number)))
         return returned
+
+
+def _widened(options: dict[str, Any]) -> bool:
+    """Return whether joblib's options are for one job at a time, and let them be for two processes then.
+
+    For one, joblib starts none: the jobs would be made in this process, and be dealt no GPU.
+    """
+    from joblib import effective_n_jobs
+
+    if effective_n_jobs(options["n_jobs"]) > 1:
+        return False
+    options["n_jobs"] = 2
+    return True
 
 
 def quoted(override: str) -> str:

@@ -188,12 +188,19 @@ def test_a_search_that_is_stopped_goes_on_with_the_same_trial(children, tmp_path
     assert after["overrides"] == before["overrides"]
 
 
-def test_each_job_of_a_pool_sees_a_gpu_of_its_own(children, tmp_path):
+@pytest.mark.parametrize("gpus", ["7,8", "7"])
+def test_each_job_of_a_pool_has_a_process_and_sees_a_gpu_of_its_own(children, tmp_path, gpus):
     """There is none on a machine without: each job is refused, and says which one it saw."""
     command = children.start(
         tmp_path, *TINY, "hydra/launcher=joblib", "hardware.device=cuda", "seed=0,1",
-        environment={"CUDA_VISIBLE_DEVICES": "7,8"},
+        environment={"CUDA_VISIBLE_DEVICES": gpus},
     )  # fmt: skip
     assert command.ended().code == 2
-    seen = {re.findall(r"CUDA_VISIBLE_DEVICES=(\S+)", record["reason"])[0] for record in records(tmp_path)}
+    made = records(tmp_path)
+    seen = {re.findall(r"CUDA_VISIBLE_DEVICES=(\S+)", record["reason"])[0] for record in made}
     assert seen <= {"7", "8"}  # not "7,8"
+    assert len(made) == 2
+    assert command.pid not in [record["process"] for record in made]
+    assert {file.name for file in tmp_path.glob("runs/sweeps/*/gpus/*/*-0.lock")} >= {
+        f"{gpu}-0.lock" for gpu in seen
+    }
