@@ -91,6 +91,16 @@ def free_gib(config: RunConfig) -> float:
     return min(free, total / hardware.jobs_per_gpu) / GIB
 
 
+def limit_to_share(hardware: HardwareConfig) -> None:
+    """Let this process take its share of a GPU that it has in common with other jobs, and no more.
+
+    Otherwise one job, in evaluation for example, would take what the estimates of the others count on. To be
+    called when the process's device is set.
+    """
+    if hardware.device == "cuda" and hardware.jobs_per_gpu > 1:
+        torch.cuda.set_per_process_memory_fraction(USABLE / hardware.jobs_per_gpu)
+
+
 def agreed(config: RunConfig, world: World, rundir: RunDir) -> tuple[RunConfig, str]:
     """Return what `settle` gives, the same on every process: what fits on all of them. A collective.
 

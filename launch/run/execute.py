@@ -27,7 +27,7 @@ from eval.selection import FOLDER, Criterion, chosen_metrics, divide
 from eval.suite import Scoring
 from eval.variants._base import ROLES, Workbench
 from launch.job import Job
-from launch.memory.automatic import agreed
+from launch.memory.automatic import agreed, limit_to_share
 from launch.report.model_card import write_cards
 from launch.run.config_file import read_job
 from launch.run.selection import selector
@@ -70,6 +70,7 @@ def execute(job: Job, rundir: RunDir, tracker: Logger, *, progress: bool = True)
     stopping = on_stop(_stop) if world.size == 1 else nullcontext()
     try:
         with stopping:
+            limit_to_share(job.config.hardware)
             world = replace(world, limits=_known_limits(job.config.hardware, rundir, world))
             if world.main:
                 rundir.clear_leftovers()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from rich.console import Console
 
 from launch.dry_run import show_plan
-from launch.memory.automatic import agreed, decide, fits, free_gib, settle
+from launch.memory.automatic import agreed, decide, fits, free_gib, limit_to_share, settle
 from launch.memory.command import composed, llama
 from launch.memory.estimate import bound, estimate
 from launch.resolve import resolve
 from launch.run.plan import make_plan
+from unlearn.config import HardwareConfig
 from unlearn.distributed import World
 from unlearn.run_dir import RunDir
 
@@ -106,3 +108,21 @@ def test_nothing_is_said_where_nothing_is_trained(method):
     made, why = settle(composed(f"method={method}", *BOTH), 80)
     assert made.hardware.micro_tokens == 1024
     assert why == ""
+
+
+def test_a_job_that_shares_no_gpu_is_not_limited():
+    """Neither call reaches CUDA, which the tests' machine need not have."""
+    limit_to_share(HardwareConfig(device="cpu", jobs_per_gpu=4))
+    limit_to_share(HardwareConfig(device="cuda"))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_job_that_shares_a_gpu_takes_its_part_and_no_more():
+    limit_to_share(HardwareConfig(device="cuda", jobs_per_gpu=4))
+    try:
+        _, total = torch.cuda.mem_get_info()
+        torch.empty(total // 5, dtype=torch.uint8, device="cuda")
+        with pytest.raises(torch.OutOfMemoryError):
+            torch.empty(total // 4, dtype=torch.uint8, device="cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
