@@ -113,6 +113,11 @@ def replace(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 def fill(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Copy the parameters that `defer` set aside to a device in `dtype`, one after the other."""
     for parameter in model.parameters():
-        if (value := stored(parameter)) is not None:
-            parameter.data = value.to(device, dtype, copy=True)
-            forget(parameter)
+        fill_parameter(parameter, device, dtype)
+
+
+def fill_parameter(parameter: nn.Parameter, device: torch.device, dtype: torch.dtype) -> None:
+    """Copy a parameter to a device in `dtype` if `defer` set it aside."""
+    if (value := stored(parameter)) is not None:
+        parameter.data = value.to(device, dtype, copy=True)
+        forget(parameter)

@@ -32,7 +32,7 @@ from unlearn.models import stored
 from unlearn.passes.products import fast_linear_layers
 from unlearn.passes.prompt_layout import all_prompt, laid_out
 from unlearn.training import engine_slices
-from unlearn.training.deepspeed_config import deepspeed_config
+from unlearn.training.deepspeed_config import deepspeed_config, keeps_remainders
 from unlearn.training.optimizer_state import OptimizerState
 from unlearn.training.optimizers import ChunkedAdamW, make_optimizer
 from unlearn.training.zero_partitions import ParameterSlice, Shares
@@ -75,9 +75,11 @@ class Engine:
         self._lent: list[tuple[Tensor, Tensor]] = []
         self._put: Iterator[Tensor] | None = None  # replaces the summed gradient in the next step
         self._linear = nn.functional.linear
-        if self.zero < 3:
+        if self.zero < 3 and not keeps_remainders(hardware):  # else the optimizer fills the model
             stored.fill(model, world.device, torch.bfloat16 if config["bf16"]["enabled"] else torch.float32)
-        self._adamw = make_optimizer(model, hardware, weight_decay=weight_decay, betas=betas)
+        self._adamw = make_optimizer(
+            model, hardware, weight_decay=weight_decay, betas=betas, device=world.device
+        )  # fmt: skip
         if self.zero == 3:
             engine_slices.partition(model, world.device, config)
         self._accelerator = Accelerator(

@@ -22,6 +22,7 @@ from torch.optim.adamw import adamw
 
 from unlearn.config import HardwareConfig
 from unlearn.environment import unhide
+from unlearn.models.stored import fill_parameter
 from unlearn.training.deepspeed_config import keeps_remainders
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -43,9 +44,14 @@ class Span:
 
 
 def make_optimizer(
-    model: nn.Module, hardware: HardwareConfig, *, weight_decay: float, betas: tuple[float, float]
-) -> torch.optim.Optimizer:
-    """Return the AdamW of `hardware`; where it keeps remainders, the model's parameters become bf16."""
+    model: nn.Module, hardware: HardwareConfig, *, weight_decay: float, betas: tuple[float, float],
+    device: torch.device,
+) -> torch.optim.Optimizer:  # fmt: skip
+    """Return the AdamW of `hardware`; where it keeps remainders, the model's parameters become bf16.
+
+    Those that `stored.defer` set aside are then filled on `device`, one after the other: no more than one
+    parameter is in fp32 at a time.
+    """
     groups = decay_groups(model, weight_decay)
     remainders = keeps_remainders(hardware)
     if hardware.optimizer == "adamw" and not remainders:
@@ -53,8 +59,11 @@ def make_optimizer(
     if remainders:
         for parameter in model.parameters():
             if not parameter.requires_grad and parameter.is_floating_point():
+                fill_parameter(parameter, device, torch.bfloat16)
                 parameter.data = parameter.data.bfloat16()
-    return ChunkedAdamW(groups, betas=betas, eight_bit=hardware.optimizer == "adamw-8bit", halve=remainders)
+    return ChunkedAdamW(
+        groups, betas=betas, eight_bit=hardware.optimizer == "adamw-8bit", halve=remainders, device=device
+    )  # fmt: skip
 
 
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -97,18 +106,21 @@ class _Chunk:
 class ChunkedAdamW(torch.optim.Optimizer):
     """AdamW that updates chunks of `CHUNK` numbers in fp32, and stores less of them in between.
 
-    `halve` turns the fp32 parameters that it gets into bf16 parameters and remainders.
+    `halve` turns the fp32 parameters that it gets into bf16 parameters and remainders, on `device` those that
+    `stored.defer` set aside.
     """
 
     def __init__(
-        self, groups: Sequence[dict[str, Any]], *, betas: tuple[float, float], eight_bit: bool, halve: bool
-    ) -> None:
+        self, groups: Sequence[dict[str, Any]], *, betas: tuple[float, float], eight_bit: bool, halve: bool,
+        device: torch.device | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(groups, {"lr": 0.0, "betas": betas, "eps": 1e-8})
         self._eight_bit = eight_bit
         self._spans: dict[Tensor, list[Span]] = {}
         self._chunks: dict[Tensor, list[_Chunk]] = {}
         self._remainders: dict[Tensor, Tensor] = {}
         for parameter in (p for group in self.param_groups for p in group["params"] if halve):
+            fill_parameter(parameter, device or parameter.device, torch.float32)
             whole = parameter.data
             parameter.data = torch.empty_like(whole, dtype=torch.bfloat16)
             self._remainders[parameter] = torch.empty(whole.numel(), dtype=torch.int16, device=whole.device)

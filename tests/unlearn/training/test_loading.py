@@ -9,26 +9,40 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from benches.loading import MIB, Measured, make_llama, measure
 from tests.unlearn.training import loaded_alike
 from tests.worlds import together
-from unlearn.models import nano
+from unlearn.config import HardwareConfig, LoraConfig, ModelConfig
+from unlearn.distributed import start_world
+from unlearn.models import adapt, load, nano, stored
+from unlearn.training.engine import Engine
 
 # Odd sizes: nothing divides evenly over two processes.
 SHAPE: dict[str, Any] = {
     "vocab_size": 301, "hidden_size": 30, "intermediate_size": 57, "num_hidden_layers": 2,
     "num_attention_heads": 3, "num_key_value_heads": 3,
 }  # fmt: skip
+REMAINDERS = {"dtype": "bf16", "gradients": "bf16"}
 CASES: list[dict[str, Any]] = [
     {"hardware": {"zero": 3}, "tied": True, "lora": True, "file": "bfloat16"},
     {"hardware": {"zero": 3, "dtype": "bf16"}, "tied": False, "lora": False, "file": "float32"},
     {"hardware": {"zero": 2, "dtype": "bf16"}, "tied": True, "lora": False, "file": "float32"},
     {"hardware": {"zero": 0}, "tied": False, "lora": True, "file": "bfloat16"},
+    {"hardware": REMAINDERS, "tied": False, "lora": True, "file": "float32"},
 ]
 MORE: list[dict[str, Any]] = [
     {"hardware": {"zero": zero, **dtype}, "tied": tied, "lora": lora, "file": file}
-    for zero, dtype in ((0, {}), (2, {}), (3, {}), (3, {"offload": True}), (2, {"dtype": "bf16"}))
+    for zero, dtype in (
+        (0, {}),
+        (2, {}),
+        (3, {}),
+        (3, {"offload": True}),
+        (2, {"dtype": "bf16"}),
+        (0, REMAINDERS),
+    )
     for tied in (True, False)
     for lora in (True, False)
     for file in ("float32", "bfloat16")
@@ -66,6 +80,37 @@ def test_trains_as_a_whole_model(tmp_path: Path, case: dict[str, Any]) -> None:
             for sliced in (True, False)
         )
     )
+
+
+class _Fp32(TorchDispatchMode):
+    """The most bytes that the parameters of a model have in fp32 at the start of any operation."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.most, self._parameters = 0, list(model.parameters())
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        wide = (p.data for p in self._parameters if p.dtype == torch.float32)
+        self.most = max(self.most, sum(tensor.untyped_storage().nbytes() for tensor in wide))
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_with_remainders_one_parameter_at_a_time_is_in_fp32(tmp_path: Path, lora: bool) -> None:
+    folder = made(tmp_path / "model", {"file": "float32", "tied": False})
+    config = ModelConfig(name="local", path=str(folder))
+    model: Any = stored.defer(load.read_model(config, torch.bfloat16))
+    model = adapt.add_lora(model, LoraConfig(r=2, targets="all-linear"), 5) if lora else model
+    adapters = 4 * sum(p.numel() for name, p in model.named_parameters() if ".lora_" in name)
+    largest = 4 * 301 * 30
+    with _Fp32(model) as fp32:
+        engine = Engine(
+            model, start_world("cpu"), HardwareConfig(**REMAINDERS), clip=1.0, weight_decay=0.1,
+            betas=(0.9, 0.99),
+        )  # fmt: skip
+    engine.close()
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert fp32.most <= adapters + (0 if lora else largest) + 4 * len(list(model.parameters()))
 
 
 @pytest.mark.slow
