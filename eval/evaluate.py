@@ -52,6 +52,7 @@ def evaluate(
     retain_log: Path | None = None,
     world: World = ALONE,
     max_tokens: int = 16_384,
+    max_gradient_tokens: int | None = None,
     max_rows_generation: int = 128,
     progress: bool = False,
     device: torch.device | None = None,
@@ -76,7 +77,7 @@ def evaluate(
     input_device = device if device is not None else next(model.parameters()).device
     live = Live(
         model, encoder, directory / benchmark, world, max_tokens, max_rows_generation, input_device, progress,
-        static_cache,
+        static_cache, max_gradient_tokens,
     )  # fmt: skip
     if is_live(module):
         return _measure(module, benchmark, live, scored(module, sets, roles), chosen)

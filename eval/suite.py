@@ -94,6 +94,7 @@ class Scoring:
             model, self.encoder, name, self.sets, self.directory / label, options=options,
             roles=roles if find(name).SETS else None, retain_directory=self.retain_directory,
             retain_log=self.retain_log, world=world, max_tokens=self.hardware.eval_tokens,
+            max_gradient_tokens=self.hardware.backward_tokens,
             max_rows_generation=self.hardware.generate_rows, progress=self.progress, device=self.world.device,
             static_cache=self.hardware.generate_cache == "static",
         )  # fmt: skip

@@ -388,7 +388,14 @@ class HardwareConfig(Section):
     micro_batch: PositiveInt | None = Field(
         None, description="sequences per forward and group; must divide the global batch evenly"
     )
-    eval_tokens: PositiveInt = Field(16384, description="padded tokens per forward while evaluating")
+    eval_tokens: PositiveInt = Field(
+        16384, description="padded tokens per forward while evaluating, without a backward"
+    )
+    gradient_tokens: PositiveInt | None = Field(
+        None,
+        description="padded tokens per forward of an evaluation's passes with a backward (gradient norms, "
+        "prompt search); null: as micro_tokens, or what the estimate allows where that is auto",
+    )
     generate_rows: PositiveInt = Field(128, description="sequences generated together")
     generate_cache: Literal["dynamic", "static"] = Field(
         "dynamic",
@@ -420,6 +427,11 @@ class HardwareConfig(Section):
         if self.micro_tokens == "auto":
             raise ValueError("hardware.micro_tokens=auto has no number yet")
         return self.micro_tokens
+
+    @property
+    def backward_tokens(self) -> int:
+        """The portion of an evaluation's passes with a backward."""
+        return self.gradient_tokens or self.tokens
 
 
 class JudgementConfig(Section):

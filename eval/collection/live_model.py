@@ -25,6 +25,7 @@ from unlearn.distributed import ALONE, World
 from unlearn.passes.forward import TokenRecord, record
 from unlearn.passes.generate import Perturb, end_tokens, generate
 from unlearn.passes.head import unwrap
+from unlearn.passes.memory_limits import Key
 from unlearn.passes.module_modes import evaluating
 from unlearn.passes.out_of_memory import Bins, in_portions
 from unlearn.passes.per_example.gradient_norms import gradient_norms
@@ -38,10 +39,11 @@ T = TypeVar("T")
 class Live:
     """A transformers model (not its engine), its encoder, and the settings of passes over it.
 
-    `max_tokens` bounds rows × longest of a forward, `max_rows` the number of sequences generated together.
-    Inputs are moved to `device`. The methods are collectives: every process calls them with the same
-    arguments and gets all results. `shares_prompts` says whether answers to one prompt share its computation;
-    None until the first answers that could, which try it.
+    `max_tokens` bounds rows × longest of a forward, `max_gradient_tokens` of one with a backward (None: as
+    many), `max_rows` the number of sequences generated together. Inputs are moved to `device`. The methods
+    are collectives: every process calls them with the same arguments and gets all results. `shares_prompts`
+    says whether answers to one prompt share its computation; None until the first answers that could, which
+    try it.
     """
 
     model: nn.Module
@@ -53,6 +55,7 @@ class Live:
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     progress: bool = False
     static_cache: bool = False
+    max_gradient_tokens: int | None = None
     shares_prompts: bool | None = field(default=None, init=False)
 
     def read(self, sequences: Sequence[TokenSequence], *, label: str = "answers") -> dict[str, Ragged]:
@@ -96,8 +99,9 @@ class Live:
 
         with _all_trained(self.model):
             parts = self._passes(
-                [len(s.ids) - 1 for s in sequences], [s.answer_length for s in sequences], backward, label
-            )
+                [len(s.ids) - 1 for s in sequences], [s.answer_length for s in sequences], backward, label,
+                key="gradient_tokens", portion=self.max_gradient_tokens,
+            )  # fmt: skip
         values = np.full(len(sequences), np.nan)
         pairs = [pair for part, norms in parts for pair in zip(part, norms, strict=True)]
         for i, value in self.world.gather(pairs):
@@ -144,11 +148,13 @@ class Live:
         return getattr(config, "max_position_embeddings", None)
 
     def _passes(
-        self, widths: Sequence[int], answers: Sequence[int], call: Callable[[list[int], int], T], label: str
-    ) -> list[tuple[list[int], T]]:
+        self, widths: Sequence[int], answers: Sequence[int], call: Callable[[list[int], int], T], label: str,
+        *, key: Key = "eval_tokens", portion: int | None = None,
+    ) -> list[tuple[list[int], T]]:  # fmt: skip
         """Call `call(part, limit)` for each part of this process's share and return parts and results.
 
-        `limit` is the largest number of answer tokens in any process's part of that turn.
+        A part has up to `portion` tokens (None: `max_tokens`), which `hardware.key` sets. `limit` is the
+        largest number of answer tokens in any process's part of that turn.
         """
         if not widths:
             return []
@@ -166,7 +172,7 @@ class Live:
             return results
 
         return in_portions(
-            self.world, "eval_tokens", self.max_tokens, widths, computed, collective=collective
+            self.world, key, portion or self.max_tokens, widths, computed, collective=collective
         )  # fmt: skip
 
     def _shares(self, sequences: Sequence[TokenSequence]) -> bool:

@@ -179,7 +179,7 @@ class Search:
             return float(loss.detach()), gradient.cpu().numpy()
 
         with evaluating(self.model), torch.enable_grad(), fast_linear_layers(self.model):
-            parts = self._shared(sequences, "micro_tokens", self.hardware.tokens, backward)
+            parts = self._shared(sequences, "gradient_tokens", self.hardware.backward_tokens, backward)
         loss = sum(part[0] for _, part in parts) / tokens
         gradient = torch.from_numpy(np.sum([part[1] for _, part in parts], axis=0))
         return loss, gradient.to(slots.vectors) / tokens

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import psutil
 import torch
 
-from launch.memory.estimate import GIB, Load, Memory, Shape, bound, estimate, shape_of
+from launch.memory.estimate import (
+    GIB,
+    Load,
+    Memory,
+    Shape,
+    bound,
+    captured,
+    estimate,
+    shape_of,
+)
 from unlearn.config import HardwareConfig, RunConfig
 from unlearn.distributed import World
 from unlearn.run_dir import RunDir
@@ -58,10 +68,24 @@ def decide(
     return made
 
 
+def gradient_tokens(shape: Shape, config: RunConfig, gib: float) -> int:
+    """Return the portion of an evaluation's passes with a backward: that of the training, or less."""
+    hardware, tokens = config.hardware, config.hardware.tokens
+    training = estimate(shape, config, bound(config))
+    while tokens > _LEAST:
+        load = Load(tokens, min(tokens, config.dataset.max_length), tokens)
+        memory = replace(training, activations=captured(shape, hardware, load), peak=0.0)
+        if _fits(memory, gib, hardware):
+            break
+        tokens = max(tokens // 2, _LEAST)
+    return tokens
+
+
 def settle(config: RunConfig, gib: float) -> tuple[RunConfig, str]:
     """Return the configuration with `decide`'s values, and a line on them.
 
-    The line is "" where nothing is `auto` or nothing is trained.
+    `gradient_tokens` is set as well, if it is null. The line is "" where nothing is `auto` or nothing is
+    trained.
     """
     keys = [key for key in _KEYS if _is_auto(config, key)]
     if not keys:
@@ -69,6 +93,8 @@ def settle(config: RunConfig, gib: float) -> tuple[RunConfig, str]:
     shape = shape_of(config) if config.method.sets else None
     if shape is not None:
         made, why = decide(shape, config, gib), f"by the estimate for {gib:.0f} GiB"
+        if config.hardware.gradient_tokens is None:
+            made = _with(made, gradient_tokens=gradient_tokens(shape, made, gib))
     else:
         recompute = bool(config.method.sets) and config.hardware.activation_checkpointing
         tokens = _UNKNOWN if _is_auto(config, "micro_tokens") else config.hardware.micro_tokens
@@ -114,7 +140,9 @@ def agreed(config: RunConfig, world: World, rundir: RunDir) -> tuple[RunConfig, 
         return _with(config, **known), ""
     made, why = settle(config, least)
     if why and world.main:
-        rundir.write_decided(hardware, {key: getattr(made.hardware, key) for key in _KEYS})
+        rundir.write_decided(
+            hardware, {key: getattr(made.hardware, key) for key in (*_KEYS, "gradient_tokens")}
+        )
     return made, why
 
 

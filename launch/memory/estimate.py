@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from torch import nn
@@ -185,6 +185,18 @@ def activations(
     if hardware.activation_checkpointing:
         return shape.layers * shape.hidden * size * tokens + last, max(head, block + inside)
     return layers * block + last, max(head, inside)
+
+
+def captured(shape: Shape, hardware: HardwareConfig, load: Load) -> float:
+    """Estimate what the gradient norms of a forward's examples take: of all weights, nothing recomputed.
+
+    Logits and their gradient are whole. The inputs and output gradients of all layers, which are kept to the
+    end, are less than the activations.
+    """
+    size = _size(hardware)
+    whole = replace(shape, learned=frozenset(_KINDS))
+    saved = shape.layers * block_bytes(whole, size, load.width) + _norm(whole, size, True)
+    return saved * load.tokens + size * load.answers * (shape.hidden + 2 * shape.vocabulary)
 
 
 def block_bytes(shape: Shape, size: int, width: int) -> float:

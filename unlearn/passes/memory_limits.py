@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-Key: TypeAlias = Literal["micro_tokens", "micro_batch", "eval_tokens", "generate_rows"]
+Key: TypeAlias = Literal["micro_tokens", "micro_batch", "eval_tokens", "gradient_tokens", "generate_rows"]
 
 
 @dataclass

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,9 +12,12 @@ from eval.collection.collect import collect
 from eval.collection.live_model import Live
 from eval.collection.records import Records, record_path
 from eval.collection.requests import Answer, Generation, Likelihood, Prompt
+from eval.suite import Scoring
 from tests.eval.eval_fixtures import encoder, examples, model, plain
 from tests.rows import rows_in_pass
 from tests.tolerance import PASS, assert_close
+from unlearn.config import HardwareConfig
+from unlearn.distributed import ALONE
 from unlearn.passes.unpadded import runs_unpadded
 
 LIMIT = 40
@@ -181,3 +185,25 @@ def test_the_model_the_tokenizer_and_the_random_numbers_are_left_as_they_were(tm
     assert torch.equal(torch.get_rng_state(), state)
     assert code.tokenizer.padding_side == side
     assert not net.get_output_embeddings()._forward_pre_hooks
+
+
+def test_passes_with_a_backward_have_the_portion_of_training(tmp_path):
+    """Gradient norms keep what a training keeps, which may be a hundred times what a likelihood takes."""
+    net, widest = model(), {True: 0, False: 0}
+
+    def watch(_: Any, args: Any, named: Any) -> None:
+        ids = named.get("input_ids", args[0] if args else None)
+        backward = torch.is_grad_enabled()
+        widest[backward] = max(widest[backward], ids.numel())
+
+    net.model.register_forward_pre_hook(watch, with_kwargs=True)
+    hardware = HardwareConfig(micro_tokens=200, eval_tokens=2000)
+    sets = {"forget_eval": examples("forget"), "holdout": examples("holdout")}
+    for each in (hardware, hardware.model_copy(update={"gradient_tokens": 80})):
+        widest[True] = 0
+        folder = tmp_path / str(each.backward_tokens)
+        Scoring({"tofu": {"generation": False}}, sets, encoder(), folder, ALONE, each)(
+            net, "", ["forget", "holdout"]
+        )
+        assert 0.5 * each.backward_tokens < widest[True] <= each.backward_tokens
+    assert widest[False] > 400

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from rich.console import Console
 
 from launch.dry_run import show_plan
-from launch.memory.automatic import agreed, decide, fits, free_gib, limit_to_share, settle
+from launch.memory.automatic import agreed, decide, fits, free_gib, gradient_tokens, limit_to_share, settle
 from launch.memory.command import composed, llama
-from launch.memory.estimate import bound, estimate
+from launch.memory.estimate import Load, bound, captured, estimate
 from launch.resolve import resolve
 from launch.run.plan import make_plan
 from unlearn.config import HardwareConfig
@@ -65,6 +67,26 @@ def test_a_given_number_stays(gib, on):
     assert settle(fixed, 80) == (fixed, "")
 
 
+def test_an_evaluations_backward_fits_without_recomputing():
+    shape, config = (
+        llama("8B"),
+        composed("method=npo", "hardware=gpu-80gb", "method.batch=256", "dry_run=true"),
+    )
+    made = decide(shape, config, 80)
+    assert (made.hardware.tokens, made.hardware.activation_checkpointing) == (16384, True)
+    tokens = gradient_tokens(shape, made, 80)
+    # 15 GiB of weights, 45 of gradients and optimizer; some 6 MiB for each token
+    assert tokens == 1024
+    assert captured(shape, made.hardware, Load(tokens, 512, tokens)) / tokens == pytest.approx(
+        6.6 * 2**20, rel=0.05
+    )
+    assert gradient_tokens(shape, made, 10_000) == 16384
+    # a training of few matrices keeps few activations, gradient norms all of them
+    few = replace(shape, trained=10**8, learned=frozenset({"down"}), head_learned=False, first=28)
+    made = decide(few, config, 80)
+    assert gradient_tokens(few, made, 80) < made.hardware.tokens == 32768
+
+
 def test_processes_share_the_memory_of_a_host():
     one, many = composed(*BOTH), composed(*BOTH, "hardware.processes=8")
     assert 0 < free_gib(many) < 0.5 * free_gib(one)  # about an eighth: other programs take some meanwhile
@@ -75,6 +97,7 @@ def test_a_run_that_goes_on_keeps_what_was_decided(tmp_path):
     made, why = agreed(config, World(), rundir)
     assert made.hardware.micro_tokens == 1024  # on a CPU, and nano is small
     assert made.hardware.activation_checkpointing is False
+    assert made.hardware.gradient_tokens == 1024
     assert why.startswith(
         "hardware.micro_tokens=1024 hardware.activation_checkpointing=false (by the estimate"
     )

@@ -59,11 +59,14 @@ def test_likelihoods_and_gradient_norms_are_computed_in_halves(tmp_path, caplog)
     some = encoder().pairs(QUESTIONS)
     small, plain = live(tmp_path, hungry=True), live(tmp_path, hungry=False)
     with room(ROOM), caplog.at_level(logging.WARNING):
-        columns, norms = small.read(some), small.norms(some)
-    portion = small.world.limits.fitting["eval_tokens"]
-    assert [text for text in caplog.messages if f"hardware.eval_tokens={portion}" in text]
-    # The same portion from the start, and with it the same bits.
-    plain.max_tokens = portion
+        norms = small.norms(some)
+        assert small.world.limits.fitting.keys() == {"gradient_tokens"}  # a forward alone may fit
+        columns = small.read(some)
+    portions = small.world.limits.fitting
+    for key, portion in portions.items():
+        assert [text for text in caplog.messages if f"hardware.{key}={portion}" in text]
+    # The same portions from the start, and with them the same bits.
+    plain.max_tokens, plain.max_gradient_tokens = portions["eval_tokens"], portions["gradient_tokens"]
     assert np.array_equal(norms, plain.norms(some))
     for name, values in plain.read(some).items():
         assert np.array_equal(columns[name].values, values.values), name
@@ -131,7 +134,7 @@ def test_two_processes_halve_alike(tmp_path):
     together(2, process, str(tmp_path))
     (norms, texts, fitting), other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert [norms, texts, fitting] == other
-    assert fitting.keys() == {"eval_tokens", "generate_rows"}
+    assert fitting.keys() == {"gradient_tokens", "generate_rows"}
     alone = live(tmp_path, hungry=False)
     assert_close(np.array(norms), alone.norms(encoder().pairs(QUESTIONS)), terms=PASS, dtype=torch.float32)
     prompts = encoder().prompts([question for question, _ in QUESTIONS])
