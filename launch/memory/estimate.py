@@ -140,9 +140,14 @@ def _state(shape: Shape, hardware: HardwareConfig) -> dict[str, float]:
     master = 4 if stage in (1, 2) or (stage and size == 2) else 2 if keeps_remainders(hardware) else 0
     moments = 2 * (1 + 4 / BLOCK) if hardware.optimizer == "adamw-8bit" else 8
     gradients, optimizer = _gradient_size(hardware) * trained, (moments + master) * trained
-    if hardware.offload:  # two copies of the gradient: the sum, and the optimizer's
-        host += gradients + 4 * trained + optimizer
-        gradients = optimizer = 0.0
+    if hardware.offload:
+        host += optimizer + 4 * trained  # with the gradient that the optimizer reads, in addition to the sum
+        optimizer = 0.0
+        if stage < 3:  # updated weights on their way to the device, and a parameter's gradient to the host
+            host += size * (trained + _largest(shape))
+            bucket += size * _largest(shape)
+        if not _sums_on_device(hardware):
+            host, gradients = host + gradients, 0.0
     return {
         "parameters": parameters, "gradients": gradients, "optimizer": optimizer, "buffers": bucket,
         "host": host,
@@ -153,12 +158,23 @@ def _gradient_size(hardware: HardwareConfig) -> int:
     return 2 if hardware.gradients == "bf16" else 4
 
 
+def _sums_on_device(hardware: HardwareConfig) -> bool:
+    """Return whether gradients are summed on the device, which ZeRO 1 and 2 do in fp32 with offload, too."""
+    widened = hardware.dtype == "bf16" and _gradient_size(hardware) == 4
+    return not hardware.offload or (stage_of(hardware) < 3 and widened)
+
+
+def _largest(shape: Shape) -> int:
+    """Return the elements of the largest trained parameter, of adapters a bound."""
+    return min(shape.trained, max(shape.vocabulary, shape.inner) * shape.hidden)
+
+
 def _step(shape: Shape, hardware: HardwareConfig) -> float:
     """Estimate what reducing the gradient and updating take for a while, in addition to the state."""
     stage, size = stage_of(hardware), _gradient_size(hardware)
-    if hardware.offload:
-        return 0.0
     trained = shape.trained / (hardware.processes if stage else 1)
+    if hardware.offload:
+        return _offloaded_step(shape, hardware, trained) if stage < 3 else 0.0
     chunked = hardware.optimizer == "adamw-8bit" or keeps_remainders(hardware)
     # A chunk is of one parameter; the embeddings are the largest.
     update = UPDATED * min(trained, CHUNK, shape.vocabulary * shape.hidden) if chunked else 0.0
@@ -168,7 +184,23 @@ def _step(shape: Shape, hardware: HardwareConfig) -> float:
     flat = 4 if size == 4 else size + 4
     if stage < 3 and hardware.dtype == "bf16" and size == 4:
         flat = 0  # summed where the optimizer reads it
-    return update + flat * min(trained, SUB_GROUP if stage == 3 else trained)
+    norm = 8 * min(trained, _largest(shape)) if stage < 3 else 0.0  # of each parameter, in fp64
+    return max(norm, update + flat * min(trained, SUB_GROUP if stage == 3 else trained))
+
+
+def _offloaded_step(shape: Shape, hardware: HardwareConfig, trained: float) -> float:
+    """Estimate what ZeRO 1 and 2 with offload take in addition to the state, where that is more than 0.
+
+    In a step there is no bucket. When DeepSpeed is made there are no buffers and no gradients, but a copy of
+    the trained weights on their way to the host.
+    """
+    size, largest = _size(hardware), _largest(shape)
+    on_device = _sums_on_device(hardware)
+    bucket = size * BUCKET if hardware.device == "cuda" else 0
+    # The norm of each gradient is computed in fp64; one that was summed on the host comes back for it.
+    step = (8 if on_device else 8 + size) * largest - bucket
+    start = size * trained - bucket - size * largest - (4 * trained if on_device else 0)
+    return max(step, start, 0.0)
 
 
 def activations(

@@ -36,8 +36,10 @@ from launch.resolve import resolve
 from launch.validate.machine import hardware_problems
 from tests.paths import ROOT
 from unlearn.config import LoraConfig, NanoConfig
+from unlearn.distributed import start_world
 from unlearn.models import adapt, nano
 from unlearn.training.deepspeed_config import deepspeed_config
+from unlearn.training.engine import Engine
 
 # 1000 parameters, of which 600 are trained
 SHAPE = Shape(
@@ -120,10 +122,68 @@ def test_8b_fits_a_card_of_80_gib_and_70b_sixteen():
 def test_offload_moves_to_the_host():
     found = memory("hardware=gpu-offload", "dry_run=true")
     assert (found.parameters, found.gradients, found.optimizer) == (2000, 0, 0)
-    assert found.host == 600 * (4 + 4 + 12)  # the gradient twice; moments and master weights
-    assert found.buffers == 2 * BUCKET  # on a GPU all of it is there, however small the model
+    # the gradient in bf16 and in fp32; moments and master weights; updated weights; one parameter, 50 · 8
+    assert found.host == 600 * (2 + 4 + 12 + 2) + 400 * 2
+    assert found.buffers == 2 * BUCKET + 400 * 2  # on a GPU all of it is there, however small the model
     third = memory("hardware=gpu-offload", "hardware.zero=3", "dry_run=true")
-    assert (third.parameters, third.host) == (0, 2000 + 600 * 20)
+    assert (third.parameters, third.host) == (0, 2000 + 600 * 18)
+    # summed in fp32 on the device, unless weights are on the host or in fp32, too
+    wide = ("hardware=gpu-offload", "hardware.gradients=fp32", "dry_run=true")
+    found = memory(*wide)
+    assert (found.gradients, found.host) == (600 * 4, 600 * (4 + 12 + 2) + 400 * 2)
+    third = memory(*wide, "hardware.zero=3")
+    assert (third.gradients, third.host) == (0, 2000 + 600 * 20)
+    found = memory(*wide, "hardware.dtype=fp32")
+    assert (found.gradients, found.host) == (0, 600 * (4 + 4 + 12 + 4) + 400 * 4)
+
+
+def test_offload_begins_with_a_copy_of_the_weights_on_the_device():
+    config = composed("method=npo", "hardware=gpu-offload", "dry_run=true")
+    made = decide(llama("8B"), config, 24)
+    found = estimate(llama("8B"), made, bound(made))
+    weights = 2 * 8_030_261_248
+    assert found.device == pytest.approx(2 * weights, rel=0.01)
+    third = decide(
+        llama("8B"), composed("method=npo", "hardware=gpu-offload", "hardware.zero=3", "dry_run=true"), 24
+    )
+    assert fits(estimate(llama("8B"), third, bound(third)), 24)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gradients"),
+    [("bf16", "fp32"), ("bf16", "bf16"), pytest.param("fp32", "fp32", marks=pytest.mark.slow)],
+)
+def test_offload_keeps_what_deepspeed_keeps(dtype, gradients):
+    given = [
+        f"hardware.{key}" for key in (f"dtype={dtype}", f"gradients={gradients}", "zero=2", "offload=true")
+    ]
+    config = composed("method=grad_ascent", "model.nano.vocabulary=300", *given)
+    model = nano.model(config.model.nano, seed=0)
+    found = estimate(read_shape(model), config, LOAD)
+    engine = Engine(
+        model, start_world("cpu"), config.hardware, clip=1.0, weight_decay=0.0, betas=(0.9, 0.999)
+    )  # fmt: skip
+    for _ in range(2):
+        engine.backward(engine.model(input_ids=torch.arange(20)[None], use_cache=False).logits.float().sum())
+    zero = engine.model.optimizer
+
+    def taken(tensors: Any) -> int:
+        return sum(tensor.nbytes for tensor in tensors)
+
+    groups = [group for group in zero.averaged_gradients.values() if group is not None]
+    on_device = taken(group.flat_partition for group in groups)
+    masters = zero.single_partition_of_fp32_groups
+    on_host = taken(masters) + taken(master.grad for master in masters)
+    on_host += taken(zero.accumulated_grads_in_cpu.values())
+    on_host += taken(
+        [*zero.param_buffer_of_bit16_for_cpu_offload_groups, zero.temp_grad_buffer_for_cpu_offload]
+    )
+    assert zero.temp_grad_buffer_for_gpu_offload.nbytes == found.buffers
+    engine.step(1e-3)
+    on_host += taken(t for state in zero.optimizer.state.values() for t in state.values() if t.ndim)
+    engine.close()
+    assert on_device == pytest.approx(found.gradients, rel=1e-3)
+    assert on_host == pytest.approx(found.host, rel=1e-3)
 
 
 def test_what_a_method_keeps_in_addition():

@@ -24,6 +24,7 @@ ENDS, MIDDLE = [STAGES[0], STAGES[3]], STAGES[1:3]
 OFFLOADED: list[dict[str, Any]] = [{"zero": 2, "offload": True}, {"zero": 3, "offload": True}]
 HALF: list[dict[str, Any]] = [{"zero": zero, "dtype": "bf16"} for zero in (0, 2, 3)]
 HALVED: list[dict[str, Any]] = [{"gradients": "bf16", **hardware} for hardware in HALF]
+HALVED_OFFLOADED: list[dict[str, Any]] = [{**hardware, "offload": True} for hardware in HALVED[1:]]
 
 
 def slow(cases: list[dict[str, Any]]) -> list[Any]:
@@ -91,7 +92,7 @@ def test_steps_by_two_gradients_are_those_of_plain_torch(plain, hardware):
     assert_trained(gradients.train(HardwareConfig(**hardware), clip=CLIP), plain)
 
 
-@pytest.mark.parametrize("hardware", slow(HALF + HALVED), ids=str)
+@pytest.mark.parametrize("hardware", slow(HALF + HALVED + HALVED_OFFLOADED), ids=str)
 def test_bf16_is_as_good_as_bf16(plain, plain_single, hardware):
     found = gradients.train(HardwareConfig(**hardware), clip=CLIP)
     for prefix in ("gram/0", "norm/0", "first/"):
@@ -101,7 +102,9 @@ def test_bf16_is_as_good_as_bf16(plain, plain_single, hardware):
         assert_near(single, plain_single, f"{term}/", HALF_RELATIVE)
 
 
-@pytest.mark.parametrize("hardware", ENDS[:1] + slow(ENDS[1:] + MIDDLE + HALVED[:1]), ids=str)
+@pytest.mark.parametrize(
+    "hardware", ENDS[:1] + slow(ENDS[1:] + MIDDLE + HALVED[:1] + HALVED_OFFLOADED[:1]), ids=str
+)
 def test_taking_and_putting_back_changes_nothing(hardware):
     ends = []
     for detour in (False, True):

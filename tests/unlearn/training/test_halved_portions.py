@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the limit is th
 
 STAGES: list[dict[str, Any]] = [
     {"zero": 0}, {"zero": 2}, {"zero": 2, "dtype": "bf16"}, {"zero": 2, "offload": True},
+    {"zero": 2, "offload": True, "dtype": "bf16", "gradients": "bf16"},
 ]  # fmt: skip
 WIDE = 240  # tokens: twelve rows and more, in a later forward more than in the first
 
