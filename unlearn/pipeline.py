@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import gc
 import logging
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,8 @@ from unlearn.data.batching import Batch, collate, deal
 from unlearn.data.example import Example
 from unlearn.data.tokenization import Encoder
 from unlearn.distributed import World
-from unlearn.errors import ConfigError, UserError
+from unlearn.errors import ConfigError
+from unlearn.files import replacing
 from unlearn.models import adapt, export, locate, stored
 from unlearn.models import load as models
 from unlearn.models.corrupt import corrupt
@@ -194,12 +194,13 @@ class Pipeline:
             edit.attach(model)
             save_edits = partial(interventions.save, model)
             own, _ = interventions.split(model.state_dict())
-            export.save_pretrained(
-                export.exportable(model, own), self.tokenizer, self.rundir.model, write_extra=save_edits
-            )
             live = self._trial(model)
-            del model, second, edit, own, save_edits
-            self._verify(live, self.rundir.model)
+            with replacing(self.rundir.model) as part:
+                export.save_pretrained(
+                    export.exportable(model, own), self.tokenizer, part, write_extra=save_edits
+                )
+                del model, second, edit, own, save_edits
+                self._verify(live, part, self.rundir.model.name)
         self.world.barrier()
 
     def _fresh_model(self) -> Any:
@@ -267,7 +268,8 @@ class Pipeline:
     def _save_model(self, engine: Engine, folder: Path, adapter_folder: Path | None = None) -> None:
         """Save the whole model, and load it again: on the main process, the rest wait.
 
-        Before the model its adapter is saved, if it has one and a folder for it is named.
+        The folder gets its name once it is verified, so that a process killed before leaves none. Before the
+        model its adapter is saved, if it has one and a folder for it is named.
 
         Raises:
             SavedModelDiffers: it does not compute what the live one does; on every process.
@@ -284,18 +286,19 @@ class Pipeline:
                     engine.module, adapter, self.tokenizer, adapter_folder, base=base
                 )  # fmt: skip
         weights = engine.weights()
-        if self.world.main:
-            if scale != 1:
-                weights = export.extrapolated(self._read(self.start.source).state_dict(), weights, scale)
-            export.save_streamed(engine.module, weights, self.tokenizer, folder)
-        for _ in weights:  # the other processes' part of gathering them
-            pass
+        if self.world.main and scale != 1:
+            weights = export.extrapolated(self._read(self.start.source).state_dict(), weights, scale)
+        with replacing(folder) if self.world.main else nullcontext(folder) as part:
+            if self.world.main:
+                export.save_streamed(engine.module, weights, self.tokenizer, part)
+            for _ in weights:  # the other processes' part of gathering them
+                pass
 
-        def verified() -> None:
-            if live is not None:
-                self._verify(live, folder)
+            def verified() -> None:
+                if live is not None:
+                    self._verify(live, part, folder.name)
 
-        self.world.on_main(verified)
+            self.world.on_main(verified)
         self.world.barrier()
 
     def _trial(self, model: nn.Module) -> Trial:
@@ -303,12 +306,8 @@ class Pipeline:
         sets = {name: rows for name, rows in self.sets.items() if name in trained} or self.sets
         return trial(model, self.encoder, sets, self.world.device)
 
-    def _verify(self, live: Trial, folder: Path) -> None:
-        try:
-            verify(live, folder, self.config.model, self.encoder, self.world.device)
-        except UserError:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
+    def _verify(self, live: Trial, folder: Path, name: str) -> None:
+        verify(live, folder, self.config.model, self.encoder, self.world.device, name=name)
 
 
 class _LazyEngine:

@@ -65,24 +65,29 @@ def trial(
     return Trial(pairs, logits, end_tokens(model, encoder.end_id), dtype)
 
 
-def verify(live: Trial, folder: Path, cfg: ModelConfig, encoder: Encoder, device: torch.device) -> None:
+def verify(
+    live: Trial, folder: Path, cfg: ModelConfig, encoder: Encoder, device: torch.device, *,
+    name: str | None = None,
+) -> None:  # fmt: skip
     """Load the folder again and compare it with the live model: logits, tokens, prompts, end tokens.
 
     The model is loaded on the device, or on the CPU where the device has no room for a second model.
+    `name`: what messages call a folder that is renamed afterwards.
 
     Raises:
         SavedModelDiffers: the two differ. The caller removes the folder.
     """
+    name = name or folder.name
     again = replace(encoder, tokenizer=load_tokenizer(cfg, str(folder)))
     if _tokens(again, live) != _tokens(encoder, live):
-        raise SavedModelDiffers(_message(folder, "its tokenizer makes other tokens of the same texts"))
+        raise SavedModelDiffers(_message(name, "its tokenizer makes other tokens of the same texts"))
     sequences = short(encoder, live.pairs)
 
     def loaded(dtype: torch.dtype, place: torch.device = device) -> Tensor:
         with torch.random.fork_rng(devices=[]):
             model: Any = models.read_model(cfg, dtype, str(folder))
         if end_tokens(model, again.end_id) != list(live.ends):
-            raise SavedModelDiffers(_message(folder, "its answers end at other tokens"))
+            raise SavedModelDiffers(_message(name, "its answers end at other tokens"))
         return logits_of(models.in_precision(model, place, dtype), sequences, place)
 
     def computed(dtype: torch.dtype) -> Tensor:
@@ -100,11 +105,11 @@ def verify(live: Trial, folder: Path, cfg: ModelConfig, encoder: Encoder, device
     if not distance <= limit:
         raise SavedModelDiffers(
             _message(
-                folder,
+                name,
                 f"its logits differ by {distance:.2g} standard deviations, rounding by {limit:.1g} at most",
             )
         )
-    log.info("%s: loaded again, its logits are within %.1g standard deviations", folder.name, distance)
+    log.info("%s: loaded again, its logits are within %.1g standard deviations", name, distance)
 
 
 def short(encoder: Encoder, pairs: Sequence[tuple[str | None, str]]) -> list[TokenSequence]:
@@ -139,8 +144,8 @@ def difference(live: Tensor, saved: Tensor) -> float:
     return float((distances / live.std(-1).clamp(min=1e-6)).max())
 
 
-def _message(folder: Path, what: str) -> str:
+def _message(name: str, what: str) -> str:
     return (
-        f"the model saved in {folder.name} is not the one that was trained: loaded again, {what}. Nothing "
+        f"the model saved in {name} is not the one that was trained: loaded again, {what}. Nothing "
         "was measured, and the folder is removed; please report this with the run's config.yaml"
     )

@@ -6,11 +6,13 @@ import itertools
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
 from tests.launch.children import Nursery
 from tests.launch.run.undisturbed import TINY, Place, assert_same, outcome, weights
@@ -68,6 +70,33 @@ def end_once(place: Place, run: Path, number: signal.Signals, drawn: random.Rand
     )
     assert shown.code != 75 or "start it again" in shown.err or "can be resumed" in shown.err, shown.err
     return True
+
+
+def end_in_verification() -> None:
+    """Kill this process as soon as it reads the tokenizer of the model in the folder `unverified`."""
+
+    def read(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open" and arguments[1] in ("r", "rb"):
+            folder, _, name = str(arguments[0]).rpartition("/")
+            if name.startswith("tokenizer") and "/unverified/" in folder:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(read)
+
+
+def test_killed_in_the_verification_of_its_model_it_leaves_none_that_could_be_measured(place):
+    run = place.folder / "unverified"
+    further = "checkpoint.models_every=null"  # the first model that is verified is the trained one
+    child = place.start(run, further, before="tests.launch.run.test_interruptions:end_in_verification")
+    assert child.ended().code == -signal.SIGKILL
+    assert list(run.glob(".model.*.tmp"))
+    assert not (run / "model").exists()
+    place.done(run, further)
+    log = (run / "run.log").read_text()
+    assert "continuing after step 10\n" in log
+    assert "model: loaded again" in log
+    mine, theirs = (weights(each / "model") for each in (run, place.undisturbed))
+    assert all(torch.equal(mine[name], tensor) for name, tensor in theirs.items())
 
 
 def test_three_that_start_the_same_run_make_it_once(place):
