@@ -43,7 +43,7 @@ from unlearn.models.skeleton import limits
 from unlearn.models.tokenizer import load_tokenizer, make_encoder
 from unlearn.models.weights import WeightsSource
 from unlearn.passes.memory_limits import MemoryLimits
-from unlearn.passes.out_of_memory import ADVICE, is_out_of_memory
+from unlearn.passes.out_of_memory import ADVICE, DoesNotFit, is_out_of_memory
 from unlearn.pipeline import Pipeline
 from unlearn.probes import watched_sets
 from unlearn.processor import allowed_cores
@@ -75,6 +75,8 @@ def execute(job: Job, rundir: RunDir, tracker: Logger, *, progress: bool = True)
             if world.main:
                 rundir.clear_leftovers()
             return _Run(job, rundir, tracker, world, progress, started).execute()
+    except DoesNotFit as error:
+        raise UserError(str(error)) from error
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

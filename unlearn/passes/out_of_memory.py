@@ -42,6 +42,14 @@ ADVICE = (
 )
 
 
+class DoesNotFit(BaseException):
+    """One sequence alone does not fit on this process, in a pass that has collectives.
+
+    Not an error to catch: the other processes may wait in the pass, so nothing else can follow on this one.
+    `execute` ends the run with its message, as a `UserError`.
+    """
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an allocation has failed, on a GPU or the CPU."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
@@ -71,7 +79,8 @@ def in_portions(
     discard: called on every process before it is done again, to forget what `compute` has changed.
 
     Raises:
-        UserError: one sequence alone does not fit.
+        UserError: one sequence alone does not fit; without collectives, on every process.
+        DoesNotFit: one sequence alone does not fit on this process, and it has collectives.
         StartAgain: it failed on this process, and it has collectives.
     """
     lowered = False
@@ -94,9 +103,12 @@ def in_portions(
         sizes = [len(part) if rows else len(part) * max(lengths[i] for i in part) for part in _parts(bins)]
         smallest = factor if rows else max(lengths, default=0)
         if max(sizes, default=0) <= smallest:
-            what = f"{factor} sequences" if rows else f"a sequence of {smallest} tokens"
+            what = f"a sequence of {smallest} tokens"
+            if rows:
+                what = "a sequence" if factor == 1 else f"{factor} sequences"
             advice = f"hardware.micro_batch=null, {ADVICE}" if key == "micro_batch" else ADVICE
-            raise UserError(f"out of memory: one forward of {what} does not fit; what takes less: {advice}")
+            message = f"out of memory: one forward of {what} does not fit; what takes less: {advice}"
+            raise DoesNotFit(message) if collective else UserError(message)
         world.limits.fitting[key] = max(max(sizes) // 2, smallest) // factor
         if collective:
             world.limits.restarts += 1

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from torch.multiprocessing import ProcessExitedException
 
 from eval.collection.live_model import Live
+from eval.suite import Scoring
 from tests.allocator import make_hungry, room
-from tests.eval.eval_fixtures import encoder, model
+from tests.eval.eval_fixtures import encoder, examples, model
 from tests.tolerance import PASS, assert_close
 from tests.unlearn.training.small_training import sequences, tiny_llama
 from tests.worlds import together
@@ -25,7 +27,7 @@ from unlearn.distributed import World, start_world
 from unlearn.passes.generate import generate
 from unlearn.passes.gumbel_sampling import sampling
 from unlearn.passes.memory_limits import MemoryLimits
-from unlearn.passes.out_of_memory import in_portions, is_out_of_memory
+from unlearn.passes.out_of_memory import DoesNotFit, in_portions, is_out_of_memory
 from unlearn.probes.geffect.example_effects import ExampleEffects, Points
 from unlearn.probes.geffect.parameter_groups import parameter_groups
 from unlearn.signals import StartAgain
@@ -139,6 +141,33 @@ def test_two_processes_halve_alike(tmp_path):
     assert_close(np.array(norms), alone.norms(encoder().pairs(QUESTIONS)), terms=PASS, dtype=torch.float32)
     prompts = encoder().prompts([question for question, _ in QUESTIONS])
     assert texts == alone.answers(prompts, max_new_tokens=20)
+
+
+def sharded(root: str) -> None:
+    """Evaluate two benchmarks at ZeRO 3, where the second process has no room for one sequence."""
+    world = start_world("cpu")
+    hardware = HardwareConfig(processes=2, zero=3, generate_rows=1)
+    engine = Engine(model(), world, hardware, clip=0.0, weight_decay=0.0, betas=(0.9, 0.99))
+    score = Scoring(
+        {"sampling": {"samples": 1, "ks": [1]}, "prompts": {}}, {"forget_eval": examples("forget")[:2]}, encoder(),
+        Path(root), world, hardware,
+    )  # fmt: skip
+    if not world.main:
+        make_hungry(engine.module, ROW)
+    try:
+        with room(ROW / 2) if not world.main else nullcontext():
+            score(engine.module, "", ["forget"], collective_forward=True)
+    except DoesNotFit as error:
+        Path(root, "message").write_text(str(error))
+        sys.exit(3)
+
+
+@pytest.mark.slow
+def test_where_a_pass_has_collectives_a_process_without_room_goes_on_with_nothing_else(tmp_path):
+    with pytest.raises(ProcessExitedException, match="process 1 terminated with exit code 3"):
+        together(2, sharded, str(tmp_path))
+    assert "one forward of a sequence does not fit" in (tmp_path / "message").read_text()
+    assert not list(tmp_path.rglob("results.json"))
 
 
 def test_a_probes_effects_on_examples_are_computed_in_halves():
