@@ -20,21 +20,24 @@ from unlearn.data.batching import Batch, collate, deal
 from unlearn.data.example import Example
 from unlearn.data.tokenization import Encoder
 from unlearn.distributed import World
-from unlearn.errors import ConfigError
+from unlearn.errors import ConfigError, UserError
 from unlearn.files import replacing
 from unlearn.models import adapt, export, locate, stored
 from unlearn.models import load as models
 from unlearn.models.corrupt import corrupt
 from unlearn.models.verify import Trial, trial, verify
 from unlearn.models.weights import WeightsSource
+from unlearn.passes.out_of_memory import is_out_of_memory
 from unlearn.probes._measure_saved import measure_saved
 from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
 from unlearn.selection import Selector
 from unlearn.terms import Term, bind, training_sets
 from unlearn.training import gradient_reach
-from unlearn.training.deepspeed_config import keeps_remainders
+from unlearn.training.deepspeed_config import keeps_remainders, shards_models
 from unlearn.training.engine import Engine, precision
+from unlearn.training.engine_sharded import sharded
+from unlearn.training.engine_slices import whole_parameters
 from unlearn.training.interruption import Checkpoints
 from unlearn.training.observers import History, Logger, Observers
 from unlearn.training.prepare import FrozenModel, Preparation, resolve_refusals
@@ -76,17 +79,63 @@ class Pipeline:
         terms = models.resolve_layers(bind(config.method), config.model, self.start.source)
         return resolve_refusals(terms, self.encoder)
 
-    def finished_model(self) -> nn.Module:
-        """Load the run's model as it was saved, in compute precision; without one what it starts from."""
-        made = self.config.method.makes_model
-        return self.loaded(str(self.rundir.model) if made else self.start.source)
+    @property
+    def finished(self) -> str | None:
+        """Where the run's model is: as it was saved, or without one what the run starts from."""
+        return str(self.rundir.model) if self.config.method.makes_model else self.start.source
+
+    @contextmanager
+    def held(self, source: str | None) -> Iterator[tuple[nn.Module, bool]]:
+        """Yield a model in compute precision, and whether each of its calls is a collective.
+
+        It is whole on the device; at ZeRO 3 shared out as in training, since it may fit on no device. A
+        collective.
+        """
+        if not shards_models(self.config.hardware):
+            yield self.loaded(source), False
+            return
+        log.info("a model without an optimizer is shared out over the processes (%d)", self.world.size)
+        with sharded(self.deferred(source), self.world, self.config.hardware) as model:
+            yield model, True
+        gc.collect()  # hooks make cycles, which would keep it while another is loaded
 
     def loaded(self, source: str | None) -> nn.Module:
-        """Load a whole model, in compute precision, on the device."""
-        moved: nn.Module = models.in_precision(
-            self._read(source), self.world.device, precision(self.config.hardware.dtype)
-        )
-        return moved
+        """Load a whole model, in compute precision, on the device. A collective.
+
+        Raises:
+            UserError: it does not fit; on every process.
+        """
+        whole = self._moved(source)
+        failed = torch.tensor(float(whole is None), device=self.world.device)
+        if self.world.sum(failed) or whole is None:
+            raise UserError(
+                "out of memory: the device of each process has no room for a whole copy of the model; "
+                "hardware.dtype=bf16 takes less, and hardware.zero=3 on several processes shares the model "
+                "out, but for variants that need a whole copy (docs/hardware.md)"
+            )
+        return whole
+
+    def _moved(self, source: str | None) -> nn.Module | None:
+        """Load a whole model on the device; None if it does not fit."""
+        try:
+            moved: nn.Module = models.in_precision(
+                self._read(source), self.world.device, precision(self.config.hardware.dtype)
+            )
+            return moved
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            log.info("%s", str(error).partition("\n")[0])
+        # The error has let go of its frames, and so of what was loaded.
+        gc.collect()
+        if self.world.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    def trainable(self) -> nn.Module:
+        """Load the run's model for an engine, which at ZeRO 3 reads its part of the parameters only."""
+        shards = shards_models(self.config.hardware)
+        return self.deferred(self.finished) if shards else self.loaded(self.finished)
 
     def _read(self, source: str | None) -> Any:
         hardware = self.config.hardware
@@ -162,9 +211,9 @@ class Pipeline:
 
         def engine_of(folder: str | None) -> Engine:
             source = folder or self.start.source
-            return self._engine(self._deferred(source))
+            return self._engine(self.deferred(source))
 
-        holder = _LazyEngine(partial(self._deferred, self.start.source), self._engine)
+        holder = _LazyEngine(partial(self.deferred, self.start.source), self._engine)
         sources = {"reference": FrozenModel(self.start.key, holder.hold, holder.whole_head)}
         groups, frozen = ready.with_frozen_outputs(ready.groups(sources["reference"]), sources)
         holder.close()
@@ -207,7 +256,7 @@ class Pipeline:
         """The model that training starts from, with adapters or edits if it has them."""
         config = self.config
         origin = self.unlearned or self.start
-        model: Any = self._deferred(origin.source, edited=config.method.intervention is not None)
+        model: Any = self.deferred(origin.source, edited=config.method.intervention is not None)
         if self.unlearned is not None:
             noise = config.method.unlearned
             corrupt(model, alpha=noise.alpha, beta=noise.beta, seed=config.seed)
@@ -224,7 +273,7 @@ class Pipeline:
             model.enable_input_require_grads()
         return model
 
-    def _deferred(self, source: str | None, *, edited: bool = False) -> Any:
+    def deferred(self, source: str | None, *, edited: bool = False) -> Any:
         """A model whose parameters are read when its engine is made; with the method's edit."""
         model = self._read(source)
         if edited:  # an edit may look at the weights
@@ -240,11 +289,10 @@ class Pipeline:
         )  # fmt: skip
 
     def _frozen(self, weights: WeightsSource) -> FrozenModel:
-        @contextmanager
-        def hold() -> Iterator[tuple[nn.Module, bool]]:
-            yield self.loaded(weights.source), False
+        def whole_head(model: Any) -> AbstractContextManager[None]:
+            return whole_parameters(model.get_output_embeddings())
 
-        return FrozenModel(weights.key, hold, _as_it_is)
+        return FrozenModel(weights.key, partial(self.held, weights.source), whole_head)
 
     def _watched(self, ready: Preparation, groups: Mapping[str, Group]) -> dict[str, Group]:
         return ready.watched(groups, (*probes.WATCHED, *probes.sets(self.config.probe)))
@@ -357,8 +405,3 @@ class _Batches:
         (mine,) = deal([len(s.ids) for s in self._sequences], 1, max_tokens=self._max_tokens)
         for rows in mine:
             yield collate([self._sequences[i] for i in rows]).to(self._world.device)
-
-
-@contextmanager
-def _as_it_is(_: nn.Module) -> Iterator[None]:
-    yield

@@ -49,6 +49,8 @@ class Workbench:
     - `sets`: the dataset's, as the run loaded them, by their full names (`forget`, `forget_eval` …).
     - `unlearned` returns a new whole copy of the finished model on the device, in compute precision, with
       edits attached; `target` the same of the target, None where there is none.
+    - `trainable` returns the finished model for an engine, which at ZeRO 3 may fit on no device; None: it is
+      `unlearned`.
     - `load` does the same with the weights of a folder or hub id, or of `model.path` (None). `weights` says
       where those of the `target` and of the `retain` model are, as far as the run has them.
     - `directory`: the run's.
@@ -67,6 +69,7 @@ class Workbench:
     load: Callable[[str | None], nn.Module]
     score: Score
     directory: Path
+    trainable: Callable[[], nn.Module] | None = None
     weights: Mapping[str, WeightsSource] = field(default_factory=dict)
     results: Mapping[str, float] = field(default_factory=dict)
     target_results: Mapping[str, float] = field(default_factory=dict)

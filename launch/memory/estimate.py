@@ -19,7 +19,7 @@ from unlearn.models import nano
 from unlearn.models.skeleton import is_plain_nano
 from unlearn.rules import Remembering, make_rule
 from unlearn.terms import bind
-from unlearn.training.deepspeed_config import keeps_remainders, stage_of
+from unlearn.training.deepspeed_config import keeps_remainders, shards_models, stage_of
 from unlearn.training.optimizers import BLOCK, CHUNK
 
 GIB = 2**30
@@ -109,7 +109,7 @@ def estimate(shape: Shape, config: RunConfig, load: Load) -> Memory:
     """Estimate the peak memory of a training process, as `torch.cuda.max_memory_allocated` reports it."""
     hardware, method = config.hardware, config.method
     if not method.sets:  # evaluation only
-        return Memory(parameters=shape.parameters * _size(hardware))
+        return Memory(**_weights(shape, hardware))
     saved, peak = activations(shape, hardware, method, load)
     state = _state(shape, hardware)
     peak = max(peak, _step(shape, hardware) - saved)  # activations are freed before the step
@@ -121,6 +121,17 @@ def estimate(shape: Shape, config: RunConfig, load: Load) -> Memory:
 
 def _size(hardware: HardwareConfig) -> int:
     return 2 if hardware.dtype == "bf16" else 4
+
+
+def _weights(shape: Shape, hardware: HardwareConfig) -> dict[str, float]:
+    """Estimate the weights of a model that is evaluated; at ZeRO 3 also what is gathered."""
+    size = _size(hardware)
+    parameters: float = shape.parameters * size
+    if not shards_models(hardware):
+        return {"parameters": parameters}
+    gathered, part = size * min(shape.parameters, GATHERED), parameters / hardware.processes
+    key = "host" if hardware.offload else "parameters"
+    return {key: part, "buffers": gathered}
 
 
 def _state(shape: Shape, hardware: HardwareConfig) -> dict[str, float]:

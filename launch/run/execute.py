@@ -129,12 +129,11 @@ class _Run:
         if self.pipeline.terms and not self.rundir.model.is_dir():
             engine, live = self.pipeline.train(self._evaluate_at, self._selector())
             # If the saved model differs from the trained one, evaluate the saved model.
-            untied = unties(engine.module) and engine.zero < 3  # under ZeRO 3 it may not fit on one device
-            if self.config.method.update_scale != 1 or untied or not live:
+            if self.config.method.update_scale != 1 or unties(engine.module) or not live:
                 engine.close()
                 del engine
                 gc.collect()
-                metrics = self._evaluate(self.pipeline.finished_model(), collective_forward=False)
+                metrics = self._evaluate_saved()
             else:
                 metrics = self._evaluate(engine.module, collective_forward=engine.zero == 3)
                 engine.close()
@@ -145,11 +144,7 @@ class _Run:
                 self.pipeline.fit()
             if self.config.probe.on and not made:
                 self.pipeline.probe_saved_models()
-            model = self.pipeline.finished_model()
-            metrics = self._evaluate(model, collective_forward=False)
-            if self._divides and not made:
-                self._evaluate_selection_items(model)
-            del model
+            metrics = self._evaluate_saved()
         metrics |= self._variants(metrics)
         metrics |= self._judged(metrics)
         summary = {
@@ -193,9 +188,10 @@ class _Run:
         examples = {name: len(rows) for name, rows in self._selection_sets().items()}
         return self.world.on_main(lambda: selector(self.config, self.job.baselines, examples))
 
-    def _evaluate_selection_items(self, model: nn.Module) -> None:
+    def _evaluate_selection_items(self, model: nn.Module, *, collective_forward: bool) -> None:
         """Measure a model that others are compared with on the selection items."""
-        metrics = self._scoring(f"eval/{FOLDER}", selecting=True)(model, "", ROLES)
+        scoring = self._scoring(f"eval/{FOLDER}", selecting=True)
+        metrics = scoring(model, "", ROLES, collective_forward=collective_forward)
         self.world.on_main(lambda: self.rundir.write_selection({"metrics": metrics}))
 
     def _chosen(self) -> dict[str, float]:
@@ -210,6 +206,14 @@ class _Run:
     def _evaluate_at(self, engine: Engine, step: int) -> Mapping[str, float]:
         scoring = self._scoring(f"eval/step-{step}", selecting=True)
         return scoring(engine.module, "", ROLES, collective_forward=engine.zero == 3)
+
+    def _evaluate_saved(self) -> dict[str, float]:
+        """Evaluate the run's model as it was saved, or without one what the run starts from."""
+        with self.pipeline.held(self.pipeline.finished) as (model, collective_forward):
+            metrics = self._evaluate(model, collective_forward=collective_forward)
+            if self._divides and not self.config.method.makes_model:
+                self._evaluate_selection_items(model, collective_forward=collective_forward)
+        return metrics
 
     def _evaluate(self, model: nn.Module, *, collective_forward: bool) -> dict[str, float]:
         return self._scoring("eval")(model, "", ROLES, collective_forward=collective_forward)
@@ -241,7 +245,8 @@ class _Run:
             sets=self.sets,
             encoder=self.encoder,
             world=self.world,
-            unlearned=self.pipeline.finished_model,
+            unlearned=lambda: self.pipeline.loaded(self.pipeline.finished),
+            trainable=self.pipeline.trainable,
             target=(lambda: self.pipeline.loaded(self.job.start.source)) if start else None,
             load=self.pipeline.loaded,
             weights=self._compared_weights(start),

@@ -23,6 +23,11 @@ def stage_of(hardware: HardwareConfig) -> int:
     return hardware.zero
 
 
+def shards_models(hardware: HardwareConfig) -> bool:
+    """Return whether no device needs room for a whole model: ZeRO 3 shares it out or keeps it in the host."""
+    return hardware.zero == 3 and (hardware.processes > 1 or hardware.offload)
+
+
 def deepspeed_config(hardware: HardwareConfig, *, clip: float) -> dict[str, Any]:
     """Return DeepSpeed's configuration for the `hardware` section.
 

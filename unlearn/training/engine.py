@@ -11,7 +11,7 @@ import unlearn.environment  # noqa: F401 (before DeepSpeed)
 # isort: split
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 from weakref import WeakSet
 
@@ -20,7 +20,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin
-from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
@@ -293,18 +292,12 @@ class Engine:
 
     def whole_parameters(self, module: nn.Module) -> AbstractContextManager[None]:
         """Return a context in which a module's parameters are whole, to be read."""
-        if self.zero < 3:
-            return nullcontext()
-        gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(list(module.parameters()))
-        return gathered
+        return engine_slices.whole_parameters(module)
 
     def close(self) -> None:
         """Free the optimizer's state and the gradients, so that another engine can be made."""
         self._kernels.close()
-        self.model.destroy()
-        if self.zero == 3:  # DeepSpeed keeps the model, and those in whose forward an error was raised
-            own = set(self.module.modules())
-            FWD_MODULE_STACK[:] = [each for each in FWD_MODULE_STACK if each not in own]
+        engine_slices.release(self.model)
         self._accelerator.free_memory()
         _OPEN.discard(self)
         nn.functional.linear = self._linear  # ZeRO 3 replaced it for all models of the process

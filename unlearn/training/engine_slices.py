@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed import comm
+from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from deepspeed.runtime.zero.partition_parameters import is_zero_param
 from torch import nn
 
@@ -48,3 +50,19 @@ def partition(model: nn.Module, device: torch.device, config: Mapping[str, Any])
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(device)
+
+
+def whole_parameters(module: nn.Module) -> AbstractContextManager[None]:
+    """Return a context in which a module's parameters are whole, to be read; a collective at ZeRO 3."""
+    parameters = list(module.parameters())
+    if not any(is_zero_param(parameter) for parameter in parameters):
+        return nullcontext()
+    gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(parameters)
+    return gathered
+
+
+def release(engine: Any) -> None:
+    """Remove DeepSpeed's hooks from a model, so that it can be freed."""
+    engine.destroy()
+    own = set(engine.module.modules())  # at ZeRO 3 DeepSpeed keeps the model, and those whose forward failed
+    FWD_MODULE_STACK[:] = [each for each in FWD_MODULE_STACK if each not in own]

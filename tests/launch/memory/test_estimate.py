@@ -218,6 +218,8 @@ def test_recomputed_activations_leave_the_blocks_inputs():
 
 def test_evaluating_keeps_the_weights_alone():
     assert memory("method=none").device == 4000
+    shared = memory("method=none", "hardware.processes=4", "hardware.zero=3")
+    assert (shared.parameters, shared.buffers) == (1000, 4000)  # a part, and at most all that is gathered
 
 
 def _kept(model: Any, rows: int, width: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -346,6 +347,17 @@ def test_two_processes_that_share_every_parameter_need_no_launcher_and_agree(tar
     assert {k for k, v in two.items() if v is None} == {k for k, v in one.items() if v is None}
     measured = {k: v for k, v in one.items() if v is not None}
     assert {k: two[k] for k in measured} == approx(measured, terms=PASS, condition=50)
+
+    # Cut off in its evaluation, it measures the saved model, of which each process has a part.
+    (runs[1] / "results.json").unlink()
+    shutil.rmtree(runs[1] / "eval")
+    before = stamps((runs[1] / "model").glob("*.safetensors"))
+    done(tmp_path, *given, "root=two", "hardware=cpu-2p", "hardware.zero=3")
+    assert stamps(before) == before
+    assert "without an optimizer is shared out over the processes (2)" in (runs[1] / "run.log").read_text()
+    again = results(runs[1])
+    assert again.keys() == two.keys()
+    assert {k: again[k] for k in measured} == approx({k: two[k] for k in measured}, terms=PASS, condition=50)
 
 
 # -- what a run is compared with, and what cuts it off ---------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,21 @@ def test_an_undamaged_student_is_its_teacher(cwd, same):
     assert Path(str(job.unlearned.source)).name == "model"
     assert job.unlearned.key == f"run:{read_job(teacher)[0].fingerprint}"
     losses = [row["loss"] for row in same.read_history() if "loss" in row]
+    assert len(losses) == 2
+    assert max(map(abs, losses)) < 1e-6
+
+
+def test_two_processes_that_share_the_teacher_out_give_the_same(cwd, same):
+    shutil.rmtree(cwd / "runs" / "cache")  # of the teacher's outputs and its head
+    commands.done(
+        cwd, *TINY, "method.unlearned.alpha=0", "method.lr=1e-12", "eval=none", "hardware=cpu-2p",
+        "hardware.zero=3", "hydra.run.dir=shared",
+    )  # fmt: skip
+    assert (
+        "without an optimizer is shared out over the processes (2)"
+        in (cwd / "shared" / "run.log").read_text()
+    )
+    losses = [row["loss"] for row in RunDir(cwd / "shared").read_history() if "loss" in row]
     assert len(losses) == 2
     assert max(map(abs, losses)) < 1e-6
 

@@ -149,8 +149,8 @@ def sharded(root: str) -> None:
     hardware = HardwareConfig(processes=2, zero=3, generate_rows=1)
     engine = Engine(model(), world, hardware, clip=0.0, weight_decay=0.0, betas=(0.9, 0.99))
     score = Scoring(
-        {"sampling": {"samples": 1, "ks": [1]}, "prompts": {}}, {"forget_eval": examples("forget")[:2]}, encoder(),
-        Path(root), world, hardware,
+        {"sampling": {"samples": 1, "ks": [1]}, "prompts": {}}, {"forget_eval": examples("forget")[:2]},
+        encoder(), Path(root), world, hardware,
     )  # fmt: skip
     if not world.main:
         make_hungry(engine.module, ROW)
