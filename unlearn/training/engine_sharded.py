@@ -13,7 +13,7 @@ import deepspeed
 from torch import nn
 
 from unlearn.config import HardwareConfig
-from unlearn.distributed import World
+from unlearn.distributed import World, lengthen_timeouts
 from unlearn.training import engine_slices
 from unlearn.training.deepspeed_config import deepspeed_config
 
@@ -29,6 +29,7 @@ def sharded(model: nn.Module, world: World, hardware: HardwareConfig) -> Iterato
     linear = nn.functional.linear
     engine_slices.partition(model, world.device, config)
     engine, *_ = deepspeed.initialize(model=model, config=config)
+    lengthen_timeouts()
     try:
         yield engine.module
     finally:
