@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -112,11 +113,12 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
     """
     metrics: dict[str, float] = {}
     for name, rounding in roundings(options).items():
-        model = bench.unlearned()
-        metrics["quantisation/share"] = quantise(model, rounding, options)
         label = f"quantisation/{name}"
-        metrics |= prefixed(label, bench.score(model, label, options.roles))
-        del model  # free it before the next
+        with bench.finished() as (model, collective_forward):
+            metrics["quantisation/share"] = quantise(model, rounding, options, bench.editing)
+            scored = bench.score(model, label, options.roles, collective_forward=collective_forward)
+            del model  # free it before the next
+        metrics |= prefixed(label, scored)
     return metrics
 
 
@@ -151,15 +153,22 @@ def _by_library(kind: str, block: int) -> Rounding:
     return rounded
 
 
-def quantise(model: nn.Module, rounding: Rounding, options: Options) -> float:
-    """Round the weights of all linear layers in place; return their share of the parameters."""
+def quantise(
+    model: nn.Module, rounding: Rounding, options: Options,
+    editing: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext,
+) -> float:  # fmt: skip
+    """Round the weights of all linear layers in place; return their share of the parameters.
+
+    `editing` makes the parameters of a layer whole, as in `Workbench`.
+    """
     rounded = 0
     for module in linears(model, options):
-        weight = module.weight.detach()
-        rows = weight.transpose(0, 1) if isinstance(module, Conv1D) else weight  # GPT-2 keeps [in, out]
-        rows.copy_(rounding(rows))
-        rounded += weight.numel()
-    return rounded / sum(p.numel() for p in model.parameters())
+        with editing(module):
+            weight = module.weight.detach()
+            rows = weight.transpose(0, 1) if isinstance(module, Conv1D) else weight  # GPT-2 keeps [in, out]
+            rows.copy_(rounding(rows))
+            rounded += weight.numel()
+    return rounded / sum(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters())
 
 
 def linears(model: Any, options: Options) -> Iterator[nn.Linear | Conv1D]:

@@ -51,6 +51,7 @@ from unlearn.run_dir import RunDir
 from unlearn.signals import Stopped, on_stop
 from unlearn.terms import training_sets
 from unlearn.training.engine import Engine, close_all
+from unlearn.training.engine_slices import whole_parameters
 from unlearn.training.observers import Logger
 
 log = logging.getLogger(__name__)
@@ -247,6 +248,8 @@ class _Run:
             world=self.world,
             unlearned=lambda: self.pipeline.loaded(self.pipeline.finished),
             trainable=self.pipeline.trainable,
+            held=lambda: self.pipeline.held(self.pipeline.finished),
+            editing=partial(whole_parameters, changed=True),
             target=(lambda: self.pipeline.loaded(self.job.start.source)) if start else None,
             load=self.pipeline.loaded,
             weights=self._compared_weights(start),

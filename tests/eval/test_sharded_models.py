@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 
 from eval.collection.records import Records
 from eval.evaluate import evaluate
+from eval.variants.quantisation import Options, quantise, quantised
 from tests.eval.eval_fixtures import encoder, examples, model
 from tests.tolerance import PASS, approx, assert_close
 from tests.worlds import together
@@ -19,8 +21,10 @@ from unlearn.distributed import World, start_world, stop_world
 from unlearn.models import load, stored
 from unlearn.training.engine import precision
 from unlearn.training.engine_sharded import sharded
+from unlearn.training.engine_slices import whole_parameters
 
 pytestmark = pytest.mark.slow
+ROUNDING = (partial(quantised, bits=4), Options())
 SETS = {
     "forget_eval": examples("forget"),
     "retain_eval": examples("retain")[:3],
@@ -36,15 +40,16 @@ def measured(net: Any, folder: Path, world: World) -> dict[str, float]:
     )  # fmt: skip
 
 
-def run(root: str, dtype: str) -> None:
+def run(root: str, dtype: str, rounded: bool) -> None:
     world, hardware = start_world("cpu"), HardwareConfig(processes=2, zero=3, dtype=dtype)
     net = load.read_model(config(Path(root)), precision(dtype))
     with sharded(stored.defer(net), world, hardware) as shared:
         parts = [parameter.ds_tensor for parameter in shared.parameters()]
         held = sum(part.numel() for part in parts)
         assert {part.dtype for part in parts} == {precision(dtype)}
+        share = quantise(shared, *ROUNDING, partial(whole_parameters, changed=True)) if rounded else 0
         metrics = measured(shared, Path(root, "shared"), world.with_collective_forward(True))
-    Path(root, f"{world.rank}.json").write_text(json.dumps([held, metrics]))
+    Path(root, f"{world.rank}.json").write_text(json.dumps([held, share, metrics]))
     stop_world()
 
 
@@ -52,18 +57,20 @@ def config(root: Path) -> ModelConfig:
     return ModelConfig(name="local", path=str(root / "model"))
 
 
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-def test_shared_out_it_has_the_numbers_of_the_whole_model(tmp_path, dtype):
+@pytest.mark.parametrize(("dtype", "rounded"), [("fp32", False), ("bf16", False), ("fp32", True)])
+def test_shared_out_it_has_the_numbers_of_the_whole_model(tmp_path, dtype, rounded):
     model(seed=3).save_pretrained(tmp_path / "model")
     whole = load.in_precision(
         load.read_model(config(tmp_path), precision(dtype)), torch.device("cpu"), precision(dtype)
     )
+    rounded_share = quantise(whole, *ROUNDING) if rounded else 0
     alone = measured(whole, tmp_path / "alone", World())
-    together(2, run, str(tmp_path), dtype)
+    together(2, run, str(tmp_path), dtype, rounded)
     size = sum(parameter.numel() for parameter in whole.parameters())
     for rank in range(2):
-        held, metrics = json.loads((tmp_path / f"{rank}.json").read_text())
+        held, share, metrics = json.loads((tmp_path / f"{rank}.json").read_text())
         assert held == pytest.approx(size / 2, rel=0.01)
+        assert share == rounded_share
         assert metrics.keys() == alone.keys()
         assert metrics == approx(alone, terms=PASS if dtype == "fp32" else 1, dtype=precision(dtype))
     one, two = Records(tmp_path / "alone" / "tofu"), Records(tmp_path / "shared" / "tofu")

@@ -52,12 +52,17 @@ def partition(model: nn.Module, device: torch.device, config: Mapping[str, Any])
             module._buffers[name] = buffer.to(device)
 
 
-def whole_parameters(module: nn.Module) -> AbstractContextManager[None]:
-    """Return a context in which a module's parameters are whole, to be read; a collective at ZeRO 3."""
+def whole_parameters(module: nn.Module, *, changed: bool = False) -> AbstractContextManager[None]:
+    """Return a context in which a module's parameters are whole, to be read; a collective at ZeRO 3.
+
+    `changed`: to be written as well; the values of the main process count.
+    """
     parameters = list(module.parameters())
     if not any(is_zero_param(parameter) for parameter in parameters):
         return nullcontext()
-    gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(parameters)
+    gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(
+        parameters, modifier_rank=0 if changed else None
+    )
     return gathered
 
 
