@@ -25,7 +25,7 @@ from launch.report.claims.verdicts import Trial, by_definition, tasks, tried
 from launch.report.geffect.run_effects import effects
 from launch.report.kept import KeptRun, read, read_archive, write_archive
 from launch.report.statistics import rank_correlation
-from tests.launch.report.compare_files import write_run
+from tests.launch.report import compare_files
 from tests.paths import ROOT
 from unlearn.config import MethodConfig, RunConfig
 from unlearn.errors import UserError
@@ -195,6 +195,14 @@ def test_published_figures_have_presets_and_a_card() -> None:
 
 
 # -- runs ----------------------------------------------------------------------------------------------------
+
+
+def write_run(
+    path: Path, *, method: str = "npo", keys: dict[str, Any] | None = None, **more: Any
+) -> Path:  # fmt: skip
+    """Write a run with the weight of retaining that the preset has."""
+    own = {"retain_weight": 0.1 if method == "satimp" else 1.0} | (keys or {})
+    return compare_files.write_run(path, method=method, keys=own, **more)
 
 
 def results(left: float, selected: float, kept: float = 0.95, **more: float) -> dict[str, float | None]:

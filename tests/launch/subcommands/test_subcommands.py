@@ -55,7 +55,7 @@ def test_a_word_that_is_no_subcommand_is_refused(tmp_path, word, says):
     [
         (("compare", "none", "--out", "c"), 2, "none: no such directory, file or pattern"),
         (("compare", "none"), 2, "the following arguments are required: --out"),
-        (("geffect", "none", "--out", "c"), 2, "none: no such directory or pattern"),
+        (("geffect", "none", "--out", "c"), 2, "none: no such directory, archive or pattern"),
         (("rescore", "none.json"), 2, "none.json: there is no such file"),
         (("memory", "model=nanoo"), 2, "model=nanoo"),
         (("sync", "none"), 2, "none"),
