@@ -178,8 +178,12 @@ def _kept(row: Row) -> Row:
 
 
 def write_archive(path: Path, runs: Sequence[StudyRun]) -> None:
-    """Write the measurements of runs, whole or not at all, without their tables of examples and tokens."""
-    write_packed(path, _CONTENT, [_row(run) for run in sorted(runs, key=lambda run: run.name)])
+    """Write the measurements of runs, whole or not at all, without their tables of examples and tokens.
+
+    Of runs that are under way nothing is kept: their place would be taken when they have ended.
+    """
+    ended = [run for run in runs if run.path is None or RunDir(run.path).results.is_file()]
+    write_packed(path, _CONTENT, [_row(run) for run in sorted(ended, key=lambda run: run.name)])
 
 
 def _row(run: StudyRun) -> dict[str, Any]:

@@ -51,6 +51,7 @@ from launch.tracking.tracker import open_tracker
 from launch.tracking.trackers import TrackedRun
 from tests.launch.report.browser import drawn
 from tests.launch.report.geffect_files import GROUPS, layers, numbers, tokens, write_run
+from tests.paths import ROOT
 from unlearn.config import TrackerConfig
 from unlearn.run_dir import RunDir
 
@@ -595,6 +596,28 @@ def test_an_archive_gives_the_same_and_grows(study, tmp_path):
         figure.title for figure in study_charts(compared(find_runs([str(study)])[0]))["effects"]
     ]
     assert drawn_by_step["weights"] == []  # an archive keeps no tokens
+
+
+def test_an_archive_keeps_nothing_of_a_run_under_way(tmp_path):
+    for seed in (0, 1):
+        under_way = write_run(tmp_path / f"runs/npo-{seed}", seed=seed)
+    (under_way / "results.json").unlink()
+    kept = tmp_path / "study.json.gz"
+    main([str(tmp_path / "runs"), "--out", str(tmp_path / "out"), "--keep", str(kept)])
+    assert [run.seed for run in find_runs([str(kept)])[0]] == [0]
+
+
+def test_the_table_of_the_documents_is_that_of_its_archive(tmp_path):
+    """Of the columns that the command makes the page has some, each as it is."""
+    page = (ROOT / "docs/geffect.md").read_text(encoding="utf-8")
+    main([str(ROOT / "docs/data/geffect.json.gz"), "--out", str(tmp_path)])
+    lines = [line for line in (tmp_path / "geffect.md").read_text().splitlines() if line.startswith("|")]
+    made = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    shown = next(line for line in page.splitlines() if line.startswith("| method | largest"))
+    chosen = [made[0].index(cell.strip()) for cell in shown.strip("|").split("|")]
+    table = ["| " + " | ".join(row[i] for i in chosen) + " |" for row in made]
+    assert len(table) > 2
+    assert "\n".join(table) in page
 
 
 def test_an_archive_of_something_else_is_refused(study, tmp_path, capsys):
