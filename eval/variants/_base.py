@@ -51,10 +51,9 @@ class Workbench:
     - `unlearned` returns a new whole copy of the finished model on the device, in compute precision, with
       edits attached; `target` the same of the target, None where there is none.
     - `held` yields the finished model as `unlearned` returns it, or at ZeRO 3 shared out over the processes,
-      and whether its calls are collectives; None: it is `unlearned`. `editing` is a context in which the
-      parameters of one of its modules are whole, to be changed.
-    - `trainable` returns the finished model for an engine, which at ZeRO 3 may fit on no device; None: it is
-      `unlearned`.
+      and whether its calls are collectives. `editing` is a context in which the parameters of one of its
+      modules are whole, to be changed.
+    - `trainable` returns the finished model for an engine, which at ZeRO 3 may fit on no device.
     - `load` does the same with the weights of a folder or hub id, or of `model.path` (None). `weights` says
       where those of the `target` and of the `retain` model are, as far as the run has them.
     - `directory`: the run's.
@@ -73,18 +72,14 @@ class Workbench:
     load: Callable[[str | None], nn.Module]
     score: Score
     directory: Path
-    trainable: Callable[[], nn.Module] | None = None
-    held: Callable[[], AbstractContextManager[tuple[nn.Module, bool]]] | None = None
+    held: Callable[[], AbstractContextManager[tuple[nn.Module, bool]]]
+    trainable: Callable[[], nn.Module]
     editing: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext
     weights: Mapping[str, WeightsSource] = field(default_factory=dict)
     results: Mapping[str, float] = field(default_factory=dict)
     target_results: Mapping[str, float] = field(default_factory=dict)
     progress: bool = True
     selecting: Workbench | None = None
-
-    def finished(self) -> AbstractContextManager[tuple[nn.Module, bool]]:
-        """Return a context with the finished model, and whether each of its calls is a collective."""
-        return nullcontext((self.unlearned(), False)) if self.held is None else self.held()
 
 
 class Variant(Protocol):

@@ -25,6 +25,7 @@ from eval.benchmark import Role
 from eval.variants._base import ROLES, Workbench, prefixed
 from eval.variants._four_bits import coded
 from unlearn.config import RunConfig, Section
+from unlearn.models.stored import elements
 
 SETS: tuple[str, ...] = ()
 KEYS = r"quantisation/[^/]+"
@@ -114,7 +115,7 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
     metrics: dict[str, float] = {}
     for name, rounding in roundings(options).items():
         label = f"quantisation/{name}"
-        with bench.finished() as (model, collective_forward):
+        with bench.held() as (model, collective_forward):
             metrics["quantisation/share"] = quantise(model, rounding, options, bench.editing)
             scored = bench.score(model, label, options.roles, collective_forward=collective_forward)
             del model  # free it before the next
@@ -168,7 +169,7 @@ def quantise(
             rows = weight.transpose(0, 1) if isinstance(module, Conv1D) else weight  # GPT-2 keeps [in, out]
             rows.copy_(rounding(rows))
             rounded += weight.numel()
-    return rounded / sum(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters())
+    return rounded / elements(model.parameters())
 
 
 def linears(model: Any, options: Options) -> Iterator[nn.Linear | Conv1D]:

@@ -243,7 +243,7 @@ def _trainer(bench: Workbench, options: Options, examples: Sequence[Example], na
 def _trainable(bench: Workbench) -> Any:
     """Return the finished model, with new adapters if the run trained adapters; edits are unchanged."""
     config = bench.config
-    made: Any = (bench.trainable or bench.unlearned)()
+    made: Any = bench.trainable()
     if config.model.lora.r:
         made = adapt.add_lora(made, config.model.lora, config.seed)
     if config.hardware.activation_checkpointing:

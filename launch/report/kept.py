@@ -28,7 +28,6 @@ from launch.report.run_files import Results
 from launch.report.run_groups import RunSettings, Unusable, configuration, method_name
 from launch.report.settings import flat, settings_of
 from unlearn.errors import UserError
-from unlearn.files import BrokenFile
 from unlearn.run_dir import RunDir
 
 _CONTENT = "runs"
@@ -112,7 +111,7 @@ def read_run(path: Path) -> KeptRun:
         watched = effects(rundir.history_by_step(), layers_of_groups(path))
         results: Results = {**rundir.read_results(), **watched}
         results |= _margin(results)
-    except (BrokenFile, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise Unusable(str(error)) from error
     settings = settings_of(flat(config))
     seed, drawn = config.get("seed"), settings.pop(_DATA_SEED, None)

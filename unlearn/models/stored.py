@@ -7,7 +7,7 @@ machine and read when they are used. What each process copies is what it convert
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,3 +121,8 @@ def fill_parameter(parameter: nn.Parameter, device: torch.device, dtype: torch.d
     if (value := stored(parameter)) is not None:
         parameter.data = value.to(device, dtype, copy=True)
         forget(parameter)
+
+
+def elements(parameters: Iterable[nn.Parameter]) -> int:
+    """Return how many numbers parameters have as a whole, also where ZeRO 3 shares them out."""
+    return sum(int(getattr(parameter, "ds_numel", parameter.numel())) for parameter in parameters)

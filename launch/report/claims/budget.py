@@ -1,4 +1,4 @@
-"""What the runs took, how they are made, and how far runs are apart that were made twice. Markdown."""
+"""What the runs took, how they are made, and how much repeated runs differ. Markdown."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _BUILDS = "build the"
 _LEFT = "calibrated/tofu/forget/extraction_strength"
 _TWICE = f"""\
 The same configuration and seed under two names of the method, and the difference in `{_LEFT}`.
-Made on one machine by one commit the two are equal. These were made on several machines, their targets too,
-where rounding differs from the first step on: a difference between methods that is no larger than these may
-be one of machines."""
+It is 0 for runs of one commit on one machine. Processors of different kinds round differently from the first
+step on, in the training of the targets too: a difference between methods that is no larger than these may be
+one of machines."""
 
 
 def budget(every: Sequence[Task], runs: Sequence[KeptRun]) -> str:
@@ -65,20 +65,20 @@ def made(levels: Sequence[Level], every: Sequence[Task]) -> list[str]:
 
 
 def repeated(every: Sequence[Task]) -> list[str]:
-    """Return a section on runs that were made twice, under two names of the method; [] if there are none."""
+    """Return a section on runs that were repeated under another name of the method; [] if there are none."""
     rows = []
     for task in every:
         groups: dict[tuple[str, str], list[KeptRun]] = {}
         for run in task.of("run"):
             groups.setdefault((run.fingerprint, repr(run.seed)), []).append(run)
-        apart: dict[str, list[float]] = {}
+        differences: dict[str, list[float]] = {}
         for runs in groups.values():
             for first, second in itertools.pairwise(sorted(runs, key=lambda run: run.method)):
                 if first.method != second.method:
                     difference = abs(first.number(_LEFT) - second.number(_LEFT))
-                    apart.setdefault(f"`{first.method}`, `{second.method}`", []).append(difference)
-        for names, sizes in sorted(apart.items()):
+                    differences.setdefault(f"`{first.method}`, `{second.method}`", []).append(difference)
+        for names, sizes in sorted(differences.items()):
             figures = format_value(float(np.mean(sizes))), format_value(max(sizes))
             rows.append((task.label, names, str(len(sizes)), *figures))
     table = markdown.table(("on", "methods", "pairs", "mean difference", "largest"), rows)
-    return ["### The same run twice", _TWICE, table] if rows else []
+    return ["### Repeated runs", _TWICE, table] if rows else []

@@ -10,7 +10,7 @@ from launch.report import markdown
 from launch.report.claims.budget import budget, made, repeated
 from launch.report.claims.definitions import Claim, Level
 from launch.report.claims.trial import LEVEL, Difference, holm, written
-from launch.report.claims.verdicts import ALL, Task, Trial
+from launch.report.claims.verdicts import Task, Trial
 from launch.report.kept import KeptRun
 from launch.report.results_table import format_value
 
@@ -158,10 +158,12 @@ def _chosen(trial: Trial) -> str:
     named = []
     for name, label in trial.chosen.items():
         arm = trial.arms.get(name)
-        notes = [] if arm is None or label.startswith(ALL) else [arm.place(label)]
-        setting = None if arm is None else arm.named(label)
-        share = math.nan if setting is None else setting.mean(f"{_MIXED}alpha")
-        if trial.claim.metric.startswith(_MIXED) and math.isfinite(share):
-            notes.append(f"α {share:.2f}")
+        setting = None if arm is None else arm.named(label)  # none for a spread, which is over all settings
+        notes = []
+        if arm is not None and setting is not None:
+            notes.append(arm.place(label))
+            share = setting.mean(f"{_MIXED}alpha")
+            if trial.claim.metric.startswith(_MIXED) and math.isfinite(share):
+                notes.append(f"α {share:.2f}")
         named.append(f"{name} {label} ({', '.join(notes)})" if notes else f"{name} {label}")
     return f" Settings: {'; '.join(named)}."

@@ -19,8 +19,6 @@ from launch.report.settings import shortest, word
 from launch.report.statistics import rank_correlation
 from unlearn.terms import WEIGHTINGS
 
-ALL = "all"
-"""Stands in `Trial.chosen` before the number of settings whose spread is compared."""
 _LIKELIHOODS = [step / 1000 for step in range(1, 1000)]
 
 
@@ -159,7 +157,7 @@ def _difference(
 def _values(claim: Claim, arm: Candidates, metric: str, at: At, chosen: dict[str, str]) -> dict[Any, float]:
     if at == "spread":
         values = arm.spread(metric)
-        chosen.setdefault(arm.name, f"{ALL} {len(arm.complete)} settings")
+        chosen.setdefault(arm.name, f"all {len(arm.complete)} settings")
     else:
         setting = arm.chosen(claim.choose, claim.choose_better, at)
         chosen.setdefault(arm.name if at == "best" else f"{arm.name}, worst", setting.label)

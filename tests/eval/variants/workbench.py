@@ -7,6 +7,7 @@ environment variables; the first process writes the metrics to FOLDER.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,8 @@ def bench(
     encoder = make_encoder(config.model, nano.tokenizer(SHAPE.vocabulary), 128)
     score = Scoring(BENCHMARKS, sets, encoder, directory / "eval", world, config.hardware)
     made = Workbench(
-        config, sets, encoder, world, unlearned, target, lambda _: llama(), score, directory, progress=False
+        config, sets, encoder, world, unlearned, target, lambda _: llama(), score, directory,
+        held=lambda: nullcontext((unlearned(), False)), trainable=unlearned, progress=False,
     )  # fmt: skip
     return replace(made, **other)
 

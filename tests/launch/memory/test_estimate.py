@@ -120,29 +120,29 @@ def test_8b_fits_a_card_of_80_gib_and_70b_sixteen():
 
 
 def test_offload_moves_to_the_host():
-    found = memory("hardware=gpu-offload", "dry_run=true")
-    assert (found.parameters, found.gradients, found.optimizer) == (2000, 0, 0)
+    estimated = memory("hardware=gpu-offload", "dry_run=true")
+    assert (estimated.parameters, estimated.gradients, estimated.optimizer) == (2000, 0, 0)
     # the gradient in bf16 and in fp32; moments and master weights; updated weights; one parameter, 50 · 8
-    assert found.host == 600 * (2 + 4 + 12 + 2) + 400 * 2
-    assert found.buffers == 2 * BUCKET + 400 * 2  # on a GPU all of it is there, however small the model
+    assert estimated.host == 600 * (2 + 4 + 12 + 2) + 400 * 2
+    assert estimated.buffers == 2 * BUCKET + 400 * 2  # on a GPU all of it is there, however small the model
     third = memory("hardware=gpu-offload", "hardware.zero=3", "dry_run=true")
     assert (third.parameters, third.host) == (0, 2000 + 600 * 18)
     # summed in fp32 on the device, unless weights are on the host or in fp32, too
     wide = ("hardware=gpu-offload", "hardware.gradients=fp32", "dry_run=true")
-    found = memory(*wide)
-    assert (found.gradients, found.host) == (600 * 4, 600 * (4 + 12 + 2) + 400 * 2)
+    estimated = memory(*wide)
+    assert (estimated.gradients, estimated.host) == (600 * 4, 600 * (4 + 12 + 2) + 400 * 2)
     third = memory(*wide, "hardware.zero=3")
     assert (third.gradients, third.host) == (0, 2000 + 600 * 20)
-    found = memory(*wide, "hardware.dtype=fp32")
-    assert (found.gradients, found.host) == (0, 600 * (4 + 4 + 12 + 4) + 400 * 4)
+    estimated = memory(*wide, "hardware.dtype=fp32")
+    assert (estimated.gradients, estimated.host) == (0, 600 * (4 + 4 + 12 + 4) + 400 * 4)
 
 
 def test_offload_begins_with_a_copy_of_the_weights_on_the_device():
     config = composed("method=npo", "hardware=gpu-offload", "dry_run=true")
     made = decide(llama("8B"), config, 24)
-    found = estimate(llama("8B"), made, bound(made))
+    estimated = estimate(llama("8B"), made, bound(made))
     weights = 2 * 8_030_261_248
-    assert found.device == pytest.approx(2 * weights, rel=0.01)
+    assert estimated.device == pytest.approx(2 * weights, rel=0.01)
     third = decide(
         llama("8B"), composed("method=npo", "hardware=gpu-offload", "hardware.zero=3", "dry_run=true"), 24
     )
@@ -154,12 +154,12 @@ def test_offload_begins_with_a_copy_of_the_weights_on_the_device():
     [("bf16", "fp32"), ("bf16", "bf16"), pytest.param("fp32", "fp32", marks=pytest.mark.slow)],
 )
 def test_offload_keeps_what_deepspeed_keeps(dtype, gradients):
-    given = [
+    keys = [
         f"hardware.{key}" for key in (f"dtype={dtype}", f"gradients={gradients}", "zero=2", "offload=true")
     ]
-    config = composed("method=grad_ascent", "model.nano.vocabulary=300", *given)
+    config = composed("method=grad_ascent", "model.nano.vocabulary=300", *keys)
     model = nano.model(config.model.nano, seed=0)
-    found = estimate(read_shape(model), config, LOAD)
+    estimated = estimate(read_shape(model), config, LOAD)
     engine = Engine(
         model, start_world("cpu"), config.hardware, clip=1.0, weight_decay=0.0, betas=(0.9, 0.999)
     )  # fmt: skip
@@ -178,12 +178,12 @@ def test_offload_keeps_what_deepspeed_keeps(dtype, gradients):
     on_host += taken(
         [*zero.param_buffer_of_bit16_for_cpu_offload_groups, zero.temp_grad_buffer_for_cpu_offload]
     )
-    assert zero.temp_grad_buffer_for_gpu_offload.nbytes == found.buffers
+    assert zero.temp_grad_buffer_for_gpu_offload.nbytes == estimated.buffers
     engine.step(1e-3)
     on_host += taken(t for state in zero.optimizer.state.values() for t in state.values() if t.ndim)
     engine.close()
-    assert on_device == pytest.approx(found.gradients, rel=1e-3)
-    assert on_host == pytest.approx(found.host, rel=1e-3)
+    assert on_device == pytest.approx(estimated.gradients, rel=1e-3)
+    assert on_host == pytest.approx(estimated.host, rel=1e-3)
 
 
 def test_what_a_method_keeps_in_addition():

@@ -400,7 +400,7 @@ def test_several_rates_without_selection_items_tell_nothing(runs: Path) -> None:
     assert "no figure" not in page([trial], tasks(blind), blind, {}, [], "")
 
 
-def test_runs_that_were_made_twice_tell_how_far_they_are_apart(runs: Path) -> None:
+def test_repeated_runs_tell_how_much_they_differ(runs: Path) -> None:
     every, _ = read([str(runs)])
     named = [replace(run, fingerprint=run.name) if run.role == "run" else run for run in every]
     assert repeated(tasks(named)) == []

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unlearn.models.stored import elements
 from unlearn.probes.geffect.example_effects import ExampleEffects, Points
 from unlearn.training.engine import Engine
 
@@ -77,8 +78,7 @@ def _slopes(effects: ExampleEffects, points: Points, direction: Mapping[str, Ten
 
 
 def _weights(engine: Engine) -> int:
-    parameters = [p for p in engine.module.parameters() if p.requires_grad]
-    return sum(int(getattr(p, "ds_numel", p.numel())) for p in parameters)
+    return elements(p for p in engine.module.parameters() if p.requires_grad)
 
 
 def agreement(sets: Mapping[str, Change], *, second: bool = False) -> dict[str, float]:
