@@ -132,11 +132,10 @@ def _child(command: Sequence[str], environment: Mapping[str, str], given: str = 
 
 
 def _main() -> None:
-    import deepspeed  # noqa: F401 (a training imports these three anyway: they count as imports)
-
-    import launch.run.execute  # noqa: F401
-    from launch.cli import command
-    from unlearn.training.trainer import StepResult, Trainer
+    # In the order of the command, which hides from DeepSpeed what it need not import.
+    from launch.cli import command  # isort: skip
+    import launch.run.execute  # isort: skip  # noqa: F401 (a training imports these anyway)
+    from unlearn.training.trainer import StepResult, Trainer  # isort: skip
 
     steps: list[float] = []
     step = Trainer.step

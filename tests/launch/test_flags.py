@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -51,6 +52,16 @@ def test_version(tmp_path):
     assert more[: len(lines)] == lines
     assert more[len(lines)].startswith("processor ")
     assert more[len(lines) + 1].startswith("kernels of linear layers")
+
+
+@pytest.mark.parametrize(("chosen", "read"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")])
+def test_threads_that_wait_sleep_unless_the_user_says_otherwise(tmp_path, chosen, read):
+    """As OpenMP itself says, which reads its environment once."""
+    own = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    own |= {"OMP_DISPLAY_ENV": "true", "PYTHONPATH": str(ROOT)} | chosen
+    command = [sys.executable, "-m", "launch.cli", "--version", "-v"]
+    ran = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, check=True)
+    assert re.search(rf"OMP_WAIT_POLICY\s*=\s*'{read}'", ran.stderr)
 
 
 def test_cfg_job_and_package(tmp_path):

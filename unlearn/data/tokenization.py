@@ -6,7 +6,7 @@ of the prompt alone would misplace it where a tokenizer merges across the bounda
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,8 @@ __all__ = [
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 BoolArray = np.ndarray[Any, np.dtype[np.bool_]]
+
+_PORTION = 256  # texts encoded at a time: a tokenizer's output takes many times the memory of the tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,25 +160,23 @@ class Encoder:
 
     def _tokenised(
         self, texts: Sequence[str], *, specials: bool
-    ) -> list[tuple[list[int], list[tuple[int, int]]]]:
-        """Return ids and offsets of each text; with `specials`, the special tokens before a text are added.
+    ) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
+        """Yield ids and offsets of each text; with `specials`, the special tokens before a text are added.
 
         Raises:
             DataError: a token is beyond the model's vocabulary.
         """
-        if not texts:
-            return []
         front = self._added[0] if specials else []
-        encoded = self.tokenizer(
-            list(texts), add_special_tokens=False, return_offsets_mapping=True, verbose=False
-        )
-        rows = []
-        for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            if self.limits.vocabulary is not None and max(ids, default=0) >= self.limits.vocabulary:
-                raise DataError(self.beyond_vocabulary(max(ids)))
-            before = [] if ids[: len(front)] == front else front
-            rows.append(([*before, *ids], [(0, 0)] * len(before) + list(offsets)))
-        return rows
+        for begin in range(0, len(texts), _PORTION):
+            portion = list(texts[begin : begin + _PORTION])
+            encoded = self.tokenizer(
+                portion, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            )
+            for ids, offsets in zip(encoded["input_ids"], encoded["offset_mapping"], strict=True):
+                if self.limits.vocabulary is not None and max(ids, default=0) >= self.limits.vocabulary:
+                    raise DataError(self.beyond_vocabulary(max(ids)))
+                before = [] if ids[: len(front)] == front else front
+                yield [*before, *ids], [(0, 0)] * len(before) + list(offsets)
 
     def beyond_vocabulary(self, token: int) -> str:
         """Return the message for a token that the model has no embedding for."""
@@ -264,7 +264,7 @@ class Encoder:
             (text + opening).rstrip(" ") if opening or self.format.template is not None else text
             for text, opening in zip(begun, openings, strict=True)
         ]
-        rows = self._tokenised(texts, specials=self._specials)
+        rows = list(self._tokenised(texts, specials=self._specials))
         if not self.suffix:
             return [ids for ids, _ in rows]
         ends = [_boundary(offsets, len(text)) for (_, offsets), text in zip(rows, begun, strict=True)]

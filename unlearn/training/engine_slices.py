@@ -12,9 +12,12 @@ import torch.distributed as dist
 from deepspeed import comm
 from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 from deepspeed.runtime.zero.partition_parameters import is_zero_param
+from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from torch import nn
 
 from unlearn.models import stored
+
+_PARAMETERS_TO_RELEASE = "_PartitionedParameterCoordinator__params_to_release"
 
 
 class _Sliced(deepspeed.zero.Init):
@@ -67,7 +70,12 @@ def whole_parameters(module: nn.Module, *, changed: bool = False) -> AbstractCon
 
 
 def release(engine: Any) -> None:
-    """Remove DeepSpeed's hooks from a model, so that it can be freed."""
+    """Remove DeepSpeed's hooks from a model, and what DeepSpeed keeps of it, so that it can be freed."""
     engine.destroy()
     own = set(engine.module.modules())  # at ZeRO 3 DeepSpeed keeps the model, and those whose forward failed
     FWD_MODULE_STACK[:] = [each for each in FWD_MODULE_STACK if each not in own]
+    # A cache of all ZeRO-3 engines has them as keys. It is decorated again, so that only a closure has it.
+    cached = getattr(PartitionedParameterCoordinator, _PARAMETERS_TO_RELEASE, None)
+    for cell in getattr(cached, "__closure__", None) or ():
+        if clear := getattr(cell.cell_contents, "cache_clear", None):
+            clear()
