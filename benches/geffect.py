@@ -39,7 +39,7 @@ from unlearn.passes.per_example.inner_products import inner_products
 AIMS = {"plain": 10.0, "pass": 2.0, "memory": 1.5}
 DIRECTIONS = 4  # the minimum of a probe: the objective, its two terms, a risk
 ROUNDS = 6
-TOKENS = {"cpu": 1024, "cuda": 16384}  # padded tokens per batch, as in the presets
+TOKENS = {"cpu": 1024, "cuda": 16384}  # padded tokens per batch
 ONE_B: dict[str, Any] = {
     "vocab_size": 128256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
     "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 64, "tie_word_embeddings": True,

@@ -44,7 +44,6 @@ class KeptRun(RunSettings):
     role: str
     results: Results = field(repr=False)
     processor: str = ""
-    fingerprint: str = ""
 
     @property
     def task(self) -> tuple[tuple[str, str], ...]:
@@ -126,7 +125,6 @@ def read_run(path: Path) -> KeptRun:
         role=_ROLES.get(role, role),
         results=_rounded(results),
         processor=str(named.get("processor") or named.get("machine") or ""),
-        fingerprint=str(config.get("fingerprint", "")),
     )
 
 

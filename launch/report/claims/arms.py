@@ -36,19 +36,19 @@ class Setting:
         """Return the mean over seeds, NaN if a value is missing."""
         return float(np.mean([run.number(key) for run in self.runs.values()]))
 
-    @property
-    def rate(self) -> float | None:
-        """The learning rate, None where the runs do not name it as a number."""
-        value = next(iter(self.runs.values())).value(RATE)
+    def number(self, key: str) -> float | None:
+        """Return a setting of the runs, None where it is no number."""
+        value = next(iter(self.runs.values())).value(key)
         return float(value) if isinstance(value, int | float) else None
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The runs of an arm in a task, by setting; `name` is the arm's."""
+    """The runs of an arm in a task, by setting; `name` is the arm's, `free` are the keys that differ."""
 
     name: str
     settings: Sequence[Setting]
+    free: Sequence[str] = (RATE,)
 
     def chosen(self, key: str, better: str, at: At) -> Setting:
         """Return the setting with the best, or worst, mean of the selection items.
@@ -66,15 +66,17 @@ class Candidates:
         return settings[int(np.nanargmin(order))]
 
     def place(self, label: str) -> str:
-        """Return among how many settings one was chosen, and whether its rate is an end of those tried."""
+        """Return among how many settings one was chosen, and which of its numbers are ends of those tried."""
         if len(self.complete) == 1:
             return "the only one"
-        rates = {each.label: each.rate for each in self.complete}
-        known = sorted({rate for rate in rates.values() if rate is not None})
-        of, rate = f"of {len(self.complete)}", rates.get(label)
-        if rate is None or len(known) < 2 or rate not in (known[0], known[-1]):
-            return of
-        return f"{of}, the {'largest' if rate == known[-1] else 'smallest'} rate"
+        notes = [f"of {len(self.complete)}"]
+        for key in self.free:
+            values = {each.label: each.number(key) for each in self.complete}
+            known = sorted({value for value in values.values() if value is not None})
+            if len(known) > 1 and values.get(label) in (known[0], known[-1]):
+                end = "largest" if values[label] == known[-1] else "smallest"
+                notes.append(f"the {end} {'rate' if key == RATE else _short(key)}")
+        return ", ".join(notes)
 
     def named(self, label: str) -> Setting | None:
         """Return the setting with this label."""
@@ -82,8 +84,9 @@ class Candidates:
 
     def at_rates_of(self, other: Candidates) -> Candidates:
         """Return the settings whose learning rate the other arm was tried with, too."""
-        rates = {each.rate for each in other.settings}
-        return Candidates(self.name, [each for each in self.settings if each.rate in rates])
+        rates = {each.number(RATE) for each in other.settings}
+        own = [each for each in self.settings if each.number(RATE) in rates]
+        return Candidates(self.name, own, self.free)
 
     def spread(self, key: str) -> dict[Any, float]:
         """Return the spread of a metric over the settings, by seed.
@@ -145,7 +148,7 @@ def candidates(name: str, arm: Arm, runs: Sequence[KeptRun]) -> Candidates:
         )
         for members in groups.values()
     ]
-    return Candidates(name, settings)
+    return Candidates(name, settings, varied)
 
 
 def _fits(run: KeptRun, where: Mapping[str, Any]) -> bool:

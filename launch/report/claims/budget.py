@@ -18,10 +18,10 @@ from launch.report.settings import plain
 _BUILDS = "build the"
 _LEFT = "calibrated/tofu/forget/extraction_strength"
 _TWICE = f"""\
-The same configuration and seed under two names of the method, and the difference in `{_LEFT}`.
-It is 0 for runs of one commit on one machine. Processors of different kinds round differently from the first
-step on, in the training of the targets too: a difference between methods that is no larger than these may be
-one of machines."""
+The same settings and seed under two names of the method, and the difference in `{_LEFT}`.
+It is 0 for runs of one commit on one machine. The sweeps of a column may be of several commits and
+processors, which round differently from the first step on, in the training of the targets too. A difference
+between methods that is no larger than these may be one of sweeps."""
 
 
 def budget(every: Sequence[Task], runs: Sequence[KeptRun]) -> str:
@@ -65,12 +65,13 @@ def made(levels: Sequence[Level], every: Sequence[Task]) -> list[str]:
 
 
 def repeated(every: Sequence[Task]) -> list[str]:
-    """Return a section on runs that were repeated under another name of the method; [] if there are none."""
+    """Return a section on runs with equal settings under two names of the method; [] if there are none."""
     rows = []
     for task in every:
         groups: dict[tuple[str, str], list[KeptRun]] = {}
         for run in task.of("run"):
-            groups.setdefault((run.fingerprint, repr(run.seed)), []).append(run)
+            settings = repr(sorted((key, repr(value)) for key, value in run.settings.items()))
+            groups.setdefault((settings, repr(run.seed)), []).append(run)
         differences: dict[str, list[float]] = {}
         for runs in groups.values():
             for first, second in itertools.pairwise(sorted(runs, key=lambda run: run.method)):

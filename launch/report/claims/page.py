@@ -21,11 +21,12 @@ _HOW = f"""\
 and their exponents are the presets', unless a claim chooses them. Of each method the setting is the one
 with the best mean over seeds on the selection items, a quarter of each set (`eval.select.share`) that is
 not reported: by the calibrated extraction strength left, or where the claim is about what is kept, by
-retain minus forget extraction strength (`select/margin`). *Settings* says of how many, and whether the rate
-is an end of what was tried. All figures are of the rest. *Calibrated* metrics are of the mixture with the
-target that keeps at least 95 % of its retention (`eval=[tofu,calibrated]`), so that forgetting is compared
-at equal retention. α is the share of the unlearned model in it: 1 where it keeps that much by itself; where
-α is small the method has ruined the model, and what is compared is mostly the target. Trade-offs are drawn
+retain minus forget extraction strength (`select/margin`). *Settings* says of how many, and which number is
+an end of what was tried. All figures are of the rest. *Calibrated* metrics are of the mixture with the
+target that keeps at least 95 % of its retention (`eval=[tofu,calibrated]`), which is what "at equal
+retention" means here. α is the share of the unlearned model in it, in steps of 1/64: 1 where it keeps that
+much by itself; where α is small the method has ruined the model, and what is compared is mostly the target.
+*Keeps* is the retention of the mixture; more than 0.95 is a disadvantage. Trade-offs are drawn
 without mixing. A *spread* is the largest minus the smallest value over the learning rates that both methods
 have. What the probe gives for a run (`geffect/…`) is defined in [geffect.md](geffect.md#what-is-measured).
 A difference is paired by seed and positive as claimed; its interval is Student's t of 95 %. **Holds**:
@@ -152,7 +153,7 @@ def _p(each: Difference, p: float) -> str:
 
 
 def _chosen(trial: Trial) -> str:
-    """Return the chosen settings, of how many, and for calibrated metrics the unlearned model's share α."""
+    """Return the chosen settings, of how many, and for calibrated metrics α and what the mixture keeps."""
     if not trial.chosen:
         return ""
     named = []
@@ -164,6 +165,7 @@ def _chosen(trial: Trial) -> str:
             notes.append(arm.place(label))
             share = setting.mean(f"{_MIXED}alpha")
             if trial.claim.metric.startswith(_MIXED) and math.isfinite(share):
-                notes.append(f"α {share:.2f}")
+                kept = setting.mean(f"{_MIXED}retention")
+                notes.append(f"α {share:.2f}{f', keeps {kept:.3f}' if math.isfinite(kept) else ''}")
         named.append(f"{name} {label} ({', '.join(notes)})" if notes else f"{name} {label}")
     return f" Settings: {'; '.join(named)}."

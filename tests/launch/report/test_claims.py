@@ -235,6 +235,22 @@ def test_a_rate_is_chosen_on_the_selection_items_and_the_rest_is_reported(runs: 
     assert trial.outcome.verdict == "holds"
 
 
+def test_numbers_at_an_end_of_those_tried_are_named(tmp_path: Path) -> None:
+    for seed in range(2):
+        for weight, selected in ((0.1, 0.1), (1.0, 0.2), (10.0, 0.3)):
+            write_run(
+                tmp_path / f"{seed}-{weight}", method="satimp", seed=seed, keys={"retain_weight": weight},
+                results=results(0.1, selected, **{"calibrated/retention": 0.96}),
+            )  # fmt: skip
+        write_run(tmp_path / f"b{seed}", seed=seed, results=results(0.3, 0.2))
+    any_weight = {"where": {"method": "satimp"}, "choose": ["method.retain_weight"]}
+    raw = TWO_METHODS.model_dump()
+    claims = Claims.model_validate({**raw, "arms": {**raw["arms"], "A": any_weight}})
+    every = tasks(read([str(tmp_path)])[0])
+    shown = page(tried(claims, every), every, every[0].runs, {}, [], "")
+    assert "A retain_weight 0.1 (of 3, the smallest retain_weight, α 0.75, keeps 0.960)" in shown
+
+
 def test_the_page_from_runs_and_from_their_archive(runs: Path, tmp_path: Path, capsys: Any) -> None:
     kept = tmp_path / "kept.json.gz"
     assert main([str(runs), "--out", str(tmp_path / "one" / "claims.md"), "--keep", str(kept)]) == 0
@@ -402,14 +418,13 @@ def test_several_rates_without_selection_items_tell_nothing(runs: Path) -> None:
 
 def test_repeated_runs_tell_how_much_they_differ(runs: Path) -> None:
     every, _ = read([str(runs)])
-    named = [replace(run, fingerprint=run.name) if run.role == "run" else run for run in every]
-    assert repeated(tasks(named)) == []
+    assert repeated(tasks(every)) == []
     again = [
         replace(run, method="weighting", results={**run.results, LEFT: run.number(LEFT) + 0.1 * run.seed})
-        for run in named
+        for run in every
         if run.name in ("b0", "b1", "b2")
     ]
-    *_, table = repeated(tasks([*named, *again]))
+    *_, table = repeated(tasks([*every, *again]))
     assert "| authors forget10 × nano | `npo`, `weighting` | 3 | 0.1000 | 0.2000 |" in table
 
 
