@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import atexit
-import ctypes
 import os
-import signal
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -117,7 +114,6 @@ The main process writes checkpoints, checks downloads and scores alone meanwhile
 largest models; NCCL's default is 10 minutes. A process that dies is noticed without it: its run ends.
 """
 _START_TIMEOUT = timedelta(minutes=10)  # imports can take this long on some processes
-_PR_SET_PDEATHSIG = 1
 
 
 def start_world(device: str) -> World:
@@ -141,7 +137,6 @@ def start_world(device: str) -> World:
             )
             atexit.register(_leave)
         elif (prefix := os.environ.get("UNLEARN_STORE_PREFIX")) is not None:
-            _stop_with_parent()
             store = _store(prefix)
             dist.init_process_group(
                 backend, store=store, rank=int(os.environ["RANK"]), world_size=int(os.environ["WORLD_SIZE"]),
@@ -168,12 +163,6 @@ def _store(prefix: str) -> dist.Store:
     host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     store = dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=_START_TIMEOUT)
     return dist.PrefixStore(prefix, store)
-
-
-def _stop_with_parent() -> None:
-    """End this process with its parent (Linux): the next command may write to the same files."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _leave() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,6 +12,7 @@ STOPPED = 75
 """Exit code of a run that a signal stopped and that can be resumed (sysexits' EX_TEMPFAIL: try again)."""
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 """Schedulers can be asked to send one of the last two before a time limit."""
+_PR_SET_PDEATHSIG = 1
 
 
 class Stopped(BaseException):
@@ -33,3 +36,9 @@ def on_stop(handler: Callable[[int], None]) -> Iterator[None]:
     finally:
         for number, old in previous.items():
             signal.signal(number, old)
+
+
+def stop_with_parent() -> None:
+    """Let the end of the parent stop this process (Linux): the next command may write to the same files."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 def is_complete(run: Planned) -> bool:
     """Return whether the directory holds the results of this configuration and this evaluation.
 
-    For a run that is made only for its model, any evaluation counts.
+    For a run that is made only for its model, any evaluation counts. A run that was to leave no model is made
+    again when its model is to be kept.
     """
     rundir, config = run.rundir, run.job.config
     if not rundir.results.is_file() or not rundir.config.is_file():
@@ -33,6 +34,9 @@ def is_complete(run: Planned) -> bool:
         return False
     if not config.eval.benchmarks and not config.eval.variants and config.method.makes_model:
         return rundir.model.is_dir() or not config.save_model
+    kept = stored.get("save_model", True) or not config.method.makes_model
+    if config.save_model and not kept and not rundir.model.is_dir():
+        return False
     return bool(stored["job"]["evaluation_key"] == run.evaluation_key)
 
 
@@ -70,6 +74,7 @@ def _lead(
         with _locked(run):
             return _decide(run, team, command, progress=progress, inside=inside)
     try:
+        team.beat()  # opens the store: the others look for it now, while the lock may take hours
         with on_stop(_before_workers), _locked(run):
             gather(run, team)
             results = _decide(run, team, command, progress=progress, inside=inside)

@@ -27,6 +27,7 @@ HEARTBEAT_TIMEOUT = 60.0
 """Seconds without a heartbeat after which a task counts as lost."""
 _HEARTBEAT = 0.5  # seconds between heartbeats
 _BOOTSTRAP_TIMEOUT = 5.0  # bootstrap socket timeout, seconds
+_LONGEST = 1000  # characters of a line on a bootstrap port
 PORTS = range(20000, 32000)  # below the ports that Linux gives to outgoing connections
 
 
@@ -183,7 +184,7 @@ def _send_port(server: socket.socket, task: Task, port: int) -> None:
         while expected:
             with suppress(OSError), server.accept()[0] as client:
                 client.settimeout(_BOOTSTRAP_TIMEOUT)
-                if (name := client.makefile().readline().strip()) in expected:
+                if (name := _line(client)) in expected:
                     client.sendall(f"{task.step}/{port}\n".encode())
                     expected.discard(name)
 
@@ -211,6 +212,11 @@ def _ask_port(task: Task, bootstrap: int) -> int | None:
     address = (task.leader, bootstrap)
     with suppress(OSError), socket.create_connection(address, timeout=_BOOTSTRAP_TIMEOUT) as host:
         host.sendall(f"{task.step}/{task.number}\n".encode())
-        step, _, port = host.makefile().readline().strip().rpartition("/")
+        step, _, port = _line(host).rpartition("/")
         return int(port) if step == task.step and port.isdigit() else None
     return None
+
+
+def _line(other: socket.socket) -> str:
+    """Return the next line from a socket, whatever bytes a program that is none of the step's sends."""
+    return other.makefile(errors="replace").readline(_LONGEST).strip()

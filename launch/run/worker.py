@@ -18,7 +18,7 @@ from launch.tracking.tracker import NullTracker
 from unlearn.errors import UserError
 from unlearn.guard import FAILED, is_logged, lasting_output, mark_logged, outcome, pause_collection
 from unlearn.run_dir import RunDir
-from unlearn.signals import STOPPED, StartAgain, Stopped
+from unlearn.signals import STOPPED, StartAgain, Stopped, stop_with_parent
 
 log = logging.getLogger("launch.run.worker")  # the same name as the main module
 
@@ -83,6 +83,7 @@ def logging_to(file: Path | None) -> Iterator[None]:
 def main() -> None:
     """Entry point of the processes that `launch.run.worker_processes` starts."""
     main_process = os.environ.get("RANK", "0") == "0"
+    stop_with_parent()
     lasting_output()
     pause_collection()
     if not main_process:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from filelock import FileLock
 
 from launch.run.slurm_task import leads
@@ -23,7 +24,11 @@ from unlearn.signals import STOPPED
 
 NO_EXIT_CODE = "died without an exit code (killed?); the same sweep started again continues it"
 NOT_ENDED = "has not ended: it runs on {host}, or was killed there"
-_NOT_IN_NAME = ("hydra/launcher", "hydra.launcher", "hydra.sweeper.n_jobs", "hardware", "tracker", "dry_run")
+STILL_RUNS = "still runs, in process {process} of another command"
+_NOT_IN_NAME = (
+    "hydra/launcher", "hydra.launcher", "hydra.sweeper.n_jobs", "hydra.sweeper.n_trials", "hardware",
+    "tracker", "dry_run",
+)  # fmt: skip
 
 
 def sweep_name(overrides: Sequence[str]) -> str:
@@ -111,6 +116,10 @@ class Records:
         record = self._read(number)
         return record["value"] if record else None
 
+    def values(self, numbers: Iterable[int]) -> dict[int, float | None]:
+        """Return the values of those jobs that came to their end, None for one that failed."""
+        return {n: self.value(n) for n in numbers if self.ended(n) and not self.stopped(n)}
+
     def begun(self, number: int) -> bool:
         """Tell whether a job has a record."""
         return self._file(number).is_file()
@@ -178,7 +187,9 @@ class Records:
 
 def _run_of(overrides: tuple[str, ...], record: Mapping[str, Any]) -> SweepRun:
     if record["code"] is None:
-        here = record["host"] == platform.node()
+        here, process = record["host"] == platform.node(), record["process"]
+        if here and process != os.getpid() and psutil.pid_exists(process):
+            return SweepRun(overrides, None, STILL_RUNS.format(**record), code=STOPPED)
         return SweepRun(overrides, None, NO_EXIT_CODE if here else NOT_ENDED.format(**record), code=1)
     directory = record["directory"]
     baselines = tuple((name, Path(folder)) for name, folder in record["beside"].items())

@@ -86,16 +86,14 @@ class OptunaSweeper(Sweeper):
         self._write(study)
 
     def _make(self, study: SharedStudy, jobs: Mapping[int, list[str]], trials: Mapping[int, Any]) -> None:
-        """Launch trials together and report their values; if they are stopped, give them back."""
+        """Launch trials together and report their values; if they are stopped, give back those cut off."""
         try:
             with study.heartbeats([*trials.values()]):
                 values = self._launcher.launch_trials(jobs, study.jobs, anew=self._storage is None)
         except BaseException:
-            for trial in trials.values():
-                study.free(trial)
+            study.end(trials, self._launcher.records.values(trials))
             raise
-        for job, trial in trials.items():
-            study.tell(trial, values[job])
+        study.end(trials, values)
 
     def _write(self, study: SharedStudy) -> None:
         """Write the best trial next to the records of the sweep."""

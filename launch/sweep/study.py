@@ -11,7 +11,7 @@ died. Its job is offered again with the same parameters, so that a run that was 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from threading import Event, Thread
@@ -89,6 +89,14 @@ class SharedStudy:
                     claimed[job] = trial
                     self._beat([trial])
         return claimed
+
+    def end(self, trials: Mapping[int, Trial], values: Mapping[int, float | None]) -> None:
+        """Report the values of trials, None for one that failed, and free those without."""
+        for job, trial in trials.items():
+            if job in values:
+                self.tell(trial, values[job])
+            else:
+                self.free(trial)
 
     def tell(self, trial: Trial, value: float | None) -> None:
         """Report the value of a trial; None if it failed. A trial that was freed meanwhile stays so."""

@@ -6,6 +6,7 @@ import itertools
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 from tests.launch.children import Nursery
 from tests.launch.run.undisturbed import TINY, Place, assert_same, outcome, weights
+from tests.paths import ROOT
 from tests.tolerance import PASS, approx, assert_trained_alike
 from unlearn.run_dir import RunDir
 
@@ -165,3 +167,34 @@ def test_a_dead_service_of_the_tracker_costs_the_run_nothing(place):
     )
     assert "The run goes on without it" in warning
     assert_same(run, place.undisturbed)
+
+
+IN_A_WORKER = """
+import sys
+from launch.compose import checked, compose_run, force_overrides
+from launch.run.ensure import ensure
+from launch.run.plan import make_plan
+ensure(make_plan(checked(compose_run(force_overrides(sys.argv[1:])))).runs[0], progress=False, inside=False)
+"""
+
+
+def test_a_killed_command_of_a_pool_ends_the_process_that_makes_its_run(tmp_path):
+    """Nothing else of it is left, so that another process may begin the run at once."""
+    keys = [
+        f"root={tmp_path}", "method=none", "eval=none", "tracker=disabled", "hardware.threads=1",
+        "dataset.options.authors=10", "model.nano.layers=1", "model.finetune.epochs=2000",
+    ]  # fmt: skip
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", IN_A_WORKER, *keys], env=environment) as command:
+        deadline = time.monotonic() + 120
+        while not any(tmp_path.glob("*/history.jsonl")):
+            assert command.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        workers = psutil.Process(command.pid).children()
+        command.kill()
+    assert len(workers) == 1
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    for each in alive:
+        each.kill()
+    assert not alive

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
 import pytest
+from filelock import FileLock
 
 from launch.compose import checked, compose_run, force_overrides
 from launch.run.plan import make_plan
@@ -147,6 +150,28 @@ def _steps(run: Path, wanted: int, *tasks: Child) -> None:
         assert task.until(lambda: (run / "history.jsonl").is_file() and len(losses(run)) >= wanted), (
             "it ended"
         )
+
+
+def _answers(port: int) -> bool:
+    """Send what no task sends; returns whether somebody listens."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1) as stranger:
+        stranger.sendall(b"\xff\xfe\n")
+        return True
+    return False
+
+
+@pytest.mark.slow
+def test_tasks_meet_while_another_command_makes_the_run(children, tmp_path):
+    (tmp_path / "run").mkdir()
+    mine = ports(f"{os.getpid()}.0")
+    with FileLock(tmp_path / "run" / ".lock"):
+        leader, follower = (as_task(children, n, tmp_path, "hydra.run.dir=run") for n in range(2))
+        assert leader.until(lambda: "is being made by another process" in leader.err.read_text())
+        assert any(_answers(port) for port in mine)
+        # The port closes once the follower has asked: it waits for the run, and no longer for the first task.
+        assert follower.until(lambda: not any(_answers(port) for port in mine))
+        leader.send(signal.SIGTERM)
+        assert (leader.ended().code, follower.ended().code) == (75, 75)
 
 
 @pytest.mark.slow

@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 import torch
 
-from launch.compose import checked, compose_run
+from launch.compose import checked, compose_run, force_overrides
+from launch.run.config_file import write_config
 from launch.run.ensure import is_complete
-from launch.run.plan import make_plan
+from launch.run.plan import Planned, make_plan
 from tests.launch.children import Nursery
 from tests.launch.run.undisturbed import TINY, Place, assert_same
 from tests.unlearn.training import small_training as training
@@ -387,3 +388,20 @@ def test_a_broken_config_of_a_run_is_named_with_the_fix(tmp_path, content):
     planned.rundir.config.write_text(content)
     with pytest.raises(BrokenFile, match=r"config\.yaml is broken.*remove it"):
         is_complete(planned)
+
+
+def test_a_run_that_left_no_model_is_made_again_to_keep_it(tmp_path):
+    def planned(*keys: str) -> Planned:
+        return make_plan(checked(compose_run(force_overrides([f"root={tmp_path}", *keys])))).main
+
+    without = planned("save_model=false")
+    without.directory.mkdir(parents=True)
+    write_config(without)
+    write_json(without.rundir.results, {})
+    assert is_complete(without)
+    assert not is_complete(planned())
+    without.rundir.model.mkdir()
+    assert is_complete(planned())
+    write_config(planned())
+    without.rundir.model.rmdir()  # removed by hand, to have the room
+    assert is_complete(planned())

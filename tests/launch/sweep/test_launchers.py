@@ -165,6 +165,8 @@ def test_two_commands_search_in_one_database_and_one_is_killed(children, tmp_pat
         assert len(re.findall(r"^ lr=", out, re.MULTILINE)) == 4
     best = OmegaConf.load(next(tmp_path.glob("runs/sweeps/*/optimization_results.yaml")))
     assert best.best_value == max(record["value"] for record in made)
+    more = children.start(tmp_path, *SHARED, "hydra.sweeper.n_trials=5").ended()
+    assert len(re.findall(r"^ lr=", more.out, re.MULTILINE)) == len(records(tmp_path)) == 5
 
 
 def test_a_search_that_is_stopped_goes_on_with_the_same_trial(children, tmp_path):

@@ -196,3 +196,13 @@ def test_a_trial_is_freed_when_its_process_is_killed_and_not_before(tmp_path):
     wait_until(lambda: freed.update(mine.claim(1)) or freed)
     assert [*freed] == [0]
     assert str(freed[0].params["++lr"]) == (tmp_path / "begun").read_text()
+
+
+def test_of_trials_that_are_stopped_together_those_that_ended_count():
+    mine = study(3)
+    trials = mine.claim(3)
+    mine.end(trials, {0: 0.5, 1: None})
+    best = mine.best()
+    assert best is not None
+    assert best.value == 0.5
+    assert list(mine.claim(3)) == [2]  # the failed one is not tried again

@@ -29,7 +29,7 @@ from launch.sweep.sweep_run import SweepRun, varying
 from tests.launch.commands import done
 from unlearn.config import GoalConfig, RunConfig
 from unlearn.errors import ConfigError, UserError
-from unlearn.files import write_json
+from unlearn.files import read_json, write_json
 from unlearn.terms import bind
 
 TOFU = (
@@ -146,6 +146,23 @@ class TestRecords:
         assert shown.err == "the launcher broke; the same command continues the sweep\n"
         assert "failed: died without an exit code" in (tmp_path / "runs" / "sweep-x.md").read_text()
 
+    def test_what_another_command_still_makes_has_not_failed(self, tmp_path):
+        records = self.records(tmp_path)
+        records.begin(0, self.JOBS[0])
+        (file,) = records.folder.glob("0.json")
+        write_json(file, {**read_json(file), "process": os.getppid()})
+        (run,) = records.runs()
+        assert (run.code, run.reason) == (75, f"still runs, in process {os.getppid()} of another command")
+
+    def test_values_are_of_those_that_came_to_an_end(self, tmp_path):
+        records = self.records(tmp_path)
+        records.end(0, SweepRun(self.JOBS[0], None, code=0, value=0.5))
+        records.end(1, SweepRun(self.JOBS[1], None, code=1))
+        records.end(2, SweepRun(self.JOBS[2], None, code=75))
+        assert records.values(range(3)) == {0: 0.5, 1: None}
+        records.begin(1, self.JOBS[1])
+        assert records.values(range(3)) == {0: 0.5}
+
     def test_started_again_what_is_done_stands_and_the_rest_is_forgotten(self, tmp_path):
         records = self.records(tmp_path)
         records.end(0, made(tmp_path / "a run", *self.JOBS[0]))
@@ -227,6 +244,7 @@ def test_a_sweep_is_called_the_same_wherever_its_jobs_run():
     assert re.fullmatch("sweep-satimp-study-[0-9a-f]{8}", name)
     assert name == sweep_name(["hydra/launcher=joblib", "hydra.launcher.n_jobs=4", *reversed(given)])
     assert name == sweep_name([*given, "hardware=gpu", "++tracker.mode=offline", "hydra.sweeper.n_jobs=2"])
+    assert name == sweep_name([*given, "hydra.sweeper.n_trials=40"])  # the study is the same, too
     assert name != sweep_name(["++seed=0,1,2", "experiment=satimp-study"])
 
 

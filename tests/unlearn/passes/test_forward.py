@@ -20,6 +20,7 @@ from unlearn.passes import token_logp as blocks
 from unlearn.passes.forward import ForwardRequest, answer_logits, forward, read, record
 from unlearn.passes.head import logits_are_plain
 from unlearn.passes.token_logp import token_logp
+from unlearn.passes.unpadded import runs_unpadded
 from unlearn.training.frozen_outputs import head_of
 
 Build = Callable[[str], PreTrainedModel]
@@ -271,3 +272,18 @@ def test_what_a_model_does_after_its_head_is_done_to_kept_states_too(change: str
         assert_close(found["ref_logits"], plain * (1.0 if change == "none" else 3.0), terms=PASS)
         assert_close(found["ref_logits"], found["logits"], terms=PASS)
     assert joined == [False, False, *[change != "none"] * 3]  # first the states, then a token as a trial
+
+
+@pytest.mark.parametrize("wanted", [{"logits": True}, {"logp": True}, {"logits": True, "logp": True}])
+def test_the_first_read_of_any_kind_asks_how_the_head_is(
+    wanted: dict[str, Any], family: str, tiny_model: Build
+) -> None:
+    """A call of the model is a collective at ZeRO 3, and processes have micro-batches of other groups."""
+    model, batch = tiny_model(family), collate(sequences())
+    runs_unpadded(model)  # a trial of its own, once
+    calls: list[Any] = []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    read(model, batch, [ForwardRequest(batch.index, batch.labels, **wanted)])
+    assert len(calls) == 2
+    read(model, batch, [ForwardRequest(batch.index, batch.labels, logp=True)])
+    assert len(calls) == 3
