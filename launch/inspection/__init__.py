@@ -24,7 +24,7 @@ from unlearn.training.learning_rate import warmup_steps
 def inspect(config: RunConfig, plan: Plan) -> list[str]:
     """Check the data and the model's files before training.
 
-    Nothing is read when every run of the plan is complete.
+    No data are read when every run of the plan is complete.
 
     Returns:
         Warnings: the run is possible, but perhaps not as intended.
@@ -33,10 +33,22 @@ def inspect(config: RunConfig, plan: Plan) -> list[str]:
         UserError: the run is impossible with this data or model.
     """
     if all(is_complete(run) for run in plan.runs):
-        return []
+        return _models_on_the_way(plan)
     warnings = [*_rows(plan), *_tokens(config, plan)]
     _gradients(config)
     return [*warnings, *_steps(plan)]
+
+
+def _models_on_the_way(plan: Plan) -> list[str]:
+    """Return a warning where a complete run has not saved the models that it is asked for."""
+    run = plan.main
+    every = run.job.config.checkpoint.models_every
+    if every is None or not run.job.config.method.makes_model or run.rundir.models.is_dir():
+        return []
+    return [
+        f"checkpoint.models_every={every}: the run is complete and saved no models on its way; with another "
+        "root, or once its folder is removed, it is made with them"
+    ]
 
 
 def _rows(plan: Plan) -> list[str]:

@@ -22,8 +22,9 @@ from unlearn.guard import tool
 _NOTE = (
     "Effects and cosines are means over the steps that were probed, risks are those of the last one; then "
     "mean over n seeds ± half of the 95 % interval (Student's t). Largest unlearning effect: by size, of a "
-    "run's steps. Shallow share: of the shallow layers in the sum of |unlearning effect| over the groups of "
-    "layers. Retaining effect < 0: the share of such steps. Weight–harm correlation: rank correlation of a "
+    "run's steps. Embedding, shallow and deep share: of these layers in the sum of |unlearning effect| over "
+    "the groups of layers, which may differ in their number of layers. Retaining effect < 0: the share of "
+    "such steps, with that before training if it was probed. Weight–harm correlation: rank correlation of a "
     "forget token's implicit weight with ⟨∇R(retain), ∇risk of the token⟩, which unlearning the token adds "
     "to the retain risk; below zero, the weights spare it. Effects of objectives with different scales "
     "do not compare in size; cosines do."

@@ -85,10 +85,17 @@ def _objective(run: StudyRun) -> str:
 
 # -- the table ---------------------------------------------------------------------------------------------
 
+
+def _share(group: str) -> Callable[[StudyRun, str], float | None]:
+    return lambda run, key: run.share(key, group)
+
+
 _COLUMNS: tuple[tuple[str, str, Callable[[StudyRun, str], float | None]], ...] = (
     ("unlearning effect", "geffect/unlearn", StudyRun.mean),
     ("largest unlearning effect", "geffect/unlearn", StudyRun.largest),
-    ("shallow share", "geffect/unlearn", StudyRun.shallow),
+    ("embedding share", "geffect/unlearn", _share("embedding")),
+    ("shallow share", "geffect/unlearn", _share("shallow")),
+    ("deep share", "geffect/unlearn", _share("deep")),
     ("retaining effect", "geffect/retain", StudyRun.mean),
     ("retaining effect < 0", "geffect/retain", StudyRun.negative),
     ("unlearning cosine", "geffect/unlearn_cosine", StudyRun.mean),

@@ -65,9 +65,9 @@ class StudyRun(RunSettings):
         """Return the share of the probed steps at which the value is below zero."""
         return summaries.negative(self.rows, key)
 
-    def shallow(self, key: str) -> float | None:
-        """Return the share of the shallow layers in the absolute effects of all groups of layers."""
-        return summaries.shares(self.rows, key).get("shallow")
+    def share(self, key: str, group: str) -> float | None:
+        """Return the share of a group of layers in the absolute effects of all groups."""
+        return summaries.shares(self.rows, key).get(group)
 
     def weight_correlation(self, column: str) -> float | None:
         """Return the rank correlation of the forget tokens' implicit weight with a column of their table.

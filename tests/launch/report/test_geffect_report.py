@@ -457,7 +457,8 @@ def test_each_column_by_hand(tmp_path):
     cells = dict(zip(heads, line, strict=True))
     assert cells["unlearning effect"] == str(interval([-5 / 3, 2 / 3]))
     assert cells["largest unlearning effect"] == str(interval([4.0, 6.0]))
-    assert cells["shallow share"] == "0.5000 ± 0.0000"
+    assert cells["shallow share"] == cells["deep share"] == "0.5000 ± 0.0000"
+    assert cells["embedding share"] == "0.0000 ± 0.0000"
     assert cells["retaining effect"] == str(interval([1 / 3, -1 / 3]))
     assert cells["retaining effect < 0"] == str(interval([1 / 3, 2 / 3]))
     assert "retain risk, last" not in cells

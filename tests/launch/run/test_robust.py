@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from launch.compose import checked, compose_run, force_overrides
+from launch.inspection import inspect
 from launch.run.config_file import write_config
 from launch.run.ensure import is_complete
 from launch.run.plan import Planned, make_plan
@@ -405,3 +406,17 @@ def test_a_run_that_left_no_model_is_made_again_to_keep_it(tmp_path):
     write_config(planned())
     without.rundir.model.rmdir()  # removed by hand, to have the room
     assert is_complete(planned())
+
+
+def test_models_that_a_complete_run_did_not_save_are_missed(tmp_path):
+    config = checked(compose_run(force_overrides([f"root={tmp_path}", "checkpoint.models_every=5"])))
+    plan = make_plan(config)
+    for run in plan.runs:
+        run.directory.mkdir(parents=True)
+        write_config(run)
+        write_json(run.rundir.results, {})
+        run.rundir.model.mkdir()
+    (warning,) = inspect(config, plan)
+    assert "checkpoint.models_every=5: the run is complete and saved no models" in warning
+    plan.main.rundir.models.mkdir()
+    assert inspect(config, plan) == []
