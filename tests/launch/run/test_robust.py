@@ -404,6 +404,7 @@ def test_a_run_that_left_no_model_is_made_again_to_keep_it(tmp_path):
     without.rundir.model.mkdir()
     assert is_complete(planned())
     write_config(planned())
+    write_json(without.rundir.results, {})
     without.rundir.model.rmdir()  # removed by hand, to have the room
     assert is_complete(planned())
 
