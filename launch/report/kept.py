@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -179,4 +179,9 @@ def read_archive(path: Path) -> list[KeptRun]:
     Raises:
         UserError: it is none of this program's, or of a later format.
     """
-    return read_packed(path, _CONTENT, lambda row: KeptRun(**{**row, "settings": tuples(row["settings"])}))
+    return read_packed(path, _CONTENT, _unpacked)
+
+
+def _unpacked(row: Mapping[str, Any]) -> KeptRun:
+    known = {each.name for each in fields(KeptRun)}  # earlier releases kept a fingerprint, too
+    return KeptRun(**{key: row[key] for key in row if key in known} | {"settings": tuples(row["settings"])})
