@@ -118,7 +118,8 @@ class Records:
 
     def values(self, numbers: Iterable[int]) -> dict[int, float | None]:
         """Return the values of those jobs that came to their end, None for one that failed."""
-        return {n: self.value(n) for n in numbers if self.ended(n) and not self.stopped(n)}
+        records = {number: record for number in numbers if (record := self._read(number))}
+        return {n: each["value"] for n, each in records.items() if each["code"] not in (None, STOPPED)}
 
     def begun(self, number: int) -> bool:
         """Tell whether a job has a record."""
