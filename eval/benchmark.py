@@ -68,6 +68,8 @@ class Metric:
     - `optional`: the judgement does without it where it is absent.
     - `weak`: counts only where no other benchmark measures the aspect.
     - `replaced_by`: a key of the same benchmark, without its name, that counts instead where both are there.
+    - `of_answers`: it needs the log-probabilities of the examples' own answers and nothing else; where it
+      alone is wanted, the model is asked for nothing else.
     """
 
     text: str
@@ -79,6 +81,7 @@ class Metric:
     optional: bool = False
     weak: bool = False
     replaced_by: str = ""
+    of_answers: bool = False
     views: tuple[View, ...] = ()
 
 

@@ -12,7 +12,9 @@ from torch import nn
 
 from eval.benchmark import Role, Sets, find, is_live, read_along, scored
 from eval.evaluate import evaluate, score_directory
+from eval.metric_catalog import info
 from unlearn.config import HardwareConfig, Section
+from unlearn.data.example import Example
 from unlearn.data.tokenization import Encoder
 from unlearn.distributed import World
 from unlearn.errors import UserError
@@ -24,7 +26,7 @@ class Scoring:
 
     `benchmarks` with their options, the `sets` they score, and the `directory` (the run's `eval`) that labels
     are folders of. The retain model is given as in `eval.evaluate.evaluate`. A benchmark without sets, whose
-    questions are a library's, evaluates every model whatever the roles, except with `likelihood_only`.
+    questions are a library's, evaluates every model whatever the roles.
     """
 
     benchmarks: Mapping[str, Mapping[str, Any]]
@@ -39,7 +41,7 @@ class Scoring:
 
     def __call__(
         self, model: nn.Module, label: str, roles: Sequence[Role], *, collective_forward: bool = False,
-        likelihood_only: bool = False, exclude_ids: frozenset[str] = frozenset(),
+        only: str | None = None, exclude_ids: frozenset[str] = frozenset(),
         sets: Sets | None = None, encoder: Encoder | None = None,
     ) -> dict[str, float]:  # fmt: skip
         """Evaluate all benchmarks and return their metrics; see `Score`.
@@ -49,16 +51,17 @@ class Scoring:
         """
         if sets is not None or encoder is not None:
             return self._with(sets, encoder)(
-                model, label, roles, collective_forward=collective_forward, likelihood_only=likelihood_only,
-                exclude_ids=exclude_ids,
+                model, label, roles, collective_forward=collective_forward, only=only, exclude_ids=exclude_ids
             )  # fmt: skip
+        if only is not None:
+            return self._for(only)(
+                model, label, roles, collective_forward=collective_forward, exclude_ids=exclude_ids
+            )
         metrics: dict[str, float] = {}
         failed = []
         for name in self.benchmarks:
             try:
-                metrics |= self._one(
-                    model, name, label, roles, collective_forward, likelihood_only, exclude_ids
-                )
+                metrics |= self._one(model, name, label, roles, collective_forward, exclude_ids)
             except UserError as error:
                 failed.append(f"benchmark {name}: {error}")
         if failed:
@@ -71,16 +74,24 @@ class Scoring:
             self, sets=self.sets if sets is None else sets, encoder=encoder or self.encoder, benchmarks=asked
         )
 
+    def _for(self, metric: str) -> Scoring:
+        """Return the scoring of one metric: by its benchmark alone, asking no more than it needs."""
+        one = info(metric)
+        asked = {n: o for n, o in self.benchmarks.items() if n == one.benchmark}
+        if one.declared is None or not one.declared.of_answers:
+            return replace(self, benchmarks=asked)
+        sets = {name: [_with_answer(e) for e in examples] for name, examples in self.sets.items()}
+        asked = {n: {**o, **_cheapest(find(n).Options)} for n, o in asked.items()}
+        return replace(self, benchmarks=asked, sets=sets)
+
     def _one(
         self, model: nn.Module, name: str, label: str, roles: Sequence[Role], collective_forward: bool,
-        likelihood_only: bool, exclude_ids: frozenset[str],
+        exclude_ids: frozenset[str],
     ) -> dict[str, float]:  # fmt: skip
         module, options = find(name), self.benchmarks[name]
         sets = scored(module, self.sets, roles)
-        if (module.SETS and not sets) or (likelihood_only and is_live(module)):
+        if module.SETS and not sets:
             return {}
-        if likelihood_only:
-            options = {**options, **_cheapest(module.Options)}
         world = self.world.with_collective_forward(collective_forward)
         if exclude_ids:
             return self._rest(name, sets, label, options, exclude_ids, world)
@@ -122,5 +133,14 @@ class Scoring:
 
 
 def _cheapest(options: type[Section]) -> dict[str, Any]:
-    """The options under which a benchmark generates as little as it can."""
-    return {"max_new_tokens": 1} if "max_new_tokens" in options.model_fields else {}
+    """Return the options under which a benchmark generates as little as it can."""
+    least = {"generation": False, "max_new_tokens": 1}
+    name = next((name for name in least if name in options.model_fields), None)
+    return {} if name is None else {name: least[name]}
+
+
+def _with_answer(example: Example) -> Example:
+    """Return the example with its own question and answer alone."""
+    return replace(
+        example, paraphrased_answer=None, perturbed_answers=(), paraphrased_question=None, other_answers=()
+    )

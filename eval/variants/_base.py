@@ -27,7 +27,7 @@ class Score(Protocol):
 
     def __call__(
         self, model: nn.Module, label: str, roles: Sequence[Role], *, collective_forward: bool = False,
-        likelihood_only: bool = False, exclude_ids: frozenset[str] = frozenset(),
+        only: str | None = None, exclude_ids: frozenset[str] = frozenset(),
         sets: Sets | None = None, encoder: Encoder | None = None,
     ) -> dict[str, float]:  # fmt: skip
         """Return the benchmarks' metrics by their own keys, of sets with one of these roles.
@@ -35,7 +35,8 @@ class Score(Protocol):
         Records are in `eval/<label>/<benchmark>` and are not collected twice: a label belongs to one model.
 
         - `collective_forward`: every call of the model is a collective (ZeRO-3).
-        - `likelihood_only`: only likelihoods are needed; metrics of generated text then mean nothing.
+        - `only`: the key of the one metric that is needed. Its benchmark alone is evaluated, and asks for no
+          more than it needs (`Metric.of_answers`); other metrics may be absent.
         - `exclude_ids`: ids of examples to leave out of the records of a label that was scored
           before. The model is not called.
         - `sets`: these in place of the run's; benchmarks whose questions are a library's are left out.

@@ -32,7 +32,6 @@ KEYS = r"calibrated(?:/selection)?+"
 ATTACK = False
 PREFERRED = ("retain/extraction_strength", "retain/probability", "retain/knowmem")
 """Ends of metric keys, of which the first that exists is used: memorised answers as in UWC, else similar."""
-_LIKELIHOODS = ("extraction_strength", "exact_memorization", "probability")
 
 
 class Options(Section):
@@ -206,9 +205,8 @@ def mix(model: nn.Module, target: nn.Module, alpha: float) -> None:
 
 
 def _probe(bench: Workbench, label: str, alpha: float, metric: str | None) -> dict[str, float]:
-    likelihood_only = metric is not None and metric.rpartition("/")[2] in _LIKELIHOODS
     roles: tuple[Role, ...] = ("retain",) if metric is None or "retain" in metric else ("retain", "utility")
-    return bench.score(mixed(bench, alpha), f"{label}/probe-{alpha}", roles, likelihood_only=likelihood_only)
+    return bench.score(mixed(bench, alpha), f"{label}/probe-{alpha}", roles, only=metric)
 
 
 def _value(metrics: Mapping[str, float], metric: str) -> float:

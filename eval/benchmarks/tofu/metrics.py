@@ -66,7 +66,7 @@ METRICS = {
     ),
     "tofu/forget/probability": Metric(
         "exp of the mean log-probability of the true answer's tokens", Better.FORGOTTEN_IF_LOWER, level=2,
-        views=("forgetting", *_FORGET),
+        of_answers=True, views=("forgetting", *_FORGET),
     ),
     "tofu/forget/rougeL_recall": Metric(
         "ROUGE-L recall of the greedy answer", Better.FORGOTTEN_IF_LOWER, level=2, views=_FORGET
@@ -77,11 +77,11 @@ METRICS = {
     ),
     "tofu/forget/extraction_strength": Metric(
         "longest end of the answer that arg-max decoding completes, as a share", Better.FORGOTTEN_IF_LOWER,
-        level=2, judged=("forget_efficacy", one_minus), views=("changed", *_FORGET),
+        level=2, of_answers=True, judged=("forget_efficacy", one_minus), views=("changed", *_FORGET),
     ),
     "tofu/forget/exact_memorization": Metric(
         "share of answer tokens that are the arg-max", Better.FORGOTTEN_IF_LOWER, level=3,
-        judged=("forget_efficacy", one_minus),
+        of_answers=True, judged=("forget_efficacy", one_minus),
     ),
     "tofu/forget/paraphrased_probability": Metric(
         "probability of the true answer in other words", Better.FORGOTTEN_IF_LOWER,
@@ -102,7 +102,7 @@ METRICS = {
     **_further("forget", Better.FORGOTTEN_IF_LOWER),
     "tofu/retain/probability": Metric(
         "exp of the mean log-probability of the true answer's tokens", Better.HIGHER, level=2,
-        views=("utility", *_FORGET),
+        of_answers=True, views=("utility", *_FORGET),
     ),
     "tofu/retain/rougeL_recall": Metric(
         "ROUGE-L recall of the greedy answer", Better.HIGHER, level=2, views=("card",)
@@ -110,10 +110,10 @@ METRICS = {
     "tofu/retain/truth_ratio": Metric("max(0, 1 − R); 1: only the truth is likely", Better.HIGHER, level=2),
     "tofu/retain/extraction_strength": Metric(
         "longest end of the answer that arg-max decoding completes, as a share", Better.HIGHER, level=2,
-        judged=("utility", of_targets), views=("card", "sweep"),
+        of_answers=True, judged=("utility", of_targets), views=("card", "sweep"),
     ),
     "tofu/retain/exact_memorization": Metric(
-        "share of answer tokens that are the arg-max", Better.HIGHER, level=3
+        "share of answer tokens that are the arg-max", Better.HIGHER, level=3, of_answers=True
     ),
     "tofu/retain/paraphrased_probability": Metric(
         "probability of the true answer in other words", Better.HIGHER

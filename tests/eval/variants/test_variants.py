@@ -301,13 +301,13 @@ class Retention:
     """Models differ in one weight, α; the retention falls with its square."""
 
     def __init__(self) -> None:
-        self.asked: list[tuple[str, tuple[str, ...], bool]] = []
+        self.asked: list[tuple[str, tuple[str, ...], str | None]] = []
 
     def __call__(
-        self, model: Any, label: str, roles: Any, *, likelihood_only: bool = False, **_: Any
+        self, model: Any, label: str, roles: Any, *, only: str | None = None, **_: Any
     ) -> dict[str, float]:
         alpha = model.weight.item()
-        self.asked.append((label, tuple(roles), likelihood_only))
+        self.asked.append((label, tuple(roles), only))
         kept = {"tofu/retain/extraction_strength": 0.8 * (1 - alpha**2 / 2)}
         return kept | ({} if roles == ("retain",) else {"tofu/forget/probability": 1 - alpha})
 
@@ -341,11 +341,11 @@ def test_calibration_stops_where_enough_is_kept(tmp_path: Path) -> None:
         },
         decimals=6,
     )
-    *probes, (label, roles, likelihood_only) = score.asked
+    *probes, (label, roles, only) = score.asked
     assert [label for label, *_ in probes[:3]] == [f"calibrated/probe-{a}" for a in (1.0, 0.5, 0.25)]
-    assert all(roles == ("retain",) and likelihood_only for _, roles, likelihood_only in probes)
+    assert all(asked[1:] == (("retain",), "tofu/retain/extraction_strength") for asked in probes)
     assert len(probes) == 7
-    assert (label, "forget" in roles, likelihood_only) == ("calibrated/0.4375", True, False)
+    assert (label, "forget" in roles, only) == ("calibrated/0.4375", True, None)
 
 
 def test_calibration_takes_what_is_known(tmp_path: Path) -> None:
@@ -521,14 +521,25 @@ def test_one_benchmark_that_fails_does_not_keep_the_others(tmp_path: Path) -> No
     assert (tmp_path / "eval" / "both" / "tofu" / "results.json").is_file()
 
 
-def test_roles_choose_sets_and_a_pass_for_likelihoods_hardly_generates(tmp_path: Path) -> None:
-    score, calls = bench(tmp_path).score, []
+def test_roles_choose_sets_and_a_metric_asks_for_no_more_than_it_needs(tmp_path: Path) -> None:
+    score, read = bench(tmp_path).score, []
+    assert isinstance(score, Scoring)
+    score = replace(score, benchmarks={"sampling": {}, **score.benchmarks})
     model = llama()
     runs_unpadded(model)  # its trial is not counted
-    model.register_forward_pre_hook(lambda *_: calls.append(1))
-    metrics = score(model, "likelihoods", ["retain"], likelihood_only=True)
-    assert {key.split("/")[1] for key in metrics} == {"retain"}
-    first = len(calls)
-    whole = score(model, "whole", ["retain"])
-    assert metrics["tofu/retain/probability"] == whole["tofu/retain/probability"]
-    assert len(calls) - first == first + 3  # four new tokens a row in place of one
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append((args[0] if args else kwargs["input_ids"]).numel()),
+        with_kwargs=True,
+    )
+    whole = score(model, "whole", ["retain", "forget"])
+    every = sum(read)
+    assert {key.split("/")[0] for key in whole} == {"sampling", "tofu"}
+    for metric in ("probability", "extraction_strength", "exact_memorization"):
+        read.clear()
+        found = score(model, metric, ["retain"], only=f"tofu/retain/{metric}")
+        assert {key.split("/")[1] for key in found} == {"retain"}
+        assert found[f"tofu/retain/{metric}"] == approx(whole[f"tofu/retain/{metric}"], terms=PASS)
+        assert len(read) == 1  # nothing is generated
+        assert 4 * sum(read) < every  # and no wrong answer is read
+    ratio = score(model, "ratio", ["retain"], only="tofu/retain/truth_ratio")
+    assert ratio["tofu/retain/truth_ratio"] == approx(whole["tofu/retain/truth_ratio"], terms=PASS)
