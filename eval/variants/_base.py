@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from eval.benchmark import Role, Sets
 from unlearn.config import RunConfig, Section
@@ -44,6 +44,14 @@ class Score(Protocol):
         """
 
 
+class Held(Protocol):
+    """Yield a model and whether each of its calls is a collective; see `Workbench`."""
+
+    def __call__(
+        self, which: Literal["unlearned", "target"] = "unlearned"
+    ) -> AbstractContextManager[tuple[nn.Module, bool]]: ...
+
+
 @dataclass(frozen=True)
 class Workbench:
     """A finished run, as a variant gets it; the same on every process.
@@ -51,9 +59,9 @@ class Workbench:
     - `sets`: the dataset's, as the run loaded them, by their full names (`forget`, `forget_eval` …).
     - `unlearned` returns a new whole copy of the finished model on the device, in compute precision, with
       edits attached; `target` the same of the target, None where there is none.
-    - `held` yields the finished model as `unlearned` returns it, or at ZeRO 3 shared out over the processes,
-      and whether its calls are collectives. `editing` is a context in which the parameters of one of its
-      modules are whole, to be changed.
+    - `held` yields one of these two as they return it, or at ZeRO 3 shared out over the processes, and
+      whether its calls are collectives. `editing` is a context in which the parameters of one of its modules
+      are whole, to be changed.
     - `trainable` returns the finished model for an engine, which at ZeRO 3 may fit on no device.
     - `load` does the same with the weights of a folder or hub id, or of `model.path` (None). `weights` says
       where those of the `target` and of the `retain` model are, as far as the run has them.
@@ -73,7 +81,7 @@ class Workbench:
     load: Callable[[str | None], nn.Module]
     score: Score
     directory: Path
-    held: Callable[[], AbstractContextManager[tuple[nn.Module, bool]]]
+    held: Held
     trainable: Callable[[], nn.Module]
     editing: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext
     weights: Mapping[str, WeightsSource] = field(default_factory=dict)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -138,7 +139,7 @@ def _measure(bench: Workbench, options: Options, label: str) -> dict[str, float]
     alpha = largest(lambda a: retentions.setdefault(a, retention(a)) >= options.share, options.passes)
     final = known[1.0] if alpha == 1 else whole if alpha == 0 else {}
     if not final:
-        final = bench.score(mixed(bench, alpha), f"{label}/{alpha}", ROLES)
+        final = _scored(bench, alpha, f"{label}/{alpha}", ROLES)
     return prefixed(label, final) | {
         f"{label}/alpha": alpha,
         f"{label}/retention": retentions.get(alpha, 1.0),
@@ -172,41 +173,74 @@ def preferred(metrics: Mapping[str, float]) -> str:
     )
 
 
-def mixed(bench: Workbench, alpha: float) -> nn.Module:
-    """Return the mixed model; the target is in memory only while they are mixed."""
-    assert bench.target is not None
-    if alpha == 0:
-        return bench.target()
-    model = bench.unlearned()
-    if alpha != 1:
-        mix(model, bench.target(), alpha)
-    return model
+@contextmanager
+def mixed(bench: Workbench, alpha: float) -> Iterator[tuple[nn.Module, bool]]:
+    """Yield the mixed model as `Workbench.held` does; the target is in memory only while they are mixed."""
+    with bench.held("unlearned" if alpha else "target") as (model, collective):
+        if 0 < alpha < 1:
+            with bench.held("target") as (target, _):
+                mix(model, target, alpha, bench.editing)
+                del target
+        yield model, collective
 
 
-def mix(model: nn.Module, target: nn.Module, alpha: float) -> None:
-    """Replace the model's floating tensors by α·model + (1 − α)·target, one by one in fp32.
+def mix(
+    model: nn.Module, target: nn.Module, alpha: float,
+    editing: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext,
+) -> None:  # fmt: skip
+    """Replace the model's floating tensors by α·model + (1 − α)·target, module by module in fp32.
+
+    `editing` makes the parameters of a module whole, as in `Workbench`.
 
     Raises:
         UserError: they differ in a tensor, or edits are attached.
     """
-    own, theirs = model.state_dict(), target.state_dict()
-    other = [n for n in own.keys() | theirs.keys() if _shape(own.get(n)) != _shape(theirs.get(n))]
+    own, theirs = _shapes(model), _shapes(target)
+    other = [name for name in own.keys() | theirs.keys() if own.get(name) != theirs.get(name)]
     if other or attached(model) or attached(target):
         raise UserError(
             "eval.variants.calibrated: the unlearned model and the target cannot be mixed, "
             + (f"they differ in {min(other)}" if other else "edits are attached to them")
             + "; leave this variant out"
         )
-    done: set[int] = set()  # tied weights are one tensor under two names
-    for name, tensor in own.items():
-        if tensor.is_floating_point() and tensor.data_ptr() not in done:
-            tensor.copy_(torch.lerp(theirs[name].to(tensor.device).float(), tensor.float(), alpha))
-            done.add(tensor.data_ptr())
+    others = dict(target.named_modules())
+    done: set[int] = set()  # tied weights are one tensor in two modules
+    for name, module in model.named_modules():
+        tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+        new = [key for key, tensor in tensors if _full(name, key) in own and id(tensor) not in done]
+        if not new:
+            continue
+        with editing(module), editing(others[name]):
+            for key in new:
+                tensor = getattr(module, key).detach()
+                if tensor.is_floating_point():
+                    other = getattr(others[name], key).detach().to(tensor.device)
+                    tensor.copy_(torch.lerp(other.float(), tensor.float(), alpha))
+        done.update(id(getattr(module, key)) for key in new)
+
+
+def _full(module: str, key: str) -> str:
+    return f"{module}.{key}" if module else key
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    """Return the shapes of all stored tensors, of shared-out parameters the whole ones."""
+    return {
+        name: getattr(tensor, "ds_shape", tensor.shape)
+        for name, tensor in model.state_dict(keep_vars=True).items()
+    }
+
+
+def _scored(
+    bench: Workbench, alpha: float, label: str, roles: Sequence[Role], only: str | None = None
+) -> dict[str, float]:
+    with mixed(bench, alpha) as (model, collective):
+        return bench.score(model, label, roles, collective_forward=collective, only=only)
 
 
 def _probe(bench: Workbench, label: str, alpha: float, metric: str | None) -> dict[str, float]:
     roles: tuple[Role, ...] = ("retain",) if metric is None or "retain" in metric else ("retain", "utility")
-    return bench.score(mixed(bench, alpha), f"{label}/probe-{alpha}", roles, only=metric)
+    return _scored(bench, alpha, f"{label}/probe-{alpha}", roles, only=metric)
 
 
 def _value(metrics: Mapping[str, float], metric: str) -> float:
@@ -217,10 +251,6 @@ def _value(metrics: Mapping[str, float], metric: str) -> float:
             f"(they give: {', '.join(metrics) or 'none'})"
         )
     return value
-
-
-def _shape(tensor: torch.Tensor | None) -> Any:
-    return None if tensor is None else tensor.shape
 
 
 def _of_benchmarks(results: Mapping[str, float]) -> dict[str, float]:

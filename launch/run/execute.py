@@ -12,10 +12,11 @@ import os
 import signal
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -248,7 +249,7 @@ class _Run:
             world=self.world,
             unlearned=lambda: self.pipeline.loaded(self.pipeline.finished),
             trainable=self.pipeline.trainable,
-            held=lambda: self.pipeline.held(self.pipeline.finished),
+            held=self._held,
             editing=partial(whole_parameters, changed=True),
             target=(lambda: self.pipeline.loaded(self.job.start.source)) if start else None,
             load=self.pipeline.loaded,
@@ -273,6 +274,11 @@ class _Run:
             if self.world.main and (problems or file.is_file()):
                 write_json(file, {"problems": problems})
         return measured
+
+    def _held(
+        self, which: Literal["unlearned", "target"] = "unlearned"
+    ) -> AbstractContextManager[tuple[nn.Module, bool]]:
+        return self.pipeline.held(self.pipeline.finished if which == "unlearned" else self.job.start.source)
 
     def _selecting(self, bench: Workbench) -> Workbench:
         """Return the bench of the selection items."""

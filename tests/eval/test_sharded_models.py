@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 
 from eval.collection.records import Records
 from eval.evaluate import evaluate
+from eval.variants.calibrated import mix
 from eval.variants.quantisation import Options, quantise, quantised
 from tests.eval.eval_fixtures import encoder, examples, model
 from tests.tolerance import PASS, approx, assert_close
@@ -40,14 +42,24 @@ def measured(net: Any, folder: Path, world: World) -> dict[str, float]:
     )  # fmt: skip
 
 
-def run(root: str, dtype: str, rounded: bool) -> None:
+def changed(net: Any, other: Any, how: str, editing: Any = nullcontext) -> float:
+    """Round or mix a model in place, as a variant does; return the share that was rounded."""
+    if how == "mixed":
+        mix(net, other, 0.75, editing)
+    return quantise(net, *ROUNDING, editing) if how == "rounded" else 0
+
+
+def run(root: str, dtype: str, how: str) -> None:
     world, hardware = start_world("cpu"), HardwareConfig(processes=2, zero=3, dtype=dtype)
     net = load.read_model(config(Path(root)), precision(dtype))
     with sharded(stored.defer(net), world, hardware) as shared:
         parts = [parameter.ds_tensor for parameter in shared.parameters()]
         held = sum(part.numel() for part in parts)
         assert {part.dtype for part in parts} == {precision(dtype)}
-        share = quantise(shared, *ROUNDING, partial(whole_parameters, changed=True)) if rounded else 0
+        with sharded(
+            stored.defer(load.read_model(other(Path(root)), precision(dtype))), world, hardware
+        ) as second:
+            share = changed(shared, second, how, partial(whole_parameters, changed=True))
         metrics = measured(shared, Path(root, "shared"), world.with_collective_forward(True))
     Path(root, f"{world.rank}.json").write_text(json.dumps([held, share, metrics]))
     stop_world()
@@ -57,15 +69,26 @@ def config(root: Path) -> ModelConfig:
     return ModelConfig(name="local", path=str(root / "model"))
 
 
-@pytest.mark.parametrize(("dtype", "rounded"), [("fp32", False), ("bf16", False), ("fp32", True)])
-def test_shared_out_it_has_the_numbers_of_the_whole_model(tmp_path, dtype, rounded):
-    model(seed=3).save_pretrained(tmp_path / "model")
-    whole = load.in_precision(
-        load.read_model(config(tmp_path), precision(dtype)), torch.device("cpu"), precision(dtype)
+def other(root: Path) -> ModelConfig:
+    return ModelConfig(name="local", path=str(root / "other"))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "how"),
+    [("fp32", "unchanged"), ("bf16", "unchanged"), ("fp32", "rounded"), ("fp32", "mixed"), ("bf16", "mixed")],
+)
+def test_shared_out_it_has_the_numbers_of_the_whole_model(tmp_path, dtype, how):
+    for seed, name in ((3, "model"), (4, "other")):
+        model(seed=seed).save_pretrained(tmp_path / name)
+    whole, second = (
+        load.in_precision(
+            load.read_model(made(tmp_path), precision(dtype)), torch.device("cpu"), precision(dtype)
+        )
+        for made in (config, other)
     )
-    rounded_share = quantise(whole, *ROUNDING) if rounded else 0
+    rounded_share = changed(whole, second, how)
     alone = measured(whole, tmp_path / "alone", World())
-    together(2, run, str(tmp_path), dtype, rounded)
+    together(2, run, str(tmp_path), dtype, how)
     size = sum(parameter.numel() for parameter in whole.parameters())
     for rank in range(2):
         held, share, metrics = json.loads((tmp_path / f"{rank}.json").read_text())

@@ -7,12 +7,13 @@ environment variables; the first process writes the metrics to FOLDER.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from torch import nn
 from transformers import LlamaForCausalLM
 
 from eval.suite import Scoring
@@ -56,9 +57,17 @@ def bench(
     sets = {name: rows[:8] for name, rows in sets.items()}
     encoder = make_encoder(config.model, nano.tokenizer(SHAPE.vocabulary), 128)
     score = Scoring(BENCHMARKS, sets, encoder, directory / "eval", world, config.hardware)
+
+    def held(
+        which: Literal["unlearned", "target"] = "unlearned",
+    ) -> AbstractContextManager[tuple[nn.Module, bool]]:
+        made = unlearned if which == "unlearned" else target
+        assert made is not None
+        return nullcontext((made(), False))
+
     made = Workbench(
         config, sets, encoder, world, unlearned, target, lambda _: llama(), score, directory,
-        held=lambda: nullcontext((unlearned(), False)), trainable=unlearned, progress=False,
+        held=held, trainable=unlearned, progress=False,
     )  # fmt: skip
     return replace(made, **other)
 
