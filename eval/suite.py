@@ -14,7 +14,6 @@ from eval.benchmark import Role, Sets, find, is_live, read_along, scored
 from eval.evaluate import evaluate, score_directory
 from eval.metric_catalog import info
 from unlearn.config import HardwareConfig, Section
-from unlearn.data.example import Example
 from unlearn.data.tokenization import Encoder
 from unlearn.distributed import World
 from unlearn.errors import UserError
@@ -80,7 +79,7 @@ class Scoring:
         asked = {n: o for n, o in self.benchmarks.items() if n == one.benchmark}
         if one.declared is None or not one.declared.of_answers:
             return replace(self, benchmarks=asked)
-        sets = {name: [_with_answer(e) for e in examples] for name, examples in self.sets.items()}
+        sets = {name: [e.with_answer_alone() for e in examples] for name, examples in self.sets.items()}
         asked = {n: {**o, **_cheapest(find(n).Options)} for n, o in asked.items()}
         return replace(self, benchmarks=asked, sets=sets)
 
@@ -137,10 +136,3 @@ def _cheapest(options: type[Section]) -> dict[str, Any]:
     least = {"generation": False, "max_new_tokens": 1}
     name = next((name for name in least if name in options.model_fields), None)
     return {} if name is None else {name: least[name]}
-
-
-def _with_answer(example: Example) -> Example:
-    """Return the example with its own question and answer alone."""
-    return replace(
-        example, paraphrased_answer=None, perturbed_answers=(), paraphrased_question=None, other_answers=()
-    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,3 +28,9 @@ class Example:
     truncated: bool = False
     other_answers: tuple[str, ...] = ()
     opening: str = ""
+
+    def with_answer_alone(self) -> Example:
+        """Return it without other questions and answers than its own."""
+        return replace(
+            self, paraphrased_answer=None, perturbed_answers=(), paraphrased_question=None, other_answers=()
+        )

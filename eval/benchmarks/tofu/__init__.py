@@ -18,7 +18,7 @@ from eval.benchmark import BenchmarkError, Result, Role, Sets, without_words
 from eval.benchmarks.tofu.log_columns import PublishedLogError
 from eval.benchmarks.tofu.membership import gradient_requests, membership
 from eval.benchmarks.tofu.metrics import METRICS
-from eval.benchmarks.tofu.published_logs import TAUGHT, PublishedLog, PublishedSet, read_log
+from eval.benchmarks.tofu.published_logs import TAUGHT, WITH_OPTIONS, PublishedLog, PublishedSet, read_log
 from eval.benchmarks.tofu.sets import SetScores, log_ratio, set_requests, set_scores
 from eval.collection.records import Records
 from eval.collection.requests import Request
@@ -54,6 +54,8 @@ class Options(Section):
     - `truth_ratio`: how the wrong answers are averaged: over their losses (`geometric`) or probabilities.
     - `generation`: generate answers of up to `max_new_tokens`; without them there is no ROUGE and no model
       utility.
+    - `memorization_only`: read true answers of the forget and the retain set and nothing else: probability,
+      extraction strength, exact memorization and the attacks, in a fraction of the time.
     - `gibberish`: hub id or folder of a classifier of whether answers to the forget and the retain set are
       language; madhurjindal/autonlp-Gibberish-Detector-492513457 gives OpenUnlearning's fluency.
     - `words`: the tokenizer of ROUGE (`eval.metrics.words`).
@@ -65,6 +67,7 @@ class Options(Section):
     max_new_tokens: int = 200
     truth_ratio: TruthRatioForm = "geometric"
     generation: bool = True
+    memorization_only: bool = False
     words: Choice = "auto"
     gibberish: str | None = None
     mia: bool = True
@@ -75,6 +78,8 @@ class Options(Section):
     def _fit(self) -> Options:
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens}: give at least 1, or generation=false")
+        if self.memorization_only and self.gibberish is not None:
+            raise ValueError("gibberish judges generated answers, which memorization_only=true leaves out")
         if not 0 < self.min_k <= 1:
             raise ValueError(f"min_k={self.min_k}: the share of tokens is above 0 and at most 1")
         return self
@@ -85,7 +90,7 @@ def requests(sets: Sets, options: Options) -> list[Request]:
     for name in sets:
         if name not in _NAMES:
             raise BenchmarkError(f"tofu scores no set {name!r}; it has: {', '.join(_NAMES)}")
-    limit = options.max_new_tokens if options.generation else None
+    limit = options.max_new_tokens if _generates(options) else None
     wanted: list[Request] = []
     for name, examples in _scored(sets, options).items():
         wanted += set_requests(name, examples, limit)
@@ -109,12 +114,13 @@ def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, opti
     words: dict[str, str] = {}
     for name, examples in _scored(sets, options).items():
         chosen = None
-        if options.generation and name != "holdout":
+        if _generates(options) and name != "holdout":
             true = [e.answer for e in examples]
             chosen = words_of(true, options.words)
             words[name] = chosen.name
             problems += without_words(f"{name}/generation", examples, true, chosen)
-        set_scores_by_name[name] = set_scores(read, name, examples, options.truth_ratio, chosen)
+        form = None if options.memorization_only else options.truth_ratio
+        set_scores_by_name[name] = set_scores(read, name, examples, form, chosen)
         metrics |= set_scores_by_name[name].metrics
     if options.gibberish is not None:
         more, trouble = _fluency(set_scores_by_name, options.gibberish)
@@ -122,7 +128,7 @@ def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, opti
     if isinstance(retain, PublishedLog) and "forget" in set_scores_by_name:
         retain, trouble = _of_same_split(retain, sets["forget"])
         problems += trouble
-    if "forget" in set_scores_by_name and retain is not None:
+    if "forget" in set_scores_by_name and retain is not None and not options.memorization_only:
         more, trouble = _forget_quality(set_scores_by_name["forget"].log_ratio, retain, sets, options)
         metrics, problems = metrics | more, problems + trouble
     if all(key in metrics for key in _NINE):
@@ -138,7 +144,15 @@ def score(read: Records, retain: Records | PublishedLog | None, sets: Sets, opti
 
 def _scored(sets: Sets, options: Options) -> Sets:
     """Return the sets that are scored; a holdout set is for the attacks and may be empty."""
-    return {name: own for name, own in sets.items() if name != "holdout" or (options.mia and len(own))}
+    scored = {name: own for name, own in sets.items() if name != "holdout" or (options.mia and len(own))}
+    if not options.memorization_only:
+        return scored
+    alone = {name: [e.with_answer_alone() for e in own] for name, own in scored.items()}
+    return {name: own for name, own in alone.items() if name not in WITH_OPTIONS}
+
+
+def _generates(options: Options) -> bool:
+    return options.generation and not options.memorization_only
 
 
 def _fluency(scores: dict[str, SetScores], detector: str) -> tuple[dict[str, float], list[str]]:

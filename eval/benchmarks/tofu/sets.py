@@ -82,15 +82,24 @@ def answers(name: str, examples: Sequence[Example]) -> dict[str, tuple[Answer, .
 
 
 def set_scores(
-    read: Records, name: str, examples: Sequence[Example], form: TruthRatioForm, words: Words | None
+    read: Records, name: str, examples: Sequence[Example], form: TruthRatioForm | None, words: Words | None
 ) -> SetScores:
-    """Return the metrics of a set and their values per example; without `words` there are no generations."""
+    """Return the metrics of a set and their values per example.
+
+    Without `words` there are no generations, without `form` no truth ratios: `log_ratio` is empty.
+    """
     items = answers(name, examples)
     likelihood = read.likelihood(f"{name}/answer").select(items["answer"])
     columns = {"probability": probability(mean_nll(likelihood.logp))}
-    base, perturbed, log_ratio = _ratio(read, name, examples, form)
-    if name in WITH_OPTIONS:
-        columns["probability"] = option_probability(mean_nll(likelihood.logp), perturbed)
+    log_ratio = np.empty(0)
+    if form is not None:
+        base, perturbed, log_ratio = _ratio(read, name, examples, form)
+        if "paraphrased" in items:
+            columns["paraphrased_probability"] = probability(base)
+        if {"paraphrased", "perturbed"} <= items.keys():
+            columns["truth_probability"] = truth_probability(base, perturbed, form)
+        if name in WITH_OPTIONS:
+            columns["probability"] = option_probability(mean_nll(likelihood.logp), perturbed)
     texts = None
     if words is not None:
         texts = read.generation(f"{name}/generation").select(_prompts(examples)).text
@@ -99,10 +108,6 @@ def set_scores(
             columns["distinct_4"] = distinct([text or "" for text in texts], 4)
     columns["extraction_strength"] = extraction_strength(likelihood.correct, likelihood.ended)
     columns["exact_memorization"] = exact_memorization(likelihood.correct, likelihood.ended)
-    if "paraphrased" in items:
-        columns["paraphrased_probability"] = probability(base)
-    if {"paraphrased", "perturbed"} <= items.keys():
-        columns["truth_probability"] = truth_probability(base, perturbed, form)
     if "rephrased" in items:
         records = read.likelihood(f"{name}/rephrased").select(items["rephrased"])
         strength = extraction_strength(records.correct, records.ended)
@@ -111,7 +116,7 @@ def set_scores(
     for metric, values in columns.items():
         if name in TAUGHT or metric not in _MEMORIZATION:
             metrics |= aggregate(f"tofu/{name}/{metric}", values)
-    if name != "holdout":
+    if form is not None and name != "holdout":
         summary = closeness_to_one if name == "forget" else truth_preference
         metrics |= aggregate(f"tofu/{name}/truth_ratio", summary(log_ratio))
         with np.errstate(over="ignore"):

@@ -23,6 +23,7 @@ from eval.collection.records import (
 from eval.collection.requests import Generation, GradientNorm
 from eval.evaluate import evaluate, score_directory
 from tests.eval.eval_fixtures import encoder, examples, model
+from tests.tolerance import PASS, approx
 from unlearn.data.example import Example
 from unlearn.errors import ConfigError
 from unlearn.files import finite
@@ -125,6 +126,30 @@ def test_one_example_by_hand(tmp_path):
         },
         abs=1e-6,
     )
+
+
+def test_memorization_only_reads_true_answers_alone(tmp_path):
+    sets = OWN | {"holdout": examples("new")}
+    options = Options(memorization_only=True, gradients=False)
+    asked = requests(sets, options)
+    assert [request.name for request in asked] == ["forget/answer", "retain/answer", "holdout/answer"]
+    every = evaluate(model(), CODE, "tofu", SETS, tmp_path / "every", options={"max_new_tokens": 4})
+    gold = tmp_path / "gold"
+    for directory in (gold, tmp_path / "only"):
+        only = evaluate(
+            model(), CODE, "tofu", SETS, directory, options={"memorization_only": True},
+            retain_directory=None if directory == gold else gold,
+        )  # fmt: skip
+    assert only == {
+        key: approx(every[key], terms=PASS)
+        for name in ("forget", "retain")
+        for key in (f"tofu/{name}/{m}" for m in ("probability", "extraction_strength", "exact_memorization"))
+    }
+    assert not (tmp_path / "only/tofu/problems.json").exists()
+    with pytest.raises(ConfigError, match="gibberish judges generated answers"):
+        evaluate(
+            model(), CODE, "tofu", SETS, tmp_path, options={"memorization_only": True, "gibberish": "any"}
+        )
 
 
 def test_what_cannot_be_measured_is_counted_and_left_out(tmp_path):
