@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import transformers
 from torch import Tensor
@@ -54,6 +55,23 @@ def test_each_family_gives_and_learns_what_padded_rows_give(family: str, tiny_mo
     whole = model(input_ids=rows.input_ids, output_hidden_states=True).hidden_states[1].flatten(0, 1)
     assert_close(found["hidden/1"], whole[rows.index], terms=PASS)
     assert_close(states(model, rows, rows.index, 1), whole[rows.index], terms=PASS)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_gradients_in_other_precisions(dtype: torch.dtype, tiny_model: Build) -> None:
+    """Short pieces in bf16 have their attention in fp32; nothing else is rounded to fp32."""
+    rows, exact = batch(), tiny_model("llama").double()
+    model: Any = tiny_model("llama")
+    model.to(dtype)
+    token_logp(answer_logits(exact, rows), rows.labels).sum().backward()
+    assert runs_unpadded(model)
+    (found,) = read(model, rows, [ForwardRequest(rows.index, rows.labels, logp=True)])
+    found["logp"].sum().backward()
+    wanted = {name: p.grad for name, p in exact.named_parameters() if p.grad is not None}
+    largest = max(float(each.abs().max()) for each in wanted.values())
+    terms = PASS if dtype == torch.float64 else 1
+    for name, p in model.named_parameters():
+        assert_close(p.grad, wanted[name], dtype=dtype, terms=terms, scale=largest, named=name)
 
 
 def test_the_row_by_hand(tiny_model: Build) -> None:
