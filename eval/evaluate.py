@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import nn
 
@@ -174,6 +172,9 @@ def _problems(read: Records, request: Request) -> list[str]:
 
 
 def write_result(directory: Path, result: Result, problems: Sequence[str]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     every = [*problems, *result.problems]
     for problem in every:
         log.warning("%s: %s", directory.name, problem)

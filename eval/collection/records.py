@@ -1,6 +1,7 @@
 """Records of a model's answers: one parquet file per request, `<directory>/records/<name>.parquet`.
 
-A file holds the key of its request. It is written atomically.
+A file holds the key of its request. It is written atomically. pyarrow is imported with the first file: it
+takes 30 MiB, which a training has no use for.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from eval.collection.ragged import Ragged
 from eval.collection.requests import Answer, Prompt, Request
@@ -24,6 +23,8 @@ from unlearn.errors import UserError
 from unlearn.files import replacing
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from unlearn.data.tokenization import Encoder
 
 log = logging.getLogger(__name__)
@@ -145,6 +146,9 @@ class Records:
     @property
     def tokenizer(self) -> str | None:
         """Hash of the tokenizer that the records were made with; None without records."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
         file = next(iter(sorted((self.directory / "records").rglob("*.parquet"))), None)
         try:
             metadata = (pq.read_schema(file).metadata or {}) if file else {}
@@ -210,6 +214,9 @@ def is_current(directory: Path, request: Request, encoder: Encoder) -> bool:
 
 def write_records(directory: Path, request: Request, encoder: Encoder, records: AnyRecords) -> None:
     """Write the records of a request, atomically."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     columns: dict[str, Any] = {"example": pa.array(records.example, pa.string())}
     columns["problem"] = pa.array(records.problem, pa.string())
     if isinstance(records, LikelihoodRecords):
@@ -254,6 +261,9 @@ def read_records(directory: Path, name: str) -> AnyRecords:
 
 
 def _table(path: Path) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         return pq.ParquetFile(path).read()
     except FileNotFoundError:

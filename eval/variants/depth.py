@@ -25,8 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from torch import nn
 
 from eval.benchmark import Better, Metric
@@ -214,6 +212,9 @@ def _number(value: float) -> float | None:
 def _write(
     folder: Path, items: Sequence[Item], values: dict[str, np.ndarray], rows: list[dict[str, Any]]
 ) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     write_json(folder / "layers.json", {"blocks": rows})
     table = {"set": ["forget"] * len(items), "id": [item.example.id for item in items]}
     with replacing(folder / "examples.parquet") as path:

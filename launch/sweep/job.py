@@ -195,11 +195,6 @@ def _resolved(config: RunConfig, output: Path, *, searched: bool) -> Resolved:
 def _run(
     resolved: Resolved, overrides: tuple[str, ...], warned: Warned, *, in_child: bool, searched: bool
 ) -> SweepRun:
-    from eval.judgement.judge import with_judgement
-    from eval.metric_catalog import shown
-    from launch.report.page import write_report
-    from launch.report.results_table import LEGEND, result_table
-    from launch.report.run_files import problems
     from launch.run.ensure import ensure, is_complete
     from launch.run.plan_progress import PlanProgress
     from unlearn.files import check_writable
@@ -224,10 +219,27 @@ def _run(
             console.print(progress.line(), style="dim", soft_wrap=True, highlight=False)
     if not leads():  # the first task of the step reports
         return SweepRun(overrides, plan.main.directory)
-    target, retain = plan.evaluation("target"), plan.evaluation("retain model")
+    folders = {"target": plan.evaluation("target"), "retain model": plan.evaluation("retain model")}
+    baselines = tuple((name, folder) for name, folder in folders.items() if folder)
+    _report(console, config, plan, dict(baselines))
+    value, feasible = _goal(config, plan) if searched else (None, None)
+    return SweepRun(overrides, plan.main.directory, baselines=baselines, value=value, feasible=feasible)
+
+
+def _report(console: Console, config: RunConfig, plan: Plan, baselines: Mapping[str, Path]) -> None:
+    """Write the report of a finished run and print its table.
+
+    What makes it is imported here: before, it would take memory while the run trains.
+    """
+    from eval.judgement.judge import with_judgement
+    from eval.metric_catalog import shown
+    from launch.report.page import write_report
+    from launch.report.results_table import LEGEND, result_table
+    from launch.report.run_files import problems
+
+    target, retain = baselines.get("target"), baselines.get("retain model")
     report = write_report(plan.main.directory, target_dir=target, retain_dir=retain)
-    baselines = tuple((n, folder) for n, folder in (("target", target), ("retain model", retain)) if folder)
-    columns = {name: RunDir(folder).read_results() for name, folder in baselines}
+    columns = {name: RunDir(folder).read_results() for name, folder in baselines.items()}
     last = "unlearned" if config.method.start == "target" and config.method.makes_model else "this model"
     columns[last] = plan.main.rundir.read_results()
     columns = with_judgement(columns, own_target=not config.method.makes_model, config=config.eval.judgement)
@@ -237,8 +249,6 @@ def _run(
         console.print(LEGEND, style="dim", soft_wrap=True, highlight=False)
     _print_problems(console, problems(plan.main.directory))
     console.print(f"report: {short(report)}", soft_wrap=True, highlight=False)
-    value, feasible = _goal(config, plan) if searched else (None, None)
-    return SweepRun(overrides, plan.main.directory, baselines=baselines, value=value, feasible=feasible)
 
 
 def _goal(config: RunConfig, plan: Plan) -> tuple[float, bool]:

@@ -301,3 +301,16 @@ def test_folders_of_runs_and_sweeps_and_a_run_again(folders):
     (folders / "here" / "results.json").unlink()
     assert "run: here (complete)" not in done(folders, "--experimental-rerun", "here/config.yaml").out
     assert (folders / "here" / "results.json").is_file()
+
+
+def test_what_training_has_no_use_for_is_imported_after_it(tmp_path):
+    """The memory of a small model's training is mostly that of imports."""
+    code = (
+        "import sys; from launch.cli import command; from unlearn.training.trainer import Trainer; "
+        "step = Trainer.step; late = {'pyarrow', 'plotly', 'mlflow', 'wandb', 'pandas', 'lm_eval'}; "
+        "Trainer.step = lambda *a: (print('loaded:', late & set(sys.modules)), step(*a))[1]; "
+        f"assert command({[*SMALL]}) == 0"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "loaded: set()" in done.stdout
