@@ -113,8 +113,9 @@ class Benchmark(Protocol):
     `METRICS` declares its keys of results.json in reading order; a `*` stands for anything within a part of a
     key.
 
-    It may have `READS`, sets that its questions are made of and that it does not score: it gets those too. It
-    may have `identity(options)` as a `LiveBenchmark` has.
+    It may have `left_out(options)`, which returns the keys of `METRICS` that options leave unmeasured, so
+    that nothing is made to depend on them. It may have `READS`, sets that its questions are made of and that
+    it does not score: it gets those too. It may have `identity(options)` as a `LiveBenchmark` has.
     """
 
     Options: type[Section]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from eval import variants
@@ -23,7 +24,10 @@ from eval.benchmark import (
 )
 from eval.collection.requests import Request
 from unlearn.config import RunConfig
+from unlearn.data.readers import content_hash
+from unlearn.data.sources import identity
 from unlearn.errors import ConfigError, UserError
+from unlearn.files import digest
 from unlearn.paths import file_problem, user_path
 
 
@@ -40,6 +44,22 @@ def benchmark_options(config: RunConfig, name: str) -> dict[str, Any]:
     knows = "max_new_tokens" in find(name).Options.model_fields
     common = {"max_new_tokens": limit} if limit is not None and knows else {}
     return common | dict(config.eval.benchmarks[name] or {})
+
+
+def files_of(config: RunConfig) -> dict[str, Any]:
+    """Return, by benchmark, what determines its questions in addition to its options and the dataset."""
+    keys = {}
+    for name in config.eval.benchmarks:
+        module = find(name)
+        if hasattr(module, "identity"):
+            keys[name] = module.identity(options_of(module, benchmark_options(config, name), name))
+    return {name: key for name, key in keys.items() if key}
+
+
+def questions_key(config: RunConfig, log: Path | None) -> str:
+    """Return a hash of what an evaluation reads from files: sets, questions, and the retain model's log."""
+    sets = identity(config.dataset, evaluation_sets(config))
+    return digest({"sets": sets, "files": files_of(config), "log": log and content_hash(log)})
 
 
 def requests_of(benchmark: str, sets: Sets, options: Mapping[str, Any]) -> list[Request]:

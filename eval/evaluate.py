@@ -186,4 +186,6 @@ def write_result(directory: Path, result: Result, problems: Sequence[str]) -> No
         (directory / "problems.json").unlink(missing_ok=True)
     if result.words:
         write_json(directory / "words.json", result.words)
+    else:
+        (directory / "words.json").unlink(missing_ok=True)
     write_json(directory / "results.json", result.metrics)

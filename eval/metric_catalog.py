@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from eval import benchmark
 from eval.benchmark import BENCHMARKS, Benchmark, LiveBenchmark, Metric, Role, View
 from eval.judgement import aspects
 from eval.judgement.metrics import METRICS as JUDGED
+from unlearn.errors import ConfigError
 from unlearn.plugins import cached
 
 if TYPE_CHECKING:
@@ -127,15 +129,21 @@ def trade_off_pairs(measured: Iterable[str]) -> list[tuple[str, str]]:
     return sorted(pairs, key=lambda pair: _owner(pair[0]) is JUDGED)  # measured metrics come first
 
 
-def metrics_of(name: str, has: Collection[str]) -> list[str]:
+def metrics_of(name: str, has: Collection[str], options: Mapping[str, Any] | None = None) -> list[str]:
     """Return keys and patterns of the metrics that a benchmark has on a dataset with these sets.
 
+    `options`: the benchmark's; those that it refuses leave nothing out.
+
     Raises:
-        BenchmarkError: there is no such benchmark.
+        ConfigError: there is no such benchmark.
     """
     module = benchmark.find(name)
     lacking = {each.removesuffix("_eval") for each in module.SETS if each not in has}
-    return [key for key in module.METRICS if _split(key)[1] not in lacking]
+    without: Collection[str] = ()
+    if options is not None and hasattr(module, "left_out"):
+        with suppress(ConfigError):
+            without = module.left_out(benchmark.options_of(module, options, name))
+    return [key for key in module.METRICS if _split(key)[1] not in lacking and key not in without]
 
 
 def can_be(key: str, patterns: Iterable[str]) -> bool:

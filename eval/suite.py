@@ -12,7 +12,7 @@ from torch import nn
 
 from eval.benchmark import Role, Sets, find, is_live, read_along, scored
 from eval.evaluate import evaluate, score_directory
-from eval.metric_catalog import info
+from eval.metric_catalog import can_be, info
 from unlearn.config import HardwareConfig, Section
 from unlearn.data.tokenization import Encoder
 from unlearn.distributed import World
@@ -75,9 +75,9 @@ class Scoring:
 
     def _for(self, metric: str) -> Scoring:
         """Return the scoring of one metric: by its benchmark alone, asking no more than it needs."""
-        one = info(metric)
-        asked = {n: o for n, o in self.benchmarks.items() if n == one.benchmark}
-        if one.declared is None or not one.declared.of_answers:
+        declared = info(metric).declared
+        asked = {n: o for n, o in self.benchmarks.items() if can_be(metric, find(n).METRICS)}
+        if declared is None or not declared.of_answers:
             return replace(self, benchmarks=asked)
         sets = {name: [e.with_answer_alone() for e in examples] for name, examples in self.sets.items()}
         asked = {n: {**o, **_cheapest(find(n).Options)} for n, o in asked.items()}

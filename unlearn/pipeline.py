@@ -97,6 +97,7 @@ class Pipeline:
         log.info("a model without an optimizer is shared out over the processes (%d)", self.world.size)
         with sharded(self.deferred(source), self.world, self.config.hardware) as model:
             yield model, True
+        del model
         gc.collect()  # hooks make cycles, which would keep it while another is loaded
 
     def loaded(self, source: str | None) -> nn.Module:

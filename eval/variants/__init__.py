@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, cast
 
 from eval.variants._base import ROLES, Score, Variant, Workbench, prefixed
@@ -17,8 +18,8 @@ from unlearn.errors import ConfigError
 from unlearn.files import digest, read_json, write_json
 
 __all__ = [
-    "ROLES", "VARIANTS", "Score", "Variant", "Workbench", "check", "find", "measure", "options_of",
-    "prefixed", "sets", "warnings_of",
+    "ROLES", "VARIANTS", "Score", "Variant", "Workbench", "check", "find", "folder_of", "measure",
+    "options_of", "prefixed", "sets", "settings_of", "warnings_of",
 ]  # fmt: skip
 
 KEY = "eval.variants"
@@ -74,6 +75,17 @@ def sets(chosen: Iterable[str]) -> set[str]:
     return {own for name in chosen for own in find(name).SETS}
 
 
+def settings_of(name: str, config: RunConfig) -> Any:
+    """Return what of a run's configuration, besides the method, a variant's models depend on; as JSON."""
+    own = getattr(find(name), "settings", None)
+    return None if own is None else own(config)
+
+
+def folder_of(name: str, above: Path) -> Path:
+    """Return the folder of a variant's records; one with a dotted path is named by its last part."""
+    return above / name.rpartition(".")[2]
+
+
 def measure(name: str, bench: Workbench, given: Mapping[str, Any] | None = None) -> dict[str, float]:
     """Return the variant's metrics, from disk where the same was measured before. A collective.
 
@@ -82,16 +94,22 @@ def measure(name: str, bench: Workbench, given: Mapping[str, Any] | None = None)
     Raises:
         UserError: it cannot be measured on this model; the message says why.
     """
-    options = options_of(name, given)
-    folder = bench.directory / "eval" / name
+    options, module = options_of(name, given), find(name)
+    folder = folder_of(name, bench.directory / "eval")
     mark, world = folder / "measured.json", bench.world
     left_out = {"variants", "every_steps", "judgement", "select"}
     asked = bench.config.eval.model_dump(mode="json", exclude=left_out)
     if bench.config.eval.select.divides:
         asked["share"] = bench.config.eval.select.share
-    models = digest(find(name).identity(options))
+    made_of = {"options": module.identity(options), "settings": settings_of(name, bench.config)}
+    if hasattr(module, "examples"):
+        made_of["examples"] = module.examples(bench, options)
+    models = digest(made_of)
     compared = {role: weights.key for role, weights in bench.weights.items()}
-    whole = digest({"models": models, "eval": asked, "compared": compared})
+    own = options.model_dump(mode="json")
+    whole = digest(
+        {"models": models, "options": own, "eval": asked, "compared": compared, "questions": bench.questions}
+    )
 
     def known() -> dict[str, float] | None:
         stored = read_json(mark) if mark.is_file() else {}
@@ -105,6 +123,6 @@ def measure(name: str, bench: Workbench, given: Mapping[str, Any] | None = None)
     before = world.on_main(known)
     if before is not None:
         return before
-    metrics = find(name).measure(bench, options)
+    metrics = module.measure(bench, options)
     world.on_main(lambda: write_json(mark, {"models": models, "whole": whole, "metrics": metrics}))
     return metrics

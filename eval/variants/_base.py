@@ -57,6 +57,8 @@ class Workbench:
     """A finished run, as a variant gets it; the same on every process.
 
     - `sets`: the dataset's, as the run loaded them, by their full names (`forget`, `forget_eval` …).
+      `reported` are those that the run's results are of: as many as `eval.limit` says, without the selection
+      items of `eval.select`.
     - `unlearned` returns a new whole copy of the finished model on the device, in compute precision, with
       edits attached; `target` the same of the target, None where there is none.
     - `held` yields one of these two as they return it, or at ZeRO 3 shared out over the processes, and
@@ -65,7 +67,7 @@ class Workbench:
     - `trainable` returns the finished model for an engine, which at ZeRO 3 may fit on no device.
     - `load` does the same with the weights of a folder or hub id, or of `model.path` (None). `weights` says
       where those of the `target` and of the `retain` model are, as far as the run has them.
-    - `directory`: the run's.
+    - `directory`: the run's. `questions`: a key of what is asked besides the configuration, as files have it.
     - `results`, `target_results`: flat results of the run's own evaluation and of the target's, empty where
       they are not known.
     - `selecting`: the same bench with the selection items in place of the reported ones (`eval.select`), None
@@ -74,6 +76,7 @@ class Workbench:
 
     config: RunConfig
     sets: Mapping[str, list[Example]]
+    reported: Mapping[str, list[Example]]
     encoder: Encoder
     world: World
     unlearned: Callable[[], nn.Module]
@@ -89,13 +92,16 @@ class Workbench:
     target_results: Mapping[str, float] = field(default_factory=dict)
     progress: bool = True
     selecting: Workbench | None = None
+    questions: str = ""
 
 
 class Variant(Protocol):
     """A module of this package, or of your own.
 
     It may also have `warnings(options, config)`: sentences on settings that are allowed but doubtful; and
-    `METRICS`, which declares its own keys as a benchmark does (`eval.benchmark`).
+    `METRICS`, which declares its own keys as a benchmark does (`eval.benchmark`). Where its models depend on
+    more than its options and the unlearned model it says so, as JSON: `settings(config)` of the
+    configuration, `examples(bench, options)` of the evaluated sets.
     """
 
     Options: type[Section]

@@ -44,16 +44,15 @@ class Halves:
     scored: dict[str, list[Example]]
 
 
-def halves(config: RunConfig, sets: Sets, name: str) -> Halves:
+def halves(config: RunConfig, sets: Sets, reported: Sets, name: str) -> Halves:
     """Divide the forget questions by their ids; equal questions of several sets are in the same half.
 
-    `eval.limit` limits what is scored alone: an attacker has all questions of the first half.
+    Scored are those of `reported` in the second half; an attacker has all questions of the first.
 
     Raises:
         UserError: no question is left to search on, or none to score.
     """
-    limited = {key: list(rows[: config.eval.limit]) for key, rows in sets.items()}
-    forget = [key for key in forget_sets(config) if key in limited]
+    forget = [key for key in forget_sets(config) if key in reported]
     asked = [example for key in forget for example in sets[key] if example.question is not None]
     first: dict[str | None, str] = {}
     for example in asked:
@@ -61,7 +60,7 @@ def halves(config: RunConfig, sets: Sets, name: str) -> Halves:
     order = sorted(first, key=lambda question: hashlib.sha256(first[question].encode()).digest())
     half = set(order[: len(order) // 2])
     rest = {
-        key: [e for e in limited[key] if e.question is not None and e.question not in half] for key in forget
+        key: [e for e in reported[key] if e.question is not None and e.question not in half] for key in forget
     }
     if not half or not any(rest.values()):
         raise UserError(
@@ -69,7 +68,14 @@ def halves(config: RunConfig, sets: Sets, name: str) -> Halves:
             "score: choose a dataset with questions, raise eval.limit, or leave this variant out"
         )
     pairs = {(e.question, e.answer): e for e in asked if e.question in half}
-    return Halves(list(pairs.values()), {**limited, **{key: rows for key, rows in rest.items() if rows}})
+    kept = {key: list(rows) for key, rows in reported.items()}
+    return Halves(list(pairs.values()), {**kept, **{key: rows for key, rows in rest.items() if rows}})
+
+
+def searched(bench: Workbench, name: str) -> list[list[str | None]]:
+    """Return id, question and answer of the examples that are searched on."""
+    divided = halves(bench.config, bench.sets, bench.reported, name)
+    return [[e.id, e.question, e.answer] for e in divided.searched]
 
 
 def score_rest(
@@ -220,7 +226,7 @@ def begin(bench: Workbench, options: Any, name: str) -> Begun:
     Raises:
         UserError: there are too few forget questions, or the start has no token.
     """
-    divided = halves(bench.config, bench.sets, name)
+    divided = halves(bench.config, bench.sets, bench.reported, name)
     model = bench.unlearned()
     start = _last_token(bench.encoder, options.start, f"eval.variants.{name}.start")
     search = Search.of(bench, model, divided.searched, options.opening)

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from eval.benchmark import Role
+from eval.benchmark import Better, Role
+from eval.configuration import benchmark_options
 from eval.judgement.aspects import PREFIX
 from eval.metric_catalog import can_be, info, metrics_of
 from eval.variants._base import ROLES, Workbench, prefixed
@@ -68,12 +69,19 @@ def check(options: Options, config: RunConfig) -> list[str]:
 def _metric(options: Options, config: RunConfig) -> list[str]:
     """Return why the chosen benchmarks do not give a metric of retention, if so."""
     has = available(config.dataset)
-    keys = [key for name in config.eval.benchmarks for key in metrics_of(name, has)]
+    names = config.eval.benchmarks
+    keys = [key for name in names for key in metrics_of(name, has, benchmark_options(config, name))]
     if not keys:  # refused by the check of the benchmarks
         return []
     if options.metric is not None and not can_be(options.metric, keys):
         near = did_you_mean(options.metric, keys)
-        return [f"metric={options.metric}: the benchmarks give no such number{near}"]
+        return [f"metric={options.metric}: the benchmarks, with their options, give no such number{near}"]
+    declared = None if options.metric is None else info(options.metric).declared
+    if declared is not None and declared.better is not Better.HIGHER:
+        return [
+            f"metric={options.metric} does not say what is kept (docs/metrics.md says which way a metric is "
+            "better): choose one that is better if higher, such as that of the retain set"
+        ]
     if options.metric is None and not any(key.endswith(f"/{end}") for end in PREFERRED for key in keys):
         return [
             f"metric is not set, and the benchmarks give no {' or '.join(PREFERRED)}: set it to a metric of "

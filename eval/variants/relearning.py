@@ -108,6 +108,11 @@ def identity(options: Options) -> Any:
     return options.model_dump() | hashes
 
 
+def settings(config: RunConfig) -> Any:
+    model = config.model
+    return {"lora": model.lora.model_dump(mode="json"), "lr_scale": model.lr_scale}
+
+
 def measure(bench: Workbench, options: Options) -> dict[str, float]:
     """Return `relearning/<steps>/…` of the forget sets, and `relearning/<steps>/unseen/…` of other examples.
 

@@ -18,7 +18,14 @@ import torch
 from torch import Tensor
 
 from eval.variants._base import Workbench
-from eval.variants._prompt_search import Slots, begin, embedded, score_rest, search_problems
+from eval.variants._prompt_search import (
+    Slots,
+    begin,
+    embedded,
+    score_rest,
+    search_problems,
+    searched,
+)
 from unlearn.config import RunConfig, Section
 
 SETS: tuple[str, ...] = ()
@@ -59,6 +66,10 @@ def check(options: Options, config: RunConfig) -> list[str]:
 
 def identity(options: Options) -> Any:
     return options.model_dump()
+
+
+def examples(bench: Workbench, options: Options) -> Any:
+    return searched(bench, "soft_prompt")
 
 
 def measure(bench: Workbench, options: Options) -> dict[str, float]:

@@ -26,6 +26,7 @@ from eval.variants._prompt_search import (
     embedded,
     score_rest,
     search_problems,
+    searched,
 )
 from unlearn.config import RunConfig, Section
 from unlearn.files import write_json
@@ -69,6 +70,10 @@ def check(options: Options, config: RunConfig) -> list[str]:
 
 def identity(options: Options) -> Any:
     return options.model_dump()
+
+
+def examples(bench: Workbench, options: Options) -> Any:
+    return searched(bench, "token_prompt")
 
 
 def measure(bench: Workbench, options: Options) -> dict[str, float]:

@@ -6,14 +6,20 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from eval.benchmark import find
 from launch.run.config_file import key_places
 from unlearn.config import JudgementConfig
+from unlearn.errors import ConfigError
 
 # Settings that change what is trained or measured. The seed is no setting: runs are averaged over it.
 _SETTINGS = re.compile(
-    r"(model|dataset|method)\..+|eval\.(limit|max_new_tokens|judgement\..+|select\..+)|hardware\.dtype"
+    r"(model|dataset|method)\..+|eval\.(limit|max_new_tokens|(judgement|select|benchmarks)\..+)|hardware\.dtype"
 )
-_NO_SETTINGS = re.compile(r"method\.(name|source)|model\.(trust_remote_code|attention)|model\.published\..*")
+# TOFU's attacks change no other metric.
+_NO_SETTINGS = re.compile(
+    r"method\.(name|source)|model\.(trust_remote_code|attention)|model\.published\..*"
+    r"|eval\.benchmarks\.tofu\.(mia|gradients)"
+)
 
 
 def flat(nested: Mapping[str, Any], above: str = "") -> dict[str, Any]:
@@ -35,11 +41,23 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _idle(key: str, config: Mapping[str, Any]) -> bool:
-    """Return whether a key of `eval.select` has no effect: without a rule, or where no set is divided."""
+    """Return whether a key has no effect: of `eval.select` without a rule, or where no set is divided; a
+    benchmark's option that has its default."""
+    if key.startswith("eval.benchmarks."):
+        return _is_default(key, config[key])
     if not key.startswith("eval.select."):
         return False
     whole = key == "eval.select.share" and config.get("eval.select.on") == "reported"
     return whole or config.get("eval.select.rule") is None
+
+
+def _is_default(key: str, value: Any) -> bool:
+    name, _, option = key.removeprefix("eval.benchmarks.").rpartition(".")
+    try:
+        field = find(name).Options.model_fields[option]
+    except (ConfigError, KeyError):  # of another version, or of a package that is not here
+        return False
+    return bool(plain(value) == plain(field.default))
 
 
 def judgement_of(settings: Mapping[str, Any]) -> JudgementConfig:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from eval import variants
-from eval.configuration import benchmark_options, evaluation_sets, requests_of
+from eval.configuration import benchmark_options, evaluation_sets, questions_key, requests_of
 from eval.judgement.judge import judge
 from eval.selection import FOLDER, Criterion, chosen_metrics, divide
 from eval.suite import Scoring
@@ -245,6 +245,8 @@ class _Run:
         bench = Workbench(
             config=self.config,
             sets=self.sets,
+            reported=self._scored_sets(),
+            questions=self.world.on_main(lambda: questions_key(self.config, self.job.baselines.log)),
             encoder=self.encoder,
             world=self.world,
             unlearned=lambda: self.pipeline.loaded(self.pipeline.finished),
@@ -264,7 +266,7 @@ class _Run:
             bench = replace(bench, selecting=self._selecting(bench))
         measured: dict[str, float] = {}
         for name, options in chosen.items():
-            file = self.rundir.eval / name / "problems.json"
+            file = variants.folder_of(name, self.rundir.eval) / "problems.json"
             try:
                 measured |= variants.measure(name, bench, options)
                 problems = []

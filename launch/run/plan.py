@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eval.benchmark import find, options_of
-from eval.configuration import benchmark_options, evaluation_sets
+from eval import variants
+from eval.configuration import evaluation_sets, files_of
 from launch.config_groups import values_of
 from launch.job import Baselines, Job
 from launch.run.selection import refuse_unmeasured, selection_identity
@@ -51,19 +51,11 @@ class Planned:
         if config.eval.select.divides:
             settings["share"] = config.eval.select.share
         sets = identity(config.dataset, evaluation_sets(config))
-        files = {name: key for name in config.eval.benchmarks if (key := _files_of(config, name))}
         baselines = self.job.baselines
         retain = content_hash(baselines.log) if baselines.log else baselines.retain
-        return digest({"eval": settings, "sets": sets, "files": files, "retain": str(retain)})
-
-
-def _files_of(config: RunConfig, benchmark: str) -> Any:
-    """Return what determines a benchmark's questions in addition to its options and the dataset."""
-    module = find(benchmark)
-    identity_of = getattr(module, "identity", None)
-    if identity_of is None:
-        return None
-    return identity_of(options_of(module, benchmark_options(config, benchmark), benchmark))
+        asked = {"eval": settings, "sets": sets, "files": files_of(config), "retain": str(retain)}
+        trained = {name: variants.settings_of(name, config) for name in config.eval.variants}
+        return digest(asked | {name: own for name, own in trained.items() if own is not None})
 
 
 @dataclass(frozen=True)

@@ -92,16 +92,21 @@ def check_goal(config: RunConfig) -> None:
 
 def _unknown(config: RunConfig) -> list[str]:
     """Problems with metrics that the chosen benchmarks and variants do not give."""
-    from eval.metric_catalog import can_be, metrics_of  # takes half a second to import
+    from eval.configuration import benchmark_options  # these take half a second to import
+    from eval.metric_catalog import can_be, metrics_of
 
     has = available(config.dataset)
-    known = [key for name in config.eval.benchmarks for key in metrics_of(name, has)]
+    known = [
+        key
+        for name in config.eval.benchmarks
+        for key in metrics_of(name, has, benchmark_options(config, name))
+    ]
     own = [*(f"{name}/*" for name in config.eval.variants), "judged/*", "train/*", "run/*", "select/*"]
     goal = config.goal
     metrics = {f"goal.subject_to.{metric}": metric for metric in goal.subject_to}
     metrics |= {"goal.minimize": goal.minimize} if goal.minimize else {"goal.maximize": goal.maximize}
     return [
-        f"{key}: no benchmark of eval gives {metric}{did_you_mean(metric, known)}"
+        f"{key}: no benchmark of eval, with its options, gives {metric}{did_you_mean(metric, known)}"
         for key, metric in metrics.items()
         if not can_be(metric, [*known, *own])
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from eval.benchmark import Better, find, is_live
+from eval.configuration import benchmark_options
 from eval.metric_catalog import can_be, metrics_of
 from eval.selection import NEEDS, direction
 from unlearn.config import RunConfig, SelectConfig
@@ -53,7 +54,9 @@ def _without_rule(select: SelectConfig) -> list[str]:
 
 def _metric_problems(config: RunConfig, select: SelectConfig, sets: set[str]) -> list[str]:
     problems = []
-    benchmarks = {name: metrics_of(name, sets) for name in config.eval.benchmarks}
+    benchmarks = {
+        name: metrics_of(name, sets, benchmark_options(config, name)) for name in config.eval.benchmarks
+    }
     known = [key for keys in benchmarks.values() for key in keys]
     for option in ("metric", "utility"):
         key = getattr(select, option)
@@ -62,7 +65,8 @@ def _metric_problems(config: RunConfig, select: SelectConfig, sets: set[str]) ->
         where = f"eval.select.{option}={key}"
         owners = [name for name, keys in benchmarks.items() if can_be(key, keys)]
         if not owners:
-            problems.append(f"{where}: no benchmark of eval gives it{did_you_mean(key, known)}")
+            near = did_you_mean(key, known)
+            problems.append(f"{where}: no benchmark of eval, with its options, gives it{near}")
             continue
         if select.divides and any(is_live(find(name)) for name in owners):
             problems.append(

@@ -224,19 +224,28 @@ def test_what_ended_a_process_is_in_its_log(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("benchmark", "has", "key", "possible"),
+    ("benchmark", "has", "options", "key", "possible"),
     [
-        ("tofu", {"forget_eval"}, "tofu/forget/probability", True),
-        ("tofu", {"forget_eval"}, "tofu/retain/probability", False),
-        ("tofu", {"forget_eval"}, "tofu/mia/min_k_low", True),
-        ("sampling", {"forget_eval"}, "sampling/forget/leakage_at_4_high", True),
-        ("muse", {"verbmem"}, "muse/forget/verbmem/missing", True),
-        ("general", set(), "general/wikitext/word_perplexity", True),
+        ("tofu", {"forget_eval"}, {}, "tofu/forget/probability", True),
+        ("tofu", {"forget_eval"}, {}, "tofu/retain/probability", False),
+        ("tofu", {"forget_eval"}, {}, "tofu/mia/min_k_low", True),
+        ("tofu", {"forget_eval"}, {"mia": False}, "tofu/mia/min_k_low", False),
+        ("tofu", {"forget_eval"}, {"gradients": False}, "tofu/mia/gradnorm", False),
+        ("tofu", {"forget_eval"}, {"generation": False}, "tofu/forget/rougeL_recall", False),
+        ("tofu", {"forget_eval"}, {"generation": False}, "tofu/forget/truth_ratio", True),
+        ("tofu", {"forget_eval"}, {"memorization_only": True}, "tofu/forget/truth_ratio", False),
+        ("tofu", {"forget_eval"}, {"memorization_only": True}, "tofu/forget/exact_memorization", True),
+        ("tofu", {"forget_eval"}, {"memorization_only": True}, "tofu/mia/min_k", True),
+        ("tofu", {"forget_eval"}, {}, "tofu/forget/fluency", False),  # without a classifier
+        ("tofu", {"forget_eval"}, {"min_k": 3}, "tofu/mia/min_k", True),  # refused elsewhere
+        ("sampling", {"forget_eval"}, {}, "sampling/forget/leakage_at_4_high", True),
+        ("muse", {"verbmem"}, {}, "muse/forget/verbmem/missing", True),
+        ("general", set(), {}, "general/wikitext/word_perplexity", True),
     ],
 )
-def test_metrics_that_benchmarks_can_give(benchmark, has, key, possible):
+def test_metrics_that_benchmarks_can_give(benchmark, has, options, key, possible):
     assert find(benchmark)
-    assert can_be(key, metrics_of(benchmark, has)) == possible
+    assert can_be(key, metrics_of(benchmark, has, options)) == possible
 
 
 def test_a_cluster_says_how_large_an_array_may_be(tmp_path, monkeypatch):

@@ -42,10 +42,15 @@ REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
     "a floor that is not read": ({"rule": "last", "floor": 0.5}, {}, "eval.select.floor=0.5"),
     "a misspelt metric": (
         {"rule": "first_below_retain", "metric": "tofu/forget/probabilty"}, {},
-        "no benchmark of eval gives it (did you mean tofu/forget/probability",
+        "no benchmark of eval, with its options, gives it (did you mean tofu/forget/probability",
     ),
     "a metric of another benchmark": (
-        {"rule": "first_below_retain", "metric": "muse/forget/knowmem"}, {}, "no benchmark of eval gives it",
+        {"rule": "first_below_retain", "metric": "muse/forget/knowmem"}, {},
+        "no benchmark of eval, with its options, gives it",
+    ),
+    "a metric that an option leaves out": (
+        {"rule": "within", "utility": "tofu/model_utility"},
+        {"benchmarks": {"tofu": {"memorization_only": True}}}, "with its options, gives it",
     ),
     "no benchmark": ({"rule": "within", "utility": RETAIN}, {"benchmarks": {}}, "no benchmark of eval"),
     "utility that is forgetting": (

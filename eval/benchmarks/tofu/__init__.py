@@ -54,8 +54,9 @@ class Options(Section):
     - `truth_ratio`: how the wrong answers are averaged: over their losses (`geometric`) or probabilities.
     - `generation`: generate answers of up to `max_new_tokens`; without them there is no ROUGE and no model
       utility.
-    - `memorization_only`: read true answers of the forget and the retain set and nothing else: probability,
-      extraction strength, exact memorization and the attacks, in a fraction of the time.
+    - `memorization_only`: read true answers of the forget, the retain and the holdout set and nothing else:
+      probability, extraction strength, exact memorization and the attacks (`gradients=false` leaves out the
+      costly one).
     - `gibberish`: hub id or folder of a classifier of whether answers to the forget and the retain set are
       language; madhurjindal/autonlp-Gibberish-Detector-492513457 gives OpenUnlearning's fluency.
     - `words`: the tokenizer of ROUGE (`eval.metrics.words`).
@@ -95,6 +96,24 @@ def requests(sets: Sets, options: Options) -> list[Request]:
     for name, examples in _scored(sets, options).items():
         wanted += set_requests(name, examples, limit)
     return wanted + (gradient_requests(sets) if options.mia and options.gradients else [])
+
+
+def left_out(options: Options) -> set[str]:
+    """Return the keys of `METRICS` that these options leave unmeasured."""
+    attacks = {
+        key for key in METRICS if key.startswith(("tofu/mia/", "tofu/holdout/")) or key == "tofu/privleak"
+    }
+    out = set() if options.mia else attacks
+    if not options.gradients:
+        out |= {"tofu/mia/gradnorm"}
+    if options.memorization_only:
+        out |= {key for key, metric in METRICS.items() if not metric.of_answers and key not in attacks}
+    if not _generates(options):
+        of_texts = ("rouge", "distinct_4", "fluency", "model_utility")
+        out |= {key for key in METRICS if key.rpartition("/")[2].startswith(of_texts)}
+    if options.gibberish is None:
+        out |= {key for key in METRICS if key.endswith("/fluency")}
+    return out
 
 
 def read_baseline(path: Path) -> PublishedLog:

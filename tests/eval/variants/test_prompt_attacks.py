@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 
 from eval import variants
 from eval.collection.live_model import Live
-from eval.variants._prompt_search import Search, Slots, embedded, halves, plain_tokens
+from eval.variants._prompt_search import Halves, Search, Slots, embedded, halves, plain_tokens
 from eval.variants.soft_prompt import signed_step
 from eval.variants.token_prompt import candidates, promising
 from tests.eval import eval_fixtures
@@ -129,27 +129,30 @@ def test_so_do_rows_that_share_a_prompt_and_generations(tmp_path: Path) -> None:
 def test_questions_are_divided_by_their_ids(tmp_path: Path) -> None:
     work = bench(tmp_path)
     rows = work.sets["forget_eval"]
-    divided = halves(work.config, work.sets, "soft_prompt")
-    searched = {e.id for e in divided.searched}
+
+    def divided(forget: list[Example], reported: list[Example] | None = None) -> Halves:
+        sets = {**work.sets, "forget_eval": forget}
+        told = forget if reported is None else reported
+        return halves(work.config, sets, {**sets, "forget_eval": told}, "soft_prompt")
+
+    first = divided(rows)
+    searched = {e.id for e in first.searched}
     assert len(searched) == len(rows) // 2
-    assert searched | {e.id for e in divided.scored["forget_eval"]} == {e.id for e in rows}
-    assert not searched & {e.id for e in divided.scored["forget_eval"]}
-    again = halves(work.config, {**work.sets, "forget_eval": rows[::-1]}, "soft_prompt")
-    assert {e.id for e in again.searched} == searched
+    assert searched | {e.id for e in first.scored["forget_eval"]} == {e.id for e in rows}
+    assert not searched & {e.id for e in first.scored["forget_eval"]}
+    assert {e.id for e in divided(rows[::-1]).searched} == searched
     # The same question under another id, here with another answer, is in the half of the first.
-    other = replace(divided.searched[0], id="zzz", answer="Another.")
-    more = halves(work.config, {**work.sets, "forget_eval": [*rows, other]}, "soft_prompt")
-    assert {e.id for e in more.searched} == searched | {"zzz"}
-    # A limit leaves what is searched on, and a text without a question is neither searched on nor scored.
-    limited = work.config.model_copy(update={"eval": EvalConfig(benchmarks={"tofu": {}}, limit=4)})
-    of_limited = halves(limited, work.sets, "soft_prompt")
-    assert of_limited.searched == divided.searched
-    first = [e.id for e in rows[:4] if e.id not in searched]
-    assert [e.id for e in of_limited.scored["forget_eval"]] == first
+    other = replace(first.searched[0], id="zzz", answer="Another.")
+    assert {e.id for e in divided([*rows, other]).searched} == searched | {"zzz"}
+    # What is not reported is searched on all the same, and not scored.
+    of_reported = divided(rows, rows[:4])
+    assert of_reported.searched == first.searched
+    assert of_reported.scored["forget_eval"] == [e for e in rows[:4] if e.id not in searched]
+    # A text without a question is neither searched on nor scored.
     texts = [*rows[:2], Example("text", "A plain text.")]
-    assert len(halves(work.config, {"forget_eval": texts}, "soft_prompt").scored["forget_eval"]) == 1
+    assert len(divided(texts).scored["forget_eval"]) == 1
     with pytest.raises(UserError, match=r"eval\.variants\.soft_prompt: the forget sets have 1 questions"):
-        halves(work.config, {"forget_eval": rows[:1]}, "soft_prompt")
+        divided(rows[:1])
 
 
 # -- losses and gradients --------------------------------------------------------------------------------
@@ -276,7 +279,7 @@ def test_searched_prompts_raise_the_searched_answers_and_the_others_are_scored(t
     work = bench(tmp_path)
     soft = variants.measure("soft_prompt", work, {**SMALL, "step": 0.01})
     hard = variants.measure("token_prompt", work, {**SMALL, "top": 8, "candidates": 12})
-    divided = halves(work.config, work.sets, "soft_prompt")
+    divided = halves(work.config, work.sets, work.sets, "soft_prompt")
     for name, metrics in (("soft_prompt", soft), ("token_prompt", hard)):
         assert metrics[f"{name}/6/loss"] < metrics[f"{name}/0/loss"]
         assert metrics[f"{name}/examples"] == 4

@@ -24,7 +24,7 @@ from eval.variants.quantisation import Options, linears, quantise, quantised, ro
 from tests.eval.variants.workbench import bench, llama
 from tests.tolerance import PASS, approx, assert_close, relative
 from unlearn import interventions
-from unlearn.config import DatasetConfig, MethodConfig, ModelConfig, RunConfig
+from unlearn.config import DatasetConfig, EvalConfig, MethodConfig, ModelConfig, RunConfig
 from unlearn.data.batching import collate
 from unlearn.errors import ConfigError, UserError
 from unlearn.passes.forward import forward
@@ -37,6 +37,9 @@ CONFIG = RunConfig(
     dataset=DatasetConfig(name="d", source="authors"),
     method=MethodConfig(name="none"),
 )
+
+
+MEASURED = CONFIG.model_copy(update={"eval": EvalConfig(benchmarks={"tofu": {}})})
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -512,6 +515,35 @@ def test_a_measurement_is_remembered_as_long_as_it_is_the_same(tmp_path: Path) -
     assert not (tmp_path / "eval" / "calibrated" / "records").exists()  # of models of another share
 
 
+def test_other_questions_or_sets_are_measured_again_with_what_is_there(tmp_path: Path) -> None:
+    target = {"tofu/retain/extraction_strength": 0.8}
+    first, again = Retention(), Retention()
+    calibrate(tmp_path, first, target_results=target, questions="before")
+    (tmp_path / "eval" / "calibrated" / "records").mkdir()
+    calibrate(tmp_path, again, target_results=target, questions="after")
+    assert again.asked == first.asked
+    assert (tmp_path / "eval" / "calibrated" / "records").exists()
+    made = bench(tmp_path, unlearned=llama)
+    less = variants.measure("quantisation", made, {"bits": [8], "roles": ["forget"]})
+    more = variants.measure("quantisation", made, {"bits": [8]})
+    assert less.keys() < more.keys()
+
+
+def test_a_variant_of_a_package_has_the_folder_of_its_own_name() -> None:
+    assert variants.folder_of("my_package.noisy", Path("eval")) == Path("eval/noisy")
+
+
+def test_what_is_kept_is_told_by_a_metric_that_is_better_if_higher() -> None:
+    for metric, words in (
+        ("tofu/forget/probability", "does not say what is kept"),
+        ("tofu/retain/truth", "with their options, give no such number"),
+        ("tofu/retain/probability", ""),
+    ):
+        problems = variants.check({"calibrated": {"metric": metric}}, MEASURED)
+        assert words in "".join(problems)
+        assert bool(problems) is bool(words)
+
+
 def test_one_benchmark_that_fails_does_not_keep_the_others(tmp_path: Path) -> None:
     score = bench(tmp_path).score
     assert isinstance(score, Scoring)
@@ -541,5 +573,7 @@ def test_roles_choose_sets_and_a_metric_asks_for_no_more_than_it_needs(tmp_path:
         assert found[f"tofu/retain/{metric}"] == approx(whole[f"tofu/retain/{metric}"], terms=PASS)
         assert len(read) == 1  # nothing is generated
         assert 4 * sum(read) < every  # and no wrong answer is read
+    both = replace(score, benchmarks={"wmdp": {}, **score.benchmarks})
+    assert both._for("mmlu/accuracy").benchmarks == {"wmdp": {}}  # it declares the key, of another name
     ratio = score(model, "ratio", ["retain"], only="tofu/retain/truth_ratio")
     assert ratio["tofu/retain/truth_ratio"] == approx(whole["tofu/retain/truth_ratio"], terms=PASS)

@@ -66,7 +66,7 @@ def bench(
         return nullcontext((made(), False))
 
     made = Workbench(
-        config, sets, encoder, world, unlearned, target, lambda _: llama(), score, directory,
+        config, sets, sets, encoder, world, unlearned, target, lambda _: llama(), score, directory,
         held=held, trainable=unlearned, progress=False,
     )  # fmt: skip
     return replace(made, **other)

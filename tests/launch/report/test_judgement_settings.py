@@ -40,6 +40,20 @@ def test_the_default_judgement_leaves_finished_evaluations_complete():
     assert len(others) == 2
 
 
+def test_relearning_of_other_adapters_or_another_rate_is_another_evaluation():
+    """Of the retain model as well, with which what is relearned is compared."""
+
+    def of_retain(*overrides: str) -> str:
+        command = ("tracker=disabled", "method=npo", *overrides)
+        runs = make_plan(checked(compose_run(command))).runs
+        return next(run.evaluation_key for run in runs if run.role == "evaluate the retain model")
+
+    robust = "eval=[tofu,robust]"
+    for changed in ("++model.lora.r=4", "++model.lr_scale=7"):
+        assert of_retain("eval=tofu", changed) == of_retain("eval=tofu")
+        assert of_retain(robust, changed) != of_retain(robust)
+
+
 def test_older_configurations_are_judged_by_default():
     assert judgement_of({}) == JudgementConfig()
     chosen = {"eval.judgement.closeness": "relative", "eval.judgement.aggregate": True, "model.name": "x"}

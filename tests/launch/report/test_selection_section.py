@@ -66,3 +66,12 @@ def test_runs_compare_where_the_same_examples_are_reported():
     assert task(**within) == task(rule="last") == {"eval.select.share"}
     assert task(**within, on="reported") == task() == set()
     assert settings(**within, on="reported")["eval.select.on"] == "reported"
+
+
+def test_options_of_benchmarks_are_settings_unless_they_have_their_defaults():
+    def settings(**options):
+        return settings_of(flat({"eval": {"benchmarks": {"tofu": options, "absent.one": {"x": 1}}}}))
+
+    other = {"eval.benchmarks.absent.one.x": 1}
+    assert settings(truth_ratio="geometric", min_k=0.4, mia=False, memorization_only=False) == other
+    assert settings(memorization_only=True) == other | {"eval.benchmarks.tofu.memorization_only": True}

@@ -23,7 +23,6 @@ from eval.collection.records import (
 from eval.collection.requests import Generation, GradientNorm
 from eval.evaluate import evaluate, score_directory
 from tests.eval.eval_fixtures import encoder, examples, model
-from tests.tolerance import PASS, approx
 from unlearn.data.example import Example
 from unlearn.errors import ConfigError
 from unlearn.files import finite
@@ -133,19 +132,23 @@ def test_memorization_only_reads_true_answers_alone(tmp_path):
     options = Options(memorization_only=True, gradients=False)
     asked = requests(sets, options)
     assert [request.name for request in asked] == ["forget/answer", "retain/answer", "holdout/answer"]
-    every = evaluate(model(), CODE, "tofu", SETS, tmp_path / "every", options={"max_new_tokens": 4})
-    gold = tmp_path / "gold"
-    for directory in (gold, tmp_path / "only"):
-        only = evaluate(
-            model(), CODE, "tofu", SETS, directory, options={"memorization_only": True},
-            retain_directory=None if directory == gold else gold,
-        )  # fmt: skip
-    assert only == {
-        key: approx(every[key], terms=PASS)
+    options = {"memorization_only": True, "gradients": False}
+    gold, folder, sets = tmp_path / "gold", tmp_path / "run", SETS | {"holdout": examples("new")}
+    evaluate(model(seed=1), CODE, "tofu", sets, gold, options=options)
+    every = evaluate(model(), CODE, "tofu", sets, folder, options={"max_new_tokens": 4, "gradients": False})
+    assert (folder / "tofu/words.json").is_file()
+    only = evaluate(model(), CODE, "tofu", sets, folder, options=options, retain_directory=gold)
+    assert not (folder / "tofu/words.json").exists()  # of an evaluation that had texts
+    own = {key for key in only if "mia" not in key} - {"tofu/privleak"}
+    assert own == {
+        f"tofu/{name}/{metric}"
         for name in ("forget", "retain")
-        for key in (f"tofu/{name}/{m}" for m in ("probability", "extraction_strength", "exact_memorization"))
-    }
-    assert not (tmp_path / "only/tofu/problems.json").exists()
+        for metric in ("probability", "extraction_strength", "exact_memorization")
+    } | {"tofu/holdout/probability"}
+    assert {key: only[key] for key in own} == {key: every[key] for key in own}
+    assert only["tofu/mia/loss"] == every["tofu/mia/loss"]
+    assert math.isfinite(only["tofu/privleak"])
+    assert not (folder / "tofu/problems.json").exists()
     with pytest.raises(ConfigError, match="gibberish judges generated answers"):
         evaluate(
             model(), CODE, "tofu", SETS, tmp_path, options={"memorization_only": True, "gibberish": "any"}
