@@ -5,8 +5,9 @@ from __future__ import annotations
 import ctypes
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeAlias
 
 STOPPED = 75
 """Exit code of a run that a signal stopped and that can be resumed (sysexits' EX_TEMPFAIL: try again)."""
@@ -27,15 +28,29 @@ class StartAgain(BaseException):
     """
 
 
+Handlers: TypeAlias = Mapping[int, Any]
+"""What is called, or done, by number of a signal."""
+
+
+def stop_handlers() -> Handlers:
+    """Return what stop signals call at present."""
+    return {number: signal.getsignal(number) for number in STOPPING}
+
+
 @contextmanager
-def on_stop(handler: Callable[[int], None]) -> Iterator[None]:
-    """Call `handler` with the number of a stop signal; restore the previous handlers afterwards."""
-    previous = {number: signal.signal(number, lambda n, _: handler(n)) for number in STOPPING}
+def handling(handlers: Handlers) -> Iterator[None]:
+    """Let signals call these; restore the previous handlers afterwards."""
+    previous = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
         for number, old in previous.items():
             signal.signal(number, old)
+
+
+def on_stop(handler: Callable[[int], None]) -> AbstractContextManager[None]:
+    """Return a context in which `handler` is called with the number of a stop signal."""
+    return handling(dict.fromkeys(STOPPING, lambda number, _: handler(number)))
 
 
 def stop_with_parent() -> None:

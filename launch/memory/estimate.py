@@ -114,8 +114,8 @@ def estimate(shape: Shape, config: RunConfig, load: Load) -> Memory:
     state = _state(shape, hardware)
     peak = max(peak, _step(shape, hardware) - saved)  # activations are freed before the step
     return Memory(
-        **state, activations=saved, peak=peak, extras=_extras(shape, hardware, method),
-        cache=_cache(shape, method, load),
+        **state, activations=saved, peak=peak,
+        extras=_extras(shape, hardware, method) + _probed(shape, config), cache=_cache(shape, method, load),
     )  # fmt: skip
 
 
@@ -309,6 +309,18 @@ def _extras(shape: Shape, hardware: HardwareConfig, method: MethodConfig) -> flo
         extras += 3 * live * size
     heads = sum(each.cached and each.quantity == "logits" for each in needed)
     return extras + heads * shape.vocabulary * shape.hidden * size
+
+
+def _probed(shape: Shape, config: RunConfig) -> float:
+    """Estimate the gradients that a measurement of the G-effect holds, in fp32.
+
+    Those of the two risks, of the objective, and of one term at a time, or of all where a rule combines them.
+    """
+    if config.probe.name != "geffect":
+        return 0.0
+    separate = make_rule(**config.method.rule.model_dump()).separate
+    gradients = 3 + (len(bind(config.method)) if separate else 1)
+    return gradients * 4 * shape.trained / (config.hardware.processes if stage_of(config.hardware) else 1)
 
 
 def _cache(shape: Shape, method: MethodConfig, load: Load) -> float:

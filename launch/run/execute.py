@@ -70,13 +70,16 @@ def execute(job: Job, rundir: RunDir, tracker: Logger, *, progress: bool = True)
     world = start_world(job.config.hardware.device)
     # Of several processes one could stop while the others wait in a collective: there the signal ends all.
     stopping = on_stop(_stop) if world.size == 1 else nullcontext()
+    ended = False
     try:
         with stopping:
             limit_to_share(job.config.hardware)
             world = replace(world, limits=_known_limits(job.config.hardware, rundir, world))
             if world.main:
                 rundir.clear_leftovers()
-            return _Run(job, rundir, tracker, world, progress, started).execute()
+            results = _Run(job, rundir, tracker, world, progress, started).execute()
+            ended = True
+            return results
     except DoesNotFit as error:
         raise UserError(str(error)) from error
     except (RuntimeError, MemoryError) as error:
@@ -85,10 +88,13 @@ def execute(job: Job, rundir: RunDir, tracker: Logger, *, progress: bool = True)
         first, _, _ = str(error).partition("\n")
         raise UserError(f"out of memory ({first}); what takes less: {ADVICE}") from error
     finally:
-        if world.size == 1:  # of several processes each ends with the run, and others may be in a collective
+        # Of several processes each ends with the run. Where it failed, others may be in a collective: NCCL
+        # would wait for them, and they for this process, which the supervisor sees only when it has ended.
+        if world.size == 1:
             close_all()
-        gc.collect()
-        stop_world()
+        if world.size == 1 or ended:
+            gc.collect()
+            stop_world()
 
 
 def _known_limits(hardware: HardwareConfig, rundir: RunDir, world: World) -> MemoryLimits:
@@ -334,10 +340,16 @@ def _stop(number: int) -> None:
 def _prepare_process(config: RunConfig) -> None:
     resume_collection()
     torch.manual_seed(config.seed)
-    hardware = config.hardware
-    if hardware.device == "cpu":
-        threads = hardware.threads or max(1, allowed_cores() * hardware.nodes // hardware.processes)
-        torch.set_num_threads(threads)
-        os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate sets the variable, with a warning
-    elif torch.cuda.is_initialized():  # by an earlier run in this process, whose peak is not this one's
+    threads = config.hardware.threads or _threads(config.hardware)
+    torch.set_num_threads(threads)
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # else Accelerate sets the variable, with a warning
+    # An earlier run in this process had a peak of its own.
+    if config.hardware.device == "cuda" and torch.cuda.is_initialized():
         torch.cuda.reset_peak_memory_stats()
+
+
+def _threads(hardware: HardwareConfig) -> int:
+    """Return this process's share of the cores: those that the run may use, or of a Slurm task its own."""
+    share = allowed_cores() * hardware.nodes // hardware.processes
+    own = min(allowed_cores(), int(os.environ.get("SLURM_CPUS_PER_TASK", "0")))
+    return max(1, share, own // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))

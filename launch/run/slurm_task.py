@@ -40,7 +40,7 @@ class Task:
         return f"task {self.number} on {node()}"
 
     def process_variables(self, processes: int, devices: int | None = None) -> list[dict[str, str]]:
-        """Return RANK, LOCAL_RANK and WORLD_SIZE of the processes of this task.
+        """Return RANK, LOCAL_RANK and WORLD_SIZE of the processes of this task, and how many these are.
 
         `devices`: how many GPUs the task sees. If it sees only its own, local ranks begin at 0.
 
@@ -62,6 +62,7 @@ class Task:
                 "RANK": str(self.number * share + each),
                 "LOCAL_RANK": str(first + each),
                 "WORLD_SIZE": str(processes),
+                "LOCAL_WORLD_SIZE": str(share),
             }
             for each in range(share)
         ]

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from launch.redact import ScrubbedFormatter, scrub_output
 from launch.run.config_file import read_job
@@ -96,14 +97,23 @@ def main() -> None:
             )
         work(Path(sys.argv[1]))
     except Stopped:
-        sys.exit(STOPPED)
+        _end(STOPPED)
     except StartAgain:  # the supervisor sees it by the run's limits: this code may not be the first to arrive
-        sys.exit(FAILED)
+        _end(FAILED)
     except Exception as error:
         text, code = outcome(error)
         if not is_logged(error):  # the command prints logged errors
             sys.stderr.write(f"{text}\n")
-        sys.exit(code)
+        _end(code)
+
+
+def _end(code: int) -> NoReturn:
+    """End this process; one of several without destructors, of which NCCL's may wait for the others."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

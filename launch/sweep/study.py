@@ -32,6 +32,7 @@ from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage, RDBSto
 from optuna.storages.journal import JournalFileBackend
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy import text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -78,6 +79,7 @@ class SharedStudy:
         """Return up to `most` trials by job number; none if no job waits."""
         claimed: dict[int, Trial] = {}
         with self._lock:
+            self._beat_first()
             fail_stale_trials(self._study)
             while len(claimed) < most and self._offer(most - len(claimed)):
                 trial = self._study.ask(dict(self._space.distributions))
@@ -141,6 +143,18 @@ class SharedStudy:
         finally:
             ended.set()
             thread.join()
+
+    def _beat_first(self) -> None:
+        """Let trials count as dead after a while that have never told that they run.
+
+        A command that dies as it claims one leaves it so, and Optuna frees only those that have told once.
+        """
+        if isinstance(self._storage, RDBStorage):
+            with self._storage.engine.connect() as connection:
+                told = set(connection.execute(text("SELECT trial_id FROM trial_heartbeats")).scalars())
+            for trial in self._in_state(TrialState.RUNNING):
+                if trial._trial_id not in told:
+                    self._storage.record_heartbeat(trial._trial_id)
 
     def _beat(self, trials: Sequence[Trial]) -> None:
         if isinstance(self._storage, RDBStorage):

@@ -50,15 +50,18 @@ class Checkpoints:
     def __init__(self, rundir: RunDir, config: CheckpointConfig, started: float | None = None) -> None:
         self.rundir, self.config = rundir, config
         started = time.monotonic() if started is None else started
-        self._save_at = next_save(config.every_minutes, started, 0.0)
+        self._save_at, self._cheap_at = next_save(config.every_minutes, started, 0.0), started
 
     def due(self, step: int, total: int) -> bool:
         """Return whether a checkpoint is due after `step` of `total` steps, regardless of time."""
         return step % (self.config.every_steps or max(1, total // 10)) == 0
 
-    def due_by_time(self) -> bool:
-        """Return whether a checkpoint is due by time; processes may differ."""
-        return time.monotonic() >= self._save_at
+    def due_by_time(self, *, cheap: bool = False) -> bool:
+        """Return whether a checkpoint is due by time; processes may differ.
+
+        cheap: whether writing one would take a small part of the time since the last, whatever the setting.
+        """
+        return time.monotonic() >= (self._cheap_at if cheap else self._save_at)
 
     def save(
         self, step: int, state: Iterable[tuple[str, Mapping[str, Tensor]]], facts: Mapping[str, Any],
@@ -70,6 +73,7 @@ class Checkpoints:
         world.barrier()
         ended = time.monotonic()
         self._save_at = next_save(self.config.every_minutes, ended, ended - begun)
+        self._cheap_at = ended + _SPACED * (ended - begun)
 
     def newest(self) -> Path | None:
         """Return the folder of the newest checkpoint."""

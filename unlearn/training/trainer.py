@@ -22,7 +22,7 @@ from unlearn.config import HardwareConfig, MethodConfig
 from unlearn.data.batching import Schedule
 from unlearn.errors import UserError, listed
 from unlearn.rules import make_rule
-from unlearn.signals import StartAgain, Stopped, on_stop
+from unlearn.signals import Handlers, StartAgain, Stopped, handling, on_stop, stop_handlers
 from unlearn.terms import Term
 from unlearn.training.auto_lr import AutoLR
 from unlearn.training.combination import KeptVector, combine_gradients
@@ -99,6 +99,7 @@ class Trainer:
         if name not in ("none", "average"):
             self.smoothness = Smoothness(self.steps, smooth, self.rule.separate, self._refuse_non_finite)
         self._stop_request = StopRequest()
+        self._outside: Handlers = {}
 
     def run(self) -> None:
         """Train to the end.
@@ -113,6 +114,7 @@ class Trainer:
             total=self.total, initial=self.steps_made, desc="train", unit="step",
             disable=None if shown else True,
         )  # fmt: skip
+        resumed, self._outside = self.steps_made > 0, stop_handlers()
         with bar, on_stop(self._stop_request):
             self.observe()  # repeats the observers of the checkpoint's step, which may have been interrupted
             while self.steps_made < self.total:
@@ -122,7 +124,10 @@ class Trainer:
                 )
                 bar.update()
                 done = self.steps_made == self.total
-                if stop or (not done and (save or self._save_due())):
+                if not stop and (done or self._observed(self.steps_made)):
+                    stop = self._stop_request.received_by_any(self.engine.world)
+                # A run that was cut off before may be again, while its model is saved and verified.
+                if stop or (resumed if done else save or self._save_due()):
                     self.save()
                 if not stop:
                     self.observe()
@@ -130,11 +135,12 @@ class Trainer:
                     if stop:
                         self.save()
                 if stop:
-                    raise Stopped(
-                        f"stopped by a signal after step {self.steps_made} of {self.total}; it can be resumed"
-                    )
+                    raise self._stopped()
         if self.average is not None:
             self.average.load()
+
+    def _stopped(self) -> Stopped:
+        return Stopped(f"stopped by a signal after step {self.steps_made} of {self.total}; it can be resumed")
 
     def step(self) -> StepResult:
         """Make one optimizer step and add its row to the history. A collective.
@@ -147,7 +153,11 @@ class Trainer:
         with self._saving():
             losses, gradients = self.losses_and_gradients(plan)
         # The main process's clock decides for all processes.
-        save = self.checkpoints is not None and self.engine.world.main and self.checkpoints.due_by_time()
+        save = False
+        if self.checkpoints is not None and self.engine.world.main:
+            # A signal ends several processes at once while they measure.
+            cheap = self.engine.world.size > 1 and self._observed(self.steps_made + 1)
+            save = self.checkpoints.due_by_time(cheap=cheap)
         flags = losses.new_tensor([float(save), float(self._stop_request.received)])
         *values, save_flag, stop = self.engine.world.sum(torch.cat([losses, flags])).tolist()
         by_term = dict(zip(weights, values, strict=True))
@@ -226,12 +236,21 @@ class Trainer:
             row |= self.auto.log()
         return row
 
+    def _evaluated(self, step: int) -> bool:
+        if step == self.total:
+            return self.observers.selection is not None
+        return _due(step, self.observers.evaluate_every)
+
+    def _observed(self, step: int) -> bool:
+        """Return whether an evaluation or a probe is due after a step."""
+        probe = self.observers.probe
+        return self._evaluated(step) or (probe is not None and probe.due(step, self.total))
+
     def observe(self) -> None:
         """Call the observers that are due between this step and the next, and after the last."""
         step, done, watching = self.steps_made, self.steps_made == self.total, self.observers
-        due = watching.selection is not None if done else _due(step, watching.evaluate_every)
-        if watching.evaluate and due:
-            with self._saving():
+        if watching.evaluate and self._evaluated(step):
+            with self._saving(), self._stopping_at_once():
                 measured = watching.evaluate(step)
             self.history.add({"step": step, **measured})
             if watching.selection is not None:
@@ -240,7 +259,7 @@ class Trainer:
         if watching.keep_model and _due(step, watching.keep_every):
             watching.keep_model(step)
         if watching.probe is not None and watching.probe.due(step, self.total):
-            with self._saving():
+            with self._saving(), self._stopping_at_once():
                 measured = watching.probe.measure(self.probe_context())
             if measured:
                 epoch = step / self.schedule.steps_per_epoch
@@ -292,6 +311,24 @@ class Trainer:
                     self.save()
                 except UserError as error:  # no room: it begins again from the checkpoint before
                     log.warning("%s", error)
+            raise
+
+    @contextmanager
+    def _stopping_at_once(self) -> Iterator[None]:
+        """Let a signal end a measurement, which may take long, and the run: one process saves before.
+
+        Several are ended by it where they are, since they may wait for each other.
+        """
+        if self.checkpoints is None:
+            yield
+            return
+        try:
+            with handling(self._outside):
+                yield
+        except (Stopped, KeyboardInterrupt):
+            if self.engine.world.size == 1 and self.steps_made:
+                self.save()
+                raise self._stopped() from None
             raise
 
     def _save_due(self) -> bool:

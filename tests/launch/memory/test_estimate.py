@@ -59,6 +59,16 @@ def test_one_process_in_fp32_keeps_sixteen_bytes_of_a_trained_parameter():
     assert (found.buffers, found.host) == (0, 0)
 
 
+def test_a_measurement_of_the_g_effect_holds_gradients():
+    # the two risks', the objective's and a term's; where a rule combines them, of all terms at once
+    probed = ("probe=geffect", "method=npo")
+    assert memory(*probed).extras - memory("method=npo").extras == 4 * 4 * 600
+    shared = ("hardware.processes=4", "hardware.zero=2", *probed)
+    assert memory(*shared).extras - memory(*shared, "probe=none").extras == 4 * 4 * 150
+    rule = memory("probe=geffect", "method=ngdiff").extras - memory("method=ngdiff").extras
+    assert rule == 5 * 4 * 600
+
+
 @pytest.mark.parametrize(
     ("given", "parameters", "gradients", "optimizer"),
     [

@@ -14,6 +14,7 @@ import pytest
 from filelock import FileLock
 
 from launch.compose import checked, compose_run, force_overrides
+from launch.run.execute import _threads
 from launch.run.plan import make_plan
 from launch.run.rendezvous import PORTS, ports
 from launch.run.slurm_task import Task, expand, leads, this_task
@@ -21,6 +22,7 @@ from launch.run.supervisor import RunFailed, judge
 from launch.run.worker_processes import Report, log_of
 from launch.validate import check
 from tests.launch.children import Child, Nursery
+from unlearn.config import HardwareConfig
 from unlearn.errors import ConfigError, UserError
 from unlearn.guard import REFUSED
 
@@ -104,7 +106,32 @@ def test_outside_of_a_step_there_is_one_task():
     }
     alone = {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "n1"}
     assert this_task({}) == this_task(batch_script) == this_task(alone) == Task()
-    assert Task().process_variables(2)[1] == {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}
+    assert Task().process_variables(2)[1] == {
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+    }
+
+
+@pytest.mark.parametrize(
+    ("cores", "given", "hardware", "threads"),
+    [
+        (8, {}, {"processes": 2}, 4),
+        (8, {}, {"processes": 16, "nodes": 2}, 1),
+        (8, {"SLURM_CPUS_PER_TASK": "64"}, {"processes": 4, "nodes": 2}, 4),  # more than there are
+        # two tasks of a node with a process each: bound to four of its cores, or to all eight
+        (4, {"SLURM_CPUS_PER_TASK": "4", "LOCAL_WORLD_SIZE": "1"}, {"processes": 2}, 4),
+        (8, {"SLURM_CPUS_PER_TASK": "4", "LOCAL_WORLD_SIZE": "1"}, {"processes": 2}, 4),
+    ],
+)
+def test_a_process_gets_its_share_of_the_cores(monkeypatch, cores, given, hardware, threads):
+    monkeypatch.setattr("launch.run.execute.allowed_cores", lambda: cores)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(hardware["processes"] // hardware.get("nodes", 1)))
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert _threads(HardwareConfig(**hardware)) == threads
 
 
 def test_only_the_first_task_leads(monkeypatch):

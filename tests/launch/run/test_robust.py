@@ -14,6 +14,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -31,7 +33,7 @@ from unlearn.config import HardwareConfig
 from unlearn.data.tokenization import TokenSequence
 from unlearn.files import BrokenFile, NoRoom, leftovers, read_json, write_json
 from unlearn.run_dir import RunDir
-from unlearn.signals import Stopped
+from unlearn.signals import Stopped, on_stop
 from unlearn.training import frozen_outputs
 from unlearn.training.observers import Observers
 from unlearn.training.trainer import Trainer
@@ -350,6 +352,38 @@ def test_what_is_due_after_a_step_is_made_up_for(tmp_path, at):
     rows = RunDir(tmp_path).read_history()
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 10))
     assert [row["step"] for row in rows if "seen" in row] == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("at", [4, 9])
+def test_a_signal_during_an_evaluation_ends_it_at_once(tmp_path, at):
+    """The evaluation is not finished, the step is saved, and the next start measures it."""
+    seen: list[int] = []
+
+    def begun() -> Trainer:
+        def evaluate(step: int) -> dict[str, float]:
+            seen.append(step)
+            if step == at and seen.count(at) == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+                seen.append(-1)  # not reached
+            return {"tofu/retain/probability": 1.0}
+
+        trainer = training.make_trainer(tmp_path, HardwareConfig())
+        chooses = cast(Any, SimpleNamespace(add=lambda *_, **__: None))  # so that the last is evaluated
+        trainer.observers = Observers(evaluate, 4, selection=chooses)
+        return trainer
+
+    def stop(_: int) -> None:
+        raise Stopped("outside of a training")
+
+    trainer = begun()
+    with on_stop(stop), pytest.raises(Stopped, match=f"after step {at} of 9; it can be resumed"):
+        trainer.run()
+    trainer.engine.close()
+    trainer = begun()
+    assert trainer.steps_made == at
+    trainer.run()
+    trainer.engine.close()
+    assert seen == sorted([4, 8, 9, at])
 
 
 # -- a clock that jumps ------------------------------------------------------------------------------------

@@ -169,6 +169,18 @@ def test_processes_share_exactly_the_trials_of_a_study(storage, tmp_path):
     assert len({trial.params["++lr"] for trial in trials}) == n_trials
 
 
+@pytest.mark.slow
+def test_a_trial_whose_command_died_as_it_claimed_it_is_freed(tmp_path):
+    where = f"sqlite:///{tmp_path}/study.db"
+    died, mine = study(1, where, heartbeat_s=1), study(1, where, heartbeat_s=1)
+    died._offer(1)
+    died._study.ask(dict(died._space.distributions))  # and no word that it runs
+    assert mine.elsewhere() == 1
+    freed: dict[int, Any] = {}
+    wait_until(lambda: freed.update(mine.claim(1)) or freed)
+    assert [*freed] == [0]
+
+
 def begin_one(where: str, folder: Path) -> None:
     mine = study(2, where, heartbeat_s=1)
     trial = mine.claim(1)[0]
