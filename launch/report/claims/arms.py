@@ -25,6 +25,10 @@ class Missing(Exception):
     """Why an arm has no values."""
 
 
+class NotMade(Missing):
+    """An arm has no values since its runs were not made."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """Runs of an arm that differ in the seed alone."""
@@ -127,17 +131,18 @@ def candidates(name: str, arm: Arm, runs: Sequence[KeptRun]) -> Candidates:
     """Return the runs of a task that an arm names.
 
     Raises:
-        Missing: there are none, or they differ in more than the arm allows.
+        NotMade: there are none, or of one value only of what the arm chooses.
+        Missing: they differ in more than the arm allows.
     """
     own = [run for run in runs if _fits(run, arm.where)]
     if not own:
-        raise Missing(f"no runs of {name}")
+        raise NotMade(f"no runs of {name}")
     free = {RATE, *arm.choose}
     varied = [key for key in differing(own) if not TASK.fullmatch(key)]
     if other := [key for key in varied if key not in free]:
         raise Missing(f"the runs of {name} also differ in {', '.join(other)}")
     if arm.choose and not set(arm.choose) & set(varied):
-        raise Missing(f"the runs of {name} have one {' and one '.join(arm.choose)}")
+        raise NotMade(f"the runs of {name} have one {' and one '.join(arm.choose)}")
     groups: dict[tuple[str, ...], list[KeptRun]] = {}
     for run in sorted(own, key=lambda run: [_sortable(run.value(key)) for key in varied]):
         groups.setdefault(mark(run, varied), []).append(run)

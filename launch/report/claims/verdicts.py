@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from launch.report.claims.arms import SAME, Candidates, Missing, candidates
+from launch.report.claims.arms import SAME, Candidates, Missing, NotMade, candidates
 from launch.report.claims.definitions import At, Claim, Claims, Comparison, Weights, arms_of
 from launch.report.claims.trial import Difference, Outcome, difference, judged
 from launch.report.geffect.files import PREFIX
@@ -73,7 +73,10 @@ def _more(own: Mapping[str, str], alike: Sequence[Mapping[str, str]]) -> str:
 
 
 def tried(claims: Claims, every: Sequence[Task]) -> list[Trial]:
-    """Return the trial of each claim on each task with runs of one of its arms; on none it cannot tell."""
+    """Return the trial of each claim on each task with runs of both sides of a comparison.
+
+    Where there is no such task it cannot tell.
+    """
     trials: list[Trial] = []
     for claim in claims.claims:
         if claim.weights:
@@ -104,32 +107,38 @@ def _on_task(claim: Claim, claims: Claims, task: Task) -> Trial | None:
     if claim.metric.startswith(PREFIX):  # only of runs that were watched
         runs = [run for run in runs if any(key.startswith(PREFIX) for key in run.results)]
     arms: dict[str, Candidates] = {}
-    missing: dict[str, str] = {}
+    missing: dict[str, Missing] = {}
     for name in arms_of(claim):
         try:
             arms[name] = candidates(name, claims.arms[name], runs)
         except Missing as reason:
-            missing[name] = str(reason)
-    if not arms:
-        return None
-    chosen: dict[str, str] = {}
-    differences = [
-        _difference(claim, comparison, than, arms, missing, chosen)
+            missing[name] = reason
+    pairs = [
+        (comparison, than)
         for comparison in claim.comparisons
         for than in (comparison.than if isinstance(comparison.than, list) else [comparison.than])
     ]
+    absent = {name for name, reason in missing.items() if isinstance(reason, NotMade)}
+    if all(absent.intersection(_arms(*pair)) for pair in pairs):
+        return None
+    chosen: dict[str, str] = {}
+    differences = [_difference(claim, comparison, than, arms, missing, chosen) for comparison, than in pairs]
     return Trial(claim, task, judged(differences), chosen, arms)
+
+
+def _arms(comparison: Comparison, than: str | float) -> list[str]:
+    return [comparison.of, *([than] if isinstance(than, str) else [])]
 
 
 def _difference(
     claim: Claim, comparison: Comparison, than: str | float, arms: Mapping[str, Candidates],
-    missing: Mapping[str, str], chosen: dict[str, str],
+    missing: Mapping[str, Missing], chosen: dict[str, str],
 ) -> Difference:  # fmt: skip
     metric, label = comparison.metric or claim.metric, _named(claim, comparison, than)
-    names = [comparison.of, *([than] if isinstance(than, str) else [])]
+    names = _arms(comparison, than)
     for name in names:
         if name in missing:
-            return Difference(label, least=comparison.least, missing=missing[name])
+            return Difference(label, least=comparison.least, missing=str(missing[name]))
     if unequal := _unequal([arms[name] for name in names]):
         return Difference(label, least=comparison.least, missing=unequal)
     arm, rival = arms[comparison.of], arms[than] if isinstance(than, str) else None

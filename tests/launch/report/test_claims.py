@@ -387,6 +387,16 @@ def test_the_page_of_the_documents_is_that_of_its_archive(tmp_path: Path) -> Non
 # -- what is no evidence -------------------------------------------------------------------------------
 
 
+def test_a_claim_has_no_part_on_a_task_with_runs_of_one_side_alone(runs: Path) -> None:
+    for seed in range(3):
+        other = {"forget": "forget05"}
+        write_run(runs / f"c{seed}", method="satimp", seed=seed, dataset=other, results=results(0.1, 0.1))
+    every = tasks(read([str(runs)])[0])
+    assert [task.label for task in every] == ["authors forget05 × nano", "authors forget10 × nano"]
+    (trial,) = tried(TWO_METHODS, every)
+    assert trial.task == every[1]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
