@@ -212,7 +212,11 @@ class AutoLRConfig(Section):
     """The learning rate from a parabola fitted to losses along the update (GeN); schedule=auto."""
 
     every: PositiveInt = Field(10, description="probe every so many steps")
-    loss: Literal["retain", "forget", "combined"] = Field("retain", description="which terms' loss is probed")
+    loss: Literal["retain", "forget", "combined"] = Field(
+        "retain",
+        description="which terms' loss is probed; weights of tokens are those at each probed place, where "
+        "the update holds them fixed",
+    )
     smooth: float = Field(0.9, ge=0, lt=1, description="share of the old rate that is kept")
     clip: float = Field(2.0, gt=1, description="largest change of the proposed rate, as a factor")
     r2: float = Field(0.99, description="goodness of fit (R²) below which a probe is ignored")

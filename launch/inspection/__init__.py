@@ -10,7 +10,7 @@ from unlearn.config import MethodConfig, RunConfig
 from unlearn.data.batching import Schedule
 from unlearn.data.readers import UnavailableError
 from unlearn.data.sources import load_sets
-from unlearn.data.verify import check_companions, overlaps
+from unlearn.data.verify import check_companions, overlaps, texts_without_questions
 from unlearn.errors import ConfigError, UserError
 from unlearn.models import load as models
 from unlearn.models.tokenizer import load_tokenizer, make_encoder
@@ -74,7 +74,7 @@ def _rows(plan: Plan) -> list[str]:
         check_companions(config, sets)
         if config.probe.on and config.probe.method is not None:
             check_companions(config.model_copy(update={"method": config.probe.method}), sets)
-        warnings += overlaps(config.dataset, sets)
+        warnings += overlaps(config.dataset, sets) + texts_without_questions(config, sets)
         scored = {name: sets[name][: config.eval.limit] for name in evaluation_sets(config) & sets.keys()}
         for benchmark in config.eval.benchmarks:
             requests_of(benchmark, scored, benchmark_options(config, benchmark))

@@ -305,8 +305,8 @@ def _extras(shape: Shape, hardware: HardwareConfig, method: MethodConfig) -> flo
     if any(each.source == "teacher" for each in needed):
         # In fp32, and during its forward in compute precision.
         extras += live * (4 + (size if size == 2 else 0))
-    if method.schedule == "auto":  # weights before, between and after a probed update
-        extras += 3 * live * size
+    if method.schedule == "auto":  # masters before a probed update and between, and live weights of these
+        extras += 2 * 4 * (part if stage else whole) + live * size
     heads = sum(each.cached and each.quantity == "logits" for each in needed)
     return extras + heads * shape.vocabulary * shape.hidden * size
 

@@ -7,7 +7,7 @@ from launch.validate.machine import hardware_problems
 from launch.validate.model import model_problems
 from launch.validate.training import dataset_problems, method_problems, preset_problems, probe_problems
 from launch.validate.unlearned import unlearned_problems
-from unlearn.config import GoalConfig, RunConfig
+from unlearn.config import SLOTS, GoalConfig, RunConfig
 from unlearn.data.sources import available
 from unlearn.errors import ConfigError
 from unlearn.processor import allowed_cores
@@ -54,6 +54,12 @@ def warnings_of(config: RunConfig, *, searched: bool = False) -> list[str]:
             f"method.smooth.name={config.method.smooth.name}: much of a small perturbation rounds away with "
             "hardware.dtype=bf16; smooth/changed in the history is the share of the weights that it changes"
         )
+    method = config.method
+    warnings += [
+        f"method.{slot}_weight={method.weight(slot):g}: has no effect, since the method has no {slot} term"
+        for slot in SLOTS
+        if method.weight(slot) != 1 and slot not in method.terms
+    ]
     cores = allowed_cores()
     hardware = config.hardware
     if hardware.device == "cpu" and hardware.processes > cores * hardware.nodes:

@@ -203,6 +203,14 @@ def test_sets_that_overlap_are_warned_of(folder: Path) -> None:
     assert warnings()[-1] == "dataset.forget=forget.jsonl: 1 of its 6 examples repeat an earlier one"
 
 
+def test_refusals_of_plain_texts_are_warned_of(folder: Path) -> None:
+    assert warnings("method=flat", "eval=none") == []
+    Path("forget.jsonl").write_text(lines([*FORGET, {"text": "Shelf 9 has the ninth book."}]))
+    (warning,) = warnings("method=flat", "eval=none")
+    assert warning.startswith("method.alternatives: 1 of the texts have no question")
+    assert warnings("method=npo", "eval=none") == []
+
+
 def test_rows_that_a_run_does_not_read_are_not_looked_at(folder: Path) -> None:
     Path("retain.jsonl").write_text("broken")
     quiet = ("method=grad_ascent", "eval=none", "model.is_target=true")

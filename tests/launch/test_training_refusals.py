@@ -9,6 +9,7 @@ import pytest
 from launch.compose import checked, compose_run, force_overrides
 from launch.inspection import inspect
 from launch.run.plan import make_plan
+from launch.validate import warnings_of
 from tests.refusals import Refused, check_refusal
 
 pytestmark = pytest.mark.slow  # many commands
@@ -81,3 +82,12 @@ def test_quick_tries_and_presets_go_through(arguments: tuple[str, ...], tmp_path
 def test_a_rule_that_never_starts_is_reported(tmp_path: Path) -> None:
     (warning,) = warnings(tmp_path, "method=pdu", "method.epochs=5")
     assert warning.startswith("method.rule.warmup_epochs=5: the training has 5 epochs")
+
+
+def test_a_weight_without_its_term_is_reported() -> None:
+    def reported(*arguments: str) -> list[str]:
+        return warnings_of(checked(compose_run(force_overrides(arguments))))
+
+    (warning,) = reported("method=idk", "method.forget_weight=0.1")
+    assert warning == "method.forget_weight=0.1: has no effect, since the method has no forget term"
+    assert reported("method=idk", "method.template_weight=0.1") == []

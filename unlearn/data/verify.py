@@ -49,6 +49,22 @@ def check_companions(config: RunConfig, sets: Sets) -> None:
             read_annotations(config.dataset.annotations)
 
 
+def texts_without_questions(config: RunConfig, sets: Sets) -> list[str]:
+    """Return a warning where alternative answers belong to plain texts, which ask nothing."""
+    terms = bind(config.method)
+    answered = [
+        n for n, kind in kinds((term, term.needs) for term in terms).items() if "alternatives" in kind
+    ]
+    plain = sum(example.question is None for name in answered for example in sets.get(name, ()))
+    if not plain:
+        return []
+    return [
+        f"method.alternatives: {plain} of the texts have no question, so that their alternative answer is "
+        "learnt as a text by itself, which says nothing of what is forgotten; choose data with questions, or "
+        "a method without alternatives"
+    ]
+
+
 def overlaps(cfg: DatasetConfig, sets: Sets) -> list[str]:
     """Compare the sets by question and answer, ignoring white space at the ends.
 

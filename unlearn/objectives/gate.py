@@ -11,8 +11,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 def gate(gate: Float[Tensor, "B K"], *, label: float) -> Float[Tensor, " B"]:
     """Binary cross-entropy of the gates to `label`, averaged over the K edits (GRUN).
 
-    `label` is 1 on forget prompts, 0 on retain prompts. The authors' code also averages over the gates of all
-    layers; the term's weight (`gate_weight` there) is not divided by K.
+    `label` is 1 on forget prompts, 0 on retain prompts. The authors' code averages over the gates of all
+    layers and of both sets at once, so that either set counts half of its `gate_weight`.
     """
     logits = gate.float()
     return binary_cross_entropy_with_logits(logits, torch.full_like(logits, label), reduction="none").mean(-1)

@@ -28,7 +28,8 @@ class Gru(Remembering):
     kept, and m from step to step: of the whole model at ZeRO 0, of this process's partition from ZeRO 1 on.
 
     - `gamma`: γ, between 0 and 1; 1 averages nothing and keeps no gradient.
-    - `retain_weight`: so much of the step's own retain gradient is added after the projection.
+    - `retain_weight`: so much of the step's own retain gradient is added after the projection. With 0 the
+      length of m does not count, and a constant `method.retain_weight` changes nothing.
     - `cos_clip`: a conflict counts as no stronger than this cosine of f and m, such as −0.5; null: as it is.
     """
 

@@ -182,14 +182,15 @@ class Steps:
     ) -> list[float]:  # fmt: skip
         """Return the weighted sum of these terms at multiples of an update; the model does not change.
 
-        `before` and `after` are the engine's live weights around the update; multiplier −1 is after it. A
-        collective.
+        `before` and `after` are the engine's master weights around the update, since bf16 rounds much of it
+        away; multiplier −1 is after it. A collective.
         """
         means = self.means(plan, [term for term in self.terms if term.name in weights])
         losses = []
         for multiplier in multipliers:
             both = zip(before, after, strict=True)
-            with self.engine.with_weights([torch.lerp(old, new, -multiplier) for old, new in both]):
+            moved = self.engine.as_live([torch.lerp(old, new, -multiplier) for old, new in both])
+            with self.engine.with_weights(moved):
                 losses.append(self.loss(plan, weights, means))
         return losses
 

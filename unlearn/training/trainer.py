@@ -223,16 +223,14 @@ class Trainer:
         # Without probes the peak rate is constant.
         rate = self.auto.lr * schedule_factor(self.steps_made, self.total, self.warmup, schedule)
         probed = schedule == "auto" and warm >= 0 and self.auto.due(warm)
-        before = self.engine.live_weights() if probed else []
+        before = [each.clone() for each in self.engine.masters()] if probed else []
         row = {"lr": rate, "grad_norm": self.engine.step(rate)}
         if self.teacher is not None:
             self.teacher.follow()
         if probed:
             plan, multipliers = self.plan((self.steps_made + 1) % self.total), self.auto.multipliers
-            after = self.engine.live_weights()
-            self.auto.update(
-                self.steps.losses_along(plan, self._probed_weights(), before, after, multipliers)
-            )
+            after, weights = self.engine.masters(), self._probed_weights()
+            self.auto.update(self.steps.losses_along(plan, weights, before, after, multipliers))
             row |= self.auto.log()
         return row
 
