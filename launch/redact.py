@@ -12,11 +12,14 @@ from typing import Any, TextIO
 from unlearn.paths import below_home, home_folders
 
 _SECRET = re.compile(r"(^|_)(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)(_|$)", re.IGNORECASE)
+_IN_ADDRESS = re.compile(r"(?<=://)([^\s/:@]+):[^\s/@]+@")
 _SHORTEST = 12  # a shorter value may be a word like any other
 
 
 def scrubbed(text: str) -> str:
-    """Replace the home directory by `~`, and the values of variables named like secrets by `[NAME]`."""
+    """Replace the home directory by `~`, the values of variables named like secrets by `[NAME]`, and the
+    password of an address (`scheme://user:password@host`) by `[password]`."""
+    text = _IN_ADDRESS.sub(r"\1:[password]@", text)
     for name, value in os.environ.items():
         if len(value) >= _SHORTEST and _SECRET.search(name):
             text = text.replace(value, f"[{name}]")

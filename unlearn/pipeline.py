@@ -144,6 +144,17 @@ class Pipeline:
         dtype = torch.float32 if keeps_remainders(hardware) else precision(hardware.dtype)
         return models.read_model(self.config.model, dtype, source, seed=self.config.seed)
 
+    def _checkpoint(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+        """Return the checkpoint to continue from, the same on all processes.
+
+        The main process chooses it: other nodes may see a new folder later, and one that is removed longer.
+        """
+        found = self.rundir.load_checkpoint() if self.world.main else None
+        step = self.world.on_main(lambda: None if found is None else found[0]["step"])
+        if self.world.main or step is None:
+            return found
+        return self.rundir.wait_for_checkpoint(step)
+
     def train(
         self, evaluate: Callable[[Engine, int], Mapping[str, float]], selector: Selector | None = None
     ) -> tuple[Engine, bool]:
@@ -152,7 +163,7 @@ class Pipeline:
         Returns the engine after the last step, and whether the saved model is of that step.
         """
         config = self.config
-        checkpoint = self.rundir.load_checkpoint()
+        checkpoint = self._checkpoint()
         holder = _LazyEngine(self._fresh_model, self._engine)
         ready = Preparation(config, self.terms, self.sets, self.encoder, self.world)
         sources = {"reference": FrozenModel(self.start.key, holder.hold, holder.whole_head)}

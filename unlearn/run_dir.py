@@ -7,10 +7,12 @@ import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from unlearn.errors import UserError
 from unlearn.files import BrokenFile, digest, finite, leftovers, read_json, replacing, room_for, write_json
 from unlearn.reading import lines_of
 
@@ -222,6 +224,28 @@ class RunDir:
                 why = error.what if isinstance(error, BrokenFile) else f"{type(error).__name__}: {error}"
                 log.warning("checkpoint %s cannot be read (%s): %s", folder, why, instead)
         return None
+
+    def wait_for_checkpoint(
+        self, step: int, seconds: float = 120
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return the checkpoint of a step, as soon as this machine sees it.
+
+        Raises:
+            UserError: it does not in that time.
+        """
+        from safetensors import SafetensorError
+
+        folder, until = self.checkpoints / f"step-{step}", time.monotonic() + seconds
+        while True:
+            try:
+                return _read_checkpoint(folder, step)
+            except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+                if time.monotonic() > until:
+                    raise UserError(
+                        f"the first process continues from checkpoint {folder}, which this one cannot read "
+                        f"({type(error).__name__}: {error}): root must be on a file system that all nodes see"
+                    ) from error
+                time.sleep(1)
 
     def drop_checkpoints(self) -> None:
         """Remove what a finished run no longer needs: checkpoints, models that were not chosen and the

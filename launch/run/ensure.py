@@ -37,7 +37,7 @@ def is_complete(run: Planned) -> bool:
     kept = stored.get("save_model", True) or not config.method.makes_model
     if config.save_model and not kept and not rundir.model.is_dir():
         return False
-    return bool(stored["job"]["evaluation_key"] == run.evaluation_key)
+    return run.is_measured(stored["job"]["evaluation_key"])
 
 
 def ensure(

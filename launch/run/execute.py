@@ -134,7 +134,8 @@ class _Run:
 
     def execute(self) -> dict[str, float]:
         made = self.config.method.makes_model
-        if self.pipeline.terms and not self.rundir.model.is_dir():
+        saved = self.world.on_main(self.rundir.model.is_dir)
+        if self.pipeline.terms and not saved:
             engine, live = self.pipeline.train(self._evaluate_at, self._selector())
             # If the saved model differs from the trained one, evaluate the saved model.
             if self.config.method.update_scale != 1 or unties(engine.module) or not live:
@@ -148,7 +149,7 @@ class _Run:
                 del engine  # the variants load models of their own
                 gc.collect()
         else:
-            if made and not self.rundir.model.is_dir():
+            if made and not saved:
                 self.pipeline.fit()
             if self.config.probe.on and not made:
                 self.pipeline.probe_saved_models()

@@ -44,6 +44,14 @@ class Planned:
     @property
     def evaluation_key(self) -> str:
         """Hash of all settings and files that change the measurements of the same model."""
+        retain = self.job.baselines.retain
+        return self._evaluation_key(None if retain is None else retain.name)
+
+    def is_measured(self, key: str) -> bool:
+        """Return whether `key` is of this evaluation; it used to have the retain model's path as typed."""
+        return key in (self.evaluation_key, self._evaluation_key(self.job.baselines.retain))
+
+    def _evaluation_key(self, retain: str | Path | None) -> str:
         config = self.job.config
         settings = config.eval.model_dump(include={"benchmarks", "variants", "max_new_tokens", "limit"})
         if config.eval.judgement != JudgementConfig():  # runs of before it could be chosen stay complete
@@ -51,8 +59,8 @@ class Planned:
         if config.eval.select.divides:
             settings["share"] = config.eval.select.share
         sets = identity(config.dataset, evaluation_sets(config))
-        baselines = self.job.baselines
-        retain = content_hash(baselines.log) if baselines.log else baselines.retain
+        log = self.job.baselines.log
+        retain = content_hash(log) if log else retain
         asked = {"eval": settings, "sets": sets, "files": files_of(config), "retain": str(retain)}
         trained = {name: variants.settings_of(name, config) for name in config.eval.variants}
         return digest(asked | {name: own for name, own in trained.items() if own is not None})

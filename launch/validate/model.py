@@ -9,6 +9,7 @@ from unlearn.data.prompts import check_variables
 from unlearn.data.templates import EXAMPLE, lacking
 from unlearn.models.locate import model_problem
 from unlearn.models.skeleton import attention_problem
+from unlearn.paths import is_local
 
 
 def model_problems(config: RunConfig) -> list[str]:
@@ -48,6 +49,13 @@ def model_problems(config: RunConfig) -> list[str]:
             problem := model_problem(key, path, trust=model.trust_remote_code, base=model.base)
         ):
             problems.append(problem)
+    published = model.published.get(config.dataset.name, {}).get("target")
+    if published and not model.is_target and model.path is not None and is_local(model.path):
+        problems.append(
+            f"model.path={model.path}: would not be read, since the preset's target on "
+            f"{config.dataset.name} is {published}; for a target of your own model.is_target=true, and "
+            "'~model.published' to train one from this model"
+        )
     if problem := attention_problem(model.attention):
         problems.append(problem)
     return problems + _prompt(model.prompt)

@@ -13,6 +13,7 @@ from launch.run.plan import make_plan
 from launch.validate import check
 from tests.launch.test_cli import configure
 from tests.refusals import Refused, check_refusal
+from unlearn.data.sources import load_sets
 from unlearn.errors import UserError
 
 pytestmark = pytest.mark.slow  # many commands
@@ -209,6 +210,15 @@ def test_refusals_of_plain_texts_are_warned_of(folder: Path) -> None:
     (warning,) = warnings("method=flat", "eval=none")
     assert warning.startswith("method.alternatives: 1 of the texts have no question")
     assert warnings("method=npo", "eval=none") == []
+
+
+def test_a_limit_leaves_what_a_target_is_trained_on(folder: Path) -> None:
+    sets = load_sets(configure(*GOOD, "dataset.limit=2").dataset, {"forget", "retain", "full"})
+    assert {name: len(rows) for name, rows in sets.items()} == {
+        "forget": 2,
+        "retain": 2,
+        "full": len(FORGET) + len(RETAIN),
+    }
 
 
 def test_rows_that_a_run_does_not_read_are_not_looked_at(folder: Path) -> None:

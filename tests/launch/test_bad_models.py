@@ -12,7 +12,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
+from launch.validate.model import model_problems
 from tests.launch.commands import unlearn
+from tests.launch.test_cli import configure
 from tests.refusals import Refused, check_refusal
 from unlearn.config import NanoConfig
 from unlearn.models import export, nano
@@ -153,3 +155,16 @@ def test_what_is_only_odd_is_a_warning(place: Path, tmp_path: Path) -> None:
     assert shown.code == 0, shown.err
     for words in ("system='Hi' is", "variables.day is", "date=2020-01-01 is", "was trained with 64"):
         assert words in shown.out
+
+
+def test_a_model_that_the_presets_target_would_hide_is_refused(tmp_path: Path) -> None:
+    own = ("model=llama-3.2-1b-instruct", f"model.path={tmp_path}", "dataset=tofu", "dry_run=true")
+
+    def hidden(*more: str) -> bool:
+        config = configure(*own, *more)
+        return any("would not be read" in problem for problem in model_problems(config))
+
+    assert hidden()
+    assert not hidden("model.is_target=true")
+    assert not hidden("~model.published")
+    assert not hidden("dataset=authors")

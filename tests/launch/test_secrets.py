@@ -158,7 +158,9 @@ def nobody(monkeypatch) -> str:
         ("file:///home/nobody/x and a=/home/nobody/y", "file://~/x and a=~/y"),
         # other folders
         ("/home/nobody2/x /home/nobody.old /mnt/home/nobody/x",) * 2,
-        (f"https://user:{SECRETS['HF_TOKEN']}@hub", "https://user:[HF_TOKEN]@hub"),
+        (f"https://user:{SECRETS['HF_TOKEN']}@hub", "https://user:[password]@hub"),
+        ("tracker.uri=postgresql://me:pw@host:5432/db", "tracker.uri=postgresql://me:[password]@host:5432/db"),
+        ("https://host:8080/a@b sqlite:///a:b@c",) * 2,
         (f"key={SECRETS['AWS_SECRET_ACCESS_KEY']}", "key=[AWS_SECRET_ACCESS_KEY]"),
     ],
 )  # fmt: skip

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from threading import Timer
 
 import pytest
+import torch
 
+from unlearn.errors import UserError
 from unlearn.files import BrokenFile
 from unlearn.run_dir import RunDir, numbers
 
@@ -37,3 +40,17 @@ def test_results_come_back_with_null_for_what_was_not_measured(tmp_path):
     run.results.write_text("[]")
     with pytest.raises(BrokenFile, match=r"results\.json is broken"):
         run.read_results()
+
+
+def test_a_process_waits_for_the_checkpoint_that_the_first_one_chose(tmp_path):
+    """Another node sees a new folder later."""
+    rundir = RunDir(tmp_path)
+    with pytest.raises(UserError, match=r"step-4, which this one cannot read .*all nodes see"):
+        rundir.wait_for_checkpoint(4, seconds=0)
+    state = [("w", {"weight": torch.ones(2)})]
+    writer = Timer(0.5, lambda: rundir.save_checkpoint(4, state, {}, keep=1, write=True))
+    writer.start()
+    facts, tensors = rundir.wait_for_checkpoint(4)
+    writer.join()
+    assert facts["step"] == 4
+    assert tensors["weight/w"].tolist() == [1, 1]

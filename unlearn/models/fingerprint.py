@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from unlearn.models.locate import CheckpointSource
 
 _WHOLE = 256 << 20  # weights files up to this many bytes are hashed in full
-_BLOCKS, _BLOCK = 64, 64 << 10
+_BLOCK = 16 << 10  # of each tensor of a larger one: a training may have changed one tensor alone
 _READ_IN_FULL = {".json", ".jinja", ".model", ".txt", ".py"}
 
 
@@ -45,7 +46,24 @@ def _digest(file: Path) -> str:
         if file.suffix != ".safetensors" or size <= _WHOLE:
             return hashlib.file_digest(stream, "sha256").hexdigest()
         sample = hashlib.sha256(str(size).encode())
-        for i in range(_BLOCKS):
-            stream.seek(i * (size - _BLOCK) // (_BLOCKS - 1))
-            sample.update(stream.read(_BLOCK))
+        length = int.from_bytes(stream.read(8), "little")
+        header = stream.read(length)
+        sample.update(header)
+        for start, end in sorted(_places(header)):
+            for place in sorted({start, max(start, (start + end - _BLOCK) // 2), max(start, end - _BLOCK)}):
+                stream.seek(8 + length + place)
+                sample.update(stream.read(min(_BLOCK, end - start)))
     return sample.hexdigest()
+
+
+def _places(header: bytes) -> list[tuple[int, int]]:
+    """Return where the tensors of a safetensors file begin and end, in bytes after the header.
+
+    None of a file that is not one: reading the model reports it.
+    """
+    try:
+        return [
+            tuple(entry["data_offsets"]) for name, entry in json.loads(header).items() if name[:2] != "__"
+        ]
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import unlearn.environment  # noqa: F401 (before DeepSpeed)
 
 # isort: split
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -42,6 +43,7 @@ vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] =
 ZERO_SUPPORTED_OPTIMIZERS.append(ChunkedAdamW)  # otherwise it warns of an untested one
 
 _OPEN: WeakSet[Engine] = WeakSet()
+log = logging.getLogger(__name__)
 
 
 class NonFiniteGradient(UserError):
@@ -328,6 +330,13 @@ class Engine:
         if self._taken is not None:
             for parameter in parameters:
                 self._take(parameter)
+            return
+        if self.zero == 0 and not math.isfinite(
+            self._norm
+        ):  # no update, as DeepSpeed does at the other stages
+            log.warning("the gradient is not finite: this step makes no update")
+            for parameter in parameters:
+                parameter.grad = None
             return
         factor = min(1.0, self._clip / (self._norm + 1e-6)) if self._clip > 0 else 1.0
         for parameter in parameters:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from unlearn.training.microbatch import MicroBatch, compute_statistics
 from unlearn.training.step_data import Plan, TrainingData, Unit, View, kinds, own_view, views
 
 T = TypeVar("T")
+Requests: TypeAlias = Sequence[tuple[Term, frozenset[str]]]
+"""Terms with the names of what they need of a micro-batch."""
 
 
 @dataclass
@@ -86,8 +88,8 @@ class Steps:
     ) -> dict[str, Tensor]:
         """Return these units' share of each term's mean over the step; terms without a unit are left out."""
         present = {unit.group for unit in units}
-        fill = [u for u in self.dummy(plan, terms) if u.group not in present] if self._uneven(terms) else []
-        micro = self.statistics(plan, [*units, *fill], [(term, term.loss_needs) for term in terms])
+        requests = [(term, term.loss_needs) for term in terms]
+        micro = self.statistics(plan, self._filled(plan, units, requests), requests)
         shares = {}
         for term in (term for term in terms if term.name in micro.named):
             statistics = micro.named[term.name]
@@ -118,8 +120,10 @@ class Steps:
         def summed(micro_batches: list[list[Unit]]) -> dict[str, Tensor]:
             sums: dict[str, Tensor] = {}
             for units in micro_batches:
-                micro = self.statistics(plan, units or self.dummy(plan, terms), requests)
-                for term in (term for term in terms if units and term.name in micro.named):
+                present = {unit.group for unit in units}
+                own = self._filled(plan, units or self.dummy(plan, terms), requests)
+                micro = self.statistics(plan, own, requests)
+                for term in (term for term in terms if own_view(term).group in present):
                     total = term.step_statistic_values(micro.named[term.name]).double().sum(0)
                     sums[term.name] = sums[term.name] + total if term.name in sums else total
             return sums
@@ -194,9 +198,7 @@ class Steps:
                 losses.append(self.loss(plan, weights, means))
         return losses
 
-    def statistics(
-        self, plan: Plan, units: Sequence[Unit], requests: Sequence[tuple[Term, frozenset[str]]]
-    ) -> MicroBatch:
+    def statistics(self, plan: Plan, units: Sequence[Unit], requests: Requests) -> MicroBatch:
         """Return the statistics of these units that the terms need."""
         return compute_statistics(self.engine, self.data, plan, units, requests)
 
@@ -216,17 +218,24 @@ class Steps:
             for kind in of_group.get(u.group, ())
         )
 
-    def _uneven(self, terms: Sequence[Term]) -> bool:
+    def _filled(self, plan: Plan, units: Sequence[Unit], requests: Requests) -> list[Unit]:
+        """Return the units; with one of each group that they lack, where collectives depend on the groups."""
+        if not self._uneven(requests):
+            return list(units)
+        present = {unit.group for unit in units}
+        return [*units, *(u for u in self.dummy(plan, [t for t, _ in requests]) if u.group not in present)]
+
+    def _uneven(self, requests: Requests) -> bool:
         """Return whether a micro-batch without some group makes fewer collectives than one with it.
 
         The collectives of ZeRO depend on how often the model is called, and on the layer where the gradient
         starts. Both must be the same on all processes, whichever groups their micro-batches have.
         """
         passes: dict[str, set[Any]] = {}
-        for term in terms:
-            needed = statistics_of(term.loss_needs)
+        for term, needs in requests:
+            needed = statistics_of(needs)
             own = passes.setdefault(own_view(term).group, set())
-            own.update(view.kind for view in views(term, term.loss_needs))
+            own.update(view.kind for view in views(term, needs))
             own.update(each.source for each in needed if each.source == "teacher")
             own.add("head" if any(each.needs_head for each in needed) else term.layer)
         return self.engine.world.size > 1 and len({frozenset(each) for each in passes.values()}) > 1

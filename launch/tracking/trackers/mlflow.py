@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import Field
 
+from launch.redact import scrubbed
 from launch.report.output import csv_text
 from launch.report.settings import flat
 from launch.tracking.trackers._numbers import NumberTracker
@@ -35,8 +36,13 @@ class Mlflow(NumberTracker):
     def check(cls, options: Any) -> list[str]:
         if None in map(find_spec, ("mlflow", "sqlalchemy", "alembic")):
             return ["tracker.name=mlflow needs MLflow: pip install 'unlearn-lab[mlflow]'"]
-        usable = "://" in options.store and not options.store.startswith("file:")
-        return [] if usable else [f"tracker.uri={options.store}: no database (sqlite:///FILE) or server"]
+        store, key = options.store, "MLFLOW_TRACKING_URI" if options.uri is None else "tracker.uri"
+        if options.uri is not None and scrubbed(store) != store and "[password]@" in scrubbed(store):
+            return [
+                "tracker.uri has a password, which config.yaml would keep: set MLFLOW_TRACKING_URI instead"
+            ]
+        usable = store == "databricks" or ("://" in store and not store.startswith("file:"))
+        return [] if usable else [f"{key}={store}: no database (sqlite:///FILE) or server"]
 
     def open(self) -> dict[str, dict[int, float]]:
         os.environ |= {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_LOGGING_LEVEL": "WARNING"}

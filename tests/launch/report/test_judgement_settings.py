@@ -14,7 +14,7 @@ from launch.report.compare.command import make
 from launch.report.compare.discover import find
 from launch.report.page import write_report
 from launch.report.settings import judgement_of
-from launch.run.plan import make_plan
+from launch.run.plan import Planned, make_plan
 from tests.launch.report.compare_files import write_run
 from unlearn.config import JudgementConfig
 
@@ -52,6 +52,21 @@ def test_relearning_of_other_adapters_or_another_rate_is_another_evaluation():
     for changed in ("++model.lora.r=4", "++model.lr_scale=7"):
         assert of_retain("eval=tofu", changed) == of_retain("eval=tofu")
         assert of_retain(robust, changed) != of_retain(robust)
+
+
+def test_the_root_may_be_spelled_or_mounted_otherwise(tmp_path, monkeypatch):
+    """The retain model is the one of that name there."""
+    monkeypatch.chdir(tmp_path)
+
+    def made(root: str) -> Planned:
+        return make_plan(checked(compose_run(("tracker=disabled", "eval=tofu", f"++root={root}")))).main
+
+    typed, whole = made("runs"), made(str(tmp_path / "runs"))
+    assert typed.evaluation_key == whole.evaluation_key
+    before = whole._evaluation_key(whole.job.baselines.retain)
+    assert before != whole.evaluation_key
+    assert whole.is_measured(before)
+    assert not whole.is_measured("another")
 
 
 def test_older_configurations_are_judged_by_default():

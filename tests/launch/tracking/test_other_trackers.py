@@ -163,6 +163,20 @@ def test_a_folder_is_no_place_for_mlflow(uri):
     assert problem.startswith(f"tracker.uri={uri}: ")
 
 
+def test_mlflows_address_is_named_by_where_it_comes_from(monkeypatch):
+    def problems(uri=None):
+        return trackers.check(TrackerConfig.model_validate({"name": "mlflow", "uri": uri}))
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
+    assert problems()[0].startswith("MLFLOW_TRACKING_URI=./mlruns: ")
+    for usable in ("databricks", "postgresql://me:pw@host/db"):
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", usable)
+        assert problems() == []
+    (problem,) = problems("postgresql://me:pw@host/db")
+    assert "set MLFLOW_TRACKING_URI instead" in problem
+    assert "pw" not in problem.replace("password", "")
+
+
 @pytest.mark.slow
 def test_no_library_is_imported_but_that_of_the_tracker():
     """The help shows the options of all trackers, and DeepSpeed imports MLflow where it is installed."""

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from unlearn.config import ModelConfig, NanoConfig
 from unlearn.models import load as models
@@ -40,26 +42,31 @@ def test_identity_follows_the_content_and_not_the_place(saved: Path, tmp_path: P
     assert models.identity(NANO, str(copy)) != known
 
 
-def test_large_weights_are_sampled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_large_weights_a_part_of_every_tensor_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training may have changed one small tensor of a large file."""
     monkeypatch.setattr("unlearn.models.fingerprint._WHOLE", 1 << 20)
     monkeypatch.setattr("unlearn.models.fingerprint._BLOCK", 1 << 10)
     (tmp_path / "config.json").write_text("{}")
-    content = bytearray(2 << 20)
+    tensors = {f"layer.{i}": torch.zeros(size) for i, size in enumerate((400_000, 10, 3, 100_000, 1))}
 
-    def changed_at(position: int) -> dict[str, Any]:
-        changed = bytearray(content)
-        changed[position] ^= 1
-        (tmp_path / "model.safetensors").write_bytes(changed)
+    def identity() -> dict[str, Any]:
+        save_file(tensors, tmp_path / "model.safetensors")
         return models.identity(config(path=str(tmp_path)))
 
-    (tmp_path / "model.safetensors").write_bytes(content)
-    known = models.identity(config(path=str(tmp_path)))
-    assert changed_at(0) != known
-    assert changed_at(-1) != known
-    # 64 blocks of 1 KiB, the second begins at (2 MiB − 1 KiB) / 63 = 33,271: 10,000 lies between.
-    assert changed_at(33_271) != known
-    assert changed_at(10_000) == known
-    (tmp_path / "model.safetensors").write_bytes(content + b"\0")
+    known = identity()
+    assert identity() == known
+    for name, tensor in tensors.items():
+        for place in (0, len(tensor) // 2, -1):
+            tensor[place] = 1
+            assert identity() != known, (name, place)
+            tensor[place] = 0
+    tensors["layer.0"][1000] = 1  # between the parts
+    assert identity() == known
+    tensors["layer.5"] = torch.zeros(1)
+    assert identity() != known
+    (tmp_path / "model.safetensors").write_bytes(bytes(2 << 20))  # no safetensors: reading it reports that
     assert models.identity(config(path=str(tmp_path))) != known
 
 

@@ -123,6 +123,19 @@ def test_taking_and_putting_back_changes_nothing(hardware):
 
 
 @pytest.mark.parametrize("hardware", ENDS[:1] + slow(ENDS[1:] + MIDDLE), ids=str)
+@pytest.mark.parametrize("factor", [math.inf, math.nan])
+def test_a_step_without_a_finite_gradient_makes_no_update(hardware, factor):
+    with gradients.an_engine(HardwareConfig(**hardware), clip=CLIP) as engine:
+        ids = gradients.tokens("forget", 0)
+        before = engine.live_weights()
+        engine.backward(gradients.loss(engine.model, "forget", ids) * factor)
+        assert not math.isfinite(engine.step(gradients.LR))
+        assert all(torch.equal(a, b) for a, b in zip(before, engine.live_weights(), strict=True))
+        gradients.backward(engine, "forget", 0)
+        assert math.isfinite(engine.step(gradients.LR))
+
+
+@pytest.mark.parametrize("hardware", ENDS[:1] + slow(ENDS[1:] + MIDDLE), ids=str)
 def test_what_is_not_finite_is_refused_and_forgotten(hardware):
     with gradients.an_engine(HardwareConfig(**hardware), clip=CLIP) as engine:
         ids = gradients.tokens("forget", 0)

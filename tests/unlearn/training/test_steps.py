@@ -159,6 +159,23 @@ def test_an_objective_of_the_wrong_shape_is_named(tmp_path: Path) -> None:
     trainer.engine.close()
 
 
+@pytest.mark.parametrize("trainer", ["kto"], indirect=True)
+def test_a_pass_of_several_processes_has_every_group_where_groups_have_other_passes(trainer: Trainer) -> None:
+    """At ZeRO 3 each call of the model is a collective, in the pass for step means, too."""
+    plan, steps = trainer.plan(0), trainer.steps
+    alone = [next(unit for unit in plan.units if unit.group == "forget")]
+    weighted = trainer.terms[1]
+    assert own_view(weighted).group == "retain"
+    requests = [(trainer.terms[0], trainer.terms[0].step_statistic_needs), (weighted, weighted.loss_needs)]
+    assert steps._filled(plan, alone, requests) == alone
+    trainer.engine.world = replace(trainer.engine.world, size=2)
+    try:
+        assert {unit.group for unit in steps._filled(plan, alone, requests)} == {"forget", "retain"}
+        assert steps._filled(plan, alone, requests[:1]) == alone
+    finally:
+        trainer.engine.world = replace(trainer.engine.world, size=1)
+
+
 # -- resuming ------------------------------------------------------------------------------------------
 
 PROBED = {"every": 2, "r2": 0.0, "loss": "retain", "smooth": 0.5}

@@ -54,9 +54,12 @@ def check(cfg: DatasetConfig) -> list[str]:
 
 
 def load_sets(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, list[Example]]:
-    """Return the named sets that the source has, each cut to `dataset.limit` examples if that is set."""
+    """Return the named sets that the source has, each cut to `dataset.limit` examples if that is set.
+
+    `full` is not cut: a target is trained on it, whose first examples need not be those that are forgotten.
+    """
     sets: dict[str, list[Example]] = source(cfg).load(cfg, set(names))
-    return {name: rows[: cfg.limit] for name, rows in sets.items()}
+    return {name: rows if name == "full" else rows[: cfg.limit] for name, rows in sets.items()}
 
 
 def available(cfg: DatasetConfig) -> dict[str, str]:
