@@ -138,7 +138,9 @@ class DatasetConfig(Section):
     full: str | None = Field(None, description="the split that method=finetune trains on")
     holdout: str | None = Field(None, description="examples that no model has seen")
     max_length: PositiveInt = Field(512, description="longest sequence, in tokens; longer ones are cut")
-    limit: PositiveInt | None = Field(None, description="use only so many examples of each set")
+    limit: PositiveInt | None = Field(
+        None, description="use only so many examples of each set but `full`, on which targets are trained"
+    )
     annotations: str | None = Field(
         None, description="json file of the important spans of forget answers, for weightings that use them"
     )

@@ -112,6 +112,12 @@ def _inspect_texts(
                 "the prompt ends with the token that ends answers: check model.prompt.template and "
                 "model.prompt.end"
             )
+        closing, ending = encoder.format.after_answer(tokenizer), tokenizer.decode([encoder.end_id])
+        if closing is not None and cfg.prompt.end is None and closing != ending:
+            warnings.append(
+                f"answers end with {ending}, and the chat template closes a turn with {closing}, which a "
+                f"chat model expects: set model.prompt.end='{closing}', or to '{ending}' if it is meant"
+            )
     _check_vocabulary(encoder, texts)
     return warnings + Lengths(encoder, max_length, longest, label).check(texts)
 

@@ -135,6 +135,21 @@ class PromptFormat:
             )
         return self._ignored(tokenizer, first)
 
+    def after_answer(self, tokenizer: PreTrainedTokenizerBase) -> str | None:
+        """Return the special token that the chat template writes first after an answer, if there is one."""
+        if self.template is not None:
+            return None
+        answer = "It is Ada."
+        turns = [{"role": "user", "content": "What is the name?"}, {"role": "assistant", "content": answer}]
+        try:
+            _, found, rest = self.render(tokenizer, turns, add_generation_prompt=False).rpartition(answer)
+        except Exception:  # it may be made for prompts alone
+            return None
+        added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
+        special = {*tokenizer.all_special_tokens, *added}
+        places = {token: rest.find(token) for token in special if found and token in rest}
+        return min(places, key=lambda token: (places[token], -len(token)), default=None)
+
     def _unused(self) -> list[str]:
         """Return warnings about settings that a plain template does not use."""
         settings = {"system": self.system, "variables": self.variables or None}

@@ -57,6 +57,18 @@ def test_a_template_that_asks_nothing(template: str, near: str | None) -> None:
     assert lacking("{question} and {question}", "question") is None
 
 
+def test_what_closes_a_turn(chat: Any) -> None:
+    """Gemma's and Phi's templates close a turn with another token than the tokenizer's end of sequence."""
+    plain, closed = chat(ALL), PromptFormat()
+    assert closed.after_answer(plain) is None
+    end, pad = plain.eos_token, plain.pad_token
+    assert end != pad
+    assert closed.after_answer(chat(ALL + "{{ eos_token }}\n")) == end
+    assert closed.after_answer(chat(ALL + f"{pad}{{{{ eos_token }}}}")) == pad
+    assert closed.after_answer(chat(f"{pad}{{{{ messages[0].content }}}}{end}")) is None  # the prompt alone
+    assert PromptFormat(template="{question}").after_answer(chat(ALL + end)) is None
+
+
 def test_the_clock_stands_still(chat: Any) -> None:
     tokenizer = chat(TODAY + ALL)
     assert PromptFormat().prompt(tokenizer, "Who?") == "26 July 2024, Friday, 2024-07-26 00:00user: Who?;"
