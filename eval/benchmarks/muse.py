@@ -42,12 +42,11 @@ STOPS = ("\n\n", "\nQuestion", "Question:")
 SETS: Mapping[str, Role] = {
     "verbmem": "forget",
     "knowmem_forget": "forget",
-    "knowmem_forget_icl": "forget",
     "knowmem_retain": "retain",
-    "knowmem_retain_icl": "retain",
     "privleak_forget": "forget",
     "privleak_holdout": "holdout",
 }
+READS = ("knowmem_forget_icl", "knowmem_retain_icl")
 METRICS = {
     "muse/privleak": Metric(
         "AUC of Min-K% against the retrained model's, in percent; −100: all remembered", Better.ZERO,

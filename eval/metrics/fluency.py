@@ -79,9 +79,10 @@ class GibberishDetector:
 
 
 def gibberish_detector(
-    path_or_hub_id: str = GIBBERISH_DETECTOR, device: str | torch.device | None = None
-) -> GibberishDetector:
-    """Load a classifier from a folder or the hub, in fp32; texts are cut at 512 tokens or its own limit.
+    path_or_hub_id: str = GIBBERISH_DETECTOR, device: str | torch.device | None = None,
+    *, max_tokens: int = 512,
+) -> GibberishDetector:  # fmt: skip
+    """Load a classifier from a folder or the hub, in fp32; texts are cut at `max_tokens` or its own limit.
 
     device: by default a GPU if there is one.
 
@@ -113,14 +114,20 @@ def gibberish_detector(
         )
     readable = getattr(model.config, "max_position_embeddings", None) or 512
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return GibberishDetector(model.eval().to(place), tokenizer, clean[0], max_tokens=min(512, int(readable)))
+    return GibberishDetector(
+        model.eval().to(place), tokenizer, clean[0], max_tokens=min(max_tokens, int(readable))
+    )
+
+
+_LONG = 20  # characters that n words hardly exceed, each
 
 
 def distinct(texts: Sequence[str], n: int = 4) -> np.ndarray:
     """Return the share of distinct word n-grams in each text; 1: nothing repeats, → 0: a loop.
 
     Words are separated by white space; in scripts without spaces each character is one (`word_spans`). Case
-    counts. NaN for a text of fewer than n words.
+    counts. NaN for a short text of fewer than n words; a long one (a loop without spaces) counts by
+    characters, and an empty one has 0.
 
     Raises:
         ValueError: n is below 1.
@@ -129,7 +136,12 @@ def distinct(texts: Sequence[str], n: int = 4) -> np.ndarray:
         raise ValueError(f"distinct: n={n}; it must be ≥ 1")
     shares = []
     for text in texts:
-        words = [text[start:end] for start, end in word_spans(text)]
+        words: Sequence[str] = [text[start:end] for start, end in word_spans(text)]
+        if len(words) < n and len(text.strip()) > _LONG * n:
+            words = text.strip()
+        if not words:
+            shares.append(0.0)
+            continue
         grams = list(zip(*(words[start:] for start in range(n)), strict=False))
         shares.append(len(set(grams)) / len(grams) if grams else math.nan)
     return np.array(shares, dtype=np.float64)

@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from eval import variants
+from eval.benchmark import find
 from eval.configuration import benchmark_options, evaluation_sets, questions_key, requests_of
 from eval.judgement.judge import judge
 from eval.selection import FOLDER, Criterion, chosen_metrics, divide
@@ -319,9 +320,16 @@ class _Run:
         return self._parts()[0]
 
     def _parts(self) -> tuple[dict[str, list[Example]], dict[str, list[Example]]]:
+        """Return the sets that a step is chosen on and those that are reported.
+
+        What questions are made of, such as the examples before them, is whole in both.
+        """
         wanted, select = evaluation_sets(self.config), self.config.eval.select
-        sets = {n: rows[: self.config.eval.limit] for n, rows in self.sets.items() if n in wanted}
-        return divide(sets, select.share) if select.divides else (sets, sets)
+        asked = {name for benchmark in self.config.eval.benchmarks for name in find(benchmark).SETS}
+        whole = {n: rows for n, rows in self.sets.items() if n in wanted - asked}
+        sets = {n: rows[: self.config.eval.limit] for n, rows in self.sets.items() if n in wanted & asked}
+        first, second = divide(sets, select.share) if select.divides else (sets, sets)
+        return {**first, **whole}, {**second, **whole}
 
 
 def _results_of(directory: Path | None) -> dict[str, float]:

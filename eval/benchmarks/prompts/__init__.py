@@ -230,6 +230,8 @@ def _scores(read: Records, phrasing: Phrasing, words: Words) -> tuple[Scores, li
         "probability": probability(mean_nll(logp)),
         "extraction_strength": extraction_strength(correct, likelihood.ended),
     }
+    # Where the model gave NaN no token is the arg-max, as if it was forgotten.
+    values["extraction_strength"][np.isnan(mean_nll(logp))] = np.nan
     return values, texts
 
 

@@ -12,9 +12,10 @@
 Answers are greedy, of 30 tokens, up to the first line break, after the chat template and `Answer:` (not for
 an affirmative suffix). The authors unlearn one person at a time and report means over a hundred.
 
-Differences from the released code: ROUGE is that of rouge-score, not of the package `rouge`. Texts of the
-membership attack are cut at `dataset.max_length`. Five examples before the questions of TriviaQA, and six
-before those of TruthfulQA, are left to `Options`.
+Differences from the released code: ROUGE is that of rouge-score, not of the package `rouge`. Its stop at a
+line break asks for a token that Llama 3 and Phi 3 spell otherwise, so that all 30 tokens count there: answers
+of several lines have a lower recall here. Texts of the membership attack are cut at `dataset.max_length`.
+Five examples before the questions of TriviaQA, and six before those of TruthfulQA, are left to `Options`.
 """
 
 from __future__ import annotations

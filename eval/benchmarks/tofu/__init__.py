@@ -39,6 +39,8 @@ SETS: dict[str, Role] = {
 }
 
 
+FLUENCY_TOKENS = 32
+"""Tokens of an answer that the gibberish detector reads, in OpenUnlearning's configuration of TOFU."""
 _NAMES = tuple(name.removesuffix("_eval") for name in SETS)
 _NINE = [
     f"tofu/{name}/{metric}"
@@ -58,7 +60,8 @@ class Options(Section):
       probability, extraction strength, exact memorization and the attacks (`gradients=false` leaves out the
       costly one).
     - `gibberish`: hub id or folder of a classifier of whether answers to the forget and the retain set are
-      language; madhurjindal/autonlp-Gibberish-Detector-492513457 gives OpenUnlearning's fluency.
+      language, of their first 32 tokens; madhurjindal/autonlp-Gibberish-Detector-492513457 gives
+      OpenUnlearning's fluency.
     - `words`: the tokenizer of ROUGE (`eval.metrics.words`).
     - `mia`: membership attacks, forget against holdout; two of them use the share `min_k` of the tokens.
     - `gradients`: with the attack by gradient norm, which costs a backward pass of both sets.
@@ -182,7 +185,7 @@ def _fluency(scores: dict[str, SetScores], detector: str) -> tuple[dict[str, flo
         return {}, []
     metrics: dict[str, float] = {}
     try:
-        classify = gibberish_detector(detector)
+        classify = gibberish_detector(detector, max_tokens=FLUENCY_TOKENS)
     except DetectorError as error:
         classify, problems = None, [f"{', '.join(f'tofu/{name}/fluency' for name in generated)}: {error}"]
     else:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from eval.benchmark import BenchmarkError
-from eval.benchmarks.muse import RETRAINED, SETS, Options, requests, score
+from eval.benchmarks.muse import READS, RETRAINED, SETS, Options, requests, score
 from eval.collection.ragged import Ragged
 from eval.collection.records import AnyRecords, GenerationRecords, LikelihoodRecords, Records, write_records
 from eval.collection.requests import Generation, Likelihood
@@ -141,7 +141,7 @@ def test_privleak_compares_with_the_retain_model(tmp_path: Path) -> None:
 
 
 def test_every_part_goes_by_itself(tmp_path: Path) -> None:
-    forget = {name: own for name, own in SETS_BY_NAME.items() if SETS[name] == "forget"}
+    forget = {name: own for name, own in SETS_BY_NAME.items() if SETS.get(name, "forget") == "forget"}
     read = write(tmp_path, forget, Options())
     assert score(read, None, forget, Options()).metrics.keys() == {
         "muse/forget/verbmem",
@@ -178,7 +178,7 @@ def test_published_retrained_models_are_turned_round() -> None:
 
 
 def test_a_whole_evaluation(tmp_path: Path) -> None:
-    sets = {name: SETS_BY_NAME[name] for name in SETS}
+    sets = {name: SETS_BY_NAME[name] for name in (*SETS, *READS)}
     options = {"verbmem_tokens": 8, "knowmem_tokens": 8}
     evaluate(model(1), CODE, "muse", sets, tmp_path / "retain", options=options)
     found = evaluate(

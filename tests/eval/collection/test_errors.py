@@ -98,7 +98,8 @@ def test_a_model_that_gives_nan(tmp_path):
     with torch.no_grad():
         net.model.norm.weight[0] = math.nan
     metrics = run(tmp_path, {"forget_eval": examples("forget")}, net)
-    assert math.isnan(metrics["tofu/forget/probability"])
+    for metric in ("probability", "extraction_strength", "exact_memorization"):
+        assert math.isnan(metrics[f"tofu/forget/{metric}"])  # and not as if all was forgotten
     assert "forget/answer, examples forget/0, forget/1, forget/2 and 8 more: the model gives NaN for it" in (
         problems(tmp_path)
     )

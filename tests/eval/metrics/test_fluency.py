@@ -151,9 +151,11 @@ def test_the_metrics_alone_load_nothing_that_is_slow():
 
 
 def test_distinct_by_hand():
-    # "a b a b a b" has the five pairs ab ba ab ba ab, two distinct; no word, no pair.
-    np.testing.assert_array_equal(distinct(["a b a b a b", "a b\n c", "a", ""], n=2), [2 / 5, 1, nan, nan])
+    # "a b a b a b" has the five pairs ab ba ab ba ab, two distinct; one word, no pair.
+    np.testing.assert_array_equal(distinct(["a b a b a b", "a b\n c", "a", ""], n=2), [2 / 5, 1, nan, 0])
     # Seven times "no" are four 4-grams, all the same.
     assert distinct([" ".join(["no"] * 7)]) == 1 / 4
+    # A loop without a space is one word: 197 4-grams of its characters, all the same.
+    np.testing.assert_array_equal(distinct(["!" * 200, "Ada Lovelace", "  "]), [1 / 197, nan, 0])
     with pytest.raises(ValueError, match="n=0"):
         distinct(["a"], n=0)

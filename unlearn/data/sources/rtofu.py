@@ -96,11 +96,18 @@ def identity(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, Any]:
     used |= {parse_split(split)[0] for name, split in wanted.items() if name != "full" or cfg.full}
     files = {name: file for name in sorted(used) if (file := _file(folder, name)) is not None}
     hashes = {name: content_hash(file) for name, file in files.items()}
-    return {"splits": wanted, "files": hashes, "options": Options(**cfg.options).model_dump()}
+    known = {"splits": wanted, "files": hashes, "options": Options(**cfg.options).model_dump()}
+    # Until it had the other tasks of the forget file it was another set.
+    return known | ({"full": "with other tasks"} if _full_is_retain(cfg, splits) and "full" in wanted else {})
 
 
 def _file(folder: Path, split: str) -> Path | None:
     return find_file(folder, split) if is_folder(folder) else None
+
+
+def _full_is_retain(cfg: DatasetConfig, splits: dict[str, str]) -> bool:
+    """Return whether `full` is what a retain model is trained on: all that is kept."""
+    return cfg.full is not None and cfg.full == splits.get("retain")
 
 
 def _set(cfg: DatasetConfig, name: str, splits: dict[str, str]) -> list[Example]:
@@ -108,7 +115,7 @@ def _set(cfg: DatasetConfig, name: str, splits: dict[str, str]) -> list[Example]
     if name in ("forget", "forget_eval"):
         train = options.train if name == "forget" else "cot_answer"
         return _read(cfg, forget, own=True, train=train)
-    if name == "retain":
+    if name == "retain" or (name == "full" and _full_is_retain(cfg, splits)):
         others = _read(cfg, parse_split(forget)[0], own=False)
         return _read(cfg, splits["retain"]) + others
     if name == "full" and cfg.full is None:

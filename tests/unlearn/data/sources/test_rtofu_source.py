@@ -44,6 +44,14 @@ def test_sets(folder: Path) -> None:
     assert sets["retain"][0].answer.count(BREAK) == 1
 
 
+def test_a_retain_model_is_trained_on_all_that_is_kept(folder: Path) -> None:
+    """The other tasks of the forget file, too."""
+    cfg = config(folder, task=2)
+    built = cfg.model_copy(update={"full": sources.retain_model(cfg)})
+    assert sources.load_sets(built, ["full"])["full"] == sources.load_sets(cfg, ["retain"])["retain"]
+    assert "full" in sources.identity(built, ["full"])
+
+
 @pytest.mark.parametrize(
     ("train", "opening", "answer"),
     [

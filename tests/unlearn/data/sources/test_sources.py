@@ -91,7 +91,7 @@ def test_a_split_can_be_cut(tofu):
     sets = load_sets(cut, ["retain", "holdout"])
     assert [e.id for e in sets["retain"]] == ["full/2", "full/3", "full/4"]
     assert [e.answer for e in sets["holdout"]] == ["a8", "a9"]
-    assert [len(rows) for rows in load_sets(tofu.model_copy(update={"limit": 2}), ["full"]).values()] == [2]
+    assert [len(rows) for rows in load_sets(tofu.model_copy(update={"limit": 2}), ["retain"]).values()] == [2]
 
 
 def test_what_is_no_cut_is_a_name():
