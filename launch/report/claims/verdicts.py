@@ -73,7 +73,7 @@ def _more(own: Mapping[str, str], alike: Sequence[Mapping[str, str]]) -> str:
 
 
 def tried(claims: Claims, every: Sequence[Task]) -> list[Trial]:
-    """Return the trial of each claim on each task with runs of both sides of a comparison.
+    """Return the trial of each claim on each task with runs of both sides of a comparison and its metric.
 
     Where there is no such task it cannot tell.
     """
@@ -106,6 +106,9 @@ def _on_task(claim: Claim, claims: Claims, task: Task) -> Trial | None:
     runs = task.of("run")
     if claim.metric.startswith(PREFIX):  # only of runs that were watched
         runs = [run for run in runs if any(key.startswith(PREFIX) for key in run.results)]
+    keys = {claim.metric, *(each.metric for each in claim.comparisons if each.metric)}
+    if not any(run.results.get(key) is not None for run in runs for key in keys):
+        return None
     arms: dict[str, Candidates] = {}
     missing: dict[str, Missing] = {}
     for name in arms_of(claim):

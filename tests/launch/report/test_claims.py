@@ -6,6 +6,7 @@ import gzip
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -395,6 +396,12 @@ def test_a_claim_has_no_part_on_a_task_with_runs_of_one_side_alone(runs: Path) -
     assert [task.label for task in every] == ["authors forget05 × nano", "authors forget10 × nano"]
     (trial,) = tried(TWO_METHODS, every)
     assert trial.task == every[1]
+    for run in (runs / f"{name}{seed}" for name in "ab" for seed in range(3)):
+        (run / "results.json").write_text(json.dumps({CHOOSE: 0.1, **STEPS}))
+    for run in runs.glob("a*-high"):
+        shutil.rmtree(run)
+    (trial,) = trials_of(runs)  # nor without the claim's metric
+    assert trial.task is None
 
 
 @pytest.mark.parametrize(
