@@ -145,15 +145,15 @@ class SharedStudy:
             thread.join()
 
     def _beat_first(self) -> None:
-        """Let trials count as dead after a while that have never told that they run.
+        """Begin the heartbeat of running trials that have none, so that those of a dead command become stale.
 
-        A command that dies as it claims one leaves it so, and Optuna frees only those that have told once.
+        A command that dies as it claims one leaves it so, and Optuna frees only trials that had a heartbeat.
         """
         if isinstance(self._storage, RDBStorage):
             with self._storage.engine.connect() as connection:
-                told = set(connection.execute(text("SELECT trial_id FROM trial_heartbeats")).scalars())
+                beating = set(connection.execute(text("SELECT trial_id FROM trial_heartbeats")).scalars())
             for trial in self._in_state(TrialState.RUNNING):
-                if trial._trial_id not in told:
+                if trial._trial_id not in beating:
                     self._storage.record_heartbeat(trial._trial_id)
 
     def _beat(self, trials: Sequence[Trial]) -> None:

@@ -132,8 +132,8 @@ def test_questions_are_divided_by_their_ids(tmp_path: Path) -> None:
 
     def divided(forget: list[Example], reported: list[Example] | None = None) -> Halves:
         sets = {**work.sets, "forget_eval": forget}
-        told = forget if reported is None else reported
-        return halves(work.config, sets, {**sets, "forget_eval": told}, "soft_prompt")
+        shown = forget if reported is None else reported
+        return halves(work.config, sets, {**sets, "forget_eval": shown}, "soft_prompt")
 
     first = divided(rows)
     searched = {e.id for e in first.searched}
