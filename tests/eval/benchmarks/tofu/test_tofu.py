@@ -129,8 +129,7 @@ def test_one_example_by_hand(tmp_path):
 
 def test_memorization_only_reads_true_answers_alone(tmp_path):
     sets = OWN | {"holdout": examples("new")}
-    options = Options(memorization_only=True, gradients=False)
-    asked = requests(sets, options)
+    asked = requests(sets, Options(memorization_only=True, gradients=False))
     assert [request.name for request in asked] == ["forget/answer", "retain/answer", "holdout/answer"]
     options = {"memorization_only": True, "gradients": False}
     gold, folder, sets = tmp_path / "gold", tmp_path / "run", SETS | {"holdout": examples("new")}
