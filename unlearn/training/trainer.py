@@ -126,9 +126,10 @@ class Trainer:
                 done = self.steps_made == self.total
                 if not stop and (done or self._observed(self.steps_made)):
                     stop = self._stop_request.received_by_any(self.engine.world)
-                # A run that was cut off before may be again, while its model is saved and verified.
-                if stop or (resumed if done else save or self._save_due()):
+                if stop or (not done and (save or self._save_due())):
                     self.save()
+                elif done and resumed:
+                    self._save_last()
                 if not stop:
                     self.observe()
                     stop = done and self._stop_request.received_by_any(self.engine.world)
@@ -138,6 +139,13 @@ class Trainer:
                     raise self._stopped()
         if self.average is not None:
             self.average.load()
+
+    def _save_last(self) -> None:
+        """Save after the last step, if there is room: a run that was cut off may be so again."""
+        try:
+            self.save()
+        except UserError as error:
+            log.warning("%s", error)
 
     def _stopped(self) -> Stopped:
         return Stopped(f"stopped by a signal after step {self.steps_made} of {self.total}; it can be resumed")
