@@ -149,10 +149,10 @@ class Pipeline:
 
         The main process chooses it: other nodes may see a new folder later, and one that is removed longer.
         """
-        found = self.rundir.load_checkpoint() if self.world.main else None
-        step = self.world.on_main(lambda: None if found is None else found[0]["step"])
+        newest = self.rundir.load_checkpoint() if self.world.main else None
+        step = self.world.on_main(lambda: None if newest is None else newest[0]["step"])
         if self.world.main or step is None:
-            return found
+            return newest
         return self.rundir.wait_for_checkpoint(step)
 
     def train(

@@ -25,6 +25,11 @@ def mean_nll(logp: Ragged) -> np.ndarray:
     return -logp.mean()
 
 
+def of_numbers(values: np.ndarray, logp: Ragged) -> np.ndarray:
+    """Return values [E] of answers, NaN where the model gave NaN: no token is the arg-max there."""
+    return np.where(np.isnan(mean_nll(logp)), np.nan, values)
+
+
 def without_end(tokens: Ragged, ended: np.ndarray) -> Ragged:
     """Return the rows without their last token where `ended` [E] says that it is the end token.
 

@@ -49,7 +49,7 @@ class Planned:
 
     def is_measured(self, key: str) -> bool:
         """Return whether `key` is of this evaluation; it used to have the retain model's path as typed."""
-        return key in (self.evaluation_key, self._evaluation_key(self.job.baselines.retain))
+        return key == self.evaluation_key or key == self._evaluation_key(self.job.baselines.retain)
 
     def _evaluation_key(self, retain: str | Path | None) -> str:
         config = self.job.config

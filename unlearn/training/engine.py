@@ -331,9 +331,7 @@ class Engine:
             for parameter in parameters:
                 self._take(parameter)
             return
-        if self.zero == 0 and not math.isfinite(
-            self._norm
-        ):  # no update, as DeepSpeed does at the other stages
+        if self.zero == 0 and not math.isfinite(self._norm):  # as DeepSpeed does at the other stages
             log.warning("the gradient is not finite: this step makes no update")
             for parameter in parameters:
                 parameter.grad = None

@@ -128,8 +128,8 @@ class Trainer:
                     stop = self._stop_request.received_by_any(self.engine.world)
                 if stop or (not done and (save or self._save_due())):
                     self.save()
-                elif done and resumed:
-                    self._save_last()
+                elif done and resumed:  # a run that was cut off may be so again, while its model is saved
+                    self._save_if_room()
                 if not stop:
                     self.observe()
                     stop = done and self._stop_request.received_by_any(self.engine.world)
@@ -140,8 +140,7 @@ class Trainer:
         if self.average is not None:
             self.average.load()
 
-    def _save_last(self) -> None:
-        """Save after the last step, if there is room: a run that was cut off may be so again."""
+    def _save_if_room(self) -> None:
         try:
             self.save()
         except UserError as error:
@@ -313,10 +312,7 @@ class Trainer:
             yield
         except StartAgain:
             if self.engine.world.size == 1 and self.steps_made:
-                try:
-                    self.save()
-                except UserError as error:  # no room: it begins again from the checkpoint before
-                    log.warning("%s", error)
+                self._save_if_room()  # else it begins again from the checkpoint before
             raise
 
     @contextmanager

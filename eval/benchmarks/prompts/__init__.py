@@ -31,7 +31,7 @@ from eval.collection.ragged import Ragged
 from eval.collection.records import Records
 from eval.collection.requests import Generation, Likelihood, Request
 from eval.judgement.aspects import Attacked
-from eval.metrics.likelihood import aggregate, extraction_strength, mean, mean_nll, probability
+from eval.metrics.likelihood import aggregate, extraction_strength, mean, mean_nll, of_numbers, probability
 from eval.metrics.text import rouge
 from eval.metrics.words import Choice, Words, words_of
 from unlearn.config import Section
@@ -228,10 +228,8 @@ def _scores(read: Records, phrasing: Phrasing, words: Words) -> tuple[Scores, li
     values = {
         "rougeL_recall": rouge([a.rest for a in phrasing.asked], texts, words).rougeL_recall,
         "probability": probability(mean_nll(logp)),
-        "extraction_strength": extraction_strength(correct, likelihood.ended),
+        "extraction_strength": of_numbers(extraction_strength(correct, likelihood.ended), logp),
     }
-    # Where the model gave NaN no token is the arg-max, as if it was forgotten.
-    values["extraction_strength"][np.isnan(mean_nll(logp))] = np.nan
     return values, texts
 
 

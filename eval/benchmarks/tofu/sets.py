@@ -21,6 +21,7 @@ from eval.metrics.likelihood import (
     extraction_strength,
     log_truth_ratio,
     mean_nll,
+    of_numbers,
     option_probability,
     probability,
     truth_preference,
@@ -107,13 +108,11 @@ def set_scores(
         if name in TAUGHT:  # the other sets have answers of a name or two
             missing = np.array([text is None for text in texts], dtype=bool)
             columns["distinct_4"] = np.where(missing, np.nan, distinct([text or "" for text in texts], 4))
-    columns["extraction_strength"] = extraction_strength(likelihood.correct, likelihood.ended)
-    columns["exact_memorization"] = exact_memorization(likelihood.correct, likelihood.ended)
-    for metric in _MEMORIZATION:
-        columns[metric] = _of_numbers(columns[metric], likelihood.logp)
+    for metric, measure in zip(_MEMORIZATION, (extraction_strength, exact_memorization), strict=True):
+        columns[metric] = of_numbers(measure(likelihood.correct, likelihood.ended), likelihood.logp)
     if "rephrased" in items:
         records = read.likelihood(f"{name}/rephrased").select(items["rephrased"])
-        strength = _of_numbers(extraction_strength(records.correct, records.ended), records.logp)
+        strength = of_numbers(extraction_strength(records.correct, records.ended), records.logp)
         columns["extraction_strength_paraphrased"] = _placed(strength, records.example, examples).mean()
     metrics: dict[str, float] = {}
     for metric, values in columns.items():
@@ -146,11 +145,6 @@ def _ratio(
 
     base, perturbed = nll("answer" if name in WITH_OPTIONS else "paraphrased").mean(), nll("perturbed")
     return base, perturbed, log_truth_ratio(base, perturbed, form)
-
-
-def _of_numbers(values: np.ndarray, logp: Ragged) -> np.ndarray:
-    """Return values, NaN where the model gave NaN: no token is the arg-max there, as if it was forgotten."""
-    return np.where(np.isnan(mean_nll(logp)), np.nan, values)
 
 
 def _placed(values: np.ndarray, owners: Sequence[str], examples: Sequence[Example]) -> Ragged:

@@ -37,7 +37,7 @@ class Mlflow(NumberTracker):
         if None in map(find_spec, ("mlflow", "sqlalchemy", "alembic")):
             return ["tracker.name=mlflow needs MLflow: pip install 'unlearn-lab[mlflow]'"]
         store, key = options.store, "MLFLOW_TRACKING_URI" if options.uri is None else "tracker.uri"
-        if options.uri is not None and scrubbed(store) != store and "[password]@" in scrubbed(store):
+        if options.uri is not None and "[password]@" in scrubbed(store):
             return [
                 "tracker.uri has a password, which config.yaml would keep: set MLFLOW_TRACKING_URI instead"
             ]

@@ -568,9 +568,9 @@ def test_roles_choose_sets_and_a_metric_asks_for_no_more_than_it_needs(tmp_path:
     assert {key.split("/")[0] for key in whole} == {"sampling", "tofu"}
     for metric in ("probability", "extraction_strength", "exact_memorization"):
         read.clear()
-        found = score(model, metric, ["retain"], only=f"tofu/retain/{metric}")
-        assert {key.split("/")[1] for key in found} == {"retain"}
-        assert found[f"tofu/retain/{metric}"] == approx(whole[f"tofu/retain/{metric}"], terms=PASS)
+        alone = score(model, metric, ["retain"], only=f"tofu/retain/{metric}")
+        assert {key.split("/")[1] for key in alone} == {"retain"}
+        assert alone[f"tofu/retain/{metric}"] == approx(whole[f"tofu/retain/{metric}"], terms=PASS)
         assert len(read) == 1  # nothing is generated
         assert 4 * sum(read) < every  # and no wrong answer is read
     both = replace(score, benchmarks={"wmdp": {}, **score.benchmarks})
