@@ -112,7 +112,7 @@ class Pipeline:
             raise UserError(
                 "out of memory: the device of each process has no room for a whole copy of the model; "
                 "hardware.dtype=bf16 takes less, and hardware.zero=3 on several processes shares the model "
-                "out, but for variants that need a whole copy (docs/hardware.md)"
+                "out (docs/hardware.md)"
             )
         return whole
 

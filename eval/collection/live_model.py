@@ -18,6 +18,7 @@ from torch import nn
 from eval.collection.ragged import Ragged
 from eval.collection.records import TOKEN_COLUMNS
 from eval.collection.shared_prompts import Row, collate_rows, rows_of
+from eval.collection.turns import turns
 from unlearn import interventions
 from unlearn.data.batching import Batch, collate
 from unlearn.data.tokenization import Encoder, TokenSequence
@@ -158,21 +159,19 @@ class Live:
         """
         if not widths:
             return []
-        collective = self.world.collective_forward
 
         def computed(bins: Bins) -> list[tuple[list[int], T]]:
             results = []
             with evaluating(self.model), self._bar(label, len(widths)) as advance:
-                for turn, part in enumerate(self.world.mine(bins)):
-                    together = [each[turn] for each in bins] if collective else [part]
-                    limit = max(sum(answers[j] for j in each) for each in together)
-                    result = call(part or [0], limit)  # also without a part of its own: a collective
+                for part, called, limit in turns(self.world, bins, answers):
+                    result = call(called, limit)
                     results += [(part, result)] if part else []
                     advance(len(part) * self.world.size)
             return results
 
         return in_portions(
-            self.world, key, portion or self.max_tokens, widths, computed, collective=collective
+            self.world, key, portion or self.max_tokens, widths, computed,
+            collective=self.world.collective_forward,
         )  # fmt: skip
 
     def _shares(self, sequences: Sequence[TokenSequence]) -> bool:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from eval.collection.turns import turns
 from unlearn import interventions
 from unlearn.data.batching import Batch, collate
 from unlearn.data.example import Example
@@ -52,7 +53,8 @@ def read_scores(
     """Return the scores of a model's states, where `source` may be the target itself.
 
     One pass of the source and, for another model than the target, one of the target for each block.
-    `max_tokens` bounds rows × longest of a pass. All processes share the examples; a collective.
+    `max_tokens` bounds rows × longest of a pass. All processes share the examples; a collective. The calls of
+    both models are collectives if `world` says so.
 
     Raises:
         UserError: the model has other blocks than the target, or the target has an intervention inside.
@@ -65,15 +67,18 @@ def read_scores(
 
     def compute(bins: Bins) -> list[tuple[int, Tensor]]:
         mine: list[tuple[int, Tensor]] = []
-        for part in world.mine(bins):
-            chosen = [items[i] for i in part]
-            values = _of_batch(target, source, _batch(chosen).to(world.device))
-            mine += list(zip(part, values, strict=True))
+        for part, called, limit in turns(world, bins, measured):
+            batch = _batch([items[i] for i in called]).to(world.device)
+            values = _of_batch(target, source, batch, limit)
+            mine += list(zip(part, values if part else values[:0], strict=True))
         return mine
 
     lengths = [len(item.sequence.ids) - 1 for item in items]
+    measured = [int(item.measured.sum()) for item in items]
     with evaluating(target), evaluating(source), fast_linear_layers(target):
-        rows = in_portions(world, "eval_tokens", max_tokens, lengths, compute)
+        rows = in_portions(
+            world, "eval_tokens", max_tokens, lengths, compute, collective=world.collective_forward
+        )
     gathered = dict(world.gather([(i, values.numpy()) for i, values in rows]))
     return Scores(*np.stack([gathered[i] for i in range(len(items))], axis=1))
 
@@ -86,27 +91,30 @@ def _batch(items: Sequence[Item]) -> Batch:
     return replace(batch, index=batch.index[measured], labels=batch.labels[measured], lengths=lengths)
 
 
-def _of_batch(target: nn.Module, source: nn.Module, batch: Batch) -> Tensor:
-    """Return [B, 3, L] in the order of `Scores`, one pass of the target for each block."""
+def _of_batch(target: nn.Module, source: nn.Module, batch: Batch, limit: int) -> Tensor:
+    """Return [B, 3, L] in the order of `Scores`, one pass of the target for each block.
+
+    `limit`: the largest number of measured tokens in any process's batch of that turn.
+    """
     states = block_states(source, without_padding(source, batch)[0])  # as the target is run, bit for bit
     if source is target:
-        patched = [record(target, batch).logp] * len(states)
+        patched = [record(target, batch, limit).logp] * len(states)
     else:
-        patched = [_patched(target, block, batch, each) for block, each in enumerate(states)]
-    lens = [decoded_logp(target, each, batch.labels) for each in states]
-    own = _own(source, states, batch) if source is not target else lens
+        patched = [_patched(target, block, batch, each, limit) for block, each in enumerate(states)]
+    lens = [decoded_logp(target, each, batch.labels, limit) for each in states]
+    own = _own(source, states, batch, limit) if source is not target else lens
     tokens = torch.stack([torch.stack(each) for each in (patched, lens, own)]).double().cpu()  # [3, L, N]
     means = [part.mean(-1) for part in tokens.split(batch.lengths.tolist(), dim=-1)]
     return torch.stack(means)
 
 
-def _patched(target: nn.Module, block: int, batch: Batch, states: Tensor) -> Tensor:
+def _patched(target: nn.Module, block: int, batch: Batch, states: Tensor, limit: int) -> Tensor:
     row, _ = without_padding(target, batch)  # positions are those of the pass
     with overwritten(target, block, row.index, states):
-        return record(target, row).logp
+        return record(target, row, limit).logp
 
 
-def _own(source: nn.Module, states: Sequence[Tensor], batch: Batch) -> list[Tensor]:
+def _own(source: nn.Module, states: Sequence[Tensor], batch: Batch, limit: int) -> list[Tensor]:
     if interventions.attached(source):
         return [torch.full_like(batch.labels, torch.nan, dtype=torch.float32)] * len(states)
-    return [decoded_logp(source, each, batch.labels) for each in states]
+    return [decoded_logp(source, each, batch.labels, limit) for each in states]

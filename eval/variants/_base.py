@@ -44,12 +44,14 @@ class Score(Protocol):
         """
 
 
-class Held(Protocol):
-    """Yield a model and whether each of its calls is a collective; see `Workbench`."""
+HeldModel = AbstractContextManager[tuple["nn.Module", bool]]
+"""Yields a model and whether each of its calls is a collective."""
 
-    def __call__(
-        self, which: Literal["unlearned", "target"] = "unlearned"
-    ) -> AbstractContextManager[tuple[nn.Module, bool]]: ...
+
+class Held(Protocol):
+    """Hold a model of the run; see `Workbench`."""
+
+    def __call__(self, which: Literal["unlearned", "target"] = "unlearned") -> HeldModel: ...
 
 
 @dataclass(frozen=True)
@@ -59,14 +61,13 @@ class Workbench:
     - `sets`: the dataset's, as the run loaded them, by their full names (`forget`, `forget_eval` …).
       `reported` are those that the run's results are of: as many as `eval.limit` says, without the selection
       items of `eval.select`.
-    - `unlearned` returns a new whole copy of the finished model on the device, in compute precision, with
-      edits attached; `target` the same of the target, None where there is none.
-    - `held` yields one of these two as they return it, or at ZeRO 3 shared out over the processes, and
-      whether its calls are collectives. `editing` is a context in which the parameters of one of its modules
-      are whole, to be changed.
+    - `held` yields a new copy of the finished model or of the target, in compute precision and with edits
+      attached, and whether its calls are collectives: whole on the device, or at ZeRO 3 shared out over the
+      processes. `held_from` does so with the weights of a folder or hub id, or of `model.path` (None).
+      `editing` is a context in which the parameters of one of its modules are whole, to be changed.
+    - `has_target`: whether the finished model was made from a target, which `held` yields.
     - `trainable` returns the finished model for an engine, which at ZeRO 3 may fit on no device.
-    - `load` does the same with the weights of a folder or hub id, or of `model.path` (None). `weights` says
-      where those of the `target` and of the `retain` model are, as far as the run has them.
+    - `weights` says where those of the `target` and of the `retain` model are, as far as the run has them.
     - `directory`: the run's. `questions`: a key of what is asked besides the configuration, as files have it.
     - `results`, `target_results`: flat results of the run's own evaluation and of the target's, empty where
       they are not known.
@@ -79,12 +80,11 @@ class Workbench:
     reported: Mapping[str, list[Example]]
     encoder: Encoder
     world: World
-    unlearned: Callable[[], nn.Module]
-    target: Callable[[], nn.Module] | None
-    load: Callable[[str | None], nn.Module]
     score: Score
     directory: Path
     held: Held
+    held_from: Callable[[str | None], HeldModel]
+    has_target: bool
     trainable: Callable[[], nn.Module]
     editing: Callable[[nn.Module], AbstractContextManager[Any]] = nullcontext
     weights: Mapping[str, WeightsSource] = field(default_factory=dict)

@@ -8,7 +8,8 @@ nothing. One search serves all questions.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from eval.benchmark import Sets, find
+from eval.collection.turns import turns
 from eval.variants._base import Workbench, prefixed
 from unlearn.config import HardwareConfig, RunConfig
 from unlearn.data.batching import Schedule, collate
@@ -79,11 +81,14 @@ def searched(bench: Workbench, name: str) -> list[list[str | None]]:
 
 
 def score_rest(
-    bench: Workbench, model: nn.Module, label: str, tokens: Sequence[int], divided: Halves
+    bench: Workbench, search: Search, label: str, tokens: Sequence[int], divided: Halves
 ) -> dict[str, float]:
     """Return `<label>/<benchmark key>` of the held-out forget questions, these tokens after each prompt."""
-    encoder = bench.encoder.followed_by(tokens)
-    return prefixed(label, bench.score(model, label, ["forget"], sets=divided.scored, encoder=encoder))
+    metrics = bench.score(
+        search.model, label, ["forget"], sets=divided.scored, encoder=bench.encoder.followed_by(tokens),
+        collective_forward=search.world.collective_forward,
+    )  # fmt: skip
+    return prefixed(label, metrics)
 
 
 def forget_sets(config: RunConfig) -> list[str]:
@@ -118,7 +123,8 @@ class Search:
     """Losses of true answers after prompts that tokens follow, on a frozen model; collectives.
 
     The `sequences` are those of the examples without the tokens. Forwards do not depend on the number of
-    processes, since a search takes steps by the signs and the order of small differences.
+    processes, since a search takes steps by the signs and the order of small differences. The calls of the
+    model are collectives if `world` says so.
     """
 
     model: nn.Module
@@ -129,8 +135,9 @@ class Search:
 
     @classmethod
     def of(
-        cls, bench: Workbench, model: nn.Module, examples: Sequence[Example], opening: str | None
-    ) -> Search:
+        cls, bench: Workbench, model: nn.Module, examples: Sequence[Example], opening: str | None,
+        collective: bool = False,
+    ) -> Search:  # fmt: skip
         """Return the search on these examples' answers, or on this opening of each; the model is frozen.
 
         Raises:
@@ -141,7 +148,8 @@ class Search:
         if opening:  # an answer does not end there
             sequences = [replace(s, ids=s.ids[:-1], ended=False) if s.ended else s for s in sequences]
         positions = bench.encoder.limits.positions
-        return cls(model, sequences, bench.world, bench.config.hardware, positions)
+        world = bench.world.with_collective_forward(collective)
+        return cls(model, sequences, world, bench.config.hardware, positions)
 
     @property
     def rows(self) -> list[int]:
@@ -160,8 +168,8 @@ class Search:
         """Return the mean NLL of the rows' answer tokens after each of the candidates [C, k], [C]."""
         tried = [self._with(row, tokens) for tokens in candidates for row in rows]
 
-        def nll(sequences: list[TokenSequence]) -> list[float]:
-            read = record(self.model, collate(sequences).to(self.world.device))
+        def nll(sequences: list[TokenSequence], limit: int) -> list[float]:
+            read = record(self.model, collate(sequences).to(self.world.device), limit)
             return [-float(part.sum()) for part in read.logp.double().split(read.lengths.tolist())]
 
         with evaluating(self.model), fast_linear_layers(self.model):
@@ -177,7 +185,7 @@ class Search:
         sequences = [self._with(row, slots.tokens) for row in rows]
         tokens = sum(s.answer_length for s in sequences)
 
-        def backward(part: list[TokenSequence]) -> tuple[float, np.ndarray]:
+        def backward(part: list[TokenSequence], _: int) -> tuple[float, np.ndarray]:
             vectors = slots.vectors.requires_grad_()
             loss = -forward(self.model, collate(part).to(self.world.device)).logp.sum()
             (gradient,) = torch.autograd.grad(loss, vectors)
@@ -195,17 +203,30 @@ class Search:
 
     def _shared(
         self, sequences: Sequence[TokenSequence], key: Any, size: int,
-        compute: Callable[[list[TokenSequence]], Any],
+        compute: Callable[[list[TokenSequence], int], Any],
     ) -> list[tuple[list[int], Any]]:  # fmt: skip
-        """Return `compute` of each forward's sequences with their numbers, in one order everywhere."""
+        """Return `compute` of each forward's sequences with their numbers, in one order everywhere.
+
+        `compute` also gets the limit of `turns`, in answer tokens.
+        """
         world = self.world
+        answers = [s.answer_length for s in sequences]
 
         def mine(bins: Bins) -> list[tuple[list[int], Any]]:
-            parts = [part for part in bins[0] if part][world.rank :: world.size]
-            return [(part, compute([sequences[i] for i in part])) for part in parts]
+            parts = [part for part in bins[0] if part]
+            parts += [[] for _ in range(-len(parts) % world.size)]
+            shares = [parts[rank :: world.size] for rank in range(world.size)]
+            computed = [
+                (part, compute([sequences[i] for i in called], limit))
+                for part, called, limit in turns(world, shares, answers)
+            ]
+            return [(part, value) for part, value in computed if part]
 
         widths = [len(s.ids) - 1 for s in sequences]
-        computed = world.gather(in_portions(world, key, size, widths, mine, alike=True))
+        collective = world.collective_forward
+        computed = world.gather(
+            in_portions(world, key, size, widths, mine, alike=True, collective=collective)
+        )
         return sorted(computed, key=lambda pair: pair[0])
 
 
@@ -220,17 +241,18 @@ class Begun:
     text: np.ndarray
 
 
-def begin(bench: Workbench, options: Any, name: str) -> Begun:
-    """Return what the search of this variant begins with.
+@contextmanager
+def begin(bench: Workbench, options: Any, name: str) -> Iterator[Begun]:
+    """Yield what the search of this variant begins with, while the unlearned model is held.
 
     Raises:
         UserError: there are too few forget questions, or the start has no token.
     """
     divided = halves(bench.config, bench.sets, bench.reported, name)
-    model = bench.unlearned()
     start = _last_token(bench.encoder, options.start, f"eval.variants.{name}.start")
-    search = Search.of(bench, model, divided.searched, options.opening)
-    return Begun(divided, search, start, plain_tokens(model, bench.encoder))
+    with bench.held() as (model, collective):
+        search = Search.of(bench, model, divided.searched, options.opening, collective)
+        yield Begun(divided, search, start, plain_tokens(model, bench.encoder))
 
 
 class Slots:
@@ -280,7 +302,8 @@ def embedded(model: nn.Module, tokens: Sequence[int]) -> Tensor:
 def plain_tokens(model: nn.Module, encoder: Encoder) -> np.ndarray:
     """Return the tokens of text that the model embeds, in order: no special ones."""
     tokenizer = encoder.tokenizer
-    rows = len(next(embeddings(model).parameters()))
+    weight = next(embeddings(model).parameters())
+    (rows, *_) = getattr(weight, "ds_shape", weight.shape)  # at ZeRO 3 the whole one's
     special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     return np.array([token for token in range(min(len(tokenizer), rows)) if token not in special])
 

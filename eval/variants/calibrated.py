@@ -115,7 +115,7 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
     Raises:
         UserError: the models do not fit together, or no metric of retention is known.
     """
-    if bench.target is None:
+    if not bench.has_target:
         log.info("calibrated: there is no target to mix this model with")
         return {}
     metrics = _measure(bench, options, "calibrated")

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -146,13 +147,16 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
         UserError: the models do not fit together, or no example can be measured.
     """
     known = bench.weights.get("retain")
-    if (bench.target is None and options.target is None) or known is None:
+    if (not bench.has_target and options.target is None) or known is None:
         log.info("depth: there is no target or no retain model to compare this model with")
         return {}
     items = items_of(bench, options)
-    target = bench.target() if bench.target is not None else bench.load(options.target)
-    own, retain = _stage_one(bench, options, items, target)
-    unlearned = _scores(bench, items, target, bench.unlearned())
+    held = bench.held("target") if bench.has_target else bench.held_from(options.target)
+    with held as (target, collective):
+        bench = replace(bench, world=bench.world.with_collective_forward(collective))
+        own, retain = _stage_one(bench, options, items, target)
+        with bench.held() as (model, _):
+            unlearned = _scores(bench, items, target, model)
     values = _compared(own, retain, unlearned, options.threshold)
     metrics: dict[str, float] = {}
     for name in METRICS:
@@ -270,7 +274,8 @@ def _stage_one(
     known = bench.world.on_main(cached)
     if known is None:
         own = _scores(bench, items, target, target)
-        retain = _scores(bench, items, target, bench.load(bench.weights["retain"].source))
+        with bench.held_from(bench.weights["retain"].source) as (model, _):
+            retain = _scores(bench, items, target, model)
         pairs = zip(names, [*vars(own).values(), *vars(retain).values()], strict=True)
         known = dict(pairs)
         columns = {name: Ragged.of(list(values)) for name, values in known.items()}

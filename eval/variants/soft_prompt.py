@@ -19,6 +19,7 @@ from torch import Tensor
 
 from eval.variants._base import Workbench
 from eval.variants._prompt_search import (
+    Begun,
     Slots,
     begin,
     embedded,
@@ -81,7 +82,11 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
     Raises:
         UserError: there are too few forget questions, or the start has no token.
     """
-    begun = begin(bench, options, "soft_prompt")
+    with begin(bench, options, "soft_prompt") as begun:
+        return _measured(bench, options, begun)
+
+
+def _measured(bench: Workbench, options: Options, begun: Begun) -> dict[str, float]:
     search, text = begun.search, begun.text
     # Tokens that mark where the vectors go: a run that no text has.
     marks = np.random.default_rng(0).choice(text, options.tokens, replace=options.tokens > len(text)).tolist()
@@ -97,7 +102,7 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
         if made in options.steps:
             label = f"soft_prompt/{made}"
             metrics[f"{label}/loss"] = search.loss(marks)
-            metrics |= score_rest(bench, search.model, label, marks, begun.divided)
+            metrics |= score_rest(bench, search, label, marks, begun.divided)
     return metrics
 
 

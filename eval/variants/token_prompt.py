@@ -20,6 +20,7 @@ from torch import Tensor
 
 from eval.variants._base import Workbench
 from eval.variants._prompt_search import (
+    Begun,
     Search,
     Slots,
     begin,
@@ -85,7 +86,11 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
     Raises:
         UserError: there are too few forget questions, or the start has no token.
     """
-    begun = begin(bench, options, "token_prompt")
+    with begin(bench, options, "token_prompt") as begun:
+        return _measured(bench, options, begun)
+
+
+def _measured(bench: Workbench, options: Options, begun: Begun) -> dict[str, float]:
     search, text = begun.search, begun.text
     rows = embedded(search.model, text.tolist())
     draws = np.random.default_rng(options.seed)
@@ -104,7 +109,7 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
             label, made_of = f"token_prompt/{made}", tokens.tolist()
             metrics[f"{label}/loss"] = search.loss(made_of)
             reached[str(made)] = {"tokens": made_of, "text": bench.encoder.tokenizer.decode(made_of)}
-            metrics |= score_rest(bench, search.model, label, made_of, begun.divided)
+            metrics |= score_rest(bench, search, label, made_of, begun.divided)
     file = bench.directory / "eval" / "token_prompt" / "prompts.json"
     bench.world.on_main(lambda: write_json(file, reached))
     return metrics

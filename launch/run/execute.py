@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from eval.configuration import benchmark_options, evaluation_sets, questions_key
 from eval.judgement.judge import judge
 from eval.selection import FOLDER, Criterion, chosen_metrics, divide
 from eval.suite import Scoring
-from eval.variants._base import ROLES, Workbench
+from eval.variants._base import ROLES, HeldModel, Workbench
 from launch.job import Job
 from launch.memory.automatic import agreed, limit_to_share
 from launch.report.model_card import write_cards
@@ -257,12 +257,11 @@ class _Run:
             questions=self.world.on_main(lambda: questions_key(self.config, self.job.baselines.log)),
             encoder=self.encoder,
             world=self.world,
-            unlearned=lambda: self.pipeline.loaded(self.pipeline.finished),
             trainable=self.pipeline.trainable,
             held=self._held,
+            held_from=self.pipeline.held,
+            has_target=start,
             editing=partial(whole_parameters, changed=True),
-            target=(lambda: self.pipeline.loaded(self.job.start.source)) if start else None,
-            load=self.pipeline.loaded,
             weights=self._compared_weights(start),
             score=self._scoring("eval"),
             directory=self.rundir.path,
@@ -285,9 +284,7 @@ class _Run:
                 write_json(file, {"problems": problems})
         return measured
 
-    def _held(
-        self, which: Literal["unlearned", "target"] = "unlearned"
-    ) -> AbstractContextManager[tuple[nn.Module, bool]]:
+    def _held(self, which: Literal["unlearned", "target"] = "unlearned") -> HeldModel:
         return self.pipeline.held(self.pipeline.finished if which == "unlearned" else self.job.start.source)
 
     def _selecting(self, bench: Workbench) -> Workbench:

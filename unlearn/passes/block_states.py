@@ -73,11 +73,12 @@ def overwritten(model: nn.Module, block: int, index: Tensor, states: Tensor) -> 
 
 
 @torch.no_grad()
-def decoded_logp(model: nn.Module, states: Tensor, labels: Tensor) -> Tensor:
+def decoded_logp(model: nn.Module, states: Tensor, labels: Tensor, limit: int = 0) -> Tensor:
     """Return log p [N] of `labels` [N] where the last block's output is `states` [N, D]: the logit lens.
 
     The model's own final norm and head decode, with whatever the family does to logits after them. The number
-    of logits in memory at a time is bounded.
+    of logits in memory at a time is bounded. Where a call of the model is a collective, `limit` is the
+    largest N of any process, and N is at least 1.
 
     Raises:
         UserError: the model has no list of blocks, or has edits inside, which would act on the states again.
@@ -89,10 +90,13 @@ def decoded_logp(model: nn.Module, states: Tensor, labels: Tensor) -> Tensor:
         )
     vocabulary = int(unwrap(model).config.get_text_config(decoder=True).vocab_size)
     rows = max(1, _LOGITS // vocabulary)
-    parts = [
-        token_logp(_after_blocks(model, some), wanted)
-        for some, wanted in zip(states.split(rows), labels.split(rows), strict=True)
-    ]
+    parts = []
+    for start in range(0, max(limit, len(states)), rows):
+        own = slice(start, start + rows)
+        # Without rows left, this process's part of the others' collectives is a call on its first.
+        some, wanted = (x[own] if start < len(states) else x[:1] for x in (states, labels))
+        logp = token_logp(_after_blocks(model, some), wanted)
+        parts.append(logp if start < len(states) else logp[:0])
     return torch.cat(parts) if parts else states.new_zeros(0, dtype=torch.float32)
 
 

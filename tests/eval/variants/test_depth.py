@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -19,7 +20,8 @@ from eval import variants
 from eval.metric_catalog import info
 from eval.variants import Workbench, depth
 from eval.variants._answer_spans import read_spans
-from tests.eval.variants.workbench import SHAPE, bench, llama
+from eval.variants._base import HeldModel
+from tests.eval.variants.workbench import SHAPE, bench, holding, llama
 from tests.tolerance import PASS, assert_close, relative
 from tests.worlds import together
 from unlearn import interventions
@@ -58,12 +60,16 @@ def plain() -> Workbench:
 
 def work(directory: Path, unlearned: Callable[[], Any], **other: Any) -> Workbench:
     made = replace(
-        plain(), directory=directory, unlearned=unlearned, target=lambda: sure(TARGET),
-        load=lambda source: sure({"retain": RETAIN}[str(source)]),
+        plain(), directory=directory, held=holding(unlearned, lambda: sure(TARGET)), has_target=True,
+        held_from=of_folder({"retain": RETAIN}),
         weights={"target": WeightsSource("target", "t"), "retain": WeightsSource("retain", "r")},
     )  # fmt: skip
     config = made.config.model_copy(update={"root": str(directory / "root")})
     return replace(made, config=config, **other)
+
+
+def of_folder(seeds: dict[str, int]) -> Callable[[str | None], HeldModel]:
+    return lambda source: nullcontext((sure(seeds[str(source)]), False))
 
 
 def layers(directory: Path) -> list[dict[str, Any]]:
@@ -130,7 +136,7 @@ def test_the_first_stage_is_computed_once_and_portions_change_nothing(tmp_path: 
         raise AssertionError("the retain model is loaded again")
 
     first = depth.measure(work(tmp_path, unlearned), depth.Options())
-    again = work(tmp_path, unlearned, load=refuse)
+    again = work(tmp_path, unlearned, held_from=refuse)
     assert depth.measure(again, depth.Options()) == first
     config = again.config.model_copy(
         update={"hardware": HardwareConfig(eval_tokens=1), "root": str(tmp_path / "other")}
@@ -162,7 +168,7 @@ def test_another_retain_model_is_measured_again(tmp_path: Path) -> None:
     one = work(tmp_path, lambda: sure(3))
     first = variants.measure("depth", one)
     weights = {**one.weights, "retain": WeightsSource("retain", "another")}
-    other = replace(one, weights=weights, load=lambda _: sure(4))
+    other = replace(one, weights=weights, held_from=of_folder({"retain": 4}))
     assert variants.measure("depth", other)["depth/uds"] != first["depth/uds"]
 
 
@@ -177,8 +183,8 @@ def test_a_target_of_its_own(tmp_path: Path) -> None:
     made = work(tmp_path, lambda: sure(3))
     wanted = depth.measure(made, depth.Options())
     named = replace(
-        made, target=None, weights={"retain": made.weights["retain"]},
-        load=lambda source: sure({"retain": RETAIN, str(tmp_path): TARGET}[str(source)]),
+        made, has_target=False, weights={"retain": made.weights["retain"]},
+        held_from=of_folder({"retain": RETAIN, str(tmp_path): TARGET}),
     )  # fmt: skip
     (tmp_path / "config.json").write_text("{}")
     assert depth.measure(named, depth.Options(target=str(tmp_path))) == wanted

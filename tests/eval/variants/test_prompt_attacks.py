@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,9 @@ def test_the_gradient_is_the_same_bits_on_two_processes(tiny_model: Build) -> No
         def gather(self, part: list[Any]) -> list[Any]:
             parts.append(part)
             return [each for own in parts for each in own] if self.rank else part
+
+        def mine(self, bins: Sequence[Sequence[list[int]]]) -> Iterator[list[int]]:
+            yield from (part for part in bins[self.rank] if part)
 
         def sum(self, value: torch.Tensor) -> torch.Tensor:
             return value

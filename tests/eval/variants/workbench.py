@@ -7,17 +7,17 @@ environment variables; the first process writes the metrics to FOLDER.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
 from transformers import LlamaForCausalLM
 
 from eval.suite import Scoring
 from eval.variants import Workbench, measure
+from eval.variants._base import Held, HeldModel
 from unlearn.config import (
     DatasetConfig,
     EvalConfig,
@@ -58,18 +58,23 @@ def bench(
     encoder = make_encoder(config.model, nano.tokenizer(SHAPE.vocabulary), 128)
     score = Scoring(BENCHMARKS, sets, encoder, directory / "eval", world, config.hardware)
 
-    def held(
-        which: Literal["unlearned", "target"] = "unlearned",
-    ) -> AbstractContextManager[tuple[nn.Module, bool]]:
+    made = Workbench(
+        config, sets, sets, encoder, world, score, directory, held=holding(unlearned, target),
+        held_from=lambda _: nullcontext((llama(), False)), has_target=target is not None,
+        trainable=unlearned, progress=False,
+    )  # fmt: skip
+    return replace(made, **other)
+
+
+def holding(unlearned: Callable[[], Any], target: Callable[[], Any] | None = None) -> Held:
+    """What a workbench holds: whole models."""
+
+    def held(which: Literal["unlearned", "target"] = "unlearned") -> HeldModel:
         made = unlearned if which == "unlearned" else target
         assert made is not None
         return nullcontext((made(), False))
 
-    made = Workbench(
-        config, sets, sets, encoder, world, unlearned, target, lambda _: llama(), score, directory,
-        held=held, trainable=unlearned, progress=False,
-    )  # fmt: skip
-    return replace(made, **other)
+    return held
 
 
 def relearn(directory: Path, world: World, hardware: HardwareConfig) -> Mapping[str, float]:
