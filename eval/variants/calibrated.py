@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from eval.benchmark import Better, Role
 from eval.configuration import benchmark_options
@@ -198,6 +198,8 @@ def mix(
 ) -> None:  # fmt: skip
     """Replace the model's floating tensors by α·model + (1 − α)·target, module by module in fp32.
 
+    In bf16 the mixture is rounded at random, by the same draws for every α. Unlearned weights are often a step or
+    two from the target's: rounded to the nearest, all of these would move at one α and none between.
     `editing` makes the parameters of a module whole, as in `Workbench`.
 
     Raises:
@@ -212,6 +214,7 @@ def mix(
             + "; leave this variant out"
         )
     others = dict(target.named_modules())
+    draws: dict[torch.device, torch.Generator] = {}
     done: set[int] = set()  # tied weights are one tensor in two modules
     for name, module in model.named_modules():
         tensors = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
@@ -223,8 +226,22 @@ def mix(
                 tensor = getattr(module, key).detach()
                 if tensor.is_floating_point():
                     other = getattr(others[name], key).detach().to(tensor.device)
-                    tensor.copy_(torch.lerp(other.float(), tensor.float(), alpha))
+                    mixture = torch.lerp(other.float(), tensor.float(), alpha)
+                    if tensor.dtype == torch.bfloat16:
+                        device = tensor.device
+                        generator = draws.setdefault(device, torch.Generator(device).manual_seed(0))
+                        mixture = randomly_rounded(mixture, generator)
+                    tensor.copy_(mixture)
         done.update(id(getattr(module, key)) for key in new)
+
+
+def randomly_rounded(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Round finite fp32 values to one of the two nearest bf16 numbers, so that each is right on average."""
+    draws = torch.randint(
+        1 << 16, values.shape, generator=generator, device=values.device, dtype=torch.int32
+    )  # fmt: skip
+    # bf16 is the upper half of fp32: a draw carries into it as often as the lower half is large.
+    return ((values.view(torch.int32) + draws) & -(1 << 16)).view(torch.float32)
 
 
 def _full(module: str, key: str) -> str:

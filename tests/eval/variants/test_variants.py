@@ -269,13 +269,30 @@ def test_mixing_by_hand_and_ties_once() -> None:
     assert one.lm_head.weight is one.model.embed_tokens.weight
 
 
-def test_mixing_in_half_precision_rounds_once() -> None:
-    one, other = llama(1).bfloat16(), llama(2).bfloat16()
-    name = "model.norm.weight"
-    one.state_dict()[name].fill_(1.0)
-    other.state_dict()[name].fill_(1.0078125)  # the next number: a half of each is neither
-    mix(one, other, 0.75)
-    assert (one.state_dict()[name] == 1.0).all()
+def test_a_bf16_mixture_lies_between_models_that_are_one_step_apart() -> None:
+    step = 2.0**-7  # of bf16 at 1
+
+    def share_moved(alpha: float) -> torch.Tensor:
+        unlearned, target = (torch.nn.Linear(200, 100, dtype=torch.bfloat16) for _ in range(2))
+        with torch.no_grad():
+            target.weight.fill_(1.0)
+            unlearned.weight.fill_(1.0 + step)
+            unlearned.bias.copy_(target.bias)
+        bias = target.bias.detach().clone()
+        mix(unlearned, target, alpha)
+        assert torch.equal(unlearned.bias, bias)  # what is the same stays
+        moved = (unlearned.weight.detach().float() - 1) / step
+        assert ((moved == 0) | (moved == 1)).all()
+        return moved.bool()
+
+    shares = {alpha: share_moved(alpha) for alpha in (0.25, 0.5, 0.75)}
+    for alpha, moved in shares.items():
+        # A binomial share of 20,000 numbers, within five standard deviations.
+        assert abs(moved.float().mean().item() - alpha) < 5 * (alpha * (1 - alpha) / moved.numel()) ** 0.5
+    assert (shares[0.25] <= shares[0.5]).all()  # a larger α moves the same numbers and more
+    assert (shares[0.5] <= shares[0.75]).all()
+    assert not share_moved(0.0).any()
+    assert share_moved(1.0).all()
 
 
 def test_the_ends_are_the_models_themselves() -> None:
