@@ -25,7 +25,8 @@ from launch.report.site_hooks import rewritten
 from launch.validate import check
 from tests import documents
 from tests.paths import ROOT
-from unlearn.config import RunConfig
+from unlearn.config import DatasetConfig, RunConfig
+from unlearn.data.sources import load_sets
 
 pytestmark = pytest.mark.slow  # a hundred commands
 _STANDS_FOR = re.compile(r"\b(DIR|FILE|ID|LOG|RETAIN_LOG|MODEL|DATA)\b")
@@ -145,6 +146,20 @@ def test_the_data_of_the_first_page_are_those_of_its_files():
         (shown,) = documents.fences(page, f"json {name}.jsonl")
         rows = (ROOT / "docs" / "data" / f"{name}.jsonl").read_text(encoding="utf-8")
         assert rows == shown if whole else rows.startswith(shown)
+
+
+def test_the_row_with_all_columns_is_read(tmp_path):
+    (row,) = documents.fences(ROOT / "docs" / "from-zero.md", "json all.jsonl")
+    file = tmp_path / "all.jsonl"
+    file.write_text(row, encoding="utf-8")
+    config = DatasetConfig(name="custom", source="custom", forget=str(file), retain=str(file))
+    (read,) = load_sets(config, {"forget"})["forget"]
+    assert [read.question, read.answer, read.template] == ["Who keeps it?", "Ada does.", "I cannot say."]
+    assert read.perturbed_answers == ("Ben does.", "Eve does.")
+    assert (read.paraphrased_question, read.paraphrased_answer) == (
+        "Who is its keeper?",
+        "Its keeper is Ada.",
+    )
 
 
 def test_the_site_is_built_without_a_warning(tmp_path):

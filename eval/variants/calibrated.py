@@ -198,8 +198,8 @@ def mix(
 ) -> None:  # fmt: skip
     """Replace the model's floating tensors by α·model + (1 − α)·target, module by module in fp32.
 
-    In bf16 the mixture is rounded at random, by the same draws for every α. Unlearned weights are often a step or
-    two from the target's: rounded to the nearest, all of these would move at one α and none between.
+    In bf16 the mixture is rounded at random, by the same draws for every α. Unlearned weights are often a
+    step or two from the target's: rounded to the nearest, all of these would move at one α, none between.
     `editing` makes the parameters of a module whole, as in `Workbench`.
 
     Raises:

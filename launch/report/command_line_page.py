@@ -30,7 +30,7 @@ _CODES = """\
 | --- | --- |
 | 0 | done |
 | 1 | something failed; the message names the file with the traceback, and of a sweep the runs |
-| 2 | refused before anything was made, with the reason |
+| 2 | refused, or failed with a message that says what to do |
 | 75 | stopped by a signal after a checkpoint; the same command continues |
 | 130 | interrupted outside of a run |
 """

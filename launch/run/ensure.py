@@ -19,6 +19,9 @@ from unlearn.signals import StartAgain, Stopped, on_stop
 
 log = logging.getLogger(__name__)
 
+_PRECISION = ("dtype", "optimizer", "gradients")
+"""Settings of the hardware that change numbers by more than rounding; the fingerprint leaves them out."""
+
 
 def is_complete(run: Planned) -> bool:
     """Return whether the directory holds the results of this configuration and this evaluation.
@@ -108,7 +111,22 @@ def _decide(
         else:
             _, restarts = run.rundir.read_memory(run.job.config.hardware)
             judge(run, work_together(run, team).values(), restarts)
+    elif other := _other_precision(run):
+        log.warning(
+            "%s is complete, and was made with %s: for this command's choose another root",
+            run.directory, other,
+        )  # fmt: skip
     return run.rundir.read_results()
+
+
+def _other_precision(run: Planned) -> str:
+    """Return how a complete run was computed, as far as this command differs in more than rounding."""
+    made, asked = read_stored(run.rundir).get("hardware", {}), run.job.config.hardware
+    return " ".join(
+        f"hardware.{key}={made[key]}"
+        for key in _PRECISION
+        if made.get(key, getattr(asked, key)) != getattr(asked, key)
+    )
 
 
 @contextmanager

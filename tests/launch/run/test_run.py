@@ -160,6 +160,20 @@ def test_started_again_it_returns_at_once(done):
     assert {path: path.stat().st_mtime_ns for path in before} == before
     table = [line for line in first.out.splitlines() if line.startswith("tofu/")]
     assert table == [line for line in again.out.splitlines() if line.startswith("tofu/")]
+    assert "was made with" not in again.err
+
+
+def test_a_complete_run_of_another_precision_says_so(done):
+    cwd, _ = done
+    stored = main_run(cwd) / "config.yaml"
+    written = stored.read_text()
+    stored.write_text(written.replace("dtype: fp32", "dtype: bf16"))  # as on a processor that has bf16
+    try:
+        again = unlearn(cwd, "eval.every_steps=2")
+    finally:
+        stored.write_text(written)
+    assert again.code == 0
+    assert f"{main_run(cwd).name} is complete, and was made with hardware.dtype=bf16" in again.err
 
 
 def test_another_way_of_measuring_does_not_train_again(done):
