@@ -21,6 +21,14 @@ SAME = ("train/steps", "method.batch")
 """What methods must have in common to be compared."""
 
 
+_REPORTED_MARGIN = "margin of the reported items"
+
+
+def of_reported(choose: str) -> str:
+    """Return the key of the reported items that is what `choose` is of the selection items."""
+    return _REPORTED_MARGIN if choose == "select/margin" else choose.replace("/selection/", "/")
+
+
 class Missing(Exception):
     """Why an arm has no values."""
 
@@ -38,6 +46,8 @@ class Setting:
 
     def mean(self, key: str) -> float:
         """Return the mean over seeds, NaN if a value is missing."""
+        if key == _REPORTED_MARGIN:
+            return self.mean("tofu/retain/extraction_strength") - self.mean("tofu/forget/extraction_strength")
         return float(np.mean([run.number(key) for run in self.runs.values()]))
 
     def number(self, key: str) -> float | None:

@@ -10,15 +10,14 @@ import numpy as np
 from launch.report import markdown
 from launch.report.claims.arms import RATE
 from launch.report.claims.definitions import Level
-from launch.report.claims.verdicts import Task
+from launch.report.claims.verdicts import LEFT, Task
 from launch.report.kept import KeptRun
 from launch.report.results_table import format_value
 from launch.report.settings import plain
 
 _BUILDS = "build the"
-_LEFT = "calibrated/tofu/forget/extraction_strength"
 _TWICE = f"""\
-The same settings and seed under two names of the method, and the difference in `{_LEFT}`.
+The same settings and seed under two names of the method, and the difference in `{LEFT}`.
 It is 0 for runs of one commit on one machine. The sweeps of a column may be of several commits and
 processors, which round differently from the first step on, in the training of the targets too. A difference
 between methods that is no larger than these may be one of sweeps."""
@@ -76,7 +75,7 @@ def repeated(every: Sequence[Task]) -> list[str]:
         for runs in groups.values():
             for first, second in itertools.pairwise(sorted(runs, key=lambda run: run.method)):
                 if first.method != second.method:
-                    difference = abs(first.number(_LEFT) - second.number(_LEFT))
+                    difference = abs(first.number(LEFT) - second.number(LEFT))
                     differences.setdefault(f"`{first.method}`, `{second.method}`", []).append(difference)
         for names, sizes in sorted(differences.items()):
             figures = format_value(float(np.mean(sizes))), format_value(max(sizes))

@@ -10,22 +10,25 @@ from launch.report import markdown
 from launch.report.claims.budget import budget, made, repeated
 from launch.report.claims.definitions import Claim, Level
 from launch.report.claims.trial import LEVEL, Difference, holm, written
-from launch.report.claims.verdicts import Task, Trial
+from launch.report.claims.verdicts import LEFT, MIXED, Task, Trial
 from launch.report.kept import KeptRun
 from launch.report.results_table import format_value
 
 NO_RUNS = "cannot tell (no runs)"
-_MIXED = "calibrated/"
+_PLAIN = LEFT.removeprefix(MIXED)
+_ANCHORS = {"forget": _PLAIN, "retain": _PLAIN.replace("forget", "retain"), "utility": "tofu/model_utility"}
 _HOW = f"""\
 **How.** Compared methods have the same number of steps, batch and retain data; the weights of their terms
 and their exponents are the presets', unless a claim chooses them. Of each method the setting is the one
 with the best mean over seeds on the selection items, a quarter of each set (`eval.select.share`) that is
 not reported: by the calibrated extraction strength left, or where the claim is about what is kept, by
 retain minus forget extraction strength (`select/margin`). *Settings* says of how many, and which number is
-an end of what was tried. All figures are of the rest. *Calibrated* metrics are of the mixture with the
-target that keeps at least 95 % of its retention (`eval=[tofu,calibrated]`), which is what "at equal
-retention" means here. α is the share of the unlearned model in it, in steps of 1/64: 1 where it keeps that
-much by itself; where α is small the method has ruined the model, and what is compared is mostly the target.
+an end of what was tried. All figures are of the rest. Where settings chosen by the reported items
+themselves, which is too kind to all, would give another verdict, it says which. *Calibrated* metrics are of
+the mixture with the target that keeps at least 95 % of its retention (`eval=[tofu,calibrated]`), which is
+what "at equal retention" means here. α is the share of the unlearned model in it, in steps of 1/64: 1 where
+it keeps that much by itself; where α is small the method has ruined the model, and what is compared is
+mostly the target.
 *Keeps* is the retention of the mixture; more than 0.95 is a disadvantage. Trade-offs are drawn
 without mixing. A *spread* is the largest minus the smallest value over the learning rates that both methods
 have. What the probe gives for a run (`geffect/…`) is defined in [geffect.md](geffect.md#what-is-measured).
@@ -36,12 +39,17 @@ else, with the reason; in the table, how many intervals lie above and below thei
 adjusted for their number."""
 
 
+_ENDS = """\
+What no method has changed, means over seeds. A model that leaves less than the retain model, which never saw
+the forget set, has not forgotten more: **†** marks comparisons where both sides leave no more than it."""
+
+
 def page(
     trials: Sequence[Trial], every: Sequence[Task], runs: Sequence[KeptRun], figures: Mapping[str, str],
     levels: Sequence[Level], published: str,
 ) -> str:  # fmt: skip
     """Return the page. figures: the address of each claim's figure by the claim's id."""
-    parts = ["# Claims of the papers, tried", _about(trials), summary(trials, every), _HOW]
+    parts = ["# Claims of the papers, tried", _about(trials), summary(trials, every), _anchors(every), _HOW]
     for paper in dict.fromkeys(trial.claim.paper for trial in trials):
         parts.append(f"## {markdown.linked(paper)}")
         for claim in dict.fromkeys(trial.claim.id for trial in trials if trial.claim.paper == paper):
@@ -52,9 +60,15 @@ def page(
 
 
 def _about(trials: Sequence[Trial]) -> str:
-    known = [each for trial in trials for each in trial.outcome.differences if each.known]
+    compared = {
+        (trial.task.label if trial.task else "", each.label, each.least, each.means)
+        for trial in trials
+        for each in trial.outcome.differences
+        if each.known
+    }
+    known = len(compared)
     by_chance = (
-        f" Intervals of 95 % miss by chance: of {len(known)}, about {len(known) * LEVEL:.0f}."
+        f" Intervals of 95 % miss by chance: of {known}, about {known * LEVEL:.0f}; but many share runs."
         if known
         else ""
     )
@@ -62,7 +76,7 @@ def _about(trials: Sequence[Trial]) -> str:
     return (
         "Made by `unlearn claims` from the results of runs; by hand are only the claims themselves and what "
         "would change a verdict. A verdict is about the models and data of its column, not the paper's. "
-        f"{claims} claims, {len(known)} comparisons.{by_chance}"
+        f"{claims} claims, {known} different comparisons.{by_chance}"
     )
 
 
@@ -75,6 +89,20 @@ def summary(trials: Sequence[Trial], every: Sequence[Task]) -> str:
         cells = [_verdict(own, label) for label in labels]
         rows.append((f"[{claim}](#{markdown.anchor(claim)})", own[0].claim.claim, *cells))
     return markdown.table(("", "claim", *labels), rows)
+
+
+def _anchors(every: Sequence[Task]) -> str:
+    """Return a table of what the models leave and keep that no method has changed."""
+    rows = []
+    for task in every:
+        for role in ("target", "retain model"):
+            values = [task.anchor(role, key) for key in _ANCHORS.values()]
+            if not all(map(math.isnan, values)):
+                rows.append((task.label, role, *map(format_value, values)))
+    if not rows:
+        return "Neither targets nor retain models are among the runs."
+    heads = ("on", "model", "extraction strength left", "kept", "utility")
+    return f"{_ENDS}\n\n{markdown.table(heads, rows)}"
 
 
 def _verdict(trials: Sequence[Trial], label: str) -> str:
@@ -120,8 +148,17 @@ def _claim(claim: Claim, trials: Sequence[Trial], figure: str | None) -> list[st
         )
     for trial in trials:
         where = f"{trial.task.label}: " if trial.task is not None else ""
-        parts.append(f"**{where}{trial.outcome.verdict}** – {trial.outcome.reason}.{_chosen(trial)}")
+        parts.append(
+            f"**{where}{trial.outcome.verdict}** – {trial.outcome.reason}.{_kindest(trial)}{_chosen(trial)}"
+        )
     return [*parts, f"What would change it: {claim.changes}."]
+
+
+def _kindest(trial: Trial) -> str:
+    """Say what the verdict would be with settings that are chosen by the reported items, if another."""
+    if trial.kindest in (None, trial.outcome.verdict):
+        return ""
+    return f" With settings chosen by the reported items themselves: {trial.kindest}."
 
 
 def _code(run: str) -> str:
@@ -145,7 +182,8 @@ def _rows(trial: Trial) -> list[tuple[str, ...]]:
 
 
 def _means(each: Difference) -> str:
-    return " / ".join(map(format_value, each.means)) or "–"
+    means = " / ".join(map(format_value, each.means)) or "–"
+    return f"{means} †" if each.beyond else means
 
 
 def _p(each: Difference, p: float) -> str:
@@ -153,7 +191,8 @@ def _p(each: Difference, p: float) -> str:
 
 
 def _chosen(trial: Trial) -> str:
-    """Return the chosen settings, of how many, and for calibrated metrics α and what the mixture keeps."""
+    """Return the chosen settings, of how many, and for calibrated metrics α and what the mixture keeps; for
+    others what the model leaves of the forget set."""
     if not trial.chosen:
         return ""
     named = []
@@ -163,9 +202,11 @@ def _chosen(trial: Trial) -> str:
         notes = []
         if arm is not None and setting is not None:
             notes.append(arm.place(label))
-            share = setting.mean(f"{_MIXED}alpha")
-            if trial.claim.metric.startswith(_MIXED) and math.isfinite(share):
-                kept = setting.mean(f"{_MIXED}retention")
+            share, left = setting.mean(f"{MIXED}alpha"), setting.mean(_PLAIN)
+            if trial.claim.metric.startswith(MIXED) and math.isfinite(share):
+                kept = setting.mean(f"{MIXED}retention")
                 notes.append(f"α {share:.2f}{f', keeps {kept:.3f}' if math.isfinite(kept) else ''}")
+            elif math.isfinite(left):
+                notes.append(f"leaves {left:.3f}")
         named.append(f"{name} {label} ({', '.join(notes)})" if notes else f"{name} {label}")
     return f" Settings: {'; '.join(named)}."

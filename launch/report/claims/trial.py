@@ -24,7 +24,8 @@ class Difference:
 
     label: what is compared. mean, half: over `n` seeds, and half of the 95 % interval (Student's t). least:
     the claimed difference is larger than this: 0, below it for "not worse by more than", above it for "by at
-    least". missing: why there is no difference, "" where there is one. means: of both sides.
+    least". missing: why there is no difference, "" where there is one. means: of both sides. beyond: both
+    leave no more than a model that never saw the forget set.
     """
 
     label: str
@@ -34,6 +35,7 @@ class Difference:
     least: float = 0.0
     missing: str = ""
     means: tuple[float, ...] = ()
+    beyond: bool = False
 
     @property
     def low(self) -> float:

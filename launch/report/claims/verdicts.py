@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from launch.report.claims.arms import SAME, Candidates, Missing, NotMade, candidates
+from launch.report.claims.arms import SAME, Candidates, Missing, NotMade, candidates, of_reported
 from launch.report.claims.definitions import At, Claim, Claims, Comparison, Weights, arms_of
-from launch.report.claims.trial import Difference, Outcome, difference, judged
+from launch.report.claims.trial import Difference, Outcome, Verdict, difference, judged
 from launch.report.geffect.files import PREFIX
 from launch.report.kept import KeptRun
 from launch.report.settings import shortest, word
 from launch.report.statistics import rank_correlation
 from unlearn.terms import WEIGHTINGS
 
+MIXED = "calibrated/"
+LEFT = f"{MIXED}tofu/forget/extraction_strength"
 _LIKELIHOODS = [step / 1000 for step in range(1, 1000)]
 
 
@@ -32,16 +34,31 @@ class Task:
     def of(self, role: str) -> list[KeptRun]:
         return [run for run in self.runs if run.role == role]
 
+    def anchor(self, role: str, key: str) -> float:
+        """Return the mean of a metric over the targets or the retain models, NaN where there is none."""
+        values = [run.number(key) for run in self.of(role)]
+        return float(np.mean(values)) if values else math.nan
+
+    @property
+    def floor(self) -> float:
+        """What a model that never saw the forget set leaves of it, NaN where there is none."""
+        return self.anchor("retain model", LEFT.removeprefix(MIXED))
+
 
 @dataclass(frozen=True)
 class Trial:
-    """The outcome of a claim on a task. `chosen`: the setting of each arm; `arms`: all of theirs."""
+    """The outcome of a claim on a task.
+
+    `chosen`: the setting of each arm; `arms`: all of theirs. `kindest`: the verdict with settings chosen by
+    the reported items in place of the selection items, which is too kind to all.
+    """
 
     claim: Claim
     task: Task | None
     outcome: Outcome
     chosen: Mapping[str, str] = field(default_factory=dict)
     arms: Mapping[str, Candidates] = field(default_factory=dict, repr=False)
+    kindest: Verdict | None = None
 
 
 def tasks(runs: Sequence[KeptRun]) -> list[Task]:
@@ -124,9 +141,27 @@ def _on_task(claim: Claim, claims: Claims, task: Task) -> Trial | None:
     absent = {name for name, reason in missing.items() if isinstance(reason, NotMade)}
     if all(absent.intersection(_arms(*pair)) for pair in pairs):
         return None
+    floor = task.floor
+
+    def outcome(claim: Claim, chosen: dict[str, str]) -> Outcome:
+        made = [_difference(claim, comparison, than, arms, missing, chosen) for comparison, than in pairs]
+        return judged(
+            [
+                _marked(each, comparison, claim, floor)
+                for each, (comparison, _) in zip(made, pairs, strict=True)
+            ]
+        )
+
     chosen: dict[str, str] = {}
-    differences = [_difference(claim, comparison, than, arms, missing, chosen) for comparison, than in pairs]
-    return Trial(claim, task, judged(differences), chosen, arms)
+    own = outcome(claim, chosen)
+    by_reported = claim.model_copy(update={"choose": of_reported(claim.choose)})
+    return Trial(claim, task, own, chosen, arms, outcome(by_reported, {}).verdict)
+
+
+def _marked(each: Difference, comparison: Comparison, claim: Claim, floor: float) -> Difference:
+    """Say whether both sides leave no more than the retain model."""
+    compared = (comparison.metric or claim.metric) == LEFT and comparison.at == "best" and not comparison.log
+    return replace(each, beyond=compared and bool(each.means) and max(each.means) <= floor)
 
 
 def _arms(comparison: Comparison, than: str | float) -> list[str]:

@@ -201,8 +201,9 @@ def test_published_figures_have_presets_and_a_card() -> None:
 def write_run(
     path: Path, *, method: str = "npo", keys: dict[str, Any] | None = None, **more: Any
 ) -> Path:  # fmt: skip
-    """Write a run with the weight of retaining that the preset has."""
-    own = {"retain_weight": 0.1 if method == "satimp" else 1.0} | (keys or {})
+    """Write a run with the weight of retaining and the exponents that the preset has."""
+    forget = {"weighting": {"beta1": 5, "beta2": 0.1}} if method == "satimp" else {"beta": 0.1}
+    own = {"retain_weight": 0.1 if method == "satimp" else 1.0, "forget": forget} | (keys or {})
     return compare_files.write_run(path, method=method, keys=own, **more)
 
 
@@ -234,6 +235,32 @@ def test_a_rate_is_chosen_on_the_selection_items_and_the_rest_is_reported(runs: 
     assert each.mean == pytest.approx(0.21)  # 0.20, 0.21 and 0.22; at the other rate 0.30
     assert each.half == pytest.approx(4.302652729911275 * 0.01 / math.sqrt(3))
     assert trial.outcome.verdict == "holds"
+
+
+def test_what_the_choice_by_selection_items_decides_is_said(runs: Path) -> None:
+    (own,) = trials_of(runs)
+    assert own.kindest == "holds"  # so the page says nothing
+    for seed in range(3):  # by the reported items B has a better rate than those of A
+        reported = results(0.01 + 0.001 * seed, 0.9)
+        write_run(runs / f"b{seed}-low", seed=seed, lr=1e-6, results=reported)
+    (trial,) = trials_of(runs)
+    assert (trial.outcome.verdict, trial.kindest) == ("holds", "does not hold")
+    assert trial.task is not None
+    shown = page([trial], [trial.task], trial.task.runs, {}, [], "")
+    assert "With settings chosen by the reported items themselves: does not hold. Settings:" in shown
+
+
+def test_what_is_left_is_shown_next_to_what_a_retain_model_leaves(runs: Path) -> None:
+    write_run(runs / "r", method="none", role="evaluate the retain model", results=results(0.35, 0.3, 1.0))
+    (trial,) = trials_of(runs)
+    assert trial.task is not None
+    shown = page([trial], [trial.task], trial.task.runs, {}, [], "")
+    assert "| authors forget10 × nano | target | 1.0000 | 1.0000 | – |" in shown
+    assert "| authors forget10 × nano | retain model | 0.3500 | 1.0000 | – |" in shown
+    assert "| A against B | 0.1100 / 0.3200 † |" in shown  # both below 0.35
+    assert "†" not in page(
+        [*trials_of(runs / "a*", runs / "b*")], [trial.task], trial.task.runs, {}, [], ""
+    ).replace("**†**", "")
 
 
 def test_numbers_at_an_end_of_those_tried_are_named(tmp_path: Path) -> None:
