@@ -95,10 +95,12 @@ class Pipeline:
             yield self.loaded(source), False
             return
         log.info("a model without an optimizer is shared out over the processes (%d)", self.world.size)
-        with sharded(self.deferred(source), self.world, self.config.hardware) as model:
-            yield model, True
-        del model
-        gc.collect()  # hooks make cycles, which would keep it while another is loaded
+        try:
+            with sharded(self.deferred(source), self.world, self.config.hardware) as model:
+                yield model, True
+                del model
+        finally:
+            gc.collect()  # hooks make cycles, which would keep it while another is loaded
 
     def loaded(self, source: str | None) -> nn.Module:
         """Load a whole model, in compute precision, on the device. A collective.
@@ -221,11 +223,16 @@ class Pipeline:
         terms = self._resolved(config)
         ready = Preparation(config, terms, self.sets, self.encoder, self.world)
 
-        def engine_of(folder: str | None) -> Engine:
-            source = folder or self.start.source
-            return self._engine(self.deferred(source))
+        def model_of(source: str | None) -> Any:
+            model = self.deferred(source)
+            if config.method.train is not None:
+                adapt.train_only(model, config.method.train)
+            return model
 
-        holder = _LazyEngine(partial(self.deferred, self.start.source), self._engine)
+        def engine_of(folder: str | None) -> Engine:
+            return self._engine(model_of(folder or self.start.source))
+
+        holder = _LazyEngine(partial(model_of, self.start.source), self._engine)
         sources = {"reference": FrozenModel(self.start.key, holder.hold, holder.whole_head)}
         groups, frozen = ready.with_frozen_outputs(ready.groups(sources["reference"]), sources)
         holder.close()
@@ -346,8 +353,11 @@ class Pipeline:
                     engine.module, adapter, self.tokenizer, adapter_folder, base=base
                 )  # fmt: skip
         weights = engine.weights()
-        if self.world.main and scale != 1:
-            weights = export.extrapolated(self._read(self.start.source).state_dict(), weights, scale)
+        if scale != 1:
+            masters = {name: tensors["weight"] for name, tensors in engine.state() if tensors}
+            if self.world.main:
+                start = self._read(self.start.source).state_dict()
+                weights = export.extrapolated(start, weights, scale, masters)
         with replacing(folder) if self.world.main else nullcontext(folder) as part:
             if self.world.main:
                 export.save_streamed(engine.module, weights, self.tokenizer, part)

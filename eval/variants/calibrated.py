@@ -104,6 +104,11 @@ def identity(options: Options) -> Any:
     return options.model_dump()
 
 
+def settings(config: RunConfig) -> Any:
+    """Return what mixtures are rounded like, where they are: until it had a name, to the nearest number."""
+    return {"rounded": "randomly"} if config.hardware.dtype == "bf16" else None
+
+
 def measure(bench: Workbench, options: Options) -> dict[str, float]:
     """Return `calibrated/<benchmark key>` at that α, `calibrated/alpha`, and `calibrated/retention`.
 

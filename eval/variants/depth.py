@@ -157,6 +157,8 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
         own, retain = _stage_one(bench, options, items, target)
         with bench.held() as (model, _):
             unlearned = _scores(bench, items, target, model)
+            del model
+        del target
     values = _compared(own, retain, unlearned, options.threshold)
     metrics: dict[str, float] = {}
     for name in METRICS:
@@ -276,6 +278,7 @@ def _stage_one(
         own = _scores(bench, items, target, target)
         with bench.held_from(bench.weights["retain"].source) as (model, _):
             retain = _scores(bench, items, target, model)
+            del model  # free it before the next
         pairs = zip(names, [*vars(own).values(), *vars(retain).values()], strict=True)
         known = dict(pairs)
         columns = {name: Ragged.of(list(values)) for name, values in known.items()}

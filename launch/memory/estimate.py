@@ -21,6 +21,7 @@ from unlearn.rules import Remembering, make_rule
 from unlearn.terms import bind
 from unlearn.training.deepspeed_config import keeps_remainders, shards_models, stage_of
 from unlearn.training.optimizers import BLOCK, CHUNK
+from unlearn.training.step_data import kinds
 
 GIB = 2**30
 BUCKET = 500_000_000
@@ -375,11 +376,15 @@ def read_shape(model: nn.Module) -> Shape:
 
 
 def bound(config: RunConfig) -> Load:
-    """Return the largest possible micro-batch: texts of `dataset.max_length` tokens, all answer tokens."""
+    """Return the largest possible micro-batch: texts of `dataset.max_length` tokens, all answer tokens.
+
+    An example whose answer and alternatives are both needed goes through the model with each of them, and is
+    not divided.
+    """
     method, hardware = config.method, config.hardware
     width = config.dataset.max_length
-    kinds = max(1, len({term.group for term in bind(method)}))
-    step = -(-method.batch // hardware.processes) * kinds * width
-    limit = hardware.micro_batch * kinds * width if hardware.micro_batch else hardware.tokens
-    tokens = max(width, min(step, limit))
+    passes = [len(some) for some in kinds((term, term.needs) for term in bind(method)).values()] or [1]
+    step = -(-method.batch // hardware.processes) * sum(passes) * width
+    limit = hardware.micro_batch * sum(passes) * width if hardware.micro_batch else hardware.tokens
+    tokens = max(max(passes) * width, min(step, limit))
     return Load(tokens, width, tokens)

@@ -274,15 +274,35 @@ class _Run:
         measured: dict[str, float] = {}
         for name, options in chosen.items():
             file = variants.folder_of(name, self.rundir.eval) / "problems.json"
+            problems = []
             try:
                 measured |= variants.measure(name, bench, options)
-                problems = []
-            except UserError as error:  # concerns this variant only: other results stay valid
-                log.warning("%s: %s", name, error)
-                problems = [str(error)]
+            except (UserError, RuntimeError, MemoryError, DoesNotFit) as error:
+                # Concerns this variant only: other results stay valid.
+                problems = [self._left_out(name, error)]
+                log.warning("%s: %s", name, problems[0])
+            if problems and self.world.size == 1:  # the error has let go of its frames, and so of its models
+                close_all()
+                gc.collect()
             if self.world.main and (problems or file.is_file()):
                 write_json(file, {"problems": problems})
         return measured
+
+    def _left_out(self, name: str, error: BaseException) -> str:
+        """Return why a variant is left out.
+
+        Raises:
+            UserError: it was out of memory on one process of several, where the others may wait for it.
+        """
+        if isinstance(error, UserError):
+            return str(error)
+        if not (isinstance(error, DoesNotFit) or is_out_of_memory(error)):
+            raise error
+        said = str(error).partition("\n")[0]
+        what = said if isinstance(error, DoesNotFit) else f"out of memory ({said}); what takes less: {ADVICE}"
+        if self.world.size == 1:
+            return what
+        raise UserError(f"eval.variants.{name}: {what}; or leave the variant out") from error
 
     def _held(self, which: Literal["unlearned", "target"] = "unlearned") -> HeldModel:
         return self.pipeline.held(self.pipeline.finished if which == "unlearned" else self.job.start.source)

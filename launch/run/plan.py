@@ -100,7 +100,7 @@ def make_plan(config: RunConfig, directory: Path | None = None) -> Plan:
             runs.append(_planned("evaluate the target", _evaluation_of(config), target, baselines))
             baselines = replace(baselines, target=runs[-1].directory)
     refuse_unmeasured(config, baselines)
-    for earlier in before(config.dataset):
+    for earlier in before(config.dataset) if method.makes_model else ():
         target = _unlearned(config, earlier, target, runs)
     reinforced = _reinforced(config, target, runs) if needs_reinforced(method) else None
     unlearned = None
@@ -229,7 +229,12 @@ def _unlearned(config: RunConfig, split: str, start: WeightsSource, runs: list[P
             "save_model": True,
         }
     )
-    run = _planned(f"unlearn {split}", made, start)
+    method = made.method
+    reinforced = _reinforced(made, start, runs) if needs_reinforced(method) else None
+    first = (
+        _first(made, method.unlearned.method, start, runs) if method.unlearned.method is not None else None
+    )
+    run = _planned(f"unlearn {split}", made, start, reinforced=reinforced, unlearned=first)
     runs.append(run)
     return WeightsSource(str(run.rundir.model), f"run:{run.job.fingerprint}")
 

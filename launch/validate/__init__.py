@@ -54,6 +54,11 @@ def warnings_of(config: RunConfig, *, searched: bool = False) -> list[str]:
             f"method.smooth.name={config.method.smooth.name}: much of a small perturbation rounds away with "
             "hardware.dtype=bf16; smooth/changed in the history is the share of the weights that it changes"
         )
+    if config.probe.name == "geffect" and config.hardware.dtype == "bf16":
+        warnings.append(
+            "probe.check: left out with hardware.dtype=bf16, in which its small step rounds away; nothing "
+            "then says whether the prediction holds (geffect/trusted)"
+        )
     method = config.method
     warnings += [
         f"method.{slot}_weight={method.weight(slot):g}: has no effect, since the method has no {slot} term"

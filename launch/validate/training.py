@@ -59,6 +59,11 @@ def method_problems(config: RunConfig) -> list[str]:
             f"method.update_scale={method.update_scale}: scales updates of full weights; leave "
             "model.lora.r out"
         )
+    if method.update_scale != 1 and config.eval.every_steps is not None:
+        problems.append(
+            f"eval.every_steps={config.eval.every_steps}: with method.update_scale={method.update_scale} the "
+            "model that is measured on the way is not the one that is saved; leave eval.every_steps out"
+        )
     smooth = method.smooth.name
     if smooth in ("penalty", "curvature") and config.hardware.dtype == "bf16":
         problems.append(
@@ -195,6 +200,7 @@ def _unsaved(method: MethodConfig, probe: str) -> list[str]:
         "an intervention": method.intervention is not None,
         "a reinforced model": "reinforced" in sources,
         "a running average of the weights": "teacher" in sources,
+        "a model that was unlearned first": method.unlearned.method is not None,
     }
     return [
         f"probe.method: {method.name} uses {what}, which saved models do not have; measure it while it "

@@ -88,6 +88,11 @@ def test_a_model_made_after_the_last_step_is_not_what_is_measured(config, update
     assert says in problem
 
 
+def test_a_model_that_is_scaled_at_the_end_is_not_measured_on_the_way() -> None:
+    with pytest.raises(ConfigError, match=r"eval\.every_steps=5: with method\.update_scale=-5"):
+        check(checked(compose_run(force_overrides(["method=task_vector", "eval.every_steps=5"]))))
+
+
 def test_the_check_of_a_configuration_reports_it():
     with pytest.raises(ConfigError, match=r"eval\.every_steps is not set"):
         check(checked(compose_run(force_overrides(["eval.select.rule=last"]))))

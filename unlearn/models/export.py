@@ -31,15 +31,20 @@ log = logging.getLogger(__name__)
 
 
 def extrapolated(
-    start: Mapping[str, Tensor], learned: Iterable[tuple[str, Tensor]], scale: float
-) -> Iterator[tuple[str, Tensor]]:
+    start: Mapping[str, Tensor], learned: Iterable[tuple[str, Tensor]], scale: float,
+    masters: Mapping[str, Tensor],
+) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
     """Yield start + scale·(learned − start) for each floating tensor, on the CPU; a negative scale negates
-    what was learned (task arithmetic, arXiv 2212.04089)."""
+    what was learned (task arithmetic, arXiv 2212.04089).
+
+    It is computed in fp32, from the `masters` of those that were trained: in bf16 most of what was learned is
+    smaller than a step, and would be scaled after it was rounded away.
+    """
     for name, tensor in learned:
-        own = tensor.cpu()
+        own = masters.get(name, tensor).cpu()
         if own.is_floating_point() and name in start:
-            own = own + (start[name].to(own.dtype) - own) * (1 - scale)
-        yield name, own
+            own = own.float() + (start[name].float() - own.float()) * (1 - scale)
+        yield name, own.to(tensor.dtype)
 
 
 def architecture(model: PreTrainedModel | PeftModel, dtype: torch.dtype | None = None) -> PreTrainedModel:

@@ -198,10 +198,14 @@ def _dequantised() -> dict[str, Any]:
     return {"quantization_config": transformers.GgufConfig(dequantize=True)}
 
 
+_DROPOUT = ("dropout", "dropout_prob", "pdrop", "layerdrop")
+
+
 def _without_dropout(config: PreTrainedConfig) -> None:
-    """Set every dropout rate to 0, also in nested configurations (`resid_pdrop`, `layerdrop` …)."""
+    """Set every dropout rate (`resid_pdrop`, `layerdrop` …) and noise of routers (`router_jitter_noise`) to
+    0, also in nested configurations."""
     for name, value in vars(config).items():
         if isinstance(value, transformers.PreTrainedConfig):
             _without_dropout(value)
-        elif name.endswith(("dropout", "dropout_prob", "pdrop", "layerdrop")) and isinstance(value, float):
+        elif isinstance(value, float) and (name.endswith(_DROPOUT) or "jitter" in name):
             setattr(config, name, 0.0)

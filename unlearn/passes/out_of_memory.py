@@ -38,7 +38,8 @@ _SAID = (
 )
 ADVICE = (
     "hardware.activation_checkpointing=true, hardware.zero=3 on several processes, "
-    "hardware.offload=true on a GPU, model.lora.r=16, hardware.dtype=bf16, a smaller dataset.max_length"
+    "hardware.offload=true on a GPU, model.lora.r=16, hardware.dtype=bf16, smaller hardware.micro_tokens and "
+    "hardware.eval_tokens, a smaller dataset.max_length"
 )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import unlearn.environment  # noqa: F401 (before DeepSpeed)
 
 # isort: split
-import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -43,7 +42,6 @@ vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] =
 ZERO_SUPPORTED_OPTIMIZERS.append(ChunkedAdamW)  # otherwise it warns of an untested one
 
 _OPEN: WeakSet[Engine] = WeakSet()
-log = logging.getLogger(__name__)
 
 
 class NonFiniteGradient(UserError):
@@ -332,7 +330,6 @@ class Engine:
                 self._take(parameter)
             return
         if self.zero == 0 and not math.isfinite(self._norm):  # as DeepSpeed does at the other stages
-            log.warning("the gradient is not finite: this step makes no update")
             for parameter in parameters:
                 parameter.grad = None
             return

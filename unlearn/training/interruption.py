@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unlearn.config import CheckpointConfig
 from unlearn.distributed import World
+from unlearn.errors import UserError
 from unlearn.run_dir import RunDir
 
 log = logging.getLogger(__name__)
@@ -67,10 +68,26 @@ class Checkpoints:
         self, step: int, state: Iterable[tuple[str, Mapping[str, Tensor]]], facts: Mapping[str, Any],
         world: World,
     ) -> None:  # fmt: skip
-        """Write the checkpoint of a step: the engine's state, and facts as JSON. A collective."""
+        """Write the checkpoint of a step: the engine's state, and facts as JSON. A collective.
+
+        Raises:
+            UserError: the disk is full; on every process.
+        """
         begun = time.monotonic()
-        self.rundir.save_checkpoint(step, state, facts, keep=self.config.keep, write=world.main)
-        world.barrier()
+        failed: UserError | None = None
+        parts = iter(state)
+        try:
+            self.rundir.save_checkpoint(step, parts, facts, keep=self.config.keep, write=world.main)
+        except UserError as error:
+            failed = error
+            for _ in parts:  # the others gather the rest
+                pass
+
+        def outcome() -> None:
+            if failed is not None:
+                raise failed
+
+        world.on_main(outcome)
         ended = time.monotonic()
         self._save_at = next_save(self.config.every_minutes, ended, ended - begun)
         self._cheap_at = ended + _SPACED * (ended - begun)

@@ -38,6 +38,9 @@ from unlearn.training.step_data import Plan, TrainingData, own_view
 log = logging.getLogger(__name__)
 
 
+_MOST_SKIPPED = 10  # steps in a row
+
+
 class NonFiniteLoss(UserError):
     """The loss is NaN or infinite."""
 
@@ -64,7 +67,8 @@ class StepResult(NamedTuple):
 class Trainer:
     """One training, from step 0 or from a checkpoint to its last step.
 
-    Without `checkpoints` nothing is saved. `steps_made` counts optimizer steps, `tokens` their tokens.
+    Without `checkpoints` nothing is saved. `steps_made` counts optimizer steps, `tokens` their tokens,
+    `skipped` the steps without an update, since their gradient was not finite.
     """
 
     engine: Engine
@@ -76,6 +80,7 @@ class Trainer:
     observers: Observers = field(default_factory=Observers)
     steps_made: int = 0
     tokens: int = 0
+    skipped: int = 0
 
     def __post_init__(self) -> None:
         method = self.settings.method
@@ -98,6 +103,8 @@ class Trainer:
         self.smoothness = None
         if name not in ("none", "average"):
             self.smoothness = Smoothness(self.steps, smooth, self.rule.separate, self._refuse_non_finite)
+        self._skipped_in_a_row = 0
+        self._saved_step: int | None = None
         self._stop_request = StopRequest()
         self._outside: Handlers = {}
 
@@ -105,7 +112,8 @@ class Trainer:
         """Train to the end.
 
         Raises:
-            NonFiniteLoss: the loss of a step is not finite; model and checkpoints are from before the step.
+            NonFiniteLoss: the loss of a step is not finite (model and checkpoints are from before the step),
+                or no gradient was for some steps.
             Stopped: on SIGTERM, SIGINT, SIGUSR1 or SIGUSR2, after a checkpoint of the last whole step.
         """
         self.engine.model.train()
@@ -232,6 +240,7 @@ class Trainer:
         probed = schedule == "auto" and warm >= 0 and self.auto.due(warm)
         before = [each.clone() for each in self.engine.masters()] if probed else []
         row = {"lr": rate, "grad_norm": self.engine.step(rate)}
+        self._count_skipped(row["grad_norm"])
         if self.teacher is not None:
             self.teacher.follow()
         if probed:
@@ -240,6 +249,24 @@ class Trainer:
             self.auto.update(self.steps.losses_along(plan, weights, before, after, multipliers))
             row |= self.auto.log()
         return row
+
+    def _count_skipped(self, norm: float) -> None:
+        """Count a step whose gradient was not finite: the engine has made no update.
+
+        Raises:
+            NonFiniteLoss: so were those of the steps before; on all processes.
+        """
+        self._skipped_in_a_row = 0 if math.isfinite(norm) else self._skipped_in_a_row + 1
+        if not self._skipped_in_a_row:
+            return
+        self.skipped += 1
+        if self.engine.world.main:
+            log.warning("step %d: the gradient is not finite, no update is made", self.steps_made + 1)
+        if self._skipped_in_a_row == _MOST_SKIPPED:
+            raise NonFiniteLoss(
+                f"no gradient was finite in the {_MOST_SKIPPED} steps up to {self.steps_made + 1} of "
+                f"{self.total}: nothing is learned. Lower method.lr, or look at the model's weights"
+            )
 
     def _evaluated(self, step: int) -> bool:
         if step == self.total:
@@ -275,11 +302,12 @@ class Trainer:
         return ProbeContext(self.steps_made, self.auto.lr, self.rule, self.data.frozen, self.kept.shares)
 
     def save(self) -> None:
-        """Write a checkpoint of the current step. A collective."""
-        if self.checkpoints is None:
+        """Write a checkpoint of the current step, unless it has one. A collective."""
+        if self.checkpoints is None or self._saved_step == self.steps_made:
             return
         facts = {
             "tokens": self.tokens,
+            "skipped": self.skipped,
             "total": self.total,
             "rule": self.rule.state(),
             "auto_lr": self.auto.state(),
@@ -290,12 +318,15 @@ class Trainer:
         if self.average is not None:
             state = self.average.mean.extend_state(state)
         self.checkpoints.save(self.steps_made, state, facts, self.engine.world)
+        self._saved_step = self.steps_made
 
     def restore(self, facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Continue from a checkpoint; the engine's model must have been built with its weights."""
         weights = {n.removeprefix("weight/"): t for n, t in tensors.items() if n.startswith("weight/")}
-        self.engine.restore(weights, tensors, facts["step"])
         self.steps_made, self.tokens = facts["step"], facts["tokens"]
+        self.skipped = facts.get("skipped", 0)
+        self.engine.restore(weights, tensors, self.steps_made - self.skipped)
+        self._saved_step = self.steps_made
         self.rule.load(facts["rule"])
         self.auto.load(facts["auto_lr"])
         self.kept.restore(tensors)

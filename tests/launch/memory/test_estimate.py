@@ -16,6 +16,7 @@ import torch
 from omegaconf import OmegaConf
 from rich.console import Console
 
+from launch.compose import checked, compose_run, force_overrides
 from launch.dry_run import deepspeed_yaml, load_of, show_plan
 from launch.memory.automatic import decide, fits
 from launch.memory.command import _print, composed, llama, main, paper
@@ -215,6 +216,17 @@ def test_what_a_method_keeps_in_addition():
     undial = memory("method=undial")
     assert undial.cache == 40 * 8 * 4
     assert undial.extras == 50 * 8 * 4
+
+
+def test_the_largest_micro_batch_counts_every_pass_of_an_example():
+    def tokens(*given: str) -> int:
+        return bound(checked(compose_run(force_overrides(["dataset.max_length=100", *given])))).tokens
+
+    assert tokens("method=npo", "method.batch=3", "hardware.micro_tokens=10000") == 3 * 2 * 100
+    # dpo reads two answers to a forget question and one to a retain question
+    assert tokens("method=dpo", "method.batch=3", "hardware.micro_tokens=10000") == 3 * 3 * 100
+    assert tokens("method=npo", "hardware.micro_tokens=10") == 100  # an example is not divided
+    assert tokens("method=dpo", "hardware.micro_tokens=10") == 200
 
 
 def test_recomputed_activations_leave_the_blocks_inputs():

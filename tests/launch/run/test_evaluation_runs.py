@@ -218,6 +218,10 @@ def test_muse_request_by_request(tmp_path):
 
     planned = done(tmp_path, *given, "eval=muse", "dry_run=true")
     assert "unlearn sust/forget_1" in planned.out
+    # Each request of a method with a reinforced model has its own; the target has no request before it.
+    twice = done(tmp_path, *given, "method=whp-distilled", "eval=none", "dry_run=true")
+    assert twice.out.count("build the reinforced model") == 2
+    assert "unlearn sust" not in done(tmp_path, *given, "method=none", "eval=muse", "dry_run=true").out
     assert "benchmarks: muse" in planned.out
     assert not (tmp_path / "runs").exists()
     done(tmp_path, *given, "dataset.forget=sust/forget_1", "eval=muse")
@@ -324,6 +328,45 @@ def test_a_benchmark_that_fails_loses_no_other(target, tasks, tmp_path):
     found = results(run)
     assert {k: v for k, v in found.items() if k in measured} == measured
     assert found["general/accuracy"] == found["general/tiny_late/accuracy"]
+
+
+GREEDY = """
+import torch
+
+from eval.variants import Workbench
+from unlearn.config import RunConfig, Section
+
+SETS, KEYS, ATTACK = (), r"greedy", False
+
+
+class Options(Section):
+    pass
+
+
+def check(options: Options, config: RunConfig) -> list[str]:
+    return []
+
+
+def identity(options: Options) -> None:
+    return None
+
+
+def measure(bench: Workbench, options: Options) -> dict[str, float]:
+    torch.empty(1 << 60)
+"""
+
+
+def test_a_variant_that_is_out_of_memory_loses_no_other(target, tmp_path):
+    (tmp_path / "greedy.py").write_text(GREEDY)
+    variants = "eval.variants={greedy: {}, quantisation: {bits: [8]}}"
+    shown = done(
+        tmp_path, *target, "method=none", "eval=tofu", variants, "eval.limit=2", "eval.max_new_tokens=2"
+    )
+    assert "greedy: out of memory" in shown.err
+    run = the_run(tmp_path, "none")
+    (problem,) = json.loads((run / "eval" / "greedy" / "problems.json").read_text())["problems"]
+    assert "what takes less: hardware.activation_checkpointing=true" in problem
+    assert any(key.startswith("quantisation/int8/") for key in results(run))
 
 
 def test_two_processes_that_share_every_parameter_need_no_launcher_and_agree(target, tasks, tmp_path):

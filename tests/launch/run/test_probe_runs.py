@@ -15,6 +15,10 @@ pytestmark = pytest.mark.slow
 
 PROBE = ["probe=geffect", "probe.examples=6", "probe.points=2", "probe.grid=2"]
 QUICK = ["eval=none", "tracker=disabled", "hardware.threads=1"]
+TRAIN = "train: ['*.mlp.*']"
+OF_A_PART = (
+    f"{{name: npo, forget: {{objective: npo, beta: 0.1}}, retain: {{objective: nll}}, lr: 1e-5, {TRAIN}}}"
+)
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +26,7 @@ def looked(tmp_path_factory: pytest.TempPathFactory, saved: Path) -> tuple[Path,
     cwd = tmp_path_factory.mktemp("probe")
     model = ["model=local", f"model.path={saved}", *QUICK]
     steps = ["method.steps=4", "checkpoint.models_every=2", "probe.every=2"]
-    done(cwd, *model, "method=npo", *PROBE, *steps)
+    done(cwd, *model, "method=npo", "method.train=[*.mlp.*]", *PROBE, *steps)
     return cwd, model
 
 
@@ -41,7 +45,7 @@ def test_probing_in_training_and_over_saved_models_is_the_same(looked):
     (live,) = (cwd / "runs").glob("npo-*")
     assert sorted(path.name for path in (live / "models").iterdir()) == ["step-2", "step-4"]
     saved = f"probe.models=[{live}/models/step-*]"
-    done(cwd, *model, "method=none", "probe.method=npo", *PROBE, saved)
+    done(cwd, *model, "method=none", f"probe.method={OF_A_PART}", *PROBE, saved)
     (after,) = (path for path in (cwd / "runs").glob("none-*") if (path / "geffect").is_dir())
     first, second = seen(live), seen(after)
     assert sorted(first) == [0, 2, 4]
@@ -57,7 +61,7 @@ def test_probing_in_training_and_over_saved_models_is_the_same(looked):
 def test_a_watched_run_has_a_folder_of_its_own_and_the_same_model(looked):
     cwd, model = looked
     (live,) = (cwd / "runs").glob("npo-*")
-    done(cwd, *model, "method=npo", "method.steps=4")
+    done(cwd, *model, "method=npo", "method.train=[*.mlp.*]", "method.steps=4")
     (plain,) = set((cwd / "runs").glob("npo-*")) - {live}
     weights = [run / "model" / "model.safetensors" for run in (live, plain)]
     assert weights[0].read_bytes() == weights[1].read_bytes()

@@ -49,6 +49,16 @@ def test_round_trip(saved: Path) -> None:
     assert torch.equal(models.load_model(config(path=str(saved)))(IDS).logits, model(IDS).logits)
 
 
+def test_a_scaled_update_in_bf16_keeps_what_is_smaller_than_a_step() -> None:
+    start, learned = torch.ones(3, dtype=torch.bfloat16), torch.tensor([1.001, 1.0, 0.999])
+    live = learned.to(torch.bfloat16)
+    assert torch.equal(live, start)
+    ((_, made),) = export.extrapolated({"w": start}, [("w", live)], -5, {"w": learned})
+    # 1 ∓ 5·0.001, rounded to bf16: its numbers are 2⁻⁸ apart below 1, and 2⁻⁷ above.
+    assert made.dtype == torch.bfloat16
+    assert made.tolist() == [1 - 2**-8, 1.0, 1 + 2**-7]
+
+
 def test_folder_is_plain_and_whole(saved: Path) -> None:
     assert {file.name for file in saved.iterdir()} == {
         "config.json",

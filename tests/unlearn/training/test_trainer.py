@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import re
+import resource
 import shutil
 import time
 from collections.abc import Mapping
@@ -17,12 +19,14 @@ from tests.tolerance import PASS, approx, assert_trained_alike
 from tests.unlearn.training import small_training as training
 from tests.worlds import together
 from unlearn.config import CheckpointConfig, HardwareConfig, MethodConfig
+from unlearn.distributed import start_world, stop_world
 from unlearn.errors import UserError
 from unlearn.rules import clip_norm
 from unlearn.run_dir import RunDir
+from unlearn.training import trainer as trainer_module
 from unlearn.training.interruption import Checkpoints, next_save
 from unlearn.training.learning_rate import schedule_factor, total_steps, warmup_steps
-from unlearn.training.trainer import NonFiniteLoss
+from unlearn.training.trainer import NonFiniteLoss, Trainer
 
 
 @pytest.fixture(scope="module")
@@ -186,6 +190,58 @@ def test_nan_stops_the_run_before_the_update(tmp_path):
         trainer.run()
     assert all(torch.equal(before[name], p) for name, p in trainer.engine.module.named_parameters())
     trainer.engine.close()
+
+
+@pytest.mark.parametrize("zero", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_step_whose_gradient_is_not_finite_is_counted_and_not_made(tmp_path, zero, monkeypatch, caplog):
+    def trainer_with(bad: set[int]) -> Trainer:
+        trainer = training.make_trainer(tmp_path, HardwareConfig(zero=zero))
+        parameter = next(trainer.engine.module.parameters())
+        parameter.register_hook(lambda g: g * math.inf if trainer.steps_made in bad else None)
+        return trainer
+
+    def counts(trainer: Trainer) -> set[float]:
+        return {float(state["step"]) for state in trainer.engine.model.optimizer.state.values()}
+
+    trainer = trainer_with({1})
+    for _ in range(3):
+        trainer.step()
+    assert (trainer.steps_made, trainer.skipped, counts(trainer)) == (3, 1, {2.0})
+    assert caplog.text.count("step 2: the gradient is not finite, no update is made") == 1
+    trainer.save()
+    trainer.engine.close()
+    resumed = trainer_with({3, 4, 5})
+    assert (resumed.steps_made, resumed.skipped, counts(resumed)) == (3, 1, {2.0})
+    monkeypatch.setattr(trainer_module, "_MOST_SKIPPED", 3)
+    with pytest.raises(NonFiniteLoss, match="no gradient was finite in the 3 steps up to 6 of 9"):
+        resumed.run()
+    resumed.engine.close()
+
+
+def saved_without_room(root: str) -> None:
+    world = start_world("cpu")
+    parts = ((str(i), {"weight": world.sum(torch.ones(2000))}) for i in range(4))  # gathered from all
+    if world.main:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+    try:
+        Checkpoints(RunDir(Path(root)), CheckpointConfig()).save(1, parts, {}, world)
+        said = ""
+    except UserError as error:
+        said = str(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    together_now = float(world.sum(torch.ones(1)))  # both are at the same collective
+    Path(root, f"{world.rank}.json").write_text(json.dumps([said, together_now]))
+    stop_world()
+
+
+@pytest.mark.slow
+def test_a_checkpoint_without_room_fails_on_every_process(tmp_path):
+    together(2, saved_without_room, str(tmp_path))
+    (first, one), (second, other) = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
+    assert "step-1" in first
+    assert first == second
+    assert one == other == 2
+    assert not (tmp_path / "checkpoints" / "step-1").exists()
 
 
 def test_schedule_by_hand():

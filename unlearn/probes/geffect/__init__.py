@@ -64,7 +64,13 @@ class Geffect(Probe):
 
     @classmethod
     def check(cls, options: Any, config: RunConfig) -> list[str]:
-        return _boundaries(options.boundaries, config)
+        problems = _boundaries(options.boundaries, config)
+        if options.second_order and config.hardware.dtype == "bf16":
+            problems.append(
+                "second_order=True: belongs to the check by a small step, which rounds away with "
+                "hardware.dtype=bf16; set hardware.dtype=fp32"
+            )
+        return problems
 
     def begin(self) -> None:
         self.measurement.start.keep()
