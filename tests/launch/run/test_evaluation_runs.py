@@ -220,7 +220,7 @@ def test_muse_request_by_request(tmp_path):
     assert "unlearn sust/forget_1" in planned.out
     # Each request of a method with a reinforced model has its own; the target has no request before it.
     twice = done(tmp_path, *given, "method=whp-distilled", "eval=none", "dry_run=true")
-    assert twice.out.count("build the reinforced model") == 2
+    assert twice.out.count("runs/reinforce-muse-news-") == 2
     assert "unlearn sust" not in done(tmp_path, *given, "method=none", "eval=muse", "dry_run=true").out
     assert "benchmarks: muse" in planned.out
     assert not (tmp_path / "runs").exists()
@@ -359,12 +359,10 @@ def measure(bench: Workbench, options: Options) -> dict[str, float]:
 def test_a_variant_that_is_out_of_memory_loses_no_other(target, tmp_path):
     (tmp_path / "greedy.py").write_text(GREEDY)
     variants = "eval.variants={greedy: {}, quantisation: {bits: [8]}}"
-    shown = done(
-        tmp_path, *target, "method=none", "eval=tofu", variants, "eval.limit=2", "eval.max_new_tokens=2"
-    )
-    assert "greedy: out of memory" in shown.err
+    done(tmp_path, *target, "method=none", "eval=tofu", variants, "eval.limit=2", "eval.max_new_tokens=2")
     run = the_run(tmp_path, "none")
     (problem,) = json.loads((run / "eval" / "greedy" / "problems.json").read_text())["problems"]
+    assert problem.startswith("out of memory (")
     assert "what takes less: hardware.activation_checkpointing=true" in problem
     assert any(key.startswith("quantisation/int8/") for key in results(run))
 
