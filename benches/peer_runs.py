@@ -60,10 +60,10 @@ class Peer:
 
 
 class Ours:
-    """The same runs by the command of this project."""
+    """The same runs by the command of this project, on this `hardware`."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, hardware: str) -> None:
+        self._folder, self._hardware = folder, hardware
 
     def train(self, preset: str, steps: int) -> Measured:
         child, run = self._run(
@@ -87,8 +87,8 @@ class Ours:
             [
                 sys.executable, "-m", "benches.peer_runs", *overrides, "seed=0", "model=local",
                 f"model.path={(MODELS / TARGET).resolve()}", "dataset=tofu", f"dataset.path={DATA.resolve()}",
-                "dataset.holdout=full@1200:1600", "hardware=cpu", "hardware.threads=1", "tracker=disabled",
-                f"root={root}",
+                "dataset.holdout=full@1200:1600", f"hardware={self._hardware}", "hardware.threads=1",
+                "tracker=disabled", f"root={root}",
             ],
             {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
