@@ -216,9 +216,19 @@ def scored(benchmark: Benchmark | LiveBenchmark, sets: Sets, roles: Sequence[Rol
     }
 
 
+WHOLE = "whole/"
+"""Prefix of a set as it was before `eval.limit` and `eval.select`."""
+READ = "read/"
+"""Prefix of a set that a live benchmark reads and does not score."""
+
+
 def read_along(benchmark: Benchmark | LiveBenchmark, sets: Sets) -> Sets:
-    """Return those of a dataset's sets that the benchmark reads and does not score, by its names."""
-    return {name.removesuffix("_eval"): sets[name] for name in reads(benchmark) if name in sets}
+    """Return those of a dataset's sets that the benchmark reads and does not score, by its names.
+
+    Where another benchmark scores a part of one, the `WHOLE` of it is read.
+    """
+    found = {name: sets.get(f"{WHOLE}{name}", sets.get(name)) for name in reads(benchmark)}
+    return {name.removesuffix("_eval"): rows for name, rows in found.items() if rows is not None}
 
 
 def reads(benchmark: Benchmark | LiveBenchmark) -> Sequence[str]:

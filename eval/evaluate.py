@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from eval.benchmark import (
+    READ,
     Baseline,
     LiveBenchmark,
     Result,
@@ -21,6 +23,7 @@ from eval.benchmark import (
     find,
     is_live,
     options_of,
+    read_along,
     reads_baseline,
     scored,
 )
@@ -78,7 +81,8 @@ def evaluate(
         static_cache, max_gradient_tokens,
     )  # fmt: skip
     if is_live(module):
-        return _measure(module, benchmark, live, scored(module, sets, roles), chosen)
+        read = {f"{READ}{name}": rows for name, rows in read_along(module, sets).items()}
+        return _measure(module, benchmark, live, {**scored(module, sets, roles), **read}, chosen)
     own = own_sets(benchmark, sets, roles)
     collect(live, module.requests(own, chosen))
     return world.on_main(
@@ -131,7 +135,7 @@ def _measure(module: LiveBenchmark, name: str, live: Live, sets: Sets, options: 
     """Return a live benchmark's metrics, read from disk if they were measured with the same settings."""
     mark = live.directory / "measured.json"
     settings = {"options": repr(options), "files": module.identity(options)}
-    key = digest({**settings, "sets": {n: [e.id for e in own] for n, own in sets.items()}})
+    key = digest({**settings, "sets": {n: [asdict(e) for e in own] for n, own in sets.items()}})
 
     def known() -> dict[str, float] | None:
         try:

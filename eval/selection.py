@@ -61,15 +61,15 @@ def divide(sets: Sets, share: float) -> tuple[dict[str, list[Example]], dict[str
     parts: tuple[dict[str, list[Example]], dict[str, list[Example]]] = ({}, {})
     for name, examples in sets.items():
         chosen = _chosen(name, examples, share)
-        parts[0][name] = [e for e in examples if _text(e) in chosen]
-        parts[1][name] = [e for e in examples if _text(e) not in chosen]
+        parts[0][name] = [e for e in examples if text_id(e) in chosen]
+        parts[1][name] = [e for e in examples if text_id(e) not in chosen]
     return parts
 
 
 def _chosen(name: str, examples: Sequence[Example], share: float) -> set[str]:
     groups: dict[str | None, set[str]] = {}
     for example in examples:
-        groups.setdefault(example.group, set()).add(_text(example))
+        groups.setdefault(example.group, set()).add(text_id(example))
     every = set[str]().union(*groups.values())
     if len(every) < 2:
         raise UserError(
@@ -83,7 +83,7 @@ def _chosen(name: str, examples: Sequence[Example], share: float) -> set[str]:
     return (chosen | {ordered[0]}) - ({ordered[-1]} if chosen >= every else set())
 
 
-def _text(example: Example) -> str:
+def text_id(example: Example) -> str:
     """Return the id of the whole text that an example is a piece of."""
     return _PIECE.sub("", example.id)
 

@@ -234,7 +234,8 @@ def _sweep(arguments: list[str], composed: DictConfig, root: Path, *, dry: bool 
 
     check_plugins(composed)
     chosen = folder_name(os.environ.get("UNLEARN_SWEEP", ""))
-    name = chosen or sweep_name([a for a in arguments if not a.startswith("-")])
+    given = [a for a in arguments if not a.startswith("-")]
+    name = chosen or sweep_name(given, composed.hydra.job.config_name)
     if dry:
         arguments = [*arguments, f'hydra.sweep.dir="{root}"']
     folder = root.absolute() / "sweeps" / name

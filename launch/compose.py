@@ -128,6 +128,15 @@ def given_values(arguments: Sequence[str]) -> list[str]:
     expanded, problems = [], []
     for argument in arguments:
         key, equals, value = argument.partition("=")
+        if re.fullmatch(r"~[^\"'\[{(]*,[^\"'\[{(]*", value):  # several values
+            parts = value.split(",")
+            try:
+                each = [given_values([f"{key}={part}"])[0].partition("=")[2] for part in parts]
+            except ConfigError as error:
+                problems += error.problems
+                continue
+            expanded.append(f"{key}={','.join(each)}")
+            continue
         bare = value.strip("\"'")
         if any("\ud800" <= character <= "\udfff" for character in argument):
             shown = argument.encode(errors="surrogateescape").decode(errors="replace")

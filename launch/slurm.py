@@ -48,6 +48,7 @@ _SET = {
 """Options of sbatch that another key sets, or the launcher itself."""
 
 # Since 22.05 srun does not inherit this from its job.
+_SAFE_PATH = "export PYTHONSAFEPATH=1"  # else a job takes files of its folder for packages of the same name
 _CPUS = '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK'
 
 
@@ -269,7 +270,7 @@ def _setting(key: str, *, _root_: Any) -> Any:
     if key == "gpus_per_node" and slurm.gpus_per_node is None:
         return hardware.processes // hardware.nodes if hardware.device == "cuda" else None
     if key == "setup":
-        return [_CPUS, *slurm.setup]
+        return [_CPUS, _SAFE_PATH, *slurm.setup]
     return getattr(slurm, key)
 
 

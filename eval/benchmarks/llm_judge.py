@@ -34,7 +34,7 @@ import numpy as np
 from pydantic import Field, model_validator
 from rich.console import Console
 
-from eval.benchmark import Better, Metric, Result, Role, Sets, question_of
+from eval.benchmark import READ, Better, Metric, Result, Role, Sets, question_of
 from eval.collection.collect import collect
 from eval.collection.records import Records
 from eval.collection.requests import Generation, Prompt
@@ -54,6 +54,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SETS: dict[str, Role] = {"forget_eval": "forget", "retain_eval": "retain"}
+READS = ("retain_eval",)
+"""Questions before those to the forget set are of it, also where the retain set is not scored."""
 _LOWER = Better.FORGOTTEN_IF_LOWER
 METRICS = {
     "llm_judge/unparsed": Metric("verdicts that were neither yes nor no, in no mean", unit="count"),
@@ -143,7 +145,8 @@ def identity(options: Options) -> dict[str, Any]:
 
 def measure(live: Live, sets: Sets, options: Options) -> Result:
     """Return the metrics of the live model; a collective."""
-    asked = {name: forms(name, sets, options) for name in sets}
+    own = {name: examples for name, examples in sets.items() if not name.startswith(READ)}
+    asked = {name: forms(name, sets, options) for name in own}
     collect(
         live,
         [
@@ -156,7 +159,7 @@ def measure(live: Live, sets: Sets, options: Options) -> Result:
 
     def turn() -> bool:
         if not begun:
-            begun.append(_Judging(live, sets, asked, options))
+            begun.append(_Judging(live, own, asked, options))
         return begun[0].turn()
 
     while not live.world.on_main(turn):
@@ -171,7 +174,8 @@ def forms(name: str, sets: Sets, options: Options) -> dict[str, tuple[Prompt, ..
     if name != "forget":
         return {"plain": plain}
     reworded = tuple(Prompt(e.id, e.paraphrased_question) for e in examples if e.paraphrased_question)
-    pairs = [(question_of(e, "llm_judge"), e.answer) for e in sets.get("retain", ())[: options.context]]
+    shown = sets.get(f"{READ}retain", sets.get("retain", ()))[: options.context]
+    pairs = [(question_of(e, "llm_judge"), e.answer) for e in shown]
     before = "".join(f"Question: {question}\nAnswer: {answer}\n\n" for question, answer in pairs)
     by_form = {"plain": plain, "paraphrased": reworded}
     if pairs:

@@ -124,16 +124,16 @@ def _strengths(live: Live, asked: _Asked, mode: Mode, strict: bool, label: str) 
     return [prefix_strength(text.left, m, text.right) for text, m in zip(texts, shortest, strict=True)]
 
 
-def _strict(live: Live, asked: _Asked, mode: Mode, label: str) -> tuple[list[Text], list[int]]:
-    """Return the texts in the model's prompt format and their shortest prefixes."""
+def _strict(live: Live, asked: _Asked, mode: Mode, label: str) -> tuple[list[Text], Sequence[float]]:
+    """Return the texts in the model's prompt format and their shortest prefixes, NaN where it gives NaN."""
     sequences = live.encoder.pairs(asked)
     texts = [Text(s.ids[: len(s.ids) - s.ended].tolist(), s.answer_start) for s in sequences]
     if mode == "similar":
         return texts, _searched(texts, lambda tried: _continued(live, texts, tried, label))
-    correct = live.read(sequences, label=label)["correct"]
+    columns = live.read(sequences, label=label)
     return texts, [
-        shortest_exact(row[: text.right - text.left], text.left)
-        for text, row in zip(texts, correct, strict=True)
+        shortest_exact(row[: text.right - text.left], text.left) if not np.isnan(logp).any() else math.nan
+        for text, row, logp in zip(texts, columns["correct"], columns["logp"], strict=True)
     ]
 
 

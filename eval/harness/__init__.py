@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -91,13 +92,16 @@ def _load(model: Any, tasks: Sequence[str], fewshot: int | None, include_path: s
 
 
 def _without_overflow(aggregation: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return infinity for a perplexity that overflows a float, as a collapsed model's can."""
+    """Return the largest float for a perplexity that overflows one, as a collapsed model's can.
+
+    Infinity would be null in JSON, and so not measured where it is read again.
+    """
 
     def total(function: Callable[[Any], Any], values: Any) -> Any:
         try:
             return function(values)
         except OverflowError:
-            return float("inf")
+            return sys.float_info.max
 
     return {name: partial(total, function) for name, function in aggregation().items()}
 

@@ -10,6 +10,7 @@ module too.
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -196,8 +197,10 @@ def forget_quality(log_ratio: np.ndarray, retain_log_ratio: np.ndarray) -> Forge
 
 
 def _exp_ratio(total: float, count: int) -> float:
-    with np.errstate(over="ignore"):  # the perplexity of a collapsed model may overflow
-        return float(np.exp(np.float64(total) / count)) if count else math.nan
+    if not count:
+        return math.nan
+    with np.errstate(over="ignore"):  # that of a collapsed model may overflow; infinity would be null in JSON
+        return min(float(np.exp(np.float64(total) / count)), sys.float_info.max)
 
 
 def _logsumexp(values: np.ndarray) -> float:

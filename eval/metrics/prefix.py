@@ -17,7 +17,7 @@ Mode: TypeAlias = Literal["exact", "perturb", "similar"]
 """What completing means: the rest word for word, so after the question in other words, or half of it."""
 
 
-def prefix_strength(left: int, shortest: int, right: int) -> float:
+def prefix_strength(left: int, shortest: float, right: int) -> float:
     """Return 1 − (m − l)/(r − l): 1, all of the text follows from its beginning; 0, not even its last token.
 
     NaN where the text has no token after `left`.

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from eval.judgement.aspects import UNSEEN
+from eval.selection import text_id
 from eval.variants._base import Workbench, prefixed
 from unlearn.config import MethodConfig, RunConfig, Section
 from unlearn.data.example import Example
@@ -196,15 +197,18 @@ def relearned(bench: Workbench, options: Options, count: int | None = None) -> l
 
 
 def also_seen(bench: Workbench, examples: Sequence[Example]) -> frozenset[str]:
-    """Return the ids, in sets that can be scored, of these examples and of those with the same texts."""
-    ids = {example.id for example in examples}
+    """Return the ids, in sets that can be scored, of these examples and of those with the same texts.
+
+    A text that was cut in pieces is seen as a whole if one of them is.
+    """
+    ids = {text_id(example) for example in examples}
     texts = {(example.question, example.answer) for example in examples}
     return frozenset(
         example.id
         for name, own in bench.sets.items()
         for example in own
         if name not in SETS
-        if example.id in ids or (example.question, example.answer) in texts
+        if text_id(example) in ids or (example.question, example.answer) in texts
     )
 
 

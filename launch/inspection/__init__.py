@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from eval.configuration import benchmark_options, evaluation_sets, requests_of
 from launch.inspection.models import inspect_models
+from launch.run.config_file import read_stored
 from launch.run.ensure import is_complete
 from launch.run.plan import Plan
 from unlearn.config import MethodConfig, RunConfig
@@ -40,15 +41,25 @@ def inspect(config: RunConfig, plan: Plan) -> list[str]:
 
 
 def _models_on_the_way(plan: Plan) -> list[str]:
-    """Return a warning where a complete run has not saved the models that it is asked for."""
+    """Return warnings where a complete run has not saved or measured on its way what it is asked for."""
     run = plan.main
-    every = run.job.config.checkpoint.models_every
-    if every is None or not run.job.config.method.makes_model or run.rundir.models.is_dir():
+    config = run.job.config
+    if not config.method.makes_model:
         return []
-    return [
-        f"checkpoint.models_every={every}: the run is complete and saved no models on its way; with another "
-        "root, or once its folder is removed, it is made with them"
-    ]
+    again = "with another root, or once its folder is removed, it is made with them"
+    warnings = []
+    every = config.checkpoint.models_every
+    if every is not None and not run.rundir.models.is_dir():
+        warnings.append(
+            f"checkpoint.models_every={every}: the run is complete and saved no models on its way; {again}"
+        )
+    asked, made = config.eval.every_steps, read_stored(run.rundir)["eval"].get("every_steps")
+    if asked is not None and asked != made:
+        warnings.append(
+            f"eval.every_steps={asked}: the run is complete, and was made with "
+            f"{'none' if made is None else made}; {again}"
+        )
+    return warnings
 
 
 def _rows(plan: Plan) -> list[str]:

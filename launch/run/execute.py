@@ -9,6 +9,7 @@ import gc
 import logging
 import math
 import os
+import shutil
 import signal
 import time
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ import torch
 from torch import nn
 
 from eval import variants
-from eval.benchmark import find
+from eval.benchmark import WHOLE, find, reads
 from eval.configuration import benchmark_options, evaluation_sets, questions_key, requests_of
 from eval.judgement.judge import judge
 from eval.selection import FOLDER, Criterion, chosen_metrics, divide
@@ -35,7 +36,7 @@ from launch.run.config_file import read_job
 from launch.run.selection import selector
 from unlearn.config import HardwareConfig, RunConfig
 from unlearn.data.example import Example
-from unlearn.data.sources import load_sets
+from unlearn.data.sources import before, load_sets
 from unlearn.distributed import World, start_world, stop_world
 from unlearn.errors import UserError
 from unlearn.files import write_json
@@ -136,6 +137,8 @@ class _Run:
     def execute(self) -> dict[str, float]:
         made = self.config.method.makes_model
         saved = self.world.on_main(self.rundir.model.is_dir)
+        if made and not saved:
+            self.world.on_main(self._drop_measured)
         if self.pipeline.terms and not saved:
             engine, live = self.pipeline.train(self._evaluate_at, self._selector())
             # If the saved model differs from the trained one, evaluate the saved model.
@@ -266,7 +269,8 @@ class _Run:
             score=self._scoring("eval"),
             directory=self.rundir.path,
             results=metrics,
-            target_results=_results_of(self.job.baselines.target),
+            # After earlier requests what this one starts from is not the target that was evaluated.
+            target_results={} if before(self.config.dataset) else _results_of(self.job.baselines.target),
             progress=self.progress,
         )
         if self._divides:
@@ -309,7 +313,7 @@ class _Run:
 
     def _selecting(self, bench: Workbench) -> Workbench:
         """Return the bench of the selection items."""
-        target = self.job.baselines.target
+        target = None if before(self.config.dataset) else self.job.baselines.target
         stored = {} if target is None else RunDir(target).read_selection().get("metrics", {})
         scoring = self._scoring("eval", selecting=True)
         return replace(bench, score=scoring, results={}, target_results=_measured(stored))
@@ -322,7 +326,39 @@ class _Run:
             weights["retain"] = read_job(RunDir(retain))[0].start
         return weights
 
+    def _drop_measured(self) -> None:
+        """Remove what was measured of a model that was not kept: the one that is made now may differ from it.
+
+        What is measured on the way to it belongs to its steps.
+        """
+        for folder in self.rundir.eval.glob("*"):
+            if not folder.name.startswith("step-"):
+                shutil.rmtree(folder)
+
+    def _refuse_other_baselines(self) -> None:
+        """Check that target and retain model are still those that this run was planned with.
+
+        Raises:
+            UserError: another command has evaluated one otherwise meanwhile, in the same folder.
+        """
+        from launch.run.ensure import is_complete
+        from launch.run.plan import make_plan
+
+        compared = {self.job.baselines.target, self.job.baselines.retain} - {None}
+        if not compared:
+            return
+        planned = {run.directory.resolve(): run for run in make_plan(self.config).runs}
+        for folder in filter(None, compared):
+            run = planned.get(folder.resolve())
+            if run is not None and not is_complete(run):
+                raise UserError(
+                    f"{folder}: another command has evaluated it otherwise while this run was made, which is "
+                    "compared with it. Start this command again, which evaluates it anew; what evaluates "
+                    "otherwise needs another root"
+                )
+
     def _judged(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        self.world.on_main(self._refuse_other_baselines)
         baselines = self.job.baselines
         target = _results_of(baselines.target) if self.config.method.makes_model else metrics
         retain = _results_of(baselines.retain)
@@ -346,6 +382,8 @@ class _Run:
         whole = {n: rows for n, rows in self.sets.items() if n in wanted - asked}
         sets = {n: rows[: self.config.eval.limit] for n, rows in self.sets.items() if n in wanted & asked}
         first, second = divide(sets, select.share) if select.divides else (sets, sets)
+        read = {name for benchmark in self.config.eval.benchmarks for name in reads(find(benchmark))}
+        whole |= {f"{WHOLE}{name}": self.sets[name] for name in read & sets.keys()}
         return {**first, **whole}, {**second, **whole}
 
 

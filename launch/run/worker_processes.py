@@ -51,7 +51,8 @@ class Workers:
 
     def start(self, rendezvous: Mapping[str, str]) -> None:
         """Start the workers with the variables of their rendezvous."""
-        command = [sys.executable, "-m", "launch.run.worker", str(self._directory.absolute())]
+        # -P: a file of the working directory that has the name of a package is not taken for it.
+        command = [sys.executable, "-P", "-m", "launch.run.worker", str(self._directory.absolute())]
         self._started = True
         for variables in self._environments:
             rank = int(variables["RANK"])

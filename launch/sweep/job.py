@@ -223,7 +223,10 @@ def _run(
     baselines = tuple((name, folder) for name, folder in folders.items() if folder)
     _report(console, config, plan, dict(baselines))
     value, feasible = _goal(config, plan) if searched else (None, None)
-    return SweepRun(overrides, plan.main.directory, baselines=baselines, value=value, feasible=feasible)
+    results = plan.main.rundir.read_results()
+    return SweepRun(
+        overrides, plan.main.directory, baselines=baselines, value=value, feasible=feasible, results=results
+    )  # fmt: skip
 
 
 def _report(console: Console, config: RunConfig, plan: Plan, baselines: Mapping[str, Path]) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 from filelock import FileLock
 
+from launch.compose import PRIMARY
 from launch.run.slurm_task import leads
 from launch.sweep.sweep_run import SweepRun, varying
 from unlearn.files import digest, read_json, write_json
@@ -31,9 +32,14 @@ _NOT_IN_NAME = (
 )  # fmt: skip
 
 
-def sweep_name(overrides: Sequence[str]) -> str:
-    """Return the name of a sweep: the same for the same command, wherever its jobs run."""
+def sweep_name(overrides: Sequence[str], config_name: str | None = None) -> str:
+    """Return the name of a sweep: the same for the same command, wherever its jobs run.
+
+    config_name: the primary file, if it is not the project's.
+    """
     plain = sorted(o.lstrip("+") for o in overrides)
+    if config_name not in (None, PRIMARY):
+        plain.append(f"--config-name={config_name}")
     what = [o for o in plain if not o.startswith(_NOT_IN_NAME)]
     recipe = next((o.partition("=")[2] for o in what if o.startswith("experiment=")), "")
     parts = ["sweep", "".join(c if c.isalnum() or c in "-_" else "_" for c in recipe), digest(what)[:8]]
@@ -180,6 +186,7 @@ class Records:
             "value": run.value,
             "feasible": run.feasible,
             "warnings": list(run.warnings),
+            "results": None if run.results is None else dict(run.results),
             "host": platform.node(),
             "process": os.getpid(),
         }
@@ -197,4 +204,5 @@ def _run_of(overrides: tuple[str, ...], record: Mapping[str, Any]) -> SweepRun:
     return SweepRun(
         overrides, Path(directory) if directory else None, record["reason"], baselines,
         record["code"], record["value"], record["feasible"], tuple(record.get("warnings", ())),
+        record.get("results"),
     )  # fmt: skip

@@ -50,6 +50,7 @@ class OptunaSweeper(Sweeper):
         )
         assert isinstance(launcher, RecordingLauncher)  # the command launches no sweep without it
         self._launcher = launcher
+        self._config_name = config.hydra.job.config_name
         if config.get("dry_run"):
             self._storage = None  # a plan is no trial
 
@@ -69,8 +70,8 @@ class OptunaSweeper(Sweeper):
         if not space.distributions:
             raise UserError("hydra/sweeper=optuna: nothing is searched; give a key a range or values")
         study = SharedStudy(
-            self._storage, self._study_name or sweep_name(lines), self._sampler, space, self._n_trials,
-            self._heartbeat_s,
+            self._storage, self._study_name or sweep_name(lines, self._config_name), self._sampler, space,
+            self._n_trials, self._heartbeat_s,
         )  # fmt: skip
         waits = False
         while (trials := study.claim(self._n_jobs)) or study.elsewhere():

@@ -40,9 +40,7 @@ def summary(runs: Sequence[SweepRun]) -> Summary:
     finished = [(label, run) for label, run in named if run.directory]
     searched = any(run.value is not None for run in runs)
     results = [(label, "", RunDir(folder).read_results()) for label, folder in _baselines(runs)]
-    results += [
-        (label, _goal(run), RunDir(run.directory).read_results()) for label, run in finished if run.directory
-    ]
+    results += [(label, _goal(run), _results(run, run.directory)) for label, run in finished if run.directory]
     keys = _columns({key for _, _, values in results for key in values})
     alone = len({key.partition("/")[0] for key in keys}) == 1
     names = [key.partition("/")[2] if alone else key for key in keys]
@@ -54,6 +52,10 @@ def summary(runs: Sequence[SweepRun]) -> Summary:
         [(label, run.reason) for label, run in named if run.reason],
         _best(finished) if searched else "",
     )
+
+
+def _results(run: SweepRun, directory: Path) -> dict[str, float | None]:
+    return dict(run.results) if run.results is not None else RunDir(directory).read_results()
 
 
 def _baselines(runs: Sequence[SweepRun]) -> list[tuple[str, Path]]:

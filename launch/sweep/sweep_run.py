@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,8 @@ class SweepRun:
 
     `baselines`: the runs that it is compared with, by name: target and retain model. `code`: the exit code,
     None while it runs. `value`: what a sweeper optimises (launch/sweep/objective.py). `warnings`: those of
-    the run and of the runs made for it.
+    the run and of the runs made for it. `results`: those at its end; another run with another evaluation may
+    replace them in the same folder.
     """
 
     overrides: tuple[str, ...]
@@ -25,6 +26,7 @@ class SweepRun:
     value: float | None = None
     feasible: bool | None = None
     warnings: tuple[str, ...] = ()
+    results: Mapping[str, float | None] | None = None
 
 
 def labels(runs: Sequence[SweepRun]) -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
+from launch.compose import given_values
 from launch.redact import ScrubbedStream, cleaned, expanded, portable, scrubbed
 from launch.run.config_file import read_job
 from launch.run.worker import logging_to
@@ -221,3 +222,11 @@ def test_what_a_process_writes_to_its_log_is_scrubbed(nobody, tmp_path):
         stream.flush()
         assert stream.fileno() == file.fileno()
     assert (tmp_path / "process-1.log").read_text() == "~/x.py:3: UserWarning\n"
+
+
+def test_each_of_several_values_may_begin_with_the_home_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert given_values(["dataset.forget=~/a.jsonl,~/b.jsonl"]) == [
+        "dataset.forget=/home/ann/a.jsonl,/home/ann/b.jsonl"
+    ]
+    assert given_values(["root='~/a, b'"]) == ["root='/home/ann/a, b'"]  # one value in quotes

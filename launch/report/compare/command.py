@@ -133,7 +133,7 @@ def _to_keep(comparison: Comparison, arguments: Sequence[str]) -> list[KeptRun]:
     """Return what is kept of the compared runs, and of their targets and retain models wherever these are."""
     names = {run.name for row in (*comparison.rows, *comparison.anchors) for run in row.runs}
     anchors = [str(run.path) for row in comparison.anchors for run in row.runs if run.path is not None]
-    return [run for run in read([*arguments, *anchors])[0] if names & set(run.name.split())]
+    return [run for run in read([*arguments, *anchors])[0] if names & {run.name, *run.name.split()}]
 
 
 def _show(comparison: Comparison, discovered: Discovered, files: Sequence[Path]) -> None:

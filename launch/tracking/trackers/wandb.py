@@ -68,7 +68,8 @@ class Wandb(Tracker):
         new = {key: value for key, value in row.items() if value is not None and key not in known}
         if new.keys() - {"step"}:
             self._step = max(self._step, step)
-            self.wandb_run.log({**new, "step": step}, step=step)
+            # Online a continued run has no step before its first: what was measured at it joins the next row.
+            self.wandb_run.log({**new, "step": step}, step=max(step, self._first))
 
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         import wandb

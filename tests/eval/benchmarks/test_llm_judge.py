@@ -20,7 +20,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from eval.benchmark import find, is_live, options_of
+from eval.benchmark import READ, find, is_live, options_of
 from eval.benchmarks.llm_judge import Options, aggregates, check, forms
 from eval.collection.records import Records
 from eval.evaluate import evaluate
@@ -158,6 +158,15 @@ def test_the_forms_of_a_question():
     }
     assert list(forms("forget", {"forget": both}, Options())) == ["plain", "paraphrased"]
     assert list(forms("retain", sets, Options())) == ["plain"]
+
+
+def test_the_retain_questions_stand_before_those_to_the_forget_set_wherever_that_is_scored_alone():
+    rows = {name.removesuffix("_eval"): examples for name, examples in sets().items()}
+    options = Options(context=2, path="x")
+    both = forms("forget", rows, options)
+    alone = forms("forget", {"forget": rows["forget"], f"{READ}retain": rows["retain"]}, options)
+    assert "in_context" in both
+    assert alone == both
 
 
 def test_the_cost_by_hand():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -125,6 +126,28 @@ def test_the_released_search_begins_inside_its_template(learned, tmp_path):
         last = middle
     assert row["exact"] == 1 - (high - left) / (len(ids) - left)
     assert left < len(tokens(f"### Question: {example.question}\n ### Answer: "))
+
+
+def test_a_model_that_gives_nan_has_no_strength(tmp_path):
+    broken = model(0)
+    with torch.no_grad():
+        broken.get_output_embeddings().weight.fill_(torch.nan)
+    options = Options(modes=("exact", "perturb"))
+    metrics = measure(live(broken, tmp_path), {"forget": some()[:2]}, options).metrics
+    assert math.isnan(metrics["prefix/forget/exact"])
+    assert metrics["prefix/forget/exact/missing"] == 2
+
+
+def test_what_was_measured_of_other_texts_is_not_read_again(tmp_path):
+    def exact(rows: list[Any]) -> dict[str, float]:
+        given = {"modes": ["exact"]}
+        return evaluate(model(0), CODE, "prefix", {"forget_eval": rows}, tmp_path, options=given)
+
+    first, mark = some()[:2], tmp_path / "prefix" / "measured.json"
+    exact(first)
+    before = mark.read_text()
+    exact([replace(row, answer=f"{row.answer} And more.") for row in first])  # the same ids
+    assert mark.read_text() != before
 
 
 def test_sets_and_files(tmp_path):

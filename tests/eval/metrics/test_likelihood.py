@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -41,7 +42,7 @@ def test_perplexity_by_hand():
     assert perplexity(Ragged.of([[-4.0, -4.0], [-1.0]])) == pytest.approx(math.exp(3))
     assert math.isnan(perplexity(Ragged.of([[], []])))
     assert math.isnan(perplexity(Ragged.of([])))
-    assert perplexity(Ragged.of([[-2000.0]])) == math.inf
+    assert perplexity(Ragged.of([[-2000.0]])) == sys.float_info.max
 
 
 _ROWS = st.lists(st.lists(st.floats(-60, 0, width=32), max_size=6), max_size=5)

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,11 @@ def test_other_text_can_be_trained_on(tmp_path: Path) -> None:
     assert len(pieces) > 1
     assert "".join(e.answer for e in pieces).split() == prose.read_text().split()
     assert also_seen(work, pieces) == frozenset()
+    # A text of the forget set that is trained on in pieces is evaluated as a whole.
+    whole = replace(known, id="book")
+    sets = {**work.sets, "forget_eval": [whole, *work.sets["forget_eval"]]}
+    cut = [replace(known, id=f"book#{i}", answer=part) for i, part in enumerate(("One.", "Two."))]
+    assert also_seen(replace(work, sets=sets), cut) == {"book"}
 
 
 def test_curves_of_several_numbers_and_of_unrelated_text(world: World, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from launch.report.compare.runs import ComparedRun, read_run
 from launch.report.compare.tables import heads, lines, terminal
 from launch.report.compare.wandb_exports import read_export
 from launch.report.documentation import SITE
+from launch.report.kept import read_archive, write_archive
 from launch.report.run_groups import Unusable
 from launch.report.statistics import mean
 from tests.launch.commands import ended, started
@@ -525,6 +527,11 @@ def test_an_archive_compares_as_its_runs_and_takes_further_ones(tmp_path):
     assert md["runs-out"] == md["kept-out"] == md["npo-out"]
     assert "| *target* | 1 | 0.9000 |" in md["kept-out"]
     main([str(kept), str(tmp_path / "later"), "--out", str(tmp_path / "all"), "--keep", str(kept)])
+    assert sorted(run.seed for run in find([str(kept)]).runs) == [0, 1, 2]
+    # A run that was merged from two has both names.
+    merged = [replace(run, name=f"{run.name} other") if run.seed == 1 else run for run in read_archive(kept)]
+    write_archive(kept, merged)
+    main([str(kept), "--out", str(tmp_path / "again"), "--keep", str(kept)])
     assert sorted(run.seed for run in find([str(kept)]).runs) == [0, 1, 2]
 
 

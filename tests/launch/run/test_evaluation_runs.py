@@ -367,6 +367,37 @@ def test_a_variant_that_is_out_of_memory_loses_no_other(target, tmp_path):
     assert any(key.startswith("quantisation/int8/") for key in results(run))
 
 
+def test_a_target_that_another_command_has_evaluated_otherwise_is_not_compared_with(tmp_path):
+    meddling = GREEDY.replace("import torch", "from pathlib import Path").replace(
+        "    torch.empty(1 << 60)\n",
+        """    for file in Path("runs").glob("none-*/config.yaml"):
+        text = file.read_text()
+        if "evaluate the target" in text:
+            file.write_text(text.replace("evaluation_key: ", "evaluation_key: other"))
+    return {}
+""",
+    )
+    (tmp_path / "meddling.py").write_text(meddling)
+    given = (AUTHORS, "eval=tofu", "eval.variants={meddling: {}}", "eval.limit=2", "eval.max_new_tokens=2")
+    shown = unlearn(tmp_path, *given, "method.steps=1")
+    assert shown.code == 2
+    assert "another command has evaluated it otherwise while this run was made" in shown.err
+
+
+def test_a_model_that_is_made_again_has_no_numbers_of_the_one_before(tmp_path):
+    given = (
+        AUTHORS, "eval=tofu", "eval.limit=2", "eval.max_new_tokens=2", "eval.compare=false", "method.steps=1"
+    )  # fmt: skip
+    done(tmp_path, *given, "save_model=false")
+    run = the_run(tmp_path, "npo")
+    stale = run / "eval" / "tofu" / "of-the-model-before"
+    stale.touch()
+    done(tmp_path, *given)
+    assert (run / "model").is_dir()
+    assert not stale.exists()
+    assert (run / "eval" / "tofu" / "results.json").is_file()
+
+
 def test_two_processes_that_share_every_parameter_need_no_launcher_and_agree(target, tasks, tmp_path):
     given = (
         *target, "eval=[tofu,general,relearning]", "eval.variants.relearning.steps=[1]",

@@ -271,17 +271,21 @@ def test_a_cut_cache_and_cut_records_are_made_again(place, tmp_path):
     # Measured in full, but killed before it was written down: what is to be measured is known by its records.
     run = shutil.copytree(place.undisturbed, tmp_path / "run")
     (run / "results.json").unlink()
-    shutil.rmtree(run / "model")
     record = run / "eval" / "tofu" / "records" / "forget" / "answer.parquet"
     cut(record)
+    place.done(run)
+    assert f"{record} is broken" in (run / "run.log").read_text()
+    # What is read again is read in other portions than before.
+    assert_same(run, place.undisturbed, rounded=("eval/",))
+    # The model is lost, too: it is trained again.
+    (run / "results.json").unlink()
+    shutil.rmtree(run / "model")
     (entry,) = (place.folder / "runs" / "cache" / "reference").glob("*.safetensors")
     cut(entry)
     place.done(run)
     log = (run / "run.log").read_text()
-    for file in (record, entry.relative_to(place.folder)):
-        assert f"{file} is broken" in log
+    assert f"{entry.relative_to(place.folder)} is broken" in log
     assert "made again" in log
-    # What is read again is read in other portions than before.
     assert_same(run, place.undisturbed, rounded=("eval/",))
 
 
@@ -455,3 +459,6 @@ def test_models_that_a_complete_run_did_not_save_are_missed(tmp_path):
     assert "checkpoint.models_every=5: the run is complete and saved no models" in warning
     plan.main.rundir.models.mkdir()
     assert inspect(config, plan) == []
+    often = config.model_copy(update={"eval": config.eval.model_copy(update={"every_steps": 5})})
+    (warning,) = inspect(often, make_plan(often))
+    assert "eval.every_steps=5: the run is complete, and was made with none" in warning

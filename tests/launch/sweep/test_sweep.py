@@ -123,6 +123,16 @@ def test_a_folder_that_is_gone_is_an_empty_row(tmp_path):
     assert summary([there, gone]).rows == [["seed=0", "0.5000"], ["seed=1", "–"]]
 
 
+def test_jobs_of_one_folder_have_the_results_of_their_own_evaluation(tmp_path):
+    write_json(tmp_path / "results.json", {"tofu/model_utility": 0.5})  # that of the last job
+    records = Records(tmp_path / "sweep")
+    records.announce({0: ["eval.limit=10"], 1: ["eval.limit=50"]}, 2, ["-m"], anew=True)
+    for number, limit, value in ((0, 10, 0.25), (1, 50, 0.5)):
+        results = {"tofu/model_utility": value}
+        records.end(number, SweepRun((f"eval.limit={limit}",), tmp_path, results=results))
+    assert summary(records.runs()).rows == [["limit=10", "0.2500"], ["limit=50", "0.5000"]]
+
+
 class TestRecords:
     JOBS = (("method=npo", "++seed=0"), ("method=npo", "++seed=1"), ("method=npo", "++seed=2"))
 
@@ -246,6 +256,8 @@ def test_a_sweep_is_called_the_same_wherever_its_jobs_run():
     assert name == sweep_name([*given, "hardware=gpu", "++tracker.mode=offline", "hydra.sweeper.n_jobs=2"])
     assert name == sweep_name([*given, "hydra.sweeper.n_trials=40"])  # the study is the same, too
     assert name != sweep_name(["++seed=0,1,2", "experiment=satimp-study"])
+    assert name == sweep_name(given, "config")
+    assert len({name, sweep_name(given, "study-a"), sweep_name(given, "study-b")}) == 3
 
 
 def job_count_of(*arguments: str) -> int:
