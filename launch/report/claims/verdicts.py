@@ -19,6 +19,7 @@ from launch.report.settings import shortest, word
 from launch.report.statistics import rank_correlation
 from unlearn.terms import WEIGHTINGS
 
+_OF = " × "  # between the data and the model of a label
 MIXED = "calibrated/"
 LEFT = f"{MIXED}tofu/forget/extraction_strength"
 _LIKELIHOODS = [step / 1000 for step in range(1, 1000)]
@@ -62,7 +63,7 @@ class Trial:
 
 
 def tasks(runs: Sequence[KeptRun]) -> list[Task]:
-    """Return the tasks of the runs in order of their labels: dataset, split, model, what else differs."""
+    """Return the tasks of the runs by model, and then by dataset, split, and what else differs."""
     groups: dict[Any, list[KeptRun]] = {}
     for run in runs:
         if run.role == "run":
@@ -74,12 +75,12 @@ def tasks(runs: Sequence[KeptRun]) -> list[Task]:
         alike = [dict(other.task) for other, text in zip(firsts, plain, strict=True) if text == label]
         anchors = [other for other in runs if other.role in ("target", "retain model") and other.task == key]
         made.append(Task(f"{label}{_more(dict(run.task), alike)}", [*members, *anchors]))
-    return sorted(made, key=lambda task: task.label)
+    return sorted(made, key=lambda task: (task.label.partition(_OF)[2], task.label))
 
 
 def _label(run: KeptRun) -> str:
     data = [run.settings.get(f"dataset.{key}") for key in ("name", "forget")]
-    return f"{' '.join(str(part) for part in data if part)} × {run.settings.get('model.name', 'model')}"
+    return f"{' '.join(str(part) for part in data if part)}{_OF}{run.settings.get('model.name', 'model')}"
 
 
 def _more(own: Mapping[str, str], alike: Sequence[Mapping[str, str]]) -> str:
