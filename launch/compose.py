@@ -128,9 +128,9 @@ def given_values(arguments: Sequence[str]) -> list[str]:
     expanded, problems = [], []
     for argument in arguments:
         key, equals, value = argument.partition("=")
-        if re.fullmatch(r"~[^\"'\[{(]*,[^\"'\[{(]*", value):  # several values
-            parts = value.split(",")
-            try:
+        parts = value.split(",")
+        if len(parts) > 1 and not re.search(r"[\"'\[{(]", value) and any(p.startswith("~") for p in parts):
+            try:  # several values
                 each = [given_values([f"{key}={part}"])[0].partition("=")[2] for part in parts]
             except ConfigError as error:
                 problems += error.problems

@@ -329,10 +329,11 @@ class _Run:
     def _drop_measured(self) -> None:
         """Remove what was measured of a model that was not kept: the one that is made now may differ from it.
 
-        What is measured on the way to it belongs to its steps.
+        What was measured on the way stays where a checkpoint goes on from there.
         """
-        for folder in self.rundir.eval.glob("*"):
-            if not folder.name.startswith("step-"):
+        goes_on = self.rundir.newest_checkpoint() is not None
+        for folder in self.rundir.eval.glob("*/"):
+            if not (goes_on and folder.name.startswith("step-")):
                 shutil.rmtree(folder)
 
     def _refuse_other_baselines(self) -> None:

@@ -229,4 +229,5 @@ def test_each_of_several_values_may_begin_with_the_home_directory(monkeypatch: p
     assert given_values(["dataset.forget=~/a.jsonl,~/b.jsonl"]) == [
         "dataset.forget=/home/ann/a.jsonl,/home/ann/b.jsonl"
     ]
+    assert given_values(["model.path=org/name,~/b"]) == ["model.path=org/name,/home/ann/b"]
     assert given_values(["root='~/a, b'"]) == ["root='/home/ann/a, b'"]  # one value in quotes
