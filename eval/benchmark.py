@@ -147,7 +147,7 @@ class LiveBenchmark(Protocol):
     """A benchmark that calls the model itself.
 
     It may have `check_tokenizer(options, tokenizer)`, which returns problems of its options with the model's
-    tokenizer.
+    tokenizer; and `READS` as a `Benchmark` has, sets that it gets with the prefix `READ`.
     """
 
     Options: type[Section]
