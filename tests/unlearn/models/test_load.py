@@ -54,7 +54,7 @@ def test_a_scaled_update_in_bf16_keeps_what_is_smaller_than_a_step() -> None:
     live = learned.to(torch.bfloat16)
     assert torch.equal(live, start)
     ((_, made),) = export.extrapolated({"w": start}, [("w", live)], -5, {"w": learned})
-    # 1 ∓ 5·0.001, rounded to bf16: its numbers are 2⁻⁸ apart below 1, and 2⁻⁷ above.
+    # 1 ∓ 5·0.001, rounded to bf16: its steps are 2⁻⁸ below 1, and 2⁻⁷ above.
     assert made.dtype == torch.bfloat16
     assert made.tolist() == [1 - 2**-8, 1.0, 1 + 2**-7]
 

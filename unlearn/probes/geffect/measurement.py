@@ -229,7 +229,7 @@ class Measurement:
     ) -> dict[str, Change]:
         """Compare predicted and true changes, from the examples' risks and effects at these weights.
 
-        Not in bf16, whose numbers are further apart than weights move in so small a step.
+        Not in bf16, whose steps are larger than what weights move here.
         """
         if not self.options.check or self.hardware.dtype == "bf16":
             return {}
