@@ -100,7 +100,9 @@ def test_the_peers_bench_names_presets_and_metrics_of_ours() -> None:
     for method in peer.METHODS.values():
         assert settings("method", method.preset)["name"] == method.preset
     assert set(peer.SAME.values()) <= set(METRICS)
-    assert set(peer.AIMS) <= {*peer.METHODS, peer.EVALUATION}
+    for preset, aims in peer.AIMS.items():
+        assert settings("hardware", preset)["name"] == preset
+        assert set(aims) <= {*peer.METHODS, peer.EVALUATION}
 
 
 def test_without_a_peer_the_bench_points_to_plain_code(capsys: pytest.CaptureFixture[str]) -> None:

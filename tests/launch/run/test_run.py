@@ -163,7 +163,7 @@ def test_started_again_it_returns_at_once(done):
     assert "was made with" not in again.err
 
 
-def test_a_complete_run_of_another_precision_says_so(done):
+def test_a_complete_run_of_another_precision_says_so(done, caplog):
     cwd, _ = done
     stored = main_run(cwd) / "config.yaml"
     written = stored.read_text()
@@ -173,7 +173,7 @@ def test_a_complete_run_of_another_precision_says_so(done):
     finally:
         stored.write_text(written)
     assert again.code == 0
-    assert f"{main_run(cwd).name} is complete, and was made with hardware.dtype=bf16" in again.err
+    assert f"{main_run(cwd).name} is complete, and was made with hardware.dtype=bf16" in caplog.text
 
 
 def test_another_way_of_measuring_does_not_train_again(done):
