@@ -14,7 +14,7 @@ from rich.table import Table
 from launch.memory.automatic import free_gib, settle
 from launch.memory.estimate import Load, bound, estimate, shape_of, with_unit
 from launch.resolve import Resolved
-from launch.run.ensure import is_complete
+from launch.run.complete import is_complete
 from unlearn.config import RunConfig
 from unlearn.data.batching import Schedule, deal
 from unlearn.data.example import Example

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from eval.configuration import benchmark_options, evaluation_sets, requests_of
 from launch.inspection.models import inspect_models
+from launch.run.complete import is_complete
 from launch.run.config_file import read_stored
-from launch.run.ensure import is_complete
 from launch.run.plan import Plan
 from unlearn.config import MethodConfig, RunConfig
 from unlearn.data.batching import Schedule

@@ -12,7 +12,7 @@ from typing import Any
 from eval.configuration import tokenizer_problems
 from launch.inspection.lengths import Lengths, batches
 from launch.inspection.texts import Texts, texts_of
-from launch.run.ensure import is_complete
+from launch.run.complete import is_complete
 from launch.run.plan import Plan, Planned
 from unlearn.config import RunConfig
 from unlearn.data.tokenization import DataError, Encoder, Limits

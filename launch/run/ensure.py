@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
 
+from launch.run.complete import is_complete
 from launch.run.config_file import read_stored, write_config
 from launch.run.plan import Planned
 from launch.run.rendezvous import Team, team_of
@@ -21,26 +22,6 @@ log = logging.getLogger(__name__)
 
 _PRECISION = ("dtype", "optimizer", "gradients")
 """Settings of the hardware that change numbers by more than rounding; the fingerprint leaves them out."""
-
-
-def is_complete(run: Planned) -> bool:
-    """Return whether the directory holds the results of this configuration and this evaluation.
-
-    For a run that is made only for its model, any evaluation counts. A run that was to leave no model is made
-    again when its model is to be kept.
-    """
-    rundir, config = run.rundir, run.job.config
-    if not rundir.results.is_file() or not rundir.config.is_file():
-        return False
-    stored = read_stored(rundir)
-    if stored["fingerprint"] != run.job.fingerprint:
-        return False
-    if not config.eval.benchmarks and not config.eval.variants and config.method.makes_model:
-        return rundir.model.is_dir() or not config.save_model
-    kept = stored.get("save_model", True) or not config.method.makes_model
-    if config.save_model and not kept and not rundir.model.is_dir():
-        return False
-    return run.is_measured(stored["job"]["evaluation_key"])
 
 
 def ensure(

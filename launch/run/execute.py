@@ -32,6 +32,7 @@ from eval.variants._base import ROLES, HeldModel, Workbench
 from launch.job import Job
 from launch.memory.automatic import agreed, limit_to_share
 from launch.report.model_card import write_cards
+from launch.run.complete import refuse_other_baselines
 from launch.run.config_file import read_job
 from launch.run.selection import selector
 from unlearn.config import HardwareConfig, RunConfig
@@ -336,31 +337,9 @@ class _Run:
             if not (goes_on and folder.name.startswith("step-")):
                 shutil.rmtree(folder)
 
-    def _refuse_other_baselines(self) -> None:
-        """Check that target and retain model are still those that this run was planned with.
-
-        Raises:
-            UserError: another command has evaluated one otherwise meanwhile, in the same folder.
-        """
-        from launch.run.ensure import is_complete
-        from launch.run.plan import make_plan
-
-        compared = {self.job.baselines.target, self.job.baselines.retain} - {None}
-        if not compared:
-            return
-        planned = {run.directory.resolve(): run for run in make_plan(self.config).runs}
-        for folder in filter(None, compared):
-            run = planned.get(folder.resolve())
-            if run is not None and not is_complete(run):
-                raise UserError(
-                    f"{folder}: another command has evaluated it otherwise while this run was made, which is "
-                    "compared with it. Start this command again, which evaluates it anew; what evaluates "
-                    "otherwise needs another root"
-                )
-
     def _judged(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        self.world.on_main(self._refuse_other_baselines)
         baselines = self.job.baselines
+        self.world.on_main(lambda: refuse_other_baselines(self.config, baselines))
         target = _results_of(baselines.target) if self.config.method.makes_model else metrics
         retain = _results_of(baselines.retain)
         return judge(metrics, target, retain, self.config.eval.judgement).metrics

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.run.ensure import is_complete
+from launch.run.complete import is_complete
 from launch.run.plan import Plan, Planned
 
 

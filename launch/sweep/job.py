@@ -195,7 +195,8 @@ def _resolved(config: RunConfig, output: Path, *, searched: bool) -> Resolved:
 def _run(
     resolved: Resolved, overrides: tuple[str, ...], warned: Warned, *, in_child: bool, searched: bool
 ) -> SweepRun:
-    from launch.run.ensure import ensure, is_complete
+    from launch.run.complete import is_complete
+    from launch.run.ensure import ensure
     from launch.run.plan_progress import PlanProgress
     from unlearn.files import check_writable
 

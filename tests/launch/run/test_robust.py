@@ -23,8 +23,8 @@ import torch
 
 from launch.compose import checked, compose_run, force_overrides
 from launch.inspection import inspect
+from launch.run.complete import is_complete
 from launch.run.config_file import write_config
-from launch.run.ensure import is_complete
 from launch.run.plan import Planned, make_plan
 from tests.launch.children import Nursery
 from tests.launch.run.undisturbed import TINY, Place, assert_same
