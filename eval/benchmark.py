@@ -227,8 +227,8 @@ def read_along(benchmark: Benchmark | LiveBenchmark, sets: Sets) -> Sets:
 
     Where another benchmark scores a part of one, the `WHOLE` of it is read.
     """
-    found = {name: sets.get(f"{WHOLE}{name}", sets.get(name)) for name in reads(benchmark)}
-    return {name.removesuffix("_eval"): rows for name, rows in found.items() if rows is not None}
+    whole = {name: sets.get(f"{WHOLE}{name}", sets.get(name)) for name in reads(benchmark)}
+    return {name.removesuffix("_eval"): rows for name, rows in whole.items() if rows is not None}
 
 
 def reads(benchmark: Benchmark | LiveBenchmark) -> Sequence[str]:

@@ -47,8 +47,8 @@ _SET = {
 }
 """Options of sbatch that another key sets, or the launcher itself."""
 
-# Since 22.05 srun does not inherit this from its job.
 _SAFE_PATH = "export PYTHONSAFEPATH=1"  # else a job takes files of its folder for packages of the same name
+# Since 22.05 srun does not inherit this from its job.
 _CPUS = '[ -z "${SLURM_CPUS_PER_TASK:-}" ] || export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK'
 
 

@@ -370,6 +370,10 @@ class SlurmConfig(Section):
     )
 
 
+PRECISION = ("dtype", "optimizer", "gradients")
+"""Settings of the hardware that change numbers by more than rounding; the fingerprint leaves them out."""
+
+
 class HardwareConfig(Section):
     """How a run is executed. It changes neither the data order nor the averages."""
 

@@ -29,7 +29,7 @@ from pydantic import model_validator
 
 from eval.benchmark import Better, Metric, Result, Role, Sets, question_of
 from eval.collection.live_model import Live
-from eval.metrics.likelihood import aggregate
+from eval.metrics.likelihood import aggregate, of_numbers
 from eval.metrics.prefix import Mode, completes, prefix_strength, shortest_exact, shortest_prefixes
 from unlearn.config import Section
 from unlearn.data.example import Example
@@ -131,10 +131,11 @@ def _strict(live: Live, asked: _Asked, mode: Mode, label: str) -> tuple[list[Tex
     if mode == "similar":
         return texts, _searched(texts, lambda tried: _continued(live, texts, tried, label))
     columns = live.read(sequences, label=label)
-    return texts, [
-        shortest_exact(row[: text.right - text.left], text.left) if not np.isnan(logp).any() else math.nan
-        for text, row, logp in zip(texts, columns["correct"], columns["logp"], strict=True)
+    shortest = [
+        shortest_exact(row[: text.right - text.left], text.left)
+        for text, row in zip(texts, columns["correct"], strict=True)
     ]
+    return texts, of_numbers(np.array(shortest), columns["logp"]).tolist()
 
 
 def _continued(live: Live, texts: Sequence[Text], tried: Mapping[int, int], label: str) -> dict[int, bool]:

@@ -105,7 +105,7 @@ def identity(options: Options) -> Any:
 
 
 def settings(config: RunConfig) -> Any:
-    """Return what mixtures are rounded like, where they are: until it had a name, to the nearest number."""
+    """Return how mixtures are rounded, so that those that were rounded to the nearest are made again."""
     return {"rounded": "randomly"} if config.hardware.dtype == "bf16" else None
 
 

@@ -34,13 +34,13 @@ def inspect(config: RunConfig, plan: Plan) -> list[str]:
         UserError: the run is impossible with this data or model.
     """
     if all(is_complete(run) for run in plan.runs):
-        return _models_on_the_way(plan)
+        return _on_the_way(plan)
     warnings = [*_rows(plan), *_tokens(config, plan)]
     _gradients(config)
     return [*warnings, *_steps(plan)]
 
 
-def _models_on_the_way(plan: Plan) -> list[str]:
+def _on_the_way(plan: Plan) -> list[str]:
     """Return warnings where a complete run has not saved or measured on its way what it is asked for."""
     run = plan.main
     config = run.job.config

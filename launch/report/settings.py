@@ -8,15 +8,14 @@ from typing import Any
 
 from eval.benchmark import find
 from launch.run.config_file import key_places
-from unlearn.config import JudgementConfig
+from unlearn.config import PRECISION, HardwareConfig, JudgementConfig
 from unlearn.errors import ConfigError
 
 # Settings that change what is trained or measured. The seed is no setting: runs are averaged over it.
 _SETTINGS = re.compile(
     r"(model|dataset|method)\..+|eval\.(limit|max_new_tokens|(judgement|select|benchmarks)\..+)"
-    r"|hardware\.(dtype|optimizer|gradients)"
+    rf"|hardware\.({'|'.join(PRECISION)})"
 )
-_EXACT = {"hardware.optimizer": "adamw", "hardware.gradients": "fp32"}
 # TOFU's attacks change no other metric.
 _NO_SETTINGS = re.compile(
     r"method\.(name|source)|model\.(trust_remote_code|attention)|model\.published\..*"
@@ -45,8 +44,8 @@ def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
 def _idle(key: str, config: Mapping[str, Any]) -> bool:
     """Return whether a key has no effect: of `eval.select` without a rule, or where no set is divided; an
     option of a benchmark, and what of the hardware changes numbers, that has its default."""
-    if key in _EXACT:
-        return bool(config[key] == _EXACT[key])
+    if key in ("hardware.optimizer", "hardware.gradients"):  # runs of before they existed have none
+        return bool(config[key] == HardwareConfig.model_fields[key.removeprefix("hardware.")].default)
     if key.startswith("eval.benchmarks."):
         return _is_default(key, config[key])
     if not key.startswith("eval.select."):

@@ -16,12 +16,10 @@ from launch.run.plan import Planned
 from launch.run.rendezvous import Team, team_of
 from launch.run.slurm_task import this_task
 from launch.run.supervisor import file_digest, follow, gather, judge, publish_outcome, work_together
+from unlearn.config import PRECISION
 from unlearn.signals import StartAgain, Stopped, on_stop
 
 log = logging.getLogger(__name__)
-
-_PRECISION = ("dtype", "optimizer", "gradients")
-"""Settings of the hardware that change numbers by more than rounding; the fingerprint leaves them out."""
 
 
 def ensure(
@@ -105,7 +103,7 @@ def _other_precision(run: Planned) -> str:
     made, asked = read_stored(run.rundir).get("hardware", {}), run.job.config.hardware
     return " ".join(
         f"hardware.{key}={made[key]}"
-        for key in _PRECISION
+        for key in PRECISION
         if made.get(key, getattr(asked, key)) != getattr(asked, key)
     )
 

@@ -47,7 +47,7 @@ from unlearn.models.skeleton import limits
 from unlearn.models.tokenizer import load_tokenizer, make_encoder
 from unlearn.models.weights import WeightsSource
 from unlearn.passes.memory_limits import MemoryLimits
-from unlearn.passes.out_of_memory import ADVICE, DoesNotFit, is_out_of_memory
+from unlearn.passes.out_of_memory import DoesNotFit, no_room
 from unlearn.pipeline import Pipeline
 from unlearn.probes import watched_sets
 from unlearn.processor import allowed_cores
@@ -83,13 +83,10 @@ def execute(job: Job, rundir: RunDir, tracker: Logger, *, progress: bool = True)
             results = _Run(job, rundir, tracker, world, progress, started).execute()
             ended = True
             return results
-    except DoesNotFit as error:
-        raise UserError(str(error)) from error
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
+    except (DoesNotFit, RuntimeError, MemoryError) as error:
+        if (what := no_room(error)) is None:
             raise
-        first, _, _ = str(error).partition("\n")
-        raise UserError(f"out of memory ({first}); what takes less: {ADVICE}") from error
+        raise UserError(what) from error
     finally:
         # Of several processes each ends with the run. Where it failed, others may be in a collective: NCCL
         # would wait for them, and they for this process, which the supervisor sees only when it has ended.
@@ -270,8 +267,7 @@ class _Run:
             score=self._scoring("eval"),
             directory=self.rundir.path,
             results=metrics,
-            # After earlier requests what this one starts from is not the target that was evaluated.
-            target_results={} if before(self.config.dataset) else _results_of(self.job.baselines.target),
+            target_results=_results_of(self._evaluated_start),
             progress=self.progress,
         )
         if self._divides:
@@ -301,10 +297,8 @@ class _Run:
         """
         if isinstance(error, UserError):
             return str(error)
-        if not (isinstance(error, DoesNotFit) or is_out_of_memory(error)):
+        if (what := no_room(error)) is None:
             raise error
-        said = str(error).partition("\n")[0]
-        what = said if isinstance(error, DoesNotFit) else f"out of memory ({said}); what takes less: {ADVICE}"
         if self.world.size == 1:
             return what
         raise UserError(f"eval.variants.{name}: {what}; or leave the variant out") from error
@@ -314,10 +308,15 @@ class _Run:
 
     def _selecting(self, bench: Workbench) -> Workbench:
         """Return the bench of the selection items."""
-        target = None if before(self.config.dataset) else self.job.baselines.target
+        target = self._evaluated_start
         stored = {} if target is None else RunDir(target).read_selection().get("metrics", {})
         scoring = self._scoring("eval", selecting=True)
         return replace(bench, score=scoring, results={}, target_results=_measured(stored))
+
+    @property
+    def _evaluated_start(self) -> Path | None:
+        """The evaluation of what this run starts from: not the target's, after earlier requests."""
+        return None if before(self.config.dataset) else self.job.baselines.target
 
     def _compared_weights(self, has_target: bool) -> dict[str, WeightsSource]:
         """Return where the weights of the target and of the retain model are, of those that the run has."""

@@ -102,14 +102,11 @@ def make_plan(config: RunConfig, directory: Path | None = None) -> Plan:
     refuse_unmeasured(config, baselines)
     for earlier in before(config.dataset) if method.makes_model else ():
         target = _unlearned(config, earlier, target, runs)
-    reinforced = _reinforced(config, target, runs) if needs_reinforced(method) else None
-    unlearned = None
-    if method.unlearned.method is not None:
-        unlearned = _first(config, method.unlearned.method, target, runs)
-        if config.eval.select.rule == "within":
-            made = _planned("evaluate the unlearned model", _evaluation_of(config), unlearned, baselines)
-            runs.append(made)
-            baselines = replace(baselines, unlearned=made.directory)
+    reinforced, unlearned = _reinforced(config, target, runs), _first(config, target, runs)
+    if unlearned is not None and config.eval.select.rule == "within":
+        made = _planned("evaluate the unlearned model", _evaluation_of(config), unlearned, baselines)
+        runs.append(made)
+        baselines = replace(baselines, unlearned=made.directory)
     runs.append(_planned("run", config, target, baselines, reinforced, unlearned, directory))
     return Plan(tuple(runs))
 
@@ -186,7 +183,10 @@ def needs_reinforced(method: MethodConfig) -> bool:
     return edit or any(each.source == "reinforced" for term in bind(method) for each in term.statistics)
 
 
-def _reinforced(config: RunConfig, target: WeightsSource, runs: list[Planned]) -> WeightsSource:
+def _reinforced(config: RunConfig, target: WeightsSource, runs: list[Planned]) -> WeightsSource | None:
+    """Plan the reinforced model of a method that needs one; return it."""
+    if not needs_reinforced(config.method):
+        return None
     keys = {**values_of("method", "reinforce"), **config.method.reinforced}
     made = config.model_copy(
         update={
@@ -202,9 +202,12 @@ def _reinforced(config: RunConfig, target: WeightsSource, runs: list[Planned]) -
     return WeightsSource(str(run.rundir.model), f"run:{run.job.fingerprint}")
 
 
-def _first(config: RunConfig, method: str, target: WeightsSource, runs: list[Planned]) -> WeightsSource:
-    """Plan the run of the method that unlearns first; return its model."""
-    keys = {**values_of("method", method), **config.method.unlearned.keys}
+def _first(config: RunConfig, target: WeightsSource, runs: list[Planned]) -> WeightsSource | None:
+    """Plan the run of the method that unlearns first, where there is one; return its model."""
+    first = config.method.unlearned
+    if first.method is None:
+        return None
+    keys = {**values_of("method", first.method), **first.keys}
     made = config.model_copy(
         update={
             "method": MethodConfig.model_validate(keys),
@@ -213,8 +216,7 @@ def _first(config: RunConfig, method: str, target: WeightsSource, runs: list[Pla
             "save_model": True,
         }
     )
-    reinforced = _reinforced(made, target, runs) if needs_reinforced(made.method) else None
-    run = _planned("unlearn first", made, target, reinforced=reinforced)
+    run = _planned("unlearn first", made, target, reinforced=_reinforced(made, target, runs))
     runs.append(run)
     return WeightsSource(str(run.rundir.model), f"run:{run.job.fingerprint}")
 
@@ -229,12 +231,8 @@ def _unlearned(config: RunConfig, split: str, start: WeightsSource, runs: list[P
             "save_model": True,
         }
     )
-    method = made.method
-    reinforced = _reinforced(made, start, runs) if needs_reinforced(method) else None
-    first = (
-        _first(made, method.unlearned.method, start, runs) if method.unlearned.method is not None else None
-    )
-    run = _planned(f"unlearn {split}", made, start, reinforced=reinforced, unlearned=first)
+    reinforced, unlearned = _reinforced(made, start, runs), _first(made, start, runs)
+    run = _planned(f"unlearn {split}", made, start, reinforced=reinforced, unlearned=unlearned)
     runs.append(run)
     return WeightsSource(str(run.rundir.model), f"run:{run.job.fingerprint}")
 

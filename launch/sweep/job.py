@@ -209,13 +209,14 @@ def _run(
         if not is_complete(run):
             check_writable(run.directory)
     progress = PlanProgress(plan)
+    results: Mapping[str, float | None] = {}
     inside = not (in_child and _of_pool() and config.hardware.device == "cuda")
     for number, run in enumerate(plan.runs, start=1):
         note = " (complete)" if is_complete(run) else ""
         line = f"[bold]{number}/{len(plan.runs)}[/] {run.role}: {short(run.directory)}{note}"
         console.print(line, soft_wrap=True, highlight=False)
         with warned.of(run), progress.measuring(run):
-            ensure(run, command=overrides, progress=not in_child, inside=inside)
+            results = ensure(run, command=overrides, progress=not in_child, inside=inside)
         if run is not plan.main and not note:
             console.print(progress.line(), style="dim", soft_wrap=True, highlight=False)
     if not leads():  # the first task of the step reports
@@ -224,7 +225,6 @@ def _run(
     baselines = tuple((name, folder) for name, folder in folders.items() if folder)
     _report(console, config, plan, dict(baselines))
     value, feasible = _goal(config, plan) if searched else (None, None)
-    results = plan.main.rundir.read_results()
     return SweepRun(
         overrides, plan.main.directory, baselines=baselines, value=value, feasible=feasible, results=results
     )  # fmt: skip

@@ -58,6 +58,14 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(said in str(error) for said in _SAID)
 
 
+def no_room(error: BaseException) -> str | None:
+    """Return what to tell the user of an error if it is one of memory that ran out, None if not."""
+    if isinstance(error, DoesNotFit):
+        return str(error)
+    first = str(error).partition("\n")[0]
+    return f"out of memory ({first}); what takes less: {ADVICE}" if is_out_of_memory(error) else None
+
+
 def warning(fitting: dict[str, Any]) -> str:
     """Return what to tell the user of the portions that fit."""
     keys = " ".join(f"hardware.{key}={value}" for key, value in fitting.items())

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from launch.report.claims.definitions import Arm, At
+from launch.report.claims.definitions import FORGET, RETAIN, Arm, At
 from launch.report.claims.trial import spread
 from launch.report.compare.runs import TASK
 from launch.report.kept import KeptRun
@@ -19,8 +19,6 @@ from launch.report.settings import plain, word
 RATE = "method.lr"
 SAME = ("train/steps", "method.batch")
 """What methods must have in common to be compared."""
-
-
 _REPORTED_MARGIN = "margin of the reported items"
 
 
@@ -47,7 +45,7 @@ class Setting:
     def mean(self, key: str) -> float:
         """Return the mean over seeds, NaN if a value is missing."""
         if key == _REPORTED_MARGIN:
-            return self.mean("tofu/retain/extraction_strength") - self.mean("tofu/forget/extraction_strength")
+            return self.mean(RETAIN) - self.mean(FORGET)
         return float(np.mean([run.number(key) for run in self.runs.values()]))
 
     def number(self, key: str) -> float | None:

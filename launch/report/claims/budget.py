@@ -9,8 +9,8 @@ import numpy as np
 
 from launch.report import markdown
 from launch.report.claims.arms import RATE
-from launch.report.claims.definitions import Level
-from launch.report.claims.verdicts import LEFT, Task
+from launch.report.claims.definitions import LEFT, Level
+from launch.report.claims.verdicts import Task
 from launch.report.kept import KeptRun
 from launch.report.results_table import format_value
 from launch.report.settings import plain

@@ -13,6 +13,10 @@ from pydantic import Field, model_validator
 from unlearn.config import Section
 
 FILE = Path(__file__).with_name("claims.yaml")
+FORGET, RETAIN = "tofu/forget/extraction_strength", "tofu/retain/extraction_strength"
+MIXED = "calibrated/"
+"""Prefix of metrics of the mixture with the target."""
+LEFT = f"{MIXED}{FORGET}"
 At = Literal["best", "worst", "spread"]
 
 
@@ -68,9 +72,9 @@ class Claim(Section):
     where: str
     run: str
     changes: str
-    metric: str = "calibrated/tofu/forget/extraction_strength"
+    metric: str = LEFT
     better: Literal["lower", "higher"] = "lower"
-    choose: str = "calibrated/selection/tofu/forget/extraction_strength"
+    choose: str = f"{MIXED}selection/{FORGET}"
     choose_better: Literal["lower", "higher"] = "lower"
     figure: Literal["trade-off", "differences"] = "differences"
     comparisons: list[Comparison] = Field([])

@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
-import numpy as np
-
 from launch.report.claims.arms import Setting
+from launch.report.claims.definitions import FORGET, RETAIN
 from launch.report.claims.trial import Difference
 from launch.report.claims.verdicts import Task, Trial
 from launch.report.statistics import interval
 from launch.report.svg import COLOURS, GREY, INK, Picture, Scale, fitted
 
-ACROSS, UP = "tofu/retain/extraction_strength", "tofu/forget/extraction_strength"
+ACROSS, UP = RETAIN, FORGET
 _PANEL, _HEIGHT, _LEGEND = 380, 430, 190
 _LINE, _LABELS, _PLOT = 22, 330, 330
 _COLOURS = (*COLOURS, "#332288", "#ddcc77", "#882255", "#44aa99")
@@ -80,10 +79,7 @@ def _mean(setting: Setting) -> tuple[float, float] | None:
 
 
 def _middle(task: Task, role: str) -> tuple[float, float] | None:
-    values = [[run.number(key) for run in task.of(role)] for key in (ACROSS, UP)]
-    if not values[0]:
-        return None
-    at = float(np.mean(values[0])), float(np.mean(values[1]))
+    at = task.anchor(role, ACROSS), task.anchor(role, UP)
     return at if all(map(math.isfinite, at)) else None
 
 

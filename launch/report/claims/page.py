@@ -8,15 +8,14 @@ from collections.abc import Mapping, Sequence
 
 from launch.report import markdown
 from launch.report.claims.budget import budget, made, repeated
-from launch.report.claims.definitions import Claim, Level
+from launch.report.claims.definitions import FORGET, MIXED, RETAIN, Claim, Level
 from launch.report.claims.trial import LEVEL, Difference, holm, written
-from launch.report.claims.verdicts import LEFT, MIXED, Task, Trial
+from launch.report.claims.verdicts import Task, Trial
 from launch.report.kept import KeptRun
 from launch.report.results_table import format_value
 
 NO_RUNS = "cannot tell (no runs)"
-_PLAIN = LEFT.removeprefix(MIXED)
-_ANCHORS = {"forget": _PLAIN, "retain": _PLAIN.replace("forget", "retain"), "utility": "tofu/model_utility"}
+_ANCHORS = {"extraction strength left": FORGET, "kept": RETAIN, "utility": "tofu/model_utility"}
 _HOW = f"""\
 **How.** Compared methods have the same number of steps, batch and retain data; the weights of their terms
 and their exponents are the presets', unless a claim chooses them. Of each method the setting is the one
@@ -101,8 +100,7 @@ def _anchors(every: Sequence[Task]) -> str:
                 rows.append((task.label, role, *map(format_value, values)))
     if not rows:
         return "Neither targets nor retain models are among the runs."
-    heads = ("on", "model", "extraction strength left", "kept", "utility")
-    return f"{_ENDS}\n\n{markdown.table(heads, rows)}"
+    return f"{_ENDS}\n\n{markdown.table(('on', 'model', *_ANCHORS), rows)}"
 
 
 def _verdict(trials: Sequence[Trial], label: str) -> str:
@@ -202,7 +200,7 @@ def _chosen(trial: Trial) -> str:
         notes = []
         if arm is not None and setting is not None:
             notes.append(arm.place(label))
-            share, left = setting.mean(f"{MIXED}alpha"), setting.mean(_PLAIN)
+            share, left = setting.mean(f"{MIXED}alpha"), setting.mean(FORGET)
             if trial.claim.metric.startswith(MIXED) and math.isfinite(share):
                 kept = setting.mean(f"{MIXED}retention")
                 notes.append(f"α {share:.2f}{f', keeps {kept:.3f}' if math.isfinite(kept) else ''}")

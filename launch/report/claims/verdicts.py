@@ -11,7 +11,16 @@ import numpy as np
 import torch
 
 from launch.report.claims.arms import SAME, Candidates, Missing, NotMade, candidates, of_reported
-from launch.report.claims.definitions import At, Claim, Claims, Comparison, Weights, arms_of
+from launch.report.claims.definitions import (
+    FORGET,
+    LEFT,
+    At,
+    Claim,
+    Claims,
+    Comparison,
+    Weights,
+    arms_of,
+)
 from launch.report.claims.trial import Difference, Outcome, Verdict, difference, judged
 from launch.report.geffect.files import PREFIX
 from launch.report.kept import KeptRun
@@ -20,8 +29,6 @@ from launch.report.statistics import rank_correlation
 from unlearn.terms import WEIGHTINGS
 
 _OF = " × "  # between the data and the model of a label
-MIXED = "calibrated/"
-LEFT = f"{MIXED}tofu/forget/extraction_strength"
 _LIKELIHOODS = [step / 1000 for step in range(1, 1000)]
 
 
@@ -43,7 +50,7 @@ class Task:
     @property
     def floor(self) -> float:
         """What a model that never saw the forget set leaves of it, NaN where there is none."""
-        return self.anchor("retain model", LEFT.removeprefix(MIXED))
+        return self.anchor("retain model", FORGET)
 
 
 @dataclass(frozen=True)
@@ -145,24 +152,12 @@ def _on_task(claim: Claim, claims: Claims, task: Task) -> Trial | None:
     floor = task.floor
 
     def outcome(claim: Claim, chosen: dict[str, str]) -> Outcome:
-        made = [_difference(claim, comparison, than, arms, missing, chosen) for comparison, than in pairs]
-        return judged(
-            [
-                _marked(each, comparison, claim, floor)
-                for each, (comparison, _) in zip(made, pairs, strict=True)
-            ]
-        )
+        return judged([_difference(claim, *pair, arms, missing, chosen, floor) for pair in pairs])
 
     chosen: dict[str, str] = {}
     own = outcome(claim, chosen)
     by_reported = claim.model_copy(update={"choose": of_reported(claim.choose)})
     return Trial(claim, task, own, chosen, arms, outcome(by_reported, {}).verdict)
-
-
-def _marked(each: Difference, comparison: Comparison, claim: Claim, floor: float) -> Difference:
-    """Say whether both sides leave no more than the retain model."""
-    compared = (comparison.metric or claim.metric) == LEFT and comparison.at == "best" and not comparison.log
-    return replace(each, beyond=compared and bool(each.means) and max(each.means) <= floor)
 
 
 def _arms(comparison: Comparison, than: str | float) -> list[str]:
@@ -171,7 +166,7 @@ def _arms(comparison: Comparison, than: str | float) -> list[str]:
 
 def _difference(
     claim: Claim, comparison: Comparison, than: str | float, arms: Mapping[str, Candidates],
-    missing: Mapping[str, Missing], chosen: dict[str, str],
+    missing: Mapping[str, Missing], chosen: dict[str, str], floor: float,
 ) -> Difference:  # fmt: skip
     metric, label = comparison.metric or claim.metric, _named(claim, comparison, than)
     names = _arms(comparison, than)
@@ -199,7 +194,8 @@ def _difference(
         pairs = [(_log(a), _log(b)) for a, b in pairs]
     means = [float(np.mean(side)) for side in zip(*pairs, strict=True)] if pairs else []
     made = difference(label, [sign * (a - b) for a, b in pairs], comparison.least)
-    return replace(made, means=tuple(means))
+    of_left = metric == LEFT and comparison.at == "best" and not comparison.log
+    return replace(made, means=tuple(means), beyond=of_left and max(means, default=math.nan) <= floor)
 
 
 def _values(claim: Claim, arm: Candidates, metric: str, at: At, chosen: dict[str, str]) -> dict[Any, float]:

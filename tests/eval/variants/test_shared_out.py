@@ -78,6 +78,6 @@ def test_shared_out_models_give_what_whole_ones_give(tmp_path: Path) -> None:
     wanted: Mapping[str, float] = measured(compared(whole, tmp_path / "alone"))
     together(2, in_a_world, str(tmp_path))
     for rank in range(2):
-        found = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert found.keys() == wanted.keys()
-        assert found == approx(wanted, terms=PASS, condition=10)
+        metrics = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert metrics.keys() == wanted.keys()
+        assert metrics == approx(wanted, terms=PASS, condition=10)
