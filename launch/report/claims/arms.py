@@ -87,7 +87,7 @@ class Candidates:
             known = sorted({value for value in values.values() if value is not None})
             if len(known) > 1 and values.get(label) in (known[0], known[-1]):
                 end = "largest" if values[label] == known[-1] else "smallest"
-                notes.append(f"the {end} {'rate' if key == RATE else _short(key)}")
+                notes.append(f"the {end} {'rate' if key == RATE else _short(key, self.free)}")
         return ", ".join(notes)
 
     def named(self, label: str) -> Setting | None:
@@ -156,7 +156,8 @@ def candidates(name: str, arm: Arm, runs: Sequence[KeptRun]) -> Candidates:
         groups.setdefault(mark(run, varied), []).append(run)
     settings = [
         Setting(
-            ", ".join(f"{_short(key)} {word(members[0].value(key))}" for key in varied) or _rate(members[0]),
+            ", ".join(f"{_short(key, varied)} {word(members[0].value(key))}" for key in varied)
+            or _rate(members[0]),
             {run.seed: run for run in members},
         )
         for members in groups.values()
@@ -172,8 +173,11 @@ def _rate(run: KeptRun) -> str:
     return f"lr {word(run.value(RATE))}"
 
 
-def _short(key: str) -> str:
-    return key.rpartition(".")[2]
+def _short(key: str, among: Sequence[str]) -> str:
+    """Return the key's last part, with the part before it where another of the keys ends like it."""
+    end = key.rpartition(".")[2]
+    alike = sum(other.rpartition(".")[2] == end for other in among)
+    return end if alike < 2 else ".".join(key.split(".")[-2:])
 
 
 def _sortable(value: Any) -> tuple[bool, float, str]:
