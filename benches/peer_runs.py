@@ -134,6 +134,9 @@ def _child(command: Sequence[str], environment: Mapping[str, str], given: str = 
 def _main() -> None:
     # In the order of the command, which hides from DeepSpeed what it need not import.
     from launch.cli import command  # isort: skip
+    from unlearn.garbage import pause_collection
+
+    pause_collection()  # as the command does before it imports torch
     import launch.run.execute  # isort: skip  # noqa: F401 (a training imports these anyway)
     from unlearn.training.trainer import StepResult, Trainer  # isort: skip
 

@@ -44,7 +44,8 @@ from launch.sweep.sweep_run import SweepRun
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
 from unlearn.files import check_writable, folder_name
-from unlearn.guard import guarded, lasting_output, outcome, pause_collection
+from unlearn.garbage import pause_collection
+from unlearn.guard import guarded, lasting_output, outcome
 from unlearn.run_dir import RunDir
 from unlearn.signals import STOPPED, on_stop
 

@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 # oneDNN keeps up to 1024 kernels by their shapes, and every forward of rows without padding has new ones: a
 # gigabyte with AVX-512 for bf16. Those of one forward are enough.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
 # DeepSpeed's own calls.
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 

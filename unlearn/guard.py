@@ -5,8 +5,6 @@
 
 from __future__ import annotations
 
-import atexit
-import gc
 import os
 import sys
 import tempfile
@@ -74,23 +72,6 @@ def tool(main: Callable[[Sequence[str] | None], int | None]) -> Callable[..., in
         return guarded(lambda: main(arguments))
 
     return entry
-
-
-def pause_collection() -> None:
-    """Collect no garbage until `resume_collection`, and none at the end of the process.
-
-    Importing torch and transformers makes a million objects that stay: looking through them again and again
-    takes a third of the time of a short command.
-    """
-    gc.disable()
-    atexit.register(gc.freeze)
-
-
-def resume_collection() -> None:
-    """Collect garbage again, but leave out what was imported: DeepSpeed collects for each engine."""
-    if not gc.isenabled():  # once per process: a cycle that is frozen is never freed
-        gc.freeze()
-        gc.enable()
 
 
 def lasting_output() -> None:

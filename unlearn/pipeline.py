@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,6 +21,7 @@ from unlearn.data.tokenization import Encoder
 from unlearn.distributed import World
 from unlearn.errors import ConfigError, UserError
 from unlearn.files import replacing
+from unlearn.garbage import free_memory
 from unlearn.models import adapt, export, locate, stored
 from unlearn.models import load as models
 from unlearn.models.corrupt import corrupt
@@ -100,7 +100,7 @@ class Pipeline:
                 yield model, True
                 del model
         finally:
-            gc.collect()  # hooks make cycles, which would keep it while another is loaded
+            free_memory()
 
     def loaded(self, source: str | None) -> nn.Module:
         """Load a whole model, in compute precision, on the device. A collective.
@@ -130,9 +130,7 @@ class Pipeline:
                 raise
             log.info("%s", str(error).partition("\n")[0])
         # The error has let go of its frames, and so of what was loaded.
-        gc.collect()
-        if self.world.device.type == "cuda":
-            torch.cuda.empty_cache()
+        free_memory()
         return None
 
     def trainable(self) -> nn.Module:
@@ -207,6 +205,7 @@ class Pipeline:
         elif self.world.main:
             self.rundir.cut_history(0)
         trainer.run()
+        free_memory()
         if selection is not None:
             if not selection.choice.met:
                 log.warning("eval.select: no step meets the rule; the model is that of the last step")
@@ -401,7 +400,7 @@ class _LazyEngine:
         if self._engine is not None:
             self._engine.close()
             self._engine = None
-            gc.collect()  # hooks make cycles, which would keep it while another is built
+            free_memory()
 
     def take(self, tensors: Mapping[str, Tensor]) -> Engine:
         """The engine to train with, its model loaded with a checkpoint's tensors where there are any."""

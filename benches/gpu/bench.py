@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 import subprocess
 import time
@@ -22,6 +21,7 @@ from launch.memory.automatic import CARD, decide
 from launch.memory.command import composed
 from launch.memory.estimate import GIB, Load
 from unlearn.config import HardwareConfig, RunConfig
+from unlearn.garbage import free_memory
 from unlearn.passes import product_times
 from unlearn.training.engine import precision
 
@@ -129,9 +129,7 @@ def tried(bench: Bench, row: Row, call: Callable[[], Row]) -> Row:
     except Exception as error:
         return row | {"error": shown(f"{type(error).__name__}: {error}")}
     finally:
-        gc.collect()
-        if bench.device == "cuda":
-            torch.cuda.empty_cache()
+        free_memory()
 
 
 def shown(text: str) -> str:

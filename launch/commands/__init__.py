@@ -10,7 +10,7 @@ from importlib import import_module
 from launch.config_groups import groups
 from unlearn.config import RunConfig
 from unlearn.errors import UserError, did_you_mean
-from unlearn.guard import resume_collection
+from unlearn.garbage import resume_collection
 
 
 @dataclass(frozen=True)

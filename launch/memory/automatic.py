@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -22,6 +21,7 @@ from launch.memory.estimate import (
 )
 from unlearn.config import HardwareConfig, RunConfig
 from unlearn.distributed import World
+from unlearn.garbage import free_memory
 from unlearn.run_dir import RunDir
 
 USABLE = 0.9
@@ -111,8 +111,7 @@ def free_gib(config: RunConfig) -> float:
         return psutil.virtual_memory().available / GIB * hardware.nodes / hardware.processes
     if not torch.cuda.is_available():
         return CARD
-    gc.collect()
-    torch.cuda.empty_cache()  # what earlier runs in this process left to torch is free for this one
+    free_memory()  # what earlier runs in this process left to torch is free for this one
     free, total = torch.cuda.mem_get_info()
     return min(free, total / hardware.jobs_per_gpu) / GIB
 

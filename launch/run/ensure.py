@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import signal
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from launch.run.rendezvous import Team, team_of
 from launch.run.slurm_task import this_task
 from launch.run.supervisor import file_digest, follow, gather, judge, publish_outcome, work_together
 from unlearn.config import PRECISION
+from unlearn.garbage import free_memory
 from unlearn.signals import StartAgain, Stopped, on_stop
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def ensure(
             return _lead(run, team, command, progress=progress, inside=inside)
         except StartAgain as again:
             log.warning("%s", again)
-        gc.collect()  # what a run in this process has left
+        free_memory()  # what a run in this process has left
 
 
 def _lead(

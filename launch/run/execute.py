@@ -5,7 +5,6 @@ Every process of a run calls `execute` with the same arguments.
 
 from __future__ import annotations
 
-import gc
 import logging
 import math
 import os
@@ -41,7 +40,7 @@ from unlearn.data.sources import before, load_sets
 from unlearn.distributed import World, start_world, stop_world
 from unlearn.errors import UserError
 from unlearn.files import write_json
-from unlearn.guard import resume_collection
+from unlearn.garbage import free_memory, resume_collection
 from unlearn.models.adapter_targets import unties
 from unlearn.models.skeleton import limits
 from unlearn.models.tokenizer import load_tokenizer, make_encoder
@@ -93,7 +92,7 @@ def execute(job: Job, rundir: RunDir, tracker: Logger, *, progress: bool = True)
         if world.size == 1:
             close_all()
         if world.size == 1 or ended:
-            gc.collect()
+            free_memory()
             stop_world()
 
 
@@ -143,13 +142,13 @@ class _Run:
             if self.config.method.update_scale != 1 or unties(engine.module) or not live:
                 engine.close()
                 del engine
-                gc.collect()
+                free_memory()
                 metrics = self._evaluate_saved()
             else:
                 metrics = self._evaluate(engine.module, collective_forward=engine.zero == 3)
                 engine.close()
                 del engine  # the variants load models of their own
-                gc.collect()
+                free_memory()
         else:
             if made and not saved:
                 self.pipeline.fit()
@@ -284,7 +283,7 @@ class _Run:
                 log.warning("%s: %s", name, problems[0])
             if problems and self.world.size == 1:  # the error has let go of its frames, and so of its models
                 close_all()
-                gc.collect()
+                free_memory()
             if self.world.main and (problems or file.is_file()):
                 write_json(file, {"problems": problems})
         return measured

@@ -17,7 +17,8 @@ from launch.run.worker_processes import log_of
 from launch.tracking.run_tracker import tracker_of
 from launch.tracking.tracker import NullTracker
 from unlearn.errors import UserError
-from unlearn.guard import FAILED, is_logged, lasting_output, mark_logged, outcome, pause_collection
+from unlearn.garbage import pause_collection
+from unlearn.guard import FAILED, is_logged, lasting_output, mark_logged, outcome
 from unlearn.run_dir import RunDir
 from unlearn.signals import STOPPED, StartAgain, Stopped, stop_with_parent
 

@@ -26,7 +26,8 @@ from launch.sweep.job_records import Records
 from launch.sweep.sweep_run import SweepRun
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
-from unlearn.guard import lasting_output, outcome, pause_collection
+from unlearn.garbage import pause_collection
+from unlearn.guard import lasting_output, outcome
 from unlearn.processor import allowed_cores
 from unlearn.run_dir import RunDir
 from unlearn.signals import STOPPED, STOPPING, on_stop

@@ -6,7 +6,6 @@ portion.
 
 from __future__ import annotations
 
-import gc
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias, TypeVar
@@ -16,6 +15,7 @@ import torch
 from unlearn.data.batching import deal
 from unlearn.distributed import World
 from unlearn.errors import UserError
+from unlearn.garbage import free_memory
 from unlearn.passes.memory_limits import Key
 from unlearn.signals import StartAgain
 
@@ -138,9 +138,7 @@ def _attempt(compute: Callable[[Bins], T], bins: Bins, world: World) -> list[T]:
             raise
         log.info("%s", str(error).partition("\n")[0])
     # The error has let go of its frames, and so of the tensors of the pass.
-    gc.collect()
-    if world.device.type == "cuda":
-        torch.cuda.empty_cache()
+    free_memory()
     return []
 
 

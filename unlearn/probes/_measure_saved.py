@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from unlearn.config import RunConfig
+from unlearn.garbage import free_memory
 from unlearn.probes._base import Probe
 from unlearn.probes._model_folders import steps_of
 from unlearn.rules import make_rule
@@ -37,7 +37,7 @@ def measure_saved(
             continue
         if folder is not None:
             engine.close()
-            gc.collect()
+            free_memory()
             engine = engine_of(folder)
         rule = make_rule(**config.method.rule.model_dump())
         measured = probe_of(engine).measure(ProbeContext(step, rate, rule, frozen))
