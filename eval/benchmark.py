@@ -14,9 +14,10 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, cast
 
+import numpy as np
 from typing_extensions import TypeIs
 
-from eval.collection.records import Records
+from eval.collection.records import LikelihoodRecords, Records
 from eval.collection.requests import Request
 from eval.judgement.aspects import AspectName, Attack, Rule
 from eval.metrics.words import Words
@@ -261,6 +262,20 @@ def without_words(
     return [
         f"{where}, {few(bare)}: the true answer has no word (words={words.name}), so ROUGE is not measured"
     ]
+
+
+def example_problems(read: Records, name: str) -> list[str]:
+    """Describe the problems of single examples of a request, one sentence for each kind of problem."""
+    records = read.any(name)
+    by_problem: dict[str, list[str]] = {}
+    for example, problem in zip(records.example, records.problem, strict=True):
+        if problem is not None:
+            by_problem.setdefault(problem, []).append(example)
+    if isinstance(records, LikelihoodRecords):
+        for example, logp in zip(records.example, records.logp, strict=True):
+            if np.isnan(logp).any():
+                by_problem.setdefault("the model gives NaN for it", []).append(example)
+    return [f"{name}, {few(examples)}: {problem}" for problem, examples in by_problem.items()]
 
 
 def few(examples: Sequence[str]) -> str:

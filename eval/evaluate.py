@@ -19,7 +19,7 @@ from eval.benchmark import (
     Result,
     Role,
     Sets,
-    few,
+    example_problems,
     find,
     is_live,
     options_of,
@@ -29,8 +29,7 @@ from eval.benchmark import (
 )
 from eval.collection.collect import collect
 from eval.collection.live_model import Live
-from eval.collection.records import LikelihoodRecords, Records
-from eval.collection.requests import Request
+from eval.collection.records import Records
 from eval.configuration import own_sets
 from unlearn.data.tokenization import Encoder
 from unlearn.distributed import ALONE, World
@@ -114,7 +113,9 @@ def score_directory(
     assert not is_live(module)
     chosen = options_of(module, options or {}, benchmark)
     read = Records(directory / benchmark)
-    problems = [text for request in module.requests(sets, chosen) for text in _problems(read, request)]
+    problems = [
+        text for request in module.requests(sets, chosen) for text in example_problems(read, request.name)
+    ]
     retain: Records | Baseline | None = None
     if retain_directory is not None:
         retain = Records(retain_directory / benchmark)
@@ -159,20 +160,6 @@ def _measure(module: LiveBenchmark, name: str, live: Live, sets: Sets, options: 
     result = module.measure(live, sets, options)  # the same requests on all, so it fails on all or on none
     live.world.on_main(write)
     return result.metrics
-
-
-def _problems(read: Records, request: Request) -> list[str]:
-    """Describe the problems of single examples of a request, one sentence for each kind of problem."""
-    records = read.any(request.name)
-    by_problem: dict[str, list[str]] = {}
-    for example, problem in zip(records.example, records.problem, strict=True):
-        if problem is not None:
-            by_problem.setdefault(problem, []).append(example)
-    if isinstance(records, LikelihoodRecords):
-        for example, logp in zip(records.example, records.logp, strict=True):
-            if np.isnan(logp).any():
-                by_problem.setdefault("the model gives NaN for it", []).append(example)
-    return [f"{request.name}, {few(examples)}: {problem}" for problem, examples in by_problem.items()]
 
 
 def write_result(directory: Path, result: Result, problems: Sequence[str]) -> None:

@@ -34,7 +34,7 @@ import numpy as np
 from pydantic import Field, model_validator
 from rich.console import Console
 
-from eval.benchmark import READ, Better, Metric, Result, Role, Sets, question_of
+from eval.benchmark import READ, Better, Metric, Result, Role, Sets, example_problems, question_of
 from eval.collection.collect import collect
 from eval.collection.records import Records
 from eval.collection.requests import Generation, Prompt
@@ -194,6 +194,12 @@ class _Judging:
     ) -> None:
         self.sets, self.options = sets, options
         read = Records(live.directory)
+        self.unasked = [
+            problem
+            for name, by_form in asked.items()
+            for form in by_form
+            for problem in example_problems(read, f"{name}/{form}")
+        ]
         self.texts = {
             (name, form): dict(zip(records.example, records.text, strict=True))
             for name, by_form in asked.items()
@@ -256,17 +262,17 @@ class _Judging:
         return [place for place in self.prompts if math.isnan(self._value(place))]
 
     def _problems(self) -> list[str]:
-        problems = []
+        found = [*self.unasked]
         if unparsed := self._unparsed():
             first = self.cache.get(self.prompts[unparsed[0]])
             reply = quoted(first.reply) if first is not None else ""
-            problems.append(
+            found.append(
                 f"{len(unparsed)} of {len(self.prompts)} verdicts were neither yes nor no (first: {reply}) "
                 "and are in no mean: choose another judge, or raise reply_tokens"
             )
         if self.options.context and "forget" in self.sets and ("forget", "in_context") not in self.texts:
-            problems.append("no retain set was scored, so no question was asked after others (context)")
-        return problems
+            found.append("no retain set was scored, so no question was asked after others (context)")
+        return found
 
     def _announce(self, show: bool) -> None:
         """Say what judging will cost, before the first call."""

@@ -33,6 +33,7 @@ from eval.metrics.likelihood import aggregate, of_numbers
 from eval.metrics.prefix import Mode, completes, prefix_strength, shortest_exact, shortest_prefixes
 from unlearn.config import Section
 from unlearn.data.example import Example
+from unlearn.data.prompts import DataError
 
 SETS: Mapping[str, Role] = {"forget_eval": "forget", "retain_eval": "retain"}
 _TEXTS = {
@@ -92,10 +93,14 @@ def measure(live: Live, sets: Sets, options: Options) -> Result:
     """Return `prefix/<set>/<mode>`; perturb only of a set that has questions in other words."""
     metrics: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
+    problems: list[str] = []
     for name, examples in sets.items():
         columns: dict[str, np.ndarray] = {}
         for mode in options.modes:
             chosen, asked = _asked(examples, mode)
+            if options.strict:
+                chosen, asked, refused = _that_fit(live, chosen, asked)
+                problems += [f"{name}/{mode}, {examples[i].id}: {text}" for i, text in refused.items()]
             if not chosen:
                 continue
             values = np.full(len(examples), math.nan)
@@ -106,7 +111,29 @@ def measure(live: Live, sets: Sets, options: Options) -> Result:
             {"set": name, "id": example.id} | {mode: float(values[i]) for mode, values in columns.items()}
             for i, example in enumerate(examples)
         ]
-    return Result(metrics, rows)
+    return Result(metrics, rows, problems)
+
+
+def _that_fit(live: Live, chosen: Sequence[int], asked: _Asked) -> tuple[list[int], _Asked, dict[int, str]]:
+    """Return those that the model's prompt format has room for, and of the others why not.
+
+    Raises:
+        DataError: there is room for none.
+    """
+    try:
+        live.encoder.pairs(asked)
+    except DataError:  # one by one, to learn which of them fail
+        refused: dict[int, str] = {}
+        for number, pair in zip(chosen, asked, strict=True):
+            try:
+                live.encoder.pairs([pair])
+            except DataError as error:
+                refused[number] = str(error)
+        if len(refused) == len(chosen):
+            raise
+        kept = [(i, pair) for i, pair in zip(chosen, asked, strict=True) if i not in refused]
+        return [i for i, _ in kept], [pair for _, pair in kept], refused
+    return list(chosen), asked, {}
 
 
 def _asked(examples: Sequence[Example], mode: Mode) -> tuple[list[int], _Asked]:

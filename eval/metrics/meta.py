@@ -97,13 +97,14 @@ def quantisation(before: np.ndarray, after: np.ndarray, form: Form = "symmetric"
     """Return Q of each unlearned model, [M]; 1: quantisation does not change the metric.
 
     Symmetric: 1 − |after − before| ÷ (|after| + |before|). One-sided: min(after/before, 1), 1 where there was
-    nothing before.
+    nothing before; NaN of negative values, which have no such ratio.
     """
     if form == "symmetric":
         return _symmetric(after, before)
     known = before > 0
     ratio = np.clip(after / np.where(known, before, 1.0), 0.0, 1.0)
-    return np.where(np.isnan(before) | np.isnan(after), np.nan, np.where(known, ratio, 1.0))
+    unknown = np.isnan(before) | np.isnan(after) | (before < 0)
+    return np.where(unknown, np.nan, np.where(known, ratio, 1.0))
 
 
 def mean_of(values: np.ndarray) -> Estimate:

@@ -28,13 +28,14 @@ def answer_f1(answers: Sequence[Sequence[str]], generations: Sequence[str | None
 
 
 def words(text: str) -> list[str]:
-    """Return the words that are compared."""
-    return _ARTICLES.sub(" ", text.lower().translate(_WITHOUT_PUNCTUATION)).split()
+    """Return the words that are compared; articles alone stay, as the answer (A) is one."""
+    plain = text.lower().translate(_WITHOUT_PUNCTUATION)
+    return _ARTICLES.sub(" ", plain).split() or plain.split()
 
 
 def _f1(true: list[str], own: list[str]) -> float:
     if not true or not own:
-        return float(true == own)
+        return 0.0
     common = sum((Counter(true) & Counter(own)).values())
     return 2 * common / (len(true) + len(own))
 

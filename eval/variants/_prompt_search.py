@@ -49,7 +49,8 @@ class Halves:
 def halves(config: RunConfig, sets: Sets, reported: Sets, name: str) -> Halves:
     """Divide the forget questions by their ids; equal questions of several sets are in the same half.
 
-    Scored are those of `reported` in the second half; an attacker has all questions of the first.
+    Scored are those of `reported` in the second half, and sets without any question; an attacker has all
+    questions of the first.
 
     Raises:
         UserError: no question is left to search on, or none to score.
@@ -70,8 +71,9 @@ def halves(config: RunConfig, sets: Sets, reported: Sets, name: str) -> Halves:
             "score: choose a dataset with questions, raise eval.limit, or leave this variant out"
         )
     pairs = {(e.question, e.answer): e for e in asked if e.question in half}
-    kept = {key: list(rows) for key, rows in reported.items()}
-    return Halves(list(pairs.values()), {**kept, **{key: rows for key, rows in rest.items() if rows}})
+    scored = {key: rest.get(key) or list(rows) for key, rows in reported.items()}
+    spent = [key for key in forget if not rest[key] and any(e.question is not None for e in reported[key])]
+    return Halves(list(pairs.values()), {key: rows for key, rows in scored.items() if key not in spent})
 
 
 def searched(bench: Workbench, name: str) -> list[list[str | None]]:

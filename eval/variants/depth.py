@@ -244,10 +244,12 @@ def items_of(bench: Workbench, options: Options) -> list[Item]:
         spans = {name: known[text] for name, text in texts.items() if text in known}
     chosen = [example for example in examples if example.id in spans]
     pairs = [(example.question, example.answer) for example in chosen]
-    marked = bench.encoder.important(pairs, [[spans[example.id]] for example in chosen])
+    openings = [example.opening for example in chosen]
+    marked = bench.encoder.important(pairs, [[spans[example.id]] for example in chosen], openings)
+    sequences = bench.encoder.pairs(pairs, openings)
     items = [
         Item(example, sequence, flags)
-        for example, sequence, flags in zip(chosen, bench.encoder.pairs(pairs), marked, strict=True)
+        for example, sequence, flags in zip(chosen, sequences, marked, strict=True)
         if flags.any()
     ]
     if not items:

@@ -32,6 +32,7 @@ from unlearn.run_dir import RunDir
 
 _CONTENT = "runs"
 _TIMES = "run/seconds"
+_WATCHED = "geffect/"
 _DATA_SEED = "dataset.options.seed"
 """A seed too: runs on data that were drawn anew are averaged over."""
 _ROLES = {"run": "run", "evaluate the target": "target", "evaluate the retain model": "retain model"}
@@ -54,6 +55,11 @@ class KeptRun(RunSettings):
     def seconds(self) -> float:
         return self.number(_TIMES)
 
+    @property
+    def watched(self) -> bool:
+        """Whether a probe measured effects in it."""
+        return any(key.startswith(_WATCHED) for key in self.results)
+
     def number(self, key: str) -> float:
         """Return a result, NaN where it is absent or null."""
         value = self.results.get(key)
@@ -63,12 +69,14 @@ class KeptRun(RunSettings):
 def read(arguments: Sequence[str]) -> tuple[list[KeptRun], list[LeftOut]]:
     """Return the runs in directories, patterns and archives, and what is left out and why.
 
-    Two runs of one configuration and seed, of which one was watched by a probe, become one.
+    Two runs of one configuration and seed, of which one was watched by a probe, become one. Of others a run
+    in a directory counts before one in an archive, and the first of several.
 
     Raises:
         UserError: nothing is there, an archive cannot be read, or there is no run.
     """
     runs: list[KeptRun] = []
+    archived: list[KeptRun] = []
     left_out: list[LeftOut] = []
     for argument in arguments:
         paths = paths_of(argument)
@@ -76,16 +84,16 @@ def read(arguments: Sequence[str]) -> tuple[list[KeptRun], list[LeftOut]]:
             raise UserError(f"{argument}: no such directory, archive or pattern")
         for path in paths:
             if is_archive(path):
-                runs += read_archive(path)
+                archived += read_archive(path)
             elif path.is_dir():
                 _read_directory(path, runs, left_out)
             elif len(paths) == 1:
                 raise UserError(f"{path}: no run directory, and no archive ({ENDING})")
-    if not any(run.role == "run" for run in runs):
+    if not any(run.role == "run" for run in (*runs, *archived)):
         raise UserError(
             f"{', '.join(arguments)}: no finished run in it; unlearn -m experiment=claims makes some"
         )
-    return merged(runs), left_out
+    return merged([*runs, *archived], left_out), left_out
 
 
 def _read_directory(path: Path, runs: list[KeptRun], left_out: list[LeftOut]) -> None:
@@ -139,9 +147,10 @@ def _rounded(results: Mapping[str, float | None]) -> Results:
     return {key: rounded(value) for key, value in sorted(kept.items())}
 
 
-def merged(runs: Iterable[KeptRun]) -> list[KeptRun]:
-    """Return the runs, those of one configuration and seed as one, with names, results and seconds of all.
+def merged(runs: Iterable[KeptRun], left_out: list[LeftOut]) -> list[KeptRun]:
+    """Return the runs; a watched one and one that was not, of one configuration and seed, become one.
 
+    It has names, results and seconds of both. Of others alike the first counts; the rest join `left_out`.
     Targets and retain models, whose configurations do not say which model they are of, stay apart.
     """
     distinct: dict[Any, KeptRun] = {}
@@ -154,7 +163,14 @@ def merged(runs: Iterable[KeptRun]) -> list[KeptRun]:
         )
         key = same if run.role == "run" else (same, run.name)
         first = distinct.setdefault(key, run)
-        if not set(run.name.split()) <= set(first.name.split()):  # else it is in two of the places
+        names, known = set(run.name.split()), set(first.name.split())
+        if names <= known:  # it is in two of the places
+            continue
+        if known < names:  # both, from an archive
+            distinct[key] = replace(run, results={**run.results, **first.results, _TIMES: run.seconds})
+        elif first.watched == run.watched:
+            left_out.append(LeftOut(run.name, f"the same configuration and seed as {first.name}"))
+        else:
             both = {_TIMES: float(np.nansum([first.seconds, run.seconds]))}
             name, results = f"{first.name} {run.name}", {**run.results, **first.results, **both}
             distinct[key] = replace(first, name=name, results=results)

@@ -17,6 +17,7 @@ from eval.benchmarks.tofu.published_logs import (
     Origin,
     PublishedLog,
     PublishedSet,
+    add,
     read_log,
 )
 from eval.collection.ragged import Ragged
@@ -85,7 +86,9 @@ def rescore(
             summary = closeness_to_one if name == "forget" else truth_preference
             metrics |= aggregate(f"tofu/{name}/truth_ratio", summary(ratio))
             if name in TAUGHT:
-                metrics |= aggregate(f"tofu/{name}/truth_probability", expit(-ratio))
+                nll = rows.paraphrased_nll
+                own = np.exp(add(nll, epsilon) - nll)  # the ratio has p + ε for p
+                metrics |= aggregate(f"tofu/{name}/truth_probability", own * expit(-ratio))
     nine = [metrics.get(f"tofu/{name}/{metric}") for name in _UTILITY_SETS for metric in _UTILITY]
     if None not in nine:
         metrics["tofu/model_utility"] = harmonic_mean(np.array(nine, dtype=np.float64))

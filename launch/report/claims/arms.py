@@ -14,7 +14,7 @@ from launch.report.claims.trial import spread
 from launch.report.compare.runs import TASK
 from launch.report.kept import KeptRun
 from launch.report.run_groups import differing, mark
-from launch.report.settings import plain, word
+from launch.report.settings import plain, shortest, word
 
 RATE = "method.lr"
 SAME = ("train/steps", "method.batch")
@@ -50,8 +50,23 @@ class Setting:
 
     def number(self, key: str) -> float | None:
         """Return a setting of the runs, None where it is no number."""
-        value = next(iter(self.runs.values())).value(key)
+        value = self.value(key)
         return float(value) if isinstance(value, int | float) else None
+
+    def value(self, key: str) -> Any:
+        """Return a setting of the runs."""
+        return next(iter(self.runs.values())).value(key)
+
+    def ends(
+        self, key: str, every: Sequence[Setting], others: Sequence[str] = ()
+    ) -> tuple[float, float] | None:
+        """Return the smallest and the largest number of `key` among settings alike in `others`.
+
+        None if there are not two.
+        """
+        alike = [each for each in every if all(each.value(k) == self.value(k) for k in others if k != key)]
+        known = sorted({number for each in alike if (number := each.number(key)) is not None})
+        return (known[0], known[-1]) if len(known) > 1 else None
 
 
 @dataclass(frozen=True)
@@ -79,15 +94,19 @@ class Candidates:
 
     def place(self, label: str) -> str:
         """Return among how many settings one was chosen, and which of its numbers are ends of those tried."""
-        if len(self.complete) == 1:
-            return "the only one"
-        notes = [f"of {len(self.complete)}"]
+        every = self.complete
+        if len(every) == 1:
+            return (
+                "the only one" if len(self.settings) == 1 else f"of {len(self.settings)} the only one whole"
+            )
+        notes, chosen, names = [f"of {len(every)}"], self.named(label), shortest(self.free)
+        assert chosen is not None
         for key in self.free:
-            values = {each.label: each.number(key) for each in self.complete}
-            known = sorted({value for value in values.values() if value is not None})
-            if len(known) > 1 and values.get(label) in (known[0], known[-1]):
-                end = "largest" if values[label] == known[-1] else "smallest"
-                notes.append(f"the {end} {'rate' if key == RATE else _short(key, self.free)}")
+            # Among those that differ in it alone, as a further value may not have been tried at all rates.
+            known = chosen.ends(key, every, self.free) or chosen.ends(key, every)
+            if known is not None and chosen.number(key) in known:
+                end = "largest" if chosen.number(key) == known[1] else "smallest"
+                notes.append(f"the {end} {'rate' if key == RATE else names[key]}")
         return ", ".join(notes)
 
     def named(self, label: str) -> Setting | None:
@@ -106,7 +125,7 @@ class Candidates:
         Raises:
             Missing: there are fewer than two settings.
         """
-        if len(self.settings) < 2:
+        if len(self.complete) < 2:
             raise Missing("fewer than two settings of both, so no spread")
         seeds = set.intersection(*(set(each.runs) for each in self.complete))
         return {
@@ -154,10 +173,10 @@ def candidates(name: str, arm: Arm, runs: Sequence[KeptRun]) -> Candidates:
     groups: dict[tuple[str, ...], list[KeptRun]] = {}
     for run in sorted(own, key=lambda run: [_sortable(run.value(key)) for key in varied]):
         groups.setdefault(mark(run, varied), []).append(run)
+    names = shortest(varied)
     settings = [
         Setting(
-            ", ".join(f"{_short(key, varied)} {word(members[0].value(key))}" for key in varied)
-            or _rate(members[0]),
+            ", ".join(f"{names[key]} {word(members[0].value(key))}" for key in varied) or _rate(members[0]),
             {run.seed: run for run in members},
         )
         for members in groups.values()
@@ -171,13 +190,6 @@ def _fits(run: KeptRun, where: Mapping[str, Any]) -> bool:
 
 def _rate(run: KeptRun) -> str:
     return f"lr {word(run.value(RATE))}"
-
-
-def _short(key: str, among: Sequence[str]) -> str:
-    """Return the key's last part, with the part before it where another of the keys ends like it."""
-    end = key.rpartition(".")[2]
-    alike = sum(other.rpartition(".")[2] == end for other in among)
-    return end if alike < 2 else ".".join(key.split(".")[-2:])
 
 
 def _sortable(value: Any) -> tuple[bool, float, str]:

@@ -40,7 +40,8 @@ adjusted for their number."""
 
 _ENDS = """\
 What no method has changed, means over seeds. A model that leaves less than the retain model, which never saw
-the forget set, has not forgotten more: **†** marks comparisons where both sides leave no more than it."""
+the forget set, has not forgotten more: **†** marks comparisons where both sides leave no more than it, which
+speak neither for nor against a claim that one forgets more."""
 
 
 def page(
@@ -120,9 +121,11 @@ def _part(trial: Trial) -> str:
         return ""
     counted = []
     if known:
-        counted.append(f"{sum(each.low > each.least for each in known)} of {len(known)} above")
-    if below := sum(each.high < each.least for each in known):
+        counted.append(f"{sum(each.above for each in known)} of {len(known)} above")
+    if below := sum(each.below for each in known):
         counted.append(f"{below} below")
+    if beyond := sum(each.beyond and not each.above for each in known):
+        counted.append(f"{beyond} †")
     if len(known) < len(every):
         counted.append(f"{len(every) - len(known)} missing")
     return f" ({', '.join(counted)})"

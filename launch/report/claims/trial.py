@@ -50,12 +50,23 @@ class Difference:
         return not self.missing and self.n >= 2
 
     @property
+    def above(self) -> bool:
+        """Whether the interval is above `least`, which tells nothing of "more" where both are `beyond`."""
+        return self.known and self.low > self.least and (not self.beyond or self.least < 0)
+
+    @property
+    def below(self) -> bool:
+        """Whether the interval is below `least`."""
+        return self.known and self.high < self.least and not self.beyond
+
+    @property
     def against(self) -> float:
         """Return the p-value of a difference that is at least `least`; 1 where it is not below, or not known.
 
-        It is doubled, as for an interval on both sides.
+        It is doubled, as for an interval on both sides. Where both sides left no more than a model that never
+        saw the forget set, nothing speaks against the claim.
         """
-        if not self.known or self.mean >= self.least:
+        if not self.known or self.beyond or self.mean >= self.least:
             return 1.0
         if self.half == 0:
             return 0.0
@@ -103,16 +114,17 @@ def judged(differences: Sequence[Difference]) -> Outcome:
             "does not hold", f"{len(against)} of {len(differences)} against it: {named}{more}", differences
         )
     missing = [each for each in differences if not each.known]
-    open_ = [each for each in differences if each.known and not each.low > each.least]
+    open_ = [each for each in differences if each.known and not each.above]
     if differences and not missing and not open_:
         return Outcome("holds", f"{_all(len(differences))} above {_bound(differences)}", differences)
     reasons = []
     if open_:
-        named = "; ".join(f"{each.label} {written(each)}" for each in open_[:_SHOWN])
-        more = f" and {len(open_) - _SHOWN} more" if len(open_) > _SHOWN else ""
-        reasons.append(
-            f"{len(open_)} of {len(differences)} intervals not above {_bound(open_)}: {named}{more}"
+        named = "; ".join(
+            f"{each.label} {written(each)}{' †' if each.beyond else ''}" for each in open_[:_SHOWN]
         )
+        more = f" and {len(open_) - _SHOWN} more" if len(open_) > _SHOWN else ""
+        bound = f"{_bound(open_)}{', or †' if any(each.beyond for each in open_) else ''}"
+        reasons.append(f"{len(open_)} of {len(differences)} intervals not above {bound}: {named}{more}")
     reasons += list(dict.fromkeys(f"{each.label}: {each.missing}" for each in missing))[:_SHOWN]
     if len(missing) > _SHOWN:
         reasons.append(f"{len(missing) - _SHOWN} more are missing")

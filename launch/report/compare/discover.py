@@ -50,7 +50,14 @@ def find(arguments: Sequence[str], named: dict[RunRole, str] | None = None) -> D
                 discovered.left_out.append(LeftOut(*each))
     every += _named_directories(named or {}, every)
     baselines = [each for run in every for each in baselines_of(run)]
-    every = [replace(run, kind=_kind(run, set(baselines), named or {})) for run in every]
+    every = [
+        replace(
+            run,
+            kind=_kind(run, set(baselines), named or {}),
+            named=any(_is(run, name) for name in (named or {}).values()),
+        )
+        for run in every
+    ]
     every = [replace(run, baselines={kind: str(path) for kind, path in baselines_of(run)}) for run in every]
     every += _further_anchors(every, baselines)
     for run, first in zip(every, first_of_equals(every, [run.kind for run in every]), strict=True):

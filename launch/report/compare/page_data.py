@@ -100,7 +100,7 @@ def generations(runs: Sequence[ComparedRun]) -> tuple[dict[str, Any], list[LeftO
     question, the text and its scores.
     """
     limit, longest = max_examples(len(runs)), max_characters(len(runs))
-    sets: dict[str, dict[str, list[str]]] = {}
+    sets: dict[str, dict[tuple[str, ...], list[str]]] = {}
     answers: list[dict[str, dict[int, list[str]]]] = []
     problems = []
     for run in runs:
@@ -113,8 +113,10 @@ def generations(runs: Sequence[ComparedRun]) -> tuple[dict[str, Any], list[LeftO
         for name, row in rows:
             questions = sets.setdefault(name, {})
             question = [row["id"], cut(row.get("question"), longest), cut(row.get("answer"), longest)]
-            questions.setdefault(row["id"], question)
-            place = list(questions).index(row["id"])
+            # By their texts as well: authors that are drawn anew for each seed have the same ids.
+            key = (row["id"], str(row.get("question")), str(row.get("answer")))
+            questions.setdefault(key, question)
+            place = list(questions).index(key)
             of_run.setdefault(name, {})[place] = [cut(row["generation"], longest), scores(row)]
         answers.append(of_run)
     order = sorted(sets, key=lambda name: set_order(*name.split(" ", maxsplit=1)))

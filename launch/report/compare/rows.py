@@ -121,7 +121,7 @@ def _anchor_rows(anchors: Sequence[ComparedRun], rows: Sequence[Row]) -> list[Ro
     """Target and retain model of each task, judged against each other, which their own files do not know.
 
     An anchor belongs to the tasks whose runs were compared with it or, if there is none, to those with the
-    same settings. If none fits any task, as when it was named by an option, it belongs to every task.
+    same settings. If none fits any task, those that an option named belong to every task.
     """
     tasks = {row.task: [run for each in rows if each.task == row.task for run in each.runs] for row in rows}
     keys = [
@@ -134,7 +134,7 @@ def _anchor_rows(anchors: Sequence[ComparedRun], rows: Sequence[Row]) -> list[Ro
         some = [run for run in anchors if run.kind == kind]
         fits = {task: _fitting(some, runs, keys) for task, runs in tasks.items()}
         if not any(fits.values()):
-            fits = dict.fromkeys(tasks, some)
+            fits = {task: [run for run in some if run.named] for task in tasks}
         anchor_rows += [Row(kind, "", kind, task, {}, members) for task, members in fits.items() if members]
     return [_judged(row, anchor_rows) for row in anchor_rows]
 
@@ -155,11 +155,13 @@ def _judged(row: Row, rows: Sequence[Row]) -> Row:
     """The row of an anchor with its judgement made against the other anchor of its task."""
     if not any(key.startswith(f"{PREFIX}/") for run in row.runs for key in run.results):
         return row
-    others: dict[str, Results] = {
-        other.kind: other.runs[0].results for other in rows if other.task == row.task
-    }
     runs = []
     for run in row.runs:
+        others: dict[str, Results] = {
+            other.kind: next((each for each in other.runs if each.seed == run.seed), other.runs[0]).results
+            for other in rows
+            if other.task == row.task
+        }
         judged = with_judgement({**others, row.kind: run.results}, config=judgement_of(run.settings))
         runs.append(replace(run, results=judged[row.kind]))
     return replace(row, runs=runs)

@@ -29,13 +29,14 @@ class ComparedRun(RunSettings):
     """A run with its results.
 
     `baselines`: where the evaluations of the target and the retain model were when the run was made. `rows`:
-    the history of a run without a directory.
+    the history of a run without a directory. `named`: an option names it as the target or the retain model.
     """
 
     results: Results = field(repr=False)
     kind: RunRole = "run"
     baselines: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     rows: Sequence[Mapping[str, Any]] = field(default=(), kw_only=True)
+    named: bool = field(default=False, kw_only=True)
 
     def history(self) -> Sequence[Mapping[str, Any]]:
         """Return the history, a row per step.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from launch.report.run_files import Results
 
 UTILITY = f"{PREFIX}/utility"
 RELEARNED, QUANTISED = "relearning", "quantisation"
+_UNRELATED = "/unrelated"
 _UP = (Better.FORGOTTEN_IF_LOWER, Better.LIKE_RETAIN)
 
 
@@ -55,15 +57,23 @@ class Attacks:
 
 
 def attacks_of(models: Iterable[Unlearned]) -> Attacks:
-    """Return the most steps of relearning, and of quantisation NF4 or else the fewest bits."""
+    """Return the most steps of relearning on the forget set, most examples first, and of quantisation NF4 or
+    else the fewest bits."""
     labels = {split_variant(key)[0] for each in models for key in each.results}
     by_name: dict[str, list[str]] = {}
     for label in sorted((each for each in labels if not each.endswith(UNSEEN)), key=numbered):
         by_name.setdefault(label.partition("/")[0], []).append(label)
+    relearned = [label for label in by_name.get(RELEARNED, []) if _UNRELATED not in label]
     coded = [label for label in by_name.get(QUANTISED, []) if label.endswith("nf4")]
     return Attacks(
-        by_name.get(RELEARNED, [None])[-1], [*coded, *by_name.get(QUANTISED, []), None][0]
+        max(relearned, key=_relearning, default=None), [*coded, *by_name.get(QUANTISED, []), None][0]
     )  # fmt: skip
+
+
+def _relearning(label: str) -> tuple[float, float]:
+    """Return the steps and the examples of a relearned model, by its label; without a number, all."""
+    numbers = {what: float(count) for count, what in re.findall(r"/(\d+)(_examples)?(?=/|$)", label)}
+    return numbers.get("", 0.0), numbers.get("_examples", math.inf)
 
 
 def trials(pool: Pool, attacks: Attacks, least_utility: float) -> list[Trial]:

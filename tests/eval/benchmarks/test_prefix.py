@@ -138,6 +138,17 @@ def test_a_model_that_gives_nan_has_no_strength(tmp_path):
     assert metrics["prefix/forget/exact/missing"] == 2
 
 
+def test_a_question_without_room_is_left_out_and_named(tmp_path):
+    short = replace(CODE, max_length=64)
+    rows = [some()[0], replace(some()[1], paraphrased_question="Why? " * 64)]
+    made = Live(model(0), short, tmp_path, max_tokens=128, max_rows=4)
+    found = measure(made, {"forget": rows}, Options(modes=("exact", "perturb")))
+    assert found.metrics["prefix/forget/perturb/missing"] == 1
+    assert "prefix/forget/exact/missing" not in found.metrics
+    (sentence,) = found.problems
+    assert sentence.startswith(f"forget/perturb, {rows[1].id}: ")
+
+
 def test_what_was_measured_of_other_texts_is_not_read_again(tmp_path):
     def exact(rows: list[Any]) -> dict[str, float]:
         given = {"modes": ["exact"]}

@@ -24,7 +24,7 @@ def test_quantisation_by_hand():
     # .2 → .3: 1 − .1/.5; 0 → 0 and an equal value are unmoved; .3 → .1: 1 − .2/.4; −.2 → .2: 1 − .4/.4.
     before, after = row(0.2, 0.0, 0.4, 0.3, -0.2, nan), row(0.3, 0.0, 0.4, 0.1, 0.2, 0.5)
     np.testing.assert_allclose(quantisation(before, after), [0.8, 1, 1, 0.5, 0, nan])
-    np.testing.assert_allclose(quantisation(before, after, "one_sided"), [1, 1, 1, 1 / 3, 1, nan])
+    np.testing.assert_allclose(quantisation(before, after, "one_sided"), [1, 1, 1, 1 / 3, nan, nan])
 
 
 def test_relearning_by_hand():

@@ -10,11 +10,11 @@ from eval.metrics.short_answers import answer_f1, answer_match
 
 
 def test_short_answers_by_hand() -> None:
-    answers = [("The Warden", "keeper of gates"), ("7",), ("a",), ("x",), ("King of the hill",)]
-    texts = ["warden!", "the answer 7", "", None, "a hill of ants"]
-    # Of "king of hill" two words are among the three of "hill of ants"; the only word "a" is an article.
-    assert answer_f1(answers, texts) == pytest.approx([1, 2 / 3, 1, math.nan, 2 / 3], nan_ok=True)
-    assert answer_match(answers, texts) == pytest.approx([1, 0, 1, math.nan, 0], nan_ok=True)
+    answers = [("The Warden", "keeper of gates"), ("7",), ("(A)",), ("x",), ("King of the hill",), ("(A)",)]
+    texts = ["warden!", "the answer 7", "!!", None, "a hill of ants", "(a)"]
+    # Of "king of hill" two words are among the three of "hill of ants"; an article alone is a word.
+    assert answer_f1(answers, texts) == pytest.approx([1, 2 / 3, 0, math.nan, 2 / 3, 1], nan_ok=True)
+    assert answer_match(answers, texts) == pytest.approx([1, 0, 0, math.nan, 0, 1], nan_ok=True)
 
 
 def test_ngram_entropy() -> None:

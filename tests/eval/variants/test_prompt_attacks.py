@@ -148,6 +148,11 @@ def test_questions_are_divided_by_their_ids(tmp_path: Path) -> None:
     of_reported = divided(rows, rows[:4])
     assert of_reported.searched == first.searched
     assert of_reported.scored["forget_eval"] == [e for e in rows[:4] if e.id not in searched]
+    # A set whose reported questions were all searched on is not scored.
+    spent = [e for e in rows if e.id in searched][:1]
+    config = work.config.model_copy(update={"eval": EvalConfig(benchmarks={"tofu": {}, "rwku": {}})})
+    probes = {**work.sets, "forget_eval": rows, "forget_level1": spent}
+    assert "forget_level1" not in halves(config, probes, probes, "soft_prompt").scored
     # A text without a question is neither searched on nor scored.
     texts = [*rows[:2], Example("text", "A plain text.")]
     assert len(divided(texts).scored["forget_eval"]) == 1

@@ -109,6 +109,13 @@ def test_verdicts(differences: list[Difference], verdict: str, words: str) -> No
     assert words in outcome.reason
 
 
+def test_where_both_forgot_more_than_enough_nothing_is_decided() -> None:
+    above, below = (replace(sure(mean), beyond=True) for mean in (0.1, -0.1))
+    assert judged([above]).verdict == judged([below]).verdict == "cannot tell"
+    assert judged([above]).reason.endswith("†")
+    assert judged([replace(sure(0.1, least=-0.05), beyond=True)]).verdict == "holds"  # "no worse than"
+
+
 def test_a_contradiction_is_adjusted_for_the_number_of_comparisons() -> None:
     # p of −0.1 ± 0.09 at five seeds is 0.037: against a claim by itself, one of nine comparisons is not.
     weak = Difference("weak", -0.1, 0.09, 5)
@@ -270,12 +277,17 @@ def test_numbers_at_an_end_of_those_tried_are_named(tmp_path: Path) -> None:
                 results=results(0.1, selected, **{"calibrated/retention": 0.96}),
             )  # fmt: skip
         write_run(tmp_path / f"b{seed}", seed=seed, results=results(0.3, 0.2))
+        write_run(
+            tmp_path / f"{seed}-slow", method="satimp", seed=seed, keys={"retain_weight": 1.0}, lr=1e-6,
+            results=results(0.1, 0.9, **{"calibrated/retention": 0.96}),
+        )  # fmt: skip
     any_weight = {"where": {"method": "satimp"}, "choose": ["method.retain_weight"]}
     raw = TWO_METHODS.model_dump()
     claims = Claims.model_validate({**raw, "arms": {**raw["arms"], "A": any_weight}})
     every = tasks(read([str(tmp_path)])[0])
     shown = page(tried(claims, every), every, every[0].runs, {}, [], "")
-    assert "A retain_weight 0.1 (of 3, the smallest retain_weight, α 0.75, keeps 0.960)" in shown
+    # The smaller rate was tried with another weight alone, so that 1e-05 is no end.
+    assert "A lr 1e-05, retain_weight 0.1 (of 4, the smallest retain_weight, α 0.75, keeps 0.960)" in shown
 
 
 def test_the_page_from_runs_and_from_their_archive(runs: Path, tmp_path: Path, capsys: Any) -> None:
@@ -321,6 +333,19 @@ def test_a_watched_run_and_the_same_unwatched_are_one(runs: Path) -> None:
     assert len(every) == 2
     assert sorted(run.number("geffect/largest") == 2 for run in every) == [False, True]
     assert sorted(run.seconds for run in every) == [30, 60]
+
+
+def test_a_run_that_was_made_again_counts_before_the_one_in_an_archive(runs: Path, tmp_path: Path) -> None:
+    kept = tmp_path / "kept.json.gz"
+    write_archive(kept, read([str(runs)])[0])
+    again = write_run(tmp_path / "again" / "b0-again", results=results(0.9, 0.1))
+    every, left_out = read([str(kept), str(again)])
+    (fresh,) = [run for run in every if run.method == "npo" and run.seed == 0]
+    assert fresh.number(LEFT) == 0.9
+    assert fresh.seconds == read([str(again)])[0][0].seconds
+    assert [(each.name, "the same configuration and seed" in each.reason) for each in left_out] == [
+        ("b0", True)
+    ]
 
 
 def test_claims_of_gradients_are_of_watched_runs_alone(tmp_path: Path) -> None:

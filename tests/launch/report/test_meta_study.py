@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,16 @@ def test_options_choose_models_and_attacks(runs, tmp_path):
 def test_what_is_not_there_is_named(runs, tmp_path, more, part, capsys):
     assert main([str(runs), "--out", str(tmp_path / "out"), *more]) != 0
     assert part in capsys.readouterr().err
+
+
+def test_text_that_has_nothing_to_do_with_the_forget_set_is_no_attack(runs):
+    model = read_pool([str(runs)]).unlearned[0]
+    labels = ("relearning/40_examples/20", "relearning/20", "relearning/5", "relearning/unrelated/40")
+    assert (
+        attacks_of([replace(model, results={f"{label}/{ES}": 0.1 for label in labels})]).relearned
+        == labels[1]
+    )
+    assert attacks_of([replace(model, results={f"{labels[-1]}/{ES}": 0.1})]).relearned is None
 
 
 def test_a_pool_needs_both_kinds(runs):

@@ -124,6 +124,8 @@ def test_epsilon_decides_where_answers_are_hardly_likely(tmp_path):
     theirs = math.exp(-49) / (math.exp(-50) + 1e-10)
     assert rescore(log)["tofu/forget/truth_ratio"] == pytest.approx(theirs, rel=1e-9)
     np.testing.assert_allclose(log.log_truth_ratio(), [1.0])
+    p = math.exp(-50) / (math.exp(-50) + math.exp(-49) + 1e-10)
+    assert rescore(log)["tofu/forget/truth_probability"] == pytest.approx(p, rel=1e-9)
 
 
 def test_epsilon_counts_as_one_more_wrong_option(tmp_path):
