@@ -277,17 +277,18 @@ def test_numbers_at_an_end_of_those_tried_are_named(tmp_path: Path) -> None:
                 results=results(0.1, selected, **{"calibrated/retention": 0.96}),
             )  # fmt: skip
         write_run(tmp_path / f"b{seed}", seed=seed, results=results(0.3, 0.2))
-        write_run(
-            tmp_path / f"{seed}-slow", method="satimp", seed=seed, keys={"retain_weight": 1.0}, lr=1e-6,
-            results=results(0.1, 0.9, **{"calibrated/retention": 0.96}),
-        )  # fmt: skip
+        for weight, lr in ((0.1, 3e-5), (1.0, 1e-6)):  # the smallest rate with one of the weights alone
+            write_run(
+                tmp_path / f"{seed}-{lr}", method="satimp", seed=seed, keys={"retain_weight": weight}, lr=lr,
+                results=results(0.1, 0.9, **{"calibrated/retention": 0.96}),
+            )  # fmt: skip
     any_weight = {"where": {"method": "satimp"}, "choose": ["method.retain_weight"]}
     raw = TWO_METHODS.model_dump()
     claims = Claims.model_validate({**raw, "arms": {**raw["arms"], "A": any_weight}})
     every = tasks(read([str(tmp_path)])[0])
     shown = page(tried(claims, every), every, every[0].runs, {}, [], "")
-    # The smaller rate was tried with another weight alone, so that 1e-05 is no end.
-    assert "A lr 1e-05, retain_weight 0.1 (of 4, the smallest retain_weight, α 0.75, keeps 0.960)" in shown
+    ends = "the smallest rate, the smallest retain_weight"
+    assert f"A lr 1e-05, retain_weight 0.1 (of 5, {ends}, α 0.75, keeps 0.960)" in shown
 
 
 def test_the_page_from_runs_and_from_their_archive(runs: Path, tmp_path: Path, capsys: Any) -> None:
