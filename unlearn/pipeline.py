@@ -356,7 +356,8 @@ class Pipeline:
             masters = {name: tensors["weight"] for name, tensors in engine.state() if tensors}
             if self.world.main:
                 start = self._read(self.start.source).state_dict()
-                weights = export.extrapolated(start, weights, scale, masters)
+                whole = keeps_remainders(self.config.hardware)
+                weights = export.extrapolated(start, weights, scale, masters, rounded=not whole)
         with replacing(folder) if self.world.main else nullcontext(folder) as part:
             if self.world.main:
                 export.save_streamed(engine.module, weights, self.tokenizer, part)

@@ -17,6 +17,7 @@ from launch.run.plan import Plan, Planned
 from unlearn.config import RunConfig
 from unlearn.data.tokenization import DataError, Encoder, Limits
 from unlearn.errors import ConfigError
+from unlearn.interventions import is_edited
 from unlearn.models import adapt, nano
 from unlearn.models.adapter_targets import target_problems
 from unlearn.models.locate import ModelError, find, resolve
@@ -85,8 +86,9 @@ def _inspect(runs: Sequence[Planned], source: str | None) -> list[str]:
                 warnings += check_weights(model, checkpoint)
                 if checkpoint.adapter is not None:
                     warnings += adapt.check_saved(model, checkpoint.adapter)
+            edited = checkpoint is not None and checkpoint.folder is not None and is_edited(checkpoint.folder)
             for run in runs:
-                _check_adapters(run.job.config, model)
+                _check_adapters(run.job.config, model, edited=edited)
     label = "model.nano" if checkpoint is None else checkpoint.label
     try:
         return warnings + _inspect_texts(runs, source, limits, learned, label)
@@ -122,15 +124,22 @@ def _inspect_texts(
     return warnings + Lengths(encoder, max_length, longest, label).check(texts)
 
 
-def _check_adapters(config: RunConfig, model: Any) -> None:
+def _check_adapters(config: RunConfig, model: Any, *, edited: bool) -> None:
     """Check that the model has the modules of `model.lora` and the parameters of `method.train`.
 
     Raises:
-        UserError: a module or parameter is missing.
+        UserError: a module or parameter is missing, or adapters would be on an `edited` model.
     """
     method, lora = config.method, config.model.lora
     if not method.terms:
         return
+    if lora.r and edited:
+        edits = (
+            "edits of what it computes (method.intervention of an earlier run), which adapters would change"
+        )
+        raise ConfigError(
+            [f"model.lora.r={lora.r}: the model has {edits}; leave it out, or start from another model"]
+        )
     if lora.r and (problems := target_problems(model, lora)):
         raise ConfigError(problems)
     if method.train is not None and not lora.r and method.intervention is None:

@@ -59,6 +59,11 @@ def method_problems(config: RunConfig) -> list[str]:
             f"method.update_scale={method.update_scale}: scales updates of full weights; leave "
             "model.lora.r out"
         )
+    if method.update_scale != 1 and method.smooth.name == "average":
+        problems.append(
+            f"method.smooth.name=average: method.update_scale={method.update_scale} scales the last step's "
+            "weights, not their mean over steps; leave one of the two out"
+        )
     if method.update_scale != 1 and config.eval.every_steps is not None:
         problems.append(
             f"eval.every_steps={config.eval.every_steps}: with method.update_scale={method.update_scale} the "

@@ -32,18 +32,22 @@ log = logging.getLogger(__name__)
 
 def extrapolated(
     start: Mapping[str, Tensor], learned: Iterable[tuple[str, Tensor]], scale: float,
-    masters: Mapping[str, Tensor],
+    masters: Mapping[str, Tensor], *, rounded: bool,
 ) -> Iterator[tuple[str, Tensor]]:  # fmt: skip
     """Yield start + scale·(learned − start) for each floating tensor, on the CPU; a negative scale negates
     what was learned (task arithmetic, arXiv 2212.04089).
 
     It is computed in fp32, from the `masters` of those that were trained: in bf16 most of what was learned is
-    smaller than a step, and would be scaled after it was rounded away.
+    smaller than a step, and would be scaled after it was rounded away. `rounded`: training began at the start
+    in the precision of `learned`, as what is not trained does: that rounding is nothing learned.
     """
     for name, tensor in learned:
         own = masters.get(name, tensor).cpu()
         if own.is_floating_point() and name in start:
-            own = own.float() + (start[name].float() - own.float()) * (1 - scale)
+            before = start[name].cpu()
+            if rounded or name not in masters:
+                before = before.to(tensor.dtype)
+            own = own.float() + (before.float() - own.float()) * (1 - scale)
         yield name, own.to(tensor.dtype)
 
 

@@ -75,8 +75,12 @@ class OptimizerState:
         if isinstance(self._optimizer, ChunkedAdamW):
             weight = _part(self._optimizer.master(tensor), span)
             return {"weight": weight, **self._optimizer.read(tensor, span)}
-        state = self._optimizer.state[tensor]
-        return {"weight": _part(tensor, span), **{key: _part(state[key], span) for key in MOMENTS}}
+        weight, state = _part(tensor, span), self._optimizer.state[tensor]
+        # None yet, if no gradient has been finite.
+        known = {
+            key: _part(state[key], span) if key in state else torch.zeros_like(weight) for key in MOMENTS
+        }
+        return {"weight": weight, **known}
 
 
 def _span(own: ParameterSlice) -> Span:

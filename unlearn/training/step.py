@@ -189,13 +189,13 @@ class Steps:
         `before` and `after` are the engine's master weights around the update, since bf16 rounds much of it
         away; multiplier −1 is after it. A collective.
         """
-        means = self.means(plan, [term for term in self.terms if term.name in weights])
+        terms = [term for term in self.terms if term.name in weights]
         losses = []
         for multiplier in multipliers:
             both = zip(before, after, strict=True)
             moved = self.engine.as_live([torch.lerp(old, new, -multiplier) for old, new in both])
             with self.engine.with_weights(moved):
-                losses.append(self.loss(plan, weights, means))
+                losses.append(self.loss(plan, weights, self.means(plan, terms)))
         return losses
 
     def statistics(self, plan: Plan, units: Sequence[Unit], requests: Requests) -> MicroBatch:

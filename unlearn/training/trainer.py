@@ -26,7 +26,7 @@ from unlearn.signals import Handlers, StartAgain, Stopped, handling, on_stop, st
 from unlearn.terms import Term
 from unlearn.training.auto_lr import AutoLR
 from unlearn.training.combination import KeptVector, combine_gradients
-from unlearn.training.engine import Engine
+from unlearn.training.engine import Engine, NonFiniteGradient
 from unlearn.training.interruption import Checkpoints, StopRequest
 from unlearn.training.learning_rate import schedule_factor, total_steps, warmup_steps
 from unlearn.training.mean_teacher import MeanTeacher
@@ -165,8 +165,12 @@ class Trainer:
         """
         started = time.perf_counter()
         plan, weights = self.plan(self.steps_made), self.weights()
+        finite = True
         with self._saving():
-            losses, gradients = self.losses_and_gradients(plan)
+            try:
+                losses, gradients = self.losses_and_gradients(plan)
+            except NonFiniteGradient:
+                finite, losses, gradients = False, self._losses(plan), []
         # The main process's clock decides for all processes.
         save = False
         if self.checkpoints is not None and self.engine.world.main:
@@ -184,12 +188,15 @@ class Trainer:
             self.engine.put_gradients(gradients[0])
         elif gradients:
             sets = [own_view(term).group for term in self.terms]
-            norms = combine_gradients(
-                self.engine, self.rule, gradients, list(weights.values()), sets, self.kept
-            )
-            row |= {f"grad_norm/{name}": norm for name, norm in zip(weights, norms, strict=True)}
+            try:
+                norms = combine_gradients(
+                    self.engine, self.rule, gradients, list(weights.values()), sets, self.kept
+                )
+                row |= {f"grad_norm/{name}": norm for name, norm in zip(weights, norms, strict=True)}
+            except NonFiniteGradient:
+                finite = False
         row |= {f"loss/{name}": loss for name, loss in by_term.items()}
-        row |= self.update()
+        row |= self.update(finite=finite)
         self.steps_made += 1
         self.rule.observe(by_term, epoch)
         row |= self.rule.log()
@@ -232,11 +239,23 @@ class Trainer:
             gradients.append(self.engine.take_gradients())
         return torch.cat(losses), gradients
 
-    def update(self) -> dict[str, float]:
-        """Make the optimizer's step, with a probe along it if `schedule=auto` has one due; return its row."""
+    def _losses(self, plan: Plan) -> Tensor:
+        """Return this process's share of each term's loss, float64 [T], without gradients. A collective."""
+        means, main = self.steps.means(plan, self.terms), self.engine.world.main
+        losses = [self.steps.loss(plan, {term.name: 1.0}, means) for term in self.terms]
+        return torch.tensor(losses, dtype=torch.float64, device=self.engine.world.device) * float(main)
+
+    def update(self, *, finite: bool = True) -> dict[str, float]:
+        """Make the optimizer's step, with a probe along it if `schedule=auto` has one due; return its row.
+
+        Without a `finite` gradient to make it with, count it as skipped.
+        """
         schedule, warm = self.settings.method.schedule, self.steps_made - self.warmup
         # Without probes the peak rate is constant.
         rate = self.auto.lr * schedule_factor(self.steps_made, self.total, self.warmup, schedule)
+        if not finite:
+            self._count_skipped(math.inf)
+            return {"lr": rate, "grad_norm": math.inf}
         probed = schedule == "auto" and warm >= 0 and self.auto.due(warm)
         before = [each.clone() for each in self.engine.masters()] if probed else []
         row = {"lr": rate, "grad_norm": self.engine.step(rate)}

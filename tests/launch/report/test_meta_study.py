@@ -109,9 +109,9 @@ def test_what_is_not_there_is_named(runs, tmp_path, more, part, capsys):
 def test_text_that_has_nothing_to_do_with_the_forget_set_is_no_attack(runs):
     model = read_pool([str(runs)]).unlearned[0]
     labels = ("relearning/40_examples/20", "relearning/20", "relearning/5", "relearning/unrelated/40")
-    every, unrelated = ({f"{label}/{ES}": 0.1 for label in some} for some in (labels, labels[-1:]))
-    assert attacks_of([replace(model, results=every)]).relearned == "relearning/20"
-    assert attacks_of([replace(model, results=unrelated)]).relearned is None
+    results: dict[str, float | None] = {f"{label}/{ES}": 0.1 for label in labels}
+    assert attacks_of([replace(model, results=results)]).relearned == "relearning/20"
+    assert attacks_of([replace(model, results={f"{labels[-1]}/{ES}": 0.1})]).relearned is None
 
 
 def test_a_pool_needs_both_kinds(runs):

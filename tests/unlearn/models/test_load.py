@@ -53,10 +53,16 @@ def test_a_scaled_update_in_bf16_keeps_what_is_smaller_than_a_step() -> None:
     start, learned = torch.ones(3, dtype=torch.bfloat16), torch.tensor([1.001, 1.0, 0.999])
     live = learned.to(torch.bfloat16)
     assert torch.equal(live, start)
-    ((_, made),) = export.extrapolated({"w": start}, [("w", live)], -5, {"w": learned})
+    ((_, made),) = export.extrapolated({"w": start}, [("w", live)], -5, {"w": learned}, rounded=True)
     # 1 ∓ 5·0.001, rounded to bf16: its steps are 2⁻⁸ below 1, and 2⁻⁷ above.
     assert made.dtype == torch.bfloat16
     assert made.tolist() == [1 - 2**-8, 1.0, 1 + 2**-7]
+    # Where nothing was learned, what rounding took from a start in fp32 is not scaled.
+    begun = torch.tensor([1.001, 0.3])
+    live = begun.to(torch.bfloat16)
+    for masters in ({"w": live.float()}, {}):
+        ((_, made),) = export.extrapolated({"w": begun}, [("w", live)], -5, masters, rounded=True)
+        assert torch.equal(made, live)
 
 
 def test_folder_is_plain_and_whole(saved: Path) -> None:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from tests.tolerance import PASS, approx, assert_trained_alike
 from tests.unlearn.training import small_training as training
 from tests.worlds import together
-from unlearn.config import CheckpointConfig, HardwareConfig, MethodConfig
+from unlearn.config import CheckpointConfig, HardwareConfig, MethodConfig, RuleConfig
 from unlearn.distributed import start_world, stop_world
 from unlearn.errors import UserError
 from unlearn.rules import clip_norm
@@ -215,6 +215,30 @@ def test_a_step_whose_gradient_is_not_finite_is_counted_and_not_made(tmp_path, z
     monkeypatch.setattr(trainer_module, "_MOST_SKIPPED", 3)
     with pytest.raises(NonFiniteLoss, match="no gradient was finite in the 3 steps up to 6 of 9"):
         resumed.run()
+    resumed.engine.close()
+
+
+@pytest.mark.parametrize("rule", ["weighted_sum", "normalised"])
+def test_a_first_gradient_that_is_not_finite_is_skipped_and_saved(tmp_path, rule):
+    def first_is_bad() -> Trainer:
+        method = training.METHOD.model_copy(update={"rule": RuleConfig(name=rule), "clip": None})
+        trainer = training.make_trainer(tmp_path, HardwareConfig(), method=method)
+        parameter = next(trainer.engine.module.parameters())
+        parameter.register_hook(lambda g: g * math.inf if trainer.steps_made == 0 else None)
+        return trainer
+
+    trainer = first_is_bad()
+    before = [p.detach().clone() for p in trainer.engine.module.parameters()]
+    row = trainer.step().row
+    assert (row["grad_norm"], trainer.skipped) == (math.inf, 1)
+    assert math.isfinite(row["loss"])
+    assert all(torch.equal(a, b) for a, b in zip(before, trainer.engine.module.parameters(), strict=True))
+    trainer.save()  # the optimizer has no moments yet
+    whole = [trainer.step().row["loss"] for _ in range(2)]
+    trainer.engine.close()
+    resumed = first_is_bad()
+    assert (resumed.steps_made, resumed.skipped) == (1, 1)
+    assert [resumed.step().row["loss"] for _ in range(2)] == whole
     resumed.engine.close()
 
 
