@@ -192,8 +192,18 @@ def _without_empty(root: Path) -> Iterator[None]:
 
 
 def _again(folder: Path) -> int:
-    """Make the run of a folder again as its config.yaml says: continue it, or show what is complete."""
-    return _one(compose_run([], hydra=True), read_job(RunDir(folder))[0].config, folder)
+    """Make the run of a folder again as its config.yaml says: continue it, or show what is complete.
+
+    Raises:
+        UserError: it is no run of a command, but made for one that compares with it.
+    """
+    job, role = read_job(RunDir(folder))
+    if role == "evaluate the retain model":  # a plan evaluates it, but not as its own run
+        raise UserError(f"{folder}: made for other runs ({role}); name one of those, which make it again")
+    config = job.config
+    if not Path(config.root).is_absolute() and not Path(config.root).is_dir():
+        config = config.model_copy(update={"root": str(folder.absolute().parent)})  # called from elsewhere
+    return _one(compose_run([], hydra=True), config, folder)
 
 
 def _one(composed: DictConfig, config: RunConfig, directory: Path | None = None) -> int:

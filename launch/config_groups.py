@@ -116,7 +116,7 @@ def describe(group: str, option: str) -> str:
 
 
 def values_of(group: str, option: str) -> dict[str, Any]:
-    """Return the keys of an option's file.
+    """Return the keys of an option's file, and of options of its group that it builds on (`defaults`).
 
     Raises:
         ConfigError: it is no YAML.
@@ -127,4 +127,9 @@ def values_of(group: str, option: str) -> dict[str, Any]:
     except YAMLError as error:
         raise ConfigError([f"{file}: no valid YAML: {' '.join(str(error).split())}"]) from None
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}
+    bases = [each for each in values.pop("defaults", None) or () if isinstance(each, str)]
+    order = bases if "_self_" in bases else [*bases, "_self_"]
+    parts = [values if each == "_self_" else values_of(group, each) for each in order]
+    whole = OmegaConf.to_container(OmegaConf.merge(*parts))
+    assert isinstance(whole, dict)
+    return {str(key): value for key, value in whole.items()}

@@ -17,7 +17,7 @@ import yaml
 
 from launch.job import Baselines, Job
 from launch.redact import expanded, portable, scrubbed
-from unlearn.config import RunConfig
+from unlearn.config import PRECISION, RunConfig
 from unlearn.errors import UserError
 from unlearn.files import BrokenFile, replacing
 from unlearn.models.weights import WeightsSource
@@ -42,15 +42,17 @@ def write_config(run: Planned, command: Sequence[str] | None = None) -> None:
     from omegaconf import OmegaConf
 
     rundir, job = run.rundir, run.job
+    trained: Mapping[str, Any] | None = None  # the precision, where this evaluates what was trained before
     if rundir.config.is_file():
-        fingerprint = read_stored(rundir)["fingerprint"]
+        stored = read_stored(rundir)
+        fingerprint = stored["fingerprint"]
+        if rundir.model.is_dir():
+            trained = trained_with(stored)
         if fingerprint != job.fingerprint:
             raise UserError(
                 f"{run.directory} holds another run (fingerprint {fingerprint}, not {job.fingerprint}): "
                 "choose another hydra.run.dir, or remove the folder"
             )
-    # Results of another evaluation must not count as this run's while it is being made.
-    rundir.results.unlink(missing_ok=True)
     values = {
         **job.config.model_dump(mode="json"),
         "fingerprint": job.fingerprint,
@@ -61,6 +63,7 @@ def write_config(run: Planned, command: Sequence[str] | None = None) -> None:
             "unlearned": asdict(job.unlearned) if job.unlearned else None,
             "beside": {name: str(path) if path else None for name, path in vars(job.baselines).items()},
             "evaluation_key": run.evaluation_key,
+            "trained": trained,
         },
         "command": None if command is None else [scrubbed(word.lstrip("+")) for word in command],
         "versions": _versions(),
@@ -73,6 +76,8 @@ def write_config(run: Planned, command: Sequence[str] | None = None) -> None:
         },
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    # Results of another evaluation must not count as this run's while it is being made.
+    rundir.results.unlink(missing_ok=True)
     with replacing(rundir.config) as temporary:
         OmegaConf.save(OmegaConf.create(portable(values)), temporary)
 
@@ -117,6 +122,12 @@ def read_stored(rundir: RunDir) -> dict[str, Any]:
     if "fingerprint" not in values or not isinstance(values.get("job"), Mapping):
         raise BrokenFile(rundir.config, "it has no fingerprint")
     return values
+
+
+def trained_with(stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the precision in which the run of a config.yaml was trained; an evaluation may have another."""
+    made = stored["job"].get("trained") or stored.get("hardware", {})
+    return {key: made[key] for key in PRECISION if key in made}
 
 
 def read_job(rundir: RunDir) -> tuple[Job, str]:
@@ -175,11 +186,14 @@ def _processor(device: str) -> str:
 
 @cache
 def _git_revision() -> str | None:
-    """Return the git revision of the program at its first run; None outside of a git repository."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=Path(__file__).resolve().parent,
-        capture_output=True,
-        text=True,
-    )
+    """Return the git revision of the program at its first run; None without its checkout, or without git."""
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():  # else it may be in the environment of another project
+        return None
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty"], cwd=checkout, capture_output=True, text=True
+        )
+    except OSError:
+        return None
     return described.stdout.strip() or None

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from filelock import FileLock, Timeout
 
 from launch.run.complete import is_complete
-from launch.run.config_file import read_stored, write_config
+from launch.run.config_file import read_stored, trained_with, write_config
 from launch.run.plan import Planned
 from launch.run.rendezvous import Team, team_of
 from launch.run.slurm_task import this_task
@@ -81,7 +81,12 @@ def _before_workers(number: int) -> None:
 def _decide(
     run: Planned, team: Team, command: Sequence[str] | None, *, progress: bool, inside: bool
 ) -> dict[str, float | None]:
+    other = _other_precision(run) if run.rundir.config.is_file() else ""
     if not is_complete(run):
+        if other and run.rundir.model.is_dir():
+            log.warning("%s was trained with %s, and is evaluated with this command's", run.directory, other)
+        elif other and run.rundir.checkpoint_steps():
+            log.warning("%s was begun with %s, and goes on with this command's", run.directory, other)
         write_config(run, command)
         if inside and run.job.config.hardware.processes == 1 and not team.others:
             from launch.run.worker import work  # imports DeepSpeed, which a complete run does not need
@@ -90,7 +95,7 @@ def _decide(
         else:
             _, restarts = run.rundir.read_memory(run.job.config.hardware)
             judge(run, work_together(run, team).values(), restarts)
-    elif other := _other_precision(run):
+    elif other:
         log.warning(
             "%s is complete, and was made with %s: for this command's choose another root",
             run.directory, other,
@@ -99,8 +104,8 @@ def _decide(
 
 
 def _other_precision(run: Planned) -> str:
-    """Return how a complete run was computed, as far as this command differs in more than rounding."""
-    made, asked = read_stored(run.rundir).get("hardware", {}), run.job.config.hardware
+    """Return how a run was trained, as far as this command differs in more than rounding."""
+    made, asked = trained_with(read_stored(run.rundir)), run.job.config.hardware
     return " ".join(
         f"hardware.{key}={made[key]}"
         for key in PRECISION
@@ -110,13 +115,16 @@ def _other_precision(run: Planned) -> str:
 
 @contextmanager
 def _locked(run: Planned) -> Iterator[None]:
-    run.directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run.directory / ".lock")
     try:
+        run.directory.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
         log.warning("%s is being made by another process: waiting", run.directory)
         lock.acquire()
+    except OSError:  # a complete run of another user, or on a disk that is read only, is only read
+        if not is_complete(run):
+            raise
     try:  # `with lock` would acquire the lock a second time, and hold it after a failure
         yield
     finally:

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -55,6 +55,14 @@ def work(directory: Path, *, progress: bool = True) -> dict[str, float]:
             tracker.finish(code)
 
 
+class _LogFile(logging.FileHandler):
+    """A log that loses lines where the disk is full, rather than print each error of writing one."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 @contextmanager
 def logging_to(file: Path | None) -> Iterator[None]:
     """Send log records to a file; without one, warnings and errors to standard error."""
@@ -62,7 +70,7 @@ def logging_to(file: Path | None) -> Iterator[None]:
     before = root.level
     handlers: list[logging.Handler] = []
     if file is not None:
-        handlers.append(logging.FileHandler(file, encoding="utf-8"))
+        handlers.append(_LogFile(file, encoding="utf-8"))
         handlers[0].setFormatter(ScrubbedFormatter(LOG_FORMAT))
         for noisy in ("DeepSpeed", "accelerate", "httpx", "filelock", "fsspec", "urllib3"):
             logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -78,7 +86,8 @@ def logging_to(file: Path | None) -> Iterator[None]:
     finally:
         for handler in handlers:
             root.removeHandler(handler)
-            handler.close()
+            with suppress(OSError):  # of a full disk the run has its own error
+                handler.close()
         root.setLevel(before)
 
 

@@ -19,9 +19,10 @@ from hydra.errors import HydraException
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, read_write
 
 from launch import slurm
+from launch.config_groups import groups
 from launch.sweep.job_records import Records
 from launch.sweep.sweep_run import SweepRun
 from unlearn.errors import ConfigError
@@ -33,7 +34,7 @@ def job_count(composed: DictConfig, overrides: Sequence[str]) -> int:
     sweeper = composed.hydra.sweeper
     if "n_trials" in sweeper:
         return int(sweeper.n_jobs)
-    swept = [f"{key}={value}" for key, value in (sweeper.get("params") or {}).items()]
+    swept = [f"{key}={value}" for key, value in _forced(sweeper.get("params") or {}).items()]
     jobs = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides([*swept, *overrides]), None)
     return len(jobs[0])
 
@@ -69,6 +70,9 @@ def hooked(records: Records) -> Iterator[None]:
         return RecordingLauncher(launcher(config=config, **others), records, config)
 
     def own_or_installed(*, config: DictConfig, **others: Any) -> Sweeper:
+        if "params" in config.hydra.sweeper:
+            with read_write(config):
+                config.hydra.sweeper.params = _forced(config.hydra.sweeper.params or {})
         if config.hydra.sweeper._target_.startswith("hydra"):
             return sweeper(config=config, **others)
         own: Sweeper = instantiate(config.hydra.sweeper)
@@ -80,6 +84,18 @@ def hooked(records: Records) -> Iterator[None]:
         yield
     finally:
         del vars(plugins)["instantiate_launcher"], vars(plugins)["instantiate_sweeper"]
+
+
+def _forced(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a recipe sweeps by keys with the sign of those of a command (`force_overrides`).
+
+    Hydra takes `method.lr` of a recipe and `++method.lr` of a command for two keys, and would sweep both.
+    """
+    plain = {*groups()}
+    return {
+        key if key in plain or key.startswith(("~", "hydra.", "hydra/")) else f"++{key.lstrip('+')}": value
+        for key, value in params.items()
+    }
 
 
 class RecordingLauncher:

@@ -23,6 +23,7 @@ from launch.validate import check
 from tests.worlds import together
 from unlearn.config import MethodConfig, RunConfig
 from unlearn.errors import ConfigError
+from unlearn.plugins import FOLDERS
 
 
 def configure(*arguments: str) -> RunConfig:
@@ -322,6 +323,17 @@ def test_every_method_binds(method, tmp_path, plain):
     config = with_values(plain.model_copy(update={"method": stated}), needs.get(method, {}))
     check(config)
     assert config.method.name == method
+
+
+def test_a_method_of_your_own_may_build_on_another(tmp_path, monkeypatch):
+    (tmp_path / "method").mkdir()
+    text = "defaults: [npo, _self_]\nname: mine\nforget: {beta: 0.5}\n"
+    (tmp_path / "method" / "mine.yaml").write_text(text)
+    monkeypatch.setenv(FOLDERS, str(tmp_path))
+    stated = MethodConfig.model_validate(values_of("method", "mine"))
+    npo = MethodConfig.model_validate(values_of("method", "npo"))
+    assert stated.forget == {**npo.forget, "beta": 0.5}
+    assert (stated.name, stated.retain) == ("mine", npo.retain)
 
 
 def test_any_key_of_the_schema_can_be_set_whether_or_not_a_file_names_it():

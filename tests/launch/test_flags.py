@@ -298,6 +298,10 @@ def test_folders_of_runs_and_sweeps_and_a_run_again(folders):
     done(folders, *SMALL, "--run", "hydra.run.dir=here", "-cd", "one", "method=mine")
     again = done(folders, "--experimental-rerun", "here")
     assert "run: here (complete)" in again.out
+    (folders / "here" / ".lock").unlink()
+    (folders / "here" / ".lock").mkdir()  # that cannot be locked, as a folder of another user cannot
+    assert "run: here (complete)" in done(folders, "--experimental-rerun", "here").out
+    (folders / "here" / ".lock").rmdir()
     (folders / "here" / "results.json").unlink()
     assert "run: here (complete)" not in done(folders, "--experimental-rerun", "here/config.yaml").out
     assert (folders / "here" / "results.json").is_file()

@@ -203,6 +203,18 @@ def test_a_home_behind_a_link_is_known_by_both_names(tmp_path, monkeypatch):
     assert portable(f"{tmp_path}/disk/a") == "~/a"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_log_on_a_full_disk_hides_no_error(capsys):
+    def run() -> None:
+        with logging_to(Path("/dev/full")):
+            logging.getLogger("launch.run.execute").error("of the run")
+            raise ValueError("the run's own")
+
+    with pytest.raises(ValueError, match="the run's own"):
+        run()
+    assert "Logging error" not in capsys.readouterr().err
+
+
 def test_a_log_has_neither_in_messages_nor_in_tracebacks(nobody, tmp_path):
     with logging_to(tmp_path / "run.log"):
         try:

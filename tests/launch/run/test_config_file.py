@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 
 from launch.compose import checked, compose_run
 from launch.config_groups import CONFIGS
-from launch.run.config_file import read_config, read_job, write_config
+from launch.run import config_file
+from launch.run.config_file import read_config, read_job, trained_with, write_config
 from launch.run.plan import make_plan
 from unlearn.errors import UserError
 from unlearn.run_dir import RunDir
@@ -26,6 +27,31 @@ def test_a_job_comes_back_as_it_was_planned(tmp_path, probe):
     planned.rundir.config.write_text(re.sub(r"fingerprint: \w+", "fingerprint: other", text))
     with pytest.raises(UserError, match="holds another run"):
         write_config(planned)
+
+
+def test_where_there_is_no_git_a_run_is_made_all_the_same(tmp_path, monkeypatch):
+    planned = make_plan(checked(compose_run([f"++root={tmp_path}"]))).main
+    monkeypatch.setenv("PATH", str(tmp_path))
+    config_file._git_revision.cache_clear()
+    try:
+        write_config(planned)
+    finally:
+        config_file._git_revision.cache_clear()
+    assert read_config(planned.rundir)["git"] is None
+
+
+def test_the_precision_of_a_training_outlasts_an_evaluation_in_another(tmp_path):
+    trained, evaluated = (
+        make_plan(checked(compose_run([f"++root={tmp_path}", f"++hardware.dtype={dtype}"]))).main
+        for dtype in ("fp32", "bf16")
+    )
+    write_config(trained)
+    trained.rundir.model.mkdir()
+    for run in (evaluated, evaluated, trained):
+        write_config(run)
+        stored = read_config(run.rundir)
+        assert stored["hardware"]["dtype"] == run.job.config.hardware.dtype
+        assert trained_with(stored)["dtype"] == "fp32"
 
 
 def test_options_of_a_probe_that_is_off_and_a_label_of_the_tracker_are_read(tmp_path):

@@ -30,6 +30,7 @@ from tests.launch.commands import done
 from unlearn.config import GoalConfig, RunConfig
 from unlearn.errors import ConfigError, UserError
 from unlearn.files import read_json, write_json
+from unlearn.plugins import FOLDERS
 from unlearn.terms import bind
 
 TOFU = (
@@ -278,6 +279,17 @@ def job_count_of(*arguments: str) -> int:
 )
 def test_how_many_jobs_are_launched_at_once(arguments, jobs):
     assert job_count_of(*arguments) == jobs
+
+
+def test_a_command_narrows_a_recipe_without_signs(tmp_path, monkeypatch):
+    recipe = tmp_path / "experiment" / "mine.yaml"
+    recipe.parent.mkdir()
+    params = {"method": "npo,simnpo", "method.lr": "1e-5,3e-5", "+seed": "0,1"}
+    text = OmegaConf.to_yaml({"hydra": {"sweeper": {"params": params}}})
+    recipe.write_text(f"# @package _global_\n{text}")
+    monkeypatch.setenv(FOLDERS, str(tmp_path))
+    assert job_count_of("experiment=mine") == 8
+    assert job_count_of("experiment=mine", "method.lr=1e-4", "seed=3") == 2
 
 
 @pytest.mark.parametrize(
