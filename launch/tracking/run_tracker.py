@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import secrets
+from pathlib import Path
 
 from launch.job import Job
 from launch.redact import cleaned
 from launch.tracking import run_names
 from launch.tracking.tracker import open_tracker
 from launch.tracking.trackers import TrackedRun, Tracker
+from unlearn.files import replacing
 from unlearn.run_dir import RunDir
 
 
@@ -18,7 +21,7 @@ def tracker_of(job: Job, role: str, rundir: RunDir) -> Tracker:
     settings = config.tracker
     sent = config.model_dump(mode="json", exclude={"root", "dry_run", "tracker"})
     run = TrackedRun(
-        id=job.fingerprint,
+        id=_identity(rundir.path, job.fingerprint),
         name=run_names.title(config, role),
         kind=run_names.kind(config, role),
         project=settings.project,
@@ -29,3 +32,17 @@ def tracker_of(job: Job, role: str, rundir: RunDir) -> Tracker:
         history=rundir.read_history(),
     )
     return open_tracker(settings, run)
+
+
+def _identity(directory: Path, fingerprint: str) -> str:
+    """Return the id of the run in this directory, drawn when it is first tracked.
+
+    The fingerprint alone would be that of the same configuration in other folders and of other people too.
+    """
+    if any(directory.glob(f"wandb/*run-*-{fingerprint}")):  # an earlier release tracked it
+        return fingerprint
+    file = directory / "tracker-id"
+    if not file.is_file():
+        with replacing(file) as temporary:
+            temporary.write_text(f"{fingerprint}-{secrets.token_hex(4)}\n", encoding="utf-8")
+    return file.read_text(encoding="utf-8").strip()

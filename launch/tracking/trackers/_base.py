@@ -16,7 +16,7 @@ Row = Mapping[str, float | None]
 class TrackedRun:
     """A run as its tracker gets it.
 
-    - `id`: the fingerprint; a run that is continued has the same one.
+    - `id`: drawn for the folder of the run; a run that is continued has the same one.
     - `name`: a readable title. `kind`: what the run does (`unlearn`, `finetune`, `evaluate`, `probe`).
     - `project`: the study. `group`: the sweep, None without one.
     - `tags`: may hold empty or repeated entries.

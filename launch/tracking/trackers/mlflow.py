@@ -28,7 +28,7 @@ class MlflowOptions(Section):
 
 
 class Mlflow(NumberTracker):
-    """Mirrors to a run of the project's experiment; a continued one is found by its tag `fingerprint`."""
+    """Mirrors to a run of the project's experiment; a continued one is found by its tag `id`."""
 
     Options = MlflowOptions
 
@@ -53,12 +53,12 @@ class Mlflow(NumberTracker):
             self.client.create_experiment(run.project)
         experiment: Any = self.client.get_experiment_by_name(run.project)
         place = experiment.experiment_id
-        for earlier in self.client.search_runs([place], f"tags.fingerprint = '{run.id}'", max_results=1):
+        for earlier in self.client.search_runs([place], f"tags.id = '{run.id}'", max_results=1):
             self.id = earlier.info.run_id
             self.client.update_run(self.id, status="RUNNING")
             rows = {key: self.client.get_metric_history(self.id, key) for key in earlier.data.metrics}
             return {key: {each.step: each.value for each in some} for key, some in rows.items()}
-        tags = {"fingerprint": run.id, "kind": run.kind, "group": run.group or "", "tags": ",".join(run.tags)}
+        tags = {"id": run.id, "kind": run.kind, "group": run.group or "", "tags": ",".join(run.tags)}
         self.id = self.client.create_run(place, run_name=run.name, tags=tags).info.run_id
         params = [entities.Param(self.key(k), str(value)) for k, value in flat(run.config).items()]
         self.client.log_batch(self.id, params=params)

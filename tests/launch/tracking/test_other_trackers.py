@@ -115,7 +115,7 @@ def test_mlflow_continues_its_run(tmp_path, model):
     experiment: Any = client.get_experiment_by_name("study")
     (run,) = client.search_runs([experiment.experiment_id])
     assert (run.info.run_name, run.info.status) == ("npo on tofu", "FAILED")
-    tags = {"fingerprint": "abc123", "kind": "unlearn", "group": "a-sweep", "tags": "npo,tofu"}
+    tags = {"id": "abc123", "kind": "unlearn", "group": "a-sweep", "tags": "npo,tofu"}
     assert run.data.tags == tags | {"mlflow.runName": "npo on tofu"}
     assert run.data.params == {
         "method.name": "npo", "method.lr": "1e-05", "seed": "7", "model.variables.a_b": "1"

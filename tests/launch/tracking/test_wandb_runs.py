@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -69,7 +70,7 @@ def test_a_person_can_read_what_the_runs_are(study):
     }
     for run in study.values():
         assert (run["run"].project, run["run"].run_group) == ("study", "a-sweep")
-        assert run["config"]["fingerprint"] == run["run"].run_id
+        assert re.fullmatch(f"{run['config']['fingerprint']}-[0-9a-f]{{8}}", run["run"].run_id)
     tags = {run["run"].job_type: set(run["run"].tags) for run in study.values()}
     assert tags["unlearn"] == {"nano", "authors", "forget10", "npo"}
     assert tags["evaluate"] >= {"none", "forget10"}
