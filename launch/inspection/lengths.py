@@ -43,7 +43,8 @@ class Lengths:
             overhead = len(self.encoder.format.prompt(self.encoder.tokenizer, "x").encode())
         trained = [text for text in texts.trained if not text.plain]  # plain texts are split into chunks
         self._refuse_full(self._long(trained, overhead))
-        warnings = self._cut([*self._long(trained, overhead), *self._long(texts.scored, overhead)])
+        long = [*self._long(trained, overhead), *self._long(texts.scored, overhead)]
+        warnings = [*self._cut(long), *self._shortened(long)]
         self._sampled(texts.sampled, overhead)
         return warnings + self._answers(texts.generated, overhead)
 
@@ -88,6 +89,21 @@ class Lengths:
         return [
             f"{start}was trained with {self.positions} (max_position_embeddings): set "
             f"dataset.max_length={self.positions} to cut longer texts"
+        ]
+
+    def _shortened(self, lengths: Sequence[tuple[Text, int, int]]) -> list[str]:
+        """Warn of answers whose end is cut; plain texts are cut into pieces, or on purpose."""
+        cut = {
+            text.pair: (length, text.where)
+            for text, _, length in lengths
+            if length > self.max_length and not text.plain
+        }
+        if not cut:
+            return []
+        length, where = max(cut.values())
+        return [
+            f"dataset.max_length={self.max_length}: {len(cut)} answers are longer with their prompts (up to "
+            f"{length} tokens, {where}); their ends are neither trained on nor scored"
         ]
 
     def _answers(self, prompts: Iterable[Prompt], overhead: int) -> list[str]:

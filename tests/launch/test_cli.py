@@ -332,7 +332,7 @@ def test_a_method_of_your_own_may_build_on_another(tmp_path, monkeypatch):
     monkeypatch.setenv(FOLDERS, str(tmp_path))
     stated = MethodConfig.model_validate(values_of("method", "mine"))
     npo = MethodConfig.model_validate(values_of("method", "npo"))
-    assert stated.forget == {**npo.forget, "beta": 0.5}
+    assert stated.forget == {**(npo.forget or {}), "beta": 0.5}
     assert (stated.name, stated.retain) == ("mine", npo.retain)
 
 

@@ -14,7 +14,7 @@ class Example:
     benchmark's division of a set (`"task1/knowledge"`), `other_answers` are further right answers. `opening`
     is a beginning of the answer that is not trained on: it belongs to the prompt. Of a plain text that is
     `truncated` only the first `dataset.max_length` tokens are trained on; another one that is longer is cut
-    into pieces.
+    into pieces, after which it `continues` but for the last.
     """
 
     id: str
@@ -28,6 +28,7 @@ class Example:
     truncated: bool = False
     other_answers: tuple[str, ...] = ()
     opening: str = ""
+    continues: bool = False
 
     def with_answer_alone(self) -> Example:
         """Return it without other questions and answers than its own."""

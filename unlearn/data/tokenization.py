@@ -187,22 +187,27 @@ class Encoder:
         )
 
     def pairs(
-        self, pairs: Sequence[tuple[str | None, str]], openings: Sequence[str] | None = None
+        self,
+        pairs: Sequence[tuple[str | None, str]],
+        openings: Sequence[str] | None = None,
+        continued: Sequence[bool] | None = None,
     ) -> list[TokenSequence]:
         """Encode (question, answer) pairs; a pair without a question is a plain text.
 
-        openings: beginnings of the answers that follow the prompts and are part of them.
+        openings: beginnings of the answers that follow the prompts and are part of them. continued: whether
+        the text goes on after the answer, so that no end token follows.
 
         Raises:
             DataError: an answer has no tokens, or the prompt alone fills `max_length`.
         """
-        return [sequence for sequence, _ in self._encoded(pairs, openings)]
+        return [sequence for sequence, _ in self._encoded(pairs, openings, continued)]
 
     def important(
         self,
         pairs: Sequence[tuple[str | None, str]],
         spans: Sequence[Sequence[tuple[int, int]]],
         openings: Sequence[str] | None = None,
+        continued: Sequence[bool] | None = None,
     ) -> list[BoolArray]:
         """Mark the answer tokens that share a character with one of the `spans` of their answer.
 
@@ -210,7 +215,7 @@ class Encoder:
         the answer; the spaces at its edges do not count. The token that ends an answer is never marked.
         """
         marked = []
-        encoded = self._encoded(pairs, openings)
+        encoded = self._encoded(pairs, openings, continued)
         for (sequence, offsets), (_, answer), own in zip(encoded, pairs, spans, strict=True):
             flags = np.zeros(sequence.answer_length, dtype=np.bool_)
             begin, end = offsets[sequence.answer_start : len(sequence.ids)].T
@@ -222,13 +227,17 @@ class Encoder:
         return marked
 
     def _encoded(
-        self, pairs: Sequence[tuple[str | None, str]], openings: Sequence[str] | None
+        self,
+        pairs: Sequence[tuple[str | None, str]],
+        openings: Sequence[str] | None,
+        continued: Sequence[bool] | None,
     ) -> list[tuple[TokenSequence, IntArray]]:
         """Encode each pair and return its tokens' offsets [L, 2] in the answer, negative in the prompt.
 
         An end token that is added here has no offsets.
         """
         openings = [""] * len(pairs) if openings is None else openings
+        continued = [False] * len(pairs) if continued is None else continued
         prompts = [
             "" if question is None else self.format.prompt(self.tokenizer, question) + opening
             for (question, _), opening in zip(pairs, openings, strict=True)
@@ -243,10 +252,10 @@ class Encoder:
             encoded = self._tokenised([texts[i] for i in chosen], specials=is_plain or self._specials)
             for i, (ids, offsets) in zip(chosen, encoded, strict=True):
                 # Nothing predicts the first token, so no answer begins there.
-                prompt = self._share(len(ids)) if is_plain else _boundary(offsets, len(prompts[i]))
+                prompt = self._share(len(ids)) if is_plain else self._boundary(ids, offsets, len(prompts[i]))
                 start = max(1, prompt)
                 in_answer = np.array(offsets, dtype=np.int64).reshape(-1, 2) - len(prompts[i])
-                sequence = self._sequence(ids, start, pairs[i])
+                sequence = self._sequence(ids, start, pairs[i], ends=not continued[i])
                 if self.suffix and not is_plain:
                     sequence = self._with_suffix(sequence, pairs[i])
                     in_answer = np.insert(in_answer, [start] * len(self.suffix), -1, axis=0)
@@ -256,18 +265,15 @@ class Encoder:
     def prompts(self, questions: Sequence[str], openings: Sequence[str] | None = None) -> list[list[int]]:
         """Encode the prompts alone, to generate from; `openings` are given beginnings of the answers.
 
-        Trailing spaces of a plain template or an opening are dropped: they are part of the next token.
+        Trailing spaces are dropped: they are part of the next token.
         """
         begun = [self.format.prompt(self.tokenizer, question) for question in questions]
         openings = [""] * len(begun) if openings is None else openings
-        texts = [
-            (text + opening).rstrip(" ") if opening or self.format.template is not None else text
-            for text, opening in zip(begun, openings, strict=True)
-        ]
+        texts = [(text + opening).rstrip(" ") for text, opening in zip(begun, openings, strict=True)]
         rows = list(self._tokenised(texts, specials=self._specials))
         if not self.suffix:
             return [ids for ids, _ in rows]
-        ends = [_boundary(offsets, len(text)) for (_, offsets), text in zip(rows, begun, strict=True)]
+        ends = [self._boundary(*row, len(text)) for row, text in zip(rows, begun, strict=True)]
         return [[*ids[:end], *self.suffix, *ids[end:]] for (ids, _), end in zip(rows, ends, strict=True)]
 
     def alone(self, text: str) -> list[int]:
@@ -284,9 +290,8 @@ class Encoder:
     def chunks(self, examples: Sequence[Example]) -> list[Example]:
         """Cut plain texts longer than `max_length` tokens into pieces `<id>#0`, `<id>#1` …
 
-        A piece has at most `max_length` tokens, special ones included, and usually exactly that many, so
-        that no end token follows where the text continues. Examples that fit, have a question or are
-        `truncated` stay.
+        A piece has at most `max_length` tokens, special ones included, and no end token follows where the
+        text continues. Examples that fit, have a question or are `truncated` stay.
 
         Raises:
             UserError: not even one character of a text fits into `max_length`.
@@ -299,24 +304,44 @@ class Encoder:
             if parts == [text] or not parts:
                 cut.append(example)
             else:
-                cut += [replace(example, id=f"{example.id}#{i}", answer=p) for i, p in enumerate(parts)]
+                cut += [
+                    replace(example, id=f"{example.id}#{i}", answer=part, continues=i + 1 < len(parts))
+                    for i, part in enumerate(parts)
+                ]
         return cut
 
     def _plain(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
         (encoded,) = self._tokenised([text], specials=True)
         return encoded
 
+    def _boundary(self, ids: Sequence[int], offsets: Sequence[tuple[int, int]], prompt_length: int) -> int:
+        """Return the index of the first token that reaches into the answer, which may begin in the prompt.
+
+        Special tokens of the prompt do not count: some take the spaces after them.
+        """
+        for position, (token, (begin, end)) in enumerate(zip(ids, offsets, strict=True)):
+            if end > prompt_length and not (begin < prompt_length and token in self._special_ids):
+                return position
+        return len(offsets)
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(self.tokenizer.added_tokens_decoder)
+
     def _share(self, tokens: int) -> int:
         return int(self.prompt_share * min(tokens, self.max_length))
 
-    def _sequence(self, ids: Sequence[int], start: int, pair: tuple[str | None, str]) -> TokenSequence:
+    def _sequence(
+        self, ids: Sequence[int], start: int, pair: tuple[str | None, str], *, ends: bool
+    ) -> TokenSequence:
         if pair[1].strip() == "":
             raise DataError(f"an answer is empty (question: {quoted(pair[0] or '')})")
-        whole = [*ids, self.end_id] if not ids or ids[-1] != self.end_id else list(ids)
+        whole = [*ids, self.end_id] if ends and (not ids or ids[-1] != self.end_id) else list(ids)
         cut = whole[: self.max_length]
         if len(cut) <= start:
             raise self._too_long(start, pair, fixed=self.max_length == self.limits.positions)
-        return TokenSequence(np.asarray(cut, dtype=np.int64), start, ended=len(cut) == len(whole))
+        ended = ends and len(cut) == len(whole)
+        return TokenSequence(np.asarray(cut, dtype=np.int64), start, ended=ended)
 
     def _with_suffix(self, sequence: TokenSequence, pair: tuple[str | None, str]) -> TokenSequence:
         longer = sequence.with_suffix(self.suffix, self.limits.positions)
@@ -353,14 +378,6 @@ def added(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
         f"this tokenizer encodes the text 'a' as {whole}, and as {bare} without special tokens: its files "
         "are incomplete, or it is not the tokenizer of a causal language model"
     )
-
-
-def _boundary(offsets: Sequence[tuple[int, int]], prompt_length: int) -> int:
-    """Return the index of the first token that reaches into the answer, which may begin in the prompt."""
-    for position, (_, end) in enumerate(offsets):
-        if end > prompt_length:
-            return position
-    return len(offsets)
 
 
 def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:

@@ -121,10 +121,17 @@ def check_saved(model: PreTrainedModel, adapter: CheckpointSource) -> list[str]:
             "files are of two adapters, or its base is another model (model.base)"
         )
     for name in sorted(usable.keys() & stored.keys()):
-        if list(usable[name].shape) != stored[name]:
+        own = list(usable[name].shape)
+        if own[1:] == stored[name][1:] and own[0] != stored[name][0] and ".lora_" not in name:
+            raise ModelError(
+                f"{adapter.label}: the adapter was trained with embeddings of {stored[name][0]} tokens, and "
+                f"its base has {own[0]} ({name}): resize and save the base once with transformers "
+                f"(resize_token_embeddings({stored[name][0]}), save_pretrained), and name it as model.base"
+            )
+        if own != stored[name]:
             raise ModelError(
                 f"{adapter.label}: {name} has shape {stored[name]} in the adapter, and "
-                f"{list(usable[name].shape)} for its base: the base is another model (model.base)"
+                f"{own} for its base: the base is another model (model.base)"
             )
     extra = sorted(stored.keys() - usable.keys())
     if not extra:

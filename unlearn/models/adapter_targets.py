@@ -63,6 +63,16 @@ def untie(model: Any) -> None:
         plain.weight = nn.Parameter(plain.weight.detach().clone())
 
 
+def has_own_head(model: Any) -> bool:
+    """Whether the head has weights of its own though the configuration ties it to the embeddings.
+
+    transformers keeps them where the files have both and they differ.
+    """
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    embeddings, head = (getattr(end, "weight", None) for end in ends)
+    return _is_tied(model.config) and embeddings is not None and head is not None and head is not embeddings
+
+
 def untied(config: PreTrainedConfig) -> PreTrainedConfig:
     """Return a copy of the configuration, without tying the head to the embeddings."""
     copied = copy.deepcopy(config)

@@ -19,7 +19,7 @@ from torch import nn
 from unlearn import interventions
 from unlearn.config import MethodConfig, ModelConfig
 from unlearn.errors import ConfigError, UserError
-from unlearn.models import adapt, nano, stored
+from unlearn.models import adapt, adapter_targets, nano, stored
 from unlearn.models.fingerprint import fingerprint
 from unlearn.models.locate import ModelError, find, named_base, resolve
 from unlearn.models.skeleton import read_config, skeleton
@@ -90,6 +90,9 @@ def read_model(
     if checkpoint.adapter is not None:
         model = adapt.merge_saved(model, checkpoint.adapter)
     assert isinstance(model, transformers.PreTrainedModel)
+    if adapter_targets.has_own_head(model):
+        model.config = adapter_targets.untied(model.config)
+        model.all_tied_weights_keys = {}
     stored.widen_buffers(model)
     if (folder := Path(checkpoint.name)).is_dir():
         interventions.load(model, folder)

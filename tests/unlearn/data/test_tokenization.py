@@ -7,7 +7,7 @@ from dataclasses import replace
 from itertools import product
 
 import pytest
-from tokenizers import normalizers
+from tokenizers import AddedToken, normalizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -183,6 +183,25 @@ def test_chat_template_brings_its_own_beginning(bpe_tokenizer: BuildBpe) -> None
     assert encoder.prompts(["Who"]) == [s.ids[: s.answer_start].tolist()]
 
 
+def test_spaces_at_the_end_of_a_chat_template_are_of_the_answer(bpe_tokenizer: BuildBpe) -> None:
+    tokenizer = bpe_tokenizer(*TRAINING)
+    tokenizer.chat_template = "Question: {{ messages[0].content }}\nAnswer: "
+    encoder = Encoder(tokenizer)
+    s = one(encoder, "Who", "The writer.")
+    assert encoder.prompts(["Who"]) == [s.ids[: s.answer_start].tolist()]
+    assert tokenizer.decode(s.ids[s.answer_start : -1].tolist()) == " The writer."
+
+
+def test_special_tokens_that_take_the_spaces_after_them(bpe_tokenizer: BuildBpe) -> None:
+    tokenizer = bpe_tokenizer(*TRAINING)
+    tokenizer.add_special_tokens({"additional_special_tokens": [AddedToken("<|a|>", rstrip=True)]})
+    tokenizer.chat_template = "{{ messages[0].content }}<|a|>\n"
+    for answer in ("The writer.", " The writer."):
+        s = one(Encoder(tokenizer), "Who", answer)
+        assert tokenizer.decode(s.ids[s.answer_start : -1].tolist()) == "The writer."
+    assert tokenizer.decode(s.ids[: s.answer_start].tolist()) == "Who<|a|>"
+
+
 def test_end_token_is_there_once(bpe_tokenizer: BuildBpe) -> None:
     plain = bpe_tokenizer(*TRAINING)
     itself = with_post_processor(bpe_tokenizer(*TRAINING), "<s> $A </s>")
@@ -323,10 +342,22 @@ def test_long_plain_texts_are_cut_into_pieces_that_fit(
     assert "".join(e.answer for e in pieces) == LONG
     lengths = [len(tokenizer(e.answer)["input_ids"]) - single.endswith("</s>") for e in pieces]
     assert max(lengths) == max_length
-    ended = [s.ended for s in encoder.pairs([(None, e.answer) for e in pieces])]
-    assert ended[-1]
-    assert ended[:-1] == [length < max_length for length in lengths[:-1]]
-    assert sum(ended) < len(pieces) / 4  # where the text goes on no end is learned
+    assert no_end_but_the_last(encoder, pieces)
+
+
+def no_end_but_the_last(encoder: Encoder, pieces: list[Example]) -> bool:
+    """Whether no end is learned where the text goes on."""
+    pairs, continued = [(None, e.answer) for e in pieces], [e.continues for e in pieces]
+    rows = encoder.pairs(pairs, continued=continued)
+    ends = [s.ended for s in rows] == [int(s.ids[-1]) == encoder.end_id for s in rows]
+    return ends and [s.ended for s in rows] == [False] * (len(pieces) - 1) + [True]
+
+
+def test_pieces_of_characters_of_several_tokens(nano_tokenizer: PreTrainedTokenizerBase) -> None:
+    encoder = Encoder(nano_tokenizer, max_length=20)
+    pieces = encoder.chunks([Example("a/0", "她写了一本关于大海的书，后来住在里昂。" * 5)])
+    assert min(len(nano_tokenizer(e.answer)["input_ids"]) for e in pieces[:-1]) < 20  # cut between characters
+    assert no_end_but_the_last(encoder, pieces)
 
 
 def test_pieces_of_a_tokenizer_that_puts_a_space_first(bpe_tokenizer: BuildBpe) -> None:

@@ -49,6 +49,19 @@ def test_is_what_transformers_loads(tmp_path: Path, dtype: torch.dtype) -> None:
     assert_same(load.in_precision(read, CPU, torch.float32), whole(tmp_path))
 
 
+def test_a_head_of_its_own_stays_where_the_configuration_ties_it(tmp_path: Path) -> None:
+    make_llama(tmp_path, torch.float32, **SHAPE)
+    weights, file = load_file(tmp_path / "model.safetensors"), tmp_path / "config.json"
+    weights["lm_head.weight"] = 2 * weights["model.embed_tokens.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    file.write_text(json.dumps({**json.loads(file.read_text()), "tie_word_embeddings": True}))
+    model: Any = load.read_model(of(tmp_path), torch.float32)
+    head = model.get_output_embeddings().weight
+    assert torch.equal(head, 2 * model.get_input_embeddings().weight)
+    assert not model.config.tie_word_embeddings
+    assert not export.architecture(model).config.tie_word_embeddings  # so that both are saved
+
+
 def test_buffers_are_those_of_fp32(tmp_path: Path) -> None:
     # Its embeddings are scaled by √32, a buffer in the model's dtype: 5.6569 in fp32, 5.65625 in bf16.
     config = transformers.Gemma3TextConfig(**SHAPE, head_dim=16)

@@ -131,7 +131,9 @@ def _read(cfg: DatasetConfig, name: str, path: Path) -> list[Example]:
     if name == "forget" and "template" in columns.model_fields_set:
         _check_template(table, columns.template)
     rows = table.cut(parse_split(getattr(cfg, name))[1])
-    return [example_of(row, where, f"{path.stem}/{number}", columns) for number, row, where in rows]
+    alike = any(other.stem == path.stem and other != path for other in files(cfg).values())
+    stem = f"{name}/{path.stem}" if alike else path.stem  # ids are unique over all sets
+    return [example_of(row, where, f"{stem}/{number}", columns) for number, row, where in rows]
 
 
 def _check_template(table: Table, column: str) -> None:

@@ -141,6 +141,18 @@ def test_custom_columns_and_plain_text(tmp_path):
         load_sets(cfg.model_copy(update={"options": {"columns": {"question": "q"}}}), ["forget"])
 
 
+def test_files_of_one_name_in_several_folders_have_ids_of_their_own(tmp_path):
+    for name in ("forget", "retain"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / "train.jsonl", [{"question": "who?", "answer": name}])
+    cfg = DatasetConfig(
+        name="custom", source="custom", path=str(tmp_path), forget="forget/train.jsonl",
+        retain="retain/train.jsonl",
+    )  # fmt: skip
+    sets = load_sets(cfg, ["forget", "retain"])
+    assert [e.id for rows in sets.values() for e in rows] == ["forget/train/0", "retain/train/0"]
+
+
 def test_authors_split_by_percent():
     cfg = DatasetConfig(name="authors", source="authors", forget="forget10", options={"authors": 10})
     sets = load_sets(cfg, ["forget", "retain", "full"])
