@@ -284,7 +284,7 @@ def _head(shape: Shape, hardware: HardwareConfig, method: MethodConfig, load: Lo
     return head + row * (size * (others + 2 * bool(whole)) + 12 * whole)  # whole ones are computed in fp32
 
 
-_SMOOTHED = {"none": 0, "average": 1, "sam": 1, "random": 2, "penalty": 2, "curvature": 5}
+_SMOOTHED = {"none": 0, "average": 1, "sam": 1, "random": 2, "penalty": 2, "curvature": 6}
 """Gradients or weights in fp32 that `method.smooth` holds during its passes, by its name."""
 
 
@@ -301,27 +301,35 @@ def _extras(shape: Shape, hardware: HardwareConfig, method: MethodConfig) -> flo
     live = part if stage == 3 else whole
     extras += _SMOOTHED[method.smooth.name] * 4 * (part if stage else whole)
     if method.smooth.name not in ("none", "average"):  # weights at a shift, in compute precision
-        extras += live * size
+        extras += live * size + _gathered(shape, hardware)
     needed = {each for term in terms for each in term.statistics}
     if any(each.source == "teacher" for each in needed):
         # In fp32, and during its forward in compute precision.
         extras += live * (4 + (size if size == 2 else 0))
     if method.schedule == "auto":  # masters before a probed update and between, and live weights of these
-        extras += 2 * 4 * (part if stage else whole) + live * size
+        extras += 2 * 4 * (part if stage else whole) + live * size + _gathered(shape, hardware)
     heads = sum(each.cached and each.quantity == "logits" for each in needed)
     return extras + heads * shape.vocabulary * shape.hidden * size
+
+
+def _gathered(shape: Shape, hardware: HardwareConfig) -> float:
+    """Estimate one whole vector in fp32, which processes with parts of it hold where weights are whole."""
+    several = stage_of(hardware) in (1, 2) and hardware.processes > 1
+    return 4.0 * shape.trained if several else 0.0
 
 
 def _probed(shape: Shape, config: RunConfig) -> float:
     """Estimate the gradients that a measurement of the G-effect holds, in fp32.
 
-    Those of the two risks, of the objective, and of one term at a time, or of all where a rule combines them.
+    Those of the two risks, of the objective, and of one term at a time, or of all where a rule combines them;
+    and one whole direction.
     """
     if config.probe.name != "geffect":
         return 0.0
     separate = make_rule(**config.method.rule.model_dump()).separate
     gradients = 3 + (len(bind(config.method)) if separate else 1)
-    return gradients * 4 * shape.trained / (config.hardware.processes if stage_of(config.hardware) else 1)
+    parts = config.hardware.processes if stage_of(config.hardware) else 1
+    return gradients * 4 * shape.trained / parts + _gathered(shape, config.hardware)
 
 
 def _cache(shape: Shape, method: MethodConfig, load: Load) -> float:

@@ -198,14 +198,17 @@ def probe_problems(config: RunConfig) -> list[str]:
 
 def _unsaved(method: MethodConfig, probe: str) -> list[str]:
     """Refuse methods that need more than a saved model holds."""
+    from unlearn.rules import make_rule
     from unlearn.terms import bind
 
     sources = {each.source for term in bind(method) for each in term.statistics}
+    rule = make_rule(**method.rule.model_dump())
     unsaved = {
         "an intervention": method.intervention is not None,
         "a reinforced model": "reinforced" in sources,
         "a running average of the weights": "teacher" in sources,
         "a model that was unlearned first": method.unlearned.method is not None,
+        f"the state of rule {method.rule.name}": bool(rule.state()) or getattr(rule, "keeps", False),
     }
     return [
         f"probe.method: {method.name} uses {what}, which saved models do not have; measure it while it "

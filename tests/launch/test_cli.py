@@ -123,6 +123,10 @@ REFUSED = {
         ["method=none", "probe=geffect", "probe.method=grun"],
         ["probe.method: grun uses an intervention"],
     ),
+    "probe of a method whose rule has a state": (
+        ["method=none", "probe=geffect", "probe.method=rr"],
+        ["probe.method: rr uses the state of rule scheduled"],
+    ),
     "models to probe in a training": (
         ["method=npo", "probe=geffect", "probe.models=[gone]"],
         ["probe.models: requires method=none", "gone matches no folder"],

@@ -27,21 +27,23 @@ def measure_saved(
     models: list[tuple[int, str | None]] = [(0, None)]
     if folders:
         models = list(zip(steps_of(folders), (str(folder) for folder in folders), strict=True))
-    target = engine_of(None)
-    known = target.world.on_main(lambda: [row["step"] for row in rundir.read_history()])
-    probe_of(target).begin()
+    engine: Engine | None = engine_of(None)
+    assert engine is not None
+    world = engine.world
+    known = world.on_main(lambda: [row["step"] for row in rundir.read_history()])
+    probe_of(engine).begin()
     rate = config.method.rate(config.model.lr_scale)
-    engine = target
     for step, folder in models:
         if step in known:
             continue
         if folder is not None:
             engine.close()
+            engine = None  # its model goes before the next is loaded
             free_memory()
             engine = engine_of(folder)
         rule = make_rule(**config.method.rule.model_dump())
         measured = probe_of(engine).measure(ProbeContext(step, rate, rule, frozen))
-        if measured and target.world.main:
+        if measured and world.main:
             rundir.append_history({"step": step, **measured})
             tracker.log(measured, step)
     engine.close()

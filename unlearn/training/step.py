@@ -196,6 +196,7 @@ class Steps:
             moved = self.engine.as_live([torch.lerp(old, new, -multiplier) for old, new in both])
             with self.engine.with_weights(moved):
                 losses.append(self.loss(plan, weights, self.means(plan, terms)))
+            del moved  # before the next
         return losses
 
     def statistics(self, plan: Plan, units: Sequence[Unit], requests: Requests) -> MicroBatch:

@@ -187,6 +187,7 @@ class Shares:
         elif self.stage > 0 and zero.cpu_offload:
             buffers = [flat.grad for flat in zero.single_partition_of_fp32_groups]
             buffers += zero.accumulated_grads_in_cpu.values()
+            zero.averaged_gradients.clear()  # its sum in fp32, which stays after a step that was skipped
         for buffer in buffers:
             if buffer is not None:
                 buffer.zero_()

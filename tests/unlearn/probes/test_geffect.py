@@ -24,10 +24,13 @@ from unlearn.config import HardwareConfig, MethodConfig
 from unlearn.probes import saved_models
 from unlearn.probes._model_folders import steps_of
 from unlearn.probes.geffect.example_effects import Points, implicit_weights
+from unlearn.probes.geffect.measurement import _alike
 from unlearn.probes.geffect.parameter_groups import parameter_groups
 from unlearn.probes.geffect.set_gradients import sampled
+from unlearn.terms import bind
 from unlearn.training.frozen_outputs import LOGP
 from unlearn.training.observers import Observers
+from unlearn.training.step_data import own_view
 
 
 def keys(**given: Any) -> MethodConfig:
@@ -487,3 +490,12 @@ def test_weights_of_a_term_that_looks_elsewhere_are_none(tmp_path):
     points = Points.of("forget", training.everything()["forget"], [0, 1])
     assert implicit_weights(trainer.steps, trainer.terms[0], points, 0, {}) is None
     trainer.engine.close()
+
+
+def test_a_term_on_other_answers_is_not_the_risk() -> None:
+    refuse = MethodConfig(name="idk", template={"objective": "nll"}, retain={"objective": "nll"})
+    template, retain = bind(refuse)
+    risk = bind(MethodConfig(name="finetune", forget={"objective": "nll"}))[0]
+    assert own_view(template).group == own_view(risk).group == "forget"
+    assert not _alike(template, risk)
+    assert _alike(retain, retain)

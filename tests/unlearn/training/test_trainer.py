@@ -218,6 +218,16 @@ def test_a_step_whose_gradient_is_not_finite_is_counted_and_not_made(tmp_path, z
     resumed.engine.close()
 
 
+@pytest.mark.slow
+def test_a_gradient_that_is_not_finite_is_not_in_the_next_sum(tmp_path):
+    hardware = HardwareConfig(zero=2, offload=True, dtype="bf16", gradients="fp32")
+    trainer = training.make_trainer(tmp_path, hardware)
+    parameter = next(trainer.engine.module.parameters())
+    parameter.register_hook(lambda g: g * math.inf if trainer.steps_made == 1 else None)
+    assert [math.isfinite(trainer.step().row["grad_norm"]) for _ in range(4)] == [True, False, True, True]
+    trainer.engine.close()
+
+
 @pytest.mark.parametrize("rule", ["weighted_sum", "normalised"])
 def test_a_first_gradient_that_is_not_finite_is_skipped_and_saved(tmp_path, rule):
     def first_is_bad() -> Trainer:

@@ -13,6 +13,7 @@ from torch import Tensor
 from unlearn.data.batching import Batch, collate
 from unlearn.data.tokenization import TokenSequence
 from unlearn.passes.forward import forward
+from unlearn.passes.module_modes import kept_modes
 from unlearn.passes.out_of_memory import Bins, in_portions
 from unlearn.passes.per_example.forward_mode import token_effects
 from unlearn.passes.per_example.inner_products import inner_products
@@ -55,9 +56,12 @@ class ExampleEffects:
         def compute(batch: Batch) -> list[dict[str, np.ndarray]]:
             whole = self.engine.whole_gradients(directions)
             sums: dict[str, Tensor] = {}
-            for name, values in inner_products(self.engine.module, batch, whole).items():
-                group = self.parameter_groups[name].group
-                sums[group] = sums[group] + values if group in sums else values
+            # Blocks in training mode would compute their states again, and otherwise than they were recorded.
+            with kept_modes(self.engine.module):
+                self.engine.module.eval()
+                for name, values in inner_products(self.engine.module, batch, whole).items():
+                    group = self.parameter_groups[name].group
+                    sums[group] = sums[group] + values if group in sums else values
             arrays = {group: values.cpu().numpy() for group, values in sums.items()}
             return [
                 {group: values[:, place] for group, values in arrays.items()}

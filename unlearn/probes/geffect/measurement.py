@@ -275,8 +275,9 @@ class Measurement:
 
 
 def _alike(term: Term, risk: Term) -> bool:
-    """Whether a term equals the risk."""
-    return (term.objective, term.mask, term.skip, term.weighting) == (risk.objective, "answer", 0, None)
+    """Whether a term equals the risk, of the same answers and not of others to the same questions."""
+    same = (term.objective, term.mask, term.skip, term.weighting) == (risk.objective, "answer", 0, None)
+    return same and own_view(term) == own_view(risk)
 
 
 def _add(total: Partition, gradient: Partition, factor: float) -> None:

@@ -22,9 +22,10 @@ class Start:
 
     def keep(self) -> None:
         """Save the current values as the initial ones; a collective."""
-        values = {
-            name: value.detach().contiguous() for name, value in self.engine.whole(list(self.engine.live()))
-        }
+        values = {}
+        for name, value in self.engine.whole(list(self.engine.live())):
+            if self.engine.world.main:
+                values[name] = value.detach().contiguous()
         if self.engine.world.main:
             with replacing(self.file) as temporary:
                 save_file(values, temporary)
