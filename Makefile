@@ -108,4 +108,4 @@ site: setup  ## build the documentation into site/, with warnings as errors
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 clean:  ## remove the environment and caches, not the runs
-	rm -rf .venv site .slurm .pytest_cache .ruff_cache .mypy_cache .hypothesis .torch_extensions *.egg-info
+	rm -rf .venv build dist site .slurm .pytest_cache .ruff_cache .mypy_cache .hypothesis .torch_extensions *.egg-info

@@ -105,6 +105,20 @@ def force_overrides(arguments: Sequence[str]) -> list[str]:
     return forced
 
 
+def _doubles(choices: Mapping[str, Any]) -> list[str]:
+    """Return a message for each chosen option of your own that has the name of one of the project's."""
+    chosen = [
+        (g, option)
+        for g, each in choices.items()
+        for option in ([each] if isinstance(each, str) else each or ())
+    ]
+    return [
+        f"{group}={option}: {files[1]} has the name of {files[0]}; choose another name"
+        for group, option in chosen
+        if not group.startswith("hydra") and len(files := option_files(group, option)) > 1
+    ]
+
+
 def _instead(group: str, option: str, known: Sequence[str]) -> str:
     """Return what may be meant by an option that does not exist, and the folders of your own that lack it."""
     folders = own_folders()
@@ -254,6 +268,8 @@ def checked(
     Raises:
         ConfigError: all unknown keys, wrong types and missing values at once, with the file of each.
     """
+    if doubles := _doubles(choices or {}):
+        raise ConfigError(doubles)
     try:
         science = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         plain = OmegaConf.to_container(science, resolve=True, throw_on_missing=True)

@@ -34,7 +34,9 @@ def own_folders() -> list[Path]:
     if problems := [f"{FOLDERS}: there is no folder {path}" for path in named if not path.is_dir()]:
         raise ConfigError(problems)
     here = Path.cwd() / "configs"
-    every = [*named, *([here] if here.is_dir() else []), *entry_points.config_folders()]
+    # In a checkout they are the project's own, also where a copy of the project is installed.
+    own = here.is_dir() and (Path.cwd() / "launch" / "configs").resolve() != here.resolve()
+    every = [*named, *([here] if own else []), *entry_points.config_folders()]
     resolved = {path.resolve(): path for path in reversed(every)}
     return [
         path

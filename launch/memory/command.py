@@ -167,7 +167,7 @@ def _table(estimates: Sequence[Estimated], card_gib: float, parts: Sequence[str]
             "tokens": f"{hardware.tokens}",
             "recomputed": _recomputed(hardware),
             **{part: with_unit(getattr(memory, part)) for part in (*parts, "device", "host")},
-            f"fits {card_gib:g} GiB": "–" if name.startswith("cpu") else _yes(fits(memory, card_gib)),
+            f"fits {card_gib:g} GiB": "–" if hardware.device == "cpu" else _yes(fits(memory, card_gib)),
         }
         for name, memory, hardware in estimates
     ]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 from launch.config_groups import groups, values_of
 from unlearn.config import MethodConfig, RunConfig
 
@@ -50,7 +52,10 @@ def _changed(method: MethodConfig) -> list[str]:
     """Return the settings in which a method differs from the preset of its name, as `lr=2e-05`."""
     if method.name not in groups()["method"]:
         return []
-    preset = MethodConfig.model_validate(values_of("method", method.name))
+    try:
+        preset = MethodConfig.model_validate(values_of("method", method.name))
+    except ValidationError:  # a file of your own may leave values to the command, or refer to others
+        return []
     before, now = (_flat(each.model_dump(exclude={"name", "source"})) for each in (preset, method))
     changed = [
         f"{_brief(key)}={_text(now.get(key))}"

@@ -144,6 +144,17 @@ def test_variable(folders, monkeypatch):
     assert [name_of(folders, f"method={name}") for name in ("mine", "third")] == ["mine", "third"]
 
 
+def test_an_option_with_the_name_of_a_preset_is_refused_wherever_it_is_chosen(folders):
+    own = folders / "configs" / "method"
+    own.mkdir(parents=True)
+    (own / "npo.yaml").write_text(MINE.format(name="npo"))
+    for arguments in (("method=npo",), ("seed=1",)):  # npo is the default
+        check_refusal(folders, Refused(arguments, ("method=npo", "has the name of", "choose another name")))
+    (folders / "launch").mkdir()
+    (folders / "launch" / "configs").symlink_to(folders / "configs")  # as in a checkout of the project
+    assert name_of(folders, "method=npo") == "npo"
+
+
 def test_own_options_are_among_the_others(folders, monkeypatch):
     monkeypatch.setenv("UNLEARN_CONFIG_PATH", f"{folders}/one")
     text = (folders / "one/method/mine.yaml").read_text()

@@ -65,7 +65,8 @@ def test_a_measurement_of_the_g_effect_holds_gradients():
     probed = ("probe=geffect", "method=npo")
     assert memory(*probed).extras - memory("method=npo").extras == 4 * 4 * 600
     shared = ("hardware.processes=4", "hardware.zero=2", *probed)
-    assert memory(*shared).extras - memory(*shared, "probe=none").extras == 4 * 4 * 150
+    # … and of several processes one direction whole
+    assert memory(*shared).extras - memory(*shared, "probe=none").extras == 4 * 4 * 150 + 4 * 600
     rule = memory("probe=geffect", "method=ngdiff").extras - memory("method=ngdiff").extras
     assert rule == 5 * 4 * 600
 
@@ -204,10 +205,11 @@ def test_what_a_method_keeps_in_addition():
     assert memory("method=gru").extras == 3 * 4 * 600
     assert memory("method=gru", "method.rule.gamma=1.0").extras == 2 * 4 * 600
     assert memory("method=gru", "hardware.processes=4", "hardware.zero=2").extras == 3 * 600
-    # sam holds the perturbation, or the smoothed gradient, and the perturbed weights in compute precision
+    # sam holds the perturbation, or the smoothed gradient, and the perturbed weights in compute precision;
+    # several processes gather these in fp32
     sam = ("method=npo", "method.smooth.name=sam")
     assert memory(*sam).extras == (4 + 4) * 600
-    assert memory(*sam, "hardware.processes=4", "hardware.dtype=bf16").extras == 4 * 150 + 2 * 600
+    assert memory(*sam, "hardware.processes=4", "hardware.dtype=bf16").extras == 4 * 150 + (2 + 4) * 600
     assert memory("method=npo", "method.smooth.name=average").extras == 4 * 600
     kept = memory("method=npo")
     assert kept.cache == 40 * 4  # a log-probability for each answer token
@@ -377,7 +379,8 @@ def test_the_table_fits_the_terminal(width, heads):
     large = Memory(parameters=700 * GIB, activations=40 * GIB, host=223 * GIB)
     shown = io.StringIO()
     console = Console(width=width, file=shown)
-    _print(console, [("gpu-2x8-zero3", large, hardware), ("cpu", Memory(parameters=GIB), hardware)], 80)
+    card = hardware.model_copy(update={"device": "cuda"})
+    _print(console, [("gpu-2x8-zero3", large, card), ("cpu", Memory(parameters=GIB), hardware)], 80)
     lines = shown.getvalue().splitlines()
     assert [cell.strip() for cell in lines[2].strip("┃").split("┃")] == heads
     assert [line.split()[1] for line in lines if line.startswith("│")] == ["gpu-2x8-zero3", "cpu"]
