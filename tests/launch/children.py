@@ -92,6 +92,8 @@ class Nursery:
         called first."""
         self._count += 1
         out, err = (self._folder / f"{self._count}.{name}" for name in ("out", "err"))
+        for file in (out, err):
+            file.touch()  # they are read before the child has opened them
         asked: dict[str, Any] = {
             "cwd": str(cwd),
             "arguments": arguments,
