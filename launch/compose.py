@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -92,11 +92,7 @@ def force_overrides(arguments: Sequence[str]) -> list[str]:
                 for option in _options(value)
                 if option not in known[key] and option != "null"
             ]
-            problems += [
-                f"{key}={option}: {files[1]} has the name of {files[0]}; choose another name"
-                for option in _options(value)
-                if len(files := option_files(key, option)) > 1
-            ]
+            problems += _doubles(key, _options(value))
             forced.append(argument)
         else:
             forced.append(f"++{argument}")
@@ -105,17 +101,12 @@ def force_overrides(arguments: Sequence[str]) -> list[str]:
     return forced
 
 
-def _doubles(choices: Mapping[str, Any]) -> list[str]:
-    """Return a message for each chosen option of your own that has the name of one of the project's."""
-    chosen = [
-        (g, option)
-        for g, each in choices.items()
-        for option in ([each] if isinstance(each, str) else each or ())
-    ]
+def _doubles(group: str, options: Iterable[str]) -> list[str]:
+    """Return a message for each option of your own that has the name of one of the project's."""
     return [
         f"{group}={option}: {files[1]} has the name of {files[0]}; choose another name"
-        for group, option in chosen
-        if not group.startswith("hydra") and len(files := option_files(group, option)) > 1
+        for option in options
+        if len(files := option_files(group, option)) > 1
     ]
 
 
@@ -268,7 +259,11 @@ def checked(
     Raises:
         ConfigError: all unknown keys, wrong types and missing values at once, with the file of each.
     """
-    if doubles := _doubles(choices or {}):
+    doubles: list[str] = []
+    for group, chosen in (choices or {}).items():
+        if group in groups():
+            doubles += _doubles(group, [chosen] if isinstance(chosen, str) else chosen or ())
+    if doubles:
         raise ConfigError(doubles)
     try:
         science = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])

@@ -419,9 +419,7 @@ class _Batches:
     """Batches of a set's examples, as often as they are asked for."""
 
     def __init__(self, encoder: Any, examples: list[Example], max_tokens: int, world: World) -> None:
-        pairs = [(e.question, e.answer) for e in examples]
-        openings, continued = [e.opening for e in examples], [e.continues for e in examples]
-        self._sequences = encoder.pairs(pairs, openings, continued)
+        self._sequences = encoder.answers(examples)
         self._max_tokens, self._world = max_tokens, world
 
     def __iter__(self) -> Iterator[Batch]:

@@ -262,17 +262,17 @@ class _Judging:
         return [place for place in self.prompts if math.isnan(self._value(place))]
 
     def _problems(self) -> list[str]:
-        found = [*self.unasked]
+        problems = [*self.unasked]
         if unparsed := self._unparsed():
             first = self.cache.get(self.prompts[unparsed[0]])
             reply = quoted(first.reply) if first is not None else ""
-            found.append(
+            problems.append(
                 f"{len(unparsed)} of {len(self.prompts)} verdicts were neither yes nor no (first: {reply}) "
                 "and are in no mean: choose another judge, or raise reply_tokens"
             )
         if self.options.context and "forget" in self.sets and ("forget", "in_context") not in self.texts:
-            found.append("no retain set was scored, so no question was asked after others (context)")
-        return found
+            problems.append("no retain set was scored, so no question was asked after others (context)")
+        return problems
 
     def _announce(self, show: bool) -> None:
         """Say what judging will cost, before the first call."""

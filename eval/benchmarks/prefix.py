@@ -98,11 +98,15 @@ def measure(live: Live, sets: Sets, options: Options) -> Result:
         columns: dict[str, np.ndarray] = {}
         for mode in options.modes:
             chosen, asked = _asked(examples, mode)
-            if options.strict:
-                chosen, asked, refused = _that_fit(live, chosen, asked)
-                problems += [f"{name}/{mode}, {examples[i].id}: {text}" for i, text in refused.items()]
             if not chosen:
                 continue
+            if options.strict:
+                _, refused = live.encoder.possible_pairs(asked)
+                if len(refused) == len(asked):
+                    raise DataError(refused[0])
+                problems += [f"{name}/{mode}, {examples[chosen[k]].id}: {x}" for k, x in refused.items()]
+                chosen = [i for k, i in enumerate(chosen) if k not in refused]
+                asked = [pair for k, pair in enumerate(asked) if k not in refused]
             values = np.full(len(examples), math.nan)
             values[chosen] = _strengths(live, asked, mode, options.strict, f"{name}/{mode}")
             columns[mode] = values
@@ -112,28 +116,6 @@ def measure(live: Live, sets: Sets, options: Options) -> Result:
             for i, example in enumerate(examples)
         ]
     return Result(metrics, rows, problems)
-
-
-def _that_fit(live: Live, chosen: Sequence[int], asked: _Asked) -> tuple[list[int], _Asked, dict[int, str]]:
-    """Return those that the model's prompt format has room for, and of the others why not.
-
-    Raises:
-        DataError: there is room for none.
-    """
-    try:
-        live.encoder.pairs(asked)
-    except DataError:  # one by one, to learn which of them fail
-        refused: dict[int, str] = {}
-        for number, pair in zip(chosen, asked, strict=True):
-            try:
-                live.encoder.pairs([pair])
-            except DataError as error:
-                refused[number] = str(error)
-        if len(refused) == len(chosen):
-            raise
-        kept = [(i, pair) for i, pair in zip(chosen, asked, strict=True) if i not in refused]
-        return [i for i, _ in kept], [pair for _, pair in kept], refused
-    return list(chosen), asked, {}
 
 
 def _asked(examples: Sequence[Example], mode: Mode) -> tuple[list[int], _Asked]:

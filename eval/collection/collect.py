@@ -159,15 +159,10 @@ class _Passes:
         for raw in (False, True):
             numbers = [n for n, key in enumerate(keys) if key[0] is raw]
             encoder = with_prompt(self.live.encoder, raw)
-            try:
-                encoded = encoder.pairs([keys[n][1:] for n in numbers])
-            except DataError:  # encode one by one, to learn which of them fail
-                encoded = []
-            for k, n in enumerate(numbers):
-                try:
-                    sequences[n] = encoded[k] if encoded else encoder.pairs([keys[n][1:]])[0]
-                except DataError as error:
-                    problems[n] = str(error)
+            encoded, failed = encoder.possible_pairs([keys[n][1:] for n in numbers])
+            problems |= {numbers[k]: problem for k, problem in failed.items()}
+            for n, sequence in zip(numbers, encoded, strict=True):
+                sequences[n] = sequence
         if keys and len(problems) == len(keys):
             raise DataError(problems[0])
         return sequences, problems

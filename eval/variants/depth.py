@@ -246,10 +246,9 @@ def items_of(bench: Workbench, options: Options) -> list[Item]:
     pairs = [(example.question, example.answer) for example in chosen]
     openings = [example.opening for example in chosen]
     marked = bench.encoder.important(pairs, [[spans[example.id]] for example in chosen], openings)
-    sequences = bench.encoder.pairs(pairs, openings)
     items = [
         Item(example, sequence, flags)
-        for example, sequence, flags in zip(chosen, sequences, marked, strict=True)
+        for example, sequence, flags in zip(chosen, bench.encoder.answers(chosen), marked, strict=True)
         if flags.any()
     ]
     if not items:

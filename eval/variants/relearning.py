@@ -233,10 +233,7 @@ def _trainer(bench: Workbench, options: Options, examples: Sequence[Example], na
         _trainable(bench), world, config.hardware, clip=clip_norm(method),
         weight_decay=method.weight_decay, betas=method.betas,
     )  # fmt: skip
-    pairs = [(e.question, e.answer) for e in examples]
-    openings, continued = [e.opening for e in examples], [e.continues for e in examples]
-    answers = Part(bench.encoder.pairs(pairs, openings, continued))
-    groups = {"forget": Group([e.id for e in examples], answers)}
+    groups = {"forget": Group([e.id for e in examples], Part(bench.encoder.answers(examples)))}
     try:
         # Without checkpoints: so few steps are faster to repeat than to write.
         yield Trainer(

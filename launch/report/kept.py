@@ -13,7 +13,7 @@ import numpy as np
 from eval.metric_catalog import info
 from launch.report.compare.runs import TASK
 from launch.report.discover import LeftOut, paths_of, run_directories
-from launch.report.geffect.files import layers_of_groups
+from launch.report.geffect.files import PREFIX, layers_of_groups
 from launch.report.geffect.run_effects import effects
 from launch.report.packed import (
     ENDING,
@@ -32,7 +32,6 @@ from unlearn.run_dir import RunDir
 
 _CONTENT = "runs"
 _TIMES = "run/seconds"
-_WATCHED = "geffect/"
 _DATA_SEED = "dataset.options.seed"
 """A seed too: runs on data that were drawn anew are averaged over."""
 _ROLES = {"run": "run", "evaluate the target": "target", "evaluate the retain model": "retain model"}
@@ -58,7 +57,7 @@ class KeptRun(RunSettings):
     @property
     def watched(self) -> bool:
         """Whether a probe measured effects in it."""
-        return any(key.startswith(_WATCHED) for key in self.results)
+        return any(key.startswith(PREFIX) for key in self.results)
 
     def number(self, key: str) -> float:
         """Return a result, NaN where it is absent or null."""

@@ -46,13 +46,13 @@ def write_config(run: Planned, command: Sequence[str] | None = None) -> None:
     if rundir.config.is_file():
         stored = read_stored(rundir)
         fingerprint = stored["fingerprint"]
-        if rundir.model.is_dir():
-            trained = trained_with(stored)
         if fingerprint != job.fingerprint:
             raise UserError(
                 f"{run.directory} holds another run (fingerprint {fingerprint}, not {job.fingerprint}): "
                 "choose another hydra.run.dir, or remove the folder"
             )
+        if rundir.model.is_dir():
+            trained = trained_with(stored)
     values = {
         **job.config.model_dump(mode="json"),
         "fingerprint": job.fingerprint,

@@ -17,10 +17,14 @@ from unlearn.run_dir import RunDir
 
 def tracker_of(job: Job, role: str, rundir: RunDir) -> Tracker:
     """Open the tracker of a run, which gets the history of earlier processes of the run."""
+    return open_tracker(job.config.tracker, lambda: _described(job, role, rundir))
+
+
+def _described(job: Job, role: str, rundir: RunDir) -> TrackedRun:
     config = job.config
     settings = config.tracker
     sent = config.model_dump(mode="json", exclude={"root", "dry_run", "tracker"})
-    run = TrackedRun(
+    return TrackedRun(
         id=_identity(rundir.path, job.fingerprint),
         name=run_names.title(config, role),
         kind=run_names.kind(config, role),
@@ -31,7 +35,6 @@ def tracker_of(job: Job, role: str, rundir: RunDir) -> Tracker:
         directory=rundir.path,
         history=rundir.read_history(),
     )
-    return open_tracker(settings, run)
 
 
 def _identity(directory: Path, fingerprint: str) -> str:

@@ -55,10 +55,13 @@ class GuardedTracker(Tracker):
             _warn(self.name, what, error)
 
 
-def open_tracker(settings: TrackerConfig, run: TrackedRun) -> Tracker:
-    """Return the tracker of a run, guarded; a NullTracker if it is off or cannot be opened."""
+def open_tracker(settings: TrackerConfig, described: Callable[[], TrackedRun]) -> Tracker:
+    """Return the tracker of a run, guarded; a NullTracker if it is off or cannot be opened.
+
+    `described` is not called where it is off.
+    """
     try:
-        tracker = make(settings, run)
+        tracker = make(settings, described)
     except Exception as error:
         _warn(settings.name, "opening", error)
         return NullTracker()

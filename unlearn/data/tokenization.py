@@ -202,6 +202,28 @@ class Encoder:
         """
         return [sequence for sequence, _ in self._encoded(pairs, openings, continued)]
 
+    def answers(self, examples: Sequence[Example]) -> list[TokenSequence]:
+        """Encode examples with their own answers, openings and ends; raises as `pairs`."""
+        pairs = [(e.question, e.answer) for e in examples]
+        return self.pairs(pairs, [e.opening for e in examples], [e.continues for e in examples])
+
+    def possible_pairs(
+        self, pairs: Sequence[tuple[str | None, str]]
+    ) -> tuple[list[TokenSequence | None], dict[int, str]]:
+        """Encode pairs as `pairs` does; return None and a problem by its number for each that cannot be."""
+        try:
+            return [*self.pairs(pairs)], {}
+        except DataError:  # encode one by one, to learn which of them fail
+            sequences: list[TokenSequence | None] = []
+            problems: dict[int, str] = {}
+        for number, pair in enumerate(pairs):
+            try:
+                sequences += self.pairs([pair])
+            except DataError as error:
+                sequences.append(None)
+                problems[number] = str(error)
+        return sequences, problems
+
     def important(
         self,
         pairs: Sequence[tuple[str | None, str]],

@@ -13,7 +13,7 @@ from torch import nn
 from unlearn.config import LoraConfig
 from unlearn.errors import UserError
 from unlearn.models import adapter_files, nano
-from unlearn.models.adapter_targets import untie, untied, unties
+from unlearn.models.adapter_targets import untie, unties
 from unlearn.models.locate import CheckpointSource, ModelError, adapter_folder
 from unlearn.models.model_files import header
 
@@ -80,12 +80,9 @@ def merge_saved(model: PreTrainedModel, adapter: CheckpointSource) -> PreTrained
     with adapter.explained(), nano.seeded(0), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         adapted = PeftModel.from_pretrained(model, str(adapter_folder(adapter)), torch_device="cpu")
-        if separate := unties(adapted):
+        if unties(adapted):
             untie(adapted)
         merged = merge_lora(adapted)
-    if separate:
-        merged.config = untied(merged.config)
-        merged.all_tied_weights_keys = {}
     return merged.requires_grad_(True)  # PEFT has frozen it
 
 

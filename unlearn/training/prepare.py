@@ -125,8 +125,6 @@ class Preparation:
         return Group([e.id for e in examples for _ in range(multiple)], answers, alternative, multiple)
 
     def _answers(self, name: str, examples: Sequence[Example], repeats: int = 1) -> Part:
-        pairs = [(e.question, e.answer) for e in examples]
-        openings, continued = [e.opening for e in examples], [e.continues for e in examples]
         annotated = any(
             statistic.quantity == "important" and own_view(term).group == name
             for term in self.terms
@@ -138,8 +136,10 @@ class Preparation:
         if annotated:
             assert self.config.dataset.annotations is not None
             spans = load_annotations(self.config.dataset.annotations, examples)
+            pairs = [(e.question, e.answer) for e in examples]
+            openings, continued = [e.opening for e in examples], [e.continues for e in examples]
             important = encoder.important(pairs, spans, openings, continued)
-        return Part(encoder.pairs(pairs, openings, continued), repeats=repeats, important=important)
+        return Part(encoder.answers(examples), repeats=repeats, important=important)
 
     def _alternatives(self, examples: Sequence[Example], target: FrozenModel, multiple: int) -> Part:
         cfg = self.config.method.alternatives

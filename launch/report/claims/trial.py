@@ -51,7 +51,7 @@ class Difference:
 
     @property
     def above(self) -> bool:
-        """Whether the interval is above `least`, which tells nothing of "more" where both are `beyond`."""
+        """Whether the interval is above `least`; where both are `beyond`, only for a `least` below 0."""
         return self.known and self.low > self.least and (not self.beyond or self.least < 0)
 
     @property

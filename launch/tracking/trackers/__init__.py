@@ -5,6 +5,8 @@ A tracker is a module of this package (see `_base.Tracker`), chosen by `tracker.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from launch.tracking.trackers._base import Row, TrackedRun, Tracker
 from unlearn import plugins
 from unlearn.config import Section, TrackerConfig
@@ -34,7 +36,7 @@ def completed(cfg: TrackerConfig) -> TrackerConfig:
     return plugins.completed(cfg, _options(cfg))
 
 
-def make(cfg: TrackerConfig, run: TrackedRun) -> Tracker | None:
+def make(cfg: TrackerConfig, described: Callable[[], TrackedRun]) -> Tracker | None:
     """Return the tracker of a run, None where it is off.
 
     Raises:
@@ -42,7 +44,7 @@ def make(cfg: TrackerConfig, run: TrackedRun) -> Tracker | None:
         Exception: any error of the tracker.
     """
     options = _options(cfg)
-    return None if _find(cfg).off(options) else _find(cfg)(options, run)
+    return None if _find(cfg).off(options) else _find(cfg)(options, described())
 
 
 def _find(cfg: TrackerConfig) -> type[Tracker]:

@@ -142,10 +142,10 @@ def test_a_question_without_room_is_left_out_and_named(tmp_path):
     short = replace(CODE, max_length=64)
     rows = [some()[0], replace(some()[1], paraphrased_question="Why? " * 64)]
     made = Live(model(0), short, tmp_path, max_tokens=128, max_rows=4)
-    found = measure(made, {"forget": rows}, Options(modes=("exact", "perturb")))
-    assert found.metrics["prefix/forget/perturb/missing"] == 1
-    assert "prefix/forget/exact/missing" not in found.metrics
-    (sentence,) = found.problems
+    result = measure(made, {"forget": rows}, Options(modes=("exact", "perturb")))
+    assert result.metrics["prefix/forget/perturb/missing"] == 1
+    assert "prefix/forget/exact/missing" not in result.metrics
+    (sentence,) = result.problems
     assert sentence.startswith(f"forget/perturb, {rows[1].id}: ")
 
 

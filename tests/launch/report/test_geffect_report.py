@@ -395,7 +395,7 @@ def test_the_tracker_gets_bounded_tables_of_the_last_step(run, tmp_path):
 def test_the_tracker_takes_them(run, tmp_path):
     tracker = open_tracker(
         TrackerConfig.model_validate({"mode": "offline"}),
-        TrackedRun("geffect1", "n", "unlearn", "p", None, [], {}, tmp_path),
+        lambda: TrackedRun("geffect1", "n", "unlearn", "p", None, [], {}, tmp_path),
     )
     for name, columns, rows in tracked(run):
         tracker.table(name, columns, rows)

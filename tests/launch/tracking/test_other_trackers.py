@@ -31,7 +31,7 @@ def opened(directory: Path, **settings: Any) -> GuardedTracker:
         tags=["npo", "tofu"], directory=directory,
         config={"method": {"name": "npo", "lr": 1e-5}, "seed": 7, "model": {"variables": {"a=b": 1}}},
     )  # fmt: skip
-    tracker = open_tracker(TrackerConfig.model_validate(settings), run)
+    tracker = open_tracker(TrackerConfig.model_validate(settings), lambda: run)
     assert isinstance(tracker, GuardedTracker)
     return tracker
 

@@ -51,7 +51,9 @@ def opened(directory: Path, mode: str = "offline", **changes: Any) -> Any:
         "config": {"method": {"name": "npo", "beta": 0.1}, "seed": 7},
         "directory": directory,
     }
-    return open_tracker(TrackerConfig.model_validate({"mode": mode}), TrackedRun(**(arguments | changes)))
+    return open_tracker(
+        TrackerConfig.model_validate({"mode": mode}), lambda: TrackedRun(**(arguments | changes))
+    )
 
 
 def run_files(directory: Path) -> list[Path]:
@@ -311,7 +313,7 @@ from launch.tracking.trackers import TrackedRun
 from unlearn.config import TrackerConfig
 tracker = open_tracker(
     TrackerConfig(mode=sys.argv[1]),
-    TrackedRun(id="r", name="n", kind="j", project="p", group=None, tags=[], config={},
+    lambda: TrackedRun(id="r", name="n", kind="j", project="p", group=None, tags=[], config={},
                directory=Path(sys.argv[2])),
 )
 tracker.log({"loss": 1.0}, step=1)

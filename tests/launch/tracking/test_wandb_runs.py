@@ -181,7 +181,7 @@ def offline(root: Path, run: str, *stamps: str) -> list[Path]:
     for number, stamp in enumerate(stamps, start=1):
         tracker = open_tracker(
             TrackerConfig.model_validate({"mode": "offline"}),
-            TrackedRun(run, run, "unlearn", "p", None, [], {}, root / run),
+            lambda: TrackedRun(run, run, "unlearn", "p", None, [], {}, root / run),
         )
         tracker.log({"loss": float(number)}, step=number)
         tracker.finish()
