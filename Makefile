@@ -87,15 +87,18 @@ claims: setup  ## claims.md: what the papers say, tried on the embedded default
 	$(CLAIMS_RUN) experiment=claims-weights method=npo method.retain_weight=100
 	$(CLAIMS_RUN) experiment=claims-weights method=simsat method.retain_weight=0.1 method.lr=3e-6
 	$(CLAIMS_RUN) experiment=claims-weights method=simnpo method.retain_weight=1 method.lr=3e-6
+	$(CLAIMS_RUN) experiment=claims-weights method=npo method.retain_weight=10 method.lr=3e-6
 	$(CLAIMS_RUN) experiment=claims method=satimp method.forget.weighting.beta1=1 method.forget.weighting.beta2=0.1,1 method.lr=3e-6,1e-5,3e-5
-	$(CLAIMS_RUN) experiment=claims method=satimp method.forget.weighting.beta2=1 method.lr=3e-6,1e-5,3e-5
-	$(CLAIMS_RUN) experiment=claims method=simimp method.forget.weighting.beta=0.1,1 method.lr=3e-6,1e-5,3e-5
-	$(CLAIMS_RUN) experiment=claims method=simsat method.forget.weighting.beta=1 method.lr=3e-6,1e-5,3e-5
-	$(CLAIMS_RUN) experiment=claims method=wga method.forget.weighting.beta=0.5,2 method.lr=3e-6,1e-5,3e-5
-	$(CLAIMS_RUN) experiment=claims method=npo method.forget.beta=0.5,1 method.lr=3e-6,1e-5,3e-5
-	$(CLAIMS_RUN) experiment=claims method=simnpo method.forget.beta=1,2.5 method.lr=3e-6,1e-5,3e-5
-	$(CLAIMS_RUN) experiment=claims method=rmu method.forget.coefficient=8 method.lr=3e-6,1e-5,3e-5
+	$(CLAIMS_RUN) experiment=claims method=satimp method.forget.weighting.beta2=0.03,1 method.lr=3e-6,1e-5,3e-5
+	$(CLAIMS_RUN) experiment=claims method=satimp method.forget.weighting.beta1=10 method.lr=3e-6,1e-5,3e-5
+	$(CLAIMS_RUN) experiment=claims method=simimp method.forget.weighting.beta=0.03,0.1,1 method.lr=3e-6,1e-5,3e-5
+	$(CLAIMS_RUN) experiment=claims method=simsat method.forget.weighting.beta=0.3,1 method.lr=3e-6,1e-5,3e-5
+	$(CLAIMS_RUN) experiment=claims method=wga method.forget.weighting.beta=0.25,0.5,2 method.lr=3e-6,1e-5,3e-5
+	$(CLAIMS_RUN) experiment=claims method=npo method.forget.beta=0.03,0.5,1 method.lr=3e-6,1e-5,3e-5
+	$(CLAIMS_RUN) experiment=claims method=simnpo method.forget.beta=0.5,1,2.5 method.lr=3e-6,1e-5,3e-5
+	$(CLAIMS_RUN) experiment=claims method=rmu method.forget.coefficient=8,32 method.lr=3e-6,1e-5,3e-5
 	$(CLAIMS_RUN) experiment=claims method=rmu method.forget.layer=0.25 method.retain.layer=0.25 method.lr=3e-6,1e-5,3e-5
+	$(CLAIMS_RUN) experiment=claims method=rmu method.forget.layer=0.75 method.retain.layer=0.75 method.lr=3e-6,1e-5,3e-5
 	.venv/bin/unlearn claims runs/claims --out claims.md --keep claims.json.gz
 
 docs: setup  ## write the generated pages of docs/ and the table of groups in README.md from presets and code

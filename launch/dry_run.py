@@ -21,6 +21,7 @@ from unlearn.data.example import Example
 from unlearn.data.sources import load_sets
 from unlearn.data.tokenization import TokenSequence
 from unlearn.errors import UserError
+from unlearn.models.skeleton import limits
 from unlearn.models.tokenizer import load_tokenizer, make_encoder
 from unlearn.rules import clip_norm
 from unlearn.terms import bind, row_multiples
@@ -130,9 +131,13 @@ def _sequences(config: RunConfig, known: dict[Asked, TokenSequence]) -> dict[str
     names = config.method.sets
     if not names:
         return {}
-    tokenizer = load_tokenizer(config.model)
-    encoder = make_encoder(config.model, tokenizer, config.dataset.max_length)
-    sets = {name: encoder.chunks(rows) for name, rows in load_sets(config.dataset, names).items()}
+    sets = load_sets(config.dataset, names)
+    plain = any(example.question is None for rows in sets.values() for example in rows)
+    encoder = make_encoder(
+        config.model, load_tokenizer(config.model), config.dataset.max_length,
+        limits(config.model) if plain else None,  # answers beyond the model's positions are refused
+    )  # fmt: skip
+    sets = {name: encoder.chunks(rows) for name, rows in sets.items()}
     multiples = row_multiples(config.method, bind(config.method))
     new = list(dict.fromkeys(key for name in names for e in sets[name] if (key := _asked(e)) not in known))
     pairs = [(question, answer) for question, answer, _ in new]

@@ -14,6 +14,7 @@ from unlearn.data.sources import load_sets
 from unlearn.data.verify import check_companions, overlaps, texts_without_questions
 from unlearn.errors import ConfigError, UserError
 from unlearn.models import load as models
+from unlearn.models.skeleton import limits
 from unlearn.models.tokenizer import load_tokenizer, make_encoder
 from unlearn.probes import watched_sets
 from unlearn.rules import make_rule
@@ -162,7 +163,8 @@ def schedule_of(config: RunConfig) -> Schedule | None:
         return None
     if any(example.question is None for example in examples):  # plain texts are split into chunks
         tokenizer = load_tokenizer(config.model)
-        examples = make_encoder(config.model, tokenizer, config.dataset.max_length).chunks(examples)
+        encoder = make_encoder(config.model, tokenizer, config.dataset.max_length, limits(config.model))
+        examples = encoder.chunks(examples)
     multiple = row_multiples(method, bind(method)).get(anchor, 1)
     return Schedule({anchor: len(examples) * multiple}, anchor, method.batch, config.seed)
 

@@ -12,6 +12,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config
 
+from launch.dry_run import load_of
+from launch.inspection import schedule_of
 from launch.validate.model import model_problems
 from tests.launch.commands import unlearn
 from tests.launch.test_cli import configure
@@ -155,6 +157,16 @@ def test_what_is_only_odd_is_a_warning(place: Path, tmp_path: Path) -> None:
     assert shown.code == 0, shown.err
     for words in ("system='Hi' is", "variables.day is", "date=2020-01-01 is", "was trained with 64"):
         assert words in shown.out
+
+
+def test_plain_texts_are_planned_in_pieces_that_learned_positions_allow(place: Path, tmp_path: Path) -> None:
+    for name in ("forget", "retain"):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps({"text": f"In {name} is a text. " * 40}) + "\n")
+    texts = (*RUN, f"model.path={place / 'gpt2'}", f"dataset.path={tmp_path}", "method.batch=1")
+    short, cut = (configure(*texts, f"dataset.max_length={longest}") for longest in (64, 512))
+    steps = [found.steps_per_epoch for config in (short, cut) if (found := schedule_of(config))]
+    assert steps[0] == steps[1] > 1
+    assert load_of(short) == load_of(cut)
 
 
 def test_a_model_that_the_presets_target_would_hide_is_refused(tmp_path: Path) -> None:

@@ -125,10 +125,8 @@ def limits(cfg: ModelConfig, source: str | None = None) -> Limits:
         ModelError: the configuration cannot be read.
     """
     checkpoint = find(cfg, source)
-    if (
-        checkpoint is not None and checkpoint.package is not None
-    ):  # one file holds tokenizer and weights: they match
-        return Limits()
+    if checkpoint is not None and checkpoint.package is not None:
+        return Limits()  # one file holds tokenizer and weights: they match
     try:
         return limits_of(skeleton(cfg, source))
     except ModelError:
