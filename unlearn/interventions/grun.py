@@ -52,7 +52,7 @@ class Edit(nn.Module):
     """h + σ(g(h))·Rᵀ(Wh + b − Rh), R with orthonormal rows.
 
     W starts as R and b as 0, so that a new edit changes nothing (exactly in fp32; W is rounded to the model's
-    dtype). At first only the gate and the direction of W have a gradient.
+    dtype); the authors' code draws both. At first only the gate and the direction of W have a gradient.
     """
 
     def __init__(self, hidden_size: int, options: GrunOptions, draws: torch.Generator) -> None:

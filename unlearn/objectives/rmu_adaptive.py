@@ -14,7 +14,8 @@ def rmu_adaptive(
     """RMU with a coefficient that adapts to the layer: c = scale·‖h_ref‖ of each token, ‖u‖ = 1.
 
     Mean squared difference of the hidden state from c·u. One `scale` (5) serves all layers, however large
-    their hidden states are; RMU's c must be chosen for each layer.
+    their hidden states are; RMU's c must be chosen for each layer. The authors' code has one c for each
+    topic, from the mean length of its first batch.
     """
     u = random_direction(hidden, seed, unit=True)
     length = ref_hidden.detach().float().norm(dim=-1, keepdim=True)

@@ -47,6 +47,7 @@ class Run:
 # TOFU forget10 has 400 examples. One epoch of warm-up, then down to 0 one step after the last.
 TEN = Run(400, 32, 130, (1 / 13, 65 / 117, 1 / 117))
 FIVE = Run(400, 32, 65, (1 / 13, 33 / 52, 1 / 52))
+FIVE_CONSTANT = Run(400, 32, 65, (1.0, 1.0, 1.0))
 FIVE_BY_16 = Run(400, 16, 125, (1 / 25, 63 / 100, 1 / 100))
 FIVE_BY_64 = Run(400, 64, 35, (1 / 7, 18 / 28, 1 / 28))
 TEN_BY_35 = Run(400, 35, 120, (1 / 12, 60 / 108, 1 / 108))
@@ -106,14 +107,14 @@ SOURCES: dict[str, Source | None] = {
         {**BOTH, "forget_gate": 50.0, "retain_gate": 50.0},
         {"coefficient": 300.0, "direction": "unit"}, decay=0, layer=("model.layers.30", 32),
     ),
-    "gru": Source(FIVE, 1e-5, BOTH, rule={"name": "gru", "gamma": 0.8}),
-    "gru-npo": Source(FIVE, 1e-5, BOTH, {"beta": 0.1}, rule={"name": "gru", "gamma": 0.8}),
+    "gru": Source(FIVE_CONSTANT, 1e-5, BOTH, clip=0, rule={"name": "gru", "gamma": 0.8}),
+    "gru-npo": Source(FIVE_CONSTANT, 1e-5, BOTH, {"beta": 0.1}, clip=0, rule={"name": "gru", "gamma": 0.8}),
     "hard-sampling": Source(FIVE_BY_16, 1e-5, BOTH, {"keep": 0.3}, decay=0),
     "idk": Source(FIVE, 1e-5, {"template": 1.0, "retain": 1.0}),
     "idk_ap": Source(FIVE, 1e-5, {"template": 1.0, "retain": 1.0}),
     "jensun": Source(Run(400, 32, 130, (1 / 13, 65 / 117, 1 / 117)), 8e-6, BOTH),
     "kl_min": Source(FIVE, 1e-5, BOTH),
-    "kto": Source(TEN, 1e-5, BOTH, {"beta": 0.1, "form": "sigmoid"}),
+    "kto": Source(TEN, 1e-5, BOTH, {"beta": 0.1, "form": "logsigmoid"}),
     "llmu": Source(
         Run(5000, 2, 1000, (1.0, 1 / 2, 1 / 1000)), 2e-6,
         {"forget": 0.5, "template": 1.0, "retain": 1.0}, clip=0,
@@ -178,7 +179,7 @@ SOURCES: dict[str, Source | None] = {
     ),
     "rmu-wmdp": Source(
         Run(5000, 4, 150, (1.0, 1.0, 1.0)), 5e-5, {"forget": 1.0, "retain": 1200.0},
-        {"coefficient": 6.5, "direction": "unit"}, clip=0, layer=("model.layers.7", 32),
+        {"coefficient": 6.5, "direction": "unit"}, decay=0, clip=0, layer=("model.layers.7", 32),
     ),
     "rmu-wmdp-openunlearning": Source(
         Run(5000, 16, 80, (1.0, 1.0, 1.0)), 5e-5, BOTH, {"coefficient": 2.0, "direction": "unit"}, decay=0,
@@ -212,7 +213,7 @@ SOURCES: dict[str, Source | None] = {
         {"beta": 2.5, "delta": 0},
     ),
     "simnpo-muse": Source(
-        Run(400, 32, 130, (1.0, 1.0, 1.0)), 1e-5, {"forget": 1.0, "retain": 0.1}, {"beta": 0.7, "delta": 0},
+        Run(400, 4, 1000, (1.0, 1.0, 1.0)), 1e-5, {"forget": 1.0, "retain": 0.1}, {"beta": 0.7, "delta": 0},
         decay=0,
     ),
     "simnpo-openunlearning": Source(TEN, 5e-5, {"forget": 0.125, "retain": 1.0}, {"beta": 4.5, "delta": 1}),
@@ -221,8 +222,8 @@ SOURCES: dict[str, Source | None] = {
     "task_vector": Source(COSINE, 1e-5, ALONE, decay=0),
     "tnpo": Source(FIVE_BY_16, 1e-5, ALONE, {"beta": 4}, decay=0),
     "undial": Source(TEN, 1e-4, ALONE, {"beta": 10}),
-    "undial-paper": Source(TEN, 1e-6, ALONE, {"beta": 3}),
-    "undo": Source(Run(400_000, 110, 3000, (1.0, 1.0, 1.0)), 2e-5, {"retain": 1.0}),
+    "undial-paper": Source(Run(400, 32, 130, (1.0, 1 / 2, 1 / 130)), 1e-6, ALONE, {"beta": 3}, decay=0),
+    "undo": Source(Run(400_000, 110, 3000, (1 / 50, 1.0, 1.0)), 2e-5, {"retain": 1.0}, decay=0),
     "wga": Source(TEN, 1e-5, BOTH, {"beta": 1}),
     "wga-geffect": Source(FIVE_BY_16, 1e-5, ALONE, {"beta": 5}, decay=0),
     "whp": None,
