@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -137,7 +138,7 @@ def test_started_again_it_is_known_as_complete(run):
         "dataset=custom", f"dataset.forget={quoted(str(data / 'forget.jsonl'))}",
         f"dataset.retain={quoted(str(data / 'retain.jsonl'))}", f"root={run.parent}", "eval.compare=false",
     )  # fmt: skip
-    assert "(complete)" in shown.out.splitlines()[-1] or "(complete)" in shown.out
+    assert shown.out.count("(complete)") == len(re.findall(r"^\d/\d ", shown.out, re.MULTILINE)) > 0
 
 
 # -- the parts ----------------------------------------------------------------------------------------------

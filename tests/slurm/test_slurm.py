@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -17,14 +18,16 @@ from tests.launch.commands import Shown, done
 from tests.launch.tracking.wandb_files import read_run
 from tests.paths import ROOT
 from tests.slurm.cluster import Cluster, cluster, eventually
+from tests.slurm.patient import UNTIL
 from tests.tolerance import PASS, approx
 
 pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="the extra `slurm` is not installed")
 pytestmark = pytest.mark.slow
 
-# A model of one layer, trained for seconds: long enough to be cut off.
+# A model of one layer, whose steps take their time until both runs are cut off.
 SMALL = [
-    "method=finetune", "eval=none", "model.nano.layers=1", "model.nano.hidden_size=32",
+    "method=finetune", "method.full.objective=tests.slurm.patient", "eval=none", "model.nano.layers=1",
+    "model.nano.hidden_size=32",
     "dataset.options.authors=10", "method.batch=4", "method.steps=800", "hardware.threads=1",
     "checkpoint.every_steps=1000",
 ]  # fmt: skip
@@ -37,7 +40,8 @@ ASKED = ["hydra/launcher=slurm", "hardware.slurm.partition=low", "hardware.slurm
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with cluster(tmp_path_factory.mktemp("slurm"), cpus=2) as found, pytest.MonkeyPatch.context() as patch:
-        for key, value in {**found.environment, "PYTHONPATH": str(ROOT)}.items():
+        until = str(tmp_path_factory.mktemp("patient") / "until")
+        for key, value in {**found.environment, "PYTHONPATH": str(ROOT), UNTIL: until}.items():
             patch.setenv(key, value)
         yield found
 
@@ -76,6 +80,7 @@ class Disturbance(threading.Thread):
         # What Slurm sends `warning_s` ahead of the time limit; and all there is for somebody else.
         self.slurm.ask("scancel", "--signal=USR2", elements[0])
         self.slurm.ask("sbatch", "--partition=high", "--ntasks=2", "--output=/dev/null", "--wrap=sleep 1")
+        Path(os.environ[UNTIL]).touch()
         for number, element in enumerate(elements):
             eventually(partial(self.waits, number))
             self.slurm.ask("scontrol", "update", f"JobId={element}", "StartTime=now")
@@ -94,13 +99,13 @@ def _lines(file: Path) -> int:
 
 @pytest.fixture(scope="module")
 def swept(slurm, tmp_path_factory) -> tuple[Path, Path, Shown, Disturbance]:
-    """The first run of the sweep undisturbed in this process, and the sweep disturbed as an array."""
+    """The sweep disturbed as an array, and its first run undisturbed in this process."""
     alone, cut = (tmp_path_factory.mktemp(name) for name in ("alone", "cut off"))
-    done(alone, *SMALL, "seed=0", "tracker=disabled")
     disturbance = Disturbance(slurm, cut / "runs")
     disturbance.start()
     shown = done(cut, "-m", *SWEEP, *ASKED)
     disturbance.join()
+    done(alone, *SMALL, "seed=0", "tracker=disabled")
     return alone / "runs", cut / "runs", shown, disturbance
 
 

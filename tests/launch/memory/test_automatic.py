@@ -133,8 +133,9 @@ def test_nothing_is_said_where_nothing_is_trained(method):
     assert why == ""
 
 
-def test_a_job_that_shares_no_gpu_is_not_limited():
-    """Neither call reaches CUDA, which the tests' machine need not have."""
+def test_a_job_that_shares_no_gpu_is_not_limited(monkeypatch):
+    for name in ("set_per_process_memory_fraction", "mem_get_info"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_: pytest.fail("reached CUDA"))
     limit_to_share(HardwareConfig(device="cpu", jobs_per_gpu=4))
     limit_to_share(HardwareConfig(device="cuda"))
 

@@ -10,8 +10,6 @@ import math
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +31,6 @@ from launch.report.documentation import SITE
 from launch.report.kept import read_archive, write_archive
 from launch.report.run_groups import Unusable
 from launch.report.statistics import mean
-from tests.launch.commands import ended, started
 from tests.launch.report.browser import drawn
 from tests.launch.report.compare_files import write_anchors, write_examples, write_run, write_sweep
 from tests.launch.tracking.wandb_files import finished_records
@@ -55,16 +52,6 @@ def row(kind: Any = "run", **results: float | None) -> Row:
 
 def table(*runs: ComparedRun, metrics: tuple[str, ...] = (UTILITY,), anchors: Any = ()) -> Comparison:
     return compared(list(runs), list(anchors), list(metrics))
-
-
-@pytest.mark.slow
-def test_the_command_imports_no_torchao(tmp_path):
-    """In a process of its own; where torchao is installed, its import complains on standard error."""
-    for seed in (0, 1):
-        write_run(tmp_path / f"runs/npo-{seed}", seed=seed, results={UTILITY: 0.5})
-    shown = ended(started(tmp_path, "compare", "runs", "--out", "comparison"), 120)
-    assert shown.code == 0
-    assert "torchao" not in shown.err
 
 
 # -- means and intervals -----------------------------------------------------------------------------------
@@ -581,14 +568,6 @@ def test_more_runs_have_less_each():
     assert [max_points(n) for n in (3, 300, 3000)] == [300, 80, 20]
     assert [max_examples(n) for n in (3, 300, 3000)] == [40, 6, 2]
     assert (cut("abcdef", 3), cut("abc", 3), cut(None, 3)) == ("abc …", "abc", "")
-
-
-@pytest.mark.slow
-def test_comparing_does_not_load_torch():
-    modules = "launch.report.compare.command, launch.report.geffect.command"
-    code = f"import {modules}, sys; print({{'torch', 'transformers', 'wandb'}} & set(sys.modules))"
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == "set()"
 
 
 # -- the page ----------------------------------------------------------------------------------------------

@@ -424,12 +424,16 @@ def test_two_processes_that_share_every_parameter_need_no_launcher_and_agree(tar
     (runs[1] / "results.json").unlink()
     shutil.rmtree(runs[1] / "eval")
     before = stamps((runs[1] / "model").glob("*.safetensors"))
-    done(tmp_path, *given, "root=two", "hardware=cpu-2p", "hardware.zero=3")
+    done(
+        tmp_path, *target, "eval=tofu", "method.steps=1", "eval.limit=2", "eval.max_new_tokens=2",
+        "eval.compare=false", "root=two", "hardware=cpu-2p", "hardware.zero=3",
+    )  # fmt: skip
     assert stamps(before) == before
     assert "without an optimizer is shared out over the processes (2)" in (runs[1] / "run.log").read_text()
     again = results(runs[1])
-    assert again.keys() == two.keys()
-    assert {k: again[k] for k in measured} == approx({k: two[k] for k in measured}, terms=PASS, condition=50)
+    repeated = {k: v for k, v in measured.items() if k.startswith("tofu/")}
+    assert repeated
+    assert {k: again[k] for k in repeated} == approx({k: two[k] for k in repeated}, terms=PASS, condition=50)
 
 
 # -- what a run is compared with, and what cuts it off ---------------------------------------------------

@@ -144,8 +144,9 @@ def test_two_commands_search_in_one_database_and_one_is_killed(children, tmp_pat
     def codes(command: Child) -> list[int | None]:
         return [record["code"] for record in records(tmp_path) if record["process"] == command.pid]
 
-    # Each has made one, and the first is in the middle of another.
-    assert killed.until(lambda: 0 in codes(other) and codes(killed) == [0, None])
+    # Each has made one at least, and the first is in the middle of another.
+    assert killed.until(lambda: 0 in codes(other) and {0, None} == set(codes(killed)))
+    made_by_killed = codes(killed).count(0)
     (cut_off,) = [
         record for record in records(tmp_path) if record["code"] is None and record["process"] == killed.pid
     ]
@@ -156,7 +157,7 @@ def test_two_commands_search_in_one_database_and_one_is_killed(children, tmp_pat
     made = records(tmp_path)
     assert [record["code"] for record in made] == [0] * 4
     assert len({str(record["overrides"]) for record in made}) == 4
-    assert [record["process"] for record in made].count(killed.pid) == 1
+    assert [record["process"] for record in made].count(killed.pid) == made_by_killed
     assert cut_off["overrides"] in [record["overrides"] for record in made]
     again = children.start(tmp_path, *SHARED).ended()
     assert again.code == 0
@@ -190,12 +191,11 @@ def test_a_search_that_is_stopped_goes_on_with_the_same_trial(children, tmp_path
     assert after["overrides"] == before["overrides"]
 
 
-@pytest.mark.parametrize("gpus", ["7,8", "7"])
-def test_each_job_of_a_pool_has_a_process_and_sees_a_gpu_of_its_own(children, tmp_path, gpus):
+def test_each_job_of_a_pool_has_a_process_and_sees_a_gpu_of_its_own(children, tmp_path):
     """There is none on a machine without: each job is refused, and says which one it saw."""
     command = children.start(
         tmp_path, *TINY, "hydra/launcher=joblib", "hardware.device=cuda", "seed=0,1",
-        environment={"CUDA_VISIBLE_DEVICES": gpus},
+        environment={"CUDA_VISIBLE_DEVICES": "7,8"},
     )  # fmt: skip
     assert command.ended().code == 2
     made = records(tmp_path)

@@ -203,6 +203,8 @@ def test_two_processes_give_the_same(plain, plain_single, tmp_path):
     cases: dict[str, Any] = {}
     for name, h in hardware.items():
         cases |= {f"train {name}": ["train", h, {"clip": CLIP}], f"single {name}": ["single", h, {}]}
+    probed = {name: h for name, h in hardware.items() if h in (ENDS[-1], HALF[0])}
+    for name, h in probed.items():
         for probe in (True, False):
             cases[f"probed {probe} {name}"] = ["probed", h, {"probe": probe}]
     found = in_two_processes(tmp_path, cases)
@@ -217,6 +219,6 @@ def test_two_processes_give_the_same(plain, plain_single, tmp_path):
             assert_near(
                 found[f"single {name}"], plain_single, f"{term}/", HALF_RELATIVE if half else RELATIVE
             )
-        assert_left_no_trace(
-            found[f"probed True {name}"], found[f"probed False {name}"], h.get("dtype", "fp32")
-        )
+    for name, h in probed.items():
+        looked, undisturbed = (found[f"probed {probe} {name}"] for probe in (True, False))
+        assert_left_no_trace(looked, undisturbed, h.get("dtype", "fp32"))

@@ -266,8 +266,6 @@ def test_passes_by_hand(trainer: Trainer, wanted: list[tuple[bool, int, Any, boo
 BATCHWISE = {"weighting": {"name": "simsat", "beta": 1.0, "granularity": "batch", "length_norm": True}}
 CHOSEN: dict[str, dict[str, Any]] = {
     "kto": {"preset": "kto"},
-    "flat-batch": {"preset": "flat-batch"},
-    "kl_min": {"preset": "kl_min"},
     "nlul": {"preset": "nlul", "keys": {"teacher_rate": 0.5}},
     "ngdiff": {"preset": "ngdiff"},
     "rmu": {"preset": "rmu"},
@@ -275,7 +273,6 @@ CHOSEN: dict[str, dict[str, Any]] = {
     "uneven": {"preset": "rmu", "keys": {"retain": {"objective": "nll"}}},
     "batch": {"preset": "wga", "keys": {"forget": {"objective": "ascent", **BATCHWISE}}},
     "grun": {"preset": "grun"},
-    "jensun": {"preset": "jensun"},
     "rr": {"preset": "rr"},
     "lunar": {"preset": "lunar"},
 }

@@ -191,7 +191,7 @@ def resumed_equals_uninterrupted(directory: Path, hardware: HardwareConfig) -> N
 
 
 @pytest.mark.usefixtures("quantised")
-@pytest.mark.parametrize("hardware", slow([SMALLEST, *EIGHT, HALVED[0], *HALVED[2:]]), ids=str)
+@pytest.mark.parametrize("hardware", slow([SMALLEST, EIGHT[-1], HALVED[0], HALVED[-1]]), ids=str)
 def test_a_resumed_run_goes_on_bit_for_bit(tmp_path, hardware):
     resumed_equals_uninterrupted(tmp_path, HardwareConfig(micro_batch=4, **hardware))
 

@@ -190,9 +190,16 @@ RESUMED: dict[str, MethodConfig] = {
 }
 
 
-@pytest.mark.parametrize("zero", [0, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if n == "teacher" else [pytest.mark.slow]) for n in sorted(RESUMED)]
+    ("name", "zero"),
+    [
+        ("teacher", 0),
+        # At ZeRO 3: a copy of the weights, and weights that are set and set back.
+        *(
+            pytest.param(name, zero, marks=pytest.mark.slow)
+            for name, zero in [*((n, 0) for n in RESUMED if n != "teacher"), ("teacher", 3), ("rate", 3)]
+        ),
+    ],
 )
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, name: str, zero: Any) -> None:
     hardware = HardwareConfig(zero=zero, micro_batch=4)
