@@ -16,11 +16,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from pydantic import NonNegativeInt
 
 from eval.judgement.aspects import UNSEEN
 from eval.selection import text_id
 from eval.variants._base import Workbench, prefixed
-from unlearn.config import MethodConfig, RunConfig, Section
+from unlearn.config import LoraConfig, MethodConfig, RunConfig, Section
 from unlearn.data.example import Example
 from unlearn.data.readers import content_hash, read_rows
 from unlearn.data.sources import available, custom
@@ -57,6 +58,8 @@ class Options(Section):
     - `unrelated`: a further curve, of training on such a file of unrelated data.
     - `batch`: examples of a step.
     - `seed`: of the draw and of the order of the data.
+    - `adapters`: rank of new adapters that are trained instead of all weights, where these do not fit; the
+      same for every model, whatever it was unlearned with.
     - `lr`: constant, times `model.lr_scale`; by default that of TOFU's target (arXiv 2401.06121, §3), which
       sufficed to learn it.
     """
@@ -66,6 +69,7 @@ class Options(Section):
     examples: tuple[int, ...] = ()
     text: str | None = None
     unrelated: str | None = None
+    adapters: NonNegativeInt = 0
     lr: float = 1e-5
     batch: int = 8
     seed: int = 0
@@ -106,12 +110,15 @@ def check(options: Options, config: RunConfig) -> list[str]:
 def identity(options: Options) -> Any:
     files = {"text": options.text, "unrelated": options.unrelated}
     hashes = {key: None if path is None else content_hash(user_path(path)) for key, path in files.items()}
-    return options.model_dump() | hashes
+    asked = options.model_dump(
+        exclude=set() if options.adapters else {"adapters"}
+    )  # as before there were any
+    return asked | hashes
 
 
 def settings(config: RunConfig) -> Any:
-    model = config.model
-    return {"lora": model.lora.model_dump(mode="json"), "lr_scale": model.lr_scale}
+    # The adapters are those of earlier releases, whose runs without adapters stay complete.
+    return {"lora": LoraConfig().model_dump(mode="json"), "lr_scale": config.model.lr_scale}
 
 
 def measure(bench: Workbench, options: Options) -> dict[str, float]:
@@ -230,7 +237,7 @@ def _trainer(bench: Workbench, options: Options, examples: Sequence[Example], na
         rundir.path.mkdir(parents=True, exist_ok=True)
         rundir.history.unlink(missing_ok=True)
     engine = Engine(
-        _trainable(bench), world, config.hardware, clip=clip_norm(method),
+        _trainable(bench, options), world, config.hardware, clip=clip_norm(method),
         weight_decay=method.weight_decay, betas=method.betas,
     )  # fmt: skip
     groups = {"forget": Group([e.id for e in examples], Part(bench.encoder.answers(examples)))}
@@ -247,12 +254,12 @@ def _trainer(bench: Workbench, options: Options, examples: Sequence[Example], na
         engine.close()
 
 
-def _trainable(bench: Workbench) -> Any:
-    """Return the finished model, with new adapters if the run trained adapters; edits are unchanged."""
+def _trainable(bench: Workbench, options: Options) -> Any:
+    """Return the finished model, with new adapters where they are asked for; edits are unchanged."""
     config = bench.config
     made: Any = bench.trainable()
-    if config.model.lora.r:
-        made = adapt.add_lora(made, config.model.lora, config.seed)
+    if options.adapters:
+        made = adapt.add_lora(made, LoraConfig(r=options.adapters), options.seed)
     if config.hardware.activation_checkpointing:
         made.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         made.enable_input_require_grads()

@@ -163,7 +163,8 @@ def merged(runs: Iterable[KeptRun], left_out: list[LeftOut]) -> list[KeptRun]:
         key = same if run.role == "run" else (same, run.name)
         first = distinct.setdefault(key, run)
         names, known = set(run.name.split()), set(first.name.split())
-        if names <= known:  # it is in two of the places
+        if names <= known:  # it is in two of the places, maybe with other benchmarks
+            distinct[key] = replace(first, results={**run.results, **first.results})
             continue
         if known < names:  # both, from an archive
             distinct[key] = replace(run, results={**run.results, **first.results, _TIMES: run.seconds})

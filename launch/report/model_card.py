@@ -18,7 +18,7 @@ from launch.redact import scrubbed
 from launch.report import markdown
 from launch.report.results_table import LEGEND, arrow, format_value
 from launch.report.selection_section import selection_sentences
-from launch.run.config_file import read_job, read_stored
+from launch.run.config_file import read_job, read_stored, trained_with
 from launch.tracking.run_names import WANTED
 from unlearn.config import RunConfig
 from unlearn.data.sources import available
@@ -88,7 +88,7 @@ def _card(
         part="" if role == WANTED else role,
         source=markdown.linked(method.source),
         own=", ".join(f"`{name}`" for name in _own_code(config)),
-        values=_values(config),
+        values=_values(config, trained_with(stored)),
         command=None if command is None else shlex.join(["unlearn", *command]),
         versions=", ".join(f"{name} {stored['versions'][name]}" for name in packages),
         licence=_licence(config, base, licence),
@@ -229,8 +229,8 @@ def _own_code(config: RunConfig) -> list[str]:
     return [each.name for each in plug_ins if each.name not in KINDS[each.word].kind.names()]
 
 
-def _values(config: RunConfig) -> str:
-    """Write every value that changes the weights."""
+def _values(config: RunConfig, trained: Mapping[str, Any]) -> str:
+    """Write every value that changes the weights; `trained`: the precision of the training."""
     model = {
         "path",
         "revision",
@@ -244,7 +244,7 @@ def _values(config: RunConfig) -> str:
         "method": config.method.model_dump(mode="json"),
         "model": config.model.model_dump(mode="json", include=model),
         "dataset": config.dataset.model_dump(mode="json"),
-        "hardware": {"dtype": config.hardware.dtype},
+        "hardware": {"dtype": trained.get("dtype", config.hardware.dtype)},
         "seed": config.seed,
     }
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100).rstrip()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from launch.run.config_file import read_config
 from unlearn.files import read_json
 from unlearn.run_dir import RunDir
 
@@ -54,10 +55,12 @@ def problems(path: Path) -> dict[str, list[str]]:
     Raises:
         BrokenFile: a problems.json is not JSON.
     """
-    folder = RunDir(path).eval
+    folder, asked = RunDir(path).eval, _measured_last(path)
     sentences: dict[str, list[str]] = {}
     for file in sorted(folder.glob("**/problems.json")):
         where = file.parent.relative_to(folder)
+        if asked is not None and where.parts[0] not in asked:
+            continue
         # The evaluation at the end reports those of the evaluations on the way as well.
         if not where.parts[0].startswith("step-") and where.parts[0] != "selection":
             sentences[where.as_posix()] = [str(text) for text in read_json(file).get("problems", [])]
@@ -74,7 +77,10 @@ def example_rows(
     Raises:
         ValueError: a file cannot be read; with its name.
     """
+    asked = _measured_last(path)
     for file in sorted(RunDir(path).eval.glob("*/examples.parquet")):
+        if asked is not None and file.parent.name not in asked:
+            continue
         try:
             with pq.ParquetFile(file) as opened:
                 chosen = list(columns(opened.schema_arrow))
@@ -83,6 +89,17 @@ def example_rows(
             raise ValueError(f"{file} cannot be read as parquet: {error}; evaluate the run again") from error
         if chosen:
             yield file.parent.name, rows
+
+
+def _measured_last(path: Path) -> set[str] | None:
+    """Return the folders of a run's last evaluation; what others left stays there. None: it is not known."""
+    if not RunDir(path).config.is_file():
+        return None
+    evaluation = read_config(RunDir(path)).get("eval")
+    if not isinstance(evaluation, Mapping):
+        return None
+    named = {*(evaluation.get("benchmarks") or {}), *(evaluation.get("variants") or {})}
+    return {name.rpartition(".")[2] for name in named}
 
 
 def has_answers(schema: pa.Schema) -> bool:

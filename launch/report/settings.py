@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from eval import variants
 from eval.benchmark import find
 from launch.run.config_file import key_places
 from unlearn.config import PRECISION, HardwareConfig, JudgementConfig
@@ -13,9 +14,10 @@ from unlearn.errors import ConfigError
 
 # Settings that change what is trained or measured. The seed is no setting: runs are averaged over it.
 _SETTINGS = re.compile(
-    r"(model|dataset|method)\..+|eval\.(limit|max_new_tokens|(judgement|select|benchmarks)\..+)"
+    r"(model|dataset|method)\..+|eval\.(limit|max_new_tokens|(judgement|select|benchmarks|variants)\..+)"
     rf"|hardware\.({'|'.join(PRECISION)})"
 )
+_TRAINED = "job.trained."
 # TOFU's attacks change no other metric.
 _NO_SETTINGS = re.compile(
     r"method\.(name|source)|model\.(trust_remote_code|attention)|model\.published\..*"
@@ -38,26 +40,33 @@ def flat(nested: Mapping[str, Any], above: str = "") -> dict[str, Any]:
 def settings_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys of a flat configuration that distinguish runs, without those that are null."""
     keys = [key for key in config if _SETTINGS.fullmatch(key) and not _NO_SETTINGS.fullmatch(key)]
-    return {key: plain(config[key]) for key in keys if config[key] is not None and not _idle(key, config)}
+    settings = {key: plain(config[key]) for key in keys if config[key] is not None and not _idle(key, config)}
+    # The precision of the training, where that of the evaluation is another.
+    trained = {key: config.get(f"{_TRAINED}{key}") for key in PRECISION}
+    other = {
+        key: value for key, value in trained.items() if value not in (None, config.get(f"hardware.{key}"))
+    }
+    return settings | {f"trained.{key}": value for key, value in other.items()}
 
 
 def _idle(key: str, config: Mapping[str, Any]) -> bool:
     """Return whether a key has no effect: of `eval.select` without a rule, or where no set is divided; an
-    option of a benchmark, and what of the hardware changes numbers, that has its default."""
+    option of a benchmark or a variant, and what of the hardware changes numbers, that has its default."""
     if key in ("hardware.optimizer", "hardware.gradients"):  # runs of before they existed have none
         return bool(config[key] == HardwareConfig.model_fields[key.removeprefix("hardware.")].default)
-    if key.startswith("eval.benchmarks."):
-        return _is_default(key, config[key])
+    for kind, plug_in in (("benchmarks", find), ("variants", variants.find)):
+        if key.startswith(f"eval.{kind}."):
+            return _is_default(key.removeprefix(f"eval.{kind}."), config[key], plug_in)
     if not key.startswith("eval.select."):
         return False
     whole = key == "eval.select.share" and config.get("eval.select.on") == "reported"
     return whole or config.get("eval.select.rule") is None
 
 
-def _is_default(key: str, value: Any) -> bool:
-    name, _, option = key.removeprefix("eval.benchmarks.").rpartition(".")
+def _is_default(key: str, value: Any, plug_in: Callable[[str], Any]) -> bool:
+    name, _, option = key.rpartition(".")
     try:
-        field = find(name).Options.model_fields[option]
+        field = plug_in(name).Options.model_fields[option]
     except (ConfigError, KeyError):  # of another version, or of a package that is not here
         return False
     return bool(plain(value) == plain(field.default))

@@ -42,7 +42,9 @@ def write_config(run: Planned, command: Sequence[str] | None = None) -> None:
     from omegaconf import OmegaConf
 
     rundir, job = run.rundir, run.job
-    trained: Mapping[str, Any] | None = None  # the precision, where this evaluates what was trained before
+    trained: Mapping[str, Any] | None = (
+        None  # the precision, where the training began with an earlier command
+    )
     if rundir.config.is_file():
         stored = read_stored(rundir)
         fingerprint = stored["fingerprint"]
@@ -51,7 +53,7 @@ def write_config(run: Planned, command: Sequence[str] | None = None) -> None:
                 f"{run.directory} holds another run (fingerprint {fingerprint}, not {job.fingerprint}): "
                 "choose another hydra.run.dir, or remove the folder"
             )
-        if rundir.model.is_dir():
+        if rundir.model.is_dir() or rundir.checkpoint_steps():
             trained = trained_with(stored)
     values = {
         **job.config.model_dump(mode="json"),

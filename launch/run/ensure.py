@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 from filelock import FileLock, Timeout
 
-from launch.run.complete import is_complete
+from launch.run.complete import is_complete, with_own_evaluation
 from launch.run.config_file import read_stored, trained_with, write_config
 from launch.run.plan import Planned
 from launch.run.rendezvous import Team, team_of
@@ -83,6 +83,7 @@ def _decide(
 ) -> dict[str, float | None]:
     other = _other_precision(run) if run.rundir.config.is_file() else ""
     if not is_complete(run):
+        run = with_own_evaluation(run)
         if other and run.rundir.model.is_dir():
             log.warning("%s was trained with %s, and is evaluated with this command's", run.directory, other)
         elif other and run.rundir.checkpoint_steps():

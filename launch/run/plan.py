@@ -119,7 +119,8 @@ def fingerprint(
     eval only what a choice among the steps depends on."""
     method = config.method
     makes = method.makes_model
-    relevant = {"prompt", "lora", "lr_scale"} if makes else {"prompt"}
+    probed = config.probe.on and not makes  # of saved models, by the gradients of `probe.method`
+    relevant = {"prompt", "lora", "lr_scale"} if makes else {"prompt", "lr_scale"} if probed else {"prompt"}
     excluded = {"source", "name", "forget_only", "reinforced", "unlearned", "alternatives"}
     watched = {} if not config.probe.on else {"probe": _probe(config)}
     selected = (
@@ -141,7 +142,7 @@ def fingerprint(
             "data": identity(config.dataset, training_sets(config) if makes else available(config.dataset)),
             "method": method.model_dump(mode="json", exclude=excluded) if makes else None,
             "files": _files(config) if makes else None,
-            "seed": config.seed if makes else None,
+            "seed": config.seed if makes or probed else None,
         }
     )
 
@@ -157,7 +158,10 @@ def _model(config: RunConfig, relevant: set[str]) -> dict[str, Any]:
 def _probe(config: RunConfig) -> dict[str, Any]:
     """Return the identity of the probe: a probed run writes more files, so it has another directory."""
     saved = [models.identity(config.model, str(path)) for path in probes.saved_models(config.probe.models)]
+    own = config.probe.method  # of a run that trains nothing
+    files = {} if own is None else {"files": _files(config.model_copy(update={"method": own}))}
     return {
+        **files,
         **probes.completed(config.probe).model_dump(mode="json", exclude={"models"}),
         "models": saved,
         "data": identity(config.dataset, probes.watched_sets(config)),

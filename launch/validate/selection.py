@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from eval.benchmark import Better, find, is_live
 from eval.configuration import benchmark_options
 from eval.metric_catalog import can_be, metrics_of
 from eval.selection import NEEDS, direction
 from unlearn.config import RunConfig, SelectConfig
-from unlearn.errors import did_you_mean
+from unlearn.data.sources import before
+from unlearn.errors import ConfigError, did_you_mean
 
 _FORGETTING = (Better.FORGOTTEN_IF_HIGHER, Better.FORGOTTEN_IF_LOWER)
 _QUALITY = (Better.HIGHER, Better.LOWER)
@@ -43,6 +46,12 @@ def selection_problems(config: RunConfig, sets: set[str]) -> list[str]:
             f"{name}: with method.smooth.name=average the saved model is a mean over steps and none of those "
             "that are measured on the way; leave eval.select out"
         )
+    with suppress(ConfigError):  # reported by another check
+        if select.rule != "last" and method.makes_model and before(config.dataset):
+            problems.append(
+                f"{name}: the next of several requests in a row starts from the last step of the one before, "
+                "not from the chosen one; leave eval.select out"
+            )
     return problems + _metric_problems(config, select, sets)
 
 

@@ -420,6 +420,13 @@ class TestFingerprint:
     def test_science_changes_it(self, plain, key, value):
         assert self.of(plain, **{key: value}) != self.of(plain)
 
+    def test_a_probe_of_saved_models_is_another_with_another_seed(self):
+        saved = ["method=none", "probe=geffect", "probe.method=npo", "eval=none"]
+        usual, drawn = (
+            self.of(configure(*saved, f"seed={seed}", "model.kind=hf", "model.path=x")) for seed in (0, 1)
+        )
+        assert usual != drawn
+
     def test_one_target_serves_every_forget_split_and_seed(self):
         targets = {
             make_plan(configure(*a)).runs[0].directory

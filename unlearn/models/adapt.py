@@ -25,17 +25,21 @@ if TYPE_CHECKING:
 def train_only(model: nn.Module, patterns: Sequence[str]) -> None:
     """Freeze all parameters but those whose name matches one of the patterns (`*.mlp.down_proj.weight`).
 
+    Of a model with adapters only these can match: what is saved as the adapter is then all that was trained.
+
     Raises:
         UserError: a pattern matches none.
     """
-    names = [name for name, _ in model.named_parameters()]
+    every = [name for name, _ in model.named_parameters()]
+    names = [name for name in every if ".lora_" in name] or every
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
             raise UserError(
                 f"method.train={pattern}: no parameter of the model has such a name (example: {names[-2]})"
             )
+    chosen = {name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)}
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(fnmatch.fnmatch(name, pattern) for pattern in patterns))
+        parameter.requires_grad_(name in chosen)
 
 
 def add_lora(model: PreTrainedModel, cfg: LoraConfig, seed: int) -> PeftModel:

@@ -385,6 +385,18 @@ def test_a_run_in_two_places_counts_once(runs: Path, tmp_path: Path) -> None:
     assert {run.name: run.seconds for run in again} == {run.name: run.seconds for run in every}
 
 
+def test_an_archive_keeps_the_results_of_a_run_that_is_evaluated_otherwise(
+    runs: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept.json.gz"
+    write_archive(kept, read([str(runs)])[0])
+    file = runs / "a0" / "results.json"
+    before = json.loads(file.read_text())
+    file.write_text(json.dumps({"sampling/forget/rougeL_recall": 0.5}))
+    (found,) = [run for run in read([str(runs), str(kept)])[0] if run.name == "a0"]
+    assert {**before, "sampling/forget/rougeL_recall": 0.5}.items() <= found.results.items()
+
+
 def test_spreads_are_over_the_learning_rates_of_both(runs: Path) -> None:
     for seed in range(3):
         for rate, left in ((1e-4, 0.32 + 0.02 * seed), (1e-3, 0.9)):

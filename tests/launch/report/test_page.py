@@ -403,7 +403,14 @@ def test_intervals_and_counts_stand_next_to_their_value(attacked):
 
 
 def test_problems_are_listed_as_text(attacked):
+    before = attacked["run"] / "eval/sampling/problems.json"
+    before.parent.mkdir()
+    before.write_text('{"problems": ["of an evaluation before"]}')
+    assert "of an evaluation before" in page_of(attacked)  # what was evaluated last is not known
+    with (attacked["run"] / "config.yaml").open("a") as config:
+        config.write("eval: {benchmarks: {tofu: {}}, variants: {relearning: {}}}\n")
     page = page_of(attacked)
+    assert "of an evaluation before" not in page
     assert "<h2>Problems</h2>" in page
     assert NASTY not in without_plotly(page)
     assert "while it was trained" not in page

@@ -75,3 +75,14 @@ def test_options_of_benchmarks_are_settings_unless_they_have_their_defaults():
     other = {"eval.benchmarks.absent.one.x": 1}
     assert settings(truth_ratio="geometric", min_k=0.4, mia=False, memorization_only=False) == other
     assert settings(memorization_only=True) == other | {"eval.benchmarks.tofu.memorization_only": True}
+
+
+def test_options_of_variants_and_the_precision_of_the_training_are_settings():
+    def settings(dtype, trained, **options):
+        config = {"eval": {"variants": {"relearning": options}}, "hardware": {"dtype": dtype}}
+        return settings_of(flat(config | {"job": {"trained": trained}}))
+
+    assert settings("fp32", None, lr=1e-5, steps=[5, 10, 20]) == {"hardware.dtype": "fp32"}
+    assert settings("fp32", None, lr=5e-5)["eval.variants.relearning.lr"] == 5e-5
+    assert settings("fp32", {"dtype": "fp32"}) == settings("fp32", None)
+    assert settings("fp32", {"dtype": "bf16"})["trained.dtype"] == "bf16"

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.slow
 
 TINY = (
     "dataset.options.authors=10", "model.nano.hidden_size=16", "model.nano.layers=1", "model.nano.heads=2",
-    "model.finetune.steps=4", "method=undo", "method.batch=4", "method.steps=2",
+    "model.finetune.steps=4", "method=undo", "method.batch=4", "method.steps=2", "method.warmup_steps=0",
     "method.unlearned.keys.steps=2", "eval.limit=4", "eval.benchmarks.tofu.generation=false",
     "eval.benchmarks.tofu.mia=false", "hardware.threads=1", "tracker=disabled",
 )  # fmt: skip
@@ -89,3 +89,28 @@ def test_a_damaged_student_learns_from_the_same_teacher(cwd, same):
     assert teachers is not None
     reached = json.loads((cwd / teachers / "selection.json").read_text())["metrics"][RETAIN]
     assert run.read_selection()["bound"] == pytest.approx(0.5 * reached)
+
+
+def test_a_run_that_another_starts_from_keeps_its_model_and_its_results(cwd, same):
+    (teacher,) = runs(cwd, "me_gd-*")
+    no_student = [one for one in TINY if not one.startswith(("method", "eval.benchmarks"))]
+    own = (
+        *no_student, "method=me_gd", "method.steps=2", "eval=tofu", "eval.compare=false", "save_model=false",
+        "eval.benchmarks.tofu={generation: false, mia: false, gradients: false}",
+    )  # fmt: skip
+    commands.done(cwd, *own)
+    assert teacher.model.is_dir()  # it was made to be kept, for the student
+    measured = teacher.read_results()
+    assert RETAIN in measured
+
+    teacher.config.write_text(teacher.config.read_text().replace("save_model: true", "save_model: false"))
+    shutil.rmtree(teacher.model)
+    student = (*TINY, "method.unlearned.alpha=0", "method.lr=1e-11", "eval=none")
+    commands.done(cwd, *student)
+    assert teacher.read_results()[RETAIN] == measured[RETAIN]
+    assert read_job(teacher)[1] == "run"
+
+    shutil.rmtree(teacher.model)
+    shown = commands.done(cwd, *student)  # complete: what it started from is needed no longer
+    assert "me_gd" not in shown.out
+    assert not teacher.model.exists()

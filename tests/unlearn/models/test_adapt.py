@@ -57,6 +57,11 @@ def test_only_adapters_train_and_they_start_as_zero() -> None:
     # Of rank 4 on each projection: 4·(in + out), four of 128·128 and three of 128·344 per layer
     assert sum(p.numel() for p in trained.values()) == 4 * 4 * (4 * (128 + 128) + 3 * (128 + 344))
 
+    adapt.train_only(model, ["*layers.0*"])
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {
+        n for n in trained if "layers.0" in n
+    }
+    adapt.train_only(model, ["*"])
     tokens = batch(NANO, load_tokenizer(NANO))
     (-forward(model, tokens).logp.mean()).backward()
     assert all((p.grad is not None) == p.requires_grad for p in model.parameters())
