@@ -25,6 +25,7 @@ from launch.commands import help as helptext
 from launch.compose import (
     PRIMARY,
     check_plugins,
+    check_swept,
     checked,
     compose_run,
     force_overrides,
@@ -37,7 +38,7 @@ from launch.flags import parse, prints, show, stored_run, take_folders
 from launch.run import foreign_launchers
 from launch.run.config_file import read_job
 from launch.run.slurm_task import leads
-from launch.sweep.hydra_hooks import check_search, hooked, job_count
+from launch.sweep.hydra_hooks import check_search, hooked, job_count, swept
 from launch.sweep.job import INTERRUPTED, SweepJob, dry_run, interrupt, one_run, process
 from launch.sweep.job_records import Records, sweep_name
 from launch.sweep.sweep_run import SweepRun
@@ -110,6 +111,10 @@ def _execute(composed: DictConfig, overrides: list[str], name: str, *, sweep: bo
     searched = sweep and "n_trials" in composed.hydra.sweeper
     if searched:
         check_search(composed.hydra.sweeper)
+    if sweep and not searched:
+        check_swept(composed, swept(composed, overrides))
+    if not sweep:
+        _tell_of_one_run(composed, overrides)
     if composed.hydra.job.chdir:
         raise UserError(
             "hydra.job.chdir=true: paths are meant from where the command is started; leave this out"
@@ -139,7 +144,6 @@ def _execute(composed: DictConfig, overrides: list[str], name: str, *, sweep: bo
                 return _sweep(arguments, composed, Path(composed.hydra.sweep.dir))
             with TemporaryDirectory() as folder:  # the records of the sweep stay as they are
                 return _sweep(arguments, composed, Path(folder), dry=True)
-        _tell_of_one_run(composed, overrides)
         return _one(composed, config)
 
 

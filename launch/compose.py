@@ -45,6 +45,12 @@ _PLUGINS = {
     "hydra/launcher/slurm": "hydra-submitit-launcher, of the extra `slurm`",
     "hydra/sweeper/optuna": "optuna cmaes, of the extra `sweeps`",
 }
+_OTHER_NAMES = {
+    "learning_rate": "method.lr", "batch_size": "method.batch", "num_epochs": "method.epochs",
+    "num_train_epochs": "method.epochs", "max_steps": "method.steps", "retain_loss_type": "method.retain",
+    "alpha": "method.retain_weight", "gamma": "method.forget_weight", "forget_split": "dataset.forget",
+}  # fmt: skip
+"""Names of Hugging Face's trainer and of OpenUnlearning."""
 PRIMARY = "config"
 """The primary file of the project, which `--config-name` replaces."""
 
@@ -290,6 +296,49 @@ def checked(
     return run
 
 
+def check_swept(composed: DictConfig, overrides: Sequence[str]) -> None:
+    """Check every value that a grid gives a key by the key's own type, before any job begins.
+
+    What depends on other keys is checked by each job.
+
+    Raises:
+        ConfigError: all values that are none of their keys.
+    """
+    science = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
+    problems: list[str] = []
+    for override in _parsed(overrides):
+        key = override.get_key_element().lstrip("+")
+        if not override.is_sweep_override() or key in groups() or key.startswith(("~", "hydra")):
+            continue
+        if isinstance(override.value(), IntervalSweep):
+            continue
+        for value in override.sweep_string_iterator():
+            one = OmegaConf.merge(science)
+            single = OverridesParser.create().parse_override(f"{key}={value}")
+            OmegaConf.update(one, key, single.value(), merge=False, force_add=True)
+            assert isinstance(one, DictConfig)
+            plain = OmegaConf.to_container(one, resolve=True)
+            assert isinstance(plain, dict)
+            problems += _problems_of(key, plain)
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+
+
+def _problems_of(key: str, plain: dict[Any, Any]) -> list[str]:
+    """Return what the schema says of the value of one key; an unknown key is another check's."""
+    try:
+        RunConfig.model_validate(plain)
+    except ValidationError as error:
+        own = [
+            each
+            for each in error.errors()
+            if f"{'.'.join(map(str, each['loc']))}.".startswith(f"{key}.")
+            and each["type"] not in ("extra_forbidden", "missing")
+        ]
+        return _explained(own, {key}, {}, plain)
+    return []
+
+
 def yaml_of(config: BaseModel) -> str:
     """Return the whole configuration as YAML."""
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
@@ -355,16 +404,28 @@ def _explain(
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
     if error["type"] == "extra_forbidden":
-        where, known = _where(key, given, choices), _fields(path[:-1])
-        deeper = _leaves(values.get(path[0]), path[0]) if len(path) > 1 else {}
-        deeper = {name: place for name, place in deeper.items() if name != path[-1]}
-        near = did_you_mean(path[-1], known, deeper)
+        where, near = _where(key, given, choices), _near_key(path, values)
         return f"{key}={error['input']!r} ({where})", f"there is no such key{near}"
     if error["type"] == "missing":
         return f"{key} is not set", ""
     key, value = _value_at(error["loc"], values)
     message = error["msg"].removeprefix("Value error, ")
     return f"{key}={value!r} ({_where(key, given, choices)})", message[0].lower() + message[1:]
+
+
+def _near_key(path: Sequence[str], values: Mapping[Any, Any]) -> str:
+    """Suggest a key for one that does not exist, of its section or with the same name elsewhere."""
+    name, known = path[-1], _fields(path[:-1])
+    key, sections = ".".join(path), sorted(_fields([]), key=lambda section: section != "method")
+    places = {section: _leaves(values.get(section), section) for section in sections}
+    fields = {section: {field: f"{section}.{field}" for field in _fields([section])} for section in sections}
+    every = [own[name] for own in (*places.values(), *fields.values()) if name in own]
+    same = next((place for place in every if place != key), None)
+    other = _OTHER_NAMES.get(name, same)
+    if other is not None and name not in known:
+        return f" (did you mean {other}?)"
+    inside = places.get(path[0], {}) if len(path) > 1 else {}
+    return did_you_mean(name, known, {each: place for each, place in inside.items() if place != key})
 
 
 def _value_at(loc: Sequence[str | int], values: Any) -> tuple[str, Any]:

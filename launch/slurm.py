@@ -67,6 +67,13 @@ def refuse(composed: DictConfig, config: RunConfig, *, sweep: bool) -> None:
         raise UserError("hydra/launcher=slurm: only a sweep is submitted; add -m, also for a single run")
     if problems := check(config.hardware.slurm):
         raise ConfigError(problems)
+    hardware = config.hardware
+    shared = hardware.processes // hardware.nodes // hardware.slurm.tasks_per_node
+    if hardware.slurm.cpus_per_task is None and shared > 1:
+        sys.stderr.write(
+            f"hardware={hardware.name} asks for no cores, so that {shared} processes share one; choose a "
+            "hardware whose name begins with slurm-, or set hardware.slurm.cpus_per_task\n"
+        )
     if not composed.get("dry_run") and not (shutil.which("sbatch") and shutil.which("srun")):
         raise UserError(
             "hydra/launcher=slurm: there is no sbatch or srun on PATH; start the command where jobs are "

@@ -44,9 +44,11 @@ def did_you_mean(wrong: str, known: Iterable[str], elsewhere: Mapping[str, str] 
     elsewhere: names from other sections that may be meant, each with its full name.
     """
     names, others = sorted(set(known)), elsewhere or {}
-    near = get_close_matches(wrong, [*names, *(n for n in others if n not in names)], n=2, cutoff=0.6)
+    full = {name: name for name in names} | {name: others[name] for name in others if name not in names}
+    folded = {name.casefold(): place for name, place in full.items()}
+    near = [folded[name] for name in get_close_matches(wrong.casefold(), folded, n=2, cutoff=0.6)]
     if near:
-        return f" (did you mean {' or '.join(n if n in names else others[n] for n in near)}?)"
+        return f" (did you mean {' or '.join(near)}?)"
     return f" (known: {', '.join(names)})" if names else ""
 
 

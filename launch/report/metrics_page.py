@@ -14,7 +14,7 @@ _HEAD = """\
 <!-- Made by `make docs` from the METRICS in eval/benchmarks/ and eval/variants/: edit those. -->
 # Metrics
 
-Every key of `results.json`, in the order in which tables show them. `*` stands for a set, a task or a
+Every metric in `results.json`, in the order in which tables show them. `*` stands for a set, a task or a
 number. Next to a key there may be `<key>_low` and `<key>_high` (an interval) and `<key>/missing` (examples
 that could not be measured). Keys of a modified copy of the model begin with its variant and, where the
 variant makes several models, a label: `relearning/10/…`, `calibrated/…`.
@@ -22,6 +22,14 @@ variant makes several models, a label: `relearning/10/…`, `calibrated/…`.
 ↑ higher is better or more forgotten · ↓ lower is better or more forgotten · → best near the value named ·
 "counts in" names the aspect of the judgement (`judged/…`). A metric that a benchmark gives without declaring
 it is shown without an arrow.
+
+Further keys say how the numbers came about: `train/loss` and `train/loss/<term>` (at the last step),
+`train/steps`, `train/tokens`, `train/memory_gib` (the peak of the main process); `select/step`,
+`select/value`, `select/utility` and `select/met` (the step that `eval.select` chose, the rule's metrics
+there on the items it chose by, and whether its condition was met; `select/last_value` and
+`select/last_utility` are those of the last step); `calibrated/alpha` and `calibrated/retention`,
+`quantisation/share`, `<attack>/<steps>/loss` and `relearning/examples` (of what the variant made);
+`run/seconds` (of the last command that worked on the run, with its evaluation).
 """
 
 

@@ -34,9 +34,15 @@ def job_count(composed: DictConfig, overrides: Sequence[str]) -> int:
     sweeper = composed.hydra.sweeper
     if "n_trials" in sweeper:
         return int(sweeper.n_jobs)
-    swept = [f"{key}={value}" for key, value in _forced(sweeper.get("params") or {}).items()]
-    jobs = BasicSweeper.split_arguments(OverridesParser.create().parse_overrides([*swept, *overrides]), None)
-    return len(jobs[0])
+    every = OverridesParser.create().parse_overrides(swept(composed, overrides))
+    return len(BasicSweeper.split_arguments(every, None)[0])
+
+
+def swept(composed: DictConfig, overrides: Sequence[str]) -> list[str]:
+    """Return the overrides of a grid: the command's, and what a recipe sweeps of other keys."""
+    given = {override.partition("=")[0] for override in overrides}
+    params = _forced(composed.hydra.sweeper.get("params") or {})
+    return [*(f"{key}={value}" for key, value in params.items() if key not in given), *overrides]
 
 
 def check_search(sweeper: DictConfig) -> None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from launch.run.plan import Plan
 
 INTERRUPTED = "stopped by a signal; start it again to continue"
+_LEARNED = 0.5  # mean probability of the forget set's answers
 _MAX_PROBLEMS = 5  # of an evaluation, in the terminal
 
 
@@ -252,8 +253,21 @@ def _report(console: Console, config: RunConfig, plan: Plan, baselines: Mapping[
     if keys:
         console.print(result_table(columns, keys))
         console.print(LEGEND, style="dim", soft_wrap=True, highlight=False)
+    if "target" in columns and any(run.role == "build the target" for run in plan.runs):
+        _print_unlearned(console, columns["target"])
     _print_problems(console, problems(plan.main.directory))
     console.print(f"report: {short(report)}", soft_wrap=True, highlight=False)
+
+
+def _print_unlearned(console: Console, target: Mapping[str, float | None]) -> None:
+    """Warn of a target that was built for this run and has hardly learned what is to be forgotten."""
+    key = "tofu/forget/probability"
+    if (known := target.get(key)) is not None and known < _LEARNED:
+        console.print(
+            f"warning: the target has hardly learned the forget set ({key} {known:.3f}), so that there is "
+            "little to forget: raise model.finetune.epochs or model.finetune.lr",
+            soft_wrap=True, highlight=False, markup=False,
+        )  # fmt: skip
 
 
 def _goal(config: RunConfig, plan: Plan) -> tuple[float, bool]:

@@ -194,6 +194,15 @@ def test_the_folder_also_counts_for_help_and_subcommands(folders):
 
 REFUSED = {
     "flag": Refused(("--multi",), ("--multi:", "did you mean --multirun")),
+    "a key as a flag": Refused(("--dry-run",), ("--dry-run: is a key; write dry_run=true",)),
+    "a wrong value in a sweep": Refused(
+        ("-m", "seed=7,abc", "method.epochs=1,-2", "method.forget.beta=0.1,0.2"),
+        ("seed='abc' (command line): input should be a valid integer", "method.epochs=-2"),
+    ),
+    "a key of another section": Refused(("steps=3",), ("steps=3", "did you mean method.steps?")),
+    "a key further in": Refused(("method.beta=1",), ("did you mean method.forget.beta?",)),
+    "a name of Hugging Face": Refused(("method.learning_rate=1",), ("did you mean method.lr?",)),
+    "an option in capitals": Refused(("method=SimNPO",), ("did you mean simnpo",)),
     "value": Refused(("--cfg", "jobs"), ("--cfg", "'job'", "unlearn --help")),
     "config dir": Refused(("--config-dir", "nope"), ("--config-dir=nope", "no such folder")),
     "config name": Refused(

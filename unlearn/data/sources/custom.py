@@ -120,6 +120,12 @@ def example_of(row: Row, where: str, key: str, columns: Columns | None = None) -
                 f"{columns.text!r} (columns: {', '.join(map(str, row))}); name them, as "
                 "dataset.options.columns={question: …, answer: …}"
             )
+    for name in ("question", "answer"):
+        if (column := getattr(columns, name)) not in row:
+            raise UserError(
+                f"{where}: column {column!r} is missing (columns: {', '.join(map(str, row))}); name it by "
+                f"dataset.options.columns.{name}"
+            )
     return question_and_answer(
         row, where, key, question=columns.question, answer=columns.answer, template=template
     )
