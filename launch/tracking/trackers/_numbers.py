@@ -22,6 +22,8 @@ class NumberTracker(Tracker, ABC):
         super().__init__(options, run)
         self.known = self.open()
         self.step = max((step for steps in self.known.values() for step in steps), default=0)
+        for row in run.history:  # what it has not, where the run began without it
+            self.log(row, int(row["step"]))
 
     @abstractmethod
     def open(self) -> dict[str, dict[int, float]]:

@@ -41,10 +41,13 @@ class Wandb(Tracker):
         earlier = any(run.directory.glob(f"wandb/*run-*-{run.id}"))
         self.wandb_run = open_run(options.mode, run.directory, _identity(options, run), run.config)
         self._logged: dict[int, set[str]] = {}
-        for row in run.history if earlier else ():
+        self._step = 0
+        self._first = int(self.wandb_run.step)  # online, a continued run begins after its last row
+        for row in run.history:
+            if not earlier:  # the run began without this tracker
+                self.log(row, int(row["step"]))
             self._logged.setdefault(int(row["step"]), set()).update(row)
         self._step = max(self._logged, default=0)
-        self._first = int(self.wandb_run.step)  # online, a continued run begins after its last row
 
     @classmethod
     def check(cls, options: Any) -> list[str]:

@@ -220,6 +220,18 @@ def test_resuming_continues_the_same_id_at_the_next_step(tmp_path, caplog):
     assert warnings_of(caplog) == []
 
 
+def test_a_run_that_began_without_it_is_logged_from_its_beginning(tmp_path):
+    tracker = opened(tmp_path, history=[{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}])
+    tracker.log({"loss": 1.0}, step=3)
+    tracker.finish()
+    (file,) = run_files(tmp_path)
+    assert [(row["_step"], row["loss"]) for row in read_run(file)["history"]] == [
+        (1, 3.0),
+        (2, 2.0),
+        (3, 1.0),
+    ]
+
+
 def test_two_runs_of_one_process_stay_separate(tmp_path):
     one, two = opened(tmp_path / "one", id="one"), opened(tmp_path / "two", id="two")
     one.log({"loss": 1.0}, step=1)
