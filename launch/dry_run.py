@@ -14,7 +14,7 @@ from rich.table import Table
 from launch.memory.automatic import free_gib, settle
 from launch.memory.estimate import Load, bound, estimate, shape_of, with_unit
 from launch.resolve import Resolved
-from launch.run.complete import is_complete, without_idle
+from launch.run.complete import is_complete
 from unlearn.config import RunConfig
 from unlearn.data.batching import Schedule, deal
 from unlearn.data.example import Example
@@ -39,7 +39,7 @@ _LOOKED_AT = 64  # steps: what a micro-batch holds hardly changes after that
 
 def show_plan(resolved: Resolved, console: Console) -> None:
     """Print the plan of a resolved configuration."""
-    config, plan = resolved.config, without_idle(resolved.plan)
+    config, plan = resolved.config, resolved.plan
     for warning in resolved.warnings:
         console.print(f"warning: {warning}", soft_wrap=True, highlight=False, markup=False)
     table = Table(title="plan")

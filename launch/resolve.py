@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from launch.inspection import inspect
+from launch.run.complete import without_idle
 from launch.run.plan import Plan, make_plan
 from launch.validate import check, warnings_of
 from unlearn.config import RunConfig
@@ -13,7 +14,10 @@ from unlearn.config import RunConfig
 
 @dataclass(frozen=True)
 class Resolved:
-    """A configuration that can run, with the plan of its runs and warnings for the user."""
+    """A configuration that can run, with the plan of its runs and warnings for the user.
+
+    The plan has no models that are missing and needed by no run which is still to be made.
+    """
 
     config: RunConfig
     plan: Plan
@@ -36,5 +40,5 @@ def resolve(config: RunConfig, directory: Path | None = None, *, searched: bool 
         from launch.sweep.objective import check_goal
 
         check_goal(config)
-    plan = make_plan(config, directory)
+    plan = without_idle(make_plan(config, directory))
     return Resolved(config, plan, (*warnings_of(config, searched=searched), *inspect(config, plan)))

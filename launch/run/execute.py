@@ -139,7 +139,10 @@ class _Run:
         if self.pipeline.terms and not saved:
             engine, live = self.pipeline.train(self._evaluate_at, self._selector())
             # If the saved model differs from the trained one, evaluate the saved model.
-            if self.config.method.update_scale != 1 or unties(engine.module) or not live:
+            rounded = (
+                self.config.model.lora.r > 0 and self.config.hardware.dtype != "fp32"
+            )  # when it is merged
+            if self.config.method.update_scale != 1 or unties(engine.module) or rounded or not live:
                 engine.close()
                 del engine
                 free_memory()

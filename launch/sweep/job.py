@@ -197,12 +197,12 @@ def _resolved(config: RunConfig, output: Path, *, searched: bool) -> Resolved:
 def _run(
     resolved: Resolved, overrides: tuple[str, ...], warned: Warned, *, in_child: bool, searched: bool
 ) -> SweepRun:
-    from launch.run.complete import is_complete, without_idle
+    from launch.run.complete import is_complete
     from launch.run.ensure import ensure
     from launch.run.plan_progress import PlanProgress
     from unlearn.files import check_writable
 
-    config, plan = resolved.config, without_idle(resolved.plan)
+    config, plan = resolved.config, resolved.plan
     console = Console(quiet=not leads())
     for warning in resolved.warnings:
         console.print(f"warning: {warning}", soft_wrap=True, highlight=False, markup=False)

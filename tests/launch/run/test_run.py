@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +195,19 @@ def test_evaluating_on_the_way_changes_nothing(done, tmp_path):
     assert process.code == 0, process.err[-3000:]
     evaluated = weights(main_run(cwd))  # by a run that evaluated on its way
     assert all(torch.equal(evaluated[name], t) for name, t in weights(tmp_path / "plain").items())
+
+
+def test_adapters_in_bf16_are_measured_as_they_are_saved(done, tmp_path):
+    given = (
+        f"root={done[0]}/runs", f"hydra.run.dir={tmp_path}/run", "hardware.dtype=bf16", "model.lora.r=4",
+        "method.steps=3", "method.lr=1e-3", "eval.limit=5", "eval.compare=false",
+    )  # fmt: skip
+    assert unlearn(tmp_path, *given).code == 0
+    first = results(tmp_path / "run")
+    (tmp_path / "run" / "results.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "eval")
+    assert unlearn(tmp_path, *given).code == 0
+    assert results(tmp_path / "run") == pytest.approx(first, nan_ok=True, rel=1e-12)
 
 
 @pytest.fixture(scope="module")
