@@ -235,6 +235,11 @@ def check_plugins(composed: DictConfig) -> None:
     """
     chosen = {f"hydra/{kind}": composed.hydra[kind]._target_ for kind in ("launcher", "sweeper")}
     options = {group: composed.hydra.runtime.choices[group] for group in chosen}
+    launcher = str(options["hydra/launcher"])
+    if launcher.startswith("submitit_"):
+        raise ConfigError(
+            [f"hydra/launcher={launcher}: use hydra/launcher=slurm, which checkpoints and continues"]
+        )
     problems = [
         f"{group}={options[group]} is not installed: {_install(f'{group}/{options[group]}')}"
         for group, target in chosen.items()
@@ -410,6 +415,10 @@ def _explain(
         return f"{key} is not set", ""
     key, value = _value_at(error["loc"], values)
     message = error["msg"].removeprefix("Value error, ")
+    if error["type"] in ("model_type", "model_attributes_type", "dict_type") and (inside := _fields(path)):
+        message = f"it is a section: set a key of it, as {key}.{inside[0]}=…"
+    elif error["type"] == "list_type" and isinstance(value, str):
+        message = f"give a list, as '{key}=[{value}]'"
     return f"{key}={value!r} ({_where(key, given, choices)})", message[0].lower() + message[1:]
 
 

@@ -199,6 +199,11 @@ REFUSED = {
         ("-m", "seed=7,abc", "method.epochs=1,-2", "method.forget.beta=0.1,0.2"),
         ("seed='abc' (command line): input should be a valid integer", "method.epochs=-2"),
     ),
+    "a section": Refused(("model.lora=8",), ("model.lora=8", "it is a section", "model.lora.r=")),
+    "one of a list": Refused(("method.train=x.mlp",), ("give a list, as 'method.train=[x.mlp]'",)),
+    "Hydra's launcher of Slurm": Refused(
+        ("-m", "hydra/launcher=submitit_slurm", "seed=0,1"), ("use hydra/launcher=slurm",)
+    ),
     "a key of another section": Refused(("steps=3",), ("steps=3", "did you mean method.steps?")),
     "a key further in": Refused(("method.beta=1",), ("did you mean method.forget.beta?",)),
     "a name of Hugging Face": Refused(("method.learning_rate=1",), ("did you mean method.lr?",)),
