@@ -282,13 +282,7 @@ def checked(
     except OmegaConfBaseException as error:
         raise ConfigError([" ".join(str(error).split())]) from None
     assert isinstance(plain, dict)
-    probe = plain.get("probe")
-    if isinstance(probe, dict) and isinstance(name := probe.get("method"), str):
-        if name not in (known := groups()["method"]):
-            raise ConfigError(
-                [f"probe.method={name}: there is no configs/method/{name}.yaml{did_you_mean(name, known)}"]
-            )
-        probe["method"] = values_of("method", name)
+    _name_probed_method(plain)
     try:
         run = RunConfig.model_validate(plain)
     except ValidationError as error:
@@ -299,6 +293,21 @@ def checked(
     with suppress(ConfigError):
         run = run.model_copy(update={"tracker": trackers.completed(run.tracker)})
     return run
+
+
+def _name_probed_method(plain: dict[Any, Any]) -> None:
+    """Put the preset's keys in place of the name in `probe.method`.
+
+    Raises:
+        ConfigError: there is no such preset.
+    """
+    probe = plain.get("probe")
+    if isinstance(probe, dict) and isinstance(name := probe.get("method"), str):
+        if name not in (known := groups()["method"]):
+            raise ConfigError(
+                [f"probe.method={name}: there is no configs/method/{name}.yaml{did_you_mean(name, known)}"]
+            )
+        probe["method"] = values_of("method", name)
 
 
 def check_swept(composed: DictConfig, overrides: Sequence[str]) -> None:
@@ -330,17 +339,19 @@ def check_swept(composed: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def _problems_of(key: str, plain: dict[Any, Any]) -> list[str]:
-    """Return what the schema says of the value of one key; an unknown key is another check's."""
+    """Return what the schema says of one key and its value."""
     try:
+        _name_probed_method(plain)
         RunConfig.model_validate(plain)
     except ValidationError as error:
         own = [
             each
             for each in error.errors()
-            if f"{'.'.join(map(str, each['loc']))}.".startswith(f"{key}.")
-            and each["type"] not in ("extra_forbidden", "missing")
+            if f"{'.'.join(map(str, each['loc']))}.".startswith(f"{key}.") and each["type"] != "missing"
         ]
         return _explained(own, {key}, {}, plain)
+    except ConfigError as error:
+        return error.problems
     return []
 
 
@@ -416,7 +427,7 @@ def _explain(
     key, value = _value_at(error["loc"], values)
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] in ("model_type", "model_attributes_type", "dict_type") and (inside := _fields(path)):
-        message = f"it is a section: set a key of it, as {key}.{inside[0]}=…"
+        message = f"it is a section: set a key of it, as {key}.{inside[0]}=…, or leave it out"
     elif error["type"] == "list_type" and isinstance(value, str):
         message = f"give a list, as '{key}=[{value}]'"
     return f"{key}={value!r} ({_where(key, given, choices)})", message[0].lower() + message[1:]
@@ -428,13 +439,17 @@ def _near_key(path: Sequence[str], values: Mapping[Any, Any]) -> str:
     key, sections = ".".join(path), sorted(_fields([]), key=lambda section: section != "method")
     places = {section: _leaves(values.get(section), section) for section in sections}
     fields = {section: {field: f"{section}.{field}" for field in _fields([section])} for section in sections}
+    inside = {
+        each: place for each, place in places.get(path[0], {}).items() if len(path) > 1 and place != key
+    }
+    if name in inside:
+        return f" (did you mean {inside[name]}?)"
     every = [own[name] for own in (*places.values(), *fields.values()) if name in own]
-    same = next((place for place in every if place != key), None)
-    other = _OTHER_NAMES.get(name, same)
+    other = _OTHER_NAMES.get(name) if key in (name, f"method.{name}") else None
+    other = other or next((place for place in every if place != key), None)
     if other is not None and name not in known:
         return f" (did you mean {other}?)"
-    inside = places.get(path[0], {}) if len(path) > 1 else {}
-    return did_you_mean(name, known, {each: place for each, place in inside.items() if place != key})
+    return did_you_mean(name, known, inside)
 
 
 def _value_at(loc: Sequence[str | int], values: Any) -> tuple[str, Any]:

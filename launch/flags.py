@@ -89,12 +89,13 @@ def parse(arguments: Sequence[str]) -> Namespace:
     flags, others = parser.parse_known_args([each for each in arguments if each not in own])
     known = parser._option_string_actions
     for flag in others:
+        if not flag.startswith("-"):
+            continue  # an override after a flag
         if flag.lstrip("-").replace("-", "_").partition("=")[0] == "dry_run":
             raise UserError(f"{flag}: is a key; write dry_run=true")
-        if flag.startswith("-"):
-            raise UserError(
-                f"{flag}: there is no such flag{did_you_mean(flag, known)}; unlearn --help has them all"
-            )
+        raise UserError(
+            f"{flag}: there is no such flag{did_you_mean(flag, known)}; unlearn --help has them all"
+        )
     given = [*flags.overrides, *others]
     flags.version, flags.verbose = asked, "-v" in arguments
     flags.overrides = [each for each in arguments if each in given]  # in their order

@@ -58,7 +58,7 @@ def chosen(composed: DictConfig) -> bool:
 
 
 def refuse(composed: DictConfig, config: RunConfig, *, sweep: bool) -> None:
-    """Check that a sweep can be submitted from this machine.
+    """Check that a sweep can be submitted from this machine; warn where it asks for no cores.
 
     Raises:
         UserError: it is not a sweep, Slurm's commands are missing, or settings are wrong.
@@ -69,7 +69,8 @@ def refuse(composed: DictConfig, config: RunConfig, *, sweep: bool) -> None:
         raise ConfigError(problems)
     hardware = config.hardware
     shared = hardware.processes // hardware.nodes // hardware.slurm.tasks_per_node
-    if hardware.slurm.cpus_per_task is None and shared > 1:
+    more = {str(option).replace("_", "-") for option in hardware.slurm.additional}
+    if hardware.slurm.cpus_per_task is None and "cpus-per-gpu" not in more and shared > 1:
         sys.stderr.write(
             f"hardware={hardware.name} asks for no cores, so that {shared} processes share one; choose a "
             "hardware whose name begins with slurm-, or set hardware.slurm.cpus_per_task\n"

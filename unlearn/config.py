@@ -269,7 +269,10 @@ class MethodConfig(Section):
         {}, description="keys of method=reinforce, for methods that need the target trained on the forget set"
     )
     unlearned: UnlearnedConfig = UnlearnedConfig()
-    train: list[str] | None = Field(None, description="parameters to train, as name patterns; null: all")
+    train: list[str] | None = Field(
+        None,
+        description="parameters to train, as name patterns, with model.lora among the adapters; null: all",
+    )
     teacher_rate: float = Field(0.999, ge=0, lt=1, description="decay of the mean teacher's running average")
     forget_only: bool = Field(
         False, description="the method is defined without retain data and refuses a retain term"

@@ -107,13 +107,19 @@ def check(options: Options, config: RunConfig) -> list[str]:
     return problems
 
 
+def warnings(options: Options, config: RunConfig) -> list[str]:
+    if not config.model.lora.r or options.adapters:
+        return []
+    return [
+        "trains all weights, of a model that adapters were trained of; where that does not fit: adapters=8"
+    ]
+
+
 def identity(options: Options) -> Any:
     files = {"text": options.text, "unrelated": options.unrelated}
     hashes = {key: None if path is None else content_hash(user_path(path)) for key, path in files.items()}
-    asked = options.model_dump(
-        exclude=set() if options.adapters else {"adapters"}
-    )  # as before there were any
-    return asked | hashes
+    # Without adapters as in releases that had none.
+    return options.model_dump(exclude=set() if options.adapters else {"adapters"}) | hashes
 
 
 def settings(config: RunConfig) -> Any:

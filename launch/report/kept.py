@@ -32,6 +32,7 @@ from unlearn.run_dir import RunDir
 
 _CONTENT = "runs"
 _TIMES = "run/seconds"
+_MEASURED = ("eval.benchmarks.", "eval.variants.")
 _DATA_SEED = "dataset.options.seed"
 """A seed too: runs on data that were drawn anew are averaged over."""
 _ROLES = {"run": "run", "evaluate the target": "target", "evaluate the retain model": "retain model"}
@@ -153,6 +154,7 @@ def merged(runs: Iterable[KeptRun], left_out: list[LeftOut]) -> list[KeptRun]:
     Targets and retain models, whose configurations do not say which model they are of, stay apart.
     """
     distinct: dict[Any, KeptRun] = {}
+    named: dict[str, Any] = {}  # the key of a run's name
     for run in runs:
         same = (
             run.role,
@@ -161,10 +163,15 @@ def merged(runs: Iterable[KeptRun], left_out: list[LeftOut]) -> list[KeptRun]:
             tuple(sorted((k, repr(v)) for k, v in run.settings.items())),
         )
         key = same if run.role == "run" else (same, run.name)
+        known_as = next((named[name] for name in run.name.split() if name in named), None)
+        if run.role == "run" and known_as is not None and _is_evaluated_otherwise(run, distinct[known_as]):
+            key = known_as
+        named |= dict.fromkeys(run.name.split(), key)
         first = distinct.setdefault(key, run)
         names, known = set(run.name.split()), set(first.name.split())
         if names <= known:  # it is in two of the places, maybe with other benchmarks
-            distinct[key] = replace(first, results={**run.results, **first.results})
+            both = {**run.settings, **first.settings}
+            distinct[key] = replace(first, results={**run.results, **first.results}, settings=both)
             continue
         if known < names:  # both, from an archive
             distinct[key] = replace(run, results={**run.results, **first.results, _TIMES: run.seconds})
@@ -175,6 +182,17 @@ def merged(runs: Iterable[KeptRun], left_out: list[LeftOut]) -> list[KeptRun]:
             name, results = f"{first.name} {run.name}", {**run.results, **first.results, **both}
             distinct[key] = replace(first, name=name, results=results)
     return list(distinct.values())
+
+
+def _is_evaluated_otherwise(run: KeptRun, other: KeptRun) -> bool:
+    """Whether two runs differ only in options of benchmarks and variants that one did not have."""
+    differing = {
+        key
+        for key in run.settings.keys() | other.settings.keys()
+        if run.settings.get(key) != other.settings.get(key)
+    }
+    both = run.settings.keys() & other.settings.keys()
+    return all(key.startswith(_MEASURED) for key in differing) and not differing & both
 
 
 # -- the archive -------------------------------------------------------------------------------------------

@@ -28,8 +28,8 @@ Further keys say how the numbers came about: `train/loss` and `train/loss/<term>
 `select/value`, `select/utility` and `select/met` (the step that `eval.select` chose, the rule's metrics
 there on the items it chose by, and whether its condition was met; `select/last_value` and
 `select/last_utility` are those of the last step); `calibrated/alpha` and `calibrated/retention`,
-`quantisation/share`, `<attack>/<steps>/loss` and `relearning/examples` (of what the variant made);
-`run/seconds` (of the last command that worked on the run, with its evaluation).
+`quantisation/share`, `<attack>/<steps>/loss`, `<attack>/steps` and `<attack>/examples` (of what the
+variant made); `run/seconds` (of the last command that worked on the run, with its evaluation).
 """
 
 

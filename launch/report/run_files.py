@@ -44,8 +44,10 @@ def load(path: Path, role: str) -> Run:
     run = Run(role, RunDir(path).read_results(), problems=problems(path))
     for benchmark, rows in example_rows(path, _plain_columns):
         run.examples |= {(benchmark, str(row["set"]), str(row["id"])): row for row in rows}
+    asked = _measured_last(path)
     for file in sorted(RunDir(path).eval.glob("*/words.json")):
-        run.words |= {f"{file.parent.name}/{name}": str(words) for name, words in read_json(file).items()}
+        if asked is None or file.parent.name in asked:
+            run.words |= {f"{file.parent.name}/{name}": str(words) for name, words in read_json(file).items()}
     return run
 
 
@@ -53,7 +55,7 @@ def problems(path: Path) -> dict[str, list[str]]:
     """Return what the evaluations at the end of a run could not measure, and why: sentences by benchmark.
 
     Raises:
-        BrokenFile: a problems.json is not JSON.
+        BrokenFile: a problems.json is not JSON, or config.yaml cannot be read.
     """
     folder, asked = RunDir(path).eval, _measured_last(path)
     sentences: dict[str, list[str]] = {}
@@ -98,8 +100,8 @@ def _measured_last(path: Path) -> set[str] | None:
     evaluation = read_config(RunDir(path)).get("eval")
     if not isinstance(evaluation, Mapping):
         return None
-    named = {*(evaluation.get("benchmarks") or {}), *(evaluation.get("variants") or {})}
-    return {name.rpartition(".")[2] for name in named}
+    variants = evaluation.get("variants") or {}
+    return {*(evaluation.get("benchmarks") or {}), *(name.rpartition(".")[2] for name in variants)}
 
 
 def has_answers(schema: pa.Schema) -> bool:

@@ -73,7 +73,8 @@ def with_own_evaluation(run: Planned) -> Planned:
         refuse_other_baselines(job.config, job.baselines)
     except (UserError, ValueError):  # of an earlier release, or compared with what is there no longer
         return run
-    kept = job.config.model_copy(update={"save_model": True, "hardware": config.hardware})
+    asked = {key: getattr(config, key) for key in ("hardware", "tracker", "checkpoint")}
+    kept = job.config.model_copy(update={**asked, "save_model": True})
     return replace(run, role=role, job=replace(job, config=kept))
 
 

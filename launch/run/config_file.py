@@ -42,9 +42,8 @@ def write_config(run: Planned, command: Sequence[str] | None = None) -> None:
     from omegaconf import OmegaConf
 
     rundir, job = run.rundir, run.job
-    trained: Mapping[str, Any] | None = (
-        None  # the precision, where the training began with an earlier command
-    )
+    # The precision of the training, where that began with an earlier command.
+    trained: Mapping[str, Any] | None = None
     if rundir.config.is_file():
         stored = read_stored(rundir)
         fingerprint = stored["fingerprint"]

@@ -138,10 +138,9 @@ class _Run:
             self.world.on_main(self._drop_measured)
         if self.pipeline.terms and not saved:
             engine, live = self.pipeline.train(self._evaluate_at, self._selector())
-            # If the saved model differs from the trained one, evaluate the saved model.
-            rounded = (
-                self.config.model.lora.r > 0 and self.config.hardware.dtype != "fp32"
-            )  # when it is merged
+            # If the saved model differs from the trained one, evaluate the saved model. Merged adapters are
+            # rounded with the weights.
+            rounded = self.config.model.lora.r > 0 and self.config.hardware.dtype != "fp32"
             if self.config.method.update_scale != 1 or unties(engine.module) or rounded or not live:
                 engine.close()
                 del engine

@@ -61,6 +61,10 @@ class Planned:
         sets = identity(config.dataset, evaluation_sets(config))
         log = self.job.baselines.log
         retain = content_hash(log) if log else retain
+        if (
+            config.model.lora.r and config.hardware.dtype != "fp32"
+        ):  # earlier releases measured the live adapters
+            settings["adapters"] = "merged"
         asked = {"eval": settings, "sets": sets, "files": files_of(config), "retain": str(retain)}
         trained = {name: variants.settings_of(name, config) for name in config.eval.variants}
         return digest(asked | {name: own for name, own in trained.items() if own is not None})
@@ -122,10 +126,14 @@ def fingerprint(
     probed = config.probe.on and not makes  # of saved models, by the gradients of `probe.method`
     relevant = {"prompt", "lora", "lr_scale"} if makes else {"prompt", "lr_scale"} if probed else {"prompt"}
     excluded = {"source", "name", "forget_only", "reinforced", "unlearned", "alternatives"}
-    watched = {} if not config.probe.on else {"probe": _probe(config)}
+    watched: dict[str, Any] = {} if not config.probe.on else {"probe": _probe(config)}
     selected = (
         selection_identity(config, baselines or Baselines()) if makes and config.eval.select.rule else {}
     )
+    if (
+        makes and config.model.lora.r and method.train is not None
+    ):  # earlier releases trained base weights, too
+        watched["train"] = "adapters"
     first = {}
     if unlearned is not None:
         first = {"unlearned": [unlearned.key, method.unlearned.alpha, method.unlearned.beta]}

@@ -82,6 +82,10 @@ ARGUMENTS: dict[str, tuple[list[str], str]] = {
         ["dataset.options.columns={question: q, answer: a}"],
         "neither 'q' and 'a' nor 'text' (columns: question, answer)",
     ),
+    "one column that is not there": (
+        ["dataset.options.columns={answer: a}"],
+        "column 'a' is missing (columns: question, answer); name it by dataset.options.columns.answer",
+    ),
     "a slice of nothing": (
         ["dataset.forget=forget.jsonl@90:95"],
         "dataset.forget=forget.jsonl: @90:95 selects none of its 5 rows",

@@ -194,16 +194,18 @@ def test_the_folder_also_counts_for_help_and_subcommands(folders):
 
 REFUSED = {
     "flag": Refused(("--multi",), ("--multi:", "did you mean --multirun")),
+    "a flag after an override": Refused(
+        ("method=npo", "-m", "--dry-run", "seed=0,1"), ("--dry-run: is a key; write dry_run=true",)
+    ),
     "a key as a flag": Refused(("--dry-run",), ("--dry-run: is a key; write dry_run=true",)),
     "a wrong value in a sweep": Refused(
         ("-m", "seed=7,abc", "method.epochs=1,-2", "method.forget.beta=0.1,0.2"),
         ("seed='abc' (command line): input should be a valid integer", "method.epochs=-2"),
     ),
-    "a section": Refused(("model.lora=8",), ("model.lora=8", "it is a section", "model.lora.r=")),
-    "one of a list": Refused(("method.train=x.mlp",), ("give a list, as 'method.train=[x.mlp]'",)),
-    "Hydra's launcher of Slurm": Refused(
-        ("-m", "hydra/launcher=submitit_slurm", "seed=0,1"), ("use hydra/launcher=slurm",)
+    "a section": Refused(
+        ("model.lora=8",), ("model.lora=8", "it is a section: set a key of it, as model.lora.r=…")
     ),
+    "one of a list": Refused(("method.train=x.mlp",), ("give a list, as 'method.train=[x.mlp]'",)),
     "a key of another section": Refused(("steps=3",), ("steps=3", "did you mean method.steps?")),
     "a key further in": Refused(("method.beta=1",), ("did you mean method.forget.beta?",)),
     "a name of Hugging Face": Refused(("method.learning_rate=1",), ("did you mean method.lr?",)),

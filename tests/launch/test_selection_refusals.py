@@ -74,6 +74,16 @@ def test_refused(config, name):
     assert says in problems[0]
 
 
+def test_a_chosen_step_is_not_what_the_next_request_starts_from(config):
+    select = {"rule": "fixed", "step": 2}
+    rows = config.dataset.model_copy(
+        update={"source": "muse", "name": "muse-news", "forget": "sust/forget_3"}
+    )
+    (problem,) = selection_problems(changed(config, select).model_copy(update={"dataset": rows}), set())
+    assert "starts from the last step of the one before" in problem
+    assert selection_problems(changed(config, select), set()) == []
+
+
 @pytest.mark.parametrize(
     ("update", "says"),
     [

@@ -42,6 +42,15 @@ def test_what_hardware_asks_for_is_in_the_script(tmp_path, hardware, lines):
     assert not (tmp_path / "runs").exists()
 
 
+def test_cores_that_nobody_asked_for_are_warned_of(tmp_path):
+    eight = ("-m", "dry_run=true", "hardware=gpu-8", "hydra/launcher=slurm", "seed=0,1")
+    assert "asks for no cores, so that 8 processes share one" in done(tmp_path, *eight).err
+    asked = "hardware.slurm.additional={cpus-per-gpu: 8}"
+    assert "asks for no cores" not in done(tmp_path, *eight, asked).err
+    other = unlearn(tmp_path, "-m", "hydra/launcher=submitit_slurm", "seed=0,1")
+    assert (other.code, "use hydra/launcher=slurm" in other.err) == (2, True)
+
+
 def test_without_m_or_sbatch_it_is_refused(tmp_path, monkeypatch):
     assert "add -m" in unlearn(tmp_path, "hydra/launcher=slurm").err
     monkeypatch.setenv("PATH", str(tmp_path))

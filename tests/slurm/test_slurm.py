@@ -80,9 +80,10 @@ class Disturbance(threading.Thread):
         # What Slurm sends `warning_s` ahead of the time limit; and all there is for somebody else.
         self.slurm.ask("scancel", "--signal=USR2", elements[0])
         self.slurm.ask("sbatch", "--partition=high", "--ntasks=2", "--output=/dev/null", "--wrap=sleep 1")
-        Path(os.environ[UNTIL]).touch()
-        for number, element in enumerate(elements):
+        for number in range(2):
             eventually(partial(self.waits, number))
+        Path(os.environ[UNTIL]).touch()
+        for element in elements:
             self.slurm.ask("scontrol", "update", f"JobId={element}", "StartTime=now")
 
     def waits(self, number: int) -> bool:

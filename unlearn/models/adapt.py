@@ -34,8 +34,9 @@ def train_only(model: nn.Module, patterns: Sequence[str]) -> None:
     names = [name for name in every if ".lora_" in name] or every
     for pattern in patterns:
         if not fnmatch.filter(names, pattern):
+            of = "model" if names is every else "adapters (model.lora.r), which alone are trained,"
             raise UserError(
-                f"method.train={pattern}: no parameter of the model has such a name (example: {names[-2]})"
+                f"method.train={pattern}: no parameter of the {of} has such a name (example: {names[-2]})"
             )
     chosen = {name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)}
     for name, parameter in model.named_parameters():

@@ -44,7 +44,7 @@ class Wandb(Tracker):
         self._step = 0
         self._first = int(self.wandb_run.step)  # online, a continued run begins after its last row
         for row in run.history:
-            if not earlier:  # the run began without this tracker
+            if not earlier and not self._first:  # the run began without this tracker
                 self.log(row, int(row["step"]))
             self._logged.setdefault(int(row["step"]), set()).update(row)
         self._step = max(self._logged, default=0)

@@ -16,11 +16,11 @@ import torch
 from eval import variants
 from eval.metric_catalog import info
 from eval.suite import Scoring
-from eval.variants.relearning import Options, also_seen, curves, relearned
+from eval.variants.relearning import Options, also_seen, curves, relearned, warnings
 from tests.eval.variants.workbench import RELEARNING, bench, llama, relearn
 from tests.tolerance import approx
 from unlearn import interventions
-from unlearn.config import HardwareConfig
+from unlearn.config import HardwareConfig, LoraConfig
 from unlearn.distributed import World, start_world, stop_world
 from unlearn.errors import UserError
 from unlearn.signals import Stopped
@@ -192,6 +192,23 @@ def test_curves_of_several_numbers_and_of_unrelated_text(world: World, tmp_path:
 def test_nothing_to_train_on_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"relearning\.text"):
         relearned(bench(tmp_path, sets={}), Options())
+
+
+def test_the_attack_is_the_same_on_a_model_of_adapters(
+    done: tuple[Path, Mapping[str, float]], world: World, tmp_path: Path
+) -> None:
+    usual = bench(tmp_path / "whole", world=world)
+    lora = usual.config.model.model_copy(update={"lora": LoraConfig(r=2)})
+    adapted = replace(usual, config=usual.config.model_copy(update={"model": lora}))
+    assert variants.measure("relearning", adapted, RELEARNING) == done[1]
+    assert variants.settings_of("relearning", adapted.config) == variants.settings_of(
+        "relearning", usual.config
+    )
+    assert "adapters=8" in warnings(Options(), adapted.config)[0]
+    assert warnings(Options(adapters=8), adapted.config) == warnings(Options(), usual.config) == []
+    few = variants.measure("relearning", bench(tmp_path / "few", world=world), {**RELEARNING, "adapters": 2})
+    assert few.keys() == done[1].keys()
+    assert few[f"relearning/6/{KEY}"] != done[1][f"relearning/6/{KEY}"]
 
 
 def test_too_high_a_rate_is_named(world: World, tmp_path: Path) -> None:

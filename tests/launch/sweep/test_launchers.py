@@ -146,12 +146,12 @@ def test_two_commands_search_in_one_database_and_one_is_killed(children, tmp_pat
 
     # Each has made one at least, and the first is in the middle of another.
     assert killed.until(lambda: 0 in codes(other) and {0, None} == set(codes(killed)))
-    made_by_killed = codes(killed).count(0)
     (cut_off,) = [
         record for record in records(tmp_path) if record["code"] is None and record["process"] == killed.pid
     ]
     killed.send(signal.SIGKILL)
     assert killed.ended().code == -signal.SIGKILL
+    made_by_killed = codes(killed).count(0)
     shown = other.ended()
     assert shown.code == 0, shown.err[-3000:]
     made = records(tmp_path)

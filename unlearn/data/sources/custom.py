@@ -109,7 +109,7 @@ def example_of(row: Row, where: str, key: str, columns: Columns | None = None) -
     Raises:
         UserError: a column is absent or holds a wrong type.
     """
-    columns = columns or Columns()
+    named, columns = columns is not None, columns or Columns()
     template = optional_text(row, columns.template, where)
     if row.get(columns.question) is None and (columns.text in row or columns.question not in row):
         if columns.text in row:
@@ -122,9 +122,9 @@ def example_of(row: Row, where: str, key: str, columns: Columns | None = None) -
             )
     for name in ("question", "answer"):
         if (column := getattr(columns, name)) not in row:
+            advice = f"; name it by dataset.options.columns.{name}" if named else ""
             raise UserError(
-                f"{where}: column {column!r} is missing (columns: {', '.join(map(str, row))}); name it by "
-                f"dataset.options.columns.{name}"
+                f"{where}: column {column!r} is missing (columns: {', '.join(map(str, row))}){advice}"
             )
     return question_and_answer(
         row, where, key, question=columns.question, answer=columns.answer, template=template
