@@ -61,10 +61,8 @@ class Planned:
         sets = identity(config.dataset, evaluation_sets(config))
         log = self.job.baselines.log
         retain = content_hash(log) if log else retain
-        if (
-            config.model.lora.r and config.hardware.dtype != "fp32"
-        ):  # earlier releases measured the live adapters
-            settings["adapters"] = "merged"
+        if config.method.makes_model and config.model.lora.r and config.hardware.dtype != "fp32":
+            settings["adapters"] = "merged"  # earlier releases measured the live ones
         asked = {"eval": settings, "sets": sets, "files": files_of(config), "retain": str(retain)}
         trained = {name: variants.settings_of(name, config) for name in config.eval.variants}
         return digest(asked | {name: own for name, own in trained.items() if own is not None})
@@ -130,10 +128,8 @@ def fingerprint(
     selected = (
         selection_identity(config, baselines or Baselines()) if makes and config.eval.select.rule else {}
     )
-    if (
-        makes and config.model.lora.r and method.train is not None
-    ):  # earlier releases trained base weights, too
-        watched["train"] = "adapters"
+    if makes and config.model.lora.r and method.train is not None:
+        watched["train"] = "adapters"  # earlier releases trained base weights, too
     first = {}
     if unlearned is not None:
         first = {"unlearned": [unlearned.key, method.unlearned.alpha, method.unlearned.beta]}

@@ -207,7 +207,6 @@ def test_the_attack_is_the_same_on_a_model_of_adapters(
     assert "adapters=8" in warnings(Options(), adapted.config)[0]
     assert warnings(Options(adapters=8), adapted.config) == warnings(Options(), usual.config) == []
     few = variants.measure("relearning", bench(tmp_path / "few", world=world), {**RELEARNING, "adapters": 2})
-    assert few.keys() == done[1].keys()
     assert few[f"relearning/6/{KEY}"] != done[1][f"relearning/6/{KEY}"]
 
 

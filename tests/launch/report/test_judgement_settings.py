@@ -40,7 +40,7 @@ def test_the_default_judgement_leaves_finished_evaluations_complete():
     assert len(others) == 2
 
 
-def test_relearning_of_other_adapters_or_another_rate_is_another_evaluation():
+def test_relearning_at_another_rate_is_another_evaluation_and_with_adapters_none():
     """Of the retain model as well, with which what is relearned is compared."""
 
     def of_retain(*overrides: str) -> str:
@@ -51,7 +51,7 @@ def test_relearning_of_other_adapters_or_another_rate_is_another_evaluation():
     robust = "eval=[tofu,robust]"
     for changed in ("++model.lora.r=4", "++model.lr_scale=7"):
         assert of_retain("eval=tofu", changed) == of_retain("eval=tofu")
-        assert of_retain(robust, changed) != of_retain(robust)
+        assert (of_retain(robust, changed) == of_retain(robust)) == ("lora" in changed)
 
 
 def test_the_root_may_be_spelled_or_mounted_otherwise(tmp_path, monkeypatch):
