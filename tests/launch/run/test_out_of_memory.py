@@ -37,7 +37,7 @@ def test_it_ends_as_if_it_had_begun_with_the_smaller_portion(children: Nursery, 
         return shown.out + shown.err
 
     halved, small = tmp_path / "halved", tmp_path / "small"
-    first = 1024 if processes == 1 else 128  # each start of two processes takes seconds
+    first = 1024 if processes == 1 else 256  # each start of two processes takes seconds
     said = done(halved, first, "tests.launch.run.hungry:limit")
     kept = json.loads((halved / "memory.json").read_text())
     portion = kept["fitting"]["micro_tokens"]
