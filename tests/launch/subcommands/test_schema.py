@@ -11,7 +11,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from launch.commands.schema import of_group, whole
-from launch.compose import CONFIGS, checked, compose_run, force_overrides, groups, option_file
+from launch.compose import checked, compose_run, force_overrides
+from launch.config_groups import CONFIGS, groups, option_file
 from tests.launch.commands import done, unlearn
 from tests.launch.subcommands.json_schema import problems
 
