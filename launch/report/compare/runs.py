@@ -18,9 +18,13 @@ from unlearn.run_dir import RunDir
 RunRole = Literal["run", "target", "retain model"]
 ANCHORS: tuple[RunRole, ...] = ("target", "retain model")
 
-TASK = re.compile(r"(model|dataset|data|eval)(\.(?!lora\.|lr_scale|variants\.|select\.(?!share$)).+)?|hardware\.dtype")
-"""Settings that a target and a retain model have too: runs compare where these are the same. Options of variants
-change no metric but the variant's own."""
+TASK = re.compile(
+    r"(model|dataset|data|eval)(\.(?!lora\.|lr_scale|variants\.|select\.(?!share$)).+)?|hardware\.dtype"
+)
+"""Settings that a target and a retain model have too: runs compare where these are the same.
+
+Options of variants change no metric but the variant's own.
+"""
 
 _NOT_MEASURED = ("train", "run", "select", "geffect", "loss", "")
 

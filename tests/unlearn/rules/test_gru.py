@@ -32,7 +32,7 @@ CONSTANT: dict[str, Any] = {"schedule": "constant", "warmup_epochs": 0, "lr": 1e
 
 
 def method(**rule: Any) -> MethodConfig:
-    return training.preset("gru", **CONSTANT, rule={"name": "gru", **rule}, retain_weight=2.0)
+    return training.preset("gru", **CONSTANT, clip=1.0, rule={"name": "gru", **rule}, retain_weight=2.0)
 
 
 # -- by hand -------------------------------------------------------------------------------------------
