@@ -25,8 +25,8 @@ _HEAD = """\
 Every key of a run. Any of them can be set on the command line, `key=value`, or in a YAML of your own; an
 option of a group ([presets](presets.md)) sets several. `unlearn --cfg job …` prints the whole configuration
 of a command. A key that does not exist is refused, with near misses. The default named here is that of the
-schema; the options that a command has without being told (`model=nano dataset=authors method=npo hardware=cpu
-eval=tofu tracker=wandb`) set some keys otherwise.
+schema; the default options of a command (`model=nano dataset=authors method=npo hardware=cpu eval=tofu
+tracker=wandb`) set some keys otherwise.
 
 `model`, `dataset`, `method` and `seed` decide the numbers and name the run's folder. `hardware` says how they
 are computed, the rest what is measured and kept. *required*: an option of the group sets it. Values with

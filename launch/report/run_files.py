@@ -44,10 +44,8 @@ def load(path: Path, role: str) -> Run:
     run = Run(role, RunDir(path).read_results(), problems=problems(path))
     for benchmark, rows in example_rows(path, _plain_columns):
         run.examples |= {(benchmark, str(row["set"]), str(row["id"])): row for row in rows}
-    asked = _measured_last(path)
-    for file in sorted(RunDir(path).eval.glob("*/words.json")):
-        if asked is None or file.parent.name in asked:
-            run.words |= {f"{file.parent.name}/{name}": str(words) for name, words in read_json(file).items()}
+    for file in _of_last_evaluation(path, "*/words.json"):
+        run.words |= {f"{file.parent.name}/{name}": str(words) for name, words in read_json(file).items()}
     return run
 
 
@@ -57,12 +55,10 @@ def problems(path: Path) -> dict[str, list[str]]:
     Raises:
         BrokenFile: a problems.json is not JSON, or config.yaml cannot be read.
     """
-    folder, asked = RunDir(path).eval, _measured_last(path)
+    folder = RunDir(path).eval
     sentences: dict[str, list[str]] = {}
-    for file in sorted(folder.glob("**/problems.json")):
+    for file in _of_last_evaluation(path, "**/problems.json"):
         where = file.parent.relative_to(folder)
-        if asked is not None and where.parts[0] not in asked:
-            continue
         # The evaluation at the end reports those of the evaluations on the way as well.
         if not where.parts[0].startswith("step-") and where.parts[0] != "selection":
             sentences[where.as_posix()] = [str(text) for text in read_json(file).get("problems", [])]
@@ -79,10 +75,7 @@ def example_rows(
     Raises:
         ValueError: a file cannot be read; with its name.
     """
-    asked = _measured_last(path)
-    for file in sorted(RunDir(path).eval.glob("*/examples.parquet")):
-        if asked is not None and file.parent.name not in asked:
-            continue
+    for file in _of_last_evaluation(path, "*/examples.parquet"):
         try:
             with pq.ParquetFile(file) as opened:
                 chosen = list(columns(opened.schema_arrow))
@@ -93,15 +86,16 @@ def example_rows(
             yield file.parent.name, rows
 
 
-def _measured_last(path: Path) -> set[str] | None:
-    """Return the folders of a run's last evaluation; what others left stays there. None: it is not known."""
-    if not RunDir(path).config.is_file():
-        return None
-    evaluation = read_config(RunDir(path)).get("eval")
-    if not isinstance(evaluation, Mapping):
-        return None
+def _of_last_evaluation(path: Path, pattern: str) -> list[Path]:
+    """Return the files below a run's `eval` but those that an evaluation of other benchmarks left there."""
+    run = RunDir(path)
+    files = sorted(run.eval.glob(pattern))
+    evaluation = read_config(run).get("eval") if files and run.config.is_file() else None
+    if not isinstance(evaluation, Mapping):  # what was evaluated last is not known
+        return files
     variants = evaluation.get("variants") or {}
-    return {*(evaluation.get("benchmarks") or {}), *(name.rpartition(".")[2] for name in variants)}
+    last = {*(evaluation.get("benchmarks") or {}), *(name.rpartition(".")[2] for name in variants)}
+    return [file for file in files if file.relative_to(run.eval).parts[0] in last]
 
 
 def has_answers(schema: pa.Schema) -> bool:

@@ -122,7 +122,7 @@ def fingerprint(
     method = config.method
     makes = method.makes_model
     probed = config.probe.on and not makes  # of saved models, by the gradients of `probe.method`
-    relevant = {"prompt", "lora", "lr_scale"} if makes else {"prompt", "lr_scale"} if probed else {"prompt"}
+    relevant = {"prompt", *(["lr_scale"] if makes or probed else []), *(["lora"] if makes else [])}
     excluded = {"source", "name", "forget_only", "reinforced", "unlearned", "alternatives"}
     watched: dict[str, Any] = {} if not config.probe.on else {"probe": _probe(config)}
     selected = (
