@@ -78,9 +78,9 @@ claims: setup  ## claims.md: what the papers say, tried on the embedded default
 	$(CLAIMS_RUN) experiment=claims method=grad_diff method.retain_weight=5
 	$(CLAIMS_RUN) experiment=claims-rmu
 	$(CLAIMS_RUN) experiment=claims-grun
-	$(CLAIMS_RUN) experiment=claims method=npo,rmu,flat-js,flat-pearson method.lr=1e-4
+	$(CLAIMS_RUN) experiment=claims method=npo,rmu,simimp,flat-js,flat-pearson,flat-tv,kl_min method.lr=1e-4
 	$(CLAIMS_RUN) experiment=claims-grun method.lr=5e-2,1.6e-1
-	$(CLAIMS_RUN) experiment=claims method=flat,flat-js,flat-pearson,flat-tv,grad_ascent method.lr=3e-7,1e-6,2e-6
+	$(CLAIMS_RUN) experiment=claims method=flat,flat-js,flat-pearson,flat-tv,grad_ascent,satimp method.lr=3e-7,1e-6,2e-6
 	$(CLAIMS_RUN) experiment=claims method=wga-geffect,tnpo,npo-geffect ++method.retain=none method.lr=3e-7,1e-6,2e-6,3e-6
 	$(CLAIMS_RUN) experiment=claims method=kl_min method.lr=1e-6,3e-6,1e-5
 	$(CLAIMS_RUN) experiment=claims-weights method=satimp,simsat method.retain_weight=0.01 method.lr=3e-6,1e-5,3e-5

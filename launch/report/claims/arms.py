@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -92,6 +92,17 @@ class Candidates:
         order = scores if (better == "lower") == (at == "best") else -scores
         return settings[int(np.nanargmin(order))]
 
+    def at_end(self, label: str, key: str) -> Literal["smallest", "largest"] | None:
+        """Return which end of those tried a number of a setting is, None if neither.
+
+        Among the settings that differ in it alone, as a further value may not have been tried at all rates.
+        """
+        every, chosen = self.complete, self.named(label)
+        known = chosen and (chosen.ends(key, every, self.free) or chosen.ends(key, every))
+        if not known or chosen is None or chosen.number(key) not in known:
+            return None
+        return "largest" if chosen.number(key) == known[1] else "smallest"
+
     def place(self, label: str) -> str:
         """Return among how many settings one was chosen, and which of its numbers are ends of those tried."""
         every = self.complete
@@ -99,15 +110,13 @@ class Candidates:
             return (
                 "the only one" if len(self.settings) == 1 else f"of {len(self.settings)} the only one whole"
             )
-        notes, chosen, names = [f"of {len(every)}"], self.named(label), shortest(self.free)
-        assert chosen is not None
-        for key in self.free:
-            # Among those that differ in it alone, as a further value may not have been tried at all rates.
-            known = chosen.ends(key, every, self.free) or chosen.ends(key, every)
-            if known is not None and chosen.number(key) in known:
-                end = "largest" if chosen.number(key) == known[1] else "smallest"
-                notes.append(f"the {end} {'rate' if key == RATE else names[key]}")
-        return ", ".join(notes)
+        names = shortest(self.free)
+        ends = [
+            f"the {end} {'rate' if key == RATE else names[key]}"
+            for key in self.free
+            if (end := self.at_end(label, key)) is not None
+        ]
+        return ", ".join([f"of {len(every)}", *ends])
 
     def named(self, label: str) -> Setting | None:
         """Return the setting with this label."""

@@ -17,6 +17,8 @@ FORGET, RETAIN = "tofu/forget/extraction_strength", "tofu/retain/extraction_stre
 MIXED = "calibrated/"
 """Prefix of metrics of the mixture with the target."""
 LEFT = f"{MIXED}{FORGET}"
+TARGET = "the target"
+"""What an arm may be compared with besides another: the model before any method."""
 At = Literal["best", "worst", "spread"]
 
 
@@ -37,6 +39,7 @@ class Level(Section):
 class Comparison(Section):
     """One or several paired differences: the arm `of` against each of `than`, or against a number.
 
+    `TARGET` stands for the target of a seed, on either side.
     at: each arm at its setting with the best, or the worst, mean on the selection items; or the spread of the
     metric over its settings. least: the claimed difference is larger. log: of decimal logarithms.
     """
@@ -58,6 +61,10 @@ class Weights(Section):
     name: str
     options: dict[str, float] = Field({})
     sign: Literal[1, -1]
+
+    @property
+    def label(self) -> str:
+        return f"{self.name} ({', '.join(f'{key} {value:g}' for key, value in self.options.items())})"
 
 
 class Claim(Section):
@@ -101,7 +108,7 @@ class Claims(Section):
 
 
 def arms_of(claim: Claim) -> list[str]:
-    """Return the arms of a claim, each once, in order."""
+    """Return the arms of a claim, each once, in order; the target is none."""
 
     def every() -> Iterator[str]:
         for each in claim.comparisons:
@@ -109,7 +116,7 @@ def arms_of(claim: Claim) -> list[str]:
             if isinstance(each.than, list):
                 yield from each.than
 
-    return list(dict.fromkeys(every()))
+    return [name for name in dict.fromkeys(every()) if name != TARGET]
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The figures of the page as SVG: trade-offs of the arms, and paired differences with their intervals."""
+"""The figures of the page as SVG: trade-offs of the arms, paired differences, weights of tokens."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 
 from launch.report.claims.arms import Setting
-from launch.report.claims.definitions import FORGET, RETAIN
+from launch.report.claims.definitions import FORGET, RETAIN, Claim
 from launch.report.claims.trial import Difference
-from launch.report.claims.verdicts import Task, Trial
+from launch.report.claims.verdicts import LIKELIHOODS, Task, Trial, of_likelihood
 from launch.report.statistics import interval
 from launch.report.svg import COLOURS, GREY, INK, Picture, Scale, fitted
 
@@ -20,6 +20,8 @@ _COLOURS = (*COLOURS, "#332288", "#ddcc77", "#882255", "#44aa99")
 
 def figure(trials: Sequence[Trial]) -> str | None:
     """Return the figure of a claim over its tasks; None where nothing can be drawn."""
+    if trials[0].claim.weights:
+        return weights(trials[0].claim)
     if trials[0].claim.figure == "trade-off":
         return trade_off(trials)
     return differences(trials)
@@ -98,6 +100,20 @@ def _cross(picture: Picture, setting: Setting, x: Scale, y: Scale, colour: str) 
 
 def _colour(names: Sequence[str], name: str) -> str:
     return _COLOURS[names.index(name) % len(_COLOURS)]
+
+
+def weights(claim: Claim) -> str:
+    """Draw the weight of a token over its likelihood, a curve for each weighting of the claim."""
+    picture = Picture(76 + _PANEL + _LEGEND, _HEIGHT, claim.claim)
+    x, y = Scale(0, 1, 76, 76 + _PANEL - 30), Scale(0, 1, _HEIGHT - 60, 40)
+    picture.frame(x, y, "likelihood of the token", "weight", "")
+    for row, each in enumerate(claim.weights):
+        curve = list(zip(LIKELIHOODS, of_likelihood(each), strict=True))[::18]
+        picture.line([(x(a), y(b)) for a, b in curve], _COLOURS[row], 2)
+        at = picture.width - _LEGEND + 14, 48 + 24 * row
+        picture.dot(at, 6, _COLOURS[row])
+        picture.text(at[0] + 14, at[1] + 4, each.label)
+    return picture.svg()
 
 
 def differences(trials: Sequence[Trial]) -> str | None:

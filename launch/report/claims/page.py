@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from launch.report import markdown
+from launch.report.claims.arms import RATE
 from launch.report.claims.budget import budget, made, repeated
 from launch.report.claims.definitions import FORGET, MIXED, RETAIN, Claim, Level
 from launch.report.claims.trial import LEVEL, Difference, holm, written
@@ -15,33 +16,41 @@ from launch.report.kept import KeptRun
 from launch.report.results_table import format_value
 
 NO_RUNS = "cannot tell (no runs)"
-_ANCHORS = {"extraction strength left": FORGET, "kept": RETAIN, "utility": "tofu/model_utility"}
+_ANCHORS = {
+    "extraction strength left": FORGET,
+    "kept": RETAIN,
+    "utility": "tofu/model_utility",
+    "ROUGE-L recall left": "tofu/forget/rougeL_recall",
+}
 _HOW = f"""\
 **How.** Compared methods have the same number of steps, batch and retain data; the weights of their terms
 and their exponents are the presets', unless a claim chooses them. Of each method the setting is the one
 with the best mean over seeds on the selection items, a quarter of each set (`eval.select.share`) that is
 not reported: by the calibrated extraction strength left, or where the claim is about what is kept, by
 retain minus forget extraction strength (`select/margin`). *Settings* says of how many, and which number is
-an end of what was tried. All figures are of the rest. Where settings chosen by the reported items
-themselves, which is too kind to all, would give another verdict, it says which. *Calibrated* metrics are of
-the mixture with the target that keeps at least 95 % of its retention (`eval=[tofu,calibrated]`), which is
-what "at equal retention" means here. α is the share of the unlearned model in it, in steps of 1/64: 1 where
-it keeps that much by itself; where α is small the method has ruined the model, and what is compared is
-mostly the target.
-*Keeps* is the retention of the mixture; more than 0.95 is a disadvantage. Trade-offs are drawn
-without mixing. A *spread* is the largest minus the smallest value over the learning rates that both methods
-have. What the probe gives for a run (`geffect/…`) is defined in [geffect.md](geffect.md#what-is-measured).
-A difference is paired by seed and positive as claimed; its interval is Student's t of 95 %. **Holds**:
-every interval of the claim lies above its bound. **Does not hold**: one difference lies below it with p <
-{LEVEL:g} (`p against`), adjusted after Holm for the comparisons of the claim. **Cannot tell**: anything
-else, with the reason; in the table, how many intervals lie above and below their bounds, which is not
-adjusted for their number."""
+an end of those tried with all else alike. All figures are of the rest. Where settings chosen by the
+reported items themselves, which is too kind to all, would give another verdict, it says which. *Calibrated*
+metrics are of the mixture with the target that keeps at least 95 % of its retention
+(`eval=[tofu,calibrated]`), which is what "at equal retention" means here. α is the share of the unlearned
+model in it, in steps of 1/64: 1 where it keeps that much by itself; where α is small the method has ruined
+the model, and what is compared is mostly the target. *Keeps* is the retention of the mixture; more than
+0.95 is a disadvantage. Trade-offs are drawn without mixing. A *spread* is the largest minus the smallest
+value over the learning rates that both methods have. What the probe gives for a run (`geffect/…`) is
+defined in [geffect.md](geffect.md#what-is-measured). A difference is paired by seed and positive as
+claimed; its interval is Student's t of 95 %. It is about seeds: on TOFU these differ in the order of the
+data alone, and the target, the retain model and the items are the same, so that an interval says nothing of
+other items or another target. **Holds**: every interval of the claim lies above its bound. **Does not
+hold**: one difference lies below it with p < {LEVEL:g} (`p against`), adjusted after Holm for the
+comparisons of the claim. **Cannot tell**: anything else, with the reason; in the table, how many intervals
+lie above and below their bounds, which is not adjusted for their number. **‡**: a verdict with a learning
+rate that is an end of those tried; another could come of a rate beyond it."""
 
 
 _ENDS = """\
 What no method has changed, means over seeds. A model that leaves less than the retain model, which never saw
-the forget set, has not forgotten more: **†** marks comparisons where both sides leave no more than it, which
-speak neither for nor against a claim that one forgets more."""
+the forget set, has not forgotten more: in differences of what is left each side counts as no less than the
+retain model of the same seed leaves. **†** marks comparisons where both sides leave no more than it in every
+seed, so that the difference is 0. *Means* are as measured."""
 
 
 def page(
@@ -109,7 +118,9 @@ def _verdict(trials: Sequence[Trial], label: str) -> str:
         if trial.task is None and trial.claim.weights:
             return f"{trial.outcome.verdict} (by definition)"
         if trial.task is not None and trial.task.label == label:
-            return f"{trial.outcome.verdict}{_part(trial)}"
+            at_end = any(arm.at_end(trial.chosen.get(name, ""), RATE) for name, arm in trial.arms.items())
+            mark = " ‡" if at_end and trial.outcome.verdict != "cannot tell" else ""
+            return f"{trial.outcome.verdict}{_part(trial)}{mark}"
     return NO_RUNS
 
 
@@ -124,7 +135,7 @@ def _part(trial: Trial) -> str:
         counted.append(f"{sum(each.above for each in known)} of {len(known)} above")
     if below := sum(each.below for each in known):
         counted.append(f"{below} below")
-    if beyond := sum(each.beyond and not each.above for each in known):
+    if beyond := sum(each.beyond for each in known):
         counted.append(f"{beyond} †")
     if len(known) < len(every):
         counted.append(f"{len(every) - len(known)} missing")

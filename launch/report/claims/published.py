@@ -84,7 +84,9 @@ def section() -> str:
         f"Figures of others on models of 7B parameters. `hardware` is the first of {', '.join(PRESETS)} "
         f"with which the run fits on cards of {CARD:g} GiB, by the estimate of `unlearn memory`. `hours` are "
         f"of the training alone on one A100: 6 operations a parameter and token at {SHARE:.0%} of its "
-        f"{FLOPS / 1e12:g} TFLOP/s; – where the number of tokens is not known.",
+        f"{FLOPS / 1e12:g} TFLOP/s; – where the number of tokens is not known. Not in them: second answers "
+        "(DPO, FLAT), forwards of a reference model (NPO, RMU, KL) and of activation checkpointing, and the "
+        "training of a target or retain model where the command plans one.",
     ]
     for group in published.groups:
         shape = published.shapes[group.model].shape()

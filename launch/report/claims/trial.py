@@ -25,7 +25,7 @@ class Difference:
     label: what is compared. mean, half: over `n` seeds, and half of the 95 % interval (Student's t). least:
     the claimed difference is larger than this: 0, below it for "not worse by more than", above it for "by at
     least". missing: why there is no difference, "" where there is one. means: of both sides. beyond: both
-    leave no more than a model that never saw the forget set.
+    leave no more than a model that never saw the forget set, in every seed, so that the difference is 0.
     """
 
     label: str
@@ -51,22 +51,21 @@ class Difference:
 
     @property
     def above(self) -> bool:
-        """Whether the interval is above `least`; where both are `beyond`, only for a `least` below 0."""
-        return self.known and self.low > self.least and (not self.beyond or self.least < 0)
+        """Whether the interval is above `least`."""
+        return self.known and self.low > self.least
 
     @property
     def below(self) -> bool:
         """Whether the interval is below `least`."""
-        return self.known and self.high < self.least and not self.beyond
+        return self.known and self.high < self.least
 
     @property
     def against(self) -> float:
         """Return the p-value of a difference that is at least `least`; 1 where it is not below, or not known.
 
-        It is doubled, as for an interval on both sides. Where both sides left no more than a model that never
-        saw the forget set, nothing speaks against the claim.
+        It is doubled, as for an interval on both sides.
         """
-        if not self.known or self.beyond or self.mean >= self.least:
+        if not self.known or self.mean >= self.least:
             return 1.0
         if self.half == 0:
             return 0.0
@@ -123,8 +122,8 @@ def judged(differences: Sequence[Difference]) -> Outcome:
             f"{each.label} {written(each)}{' †' if each.beyond else ''}" for each in open_[:_SHOWN]
         )
         more = f" and {len(open_) - _SHOWN} more" if len(open_) > _SHOWN else ""
-        bound = f"{_bound(open_)}{', or †' if any(each.beyond for each in open_) else ''}"
-        reasons.append(f"{len(open_)} of {len(differences)} intervals not above {bound}: {named}{more}")
+        count = f"{len(open_)} of {len(differences)} intervals not above {_bound(open_)}"
+        reasons.append(f"{count}: {named}{more}")
     reasons += list(dict.fromkeys(f"{each.label}: {each.missing}" for each in missing))[:_SHOWN]
     if len(missing) > _SHOWN:
         reasons.append(f"{len(missing) - _SHOWN} more are missing")

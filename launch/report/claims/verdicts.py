@@ -12,8 +12,8 @@ import torch
 
 from launch.report.claims.arms import SAME, Candidates, Missing, NotMade, candidates, of_reported
 from launch.report.claims.definitions import (
-    FORGET,
-    LEFT,
+    MIXED,
+    TARGET,
     At,
     Claim,
     Claims,
@@ -28,8 +28,10 @@ from launch.report.settings import shortest, word
 from launch.report.statistics import rank_correlation
 from unlearn.terms import WEIGHTINGS
 
+_OF_FORGET = "tofu/forget/"
 _OF = " × "  # between the data and the model of a label
-_LIKELIHOODS = [step / 1000 for step in range(1, 1000)]
+LIKELIHOODS = [step / 1000 for step in range(1, 1000)]
+"""Of a token, at which weightings are compared."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,13 @@ class Task:
         values = [run.number(key) for run in self.of(role)]
         return float(np.mean(values)) if values else math.nan
 
-    @property
-    def floor(self) -> float:
-        """What a model that never saw the forget set leaves of it, NaN where there is none."""
-        return self.anchor("retain model", FORGET)
+    def of_seed(self, role: str, key: str, seed: Any) -> float:
+        """Return a metric of the target or retain model of a run with this seed, NaN where there is none.
+
+        Where each seed has data of its own, it is the one of these data; else the mean of all.
+        """
+        own = [run.number(key) for run in self.of(role) if _data(run.seed) == _data(seed)]
+        return float(np.mean(own)) if own else self.anchor(role, key)
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,11 @@ def tasks(runs: Sequence[KeptRun]) -> list[Task]:
     return sorted(made, key=lambda task: (task.label.partition(_OF)[2], task.label))
 
 
+def _data(seed: Any) -> str:
+    """Return the seed of the data of a run with this seed, which names it where the two differ."""
+    return str(seed).rpartition("data ")[2]
+
+
 def _label(run: KeptRun) -> str:
     data = [run.settings.get(f"dataset.{key}") for key in ("name", "forget")]
     return f"{' '.join(str(part) for part in data if part)}{_OF}{run.settings.get('model.name', 'model')}"
@@ -114,17 +124,21 @@ def tried(claims: Claims, every: Sequence[Task]) -> list[Trial]:
 
 def by_definition(weights: Iterable[Weights]) -> Outcome:
     """Return whether each weighting rises, or falls, with the likelihood of a token: no run is needed."""
-    logp = torch.tensor(_LIKELIHOODS, dtype=torch.float64).log()
     against, named = [], []
     for each in weights:
-        weighting = WEIGHTINGS.find(each.name, f"weighting {each.name}")
-        correlation = rank_correlation(_LIKELIHOODS, weighting(logp, **each.options).double().tolist())
-        options = ", ".join(f"{key} {value:g}" for key, value in each.options.items())
-        named.append(f"{each.name} ({options}) {correlation:+.2f}")
+        correlation = rank_correlation(LIKELIHOODS, of_likelihood(each))
+        named.append(f"{each.label} {correlation:+.2f}")
         if not correlation * each.sign > 0:
             against.append(each.name)
     text = f"rank correlation of weight and likelihood: {'; '.join(named)}"
     return Outcome("does not hold" if against else "holds", text)
+
+
+def of_likelihood(weights: Weights) -> list[float]:
+    """Return the weight of a token at each of `LIKELIHOODS`."""
+    logp = torch.tensor(LIKELIHOODS, dtype=torch.float64).log()
+    weighting = WEIGHTINGS.find(weights.name, f"weighting {weights.name}")
+    return weighting(logp, **weights.options).tolist()
 
 
 def _on_task(claim: Claim, claims: Claims, task: Task) -> Trial | None:
@@ -149,10 +163,9 @@ def _on_task(claim: Claim, claims: Claims, task: Task) -> Trial | None:
     absent = {name for name, reason in missing.items() if isinstance(reason, NotMade)}
     if all(absent.intersection(_arms(*pair)) for pair in pairs):
         return None
-    floor = task.floor
 
     def outcome(claim: Claim, chosen: dict[str, str]) -> Outcome:
-        return judged([_difference(claim, *pair, arms, missing, chosen, floor) for pair in pairs])
+        return judged([_difference(claim, *pair, arms, missing, chosen, task) for pair in pairs])
 
     chosen: dict[str, str] = {}
     own = outcome(claim, chosen)
@@ -161,12 +174,13 @@ def _on_task(claim: Claim, claims: Claims, task: Task) -> Trial | None:
 
 
 def _arms(comparison: Comparison, than: str | float) -> list[str]:
-    return [comparison.of, *([than] if isinstance(than, str) else [])]
+    sides = [comparison.of, *([than] if isinstance(than, str) else [])]
+    return [name for name in sides if name != TARGET]
 
 
 def _difference(
     claim: Claim, comparison: Comparison, than: str | float, arms: Mapping[str, Candidates],
-    missing: Mapping[str, Missing], chosen: dict[str, str], floor: float,
+    missing: Mapping[str, Missing], chosen: dict[str, str], task: Task,
 ) -> Difference:  # fmt: skip
     metric, label = comparison.metric or claim.metric, _named(claim, comparison, than)
     names = _arms(comparison, than)
@@ -175,27 +189,38 @@ def _difference(
             return Difference(label, least=comparison.least, missing=str(missing[name]))
     if unequal := _unequal([arms[name] for name in names]):
         return Difference(label, least=comparison.least, missing=unequal)
-    arm, rival = arms[comparison.of], arms[than] if isinstance(than, str) else None
-    if rival is not None and comparison.at == "spread":  # over the same learning rates
-        arm, rival = arm.at_rates_of(rival), rival.at_rates_of(arm)
+    at = comparison.than_at or comparison.at
+    own, other = arms.get(comparison.of), arms.get(str(than))
+    if own is not None and other is not None and at == "spread":  # over the same learning rates
+        own, other = own.at_rates_of(other), other.at_rates_of(own)
     try:
-        own = _values(claim, arm, metric, comparison.at, chosen)
-        if rival is None:
-            other = dict.fromkeys(own, float(than))
-        else:
-            at = comparison.than_at or comparison.at
-            other = _values(claim, rival, comparison.than_metric or metric, at, chosen)
+        first = None if own is None else _values(claim, own, metric, comparison.at, chosen)
+        second = None
+        if other is not None:
+            second = _values(claim, other, comparison.than_metric or metric, at, chosen)
     except Missing as reason:
         return Difference(label, least=comparison.least, missing=str(reason))
-    sign = -1.0 if (comparison.better or claim.better) == "lower" else 1.0
-    seeds = sorted(own.keys() & other.keys(), key=repr)
-    pairs = [(own[seed], other[seed]) for seed in seeds]
+    measured = [set(side) for side in (first, second) if side is not None]
+    seeds = sorted(set.intersection(*measured), key=repr)
+    fixed = {seed: task.of_seed("target", metric, seed) if isinstance(than, str) else than for seed in seeds}
+    pairs = [((first or fixed)[seed], (second or fixed)[seed]) for seed in seeds]
     if comparison.log:
         pairs = [(_log(a), _log(b)) for a, b in pairs]
-    means = [float(np.mean(side)) for side in zip(*pairs, strict=True)] if pairs else []
-    made = difference(label, [sign * (a - b) for a, b in pairs], comparison.least)
-    of_left = metric == LEFT and comparison.at == "best" and not comparison.log
-    return replace(made, means=tuple(means), beyond=of_left and max(means, default=math.nan) <= floor)
+    means = tuple(float(np.mean(side)) for side in zip(*pairs, strict=True))
+    sign = -1.0 if (comparison.better or claim.better) == "lower" else 1.0
+    floors = [-math.inf] * len(seeds)
+    if sign < 0 and at != "spread" and metric.removeprefix(MIXED).startswith(_OF_FORGET):
+        floors = [_floor(task, metric, seed) for seed in seeds]
+    each = list(zip(floors, pairs, strict=True))
+    values = [sign * (max(a, floor) - max(b, floor)) for floor, (a, b) in each]
+    beyond = bool(each) and all(max(pair) <= floor for floor, pair in each)
+    return replace(difference(label, values, comparison.least), means=means, beyond=beyond)
+
+
+def _floor(task: Task, metric: str, seed: Any) -> float:
+    """Return what a model that never saw the forget set leaves of it, −∞ where there is none."""
+    floor = task.of_seed("retain model", metric.removeprefix(MIXED), seed)
+    return floor if math.isfinite(floor) else -math.inf
 
 
 def _values(claim: Claim, arm: Candidates, metric: str, at: At, chosen: dict[str, str]) -> dict[Any, float]:

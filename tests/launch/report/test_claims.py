@@ -20,9 +20,9 @@ from launch.report.claims.budget import made, repeated
 from launch.report.claims.command import main
 from launch.report.claims.definitions import Claims, Level
 from launch.report.claims.figures import differences, trade_off
-from launch.report.claims.page import page
+from launch.report.claims.page import page, summary
 from launch.report.claims.trial import Difference, difference, holm, judged, spread
-from launch.report.claims.verdicts import Trial, by_definition, tasks, tried
+from launch.report.claims.verdicts import LIKELIHOODS, Trial, by_definition, of_likelihood, tasks, tried
 from launch.report.geffect.run_effects import effects
 from launch.report.kept import KeptRun, read, read_archive, write_archive
 from launch.report.statistics import rank_correlation
@@ -109,13 +109,6 @@ def test_verdicts(differences: list[Difference], verdict: str, words: str) -> No
     assert words in outcome.reason
 
 
-def test_where_both_forgot_more_than_enough_nothing_is_decided() -> None:
-    above, below = (replace(sure(mean), beyond=True) for mean in (0.1, -0.1))
-    assert judged([above]).verdict == judged([below]).verdict == "cannot tell"
-    assert judged([above]).reason.endswith("†")
-    assert judged([replace(sure(0.1, least=-0.05), beyond=True)]).verdict == "holds"  # "no worse than"
-
-
 def test_a_contradiction_is_adjusted_for_the_number_of_comparisons() -> None:
     # p of −0.1 ± 0.09 at five seeds is 0.037: against a claim by itself, one of nine comparisons is not.
     weak = Difference("weak", -0.1, 0.09, 5)
@@ -129,6 +122,10 @@ def test_weights_of_tokens_need_no_run() -> None:
     assert by_definition(weights).verdict == "holds"
     turned = [each.model_copy(update={"sign": -each.sign}) for each in weights]
     assert by_definition(turned).verdict == "does not hold"
+    # At a likelihood of 0.5 the fifth power of both.
+    for each in weights:
+        if each.options["beta"] == 5:
+            assert of_likelihood(each)[LIKELIHOODS.index(0.5)] == pytest.approx(0.5**5)
 
 
 def test_what_the_probe_logged_becomes_one_number() -> None:
@@ -266,7 +263,67 @@ def test_what_is_left_is_shown_next_to_what_a_retain_model_leaves(runs: Path) ->
     shown = page([trial], [trial.task], trial.task.runs, {}, [], "")
     assert "| authors forget10 × nano | target | 1.0000 | 1.0000 | – |" in shown
     assert "| authors forget10 × nano | retain model | 0.3500 | 1.0000 | – |" in shown
-    assert "| A against B | 0.1100 / 0.3200 † |" in shown  # both below 0.35
+    assert "| A against B | 0.1100 / 0.3200 † | +0.000 (+0.000 to +0.000) |" in shown  # both below 0.35
+    assert (trial.outcome.verdict, alone.outcome.verdict) == ("cannot tell", "holds")
+
+
+def test_less_than_the_retain_model_of_a_seed_leaves_counts_as_that(tmp_path: Path) -> None:
+    floors = [0.05, 0.30, 0.50]
+    for seed, floor in enumerate(floors):
+        data = {"options": {"seed": seed, "authors": 40}}
+        for method, left in (("satimp", 0.1), ("npo", 0.4)):
+            name = f"{method}{seed}"
+            write_run(tmp_path / name, method=method, seed=seed, dataset=data, results=results(left, left))
+        anchor = {PLAIN: floor, "tofu/model_utility": 0.5 + 0.1 * seed}
+        for role in ("evaluate the retain model", "evaluate the target"):
+            write_run(tmp_path / f"{role}{seed}", method="none", role=role, dataset=data, results=anchor)
+    (trial,) = trials_of(tmp_path)
+    (each,) = trial.outcome.differences
+    assert each.means == pytest.approx((0.1, 0.4))
+    # 0.4 − 0.1 where the floor is below both, 0.4 − 0.3 where it is between, 0 where it is above.
+    assert each.mean == pytest.approx((0.3 + 0.1 + 0) / 3)
+    assert not each.beyond
+
+
+def test_an_arm_is_compared_with_the_target_of_its_seed(tmp_path: Path) -> None:
+    utility = "tofu/model_utility"
+    for seed in range(3):
+        data = {"options": {"seed": seed, "authors": 40}}
+        for method, loss in (("satimp", 0.01 * seed), ("npo", 0.3)):
+            own = results(0.1, 0.1, **{utility: 0.5 + 0.1 * seed - loss})
+            write_run(tmp_path / f"{method}{seed}", method=method, seed=seed, dataset=data, results=own)
+        own = {utility: 0.5 + 0.1 * seed}
+        write_run(tmp_path / f"t{seed}", method="none", role="evaluate the target", dataset=data, results=own)
+    values = TWO_METHODS.model_dump()
+    values["claims"][0] |= {
+        "metric": utility,
+        "better": "higher",
+        "comparisons": [
+            {"of": "A", "than": ["the target"], "least": -0.05},
+            {"of": "the target", "than": ["B"], "least": 0.05},
+        ],
+    }
+    (trial,) = tried(Claims.model_validate(values), tasks(read([str(tmp_path)])[0]))
+    keeps, loses = trial.outcome.differences
+    assert keeps.label == "A against the target"
+    assert keeps.mean == pytest.approx(-0.01)
+    assert loses.mean == pytest.approx(0.3)
+    assert trial.outcome.verdict == "holds"
+    values["claims"][0]["comparisons"][0]["least"] = 0.05  # A is not better than the target
+    (trial,) = tried(Claims.model_validate(values), tasks(read([str(tmp_path)])[0]))
+    assert trial.outcome.verdict == "does not hold"
+
+
+def test_a_verdict_with_a_rate_at_an_end_is_marked(runs: Path) -> None:
+    def verdicts() -> str:
+        (trial,) = trials_of(runs)
+        assert trial.task is not None
+        return summary([trial], [trial.task])
+
+    assert "| holds ‡ |" in verdicts()  # the smaller one of A's two rates
+    for seed in range(3):
+        write_run(runs / f"a{seed}-low", method="satimp", seed=seed, lr=1e-6, results=results(0.2, 0.4))
+    assert "| holds |" in verdicts()
 
 
 def test_numbers_at_an_end_of_those_tried_are_named(tmp_path: Path) -> None:
@@ -356,7 +413,7 @@ def test_claims_of_gradients_are_of_watched_runs_alone(tmp_path: Path) -> None:
             made = write_run(
                 tmp_path / f"ga{seed}-{lr}", method="grad_ascent", seed=seed, lr=lr, results=results(0.5, 0.1)
             )
-        for method, size in (("wga-geffect", 1.0), ("npo-geffect", 2.0), ("tnpo", 40.0)):
+        for method, size in (("wga-geffect", 1.0), ("npo-geffect", 2.0), ("wtnpo", 40.0)):
             other = write_run(
                 tmp_path / f"{method}{seed}", method=method, seed=seed, results={"train/steps": 50.0}
             )
