@@ -210,7 +210,8 @@ class _Judging:
             answers = [e.answer for e in sets["forget"]]
             ids = [e.id for e in sets["forget"]]
             self.texts["forget", "gold"] = dict(zip(ids, answers, strict=True))
-            self.texts["forget", "other"] = dict(zip(ids, answers[1:] + answers[:1], strict=True))
+            half = len(answers) // 2  # the next question would be about the same person
+            self.texts["forget", "other"] = dict(zip(ids, answers[half:] + answers[:half], strict=True))
         self.prompts = {
             (*place, e.id): prompt(question_of(e, "llm_judge"), e.answer, text)
             for place, texts in self.texts.items()

@@ -71,7 +71,8 @@ METRICS = {
     ),
 }  # fmt: skip
 RETRAINED = {"news": 1 - 0.4772, "books": 1 - 0.5393}
-"""AUCs of the published retrained models, 1: remembered; the released code has 1 − AUC."""
+"""AUCs of Min-40% of the published retrained models, 1: remembered; the released code has 1 − AUC."""
+_RETRAINED_K = 0.4
 
 _KNOWMEM = {"knowmem_forget": "muse/forget/knowmem", "knowmem_retain": "muse/retain/knowmem"}
 _PRIVLEAK = ("privleak_forget", "privleak_holdout")
@@ -109,6 +110,8 @@ class Options(Section):
         known = own in RETRAINED if isinstance(own, str) else own is None or 0 <= own <= 1
         if not known:
             raise ValueError(f"retain_auc={own}: give news, books or an AUC between 0 and 1")
+        if isinstance(own, str) and self.k != _RETRAINED_K:
+            raise ValueError(f"retain_auc={own} is of k={_RETRAINED_K}, not of k={self.k}; give the AUC")
         return self
 
 

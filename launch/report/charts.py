@@ -77,8 +77,13 @@ def training_curves(history: Sequence[Row], benchmarks: set[str]) -> list[Figure
     return figures
 
 
-def dynamics(history: Sequence[Row], models: Mapping[str, Results], benchmarks: set[str]) -> list[Figure]:
-    """Return a chart per metric evaluated during training: a line per set, other models as dotted levels."""
+def dynamics(
+    history: Sequence[Row], models: Mapping[str, Results], benchmarks: set[str], *, selected: bool = False
+) -> list[Figure]:
+    """Return a chart per metric evaluated during training: a line per set, other models as dotted levels.
+
+    selected: with `eval.select` lines are of its selection examples, where levels are of the reported ones.
+    """
     keys = in_order(key for row in history for key in row if _evaluated(key, benchmarks))
     charts: dict[tuple[str, str], list[str]] = {}
     for key in keys:
@@ -98,7 +103,12 @@ def dynamics(history: Sequence[Row], models: Mapping[str, Results], benchmarks: 
         ]
         axes = over_steps(legend=len(lines) > 1) | {"yaxis": axis(members[0], titled=False)}
         figures.append(
-            Figure(f"{bench.upper()} · {label(metric)}", _hint(members, levels), [*lines, *levels], axes)
+            Figure(
+                f"{bench.upper()} · {label(metric)}",
+                _hint(members, levels, selected=selected),
+                [*lines, *levels],
+                axes,
+            )
         )
     return figures
 
@@ -133,10 +143,13 @@ def _set(key: str) -> str:
     return (info(key).group or info(key).metric).replace("_", " ")
 
 
-def _hint(keys: Sequence[str], levels: Sequence[Mapping[str, Any]]) -> str:
+def _hint(keys: Sequence[str], levels: Sequence[Mapping[str, Any]], *, selected: bool) -> str:
     """Write the directions, by set if they differ, and what the dotted levels are."""
     ways = {info(key).direction: _set(key) for key in reversed(keys)}
     texts = [f"{name}: {way}" if len(ways) > 1 else way for way, name in reversed(ways.items()) if way]
     if levels:
-        texts.append("dotted: " + ", ".join(level["name"] for level in levels))
+        of = ", of the reported examples" if selected else ""
+        texts.append("dotted: " + ", ".join(level["name"] for level in levels) + of)
+    if selected:
+        texts.append("lines: of the selection examples")
     return " · ".join(texts)

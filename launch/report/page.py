@@ -53,6 +53,7 @@ def write_report(run_dir: Path, *, target_dir: Path | None = None, retain_dir: P
     keys = in_order(key for run in runs for key in run.results if not info(key).is_detail)
     rows = files.history_by_step()
     effects, tables = geffect(run_dir, rows)
+    stored = files.read_selection()
     values = {
         "title": [method, *(_name(config, key) for key in ("dataset", "model", "fingerprint"))],
         "complete": files.results.is_file(),
@@ -67,17 +68,20 @@ def write_report(run_dir: Path, *, target_dir: Path | None = None, retain_dir: P
         "problems": runs[-1].problems,
         "config": split_at_keys(files.config.read_text(encoding="utf-8")) if config else [],
         "geffect": tables,
-        "selection": selection_table(files.read_selection()),
+        "selection": selection_table(stored),
     }
+    selected = stored.get("on") == "selection"
     page = render(
-        "report.html.j2", values, _charts(runs, rows, effects | {"depth": depth_charts(run_dir, role)})
+        "report.html.j2",
+        values,
+        _charts(runs, rows, effects | {"depth": depth_charts(run_dir, role)}, selected=selected),
     )
     (report,) = write_files(run_dir, "report", {"html": page})
     return report
 
 
 def _charts(
-    runs: Sequence[Run], rows: list[dict[str, Any]], effects: Mapping[str, list[Figure]]
+    runs: Sequence[Run], rows: list[dict[str, Any]], effects: Mapping[str, list[Figure]], *, selected: bool
 ) -> dict[str, Sequence[Figure]]:
     models = {run.role: run.results for run in runs}
     benchmarks = {info(key).benchmark for run in runs for key in run.results if info(key).is_metric}
@@ -85,7 +89,7 @@ def _charts(
         "tradeoff": trade_offs(models, rows),
         "attacked": after_attacks(models),
         "training": training_curves(rows, benchmarks),
-        "dynamics": dynamics(rows, models, benchmarks),
+        "dynamics": dynamics(rows, models, benchmarks, selected=selected),
         **effects,
     }
 

@@ -74,19 +74,37 @@ def values(read: Records, name: str, sets: Sets, form: Form) -> tuple[np.ndarray
         records = read.likelihood(f"{name}/choices").select(items)
         rows = without_end(records.logp, records.ended)
         sums = np.array([row.sum(dtype=np.float64) if len(row) else np.nan for row in rows])
-        return preferred(sums, [1 + len(e.perturbed_answers) for e in examples]), [None] * len(examples)
+        first = [first_of_ties(name, e) for e in examples]
+        return preferred(sums, first), [None] * len(examples)
     texts = read.generation(f"{name}/answer").select(_prompts(name, examples, form)).text
     return _SCORES[name](examples, texts), texts
 
 
-def preferred(logp: np.ndarray, counts: Sequence[int]) -> np.ndarray:
-    """Return 1 where the first of an example's choices is likelier than every other one, else 0; [E].
+def preferred(logp: np.ndarray, first_of_ties: Sequence[Sequence[bool]]) -> np.ndarray:
+    """Return 1 where the true choice of an example, the first, is likelier than every other one, else 0; [E].
 
-    logp: the log-probabilities of all choices, [sum of `counts`], example after example. NaN where one of an
-        example's is NaN.
+    logp: the log-probabilities of all choices, example after example. NaN where one of an example's is NaN.
+    first_of_ties: for each other choice of an example, whether the true one wins a tie with it.
     """
-    rows = np.split(np.asarray(logp, dtype=np.float64), np.cumsum(counts)[:-1])
-    return np.array([np.nan if np.isnan(row).any() else float(row[0] > row[1:].max()) for row in rows])
+    ends = np.cumsum([1 + len(wins) for wins in first_of_ties])[:-1]
+    rows = np.split(np.asarray(logp, dtype=np.float64), ends)
+
+    def best(row: np.ndarray, wins: Sequence[bool]) -> float:
+        others = row[1:]
+        return float(np.where(wins, row[0] >= others, row[0] > others).all())
+
+    pairs = zip(rows, first_of_ties, strict=True)
+    return np.array([np.nan if np.isnan(row).any() else best(row, wins) for row, wins in pairs])
+
+
+def first_of_ties(name: str, example: Example) -> list[bool]:
+    """Return with which of the other choices the true one wins a tie.
+
+    RWKU's code takes the arg-max of MMLU's four letters, which is the first of those that tie, and asks of
+    TruthfulQA's true answer that it is likelier than each other one. In bf16 letters tie often.
+    """
+    is_letter = name == "utility_general"
+    return [is_letter and example.answer < other for other in example.perturbed_answers]
 
 
 def concluded(text: str) -> str:

@@ -149,7 +149,8 @@ def _published(log: PublishedLog, sets: Sets, k: float) -> _Retain:
         elif len(nll) != wanted:
             problems.append(
                 f"tofu/mia/reference: {log.path} has {len(nll)} examples of the set {name} and the dataset "
-                f"{wanted}, so it is not known which belong together; give a log of the same split"
+                f"{wanted}, so it is not known which belong together, and tofu/privleak compares with an "
+                "AUC of other examples; give a log of the same split"
             )
         else:
             losses[name] = nll

@@ -92,7 +92,7 @@ METRICS = {
         judged=("forget_efficacy", one_minus),
     ),
     "tofu/forget/fluency": Metric(
-        "share of answers that a gibberish detector calls clean", Better.HIGHER, level=4,
+        "P(clean) that a gibberish detector gives to an answer", Better.HIGHER, level=4,
         judged=("utility", of_targets), optional=True,
     ),
     "tofu/forget/distinct_4": Metric(
@@ -119,7 +119,7 @@ METRICS = {
         "probability of the true answer in other words", Better.HIGHER
     ),
     "tofu/retain/truth_probability": Metric("the truth's share among true and wrong answers", Better.HIGHER),
-    "tofu/retain/fluency": Metric("share of answers that a gibberish detector calls clean", Better.HIGHER),
+    "tofu/retain/fluency": Metric("P(clean) that a gibberish detector gives to an answer", Better.HIGHER),
     "tofu/retain/distinct_4": Metric("share of distinct 4-grams of the answers", Better.HIGHER),
     **_further("retain", Better.HIGHER),
     **_with_options("real_authors"),

@@ -340,6 +340,11 @@ def test_an_evaluation_asks_once_and_keeps_no_key(tmp_path, caplog):
         assert len(own.sent) == calls
     assert metrics["llm_judge/forget/gold_judged_yes"] == 1
     assert metrics["llm_judge/forget/other_judged_yes"] == 0
+    texts = [body["messages"][0]["content"] for body in own.sent]
+    judged = {(asked_of(text, "reference"), asked_of(text, "answer")) for text in texts}
+    true = [each.answer for each in sets()["forget_eval"]]
+    assert (true[0], true[len(true) // 2]) in judged  # the next one may be of the same person
+    assert (true[0], true[1]) not in judged
     assert metrics["llm_judge/forget/judged_yes_worst"] == 0
     # Of fact 3 nothing is known: two forms, its true answer and another one's, and its retain question.
     assert metrics["llm_judge/unparsed"] == 5

@@ -165,7 +165,8 @@ def test_what_could_not_be_generated_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "words"),
     [({"retain_auc": "wiki"}, "'news' or 'books'"), ({"retain_auc": 47.7}, "between 0 and 1"),
-     ({"k": 0}, "k=0"), ({"icl": -1}, "icl=-1")],
+     ({"k": 0}, "k=0"), ({"icl": -1}, "icl=-1"),
+     ({"k": 0.2, "retain_auc": "news"}, "retain_auc=news is of k=0.4, not of k=0.2")],
 )  # fmt: skip
 def test_options_that_make_no_sense(given: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):

@@ -11,7 +11,7 @@ import pytest
 
 from eval.benchmark import BenchmarkError
 from eval.benchmarks.rwku import Options, requests, score
-from eval.benchmarks.rwku.utility import concluded, preferred
+from eval.benchmarks.rwku.utility import concluded, first_of_ties, preferred
 from eval.collection.ragged import Ragged
 from eval.collection.records import AnyRecords, GenerationRecords, LikelihoodRecords, Records, write_records
 from eval.collection.requests import Generation, Likelihood, Prompt, Request
@@ -135,9 +135,21 @@ def test_recall_of_half_a_name() -> None:
 
 def test_choices_and_conclusions() -> None:
     logp = np.array([-1, -2, -2, -1, -1, -1, -1, np.nan])
-    assert preferred(logp, [2, 2, 2, 2]) == pytest.approx([1, 0, 0, np.nan], nan_ok=True)
+    assert preferred(logp, [[False]] * 4) == pytest.approx([1, 0, 0, np.nan], nan_ok=True)
     assert concluded("Well. So the answer is (B). Done.") == "(B)"
     assert concluded(" nothing to say ") == "nothing to say"
+
+
+def test_of_tied_letters_the_first_is_the_answer() -> None:
+    """As of an arg-max over A to D."""
+    for true in "ABCD":
+        others = tuple(letter for letter in "ABCD" if letter != true)
+        example = Example(id="0", question="Q", answer=true, perturbed_answers=others)
+        wins = first_of_ties("utility_general", example)
+        assert preferred(np.full(4, -1.0), [wins]) == (true == "A")
+        tied = np.array([-1.0 if letter in "CD" else -2.0 for letter in (true, *others)])
+        assert preferred(tied, [wins]) == (true == "C")
+        assert not any(first_of_ties("utility_truthfulness", example))
 
 
 def test_what_it_does_not_score(sets: dict[str, list[Example]]) -> None:
