@@ -17,6 +17,7 @@ from unlearn.config import HardwareConfig, Section
 from unlearn.data.tokenization import Encoder
 from unlearn.distributed import World
 from unlearn.errors import UserError
+from unlearn.files import NoRoom
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class Scoring:
 
         Raises:
             UserError: a benchmark failed, on every process. The other benchmarks' results are on disk.
+            NoRoom: the disk is full; on the main process alone.
         """
         if sets is not None or encoder is not None:
             return self._with(sets, encoder)(
@@ -61,6 +63,8 @@ class Scoring:
         for name in self.benchmarks:
             try:
                 metrics |= self._one(model, name, label, roles, collective_forward, exclude_ids)
+            except NoRoom:  # on the main process alone, for which the others must not wait
+                raise
             except UserError as error:
                 failed.append(f"benchmark {name}: {error}")
         if failed:

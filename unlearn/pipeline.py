@@ -106,32 +106,35 @@ class Pipeline:
         """Load a whole model, in compute precision, on the device. A collective.
 
         Raises:
-            UserError: it does not fit; on every process.
+            UserError: it does not fit, or cannot be read, on one of them; on every process.
         """
-        whole = self._moved(source)
-        failed = torch.tensor(float(whole is None), device=self.world.device)
-        if self.world.sum(failed) or whole is None:
-            raise UserError(
-                "out of memory: the device of each process has no room for a whole copy of the model; "
-                "hardware.dtype=bf16 takes less, and hardware.zero=3 on several processes shares the model "
-                "out (docs/hardware.md)"
-            )
+        whole, problem = self._moved(source)
+        problems = [each for each in self.world.gather([problem] if whole is None else []) if each]
+        if problems or whole is None:
+            raise UserError(problems[0])
         return whole
 
-    def _moved(self, source: str | None) -> nn.Module | None:
-        """Load a whole model on the device; None if it does not fit."""
+    def _moved(self, source: str | None) -> tuple[nn.Module | None, str]:
+        """Load a whole model on the device, or return why it cannot be."""
         try:
             moved: nn.Module = models.in_precision(
                 self._read(source), self.world.device, precision(self.config.hardware.dtype)
             )
-            return moved
+            return moved, ""
+        except UserError as error:
+            problem = str(error)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             log.info("%s", str(error).partition("\n")[0])
+            problem = (
+                "out of memory: the device of each process has no room for a whole copy of the model; "
+                "hardware.dtype=bf16 takes less, and hardware.zero=3 on several processes shares the model "
+                "out (docs/hardware.md)"
+            )
         # The error has let go of its frames, and so of what was loaded.
         free_memory()
-        return None
+        return None, problem
 
     def trainable(self) -> nn.Module:
         """Load the run's model for an engine, which at ZeRO 3 reads its part of the parameters only."""

@@ -44,6 +44,7 @@ class RunDir:
         self.results = path / "results.json"
         self.log = path / "run.log"
         self.memory = path / "memory.json"
+        self.unsent = path / "tracker-due"
 
     # -- history ---------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from launch.run.plan import Planned
 from launch.run.rendezvous import Team, team_of
 from launch.run.slurm_task import this_task
 from launch.run.supervisor import file_digest, follow, gather, judge, publish_outcome, work_together
+from launch.tracking.run_tracker import send_late
 from unlearn.config import PRECISION
 from unlearn.garbage import free_memory
 from unlearn.signals import StartAgain, Stopped, on_stop
@@ -96,11 +97,13 @@ def _decide(
         else:
             _, restarts = run.rundir.read_memory(run.job.config.hardware)
             judge(run, work_together(run, team).values(), restarts)
-    elif other:
-        log.warning(
-            "%s is complete, and was made with %s: for this command's choose another root",
-            run.directory, other,
-        )  # fmt: skip
+    else:
+        if other:
+            log.warning(
+                "%s is complete, and was made with %s: for this command's choose another root",
+                run.directory, other,
+            )  # fmt: skip
+        send_late(run.job, run.role, run.rundir)
     return run.rundir.read_results()
 
 

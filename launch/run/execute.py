@@ -39,7 +39,7 @@ from unlearn.data.example import Example
 from unlearn.data.sources import before, load_sets
 from unlearn.distributed import World, start_world, stop_world
 from unlearn.errors import UserError
-from unlearn.files import write_json
+from unlearn.files import NoRoom, write_json
 from unlearn.garbage import free_memory, resume_collection
 from unlearn.models.adapter_targets import unties
 from unlearn.models.skeleton import limits
@@ -294,8 +294,11 @@ class _Run:
         """Return why a variant is left out.
 
         Raises:
-            UserError: it was out of memory on one process of several, where the others may wait for it.
+            UserError: one process of several was out of memory, or the main one's disk is full, for which the
+                others may wait.
         """
+        if isinstance(error, NoRoom):
+            raise error
         if isinstance(error, UserError):
             return str(error)
         if (what := no_room(error)) is None:

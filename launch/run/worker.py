@@ -14,7 +14,7 @@ from launch.redact import ScrubbedFormatter, scrub_output
 from launch.run.config_file import read_job
 from launch.run.log_warnings import LOG_FORMAT
 from launch.run.worker_processes import log_of
-from launch.tracking.run_tracker import tracker_of
+from launch.tracking.run_tracker import send, tracker_of
 from launch.tracking.tracker import NullTracker
 from unlearn.errors import UserError
 from unlearn.garbage import pause_collection
@@ -36,12 +36,12 @@ def work(directory: Path, *, progress: bool = True) -> dict[str, float]:
         tracker = tracker_of(job, role, rundir) if main else NullTracker()
         code = 1
         try:
+            if not isinstance(tracker, NullTracker):
+                with suppress(OSError):  # so that the next process sends results that a killed one has not
+                    rundir.unsent.touch()
             summary = execute(job, rundir, tracker, progress=progress)
             if not isinstance(tracker, NullTracker):
-                # With plotly and SciPy, which takes a second.
-                from launch.tracking.upload import send_results
-
-                send_results(tracker, job, role, rundir, summary)
+                send(tracker, job, role, rundir, summary)
             code = 0
             return summary
         except (Stopped, StartAgain) as ended:

@@ -179,8 +179,7 @@ def read(model: nn.Module, batch: Batch, requests: Sequence[ForwardRequest]) -> 
         requests = [replace(each, index=place[each.index]) for each in requests]
     headed = [each for each in requests if each.logp or each.logits or each.states]
     own = [each for each in headed if each.logp or each.logits]
-    if headed and not hasattr(unwrap(model), "interventions"):
-        # The first call is a collective at ZeRO 3, and other processes may have other requests.
+    if headed:  # the first call is a collective at ZeRO 3, and other processes may have other requests
         logits_are_plain(model)
     fused = bool(own) and not any(each.logits or each.states for each in headed) and head_is_plain(model)
     index = torch.cat([each.index for each in own]) if own else batch.index[:0]

@@ -14,10 +14,12 @@ from eval.collection.records import Records, record_path
 from eval.collection.requests import Answer, Generation, Likelihood, Prompt
 from eval.suite import Scoring
 from tests.eval.eval_fixtures import encoder, examples, model, plain
+from tests.file_limit import no_files_above
 from tests.rows import rows_in_pass
 from tests.tolerance import PASS, assert_close
 from unlearn.config import HardwareConfig
 from unlearn.distributed import ALONE
+from unlearn.files import NoRoom
 from unlearn.passes.unpadded import runs_unpadded
 
 LIMIT = 40
@@ -185,6 +187,17 @@ def test_the_model_the_tokenizer_and_the_random_numbers_are_left_as_they_were(tm
     assert torch.equal(torch.get_rng_state(), state)
     assert code.tokenizer.padding_side == side
     assert not net.get_output_embeddings()._forward_pre_hooks
+
+
+def test_a_full_disk_ends_the_evaluation(tmp_path):
+    """It is noticed on the main process alone, which must not go on to what the others do not do."""
+    score = Scoring(
+        {"tofu": {"generation": False, "mia": False}, "sampling": {}},
+        {"forget_eval": examples("forget")}, encoder(), tmp_path, ALONE, HardwareConfig(),
+    )  # fmt: skip
+    with no_files_above(2048), pytest.raises(NoRoom):
+        score(model(), "", ["forget"])
+    assert not (tmp_path / "sampling").exists()
 
 
 def test_passes_with_a_backward_have_the_portion_of_training(tmp_path):

@@ -6,13 +6,11 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -26,6 +24,7 @@ from launch.inspection import inspect
 from launch.run.complete import is_complete
 from launch.run.config_file import write_config
 from launch.run.plan import Planned, make_plan
+from tests.file_limit import no_files_above
 from tests.launch.children import Nursery
 from tests.launch.run.undisturbed import TINY, Place, assert_same
 from tests.unlearn.training import small_training as training
@@ -45,17 +44,6 @@ def place(children: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 
 # -- a full disk -------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def no_files_above(size: int) -> Iterator[None]:
-    """Limit the size of files: writing more raises an error."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 STATE = [("w", {"weight": torch.zeros(5000)})]

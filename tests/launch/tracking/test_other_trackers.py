@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -139,6 +140,12 @@ def test_mlflow_continues_its_run(tmp_path, model):
 def test_a_whole_run_is_in_tensorboard(tmp_path):
     done(tmp_path, *TINY, "tracker=tensorboard", "eval.every_steps=1")
     (run,) = tmp_path.glob("runs/npo-*")
+    assert not (run / "tracker-due").exists()
+    # As if its process had been killed after it wrote the results, and then of a run that has all.
+    shutil.rmtree(run / "tensorboard")
+    (run / "tracker-due").touch()
+    done(tmp_path, *TINY, "tracker=tensorboard", "eval.every_steps=1")
+    assert not (run / "tracker-due").exists()
     log, results = event_log(run), json.loads((run / "results.json").read_text())
     numbers = {key: value for key, value in results.items() if value is not None}
     summary = {key: log.Scalars(f"summary/{key}")[-1].value for key in numbers}

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import LlamaConfig, PreTrainedModel
 
 from tests.tolerance import PASS, assert_close
-from unlearn.data.batching import collate
+from unlearn import interventions
+from unlearn.data.batching import Batch, collate
 from unlearn.data.tokenization import TokenSequence
 from unlearn.passes import forward as module
 from unlearn.passes import token_logp as blocks
@@ -280,10 +281,25 @@ def test_the_first_read_of_any_kind_asks_how_the_head_is(
 ) -> None:
     """A call of the model is a collective at ZeRO 3, and processes have micro-batches of other groups."""
     model, batch = tiny_model(family), collate(sequences())
+    assert calls_of_two_reads(model, batch, wanted) == [2, 3]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_so_does_that_of_a_model_with_edits(kept: bool, tiny_model: Build) -> None:
+    """Of one process the first micro-batch may have kept states, which of another has not."""
+    model, batch = tiny_model("llama"), collate(sequences())
+    size, layers = model.config.hidden_size, model.config.num_hidden_layers
+    states = {"ref_logits": (head_of(model), torch.ones(len(batch.index), size))} if kept else {}
+    interventions.make({"name": "grun", "rank": 2}, hidden_size=size, layers=layers).attach(model)
+    assert calls_of_two_reads(model, batch, {"logp": True, "states": states}) == [2, 3]
+
+
+def calls_of_two_reads(model: PreTrainedModel, batch: Batch, wanted: dict[str, Any]) -> list[int]:
+    """Count the model's calls up to the end of the first and of the second read."""
     runs_unpadded(model)  # a trial of its own, once
     calls: list[Any] = []
     model.register_forward_hook(lambda *_: calls.append(1))
     read(model, batch, [ForwardRequest(batch.index, batch.labels, **wanted)])
-    assert len(calls) == 2
+    first = len(calls)
     read(model, batch, [ForwardRequest(batch.index, batch.labels, logp=True)])
-    assert len(calls) == 3
+    return [first, len(calls)]
