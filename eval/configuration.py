@@ -29,6 +29,7 @@ from unlearn.data.sources import identity
 from unlearn.errors import ConfigError, UserError
 from unlearn.files import digest
 from unlearn.paths import file_problem, user_path
+from unlearn.plugins import named_by_data
 
 
 def evaluation_sets(config: RunConfig) -> set[str]:
@@ -130,12 +131,13 @@ def import_plug_ins(config: Mapping[str, Any]) -> None:
     """Import the benchmarks and variants that a stored configuration names, for what they declare.
 
     Those of your own that cannot be imported here are left out: their metrics are shown without an arrow.
+    So are dotted paths of packages that are not installed, as the configuration may be of anybody.
     """
     section = config.get("eval")
     for key, find_one in (("benchmarks", find), ("variants", variants.find)):
         names = section.get(key) if isinstance(section, Mapping) else None
         for name in names if isinstance(names, Mapping) else ():
-            with suppress(ConfigError):
+            with suppress(ConfigError), named_by_data():
                 find_one(str(name))
 
 

@@ -124,7 +124,7 @@ def _execute(composed: DictConfig, overrides: list[str], name: str, *, sweep: bo
         check_plugins(composed)
         slurm.refuse(composed, config, sweep=sweep)
     if config.dry_run and (not sweep or queue):
-        dry_run(config)
+        dry_run(config, None if sweep else _chosen_folder(composed))
         if sweep:
             sys.stdout.write(f"{slurm.script(composed, job_count(composed, overrides))}\n")
         return 0
@@ -214,12 +214,9 @@ def _one(composed: DictConfig, config: RunConfig, directory: Path | None = None)
     """One run, with the folder, logging, environment and callbacks of Hydra's configuration."""
     from launch.resolve import resolve
 
-    chosen = OmegaConf.to_container(composed.hydra.run, resolve=False)
-    if directory is None and isinstance(chosen, dict) and chosen["dir"] != _RUN_DIRECTORY:
-        directory = Path(composed.hydra.run.dir)
     try:
         with on_stop(interrupt):
-            resolved = resolve(config, None if directory is None else directory.absolute())
+            resolved = resolve(config, directory.absolute() if directory else _chosen_folder(composed))
     except KeyboardInterrupt:
         sys.stderr.write(f"{INTERRUPTED}\n")
         return STOPPED
@@ -235,6 +232,14 @@ def _one(composed: DictConfig, config: RunConfig, directory: Path | None = None)
     callbacks.on_run_end(config=composed, config_name=PRIMARY, job_return=ended)
     run: SweepRun = ended.return_value
     return run.code or 0
+
+
+def _chosen_folder(composed: DictConfig) -> Path | None:
+    """Return the folder that `hydra.run.dir` chooses, None where it is the default."""
+    chosen = OmegaConf.to_container(composed.hydra.run, resolve=False)
+    if not isinstance(chosen, dict) or chosen["dir"] == _RUN_DIRECTORY:
+        return None
+    return Path(composed.hydra.run.dir).absolute()
 
 
 def _sweep(arguments: list[str], composed: DictConfig, root: Path, *, dry: bool = False) -> int:

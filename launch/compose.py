@@ -72,6 +72,10 @@ def initialized() -> Iterator[Hydra]:
         yield hydra
 
 
+_ONE_OF = ("model", "dataset", "method", "hardware", "probe", "tracker")
+"""Groups of which a run has one option: of several Hydra would merge all values under the last one's name."""
+
+
 def force_overrides(arguments: Sequence[str]) -> list[str]:
     """Turn `key=value` into `++key=value`, except for groups, Hydra's own keys and overrides with a sign.
 
@@ -93,6 +97,11 @@ def force_overrides(arguments: Sequence[str]) -> list[str]:
                 if option not in known[key] and option != "null"
             ]
             problems += _doubles(key, _options(value))
+            if value.startswith("[") and key in _ONE_OF and len(_options(value)) > 1:
+                each = ",".join(_options(value))
+                problems.append(
+                    f"{argument}: a run has one {key}; for a run of each, unlearn -m {key}={each}"
+                )
             forced.append(argument)
         else:
             forced.append(f"++{argument}")
@@ -160,6 +169,9 @@ def given_values(arguments: Sequence[str]) -> list[str]:
     return expanded
 
 
+_ONE_VALUE = "; quote a comma within one value, key='\"a,b\"', and write a list in brackets, key='[a,b]'"
+
+
 def refuse_sweep(overrides: Sequence[str]) -> None:
     """Check that no key has several values where one run is requested.
 
@@ -168,8 +180,7 @@ def refuse_sweep(overrides: Sequence[str]) -> None:
     """
     problems = [
         f"{(override.input_line or '').lstrip('+')}: several values are a sweep, which needs -m "
-        "(unlearn -m …); quote a comma within one value, key='\"a,b\"', and write a list in brackets, "
-        "key='[a,b]'"
+        f"(unlearn -m …){'' if override.key_or_group in _ONE_OF else _ONE_VALUE}"
         for override in _parsed(overrides)
         if override.is_sweep_override()
     ]

@@ -28,6 +28,15 @@ def scrubbed(text: str) -> str:
     return text
 
 
+def secrets_in(text: str) -> list[str]:
+    """Return the variables named like secrets whose values are part of a text; paths are none."""
+    return [
+        name
+        for name, value in os.environ.items()
+        if len(value) >= _SHORTEST and _SECRET.search(name) and value in text and not os.path.exists(value)
+    ]
+
+
 def cleaned(value: Any) -> Any:
     """Apply `scrubbed` to every text in a value, through mappings and lists."""
     return _through(value, scrubbed)

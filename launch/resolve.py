@@ -7,6 +7,7 @@ from pathlib import Path
 
 from launch.inspection import inspect
 from launch.run.complete import without_idle
+from launch.run.config_file import check_folder
 from launch.run.plan import Plan, make_plan
 from launch.validate import check, warnings_of
 from unlearn.config import RunConfig
@@ -36,6 +37,8 @@ def resolve(config: RunConfig, directory: Path | None = None, *, searched: bool 
         UserError: the configuration cannot run; all problems, by dotted name.
     """
     check(config)
+    if directory is not None:
+        check_folder(directory)
     if searched:
         from launch.sweep.objective import check_goal
 

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,14 @@ def check_writable(path: Path, label: str = "") -> None:
     if not os.access(existing, os.W_OK | os.X_OK):
         where = "it" if existing == path else f"the folder {existing}"
         raise UserError(f"{label}: {where} cannot be written; choose another path")
+
+
+def remove_whole(folder: Path) -> None:
+    """Remove a folder such that a process that is killed meanwhile leaves no part of it under its name."""
+    going = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    with suppress(OSError):
+        os.replace(folder, going)
+        shutil.rmtree(going, ignore_errors=True)
 
 
 def leftovers(folder: Path) -> list[Path]:

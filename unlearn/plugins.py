@@ -13,10 +13,12 @@ import inspect
 import os
 import pkgutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, wraps
+from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -105,8 +107,13 @@ class Kind:
         if (entry := entry_points.find(self.word, name)) is not None:
             plug_in = entry.load()
             return self._member(plug_in, name) if inspect.ismodule(plug_in) else self._checked(plug_in, name)
-        _search_own_folders()
         above, _, last = name.rpartition(".")
+        if above and _NAMED_BY_DATA.get() and not _is_installed(above.partition(".")[0]):
+            raise _Unfit(
+                f"{name} is named by data, for which nothing is imported from your own folders: install its "
+                "package"
+            )
+        _search_own_folders()
         if not above and not _is_own(name):
             raise _Missing
         try:
@@ -150,6 +157,35 @@ _IS: Mapping[str, Callable[[Any], bool]] = {
 }
 _WHYS = (ImportError, AttributeError)
 """Errors whose text says what is wrong without the name of their class."""
+
+
+_NAMED_BY_DATA: ContextVar[bool] = ContextVar("named by data", default=False)
+
+
+@contextmanager
+def named_by_data() -> Iterator[None]:
+    """Import no dotted path from your own folders meanwhile: names are of files of unknown origin, which may
+    bring the module along.
+
+    What ships, is installed, or was imported before is found; so is a single file in your own folders.
+    """
+    before = _NAMED_BY_DATA.set(True)
+    try:
+        yield
+    finally:
+        _NAMED_BY_DATA.reset(before)
+
+
+def _is_installed(package: str) -> bool:
+    """Return whether a package was imported before, or can be without your own folders."""
+    if package in sys.modules:
+        return True
+    own = {os.path.realpath(folder) for folder in _own_folders()}
+    stated = {os.path.realpath(each) for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each}
+    path = [each for each in sys.path if os.path.realpath(each or os.getcwd()) not in own - stated]
+    finders = [finder for finder in sys.meta_path if finder is not PathFinder]
+    found = (finder.find_spec(package, None) for finder in finders)
+    return PathFinder.find_spec(package, path) is not None or any(spec is not None for spec in found)
 
 
 class _Missing(Exception):

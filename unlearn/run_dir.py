@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from unlearn.errors import UserError
-from unlearn.files import BrokenFile, digest, finite, leftovers, read_json, replacing, room_for, write_json
+from unlearn.files import (
+    BrokenFile,
+    digest,
+    finite,
+    leftovers,
+    read_json,
+    remove_whole,
+    replacing,
+    room_for,
+    write_json,
+)
 from unlearn.reading import lines_of
 
 if TYPE_CHECKING:  # reports and comparisons start without torch
@@ -262,7 +272,7 @@ class RunDir:
     def drop_model(self) -> None:
         """Remove the model and its adapter."""
         for folder in (self.model, self.adapter):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_whole(folder)
 
     def clear_leftovers(self) -> None:
         """Remove the temporary files of killed processes."""

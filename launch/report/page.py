@@ -75,6 +75,7 @@ def write_report(run_dir: Path, *, target_dir: Path | None = None, retain_dir: P
         "report.html.j2",
         values,
         _charts(runs, rows, effects | {"depth": depth_charts(run_dir, role)}, selected=selected),
+        clean=True,
     )
     (report,) = write_files(run_dir, "report", {"html": page})
     return report

@@ -11,6 +11,7 @@ from eval.benchmark import find
 from launch.run.config_file import key_places
 from unlearn.config import PRECISION, HardwareConfig, JudgementConfig
 from unlearn.errors import ConfigError
+from unlearn.plugins import named_by_data
 
 # Settings that change what is trained or measured. The seed is no setting: runs are averaged over it.
 _SETTINGS = re.compile(
@@ -66,7 +67,8 @@ def _idle(key: str, config: Mapping[str, Any]) -> bool:
 def _is_default(key: str, value: Any, plug_in: Callable[[str], Any]) -> bool:
     name, _, option = key.rpartition(".")
     try:
-        field = plug_in(name).Options.model_fields[option]
+        with named_by_data():
+            field = plug_in(name).Options.model_fields[option]
     except (ConfigError, KeyError):  # of another version, or of a package that is not here
         return False
     return bool(plain(value) == plain(field.default))

@@ -77,10 +77,35 @@ def write_config(run: Planned, command: Sequence[str] | None = None) -> None:
         },
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    # Results of another evaluation must not count as this run's while it is being made.
-    rundir.results.unlink(missing_ok=True)
     with replacing(rundir.config) as temporary:
         OmegaConf.save(OmegaConf.create(portable(values)), temporary)
+        # Results of another evaluation must not count as this run's while it is being made; they stay where
+        # there is no room for the configuration.
+        rundir.results.unlink(missing_ok=True)
+
+
+def check_folder(directory: Path) -> None:
+    """Check that a folder that the user chose for a run is empty or holds one.
+
+    Raises:
+        UserError: it holds something else, which the run would overwrite or remove.
+    """
+    rundir, where = RunDir(directory), f"hydra.run.dir={directory}"
+    if rundir.config.is_file():
+        try:
+            stored: Mapping[str, Any] = read_config(rundir)
+        except BrokenFile:
+            stored = {}
+        if "fingerprint" not in stored:
+            raise UserError(f"{where}: its config.yaml is not of a run; choose another folder")
+    elif directory.is_dir():
+        # A killed process may have left a lock, temporary files and a log.
+        names = sorted(each.name for each in directory.iterdir() if not each.name.startswith("."))
+        if others := [name for name in names if name != rundir.log.name]:
+            raise UserError(
+                f"{where}: the folder holds no run, but {', '.join(others[:3])}, which a run might overwrite "
+                "or remove; choose another folder"
+            )
 
 
 def read_config(rundir: RunDir) -> dict[str, Any]:

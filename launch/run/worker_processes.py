@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from unlearn.signals import STOPPED, Stopped
+
+log = logging.getLogger(__name__)
 
 _GRACE = 10.0  # seconds from SIGTERM to SIGKILL
 
@@ -50,18 +55,39 @@ class Workers:
         self.end()
 
     def start(self, rendezvous: Mapping[str, str]) -> None:
-        """Start the workers with the variables of their rendezvous."""
+        """Start the workers with the variables of their rendezvous, after those of a killed command."""
         # -P: a file of the working directory that has the name of a package is not taken for it.
         command = [sys.executable, "-P", "-m", "launch.run.worker", str(self._directory.absolute())]
-        self._started = True
-        for variables in self._environments:
-            rank = int(variables["RANK"])
-            # The main process has the terminal, for its progress bar; the others write a log.
-            output = None if rank == 0 else log_of(self._directory, rank).open("w")
-            environment = {**os.environ, **variables, **rendezvous}
-            self._running[rank] = subprocess.Popen(command, env=environment, stdout=output, stderr=output)
-            if output is not None:
-                output.close()
+        with self._lock() as kept_open:
+            self._started = True
+            for variables in self._environments:
+                rank = int(variables["RANK"])
+                # The main process has the terminal, for its progress bar; the others write a log.
+                output = None if rank == 0 else log_of(self._directory, rank).open("w")
+                environment = {**os.environ, **variables, **rendezvous}
+                self._running[rank] = subprocess.Popen(
+                    command, env=environment, stdout=output, stderr=output, pass_fds=kept_open
+                )
+                if output is not None:
+                    output.close()
+
+    @contextmanager
+    def _lock(self) -> Iterator[tuple[int, ...]]:
+        """Yield a file descriptor with a lock that ends with the last worker that inherits it.
+
+        The run's own lock ends with the command. Its workers, if it is killed, still write a checkpoint.
+        """
+        rank = self._environments[0]["RANK"]  # each task of several has workers of its own
+        with (self._directory / f".workers-{rank}").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                log.warning("%s: the processes of a killed command still end: waiting", self._directory)
+                fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:  # a file system without locks
+                yield ()
+                return
+            yield (file.fileno(),)
 
     def poll(self) -> bool:
         """Return whether a worker still runs. If one failed, end the others, which wait in a collective."""

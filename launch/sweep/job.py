@@ -287,12 +287,12 @@ def _print_problems(console: Console, problems: Mapping[str, Sequence[str]]) -> 
         console.print(f"… and {len(lines) - _MAX_PROBLEMS} more in the report", highlight=False)
 
 
-def dry_run(config: RunConfig) -> None:
-    """Print the plan of a run."""
+def dry_run(config: RunConfig, directory: Path | None = None) -> None:
+    """Print the plan of a run, in a folder that replaces the one of its fingerprint."""
     from launch.dry_run import show_plan
     from launch.resolve import resolve
 
-    show_plan(resolve(config), Console(quiet=not leads()))
+    show_plan(resolve(config, directory), Console(quiet=not leads()))
 
 
 def short(path: Path) -> str:

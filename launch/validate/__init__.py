@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from launch.redact import secrets_in
 from launch.tracking import trackers
 from launch.validate.machine import hardware_problems
 from launch.validate.model import model_problems
@@ -30,6 +34,7 @@ def check(config: RunConfig) -> None:
         *_evaluation(config),
         *probe_problems(config),
         *_tracker(config),
+        *_secrets(config),
     ]
     if problems:
         raise ConfigError(problems)
@@ -73,6 +78,27 @@ def warnings_of(config: RunConfig, *, searched: bool = False) -> list[str]:
             "use; processes share cores, and each has the model in memory"
         )
     return warnings
+
+
+def _secrets(config: RunConfig) -> list[str]:
+    """Name values that hold a secret: a run's files, reports and dashboards have the whole configuration."""
+    return [
+        f"{key}: holds the value of the variable {name}, which the run's processes have: leave it out"
+        for key, text in _texts(config.model_dump(mode="json"))
+        for name in secrets_in(text)
+    ]
+
+
+def _texts(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield every text in a value with its dotted key; that of a list's items is the list's."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _texts(part, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts(part, key)
 
 
 def _tracker(config: RunConfig) -> list[str]:

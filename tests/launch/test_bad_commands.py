@@ -57,6 +57,13 @@ REFUSED = {
         ("-m", "hydra/launcher=joblib", "+hydra.launcher.jobs=3"),
         ("hydra.launcher.jobs", "did you mean n_jobs"),
     ),
+    "several of a group": Refused(
+        ("method=[task_vector,npo]",), ("a run has one method", "unlearn -m method=task_vector,npo")
+    ),
+    "folder of something else": Refused(
+        ("hydra.run.dir=.",),
+        ("hydra.run.dir=", "the folder holds no run, but afile", "choose another folder"),
+    ),
     "root is a file": Refused(("root=afile",), ("root=afile", "is a file")),
     "root below a file": Refused(("root=afile/runs",), ("root=afile/runs", "afile is a file")),
     "run folder is a file": Refused((*TINY, "hydra.run.dir=afile"), ("afile: is a file",)),

@@ -11,13 +11,15 @@ from pathlib import Path
 import pytest
 from omegaconf import OmegaConf
 
-from launch.compose import given_values
+from launch.compose import checked, compose_run, given_values
 from launch.redact import ScrubbedStream, cleaned, expanded, portable, scrubbed
 from launch.run.config_file import read_job
 from launch.run.worker import logging_to
+from launch.validate import check
 from tests.launch.commands import done
 from tests.launch.tracking.wandb_files import read_run
 from unlearn.config import NanoConfig
+from unlearn.errors import ConfigError
 from unlearn.models import export, nano
 from unlearn.run_dir import RunDir
 
@@ -174,6 +176,17 @@ def test_words_and_other_variables_are_left(nobody, monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "a-value-that-is-long")  # no token
     monkeypatch.setenv("SORT_KEY", "name")  # too short to be a secret
     assert scrubbed("a-value-that-is-long by name") == "a-value-that-is-long by name"
+
+
+def test_a_configuration_with_a_secret_is_refused(nobody, monkeypatch):
+    text = f"hardware.slurm.setup=['export HF_TOKEN={SECRETS['HF_TOKEN']}']"
+    config = checked(compose_run([f"++{text}", "tracker=disabled"]))
+    with pytest.raises(
+        ConfigError, match="setup: holds the value of the variable HF_TOKEN"
+    ):
+        check(config)
+    monkeypatch.delenv("HF_TOKEN")
+    check(config)
 
 
 def test_every_text_of_a_configuration_is_cleaned(nobody):

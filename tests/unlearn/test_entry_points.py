@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.launch.commands import done, unlearn
+from tests.paths import ROOT
 from unlearn import entry_points, plugins
 from unlearn.errors import ConfigError
 from unlearn.rules import RULES
@@ -55,6 +59,33 @@ def test_a_plug_in_is_found_by_its_name_and_listed(install):
     with pytest.raises(ConfigError, match=r"here: no such objective \(did you mean soft\?\)"):
         OBJECTIVES.find("sofd", "here")
     assert {"npo", "soft"} <= set(OBJECTIVES.known())
+
+
+@pytest.mark.parametrize(
+    ("own", "imported"), [("one.helper", False), ("helper", True), ("installed.part", True)]
+)
+def test_data_import_nothing_by_dotted_path_from_own_folders(tmp_path, own, imported):
+    """A folder of a model or of runs, in the working directory, may bring a module along."""
+    code = "from pathlib import Path\nPath('imported').touch()\ndef helper(logp): ...\ndef part(logp): ...\n"
+    for module in ("one/helper.py", "helper.py", "site/installed/part.py"):
+        (tmp_path / module).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / module).write_text(code)
+    for package in ("one", "site/installed"):
+        (tmp_path / package / "__init__.py").touch()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path / "site")])}
+
+    def find(how: str) -> bool:
+        asked = (
+            "from contextlib import nullcontext, suppress\n"
+            "from unlearn.errors import ConfigError\nfrom unlearn.plugins import named_by_data\n"
+            f"from unlearn.terms import OBJECTIVES\nwith suppress(ConfigError), {how}():\n"
+            f"    OBJECTIVES.find({own!r}, 'here')\n"
+        )
+        subprocess.run([sys.executable, "-P", "-c", asked], cwd=tmp_path, env=environment, check=True)
+        return (tmp_path / "imported").exists()
+
+    assert find("named_by_data") == imported
+    assert find("nullcontext")
 
 
 def test_a_name_that_two_have_is_refused(install):

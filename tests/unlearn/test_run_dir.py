@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from threading import Timer
 
 import pytest
@@ -40,6 +41,23 @@ def test_results_come_back_with_null_for_what_was_not_measured(tmp_path):
     run.results.write_text("[]")
     with pytest.raises(BrokenFile, match=r"results\.json is broken"):
         run.read_results()
+
+
+def test_a_model_whose_removal_is_killed_is_no_model(tmp_path, monkeypatch):
+    rundir = RunDir(tmp_path)
+    rundir.model.mkdir()
+    (rundir.model / "config.json").touch()
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rundir.drop_model()
+    assert not rundir.model.exists()
+    rundir.clear_leftovers()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_process_waits_for_the_checkpoint_that_the_first_one_chose(tmp_path):

@@ -23,6 +23,7 @@ from unlearn.models import adapt, adapter_targets, nano, stored
 from unlearn.models.fingerprint import fingerprint
 from unlearn.models.locate import ModelError, find, named_base, resolve
 from unlearn.models.skeleton import read_config, skeleton
+from unlearn.plugins import named_by_data
 from unlearn.terms import Term
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def read_model(
         model.all_tied_weights_keys = {}
     stored.widen_buffers(model)
     if (folder := Path(checkpoint.name)).is_dir():
-        interventions.load(model, folder)
+        with contextlib.nullcontext() if cfg.trust_remote_code else named_by_data():
+            interventions.load(model, folder)
     return model
 
 

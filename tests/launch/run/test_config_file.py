@@ -10,9 +10,11 @@ from omegaconf import OmegaConf
 from launch.compose import checked, compose_run
 from launch.config_groups import CONFIGS
 from launch.run import config_file
-from launch.run.config_file import read_config, read_job, trained_with, write_config
+from launch.run.config_file import check_folder, read_config, read_job, trained_with, write_config
 from launch.run.plan import make_plan
+from tests.file_limit import no_files_above
 from unlearn.errors import UserError
+from unlearn.files import NoRoom
 from unlearn.run_dir import RunDir
 
 ODD = "a: 1e-5\nb: 2026-01-01\nc: '1e-5'\nd: -2.5E+3\ne: 1_000\nf: yes\ng: ~\nh: .inf\n"
@@ -27,6 +29,34 @@ def test_a_job_comes_back_as_it_was_planned(tmp_path, probe):
     planned.rundir.config.write_text(re.sub(r"fingerprint: \w+", "fingerprint: other", text))
     with pytest.raises(UserError, match="holds another run"):
         write_config(planned)
+
+
+def test_results_stay_where_the_configuration_finds_no_room(tmp_path):
+    planned = make_plan(checked(compose_run([f"++root={tmp_path}"]))).main
+    write_config(planned)
+    before = planned.rundir.config.read_text()
+    planned.rundir.results.write_text("{}")
+    with no_files_above(64), pytest.raises(NoRoom):
+        write_config(planned)
+    assert planned.rundir.results.is_file()
+    assert planned.rundir.config.read_text() == before
+
+
+def test_a_chosen_folder_is_empty_or_holds_a_run(tmp_path):
+    check_folder(tmp_path / "new")
+    planned = make_plan(checked(compose_run([f"++root={tmp_path}"]))).main
+    planned.directory.mkdir()
+    (planned.directory / ".lock").touch()
+    check_folder(planned.directory)  # of a process that was killed at once
+    write_config(planned)
+    (planned.directory / "notes.txt").touch()
+    check_folder(planned.directory)
+    planned.rundir.config.write_text("name: a project\n")
+    with pytest.raises(UserError, match=r"its config\.yaml is not of a run"):
+        check_folder(planned.directory)
+    planned.rundir.config.unlink()
+    with pytest.raises(UserError, match=r"the folder holds no run, but notes\.txt"):
+        check_folder(planned.directory)
 
 
 def test_where_there_is_no_git_a_run_is_made_all_the_same(tmp_path, monkeypatch):
