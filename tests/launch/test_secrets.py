@@ -181,9 +181,7 @@ def test_words_and_other_variables_are_left(nobody, monkeypatch):
 def test_a_configuration_with_a_secret_is_refused(nobody, monkeypatch):
     text = f"hardware.slurm.setup=['export HF_TOKEN={SECRETS['HF_TOKEN']}']"
     config = checked(compose_run([f"++{text}", "tracker=disabled"]))
-    with pytest.raises(
-        ConfigError, match="setup: holds the value of the variable HF_TOKEN"
-    ):
+    with pytest.raises(ConfigError, match="setup: holds the value of the variable HF_TOKEN"):
         check(config)
     monkeypatch.delenv("HF_TOKEN")
     check(config)
