@@ -318,14 +318,17 @@ def _name_probed_method(plain: dict[Any, Any]) -> None:
 def check_swept(composed: DictConfig, overrides: Sequence[str]) -> None:
     """Check every value that a grid gives a key by the key's own type, before any job begins.
 
-    What depends on other keys is checked by each job.
+    An option of a plug-in of the method has the type that the plug-in declares, unless the grid has several
+    plug-ins. What depends on other keys is checked by each job.
 
     Raises:
         ConfigError: all values that are none of their keys.
     """
     science = OmegaConf.masked_copy(composed, [str(key) for key in composed if key != "hydra"])
     problems: list[str] = []
-    for override in _parsed(overrides):
+    parsed = _parsed(overrides)
+    keys = [each.get_key_element().lstrip("+") for each in parsed if each.is_sweep_override()]
+    for override in parsed:
         key = override.get_key_element().lstrip("+")
         if not override.is_sweep_override() or key in groups() or key.startswith(("~", "hydra")):
             continue
@@ -338,7 +341,7 @@ def check_swept(composed: DictConfig, overrides: Sequence[str]) -> None:
             assert isinstance(one, DictConfig)
             plain = OmegaConf.to_container(one, resolve=True)
             assert isinstance(plain, dict)
-            problems += _problems_of(key, plain)
+            problems += _problems_of(key, plain) or _option_problems(key, plain, keys)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
 
@@ -357,6 +360,25 @@ def _problems_of(key: str, plain: dict[Any, Any]) -> list[str]:
         return explained(own, {key}, {}, plain)
     except ConfigError as error:
         return error.problems
+    return []
+
+
+def _option_problems(key: str, plain: dict[Any, Any], swept: Sequence[str]) -> list[str]:
+    """Return what the plug-ins of the method say of one key and its value.
+
+    swept: the keys of the grid. A value that one plug-in refuses may be meant for another.
+    """
+    sections = [each.removesuffix(".objective").removesuffix(".name") for each in swept if each != key]
+    if not key.startswith("method.") or any(f"{key}.".startswith(f"{each}.") for each in sections):
+        return []
+    from unlearn.terms import bind  # imports torch
+
+    try:
+        bind(RunConfig.model_validate(plain).method)
+    except ConfigError as error:
+        return [each for each in error.problems if each.startswith((f"{key}=", f"{key}."))]
+    except ValidationError:  # of another key, which is checked in its turn
+        pass
     return []
 
 

@@ -38,7 +38,7 @@ _MIDDLE = {"embedding": {"layer": 0.5}}
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
 
 
 class PromptConfig(Section):
@@ -280,7 +280,7 @@ class MethodConfig(Section):
     update_scale: float = Field(1.0, description="the saved weights are start + scale × what was learned")
     lr: PositiveFloat = Field(1e-5, description="peak learning rate")
     batch: PositiveInt = Field(32, description="global batch: examples per step and group")
-    epochs: PositiveFloat = Field(10.0, description="epochs over the first group with a term")
+    epochs: PositiveFloat = Field(10.0, le=1e6, description="epochs over the first group with a term")
     steps: PositiveInt | None = Field(None, description="optimizer steps; overrides epochs")
     schedule: Literal["linear", "cosine", "constant", "auto"] = Field(
         "linear", description="after the warm-up; auto: from probes, see auto_lr"
@@ -609,7 +609,9 @@ class RunConfig(Section):
     tracker: TrackerConfig = TrackerConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     goal: GoalConfig = GoalConfig()
-    seed: NonNegativeInt = Field(0, description="of initialisation, data order and everything random")
+    seed: NonNegativeInt = Field(
+        0, lt=2**63, description="of initialisation, data order and everything random"
+    )
     root: str = Field("runs", description="folder of all runs and of their shared cache")
     save_model: bool = Field(True, description="keep the unlearned model in the run's folder")
     dry_run: bool = Field(False, description="print the plan and stop")

@@ -270,7 +270,8 @@ def split(function: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, insp
 def keywords(function: Callable[..., Any]) -> type[BaseModel]:
     """Return the keyword-only parameters of a function or a class as a model of its options.
 
-    Values are taken as they are written: no text for a number, no number for true or false.
+    Values are taken as they are written: no text for a number, no number for true or false. A number is
+    finite, and within the bounds of its annotation (`PositiveFloat`).
     """
     known = split(function)[1]
     types = {name: Any if p.annotation is p.empty else p.annotation for name, p in known.items()}
@@ -281,8 +282,9 @@ def keywords(function: Callable[..., Any]) -> type[BaseModel]:
 
 
 _AS_WRITTEN = ConfigDict(
-    extra="forbid", frozen=True, strict=True, arbitrary_types_allowed=True, protected_namespaces=()
-)
+    extra="forbid", frozen=True, strict=True, allow_inf_nan=False, arbitrary_types_allowed=True,
+    protected_namespaces=(),
+)  # fmt: skip
 
 
 def parsed(model: type[T], given: Mapping[str, Any], key: str, owner: str, near: Iterable[str] = ()) -> T:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, get_args
 
-from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt
+from pydantic import ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor
 
 import unlearn.rules
@@ -361,7 +361,7 @@ class WeightingOptions(Section):
     """Options of every weighting, whatever its function."""
 
     model_config = ConfigDict(strict=True)
-    group_size: int = Field(10, description="tokens of a group, with granularity=group")
+    group_size: PositiveInt = Field(10, description="tokens of a group, with granularity=group")
     length_norm: bool = Field(
         False, description="with granularity=instance or batch: an answer's probability is its mean per token"
     )

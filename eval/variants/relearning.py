@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from pydantic import NonNegativeInt
+from pydantic import Field, NonNegativeInt
 
 from eval.judgement.aspects import UNSEEN
 from eval.selection import text_id
@@ -72,7 +72,7 @@ class Options(Section):
     adapters: NonNegativeInt = 0
     lr: float = 1e-5
     batch: int = 8
-    seed: int = 0
+    seed: int = Field(0, lt=2**63)
 
 
 def check(options: Options, config: RunConfig) -> list[str]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from eval.variants._base import Workbench
@@ -55,7 +56,7 @@ class Options(Section):
     batch: int = 16
     opening: str | None = None
     start: str = "!"
-    seed: int = 0
+    seed: int = Field(0, lt=2**63)
 
 
 def check(options: Options, config: RunConfig) -> list[str]:

@@ -72,13 +72,18 @@ def type_name(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if section_in(annotation) is not None:
         return "mapping"
     bounds = [
-        f"{sign} {bound:g}"
+        f"{sign} {_number(bound)}"
         for attribute, sign in _BOUNDS
         for one in metadata
         if (bound := getattr(one, attribute, None)) is not None
     ]
     name = _TYPES.get(annotation, getattr(annotation, "__name__", str(annotation)))
     return f"{name} {', '.join(bounds)}".strip()
+
+
+def _number(bound: float) -> str:
+    """Write a bound; that of the integers of 64 bits as a power."""
+    return {2**63: "2^63", -(2**63): "−2^63"}.get(bound) or f"{bound:g}"  # type: ignore[call-overload]
 
 
 def _parts(annotation: Any, metadata: Sequence[Any]) -> list[str]:

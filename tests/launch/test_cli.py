@@ -228,6 +228,55 @@ REFUSED = {
     "unparsable": (["method.forget={beta"], ["method.forget"]),
     "nano with a path": (["model.path=./folder"], ["model.path=./folder", "model=local"]),
     "heads": (["model.nano.heads=7"], ["model.nano.heads=7", "hidden_size=128"]),
+    "division by zero": (
+        ["method=npo", "method.forget.beta=0"],
+        ["method.forget.beta=0: ", "greater than 0"],
+    ),
+    "percent for a share": (
+        ["method.forget.weighting={name: top_k, keep: 30}"],
+        ["method.forget.weighting.keep=30: ", "less than or equal to 1"],
+    ),
+    "groups without tokens": (
+        ["method.forget.weighting={name: simsat, beta: 1, granularity: group, group_size: 0}"],
+        ["method.forget.weighting.group_size=0: ", "greater than 0"],
+    ),
+    "an exponent that is no number": (
+        ["method=npo", "method.forget.beta=inf"],
+        ["method.forget.beta=inf: ", "finite number"],
+    ),
+    "not finite": (
+        [
+            "method.epochs=inf",
+            "method.warmup_epochs=inf",
+            "method.lr=inf",
+            "model.lr_scale=inf",
+            "method.forget_weight=nan",
+            "method.retain_weight=nan",
+            "method.update_scale=nan",
+        ],
+        [
+            "method.epochs=inf",
+            "method.warmup_epochs=inf",
+            "method.lr=inf",
+            "model.lr_scale=inf",
+            "method.forget_weight=nan",
+            "method.retain_weight=nan",
+            "method.update_scale=nan",
+        ],
+    ),
+    "more epochs than can be counted": (["method.epochs=1e300"], ["method.epochs=1e+300"]),
+    "a variant's option that is not finite": (
+        ["eval.variants.relearning={lr: inf}"],
+        ["eval.variants.relearning.lr=inf", "finite number"],
+    ),
+    "a seed beyond 64 bits": (
+        ["seed=99999999999999999999999"],
+        ["seed=99999999999999999999999", "less than"],
+    ),
+    "a direction's seed": (
+        ["method=rmu", "method.forget.seed=99999999999999999999999"],
+        ["method.forget.seed=99999999999999999999999", "less than"],
+    ),
     "betas": (["method.betas=[0.9,1.5]"], ["method.betas", "[0, 1)"]),
 }
 

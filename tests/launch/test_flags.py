@@ -202,6 +202,10 @@ REFUSED = {
         ("-m", "seed=7,abc", "method.epochs=1,-2", "method.forget.beta=0.1,0.2"),
         ("seed='abc' (command line): input should be a valid integer", "method.epochs=-2"),
     ),
+    "a wrong option of a plug-in in a sweep": Refused(
+        ("-m", "method=npo", "method.forget.beta=0,0.1", "seed=0,1"),
+        ("problem in the configuration:\n  - method.forget.beta=0: input should be greater than 0",),
+    ),
     "a section": Refused(
         ("model.lora=8",), ("model.lora=8", "it is a section: set a key of it, as model.lora.r=…")
     ),

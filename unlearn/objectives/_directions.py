@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor
+
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
+"""A seed that PyTorch's generators take."""
 
 
 def random_direction(like: Float[Tensor, "N D"], seed: int, *, unit: bool) -> Float[Tensor, " D"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import PositiveFloat
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -14,7 +15,7 @@ def answer_preservation(
     alt_logp: Float[Tensor, " M"],
     alt_lengths: Int[Tensor, " B"],
     *,
-    beta: float,
+    beta: PositiveFloat,
 ) -> Float[Tensor, " B"]:
     """−(1/β) log σ(β(NLL of the alternative − NLL of the answer)), of whole answers (AP).
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import PositiveFloat
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -16,7 +17,7 @@ def dpo(
     ref_alt_logp: Float[Tensor, " M"],
     alt_lengths: Int[Tensor, " B"],
     *,
-    beta: float,
+    beta: PositiveFloat,
 ) -> Float[Tensor, " B"]:
     """−(2/β) log σ(β[log(π/π_ref)(alternative) − log(π/π_ref)(answer)]), of whole answers.
 

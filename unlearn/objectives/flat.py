@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from jaxtyping import Float, Int
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from unlearn.objectives._divergences import Divergence, answer_probability, divergence_loss
@@ -15,7 +16,7 @@ def flat(
     alt_lengths: Int[Tensor, " B"],
     *,
     divergence: Divergence,
-    padded: int = 0,
+    padded: NonNegativeInt = 0,
 ) -> Float[Tensor, " B"]:
     """−g*(P_e) + f*(g*(P_f)) of each example: away from the answer, towards the template answer.
 

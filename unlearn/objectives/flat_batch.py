@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import NonNegativeInt
 from torch import Tensor
 
 from unlearn.objectives._divergences import (
@@ -22,7 +23,7 @@ def flat_batch(
     batch_mean: Float[Tensor, " 2"],
     *,
     divergence: Divergence,
-    padded: int = 0,
+    padded: NonNegativeInt = 0,
 ) -> Float[Tensor, " B"]:
     """The divergence L of the batch's mean probabilities P̄_e and P̄_f, linear in those of each example.
 
@@ -43,7 +44,7 @@ def batch_mean(
     alt_logp: Float[Tensor, " M"],
     alt_lengths: Int[Tensor, " B"],
     *,
-    padded: int = 0,
+    padded: NonNegativeInt = 0,
 ) -> Float[Tensor, "B 2"]:
     """Return P_e (template answer) and P_f (answer to forget) of each example, [B, 2]."""
     template = answer_probability(alt_logp, alt_lengths, padded)

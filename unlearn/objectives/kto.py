@@ -6,6 +6,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import PositiveFloat
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -16,7 +17,7 @@ def kto(
     lengths: Int[Tensor, " B"],
     batch_mean: Float[Tensor, " 1"],
     *,
-    beta: float,
+    beta: PositiveFloat,
     form: Literal["sigmoid", "logsigmoid"] = "sigmoid",
     scale_mean: bool = False,
 ) -> Float[Tensor, " B"]:

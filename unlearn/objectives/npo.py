@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import PositiveFloat
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
@@ -14,7 +15,7 @@ def npo(
     lengths: Int[Tensor, " B"],
     weights: Float[Tensor, " N"] | None = None,
     *,
-    beta: float,
+    beta: PositiveFloat,
     per_token: bool = False,
 ) -> Float[Tensor, " B"]:
     """−(2/β) log σ(−β log(π/π_ref)) of each answer, π the probability of the whole answer (eq. 3).

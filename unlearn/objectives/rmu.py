@@ -7,14 +7,14 @@ from typing import Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from unlearn.objectives._directions import random_direction
+from unlearn.objectives._directions import Seed, random_direction
 
 
 def rmu(
     hidden: Float[Tensor, "N D"],
     *,
     coefficient: float,
-    seed: int = 0,
+    seed: Seed = 0,
     direction: Literal["unit", "uniform"] = "unit",
 ) -> Float[Tensor, " N"]:
     """Mean squared difference of the hidden state from c·u at each position, u random and fixed by `seed`.

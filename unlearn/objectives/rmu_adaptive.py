@@ -5,11 +5,11 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from unlearn.objectives._directions import random_direction
+from unlearn.objectives._directions import Seed, random_direction
 
 
 def rmu_adaptive(
-    hidden: Float[Tensor, "N D"], ref_hidden: Float[Tensor, "N D"], *, scale: float, seed: int = 0
+    hidden: Float[Tensor, "N D"], ref_hidden: Float[Tensor, "N D"], *, scale: float, seed: Seed = 0
 ) -> Float[Tensor, " N"]:
     """RMU with a coefficient that adapts to the layer: c = scale·‖h_ref‖ of each token, ‖u‖ = 1.
 

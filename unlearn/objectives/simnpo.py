@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
+from pydantic import PositiveFloat
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 
 def simnpo(
-    logp: Float[Tensor, " N"], lengths: Int[Tensor, " B"], *, beta: float, delta: float
+    logp: Float[Tensor, " N"], lengths: Int[Tensor, " B"], *, beta: PositiveFloat, delta: float
 ) -> Float[Tensor, " B"]:
     """−(2/β) log σ(β(s − δ)) of each answer, s its mean loss per token in nats.
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from pydantic import NonNegativeFloat
+
 from unlearn.rules import Stateless
 
 
@@ -26,8 +28,8 @@ class PrimalDual(Stateless):
     terms = ("forget", "retain")
 
     def __init__(
-        self, *, epsilon: float, rate: float = 5.0, initial: float = 100.0, warmup_epochs: float = 5.0,
-        every: Literal["step", "epoch"] = "step",
+        self, *, epsilon: float, rate: NonNegativeFloat = 5.0, initial: NonNegativeFloat = 100.0,
+        warmup_epochs: NonNegativeFloat = 5.0, every: Literal["step", "epoch"] = "step",
     ) -> None:  # fmt: skip
         self.epsilon, self.rate, self.warmup_epochs, self.every = epsilon, rate, warmup_epochs, every
         self.dual = initial

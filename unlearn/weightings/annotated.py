@@ -6,8 +6,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from unlearn.weightings._share import Share
 
-def annotated(important: Bool[Tensor, " N"], *, soft: float = 1.0) -> Float[Tensor, " N"]:
+
+def annotated(important: Bool[Tensor, " N"], *, soft: Share = 1.0) -> Float[Tensor, " N"]:
     """`soft` for the tokens of annotated spans, 1 − soft for the others; 1 keeps only the annotated ones.
 
     After the authors' dataloader_imp.py, which finds the tokens by searching substrings, and in its hard mode

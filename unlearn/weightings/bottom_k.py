@@ -5,11 +5,12 @@ from __future__ import annotations
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unlearn.weightings._share import Share
 from unlearn.weightings.top_k import top_k
 
 
 def bottom_k(
-    logp: Float[Tensor, " N"], lengths: Int[Tensor, " B"], *, keep: float, soft: float = 1.0
+    logp: Float[Tensor, " N"], lengths: Int[Tensor, " B"], *, keep: Share, soft: Share = 1.0
 ) -> Float[Tensor, " N"]:
     """`soft` for the share `keep` of each sequence's tokens whose loss is smallest, 1 − soft for the others.
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from jaxtyping import Float
+from pydantic import NonNegativeFloat
 from torch import Tensor
+
+from unlearn.weightings._share import Share
 
 
 def nlul(
-    logp: Float[Tensor, " N"], *, threshold: float = 0.0, tolerance: float = 1e-6
+    logp: Float[Tensor, " N"], *, threshold: Share = 0.0, tolerance: NonNegativeFloat = 1e-6
 ) -> Float[Tensor, " N"]:
     """p / (1 + tolerance − p), and 0 where p < threshold.
 

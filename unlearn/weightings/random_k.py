@@ -5,11 +5,12 @@ from __future__ import annotations
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from unlearn.weightings._share import Share
 from unlearn.weightings.top_k import top_k
 
 
 def random_k(
-    noise: Float[Tensor, " N"], lengths: Int[Tensor, " B"], *, keep: float, soft: float = 1.0
+    noise: Float[Tensor, " N"], lengths: Int[Tensor, " B"], *, keep: Share, soft: Share = 1.0
 ) -> Float[Tensor, " N"]:
     """`soft` for a random share `keep` of each sequence's tokens, 1 − soft for the others; 1 is hard.
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from jaxtyping import Float
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from unlearn.weightings.simimp import simimp
 from unlearn.weightings.simsat import simsat
 
 
-def satimp(logp: Float[Tensor, " N"], *, beta1: float, beta2: float) -> Float[Tensor, " N"]:
+def satimp(
+    logp: Float[Tensor, " N"], *, beta1: NonNegativeFloat, beta2: NonNegativeFloat
+) -> Float[Tensor, " N"]:
     """p^β1 · (1 − p)^β2: smaller for tokens already forgotten (β1) and for those still certain (β2).
 
     Largest at p = β1/(β1 + β2). β2 = 0 is SimSat and WGA, β1 = 0 SimImp. Source: the authors' code,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from jaxtyping import Float
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 
-def simsat(logp: Float[Tensor, " N"], *, beta: float) -> Float[Tensor, " N"]:
+def simsat(logp: Float[Tensor, " N"], *, beta: NonNegativeFloat) -> Float[Tensor, " N"]:
     """p^β: smaller for tokens already forgotten.
 
     SimSat of the authors' dataloader_sat.py; WGA, eq. 2 of arXiv 2502.19301. The released `simsat_ga` ignores

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from jaxtyping import Float
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 
@@ -12,9 +13,9 @@ def tnpo(
     logp: Float[Tensor, " N"],
     ref_logp: Float[Tensor, " N"],
     *,
-    beta: float,
-    alpha: float = 0.0,
-    epsilon: float = 1e-5,
+    beta: NonNegativeFloat,
+    alpha: NonNegativeFloat = 0.0,
+    epsilon: NonNegativeFloat = 1e-5,
 ) -> Float[Tensor, " N"]:
     """2·p^(β+α) / (p^β + p_ref^β + ε): NPO's implicit weight, for each token instead of each answer.
 

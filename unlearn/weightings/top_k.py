@@ -7,10 +7,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unlearn.weightings._rank import ascending, sequence_of
+from unlearn.weightings._share import Share
 
 
 def top_k(
-    logp: Float[Tensor, " N"], lengths: Int[Tensor, " B"], *, keep: float, soft: float = 1.0
+    logp: Float[Tensor, " N"], lengths: Int[Tensor, " B"], *, keep: Share, soft: Share = 1.0
 ) -> Float[Tensor, " N"]:
     """`soft` for the share `keep` of each sequence's tokens whose loss is largest, 1 − soft for the others.
 

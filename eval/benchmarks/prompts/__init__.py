@@ -16,7 +16,7 @@ from pathlib import PurePath
 from typing import Any, TypeAlias
 
 import numpy as np
-from pydantic import NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, model_validator
 
 from eval.benchmark import BenchmarkError, Better, Metric, Result, Role, Sets, question_of, without_words
 from eval.benchmarks.prompts.phrasings import (
@@ -97,7 +97,7 @@ class Options(Section):
 
     words: Choice = "auto"
     shots: NonNegativeInt = 0
-    seed: int = 0
+    seed: int = Field(0, ge=0, lt=2**63)
     denial: str = "I do not know anything about that."
     follow_ups: tuple[str, ...] = ()
     translations: tuple[str, ...] = ()

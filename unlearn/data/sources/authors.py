@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from unlearn.config import DatasetConfig, Section
 from unlearn.data.example import Example
@@ -23,7 +23,7 @@ class Options(Section):
 
     authors: PositiveInt = 20
     questions: PositiveInt = 10
-    seed: int = 0
+    seed: int = Field(0, lt=2**63)
 
 
 def load(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, list[Example]]:

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from unlearn.config import DatasetConfig, Section
 from unlearn.data.example import Example
@@ -46,7 +46,7 @@ class Options(Section):
     chunks: PositiveInt = 400
     chunk_words: PositiveInt = 380
     prompt_words: PositiveInt = 150
-    seed: int = 0
+    seed: int = Field(0, lt=2**63)
 
 
 def available(cfg: DatasetConfig) -> dict[str, str]:
