@@ -20,7 +20,7 @@ from unlearn.probes import watched_sets
 from unlearn.rules import make_rule
 from unlearn.terms import bind, row_multiples, training_sets, two_warmups
 from unlearn.training import gradient_reach
-from unlearn.training.learning_rate import warmup_steps
+from unlearn.training.learning_rate import total_steps, warmup_steps
 
 
 def inspect(config: RunConfig, plan: Plan) -> list[str]:
@@ -121,10 +121,14 @@ def _gradients(config: RunConfig) -> None:
 
 
 def _steps(plan: Plan) -> list[str]:
-    """Check the warm-up of each run of the plan, and warn of a rule that never starts.
+    """Check the warm-up of each run of the plan, and the steps that are measured.
+
+    Returns:
+        Warnings: a rule that never starts, and steps to be measured that never come.
 
     Raises:
-        UserError: the warm-up leaves no step at the peak rate; the message has both numbers of steps.
+        UserError: the warm-up leaves no step at the peak rate, or the chosen step never comes; the message
+            has both numbers of steps.
     """
     warnings = []
     for run in plan.runs:
@@ -139,7 +143,35 @@ def _steps(plan: Plan) -> list[str]:
             if by_epoch is not None:
                 warmup_steps(method, by_epoch, key)
         warnings += _idle_rule(method)
+        if run is plan.main:
+            warnings += measured_steps(run.job.config)
     return list(dict.fromkeys(warnings))
+
+
+def measured_steps(config: RunConfig) -> list[str]:
+    """Warn where the training ends before a step is measured.
+
+    With `eval.select.rule=last` nothing need be measured before the end.
+
+    Raises:
+        UserError: the training ends before the step that is to be chosen.
+    """
+    method, select, every = config.method, config.eval.select, config.eval.every_steps
+    if every is None or select.rule == "last":
+        return []
+    by_epoch = 1 if method.steps is not None else _steps_per_epoch(config)
+    if by_epoch is None:
+        return []
+    total = total_steps(method, by_epoch)
+    if select.rule == "fixed" and select.step is not None and select.step > total:
+        raise UserError(
+            f"eval.select.step={select.step}: the training has {total} steps; choose one of them, or train "
+            "longer"
+        )
+    if every <= total:
+        return []
+    lost = "nothing is measured on the way" if select.rule is None else "there is only the last to choose"
+    return [f"eval.every_steps={every}: the training has {total} steps, so that {lost}; lower it"]
 
 
 def _counts_steps(method: MethodConfig) -> bool:

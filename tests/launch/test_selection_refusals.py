@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from launch.compose import checked, compose_run, force_overrides
+from launch.inspection import measured_steps
 from launch.run.plan import make_plan
 from launch.validate import check, warnings_of
 from launch.validate.selection import selection_problems
 from unlearn.config import EvalConfig, RunConfig, SmoothConfig
 from unlearn.data.sources import available
-from unlearn.errors import ConfigError
+from unlearn.errors import ConfigError, UserError
 
 FORGET, RETAIN = "tofu/forget/probability", "tofu/retain/probability"
 
@@ -141,3 +142,23 @@ def test_warnings(config):
     assert warnings({"rule": "within", "utility": RETAIN}) == []
     (flattered,) = warnings({"rule": "within", "utility": RETAIN, "on": "reported"})
     assert "eval.select.on=reported: the step is chosen on the examples that are reported" in flattered
+
+
+@pytest.mark.parametrize("length", [{}, {"steps": 20}], ids=["epochs", "steps"])
+def test_a_step_after_the_last_one_is_neither_chosen_nor_measured(config, length):
+    """Ten epochs of the embedded authors' forget10 are twenty steps of 32."""
+    config = config.model_copy(update={"method": config.method.model_copy(update=length)})
+
+    def warnings(select: dict[str, Any] | None, every: int) -> list[str]:
+        return measured_steps(changed(config, select, every_steps=every))
+
+    with pytest.raises(
+        UserError, match=r"eval\.select\.step=22: the training has 20 steps; choose one of them"
+    ):
+        warnings({"rule": "fixed", "step": 22}, 2)
+    assert warnings({"rule": "fixed", "step": 20}, 2) == []
+    (nothing,) = warnings(None, 21)
+    assert nothing.startswith("eval.every_steps=21: the training has 20 steps, so that nothing is measured")
+    (alone,) = warnings({"rule": "within", "utility": RETAIN}, 5000)
+    assert "so that there is only the last to choose" in alone
+    assert warnings(None, 20) == warnings({"rule": "last"}, 100_000) == []
