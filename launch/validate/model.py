@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 
-from unlearn.config import PromptConfig, RunConfig
+from unlearn.config import ModelConfig, NanoConfig, PromptConfig, RunConfig
 from unlearn.data.prompts import check_variables
 from unlearn.data.templates import EXAMPLE, lacking
 from unlearn.models.locate import model_problem
@@ -33,6 +33,7 @@ def model_problems(config: RunConfig) -> list[str]:
             )
     elif model.path is None:
         problems.append("model.path is not set: give a folder with a checkpoint or an id of the hub")
+    problems += _unread(model)
     if model.kind == "gguf" and model.path and importlib.util.find_spec(model.path) is None:
         problems.append(
             f"model.path={model.path}: this Python package is not installed; "
@@ -59,6 +60,28 @@ def model_problems(config: RunConfig) -> list[str]:
     if problem := attention_problem(model.attention):
         problems.append(problem)
     return problems + _prompt(model.prompt)
+
+
+def _unread(model: ModelConfig) -> list[str]:
+    """Return a problem for each key that says nothing about a model of this kind."""
+    problems = []
+    if model.revision is not None:
+        what = "a revision of the hub, "
+        if model.kind != "hf":
+            what += f"from which a model of model.kind={model.kind} does not come"
+        elif model.path is not None and is_local(model.path):
+            what += f"and model.path={model.path} is a local folder"
+        else:
+            what = ""
+        if what:
+            problems.append(f"model.revision={model.revision}: {what}; leave it out")
+    if model.kind != "nano":
+        problems += [
+            f"model.nano.{key}={value}: the shape of a model that is built here (model=nano); leave it out"
+            for key, value in model.nano.model_dump().items()
+            if value != NanoConfig.model_fields[key].default
+        ]
+    return problems
 
 
 def _prompt(prompt: PromptConfig) -> list[str]:

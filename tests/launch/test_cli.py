@@ -20,6 +20,7 @@ from launch.compose import checked, compose_run, force_overrides, yaml_of
 from launch.config_groups import describe, groups, values_of
 from launch.run.plan import make_plan
 from launch.validate import check
+from launch.validate.model import model_problems
 from tests.worlds import together
 from unlearn.config import MethodConfig, RunConfig
 from unlearn.errors import ConfigError
@@ -227,6 +228,16 @@ REFUSED = {
     "interpolation to nowhere": (["method.lr=${nothing}"], ["nothing"]),
     "unparsable": (["method.forget={beta"], ["method.forget"]),
     "nano with a path": (["model.path=./folder"], ["model.path=./folder", "model=local"]),
+    "a file for authors": (
+        ["dataset.path=./tofu"],
+        ["dataset.path=./tofu", "source authors", "dataset=tofu"],
+    ),
+    "holdout split of authors": (["dataset.holdout=xyz"], ["dataset.holdout=xyz", "holdout"]),
+    "revision of nano": (["model.revision=abc"], ["model.revision=abc", "leave it out"]),
+    "shape of a model that exists": (
+        ["model=local", "model.path=./folder", "model.nano.layers=9", "model.revision=abc"],
+        ["model.nano.layers=9", "model=nano", "model.revision=abc", "a local folder"],
+    ),
     "heads": (["model.nano.heads=7"], ["model.nano.heads=7", "hidden_size=128"]),
     "division by zero": (
         ["method=npo", "method.forget.beta=0"],
@@ -289,6 +300,11 @@ def test_bad_input_is_refused_with_its_name_its_place_and_the_fix(name, files):
     for word in words:
         assert word in str(refused.value), str(refused.value)
     assert not (files / "runs").exists()
+
+
+def test_a_revision_of_the_hub_and_the_shape_of_a_model_that_is_built_are_read():
+    assert model_problems(configure("model=qwen2.5-1.5b-instruct", "model.revision=main")) == []
+    assert model_problems(configure("model.nano.layers=9")) == []
 
 
 def test_all_problems_are_reported_at_once():

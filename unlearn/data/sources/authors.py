@@ -38,6 +38,13 @@ def load(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, list[Example]]:
 
 def check(cfg: DatasetConfig) -> list[str]:
     problems = []
+    if cfg.path is not None:
+        problems.append(
+            f"dataset.path={cfg.path}: source authors makes its examples and reads no files; name the data's "
+            "form too, such as dataset=tofu or dataset=custom"
+        )
+    if cfg.holdout not in (None, "holdout"):
+        problems.append(f"dataset.holdout={cfg.holdout}: authors has one holdout split, holdout")
     if cfg.full not in (None, "full", "retain"):
         problems.append(f"dataset.full={cfg.full}: authors has full and retain")
     if cfg.retain not in (None, "retain"):

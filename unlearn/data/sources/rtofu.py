@@ -80,6 +80,8 @@ def check(cfg: DatasetConfig) -> list[str]:
         for name, split in named.items()
         if _file(folder, base := parse_split(split)[0]) is None
     ]
+    if cfg.holdout is not None:
+        problems.append(f"dataset.holdout={cfg.holdout}: R-TOFU has no holdout set; leave it out")
     if "retain" not in splits:
         problems.append(
             f"dataset.retain is not set, and does not follow from dataset.forget={splits['forget']}: name a "

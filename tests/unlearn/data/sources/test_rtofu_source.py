@@ -102,6 +102,8 @@ def test_what_cannot_be(folder: Path, tmp_path: Path) -> None:
     assert any("dataset.forget=forget10" in p and "did you mean forget01" in p for p in problems)
     assert any("dataset.retain=retain10" in p for p in problems)
     assert "does not follow from dataset.forget=mine" in sources.check(config(folder, forget="mine"))[-1]
+    held_out = config(folder).model_copy(update={"holdout": "more"})
+    assert sources.check(held_out) == ["dataset.holdout=more: R-TOFU has no holdout set; leave it out"]
     assert "dataset.options.train='both'" in sources.check(config(folder, train="both"))[0]
     with pytest.raises(UserError, match=r"dataset.options.task=3 \(it has 1, 2\)"):
         sources.load_sets(config(folder, task=3), ["forget"])
