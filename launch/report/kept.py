@@ -28,6 +28,7 @@ from launch.report.run_files import Results
 from launch.report.run_groups import RunSettings, Unusable, configuration, method_name
 from launch.report.settings import flat, settings_of
 from unlearn.errors import UserError
+from unlearn.reading import describe
 from unlearn.run_dir import RunDir
 
 _CONTENT = "runs"
@@ -218,4 +219,13 @@ def read_archive(path: Path) -> list[KeptRun]:
 
 def _unpacked(row: Mapping[str, Any]) -> KeptRun:
     known = {each.name for each in fields(KeptRun)}  # earlier releases kept a fingerprint, too
-    return KeptRun(**{key: row[key] for key in row if key in known} | {"settings": tuples(row["settings"])})
+    values = {key: row[key] for key in row if key in known} | {"settings": tuples(row["settings"])}
+    if not isinstance(values.get("results"), Mapping):
+        raise TypeError(f"the results of a run are {describe(values.get('results'))}, no object")
+    for key, value in values["results"].items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise TypeError(f"the result {key} of a run is {describe(value)}, no number")
+    for key in ("name", "method", "role"):
+        if not isinstance(values.get(key), str):
+            raise TypeError(f"the {key} of a run is {describe(values.get(key))}, no text")
+    return KeptRun(**values)

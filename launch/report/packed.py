@@ -5,17 +5,21 @@ from __future__ import annotations
 import gzip
 import json
 import math
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from unlearn.errors import UserError
 from unlearn.files import replacing
+from unlearn.reading import describe
 
 ENDING = ".json.gz"
 _FORMAT = 1
 _DIGITS = 6
 """Significant digits that are kept. The page is made with them, so that runs and archive give the same."""
+_MOST_BYTES = 1 << 29
+"""Unpacked bytes that are read; the archive of a few thousand runs has some ten million."""
 _MADE_BY = {"runs": "unlearn compare or claims", "measurements": "unlearn geffect"}
 T = TypeVar("T")
 
@@ -47,17 +51,26 @@ def read_packed(path: Path, content: str, make: Callable[[dict[str, Any]], T]) -
     """Return what `make` makes of each row of that name.
 
     Raises:
-        UserError: the file is none of this program's, of a later format, or holds something else.
+        UserError: the file is none of this program's, damaged, of a later format, or holds something else.
     """
     try:
-        stored = json.loads(gzip.decompress(path.read_bytes()))
+        stored = json.loads(_unpacked(path))
         rows, version = stored[content], stored["format"]
         if version == _FORMAT:
             return [make(row) for row in rows]
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+    except (OSError, EOFError, zlib.error, ValueError, KeyError, TypeError, RecursionError) as error:
         writes = f"--keep of {_MADE_BY[content]} writes one"
         raise UserError(f"{path}: no archive of {content} ({error}); {writes}") from error
     raise UserError(f"{path}: format {version}, this program reads {_FORMAT}; make it again with --keep")
+
+
+def _unpacked(path: Path) -> bytes:
+    """Return the content of a gzip file, which a small one may have more of than fits into memory."""
+    with gzip.open(path) as file:
+        content = file.read(_MOST_BYTES + 1)
+    if len(content) > _MOST_BYTES:
+        raise ValueError(f"it unpacks to more than {_MOST_BYTES >> 20} MiB")
+    return content
 
 
 def rounded(value: float | None) -> float | None:
@@ -75,7 +88,13 @@ def _last_part(value: Any) -> Any:
 
 
 def tuples(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as a configuration has them: JSON's lists as tuples."""
+    """Return settings as a configuration has them: JSON's lists as tuples.
+
+    Raises:
+        TypeError: they are no object.
+    """
+    if not isinstance(settings, Mapping):
+        raise TypeError(f"the settings of a run are {describe(settings)}, no object")
     return {key: _tuple(value) for key, value in settings.items()}
 
 

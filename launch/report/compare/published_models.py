@@ -85,7 +85,7 @@ def _results(model: Mapping[str, Any], full_utility: float) -> Results:
 def _content(file: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     known = (
         isinstance(content, dict) and isinstance(content.get("models"), list) and "full_utility" in content

@@ -16,8 +16,8 @@ from eval.metric_catalog import info
 from launch.report.compare.runs import ComparedRun, kind_of, measured
 from launch.report.run_groups import Unusable
 from launch.report.settings import flat, plain, settings_of
-from unlearn.errors import UserError
-from unlearn.reading import lines_of
+from unlearn.errors import UserError, quoted
+from unlearn.reading import describe, lines_of
 from unlearn.run_dir import numbers
 
 ENDINGS = (".csv", ".json", ".jsonl")
@@ -33,6 +33,9 @@ _OWN_TO_A_RUN = re.compile(
     r"|(tracker|checkpoint|hardware|job|versions|host)\..*"
 )
 _ENDED_BADLY = {"crashed", "failed", "killed", "running", "preempted", "preempting"}
+_UNREADABLE = (OSError, ValueError, csv.Error, SyntaxError, TypeError, RecursionError, MemoryError)
+"""Errors of the readers of JSON, CSV and Python's literals."""
+_LONGEST_CELL = 2**31 - 1  # characters; the csv module refuses more than 131072, which a large config has
 Line = tuple[str, str, dict[str, Any], dict[str, Any]]
 """Name, state, flat configuration, flat summary."""
 
@@ -46,7 +49,7 @@ def read_export(file: Path) -> Iterator[ComparedRun | tuple[str, str]]:
     try:
         text = file.read_text(encoding="utf-8-sig")
         lines = list(_csv(text) if file.suffix == ".csv" else _json(text))
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise UserError(f"{file} is no export of W&B runs: {error}. {_WANTED}") from error
     for name, state, config, summary in lines:
         try:
@@ -103,6 +106,7 @@ def _seed_key(config: Mapping[str, Any]) -> str | None:
 
 
 def _csv(text: str) -> Iterator[Line]:
+    csv.field_size_limit(_LONGEST_CELL)
     rows = csv.DictReader(io.StringIO(text, newline=""))
     heads = [head for head in rows.fieldnames or [] if head]
     name = next((head for head in heads if head.lower() in ("name", "run", "display_name")), None)
@@ -165,6 +169,9 @@ def _json(text: str) -> Iterator[Line]:
         if not isinstance(each, dict) or not {"config", "summary"} <= set(each):
             raise ValueError("an entry has no config and summary")
         name = each.get("name") or each.get("display_name") or each.get("id") or "run"
+        for part in ("config", "summary"):
+            if not isinstance(each[part], dict):
+                raise ValueError(f"the {part} of {quoted(str(name))} is {describe(each[part])}, no object")
         config = {key: unwrapped(value) for key, value in each["config"].items()}
         yield str(name), str(each.get("state", "")).lower(), flat(config), flat_metrics(each["summary"])
 

@@ -592,6 +592,33 @@ def test_bad_input_is_refused_by_name(runs: Path, tmp_path: Path) -> None:
         read([str(runs / "a0" / "config.yaml")])
 
 
+def test_a_damaged_archive_is_named(runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = tmp_path / "kept.json.gz"
+    write_archive(kept, read([str(runs)])[0])
+    whole = kept.read_bytes()
+    stored = json.loads(gzip.decompress(whole))
+
+    def refused(data: bytes, why: str) -> None:
+        kept.write_bytes(data)
+        with pytest.raises(UserError, match=rf"kept\.json\.gz: no archive of runs \(.*{why}"):
+            read([str(kept)])
+
+    def changed(**values: Any) -> bytes:
+        rows = [{**stored["runs"][0], **values}, *stored["runs"][1:]]
+        return gzip.compress(json.dumps({**stored, "runs": rows}).encode())
+
+    refused(whole[: len(whole) // 2], "ended before")
+    refused(whole[:30] + bytes(len(whole) - 60) + whole[-30:], "decompress")
+    refused(changed(settings=[1]), "settings of a run are a list of 1, no object")
+    refused(changed(results="0.5"), "results of a run are the text '0.5', no object")
+    refused(changed(results={"run/seconds": "soon"}), "run/seconds of a run is the text 'soon', no number")
+    refused(changed(name=["a"]), "name of a run is a list of 1, no text")
+    deep = b'{"format": 1, "runs": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    refused(gzip.compress(deep), "recursion")
+    monkeypatch.setattr("launch.report.packed._MOST_BYTES", 1 << 20)
+    refused(gzip.compress(bytes(2 << 20)), "unpacks to more than 1 MiB")
+
+
 def test_names_of_files_are_checked_before_anything_is_read(tmp_path: Path, capsys: Any) -> None:
     assert main([str(tmp_path), "--out", str(tmp_path / "claims.html")]) == 2
     assert "name a Markdown file" in capsys.readouterr().err

@@ -352,6 +352,32 @@ def test_an_export_that_is_none_says_what_is_wanted(tmp_path):
         find([str(tmp_path / "a.jsonl")])
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "why"),
+    [
+        ("a.csv", 'config,summary,name\n"{\'a\': 1","{}",r\n', "was never closed"),
+        ("a.csv", f'config,summary,name\n"{"[" * 100_000}","{{}}",r\n', ""),
+        ("a.json", f"{'[' * 100_000}{']' * 100_000}", "recursion"),
+        ("a.json", f'{{"models": {"[" * 100_000}{"]" * 100_000}}}', "recursion"),
+        ("a.jsonl", '{"name": "r", "config": [1], "summary": {}}', "config of 'r' is a list of 1, no object"),
+        ("a.jsonl", '{"name": "r", "config": {}, "summary": "x"}', "summary of 'r' is the text 'x', no object"),
+        ("a.jsonl", '{"name": "r", "config": {}, "summary": null}', "summary of 'r' is null, no object"),
+    ],
+)  # fmt: skip
+def test_a_damaged_export_is_named(tmp_path, name, text, why):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=rf"{name} is no export of W&B runs: .*{why}"):
+        find([str(tmp_path / name)])
+
+
+def test_a_large_configuration_of_an_export_is_read(tmp_path):
+    config = {"method": "npo", "seed": 1, "note": "x" * 200_000}
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["name", "config", "summary"], ["r", str(config), "{'u/m': 0.5}"]])
+    (run,) = find([str(tmp_path / "a.csv")]).runs
+    assert (run.method, run.seed, run.results) == ("npo", 1, {"u/m": 0.5})
+
+
 @pytest.fixture(scope="module")
 def offline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of W&B with one finished offline run."""
