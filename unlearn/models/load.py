@@ -19,7 +19,7 @@ from torch import nn
 from unlearn import interventions
 from unlearn.config import MethodConfig, ModelConfig
 from unlearn.errors import ConfigError, UserError
-from unlearn.models import adapt, adapter_targets, nano, stored
+from unlearn.models import adapt, adapter_targets, hub, nano, stored
 from unlearn.models.fingerprint import fingerprint
 from unlearn.models.locate import ModelError, find, named_base, resolve
 from unlearn.models.skeleton import read_config, skeleton
@@ -78,6 +78,7 @@ def read_model(
             dtype=mapped or torch.float32,
             attn_implementation=cfg.attention,
             output_loading_info=True,
+            local_files_only=hub.local_only(),
             **checkpoint.options,
             **({"use_safetensors": True} if checkpoint.package is None else _dequantised()),
         )

@@ -20,7 +20,7 @@ import unlearn.models.quiet  # noqa: F401 (turns off output of the hub and trans
 from unlearn.config import ModelConfig
 from unlearn.errors import UserError
 from unlearn.files import read_json
-from unlearn.models import adapter_files, model_files
+from unlearn.models import adapter_files, hub, model_files
 from unlearn.paths import is_file, is_folder, repository_problem, user_path
 
 _LONGEST = 300  # characters of a library's message
@@ -56,6 +56,11 @@ class CheckpointSource:
         """The revision of a hub repository, as an option of the functions that read from it."""
         return {key: value for key, value in self.options.items() if key == "revision"}
 
+    @property
+    def file_options(self) -> dict[str, Any]:
+        """Options of `cached_file`: the revision, and whether only the cache is asked."""
+        return {**self.revision, "local_files_only": hub.local_only()}
+
     @contextmanager
     def explained(self) -> Iterator[None]:
         """Turn the errors of transformers and the hub while loading into one message: cause and fix.
@@ -67,6 +72,8 @@ class CheckpointSource:
         except UserError:
             raise
         except Exception as error:
+            if any(isinstance(cause, LocalEntryNotFoundError) for cause in _chain(error)):
+                hub.look(self.name)
             text = " ".join(str(error).split()) or type(error).__name__
             text = text if len(text) < _LONGEST else f"{text[:_LONGEST]}…"
             if cause := self._cause():
@@ -115,7 +122,8 @@ class CheckpointSource:
         if reached and self._pickled():
             return f"{model_files.CONVERT[0].upper()}{model_files.CONVERT[1:]}."
         return (
-            "Check the id, model.revision and the network (private repositories need HF_TOKEN). "
+            "Check the id, model.revision and the network (private repositories need HF_TOKEN; without a "
+            "network HF_HUB_OFFLINE=1 asks the cache alone). "
             "A folder on disk works too: "
             + ("model=local model.path=/folder." if self.adapter is None else "model.base=/folder.")
         )
@@ -204,10 +212,10 @@ def adapter_folder(adapter: CheckpointSource) -> Path:
     folder = adapter.folder
     if folder is None:
         with adapter.explained():
-            config = cached_file(adapter.name, model_files.ADAPTER, **adapter.revision)
+            config = cached_file(adapter.name, model_files.ADAPTER, **adapter.file_options)
             weights = cached_file(
                 adapter.name, adapter_files.WEIGHTS, _raise_exceptions_for_missing_entries=False,
-                **adapter.revision,
+                **adapter.file_options,
             )  # fmt: skip
         if weights is None:
             raise ModelError(f"{adapter.label}: {adapter_files.UNREADABLE}")
@@ -277,13 +285,18 @@ def _hub_adapter(checkpoint: CheckpointSource, local_files_only: bool) -> Path |
     none, or the hub does not answer."""
     if _is_whole(checkpoint):
         return None
+    local_files_only = local_files_only or hub.local_only()
     with checkpoint.explained():
         config = cached_file(
             checkpoint.name, model_files.ADAPTER, local_files_only=local_files_only,
             _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_missing_entries=False,
             _raise_exceptions_for_connection_errors=False, **checkpoint.revision,
         )  # fmt: skip
-    return None if config is None else Path(config).parent
+    if config is not None:
+        return Path(config).parent
+    if not local_files_only and not _is_whole(checkpoint):
+        hub.look(checkpoint.name)
+    return None
 
 
 def _is_whole(checkpoint: CheckpointSource) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from unlearn.config import ModelConfig, RunConfig
 from unlearn.data.tokenization import Limits
 from unlearn.errors import did_you_mean
-from unlearn.models import model_files, nano
+from unlearn.models import hub, model_files, nano
 from unlearn.models.locate import CheckpointSource, ModelError, find, resolve
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def read_config(
         return nano.config(cfg.nano)
     with checkpoint.explained():
         config = transformers.AutoConfig.from_pretrained(
-            checkpoint.name, **checkpoint.options, local_files_only=local_files_only
+            checkpoint.name, **checkpoint.options, local_files_only=local_files_only or hub.local_only()
         )
     if checkpoint.package is None:
         _check_config(checkpoint, config)

@@ -48,7 +48,7 @@ def _snapshot(checkpoint: CheckpointSource) -> Path | None:
 
     def fetched(name: str) -> Path | None:
         file = cached_file(
-            checkpoint.name, name, _raise_exceptions_for_missing_entries=False, **checkpoint.revision
+            checkpoint.name, name, _raise_exceptions_for_missing_entries=False, **checkpoint.file_options
         )
         return None if file is None else Path(file)
 

@@ -10,7 +10,7 @@ from transformers.utils import cached_file
 
 from unlearn.config import ModelConfig
 from unlearn.data.tokenization import Encoder, Limits, PromptFormat
-from unlearn.models import nano
+from unlearn.models import hub, nano
 from unlearn.models.locate import CheckpointSource, ModelError, resolve
 from unlearn.models.model_files import tokenizer_problem
 from unlearn.models.skeleton import read_config
@@ -40,7 +40,9 @@ def load_tokenizer(cfg: ModelConfig, source: str | None = None) -> PreTrainedTok
     elif source is not None and not _has_tokenizer(checkpoint):
         return load_tokenizer(cfg)
     with checkpoint.explained(), checkpoint.quiet():
-        tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint.name, **checkpoint.options, **model)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            checkpoint.name, local_files_only=hub.local_only(), **checkpoint.options, **model
+        )
     if not tokenizer("a", add_special_tokens=False)["input_ids"]:
         cause = None if checkpoint.folder is None else tokenizer_problem(checkpoint.folder)
         raise ModelError(
@@ -86,6 +88,6 @@ def _has_tokenizer(checkpoint: CheckpointSource) -> bool:
     with checkpoint.explained():
         file = cached_file(
             checkpoint.name, "tokenizer_config.json", _raise_exceptions_for_missing_entries=False,
-            **checkpoint.revision,
+            **checkpoint.file_options,
         )  # fmt: skip
     return file is not None

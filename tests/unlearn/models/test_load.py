@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel
 
+from tests.paths import ROOT
 from tests.tolerance import PASS, assert_close
 from unlearn.config import MethodConfig, ModelConfig, NanoConfig
 from unlearn.models import export
@@ -173,6 +180,69 @@ def test_hub_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "model=local model.path=/folder" in str(caught.value)
     with pytest.raises(ModelError, match="the checkpoint nobody/target cannot be loaded"):
         models.load_model(cfg, "nobody/target")
+
+
+WITHOUT_A_NETWORK = """
+import time
+waits = []
+time.sleep = waits.append
+from unlearn.models import load as models
+from unlearn.config import ModelConfig
+from unlearn.models.skeleton import limits
+from unlearn.models.tokenizer import load_tokenizer
+cfg = ModelConfig(name="m", path="nobody/nothing")
+for read in (limits, models.load_model, load_tokenizer, limits):
+    try:
+        read(cfg)
+    except models.ModelError as error:
+        print(error)
+print(len(waits), "waits")
+"""
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path: Path) -> None:
+    with socket.socket() as closed:  # bound, but does not listen
+        closed.bind(("127.0.0.1", 0))
+        endpoint = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        done = subprocess.run(
+            [sys.executable, "-c", WITHOUT_A_NETWORK],
+            env={**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"},
+            capture_output=True, text=True, check=True, cwd=ROOT,
+        )  # fmt: skip
+    asked = done.stderr.count("thrown while requesting")
+    assert 0 < asked <= 6, done.stderr  # a request and its retries, of one file
+    assert int(done.stdout.split()[-2]) < asked
+    assert done.stdout.count("model.path=nobody/nothing cannot be loaded") == 4
+    assert done.stdout.count("without a network HF_HUB_OFFLINE=1 asks the cache alone") == 4
+
+
+def test_a_hub_that_answers_with_an_error_is_asked_again(tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            asked.append(self.path)
+            self.send_response(503)
+            self.end_headers()
+
+        do_GET = do_HEAD
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        environment = {
+            **os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0",
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_address[1]}",
+        }  # fmt: skip
+        subprocess.run(
+            [sys.executable, "-c", WITHOUT_A_NETWORK], env=environment, check=True, cwd=ROOT,
+            capture_output=True,
+        )  # fmt: skip
+        server.shutdown()
+    files = [path for path in asked if path.endswith("/config.json")]
+    assert len(files) > 12, files  # with retries, by more than one reader
 
 
 def test_pickled_weights_are_refused_with_the_way_out(saved: Path, tmp_path: Path) -> None:
