@@ -96,9 +96,10 @@ def gibberish_detector(
     if is_folder(path_or_hub_id):
         path_or_hub_id = str(user_path(path_or_hub_id))
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id)
+        # Without `trust_remote_code` transformers asks in the terminal whether to run a repository's code.
+        tokenizer = AutoTokenizer.from_pretrained(path_or_hub_id, trust_remote_code=False)
         model = AutoModelForSequenceClassification.from_pretrained(
-            path_or_hub_id, use_safetensors=True, dtype=torch.float32
+            path_or_hub_id, use_safetensors=True, dtype=torch.float32, trust_remote_code=False
         )
     except Exception as error:  # the libraries raise anything from OSError to their own errors
         raise DetectorError(

@@ -214,6 +214,7 @@ def _load_plain(folder: Path, model: Any) -> PreTrainedModel:
     loaded = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, attn_implementation=model.config._attn_implementation,
         use_safetensors=True, local_files_only=True,
+        trust_remote_code=False,  # else transformers asks in the terminal whether to run a folder's code
     )  # fmt: skip
     assert isinstance(loaded, transformers.PreTrainedModel)
     return loaded

@@ -93,6 +93,22 @@ def test_weights_that_are_no_safetensors_are_refused(tmp_path):
         gibberish_detector(str(other))
 
 
+def test_code_of_a_detector_is_not_run_and_nobody_is_asked(tmp_path, folder, monkeypatch):
+    other = tmp_path / "own-code"
+    shutil.copytree(folder, other)
+    (other / "config.json").write_text(
+        json.dumps({"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}})
+    )
+    ran = tmp_path / "ran"
+    (other / "own.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    asked = []
+    monkeypatch.setattr("builtins.input", lambda *prompt: asked.append(prompt) or "y")
+    with pytest.raises(DetectorError, match="own-code: it cannot be loaded"):
+        gibberish_detector(str(other))
+    assert not asked
+    assert not ran.exists()
+
+
 def test_tofu_has_the_detectors_mean_of_what_was_written(tmp_path, folder):
     sets = {"forget_eval": examples("forget")[:3], "real_authors": examples("real")[:2]}
     options = {"max_new_tokens": 6, "gibberish": str(folder)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,22 @@ def test_saved_from_a_whole_state_dict(tiny_model: Build, tmp_path: Path) -> Non
     again = tiny_model("qwen2")
     interventions.load(again, tmp_path)
     assert torch.equal(answer_logits(again, batch()), expected)
+
+
+def test_code_of_a_reinforced_model_is_not_run_and_nobody_is_asked(
+    tmp_path: Path, tiny_model: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interventions.save(contrasting(tiny_model, "llama"), tmp_path)
+    own = {"model_type": "own", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (tmp_path / "reinforced" / "config.json").write_text(json.dumps(own))
+    ran = tmp_path / "ran"
+    (tmp_path / "reinforced" / "own.py").write_text(f"open({str(ran)!r}, 'w')\n")
+    asked: list[object] = []
+    monkeypatch.setattr("builtins.input", lambda *prompt: asked.append(prompt) or "y")
+    with pytest.raises(UserError, match="cannot be attached"):
+        interventions.load(tiny_model("llama"), tmp_path)
+    assert not asked
+    assert not ran.exists()
 
 
 def test_reinforced_model_stays_frozen_and_in_evaluation_mode(tiny_model: Build) -> None:
