@@ -260,7 +260,8 @@ def _sweep(arguments: list[str], composed: DictConfig, root: Path, *, dry: bool 
         arguments = [*arguments, f'hydra.sweep.dir="{root}"']
     folder = root.absolute() / "sweeps" / name
     records = Records(folder, "-".join(map(str, process())))
-    records.all_stop.unlink(missing_ok=True)
+    for stop in (records.all_stop, records.own_stop):  # a killed command of this host and process id, too
+        stop.unlink(missing_ok=True)
     problem = ""
     try:
         with hooked(records):

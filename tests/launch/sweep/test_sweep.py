@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from launch.compose import checked, compose_run, force_overrides
 from launch.config_groups import CONFIGS, groups
 from launch.sweep.hydra_hooks import job_count, quoted
+from launch.sweep.job import process
 from launch.sweep.job_records import Records, sweep_name
 from launch.sweep.objective import FLOOR, check_goal, goal_value, missed_by
 from launch.sweep.summary import conclude
@@ -247,6 +248,22 @@ def test_a_dry_run_leaves_the_records_of_the_sweep(arguments, tmp_path, monkeypa
     assert "[2/2] method.lr=" in shown.out
     assert "sweep: " not in shown.out
     assert {file: file.is_file() and file.read_text() for file in tmp_path.rglob("*")} == before
+
+
+def test_a_stop_that_a_killed_command_left_stops_no_later_one(tmp_path, monkeypatch):
+    """In a container that starts again, the next command has the same host name and process id."""
+    monkeypatch.setenv("UNLEARN_SWEEP", "mine")
+    records = Records(tmp_path / "runs" / "sweeps" / "mine", "-".join(map(str, process())))
+    records.folder.mkdir(parents=True)
+    records.stop()
+    small = (
+        "method=none", "eval=none", "dataset.options.authors=10", "model.nano.layers=1",
+        "model.nano.hidden_size=16", "model.nano.heads=2", "model.finetune.steps=1", "tracker=disabled",
+        "hardware.threads=1",
+    )  # fmt: skip
+    assert "not begun" not in done(tmp_path, "-m", *small, "seed=0,1").out
+    assert [run.code for run in records.runs()] == [0, 0]
+    assert not records.stopping()
 
 
 def test_a_sweep_is_called_the_same_wherever_its_jobs_run():
