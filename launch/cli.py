@@ -47,6 +47,7 @@ from unlearn.errors import UserError
 from unlearn.files import check_writable, folder_name
 from unlearn.garbage import pause_collection
 from unlearn.guard import guarded, lasting_output, outcome
+from unlearn.paths import is_folder
 from unlearn.run_dir import RunDir
 from unlearn.signals import STOPPED, on_stop
 
@@ -130,7 +131,7 @@ def _execute(composed: DictConfig, overrides: list[str], name: str, *, sweep: bo
         return 0
     root = Path(config.root)
     if not config.dry_run:
-        check_writable(root, f"root={root}")
+        _check_root(config, None if sweep else _chosen_folder(composed), sweep=sweep)
     with _without_empty(root):
         if sweep:
             if searched and not config.dry_run:
@@ -145,6 +146,32 @@ def _execute(composed: DictConfig, overrides: list[str], name: str, *, sweep: bo
             with TemporaryDirectory() as folder:  # the records of the sweep stay as they are
                 return _sweep(arguments, composed, Path(folder), dry=True)
         return _one(composed, config)
+
+
+def _check_root(config: RunConfig, directory: Path | None, *, sweep: bool) -> None:
+    """Check that runs can be made in `root`; a run that is complete is only read.
+
+    directory: of the run, if not the default one.
+
+    Raises:
+        UserError: it cannot be written, and something is to be made.
+    """
+    root = Path(config.root)
+    try:
+        check_writable(root, f"root={root}")
+    except UserError:
+        if sweep or not is_folder(root) or not _is_made(config, directory):
+            raise
+
+
+def _is_made(config: RunConfig, directory: Path | None) -> bool:
+    """Return whether each run of the plan is complete."""
+    from launch.run.complete import is_complete, without_idle
+    from launch.run.plan import make_plan
+
+    with suppress(UserError):  # of the configuration, which cannot be made in this root either
+        return all(is_complete(run) for run in without_idle(make_plan(config, directory)).runs)
+    return False
 
 
 def _refuse_other_folders(overrides: Sequence[str], *, sweep: bool) -> None:

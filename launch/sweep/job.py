@@ -26,6 +26,7 @@ from launch.sweep.job_records import Records
 from launch.sweep.sweep_run import SweepRun
 from unlearn.config import RunConfig
 from unlearn.errors import UserError
+from unlearn.files import check_writable
 from unlearn.garbage import pause_collection
 from unlearn.guard import lasting_output, outcome
 from unlearn.processor import allowed_cores
@@ -200,7 +201,6 @@ def _run(
     from launch.run.complete import is_complete
     from launch.run.ensure import ensure
     from launch.run.plan_progress import PlanProgress
-    from unlearn.files import check_writable
 
     config, plan = resolved.config, resolved.plan
     console = Console(quiet=not leads())
@@ -210,6 +210,7 @@ def _run(
     for run in plan.runs:
         if not is_complete(run):
             check_writable(run.directory)
+    was_complete = is_complete(plan.main)
     progress = PlanProgress(plan)
     results: Mapping[str, float | None] = {}
     inside = not (in_child and _of_pool() and config.hardware.device == "cuda")
@@ -225,15 +226,19 @@ def _run(
         return SweepRun(overrides, plan.main.directory)
     folders = {"target": plan.evaluation("target"), "retain model": plan.evaluation("retain model")}
     baselines = tuple((name, folder) for name, folder in folders.items() if folder)
-    _report(console, config, plan, dict(baselines))
+    _report(console, config, plan, dict(baselines), was_complete=was_complete)
     value, feasible = _goal(config, plan) if searched else (None, None)
     return SweepRun(
         overrides, plan.main.directory, baselines=baselines, value=value, feasible=feasible, results=results
     )  # fmt: skip
 
 
-def _report(console: Console, config: RunConfig, plan: Plan, baselines: Mapping[str, Path]) -> None:
+def _report(
+    console: Console, config: RunConfig, plan: Plan, baselines: Mapping[str, Path], *, was_complete: bool
+) -> None:
     """Write the report of a finished run and print its table.
+
+    A run that was complete before may be on a disk that is only read: its report stays as it is.
 
     What makes it is imported here: before, it would take memory while the run trains.
     """
@@ -244,7 +249,10 @@ def _report(console: Console, config: RunConfig, plan: Plan, baselines: Mapping[
     from launch.report.run_files import problems
 
     target, retain = baselines.get("target"), baselines.get("retain model")
-    report = write_report(plan.main.directory, target_dir=target, retain_dir=retain)
+    folder = plan.main.directory
+    writable = not was_complete or _is_writable(folder)
+    if writable:
+        write_report(folder, target_dir=target, retain_dir=retain)
     columns = {name: RunDir(folder).read_results() for name, folder in baselines.items()}
     last = "unlearned" if config.method.start == "target" and config.method.makes_model else "this model"
     columns[last] = plan.main.rundir.read_results()
@@ -255,8 +263,16 @@ def _report(console: Console, config: RunConfig, plan: Plan, baselines: Mapping[
         console.print(LEGEND, style="dim", soft_wrap=True, highlight=False)
     if "target" in columns and any(run.role == "build the target" for run in plan.runs):
         _print_unlearned(console, columns["target"])
-    _print_problems(console, problems(plan.main.directory))
-    console.print(f"report: {short(report)}", soft_wrap=True, highlight=False)
+    _print_problems(console, problems(folder))
+    note = "" if writable else " (not written again: its folder cannot be written)"
+    console.print(f"report: {short(folder / 'report.html')}{note}", soft_wrap=True, highlight=False)
+
+
+def _is_writable(folder: Path) -> bool:
+    with suppress(UserError):
+        check_writable(folder)
+        return True
+    return False
 
 
 def _print_unlearned(console: Console, target: Mapping[str, float | None]) -> None:

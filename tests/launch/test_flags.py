@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -336,6 +337,32 @@ def test_folders_of_runs_and_sweeps_and_a_run_again(folders):
     (folders / "here" / "results.json").unlink()
     assert "run: here (complete)" not in done(folders, "--experimental-rerun", "here/config.yaml").out
     assert (folders / "here" / "results.json").is_file()
+
+
+def read_only(folder: Path, *commands: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Commands in a namespace of their own, where a folder is mounted so that it can only be read."""
+    mount = 'mount --bind "$1" "$1" && mount -o remount,bind,ro "$1"'
+    shell = ["unshare", "-rm", "sh", "-c"]
+    try:
+        subprocess.run([*shell, mount, "sh", str(folder)], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("a folder cannot be mounted here")
+    code = f"from launch.cli import command; print([command([*each]) for each in {commands!r}])"
+    return subprocess.run(
+        [*shell, f'{mount} && exec "$2" -c "$3"', "sh", str(folder), sys.executable, code],
+        cwd=folder.parent, text=True, capture_output=True, check=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+
+
+def test_a_complete_run_on_a_disk_that_is_read_only_is_used(tmp_path):
+    root = tmp_path / "runs"
+    done(tmp_path, *SMALL)
+    shown = read_only(root, SMALL, (*SMALL, "seed=3"))
+    assert shown.stdout.splitlines()[-1] == "[0, 2]", shown.stderr
+    assert "(complete)" in shown.stdout
+    assert "report.html (not written again: its folder cannot be written)" in shown.stdout
+    assert shown.stderr == "root=runs: it cannot be written; choose another path\n"
 
 
 def test_what_training_has_no_use_for_is_imported_after_it(tmp_path):
