@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from launch.redact import Scrubbing
 from unlearn.errors import UserError, did_you_mean
+from unlearn.paths import user_path
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ def session(settings: Any = None) -> Any:
     """Return the `wandb.Settings` of this process, from W&B's files and variables."""
     import wandb
 
+    _set_folders()
     with without_mode_variables():
         return wandb.setup(settings).settings
 
@@ -82,7 +84,6 @@ def open_run(mode: Mode, directory: Path, identity: Mapping[str, Any], config: M
     if not os.access(directory, os.W_OK):
         # W&B itself would fall back to a temporary folder silently.
         raise PermissionError(f"the directory {directory} cannot be written")
-    _set_cache_folder()
     import wandb
 
     settings = _settings()
@@ -143,7 +144,9 @@ def key_configured(settings: Any) -> bool:
         return True
     host = urlsplit(settings.base_url).netloc
     netrc_file = os.environ.get("NETRC")
-    for path in [Path(netrc_file)] if netrc_file else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+    home = user_path("~")  # stays "~" where neither HOME nor the system's users define it
+    usual = [home / ".netrc", home / "_netrc"] if home.is_absolute() else []
+    for path in [Path(netrc_file)] if netrc_file else usual:
         if path.is_file():
             try:
                 keys = netrc.netrc(path)
@@ -154,8 +157,13 @@ def key_configured(settings: Any) -> bool:
     return False
 
 
-def _set_cache_folder() -> None:
-    """Choose a cache folder that can be written; else W&B's own log would go to the terminal."""
+def _set_folders() -> None:
+    """Choose a cache folder that can be written; else W&B's own log would go to the terminal.
+
+    Without a home directory W&B also fails to look for its settings there.
+    """
+    if not user_path("~").is_absolute():
+        os.environ.setdefault("WANDB_CONFIG_DIR", os.devnull)  # has no settings
     home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     existing = next((each for each in (home, *home.parents) if each.exists()), home)
     if not home.is_absolute() or "HOME" not in os.environ or not os.access(existing, os.W_OK):

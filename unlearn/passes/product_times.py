@@ -131,9 +131,13 @@ def machine() -> dict[str, str]:
     return {**named, "torch": torch.__version__, **variables}
 
 
-def cache_folder() -> Path:
-    """Return the folder of what is measured once per machine: `unlearn-lab` in the user's cache."""
-    return user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "unlearn-lab"
+def cache_folder() -> Path | None:
+    """Return the folder of what is measured once per machine: `unlearn-lab` in the user's cache.
+
+    None where neither HOME nor the system's users define a home directory.
+    """
+    folder = user_path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return None if str(folder).startswith("~") else folder / "unlearn-lab"
 
 
 @cache
@@ -153,7 +157,8 @@ class _Table:
     def __post_init__(self) -> None:
         facts = {**machine(), "threads": self.threads}
         digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
-        self._facts, self.file = facts, cache_folder() / f"products-{digest}.json"
+        folder = cache_folder()
+        self._facts, self.file = facts, None if folder is None else folder / f"products-{digest}.json"
         self._read()
 
     def learn(self, sizes: Sequence[Size]) -> None:
@@ -202,6 +207,8 @@ class _Table:
         return lines
 
     def _read(self) -> None:
+        if self.file is None:
+            return
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
             stored = read_json(self.file)
             self.bf16_gain = float(stored["bf16_gain"])
@@ -210,12 +217,17 @@ class _Table:
                 self.known[Size(kind, rows, int(inputs), int(outputs))] = Times(*pair)
 
     def _write(self) -> None:
+        if self.file is None:
+            return
         seconds = {" ".join(map(str, size)): list(times) for size, times in sorted(self.known.items())}
         with contextlib.suppress(OSError, NoRoom):  # without a cache every process measures
             write_json(self.file, {**self._facts, "bf16_gain": self.bf16_gain, "seconds": seconds})
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
+        if self.file is None:
+            yield
+            return
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(self.file.with_name(f".{self.file.name}.lock"))

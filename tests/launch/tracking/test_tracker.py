@@ -24,7 +24,7 @@ from launch.job import Job
 from launch.tracking.tracker import GuardedTracker, NullTracker, open_tracker
 from launch.tracking.trackers import TrackedRun
 from launch.tracking.upload import send_results, send_tables
-from launch.tracking.wandb_session import key_configured
+from launch.tracking.wandb_session import key_configured, session
 from tests.launch.tracking.wandb_files import finished_records, read_run
 from tests.launch.tracking.wandb_server import KEY, serving
 from unlearn.config import TrackerConfig
@@ -313,6 +313,38 @@ def test_a_key_is_found_where_wandb_finds_it(tmp_path, monkeypatch):
     assert not key_configured(settings)
     monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
     assert key_configured(settings)
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """As in a container with a user id that the system does not know."""
+
+    def unknown(user: object) -> None:
+        raise KeyError(user)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    for name in ("HOME", "XDG_CACHE_HOME", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR"):  # set for W&B: removed again after the test
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def test_without_a_home_directory_there_is_no_key(homeless, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "~").mkdir()  # is no home directory
+    (tmp_path / "~" / ".netrc").write_text("machine wandb.example.org login user password " + "0" * 40)
+    settings = wandb.Settings(base_url="https://wandb.example.org")
+    assert not key_configured(settings)
+    assert not key_configured(session(settings))
+
+
+@pytest.mark.slow
+def test_without_a_home_directory_a_run_is_logged_offline(homeless, tmp_path):
+    tracker = opened(tmp_path, mode="auto")
+    tracker.log({"loss": 1.0}, step=1)
+    tracker.finish()
+    assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
 
 
 SCRIPT = """

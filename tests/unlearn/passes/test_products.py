@@ -120,6 +120,22 @@ def test_without_a_cache_folder_it_is_measured(tmp_path, monkeypatch):
     assert product_times._of_threads(torch.get_num_threads()).known[SIZE].pytorch > 0
 
 
+def test_without_a_home_directory_there_is_no_cache(tmp_path, monkeypatch):
+    """As in a container with a user id that the system does not know."""
+
+    def unknown(user: object) -> None:
+        raise KeyError(user)
+
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.chdir(tmp_path)
+    assert product_times.cache_folder() is None
+    preferred([SIZE])
+    assert product_times._of_threads(torch.get_num_threads()).known[SIZE].pytorch > 0
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("kind", ["forward", "input", "weight"])
 def test_a_wrong_kernel_is_not_used(kind, monkeypatch):
     assert measure(Size(kind, "few", 64, 96)).onednn
