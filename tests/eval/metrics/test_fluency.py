@@ -102,7 +102,12 @@ def test_code_of_a_detector_is_not_run_and_nobody_is_asked(tmp_path, folder, mon
     ran = tmp_path / "ran"
     (other / "own.py").write_text(f"open({str(ran)!r}, 'w')\n")
     asked = []
-    monkeypatch.setattr("builtins.input", lambda *prompt: asked.append(prompt) or "y")
+
+    def yes(prompt=""):
+        asked.append(prompt)
+        return "y"
+
+    monkeypatch.setattr("builtins.input", yes)
     with pytest.raises(DetectorError, match="own-code: it cannot be loaded"):
         gibberish_detector(str(other))
     assert not asked

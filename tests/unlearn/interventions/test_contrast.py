@@ -139,8 +139,13 @@ def test_code_of_a_reinforced_model_is_not_run_and_nobody_is_asked(
     (tmp_path / "reinforced" / "config.json").write_text(json.dumps(own))
     ran = tmp_path / "ran"
     (tmp_path / "reinforced" / "own.py").write_text(f"open({str(ran)!r}, 'w')\n")
-    asked: list[object] = []
-    monkeypatch.setattr("builtins.input", lambda *prompt: asked.append(prompt) or "y")
+    asked: list[str] = []
+
+    def yes(prompt: str = "") -> str:
+        asked.append(prompt)
+        return "y"
+
+    monkeypatch.setattr("builtins.input", yes)
     with pytest.raises(UserError, match="cannot be attached"):
         interventions.load(tiny_model("llama"), tmp_path)
     assert not asked
