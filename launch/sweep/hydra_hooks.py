@@ -117,6 +117,8 @@ class RecordingLauncher:
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         jobs = dict(enumerate(job_overrides, start=initial_job_idx))
+        if initial_job_idx == 0:
+            self.records.take_configuration()
         self.records.announce(jobs, 0, self._command, anew=initial_job_idx == 0)
         return self._launch(jobs)
 

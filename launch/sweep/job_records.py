@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,17 @@ class Records:
             jobs_of = {str(number): list(listed[number]) for number in sorted(listed)}
             total = max(total, len(listed))
             write_json(self.folder / "jobs.json", {"total": total, "given": list(command), "jobs": jobs_of})
+
+    def take_configuration(self) -> None:
+        """Move the configuration that Hydra has just written next to the runs into this folder.
+
+        Another sweep of these runs writes one of the same name.
+        """
+        with suppress(FileNotFoundError):  # another task of the step has moved it, or a sweeper writes none
+            written = self.folder.parent.parent / "multirun.yaml"
+            self._prepared()
+            self.folder.mkdir(exist_ok=True)
+            written.replace(self.folder / written.name)
 
     def begin(self, number: int, overrides: Sequence[str]) -> None:
         """Write a record without an exit code, which stays if the job is killed."""

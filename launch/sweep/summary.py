@@ -24,9 +24,6 @@ def conclude(records: Records, problem: str = "", *, dry: bool = False) -> int:
     """
     runs, waiting = records.runs(), records.not_begun()
     root = records.folder.parent.parent
-    if (left := root / "multirun.yaml").is_file():  # Hydra's file of this sweep
-        records.folder.mkdir(parents=True, exist_ok=True)  # a sweep may end before its first job
-        left.replace(records.folder / left.name)
     console = Console()
     if len(runs) > 1:
         summed = summary(runs)
@@ -51,6 +48,7 @@ def conclude(records: Records, problem: str = "", *, dry: bool = False) -> int:
         sys.stderr.write(f"{problem or 'some jobs have not begun'}{again}\n")
     codes = [run.code or 0 for run in runs]
     if problem and not runs:
+        records.take_configuration()  # Hydra may refuse the jobs after it has written the file
         return 2
     return max([*codes, 1 if waiting or problem else 0])
 

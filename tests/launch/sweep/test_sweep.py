@@ -10,17 +10,19 @@ import socket
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 
 from launch.compose import checked, compose_run, force_overrides
 from launch.config_groups import CONFIGS, groups
-from launch.sweep.hydra_hooks import job_count, quoted
+from launch.sweep.hydra_hooks import RecordingLauncher, job_count, quoted
 from launch.sweep.job import process
 from launch.sweep.job_records import Records, sweep_name
 from launch.sweep.objective import FLOOR, check_goal, goal_value, missed_by
@@ -262,8 +264,33 @@ def test_a_stop_that_a_killed_command_left_stops_no_later_one(tmp_path, monkeypa
         "hardware.threads=1",
     )  # fmt: skip
     assert "not begun" not in done(tmp_path, "-m", *small, "seed=0,1").out
+    assert (records.folder / "multirun.yaml").is_file()
+    assert not (tmp_path / "runs" / "multirun.yaml").exists()
     assert [run.code for run in records.runs()] == [0, 0]
     assert not records.stopping()
+
+
+class Launching:
+    """A launcher, during whose jobs another sweep in the same folder begins."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def launch(self, job_overrides: Any, initial_job_idx: int) -> list[JobReturn]:
+        (self.root / "multirun.yaml").write_text("the other's")
+        return [JobReturn(overrides=job, status=JobStatus.COMPLETED) for job in job_overrides]
+
+
+def test_sweeps_in_one_folder_keep_their_own_configurations(tmp_path):
+    records = Records(tmp_path / "sweeps" / "mine")
+    (tmp_path / "multirun.yaml").write_text("mine")  # as Hydra does before the first job
+    config = OmegaConf.create({"hydra": {"overrides": {"task": []}}})
+    launcher = RecordingLauncher(cast(Launcher, Launching(tmp_path)), records, config)
+    launcher.launch([["seed=0"]], 0)
+    launcher.launch([["seed=1"]], 1)
+    conclude(records)
+    assert (records.folder / "multirun.yaml").read_text() == "mine"
+    assert (tmp_path / "multirun.yaml").read_text() == "the other's"
 
 
 def test_a_sweep_is_called_the_same_wherever_its_jobs_run():
