@@ -56,6 +56,8 @@ def read_export(file: Path) -> Iterator[ComparedRun | tuple[str, str]]:
             yield run_of(name, state, config, summary)
         except Unusable as reason:
             yield name, str(reason)
+        except OverflowError as error:
+            yield name, f"a number of it is too large ({error})"
 
 
 _WANTED = (

@@ -370,6 +370,15 @@ def test_a_damaged_export_is_named(tmp_path, name, text, why):
         find([str(tmp_path / name)])
 
 
+def test_a_run_with_a_number_beyond_all_is_left_out(tmp_path):
+    values = {"r0": 0.5, "r1": 10**400}
+    lines = [{"name": name, "config": {}, "summary": {UTILITY: each}} for name, each in values.items()]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = find([str(tmp_path / "a.jsonl")])
+    assert [run.name for run in found.runs] == ["r0"]
+    assert found.left_out[0].reason.startswith("a number of it is too large")
+
+
 def test_a_large_configuration_of_an_export_is_read(tmp_path):
     config = {"method": "npo", "seed": 1, "note": "x" * 200_000}
     with (tmp_path / "a.csv").open("w", newline="") as file:
