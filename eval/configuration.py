@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +31,11 @@ from unlearn.errors import ConfigError, UserError
 from unlearn.files import digest
 from unlearn.paths import file_problem, user_path
 from unlearn.plugins import named_by_data
+
+log = logging.getLogger(__name__)
+
+_NOT_IMPORTED: set[str] = set()
+"""Benchmarks and variants of stored configurations that this process has reported."""
 
 
 def evaluation_sets(config: RunConfig) -> set[str]:
@@ -130,15 +136,20 @@ def _baseline_readers(names: Iterable[str]) -> dict[str, BaselineBenchmark]:
 def import_plug_ins(config: Mapping[str, Any]) -> None:
     """Import the benchmarks and variants that a stored configuration names, for what they declare.
 
-    Those of your own that cannot be imported here are left out: their metrics are shown without an arrow.
-    So are dotted paths of packages that are not installed, as the configuration may be of anybody.
+    Those that cannot be imported here are reported, once: their metrics are shown without an arrow. So are
+    packages of your own folders that are not installed, as the configuration may be of anybody.
     """
     section = config.get("eval")
     for key, find_one in (("benchmarks", find), ("variants", variants.find)):
         names = section.get(key) if isinstance(section, Mapping) else None
         for name in names if isinstance(names, Mapping) else ():
-            with suppress(ConfigError), named_by_data():
-                find_one(str(name))
+            try:
+                with named_by_data():
+                    find_one(str(name))
+            except ConfigError as error:
+                if name not in _NOT_IMPORTED:
+                    log.warning("%s; its metrics have no direction here", error.problems[0])
+                _NOT_IMPORTED.add(name)
 
 
 def own_sets(benchmark: str, sets: Sets, roles: Sequence[Role] | None) -> Sets:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from eval.benchmark import Role, Sets, find, is_live, read_along, scored
@@ -62,7 +63,9 @@ class Scoring:
         failed = []
         for name in self.benchmarks:
             try:
-                metrics |= self._one(model, name, label, roles, collective_forward, exclude_ids)
+                own = self._one(model, name, label, roles, collective_forward, exclude_ids)
+                _check_keys(name, own, metrics)
+                metrics |= own
             except NoRoom:  # on the main process alone, for which the others must not wait
                 raise
             except UserError as error:
@@ -133,6 +136,20 @@ class Scoring:
             )  # fmt: skip
 
         return world.on_main(score)
+
+
+def _check_keys(benchmark: str, metrics: Mapping[str, Any], others: Mapping[str, float]) -> None:
+    """
+    Raises:
+        UserError: a metric is no number, or another benchmark of the run gives it, too.
+    """
+    for key, value in metrics.items():
+        if not isinstance(value, int | float | np.number):
+            raise UserError(f"its metric {key} is {value!r}, but must be a number")
+        if key in others:
+            raise UserError(
+                f"its metric {key} is one of another benchmark, too: keys begin with the benchmark's own name"
+            )
 
 
 def _cheapest(options: type[Section]) -> dict[str, Any]:

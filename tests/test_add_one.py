@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -81,6 +82,38 @@ def test_an_option_with_the_name_of_one_of_the_projects_is_refused(tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("part", "instead", "words"),
+    [
+        ("", "", ""),
+        (
+            'sets["retain"] if cfg.full == "retain" else rows',
+            "rows",
+            "would be trained on all of the forget set",
+        ),
+        (
+            '{**Options(**cfg.options).model_dump(), "full": cfg.full}',
+            "{}",
+            "`identity` of the source must have",
+        ),
+    ],
+)
+def test_a_retain_model_is_trained_on_other_data_than_a_target(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, instead: str, words: str
+) -> None:
+    monkeypatch.setattr(plugins, "_OWN", {})
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if not (Path(each) / "towns.py").is_file()])
+    monkeypatch.delitem(sys.modules, "towns", raising=False)
+    for name in ("towns.py", "configs/dataset/towns.yaml", "weakest.py", "configs/eval/weakest.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(FILES[name].replace(part, instead) if part else FILES[name])
+    shown = unlearn(tmp_path, "dataset=towns", "eval=weakest", "dry_run=true")
+    monkeypatch.delitem(sys.modules, "towns", raising=False)
+    assert shown.code == (2 if words else 0), shown.err
+    assert words in shown.err
+
+
+@pytest.mark.slow
 def test_every_plug_in_is_used_and_shown(folder: Path) -> None:
     shown = done(folder, *RUN)
     with contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
@@ -102,5 +135,5 @@ def test_every_plug_in_is_used_and_shown(folder: Path) -> None:
     done(folder, *RUN, "method=muted", "eval=weakest", "probe=none")
     (muted,) = (folder / "runs").glob("muted-towns-*")
     facts = json.loads((muted / "model" / "interventions.json").read_text())
-    assert facts["interventions"] == [{"name": "muted.Muted", "token": 5, "by": 10.0}]
+    assert facts["interventions"] == [{"name": "muted", "token": 5, "by": 10.0}]
     assert "weakest/forget/probability" in json.loads((muted / "results.json").read_text())

@@ -100,7 +100,7 @@ class Kind:
             package = entry_points.package_of(entry)
             raise _Unfit(
                 f"{package} has an entry point {entry.name} too: uninstall it, or give its own by the dotted "
-                f"path {entry.module}"
+                f"path {entry.value.replace(':', '.')}"
             )
 
     def _imported(self, name: str) -> Any:
@@ -108,10 +108,11 @@ class Kind:
             plug_in = entry.load()
             return self._member(plug_in, name) if inspect.ismodule(plug_in) else self._checked(plug_in, name)
         above, _, last = name.rpartition(".")
-        if above and _NAMED_BY_DATA.get() and not _is_installed(above.partition(".")[0]):
+        top = name.partition(".")[0]
+        if _NAMED_BY_DATA.get() and not _is_installed(top) and not _is_own(top, packages=False):
             raise _Unfit(
-                f"{name} is named by data, for which nothing is imported from your own folders: install its "
-                "package"
+                f"{name} is named by data, for which no folder of your own is imported: install its package, "
+                "or put the folder above it on PYTHONPATH (for a model: model.trust_remote_code=true)"
             )
         _search_own_folders()
         if not above and not _is_own(name):
@@ -164,8 +165,8 @@ _NAMED_BY_DATA: ContextVar[bool] = ContextVar("named by data", default=False)
 
 @contextmanager
 def named_by_data() -> Iterator[None]:
-    """Import no dotted path from your own folders meanwhile: names are of files of unknown origin, which may
-    bring the module along.
+    """Import no package of your own folders meanwhile: names are of files of unknown origin, whose folder may
+    be one.
 
     What ships, is installed, or was imported before is found; so is a single file in your own folders.
     """
@@ -249,10 +250,12 @@ def _own_files() -> dict[str, str]:
     return {name: name for name in (file.removesuffix(".py") for file in files) if _is_own(name)}
 
 
-def _is_own(name: str) -> bool:
+def _is_own(name: str, *, packages: bool = True) -> bool:
+    """Return whether a file in your own folders has this name, or with `packages` a folder with modules."""
     places = [os.path.join(folder, name) for folder in _own_folders()]
     return any(
-        os.path.isfile(f"{each}.py") or os.path.isfile(os.path.join(each, "__init__.py")) for each in places
+        os.path.isfile(f"{each}.py") or (packages and os.path.isfile(os.path.join(each, "__init__.py")))
+        for each in places
     )
 
 

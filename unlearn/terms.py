@@ -385,6 +385,7 @@ def _unknown(key: str, owner: str, bound: Bound) -> list[str]:
     """Return a problem for each parameter that is the name of no statistic."""
     return [
         f"{key}: {owner} asks for {need!r}, which nothing provides{did_you_mean(need, STATISTICS)}"
+        "; a hyper-parameter stands after `*`"
         for need in bound.needs
         if need not in STATISTICS
     ]

@@ -75,8 +75,14 @@ def options_of(plug_in: Any) -> type[BaseModel]:
 
 
 def line(plug_in: Any) -> str:
-    """Return the first paragraph of a plug-in's module, in one line."""
-    return " ".join((inspect.getmodule(plug_in).__doc__ or "").strip().split("\n\n")[0].split())
+    """Return the first paragraph of a plug-in's docstring, in one line.
+
+    It is the module's for one of the project's, and its own for one of yours, which may share a file.
+    """
+    module = inspect.getmodule(plug_in)
+    shipped = module is not None and module.__name__.partition(".")[0] in ("unlearn", "eval", "launch")
+    text = (not shipped and plug_in.__doc__) or (module and module.__doc__) or ""
+    return " ".join(text.strip().split("\n\n")[0].split())
 
 
 def documentation(plug_in: Any) -> str:

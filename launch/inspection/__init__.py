@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from eval.configuration import benchmark_options, evaluation_sets, requests_of
 from launch.inspection.models import inspect_models
 from launch.run.complete import is_complete
 from launch.run.config_file import read_stored
 from launch.run.plan import Plan
-from unlearn.config import MethodConfig, RunConfig
+from unlearn.config import DatasetConfig, MethodConfig, RunConfig
 from unlearn.data.batching import Schedule
+from unlearn.data.example import Example
 from unlearn.data.readers import UnavailableError
 from unlearn.data.sources import load_sets
 from unlearn.data.verify import check_companions, overlaps, texts_without_questions
@@ -83,6 +86,8 @@ def _rows(plan: Plan) -> list[str]:
                 raise
             warnings.append(f"{error}; its rows were not checked")
             continue
+        if run.role == "build the retain model":
+            _check_retained(config.dataset, sets["full"], plan.main.job.config.dataset)
         check_companions(config, sets)
         if config.probe.on and config.probe.method is not None:
             check_companions(config.model_copy(update={"method": config.probe.method}), sets)
@@ -91,6 +96,20 @@ def _rows(plan: Plan) -> list[str]:
         for benchmark in config.eval.benchmarks:
             requests_of(benchmark, scored, benchmark_options(config, benchmark))
     return list(dict.fromkeys(warnings))
+
+
+def _check_retained(dataset: DatasetConfig, rows: Sequence[Example], main: DatasetConfig) -> None:
+    """
+    Raises:
+        UserError: the examples of a retain model are those of the forget set, too.
+    """
+    known = {(each.question, each.answer) for each in rows}
+    forgotten = load_sets(main, {"forget"}).get("forget", [])
+    if forgotten and all((each.question, each.answer) in known for each in forgotten):
+        raise UserError(
+            f"dataset.source={dataset.source}: a retain model would be trained on all of the forget set; "
+            f"`load` of the source must give as full what dataset.full names, here {dataset.full}"
+        )
 
 
 def _tokens(config: RunConfig, plan: Plan) -> list[str]:

@@ -17,6 +17,7 @@ from unlearn.data import alternatives, refused_prompts
 from unlearn.data.prompts import DATE
 from unlearn.data.readers import content_hash
 from unlearn.data.sources import BASE, available, before, identity, retain_model
+from unlearn.errors import UserError
 from unlearn.files import digest, folder_name
 from unlearn.models import load as models
 from unlearn.models.weights import WeightsSource
@@ -288,6 +289,12 @@ def _retain(config: RunConfig, runs: list[Planned]) -> WeightsSource | None:
 def _build(role: str, config: RunConfig, split: str | None, runs: list[Planned]) -> WeightsSource:
     made = finetune_config(config, split)
     run = _planned(f"build the {role}", made, WeightsSource(None, _key(made, None)))
+    if same := next((each for each in runs if each.job.fingerprint == run.job.fingerprint), None):
+        raise UserError(
+            f"dataset.source={config.dataset.source}: with dataset.full={split} the {role} is the same as "
+            f"with dataset.full={same.job.config.dataset.full} ({same.role}); `identity` of the source must "
+            "have it"
+        )
     runs.append(run)
     return WeightsSource(str(run.rundir.model), f"run:{run.job.fingerprint}")
 

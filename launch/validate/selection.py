@@ -77,7 +77,7 @@ def _metric_problems(config: RunConfig, select: SelectConfig, sets: set[str]) ->
             near = did_you_mean(key, known)
             problems.append(f"{where}: no benchmark of eval, with its options, gives it{near}")
             continue
-        if select.divides and any(is_live(find(name)) for name in owners):
+        if select.divides and any(is_live(find(name)) and not find(name).SETS for name in owners):
             problems.append(
                 f"{where}: benchmark {owners[0]} has no examples that can be divided; choose another metric, "
                 "or set eval.select.on=reported"

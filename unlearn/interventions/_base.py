@@ -85,7 +85,9 @@ class Intervention(nn.Module):
         super().__init_subclass__(**options)
         package, _, file = cls.__module__.rpartition(".")
         shipped = package == __name__.rpartition(".")[0]
-        cls.name = file if shipped else f"{cls.__module__}.{cls.__qualname__}"
+        named_after = cls.__qualname__ == "".join(part.capitalize() for part in file.split("_"))
+        own = cls.__module__ if named_after else f"{cls.__module__}.{cls.__qualname__}"
+        cls.name = file if shipped else own
 
     def __init__(self, options: Section) -> None:
         super().__init__()

@@ -30,24 +30,30 @@ def load(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, list[Example]]:
     groups = [_questions(number) for number in range(count)]
     first = max(1, count // 4)
     parts = {"first": groups[:first], "others": groups[first:], "all": groups}
+    splits = available(cfg)
     return {
-        name: [each for group in parts[_SPLITS[name]] for each in group] for name in names if name in _SPLITS
+        name: [each for group in parts[splits[name]] for each in group] for name in names if name in splits
     }
 
 
 def available(cfg: DatasetConfig) -> dict[str, str]:
-    """Return the sets that there are, each with its split."""
-    return dict(_SPLITS)
+    """Return the sets that there are, each with its split; that of `full` is another for a retain model."""
+    return {**_SPLITS, "full": cfg.full or "all"}
 
 
 def check(cfg: DatasetConfig) -> list[str]:
-    """Return what is wrong with the configuration: nothing that the options' types do not refuse."""
-    return []
+    """Return what is wrong with the configuration."""
+    known = {"forget": ["first"], "retain": ["others"], "full": ["all", "others"]}
+    return [
+        f"dataset.{name}={split}: alphabets has {' and '.join(splits)}"
+        for name, splits in known.items()
+        if (split := getattr(cfg, name)) not in (None, *splits)
+    ]
 
 
 def identity(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, Any]:
-    """Return what determines the rows."""
-    return Options(**cfg.options).model_dump()
+    """Return what determines the rows: runs with the same share their models."""
+    return {**Options(**cfg.options).model_dump(), "full": cfg.full}
 
 
 def _questions(number: int) -> list[Example]:

@@ -12,13 +12,14 @@ from eval.collection.collect import collect
 from eval.collection.live_model import Live
 from eval.collection.records import Records, record_path
 from eval.collection.requests import Answer, Generation, Likelihood, Prompt
-from eval.suite import Scoring
+from eval.suite import Scoring, _check_keys
 from tests.eval.eval_fixtures import encoder, examples, model, plain
 from tests.file_limit import no_files_above
 from tests.rows import rows_in_pass
 from tests.tolerance import PASS, assert_close
 from unlearn.config import HardwareConfig
 from unlearn.distributed import ALONE
+from unlearn.errors import UserError
 from unlearn.files import NoRoom
 from unlearn.passes.unpadded import runs_unpadded
 
@@ -198,6 +199,19 @@ def test_a_full_disk_ends_the_evaluation(tmp_path):
     with no_files_above(2048), pytest.raises(NoRoom):
         score(model(), "", ["forget"])
     assert not (tmp_path / "sampling").exists()
+
+
+@pytest.mark.parametrize(
+    ("own", "words"),
+    [
+        ({"a/x": 0.5}, "a/x is one of another benchmark, too"),
+        ({"b/x": "high"}, "b/x is 'high', but must be a number"),
+    ],
+)
+def test_metrics_are_numbers_of_one_benchmark(own, words):
+    _check_keys("b", {"b/x": 0.5}, {"a/x": 1.0})
+    with pytest.raises(UserError, match=words):
+        _check_keys("b", own, {"a/x": 1.0})
 
 
 def test_passes_with_a_backward_have_the_portion_of_training(tmp_path):

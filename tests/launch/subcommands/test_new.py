@@ -53,8 +53,10 @@ def test_the_files_are_named_tidy_and_fit(tmp_path, what):
 def test_they_run_together_as_they_are(tmp_path):
     for what in SCAFFOLDS:
         done(tmp_path, "new", what, f"my-{what}")
-    done(tmp_path, "method=my-method", "eval=my-benchmark", "dataset=my-dataset", *TINY)
+    done(tmp_path, "method=my-method", "eval=my-benchmark", "dataset=my-dataset", *TINY, "eval.compare=true")
     (run,) = (tmp_path / "runs").glob("my-method-my-dataset-*")
+    models = (tmp_path / "runs").glob("finetune-my-dataset-*/model/model.safetensors")
+    assert len({file.read_bytes() for file in models}) == 2  # a retain model is no target
     assert json.loads((run / "results.json").read_text())["my_benchmark/forget/probability"] > 0
 
 

@@ -6,7 +6,9 @@
 - `identity(cfg, names)` returns what determines the content of sets, for a run's fingerprint.
 
 The sets are `forget`, `retain`, `full` and `holdout` for training, and those that benchmarks score (their
-`SETS`); a source leaves out those that it does not have. A source may also have
+`SETS`); a source leaves out those that it does not have. A target is trained on `full`, which is the split
+that `cfg.full` names, by default all examples; a retain model on `full` with the retain split in `cfg.full`.
+`load`, `available` and `identity` follow it. A source may also have
 
 - `before(cfg)`, the forget splits that a model has unlearned earlier,
 - `retain_model(cfg)`, the split that a retain model is trained on (by default the retain split), or `BASE`,
