@@ -14,6 +14,7 @@ from torch import Tensor
 
 from unlearn.config import HardwareConfig
 from unlearn.data.batching import count
+from unlearn.errors import UserError
 from unlearn.passes.out_of_memory import Key, in_portions
 from unlearn.statistics import statistics_of
 from unlearn.terms import Term
@@ -100,6 +101,12 @@ class Steps:
             if values.shape != (expected,):
                 raise RuntimeError(
                     f"the objective of {term.name} returned shape {tuple(values.shape)}, not [{expected}]"
+                )
+            learned_from = torch.is_grad_enabled() and any(each.requires_grad for each in statistics.values())
+            if learned_from and not values.requires_grad:
+                raise UserError(
+                    f"the objective of {term.name} returns values without a gradient (of `detach`, `no_grad` "
+                    "or a comparison), so that nothing would be learned from it"
                 )
             shares[term.name] = values.sum() / plan.counts[view, term.per]
             if view.group not in present:

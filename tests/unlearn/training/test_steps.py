@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.tolerance import PASS, approx, assert_close
 from tests.unlearn.training import small_training as training
 from unlearn.config import HardwareConfig, MethodConfig
-from unlearn.errors import ConfigError
+from unlearn.errors import ConfigError, UserError
 from unlearn.terms import Term, bind
 from unlearn.training.microbatch import compute_statistics
 from unlearn.training.step_data import Unit, own_view
@@ -151,10 +151,17 @@ def test_the_noise_of_a_token_is_of_its_example_and_the_step(tmp_path: Path) -> 
     trainer.engine.close()
 
 
-def test_an_objective_of_the_wrong_shape_is_named(tmp_path: Path) -> None:
-    method = training.preset("grad_ascent", forget={"objective": f"{__name__}.lying"})
+@pytest.mark.parametrize(
+    ("objective", "words"),
+    [
+        ("lying", r"the objective of forget returned shape \(1,\), not \[\d+\]"),
+        ("idle", "the objective of forget returns values without a gradient"),
+    ],
+)
+def test_an_objective_that_gives_something_else_is_named(tmp_path: Path, objective: str, words: str) -> None:
+    method = training.preset("grad_diff", forget={"objective": f"{__name__}.{objective}"})
     trainer = training.make_trainer(tmp_path, HardwareConfig(), method=method)
-    with pytest.raises(RuntimeError, match=r"the objective of forget returned shape \(1,\), not \[\d+\]"):
+    with pytest.raises((RuntimeError, UserError), match=words):
         trainer.step()
     trainer.engine.close()
 
@@ -366,6 +373,10 @@ def asking(logpp: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
 
 def silent(logp: Tensor) -> Tensor:
     return logp
+
+
+def idle(logp: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
+    return logp.detach()
 
 
 def lying(logp: Float[Tensor, " N"]) -> Float[Tensor, " N"]:
