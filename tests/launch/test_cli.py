@@ -54,6 +54,10 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 # Each: the arguments, and what the message must name (key, value, place, fix).
+NOT_FINITE = [
+    "method.epochs=inf", "method.warmup_epochs=inf", "method.lr=inf", "model.lr_scale=inf",
+    "method.forget_weight=nan", "method.retain_weight=nan", "method.update_scale=nan",
+]  # fmt: skip
 REFUSED = {
     "misspelt group": (["methd=npo"], ["methd='npo'", "command line", "did you mean method?"]),
     "misspelt option": (["method=nop"], ["method=nop", "configs/method/nop.yaml", "npo"]),
@@ -255,26 +259,7 @@ REFUSED = {
         ["method=npo", "method.forget.beta=inf"],
         ["method.forget.beta=inf: ", "finite number"],
     ),
-    "not finite": (
-        [
-            "method.epochs=inf",
-            "method.warmup_epochs=inf",
-            "method.lr=inf",
-            "model.lr_scale=inf",
-            "method.forget_weight=nan",
-            "method.retain_weight=nan",
-            "method.update_scale=nan",
-        ],
-        [
-            "method.epochs=inf",
-            "method.warmup_epochs=inf",
-            "method.lr=inf",
-            "model.lr_scale=inf",
-            "method.forget_weight=nan",
-            "method.retain_weight=nan",
-            "method.update_scale=nan",
-        ],
-    ),
+    "not finite": (NOT_FINITE, NOT_FINITE),
     "more epochs than can be counted": (["method.epochs=1e300"], ["method.epochs=1e+300"]),
     "a variant's option that is not finite": (
         ["eval.variants.relearning={lr: inf}"],
