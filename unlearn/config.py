@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from datetime import UTC, datetime
@@ -39,6 +40,16 @@ _MIDDLE = {"embedding": {"layer": 0.5}}
 
 class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        super().__pydantic_init_subclass__(**options)
+        for name, field in cls.model_fields.items():
+            if isinstance(field.default, float) and not math.isfinite(field.default):
+                raise TypeError(
+                    f"{cls.__name__}.{name}={field.default}: a default is written to config.yaml and must be "
+                    "finite; let None stand for no bound"
+                )
 
 
 class PromptConfig(Section):

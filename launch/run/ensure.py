@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from filelock import FileLock, Timeout
 
@@ -15,6 +15,7 @@ from launch.run.plan import Planned
 from launch.run.rendezvous import Team, team_of
 from launch.run.slurm_task import this_task
 from launch.run.supervisor import file_digest, follow, gather, judge, publish_outcome, work_together
+from launch.run.worker_processes import after_killed_workers
 from launch.tracking.run_tracker import send_late
 from unlearn.config import PRECISION
 from unlearn.garbage import free_memory
@@ -89,14 +90,16 @@ def _decide(
             log.warning("%s was trained with %s, and is evaluated with this command's", run.directory, other)
         elif other and run.rundir.checkpoint_steps():
             log.warning("%s was begun with %s, and goes on with this command's", run.directory, other)
-        write_config(run, command)
-        if inside and run.job.config.hardware.processes == 1 and not team.others:
-            from launch.run.worker import work  # imports DeepSpeed, which a complete run does not need
+        # Slurm ends all processes of a step with it, and its tasks have workers of their own.
+        with nullcontext(()) if team.others else after_killed_workers(run.directory) as kept_open:
+            write_config(run, command)
+            if inside and run.job.config.hardware.processes == 1 and not team.others:
+                from launch.run.worker import work  # imports DeepSpeed, which a complete run does not need
 
-            work(run.directory, progress=progress)
-        else:
-            _, restarts = run.rundir.read_memory(run.job.config.hardware)
-            judge(run, work_together(run, team).values(), restarts)
+                work(run.directory, progress=progress)
+            else:
+                _, restarts = run.rundir.read_memory(run.job.config.hardware)
+                judge(run, work_together(run, team, kept_open).values(), restarts)
     else:
         if other:
             log.warning(

@@ -289,7 +289,8 @@ def _retain(config: RunConfig, runs: list[Planned]) -> WeightsSource | None:
 def _build(role: str, config: RunConfig, split: str | None, runs: list[Planned]) -> WeightsSource:
     made = finetune_config(config, split)
     run = _planned(f"build the {role}", made, WeightsSource(None, _key(made, None)))
-    if same := next((each for each in runs if each.job.fingerprint == run.job.fingerprint), None):
+    same = next((each for each in runs if each.job.fingerprint == run.job.fingerprint), None)
+    if same is not None and same.job.config.dataset.full != split:
         raise UserError(
             f"dataset.source={config.dataset.source}: with dataset.full={split} the {role} is the same as "
             f"with dataset.full={same.job.config.dataset.full} ({same.role}); `identity` of the source must "

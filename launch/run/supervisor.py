@@ -53,17 +53,17 @@ def gather(run: Planned, team: Team) -> None:
             )
 
 
-def work_together(run: Planned, team: Team) -> dict[int, Report]:
+def work_together(run: Planned, team: Team, kept_open: tuple[int, ...] = ()) -> dict[int, Report]:
     """Start the workers of the first task, wait for the workers of all tasks, and return reports by task.
 
-    If a worker fails, all others are terminated.
+    `kept_open`: file descriptors that the workers inherit. If a worker fails, all others are terminated.
     """
     reports: dict[int, Report] = {}
     ended = False
     with _workers(run, team) as workers, on_stop(workers.forward):
         if team.others:
             team.set("begun", {"config": file_digest(run.rundir.config), **team.rendezvous})
-        workers.start(team.rendezvous)
+        workers.start(team.rendezvous, kept_open)
         while workers.poll() or len(reports) < len(team.others):
             reports |= _new_reports(team, reports)
             if not ended and (workers.broken or any(report.broken for report in reports.values())):

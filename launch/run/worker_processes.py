@@ -54,40 +54,21 @@ class Workers:
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    def start(self, rendezvous: Mapping[str, str]) -> None:
-        """Start the workers with the variables of their rendezvous, after those of a killed command."""
+    def start(self, rendezvous: Mapping[str, str], kept_open: tuple[int, ...] = ()) -> None:
+        """Start the workers with the variables of their rendezvous; they inherit these file descriptors."""
         # -P: a file of the working directory that has the name of a package is not taken for it.
         command = [sys.executable, "-P", "-m", "launch.run.worker", str(self._directory.absolute())]
-        with self._lock() as kept_open:
-            self._started = True
-            for variables in self._environments:
-                rank = int(variables["RANK"])
-                # The main process has the terminal, for its progress bar; the others write a log.
-                output = None if rank == 0 else log_of(self._directory, rank).open("w")
-                environment = {**os.environ, **variables, **rendezvous}
-                self._running[rank] = subprocess.Popen(
-                    command, env=environment, stdout=output, stderr=output, pass_fds=kept_open
-                )
-                if output is not None:
-                    output.close()
-
-    @contextmanager
-    def _lock(self) -> Iterator[tuple[int, ...]]:
-        """Yield a file descriptor with a lock that ends with the last worker that inherits it.
-
-        The run's own lock ends with the command. Its workers, if it is killed, still write a checkpoint.
-        """
-        rank = self._environments[0]["RANK"]  # each task of several has workers of its own
-        with (self._directory / f".workers-{rank}").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.warning("%s: the processes of a killed command still end: waiting", self._directory)
-                fcntl.flock(file, fcntl.LOCK_EX)
-            except OSError:  # a file system without locks
-                yield ()
-                return
-            yield (file.fileno(),)
+        self._started = True
+        for variables in self._environments:
+            rank = int(variables["RANK"])
+            # The main process has the terminal, for its progress bar; the others write a log.
+            output = None if rank == 0 else log_of(self._directory, rank).open("w")
+            environment = {**os.environ, **variables, **rendezvous}
+            self._running[rank] = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=output, pass_fds=kept_open
+            )
+            if output is not None:
+                output.close()
 
     def poll(self) -> bool:
         """Return whether a worker still runs. If one failed, end the others, which wait in a collective."""
@@ -140,6 +121,26 @@ class Workers:
         failed = {} if by_signal else self._failed
         stopped = self._stopped or by_signal or (self._signal is not None and not self._started)
         return Report(self._node, failed, stopped, self.broken or not self._started, error)
+
+
+@contextmanager
+def after_killed_workers(directory: Path) -> Iterator[tuple[int, ...]]:
+    """Wait for workers of a command that was killed, and yield a descriptor for those of this one to inherit.
+
+    The run's own lock ends with its command, whose workers, if it is killed, still write a checkpoint. This
+    one ends with the last process that has it.
+    """
+    lock = directory / ".workers"
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            log.warning("%s: processes of a killed command still end: waiting (%s)", directory, lock.name)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # a file system without locks
+            yield ()
+            return
+        yield (file.fileno(),)
 
 
 def log_of(directory: Path, rank: int) -> Path:

@@ -105,10 +105,12 @@ class Records:
 
         Another sweep of these runs writes one of the same name.
         """
-        with suppress(FileNotFoundError):  # another task of the step has moved it, or a sweeper writes none
-            written = self.folder.parent.parent / "multirun.yaml"
-            self._prepared()
-            self.folder.mkdir(exist_ok=True)
+        written = self.folder.parent.parent / "multirun.yaml"
+        if not written.is_file():  # a sweeper may write none
+            return
+        self._prepared()
+        self.folder.mkdir(exist_ok=True)
+        with suppress(FileNotFoundError):  # another task of the step has moved it
             written.replace(self.folder / written.name)
 
     def begin(self, number: int, overrides: Sequence[str]) -> None:

@@ -54,6 +54,13 @@ class Comparison(Section):
     least: float = 0.0
     log: bool = False
 
+    @model_validator(mode="after")
+    def _has_an_arm(self) -> Comparison:
+        others = self.than if isinstance(self.than, list) else [TARGET]
+        if self.of == TARGET and TARGET in others:
+            raise ValueError(f"{TARGET} is compared with an arm")
+        return self
+
 
 class Weights(Section):
     """A weighting of tokens, and the claimed sign of its rank correlation with their likelihood."""

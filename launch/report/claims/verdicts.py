@@ -202,7 +202,9 @@ def _difference(
         return Difference(label, least=comparison.least, missing=str(reason))
     measured = [set(side) for side in (first, second) if side is not None]
     seeds = sorted(set.intersection(*measured), key=repr)
-    fixed = {seed: task.of_seed("target", metric, seed) if isinstance(than, str) else than for seed in seeds}
+    right = comparison.than_metric or metric
+    on = metric if first is None else right
+    fixed = {seed: task.of_seed("target", on, seed) if isinstance(than, str) else than for seed in seeds}
     pairs = [((first or fixed)[seed], (second or fixed)[seed]) for seed in seeds]
     if comparison.log:
         pairs = [(_log(a), _log(b)) for a, b in pairs]
