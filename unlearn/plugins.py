@@ -18,7 +18,6 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache, wraps
-from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, ParamSpec, TypeVar
@@ -107,14 +106,22 @@ class Kind:
         if (entry := entry_points.find(self.word, name)) is not None:
             plug_in = entry.load()
             return self._member(plug_in, name) if inspect.ismodule(plug_in) else self._checked(plug_in, name)
-        above, _, last = name.rpartition(".")
+        if not _NAMED_BY_DATA.get():
+            _search_own_folders()
+            return self._by_path(name)
         top = name.partition(".")[0]
-        if _NAMED_BY_DATA.get() and not _is_installed(top) and not _is_own(top, packages=False):
-            raise _Unfit(
-                f"{name} is named by data, for which no folder of your own is imported: install its package, "
-                "or put the folder above it on PYTHONPATH (for a model: model.trust_remote_code=true)"
-            )
-        _search_own_folders()
+        with _own_folders_searched(search=_is_own(top, packages=False)):
+            try:
+                return self._by_path(name)
+            except ModuleNotFoundError as error:
+                raise _Unfit(
+                    f"{name} is named by data, for which no folder of your own is imported ({error}): "
+                    "install its package, or put the folder above it on PYTHONPATH (for a model: "
+                    "model.trust_remote_code=true)"
+                ) from None
+
+    def _by_path(self, name: str) -> Any:
+        above, _, last = name.rpartition(".")
         if not above and not _is_own(name):
             raise _Missing
         try:
@@ -177,16 +184,22 @@ def named_by_data() -> Iterator[None]:
         _NAMED_BY_DATA.reset(before)
 
 
-def _is_installed(package: str) -> bool:
-    """Return whether a package was imported before, or can be without your own folders."""
-    if package in sys.modules:
-        return True
-    own = {os.path.realpath(folder) for folder in _own_folders()}
-    stated = {os.path.realpath(each) for each in os.environ.get("PYTHONPATH", "").split(os.pathsep) if each}
-    path = [each for each in sys.path if os.path.realpath(each or os.getcwd()) not in own - stated]
-    finders = [finder for finder in sys.meta_path if finder is not PathFinder]
-    found = (finder.find_spec(package, None) for finder in finders)
-    return PathFinder.find_spec(package, path) is not None or any(spec is not None for spec in found)
+@contextmanager
+def _own_folders_searched(*, search: bool) -> Iterator[None]:
+    """Let Python search your own folders meanwhile, or not: those on PYTHONPATH it always searches."""
+    before = sys.path[:]
+    if search:
+        _search_own_folders()
+    else:
+        stated = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+        own = {os.path.realpath(each) for each in _own_folders()}
+        own -= {os.path.realpath(each) for each in stated if each}
+        sys.path[:] = [each for each in before if os.path.realpath(each or os.getcwd()) not in own]
+        importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        sys.path[:] = before
 
 
 class _Missing(Exception):

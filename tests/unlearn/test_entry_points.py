@@ -61,38 +61,56 @@ def test_a_plug_in_is_found_by_its_name_and_listed(install):
     assert {"npo", "soft"} <= set(OBJECTIVES.known())
 
 
-@pytest.mark.parametrize(
-    ("own", "imported"),
-    [
-        ("one.helper", False),
-        ("one", False),
-        ("helper", True),
-        ("helper.helper", True),
-        ("installed.part", True),
-    ],
-)
-def test_data_import_nothing_by_dotted_path_from_own_folders(tmp_path, own, imported):
+_BY_DATA = {
+    "one.helper": False,
+    "one": False,
+    "helper": True,
+    "helper.helper": True,
+    "installed.part": True,
+    "spread.evil": False,  # a package in several folders, of which one is installed
+    "wanting.part": False,  # installed, and imports what only the own folder has
+}
+_FINDS = """
+import sys
+from contextlib import nullcontext, suppress
+from pathlib import Path
+import spread
+from unlearn.errors import ConfigError
+from unlearn.plugins import Kind, named_by_data
+mark = Path("imported")
+for name in sys.argv[2:]:
+    with suppress(ConfigError), named_by_data() if sys.argv[1] == "data" else nullcontext():
+        Kind("unlearn.objectives", "objective", "function").find(name, "here")
+    print(name, mark.exists())
+    mark.unlink(missing_ok=True)
+    for module in ("one", "helper", "installed.part", "one.helper", "lacking"):
+        sys.modules.pop(module, None)
+"""
+
+
+def test_data_import_no_package_of_own_folders(tmp_path):
     """A folder of a model or of runs, in the working directory, may bring a module along."""
     code = "from pathlib import Path\nPath('imported').touch()\ndef helper(logp): ...\ndef part(logp): ...\n"
-    for module in ("one/helper.py", "helper.py", "site/installed/part.py"):
-        (tmp_path / module).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / module).write_text(code)
-    (tmp_path / "one/__init__.py").write_text(code)
-    (tmp_path / "site/installed/__init__.py").touch()
+    files = {
+        **dict.fromkeys(("one/__init__.py", "one/helper.py", "helper.py", "spread/evil.py"), code),
+        **dict.fromkeys(("lacking/__init__.py", "site/installed/part.py"), code),
+        "site/spread/good.py": "",
+        "site/wanting/part.py": "import lacking\ndef part(logp): ...\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path / "site")])}
 
-    def find(how: str) -> bool:
-        asked = (
-            "from contextlib import nullcontext, suppress\n"
-            "from unlearn.errors import ConfigError\nfrom unlearn.plugins import named_by_data\n"
-            f"from unlearn.terms import OBJECTIVES\nwith suppress(ConfigError), {how}():\n"
-            f"    OBJECTIVES.find({own!r}, 'here')\n"
+    def found(who: str) -> dict[str, bool]:
+        command = [sys.executable, "-P", "-c", _FINDS, who, *_BY_DATA]
+        shown = subprocess.run(
+            command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True
         )
-        subprocess.run([sys.executable, "-P", "-c", asked], cwd=tmp_path, env=environment, check=True)
-        return (tmp_path / "imported").exists()
+        return {name: done == "True" for name, done in map(str.split, shown.stdout.splitlines())}
 
-    assert find("named_by_data") == imported
-    assert find("nullcontext") or own == "one"  # which defines no `one`, but is imported
+    assert found("data") == _BY_DATA
+    assert set(found("user").values()) == {True}
 
 
 def test_a_name_that_two_have_is_refused(install):

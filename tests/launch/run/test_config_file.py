@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import pytest
@@ -13,6 +14,7 @@ from launch.run import config_file
 from launch.run.config_file import check_folder, read_config, read_job, trained_with, write_config
 from launch.run.plan import make_plan
 from tests.file_limit import no_files_above
+from unlearn.config import Section
 from unlearn.errors import UserError
 from unlearn.files import NoRoom
 from unlearn.run_dir import RunDir
@@ -57,6 +59,18 @@ def test_a_chosen_folder_is_empty_or_holds_a_run(tmp_path):
     planned.rundir.config.unlink()
     with pytest.raises(UserError, match=r"the folder holds no run, but notes\.txt"):
         check_folder(planned.directory)
+
+
+def test_a_target_may_be_trained_on_the_retain_split(tmp_path):
+    plan = make_plan(checked(compose_run([f"++root={tmp_path}", "++dataset.full=retain", "method=none"])))
+    assert {run.job.config.dataset.full for run in plan.runs if run.role.startswith("build")} == {"retain"}
+
+
+def test_a_default_that_config_yaml_cannot_hold_is_refused():
+    with pytest.raises(TypeError, match=r"Own\.cap=inf: a default .* must be finite"):
+
+        class Own(Section):
+            cap: float = math.inf
 
 
 def test_where_there_is_no_git_a_run_is_made_all_the_same(tmp_path, monkeypatch):
