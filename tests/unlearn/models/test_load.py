@@ -200,6 +200,7 @@ print(len(waits), "waits")
 """
 
 
+@pytest.mark.slow  # a process of its own, which waits
 def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path: Path) -> None:
     with socket.socket() as closed:  # bound, but does not listen
         closed.bind(("127.0.0.1", 0))
@@ -216,6 +217,7 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path: Path) -> None:
     assert done.stdout.count("without a network HF_HUB_OFFLINE=1 asks the cache alone") == 4
 
 
+@pytest.mark.slow  # a process of its own, which waits
 def test_a_hub_that_answers_with_an_error_is_asked_again(tmp_path: Path) -> None:
     asked: list[str] = []
 
