@@ -341,16 +341,19 @@ def check_swept(composed: DictConfig, overrides: Sequence[str]) -> None:
             assert isinstance(one, DictConfig)
             plain = OmegaConf.to_container(one, resolve=True)
             assert isinstance(plain, dict)
-            problems += _problems_of(key, plain) or _option_problems(key, plain, keys)
+            problems += _problems_of(key, plain, keys)
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
 
 
-def _problems_of(key: str, plain: dict[Any, Any]) -> list[str]:
-    """Return what the schema says of one key and its value."""
+def _problems_of(key: str, plain: dict[Any, Any], swept: Sequence[str]) -> list[str]:
+    """Return what the schema, and the plug-ins of the method, say of one key and its value.
+
+    swept: the keys of the grid. A value that one plug-in refuses may be meant for another.
+    """
     try:
         _name_probed_method(plain)
-        RunConfig.model_validate(plain)
+        config = RunConfig.model_validate(plain)
     except ValidationError as error:
         own = [
             each
@@ -360,25 +363,15 @@ def _problems_of(key: str, plain: dict[Any, Any]) -> list[str]:
         return explained(own, {key}, {}, plain)
     except ConfigError as error:
         return error.problems
-    return []
-
-
-def _option_problems(key: str, plain: dict[Any, Any], swept: Sequence[str]) -> list[str]:
-    """Return what the plug-ins of the method say of one key and its value.
-
-    swept: the keys of the grid. A value that one plug-in refuses may be meant for another.
-    """
     sections = [each.removesuffix(".objective").removesuffix(".name") for each in swept if each != key]
     if not key.startswith("method.") or any(f"{key}.".startswith(f"{each}.") for each in sections):
         return []
     from unlearn.terms import bind  # imports torch
 
     try:
-        bind(RunConfig.model_validate(plain).method)
+        bind(config.method)
     except ConfigError as error:
         return [each for each in error.problems if each.startswith((f"{key}=", f"{key}."))]
-    except ValidationError:  # of another key, which is checked in its turn
-        pass
     return []
 
 

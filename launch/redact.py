@@ -20,9 +20,8 @@ def scrubbed(text: str) -> str:
     """Replace the home directory by `~`, the values of variables named like secrets by `[NAME]`, and the
     password of an address (`scheme://user:password@host`) by `[password]`."""
     text = _IN_ADDRESS.sub(r"\1:[password]@", text)
-    for name, value in os.environ.items():
-        if len(value) >= _SHORTEST and _SECRET.search(name):
-            text = text.replace(value, f"[{name}]")
+    for name, value in _secrets():
+        text = text.replace(value, f"[{name}]")
     for home in home_folders():
         text = re.sub(rf"(?<![\w.-]){re.escape(home)}(?![\w.-])", "~", text)
     return text
@@ -30,10 +29,14 @@ def scrubbed(text: str) -> str:
 
 def secrets_in(text: str) -> list[str]:
     """Return the variables named like secrets whose values are part of a text; paths are none."""
+    return [name for name, value in _secrets() if value in text and not os.path.exists(value)]
+
+
+def _secrets() -> list[tuple[str, str]]:
     return [
-        name
+        (name, value)
         for name, value in os.environ.items()
-        if len(value) >= _SHORTEST and _SECRET.search(name) and value in text and not os.path.exists(value)
+        if len(value) >= _SHORTEST and _SECRET.search(name)
     ]
 
 

@@ -10,7 +10,7 @@ import math
 import os
 import re
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -36,6 +36,10 @@ sequence, or padding too."""
 
 
 _MIDDLE = {"embedding": {"layer": 0.5}}
+
+
+Seed = Annotated[int, Field(lt=2**63)]
+"""A seed of random numbers: generators take 64 bits."""
 
 
 class Section(BaseModel):

@@ -71,7 +71,7 @@ def replacing(path: Path) -> Iterator[Path]:
             if path.is_dir():
                 if not temporary.is_dir():
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-                shutil.rmtree(path)
+                remove_whole(path)
             os.replace(temporary, path)
             _to_disk(path.parent)
     finally:
@@ -126,7 +126,8 @@ def check_writable(path: Path, label: str = "") -> None:
 
 def remove_whole(folder: Path) -> None:
     """Remove a folder such that a process that is killed meanwhile leaves no part of it under its name."""
-    going = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    going = folder.with_name(f".{folder.name}.old.{os.getpid()}.tmp")
+    _remove(going)  # left by a killed process with the same id
     with suppress(OSError):
         os.replace(folder, going)
         shutil.rmtree(going, ignore_errors=True)

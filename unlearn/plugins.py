@@ -139,7 +139,7 @@ class Kind:
         """Return the plug-in of a module: itself, or its member with this name."""
         if self.form == "module":
             return self._checked(module, last)
-        member = last if self.form == "function" else "".join(part.capitalize() for part in last.split("_"))
+        member = last if self.form == "function" else class_name(last)
         return self._checked(getattr(module, member), last)
 
     def _checked(self, plug_in: Any, name: str) -> Any:
@@ -154,6 +154,11 @@ class Kind:
             parts = ", ".join(part.replace("|", " or ") for part in lacking)
             raise _Unfit(f"{name} has no {parts}, which a {self.word} needs")
         return plug_in
+
+
+def class_name(file: str) -> str:
+    """Return the name of the class that is named after a module (`TopK` of `top_k`)."""
+    return "".join(part.capitalize() for part in file.split("_"))
 
 
 _OWN: dict[tuple[str, str], Any] = {}

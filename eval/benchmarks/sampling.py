@@ -18,7 +18,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from eval.benchmark import BenchmarkError, Better, Metric, Result, Role, Sets, question_of, without_words
 from eval.collection.records import Records
@@ -27,7 +27,7 @@ from eval.judgement.aspects import more_tries
 from eval.metrics.likelihood import aggregate, mean
 from eval.metrics.text import rouge
 from eval.metrics.words import Choice, Words, words_of
-from unlearn.config import Section
+from unlearn.config import Section, Seed
 from unlearn.data.example import Example
 
 SETS: dict[str, Role] = {"forget_eval": "forget"}
@@ -63,7 +63,7 @@ class Options(Section):
     samples: int = 16
     temperature: float = 1.0
     max_new_tokens: int = 128
-    seed: int = Field(0, lt=2**63)
+    seed: Seed = 0
     ks: tuple[int, ...] = (1, 4, 16)
     threshold: float = 0.8
     level: float = 0.95

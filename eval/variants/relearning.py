@@ -16,12 +16,12 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from pydantic import Field, NonNegativeInt
+from pydantic import NonNegativeInt
 
 from eval.judgement.aspects import UNSEEN
 from eval.selection import text_id
 from eval.variants._base import Workbench, prefixed
-from unlearn.config import LoraConfig, MethodConfig, RunConfig, Section
+from unlearn.config import LoraConfig, MethodConfig, RunConfig, Section, Seed
 from unlearn.data.example import Example
 from unlearn.data.readers import content_hash, read_rows
 from unlearn.data.sources import available, custom
@@ -72,7 +72,7 @@ class Options(Section):
     adapters: NonNegativeInt = 0
     lr: float = 1e-5
     batch: int = 8
-    seed: int = Field(0, lt=2**63)
+    seed: Seed = 0
 
 
 def check(options: Options, config: RunConfig) -> list[str]:

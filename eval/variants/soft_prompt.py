@@ -15,7 +15,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from eval.variants._base import Workbench
@@ -28,7 +27,7 @@ from eval.variants._prompt_search import (
     search_problems,
     searched,
 )
-from unlearn.config import RunConfig, Section
+from unlearn.config import RunConfig, Section, Seed
 
 SETS: tuple[str, ...] = ()
 KEYS = r"soft_prompt/[^/]+"
@@ -56,7 +55,7 @@ class Options(Section):
     batch: int = 16
     opening: str | None = None
     start: str = "!"
-    seed: int = Field(0, lt=2**63)
+    seed: Seed = 0
 
 
 def check(options: Options, config: RunConfig) -> list[str]:

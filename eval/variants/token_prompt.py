@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from eval.variants._base import Workbench
@@ -30,7 +29,7 @@ from eval.variants._prompt_search import (
     search_problems,
     searched,
 )
-from unlearn.config import RunConfig, Section
+from unlearn.config import RunConfig, Section, Seed
 from unlearn.files import write_json
 
 SETS: tuple[str, ...] = ()
@@ -59,7 +58,7 @@ class Options(Section):
     batch: int = 5
     opening: str | None = None
     start: str = "!"
-    seed: int = Field(0, lt=2**63)
+    seed: Seed = 0
 
 
 def check(options: Options, config: RunConfig) -> list[str]:

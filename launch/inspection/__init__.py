@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
+from functools import cache, partial
 
 from eval.configuration import benchmark_options, evaluation_sets, requests_of
 from launch.inspection.models import inspect_models
 from launch.run.complete import is_complete
 from launch.run.config_file import read_stored
 from launch.run.plan import Plan
-from unlearn.config import DatasetConfig, MethodConfig, RunConfig
+from unlearn.config import MethodConfig, RunConfig
 from unlearn.data.batching import Schedule
 from unlearn.data.example import Example
 from unlearn.data.readers import UnavailableError
 from unlearn.data.sources import load_sets
-from unlearn.data.verify import check_companions, overlaps, texts_without_questions
+from unlearn.data.verify import check_companions, check_retain_model, overlaps, texts_without_questions
 from unlearn.errors import ConfigError, UserError
 from unlearn.models import load as models
 from unlearn.models.skeleton import limits
@@ -73,6 +74,7 @@ def _rows(plan: Plan) -> list[str]:
     """
     warnings: list[str] = []
     read = []
+    compared: dict[str, list[Example]] = {}
     for run in reversed(plan.runs):  # the main run first: its keys are those that the user set
         config = run.job.config
         names = training_sets(config) | watched_sets(config) | evaluation_sets(config)
@@ -86,8 +88,10 @@ def _rows(plan: Plan) -> list[str]:
                 raise
             warnings.append(f"{error}; its rows were not checked")
             continue
-        if run.role == "build the retain model":
-            _check_retained(config.dataset, sets["full"], plan.main.job.config.dataset)
+        if run is plan.main:
+            compared = sets
+        elif run.role == "build the retain model":
+            check_retain_model(config.dataset, sets.get("full", []), compared)
         check_companions(config, sets)
         if config.probe.on and config.probe.method is not None:
             check_companions(config.model_copy(update={"method": config.probe.method}), sets)
@@ -96,20 +100,6 @@ def _rows(plan: Plan) -> list[str]:
         for benchmark in config.eval.benchmarks:
             requests_of(benchmark, scored, benchmark_options(config, benchmark))
     return list(dict.fromkeys(warnings))
-
-
-def _check_retained(dataset: DatasetConfig, rows: Sequence[Example], main: DatasetConfig) -> None:
-    """
-    Raises:
-        UserError: the examples of a retain model are those of the forget set, too.
-    """
-    known = {(each.question, each.answer) for each in rows}
-    forgotten = load_sets(main, {"forget"}).get("forget", [])
-    if forgotten and all((each.question, each.answer) in known for each in forgotten):
-        raise UserError(
-            f"dataset.source={dataset.source}: a retain model would be trained on all of the forget set; "
-            f"`load` of the source must give as full what dataset.full names, here {dataset.full}"
-        )
 
 
 def _tokens(config: RunConfig, plan: Plan) -> list[str]:
@@ -157,18 +147,19 @@ def _steps(plan: Plan) -> list[str]:
         key = _KEYS.get(run.role, "method")
         if len(method.warmup) > 1:
             raise UserError(two_warmups(method, key))
+        per_epoch = cache(partial(_steps_per_epoch, run.job.config))  # reads the data
         if any(method.warmup.values()) and "warmup_share" not in method.warmup:
-            by_epoch = 1 if _counts_steps(method) else _steps_per_epoch(run.job.config)
+            by_epoch = 1 if _counts_steps(method) else per_epoch()
             if by_epoch is not None:
                 warmup_steps(method, by_epoch, key)
         warnings += _idle_rule(method)
         if run is plan.main:
-            warnings += measured_steps(run.job.config)
+            warnings += measured_steps(run.job.config, per_epoch)
     return list(dict.fromkeys(warnings))
 
 
-def measured_steps(config: RunConfig) -> list[str]:
-    """Warn where the training ends before a step is measured.
+def measured_steps(config: RunConfig, per_epoch: Callable[[], int | None]) -> list[str]:
+    """Warn where the training ends before a step is measured; `per_epoch` gives the steps of an epoch.
 
     With `eval.select.rule=last` nothing need be measured before the end.
 
@@ -178,7 +169,7 @@ def measured_steps(config: RunConfig) -> list[str]:
     method, select, every = config.method, config.eval.select, config.eval.every_steps
     if every is None or select.rule == "last":
         return []
-    by_epoch = 1 if method.steps is not None else _steps_per_epoch(config)
+    by_epoch = 1 if method.steps is not None else per_epoch()
     if by_epoch is None:
         return []
     total = total_steps(method, by_epoch)

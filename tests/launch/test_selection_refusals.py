@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from launch.compose import checked, compose_run, force_overrides
-from launch.inspection import measured_steps
+from launch.inspection import measured_steps, schedule_of
 from launch.run.plan import make_plan
 from launch.validate import check, warnings_of
 from launch.validate.selection import selection_problems
@@ -150,7 +150,10 @@ def test_a_step_after_the_last_one_is_neither_chosen_nor_measured(config, length
     config = config.model_copy(update={"method": config.method.model_copy(update=length)})
 
     def warnings(select: dict[str, Any] | None, every: int) -> list[str]:
-        return measured_steps(changed(config, select, every_steps=every))
+        asked = changed(config, select, every_steps=every)
+        schedule = schedule_of(asked)
+        assert schedule is not None
+        return measured_steps(asked, lambda: schedule.steps_per_epoch)
 
     with pytest.raises(
         UserError, match=r"eval\.select\.step=22: the training has 20 steps; choose one of them"

@@ -103,6 +103,22 @@ def overlaps(cfg: DatasetConfig, sets: Sets) -> list[str]:
     return warnings
 
 
+def check_retain_model(cfg: DatasetConfig, rows: Sequence[Example], sets: Sets) -> None:
+    """Check what a retain model is trained on against the sets of the run that compares with it.
+
+    Raises:
+        ConfigError: the forget set is all among it.
+    """
+    forget = _content(sets, "forget")
+    if forget and forget <= _content({"full": rows}, "full"):
+        raise ConfigError(
+            [
+                f"dataset.source={cfg.source}: a retain model would be trained on all of the forget set; "
+                f"`load` of the source must give as full what dataset.full names, here {cfg.full}"
+            ]
+        )
+
+
 def _check_alternatives(config: RunConfig, examples: Sequence[Example], pool: Sequence[Example]) -> None:
     cfg = config.method.alternatives
     if cfg.source != "sampled":

@@ -16,6 +16,7 @@ from unlearn.data.batching import Batch
 from unlearn.errors import UserError
 from unlearn.passes.prompt_layout import Layout, current_layout
 from unlearn.paths import file_problem
+from unlearn.plugins import class_name
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Intervention(nn.Module):
         super().__init_subclass__(**options)
         package, _, file = cls.__module__.rpartition(".")
         shipped = package == __name__.rpartition(".")[0]
-        named_after = cls.__qualname__ == "".join(part.capitalize() for part in file.split("_"))
+        named_after = cls.__qualname__ == class_name(file)
         own = cls.__module__ if named_after else f"{cls.__module__}.{cls.__qualname__}"
         cls.name = file if shipped else own
 

@@ -56,8 +56,7 @@ class Comparison(Section):
 
     @model_validator(mode="after")
     def _has_an_arm(self) -> Comparison:
-        others = self.than if isinstance(self.than, list) else [TARGET]
-        if self.of == TARGET and TARGET in others:
+        if self.of == TARGET and (not isinstance(self.than, list) or TARGET in self.than):
             raise ValueError(f"{TARGET} is compared with an arm")
         return self
 

@@ -189,23 +189,22 @@ def _difference(
             return Difference(label, least=comparison.least, missing=str(missing[name]))
     if unequal := _unequal([arms[name] for name in names]):
         return Difference(label, least=comparison.least, missing=unequal)
-    at = comparison.than_at or comparison.at
+    at, right = comparison.than_at or comparison.at, comparison.than_metric or metric
     own, other = arms.get(comparison.of), arms.get(str(than))
     if own is not None and other is not None and at == "spread":  # over the same learning rates
         own, other = own.at_rates_of(other), other.at_rates_of(own)
     try:
         first = None if own is None else _values(claim, own, metric, comparison.at, chosen)
-        second = None
-        if other is not None:
-            second = _values(claim, other, comparison.than_metric or metric, at, chosen)
+        second = None if other is None else _values(claim, other, right, at, chosen)
     except Missing as reason:
         return Difference(label, least=comparison.least, missing=str(reason))
     measured = [set(side) for side in (first, second) if side is not None]
     seeds = sorted(set.intersection(*measured), key=repr)
-    right = comparison.than_metric or metric
-    on = metric if first is None else right
-    fixed = {seed: task.of_seed("target", on, seed) if isinstance(than, str) else than for seed in seeds}
-    pairs = [((first or fixed)[seed], (second or fixed)[seed]) for seed in seeds]
+    if not isinstance(than, str):
+        second = dict.fromkeys(seeds, than)
+    first = first or {seed: task.of_seed("target", metric, seed) for seed in seeds}
+    second = second or {seed: task.of_seed("target", right, seed) for seed in seeds}
+    pairs = [(first[seed], second[seed]) for seed in seeds]
     if comparison.log:
         pairs = [(_log(a), _log(b)) for a, b in pairs]
     means = tuple(float(np.mean(side)) for side in zip(*pairs, strict=True))

@@ -6,9 +6,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
-from unlearn.config import DatasetConfig, Section
+from unlearn.config import DatasetConfig, Section, Seed
 from unlearn.data.example import Example
 from unlearn.data.synthetic_authors import author_sets
 
@@ -23,7 +23,7 @@ class Options(Section):
 
     authors: PositiveInt = 20
     questions: PositiveInt = 10
-    seed: int = Field(0, lt=2**63)
+    seed: Seed = 0
 
 
 def load(cfg: DatasetConfig, names: Iterable[str]) -> dict[str, list[Example]]:

@@ -20,9 +20,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, PositiveInt
+from pydantic import PositiveInt
 
-from unlearn.config import DatasetConfig, Section
+from unlearn.config import DatasetConfig, Section, Seed
 from unlearn.data.example import Example
 from unlearn.data.readers import SUFFIXES, content_hash, parse_split, read_rows
 from unlearn.data.sources import BASE
@@ -46,7 +46,7 @@ class Options(Section):
     chunks: PositiveInt = 400
     chunk_words: PositiveInt = 380
     prompt_words: PositiveInt = 150
-    seed: int = Field(0, lt=2**63)
+    seed: Seed = 0
 
 
 def available(cfg: DatasetConfig) -> dict[str, str]:
