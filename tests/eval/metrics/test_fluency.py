@@ -93,7 +93,7 @@ def test_weights_that_are_no_safetensors_are_refused(tmp_path):
         gibberish_detector(str(other))
 
 
-def test_code_of_a_detector_is_not_run_and_nobody_is_asked(tmp_path, folder, monkeypatch):
+def test_code_of_a_detector_is_not_run_and_not_asked_about(tmp_path, folder, monkeypatch):
     other = tmp_path / "own-code"
     shutil.copytree(folder, other)
     (other / "config.json").write_text(

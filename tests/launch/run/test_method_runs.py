@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.launch.run.test_run import SMALL, results, unlearn, weights
+from tests.launch.run.test_run import SMALL_BUT_SHAPE, results, unlearn, weights
 from tests.tolerance import PASS, approx, assert_close
 
 pytestmark = pytest.mark.slow
@@ -101,8 +101,7 @@ def test_sampled_answers_are_kept_and_can_be_read(swept):
 def test_edits_are_loaded_with_the_model_and_add_up(swept):
     cwd, _ = swept
     first = run_of(cwd, "grun")
-    small = [key for key in SMALL if not key.startswith("model.nano.")]  # the shape of a model that is built
-    given = [*small, "model=local", "model.name=again", *QUICK, "dataset.options.authors=10"]
+    given = [*SMALL_BUT_SHAPE, "model=local", "model.name=again", *QUICK, "dataset.options.authors=10"]
     again = unlearn(cwd, *given, f"model.path={first / 'model'}", "method=none", small=False)
     assert again.code == 0, again.err[-2000:]
     keys = [key for key in results(first) if key.startswith("tofu/")]

@@ -40,6 +40,7 @@ SMALL = [
     "checkpoint.every_steps=2",
     "tracker=disabled",
 ]
+SMALL_BUT_SHAPE = [key for key in SMALL if not key.startswith("model.nano.")]  # for a model that is there
 
 
 def unlearn(cwd: Path, *arguments: str, small: bool = True) -> Shown:
@@ -248,9 +249,8 @@ def test_the_models_of_a_run_have_cards(done, adapted):
 
 def test_a_saved_adapter_has_the_numbers_of_the_merged_model(adapted, tmp_path):
     path = f"model.path={adapted}/adapter"
-    given = [key for key in SMALL if not key.startswith("model.nano.")]  # the shape of a model that is built
-    given += ["method=none", "model=local", path, "eval.limit=5", "eval.compare=false"]
-    process = unlearn(tmp_path, *given, small=False)
+    given = ["method=none", "model=local", path, "eval.limit=5", "eval.compare=false"]
+    process = unlearn(tmp_path, *SMALL_BUT_SHAPE, *given, small=False)
     assert process.code == 0, process.err[-3000:]
     loaded, merged = results(main_run(tmp_path, "none")), results(adapted)
     shared = [key for key in loaded if key.startswith("tofu/") and key in merged]
